@@ -1,0 +1,53 @@
+# make train: from nothing to a trained GPT.  make test: from nothing to a tested tree.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: setup train test lint types fmt bench clean help
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "error: Python 3.10 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 5; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); $(PYTHON) .ci/venv_without_ensurepip.py $(VENV); }
+
+# The exact versions are those of Python 3.11; other Pythons take what the ranges in pyproject.toml allow.
+CONSTRAINTS = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing the core into $(VENV) (once)"
+	@$(PIP) install $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@echo "installing the development tools into $(VENV) (once)"
+	@$(PIP) install $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.dev  ## create .venv with everything, for development
+
+train: $(VENV)/.core  ## install the core, prepare the embedded data, train, show the result
+	@$(BIN)/python train.py experiment=quickstart $(ARGS)
+
+test: $(VENV)/.dev  ## install everything and run the default tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## check format and style
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: $(VENV)/.dev  ## check types, strictly in nanogpt/
+	@$(BIN)/pyright
+
+fmt: $(VENV)/.dev  ## format and fix what can be fixed
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(VENV)/.core  ## measure step, batch loading and start-up, and print the table
+	@$(BIN)/python bench.py experiment=shakespeare_char_cpu $(ARGS)
+
+clean:  ## remove the virtual environment and caches; data/ and runs/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'

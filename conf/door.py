@@ -1,0 +1,101 @@
+"""The door every command goes through: command line -> Hydra -> checked, typed config -> one call.
+
+Hydra is imported here and nowhere in the library. Everything is checked before anything is created: a wrong override ends
+in one line on stderr and exit code 2. `--cfg`, `--info`, `--hydra-help` and tab completion are Hydra's own.
+"""
+
+import signal
+import sys
+from collections.abc import Callable
+from importlib import resources
+from typing import TypeVar
+
+from nanogpt import schema
+from nanogpt.config import Section
+from nanogpt.errors import BadInput, LabError, escaped
+
+Config = TypeVar("Config", bound=Section)
+
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
+FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p")
+FLAGS = (*HYDRA_FLAGS, "--package", "-p", "--resolve", "--multirun", "-m", "--help", "-h")
+
+
+def enter(name: str, kind: type[Config], main: Callable[[Config], int]) -> None:
+    """Run `main` on the config of door `name` composed from the command line, and exit with its code."""
+    try:
+        code = dispatch(name, kind, main, sys.argv[1:])
+        sys.stdout.flush()
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)
+
+
+def dispatch(name: str, kind: type[Config], main: Callable[[Config], int], argv: list[str]) -> int:
+    """Answer a question about the configuration, or run every point the command line asks for."""
+    if "--help" in argv or "-h" in argv:
+        print(help_page(name, kind, [word for word in argv if not word.startswith("-")]))
+        return 0
+    if "--shell-completion" in argv or "-sc" in argv:
+        return to_hydra(name, kind)
+    flags, overrides = split(argv)
+    from conf.compose import points  # imports Hydra: 0.3 s that --help doesn't wait for
+
+    configs = points(name, kind, overrides, multirun="--multirun" in flags or "-m" in flags)
+    if any(flag.partition("=")[0] in HYDRA_FLAGS for flag in flags):
+        return to_hydra(name, kind)
+    codes = [main(config) for config in configs]
+    return next((code for code in codes if code), 0)
+
+
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(flags, overrides). Raises BadInput for a flag that doesn't exist."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-") or "=" in word.lstrip("-") and not word.startswith("--"):
+            overrides.append(word)
+        elif word.partition("=")[0] not in FLAGS:
+            key, _, value = word.lstrip("-").partition("=")
+            example = f"{key}={value or '…'}"
+            raise BadInput(f"{escaped(word)}: no such option; settings are written without dashes: {escaped(example)}")
+        else:
+            flags.append(word)
+            if word in FLAGS_WITH_VALUE:
+                flags.append(next(words, ""))
+    return flags, overrides
+
+
+def to_hydra(name: str, kind: type[Section]) -> int:
+    """Let Hydra answer: it reads sys.argv itself and never runs anything for these flags."""
+    import hydra
+
+    from conf.compose import register
+
+    register(name, kind)
+    hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(lambda _: None)()
+    return 0
+
+
+def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
+    """The newcomer's page, or every key under the given topics: `--help optimizer model.dropout`."""
+    from conf.groups import choices, groups
+
+    if not topics:
+        text = resources.files("conf").joinpath(f"help/{name}.txt").read_text()
+        return text.format(**{group: " ".join(choices(group)) for group in groups(name)}).rstrip()
+    lines: list[str] = []
+    for key, field in schema.leaves(kind):
+        if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
+            default = "" if field.is_required() else f", default {'null' if field.default is None else field.default}"
+            lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.allowed(field)}{default}")
+    if not lines:
+        raise BadInput(f"{escaped(topics[0])}: no such key or group; see --help all")
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""Windows of tokens as tensors: training batches of any step, and the fixed windows of an evaluation.
+
+B batch, T time.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanogpt.config import TrainConfig
+from nanogpt.data.dataset import Split
+from nanogpt.data.sampler import Offsets, Sampler
+from nanogpt.errors import BadData
+
+AHEAD = 4096  # samples placed by one call of the sampler, which costs the same for one as for hundreds
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainBatches:
+    """The micro-batches of any optimizer step: a function of the config's seed and the step's first sample alone."""
+
+    def __init__(self, split: Split, config: TrainConfig, device: torch.device) -> None:
+        self.split, self.device = split, device
+        self.block_size = config.model.block_size
+        self.micro_batch_size, self.grad_accum = config.micro_batch_size, config.grad_accum
+        self.sampler = Sampler(split.shard_tokens, self.block_size, config.training.seed, config.data.order)
+        self.placed_at = -1
+        self.placed: tuple[Offsets, Offsets]
+        if self.sampler.n_windows < 1:
+            raise BadData(
+                f"the {split.name} split has {split.n_tokens} tokens in {len(split.shards)} files; "
+                f"model.block_size={self.block_size} needs {2 * self.block_size} in one of them"
+            )
+
+    def step(self, first_sample: int) -> Iterator[Batch]:
+        """The (inputs, targets) of the step that starts at a sample, each (B, T) int64 on the device."""
+        for micro in range(self.grad_accum):
+            first = first_sample + micro * self.micro_batch_size
+            yield self.batch(first)
+
+    def batch(self, first: int) -> Batch:
+        """Samples first..first+B-1."""
+        places = [self.place(g) for g in range(first, first + self.micro_batch_size)]
+        return read_windows(self.split, places, self.block_size, self.device)
+
+    def place(self, sample: int) -> tuple[int, int]:
+        """(shard, offset) of one sample."""
+        group, index = divmod(sample, AHEAD)
+        if group != self.placed_at:
+            self.placed_at, self.placed = group, self.sampler.windows(group * AHEAD, AHEAD)
+        return int(self.placed[0][index]), int(self.placed[1][index])
+
+
+def read_windows(split: Split, places: list[tuple[int, int]], block_size: int, device: torch.device) -> Batch:
+    """(inputs, targets), each (B, T): T + 1 tokens from every place, targets one to the right."""
+    rows = np.stack([split.read(shard, offset, block_size + 1) for shard, offset in places])
+    windows = torch.from_numpy(rows)
+    if device.type == "cuda":
+        windows = windows.pin_memory().to(device, non_blocking=True)
+    else:
+        windows = windows.to(device)
+    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def evaluation_places(split: Split, block_size: int, tokens: int | None) -> list[tuple[int, int]]:
+    """Disjoint windows for an evaluation: every one of the split, or as many as hold `tokens`, spread over it evenly.
+
+    The last few tokens of a shard that don't fill a window are left out. Raises BadData when there is no window.
+    """
+    every = [
+        (shard, window * block_size)
+        for shard, n_tokens in enumerate(split.shard_tokens)
+        for window in range((n_tokens - 1) // block_size)
+    ]
+    if not every:
+        raise BadData(
+            f"the {split.name} split has {split.n_tokens} tokens, model.block_size={block_size} needs {block_size + 1}"
+        )
+    count = len(every) if tokens is None else min(len(every), -(-tokens // block_size))
+    return [every[i * len(every) // count] for i in range(count)]

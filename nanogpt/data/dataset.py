@@ -1,0 +1,232 @@
+"""A prepared data set: its meta.json, its shards, and the checks before anything trains on them.
+
+Also opens folders of other makers' token files in place (`data.source=FOLDER`): llm.c and modded-nanogpt shards, and
+nanoGPT's train.bin and val.bin.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from nanogpt import tokenizer as tokenizers
+from nanogpt.config import DataConfig, Section, signature
+from nanogpt.data.shards import Shard, Tokens, open_shard, sha256
+from nanogpt.errors import BadData, escaped
+from nanogpt.tokenizer import Tokenizer
+
+FORMAT = 1
+FULL_CHECK_BYTES = 2 * 10**9
+SplitName = Literal["train", "val"]
+
+
+class ShardMeta(Section):
+    """One token file."""
+
+    file: str
+    tokens: int
+    sha256: str
+
+
+class SplitMeta(Section):
+    """One split: what it was made of and the files it is in."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    shards: list[ShardMeta]
+
+
+class Meta(Section):
+    """meta.json."""
+
+    format: int
+    source: dict[str, Any]
+    documents: int
+    characters: int
+    sha256: str
+    """Digest of all the text, in order."""
+    stamp: str
+    """Names, sizes and times of the local source files when they were read."""
+    tokenizer: str
+    tokenizer_sha256: str
+    vocab_size: int
+    dtype: Literal["uint16", "uint32"]
+    splits: dict[SplitName, SplitMeta]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split; `vocab_size` bounds every id read from them."""
+
+    name: SplitName
+    shards: tuple[Shard, ...]
+    vocab_size: int
+
+    @property
+    def shard_tokens(self) -> list[int]:
+        return [shard.n_tokens for shard in self.shards]
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(self.shard_tokens)
+
+    def read(self, shard: int, offset: int, count: int) -> Tokens:
+        """int64 tokens of shape (count,). Raises BadData for a short file or an id outside the vocabulary."""
+        return self.shards[shard].read(offset, count, self.vocab_size)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokens to train and validate on, with their tokenizer."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    train: Split
+    val: Split
+    fingerprint: str
+    """sha256 over the tokenizer and every shard: equal means the same ids in the same order."""
+    description: str
+    """One line for a person."""
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokenizer.tokens)
+
+
+def folder_of(config: DataConfig) -> Path:
+    """Where a data set is prepared: equal choices share a folder, different ones never do."""
+    choices = [FORMAT, signature(config.model_copy(update={"order": "permutation"}))]
+    if config.corpus == "pystdlib" and config.source is None:
+        choices.append(platform.python_version())
+    key = hashlib.sha256(json.dumps(choices).encode()).hexdigest()
+    return Path(config.dir) / f"{config.name}-{key[:8]}"
+
+
+def is_token_folder(source: str | None) -> bool:
+    """Whether `data.source` is a folder that holds .bin files."""
+    return source is not None and Path(source).is_dir() and any(Path(source).glob("*.bin"))
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """The prepared data set, checked. Raises BadData with the command that prepares or repairs it."""
+    if is_token_folder(config.source):
+        return open_foreign(config, Path(str(config.source)))
+    return open_prepared(folder_of(config), config.verify)
+
+
+def open_prepared(folder: Path, verify: str = "auto") -> Dataset:
+    """A folder that `prepare` made."""
+    meta = read_meta(folder / "meta.json")
+    tokenizer = tokenizers.load(folder)
+    if tokenizers.fingerprint(tokenizer) != meta.tokenizer_sha256 or len(tokenizer.tokens) != meta.vocab_size:
+        raise BadData(f"{escaped(folder / tokenizers.FILE)}: is not the tokenizer this data was made with; {REPAIR}")
+    size = sum(shard.tokens for split in meta.splits.values() for shard in split.shards) * 4
+    full = verify == "full" or (verify == "auto" and size <= FULL_CHECK_BYTES)
+    splits = {name: open_split(folder, name, split, meta.vocab_size, full) for name, split in meta.splits.items()}
+    digests = [shard.sha256 for split in meta.splits.values() for shard in split.shards]
+    return Dataset(
+        folder,
+        tokenizer,
+        splits["train"],
+        splits["val"],
+        hashlib.sha256("".join([meta.tokenizer_sha256, *digests]).encode()).hexdigest(),
+        described(meta),
+    )
+
+
+REPAIR = "prepare it again with overwrite=true"
+
+
+def read_meta(path: Path) -> Meta:
+    """meta.json, strictly. Raises BadData."""
+    try:
+        meta = Meta.model_validate(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise BadData(f"{escaped(path)}: not found") from None
+    except (OSError, ValueError, ValidationError) as error:
+        raise BadData(f"{escaped(path)}: not a valid meta.json ({escaped(str(error).splitlines()[0])}); {REPAIR}") from None
+    if meta.format != FORMAT:
+        raise BadData(f"{escaped(path)}: format {meta.format}, this program reads {FORMAT}; {REPAIR}")
+    if set(meta.splits) != {"train", "val"}:
+        raise BadData(f"{escaped(path)}: has no train and val split; {REPAIR}")
+    return meta
+
+
+def open_split(folder: Path, name: SplitName, split: SplitMeta, vocab_size: int, full: bool) -> Split:
+    """Open and check the shards of a split."""
+    shards: list[Shard] = []
+    for one in split.shards:
+        if os.path.basename(one.file) != one.file:
+            raise BadData(f"{escaped(folder)}/meta.json: shard name {escaped(one.file)!r} leaves the folder")
+        shard = open_shard(folder / one.file)
+        if shard.n_tokens != one.tokens:
+            raise BadData(f"{escaped(shard.path)}: holds {shard.n_tokens} tokens, meta.json says {one.tokens}; {REPAIR}")
+        if full and sha256(shard.path) != one.sha256:
+            raise BadData(f"{escaped(shard.path)}: sha256 is not the one in meta.json, the file is corrupt; {REPAIR}")
+        shards.append(shard)
+    return Split(name, tuple(shards), vocab_size)
+
+
+def open_foreign(config: DataConfig, folder: Path) -> Dataset:
+    """Token files of llm.c, modded-nanogpt or nanoGPT; the tokenizer is tokenizer.json there, or `data.tokenizer`."""
+    if (folder / tokenizers.FILE).exists():
+        tokenizer = tokenizers.load(folder)
+    elif (folder / "meta.pkl").exists():
+        raise BadData(
+            f"{escaped(folder)}/meta.pkl: a pickle can run code, so it isn't read; "
+            f"convert it safely: python -m nanogpt.foreign {escaped(folder)}/meta.pkl"
+        )
+    elif config.tokenizer in ("gpt2", "byte"):
+        tokenizer = tokenizers.build(config.tokenizer, [])
+    else:
+        raise BadData(f"{escaped(folder)}: token files without a tokenizer.json; say which, e.g. data.tokenizer=gpt2")
+    found: dict[SplitName, list[Shard]] = {"train": [], "val": []}
+    for path in sorted(folder.glob("*.bin")):
+        names: list[SplitName] = [name for name in found if name in path.name]
+        if len(names) != 1:
+            raise BadData(f"{escaped(path)}: its name says neither train nor val")
+        found[names[0]].append(open_shard(path))
+    vocab_size = len(tokenizer.tokens)
+    splits = {name: Split(name, tuple(shards), vocab_size) for name, shards in found.items()}
+    for name, split in splits.items():
+        if not split.shards:
+            raise BadData(f"{escaped(folder)}: no {name} file; expected {name}.bin or *_{name}_*.bin")
+    size = sum(shard.path.stat().st_size for split in splits.values() for shard in split.shards)
+    full = config.verify == "full" or (config.verify == "auto" and size <= FULL_CHECK_BYTES)
+    prints = [print_of(shard.path, full) for split in splits.values() for shard in split.shards]
+    return Dataset(
+        folder,
+        tokenizer,
+        splits["train"],
+        splits["val"],
+        hashlib.sha256("".join([tokenizers.fingerprint(tokenizer), *prints]).encode()).hexdigest(),
+        f"{folder}: {splits['train'].n_tokens:,} train and {splits['val'].n_tokens:,} val tokens, "
+        f"vocabulary {vocab_size:,}",
+    )
+
+
+def print_of(path: Path, full: bool) -> str:
+    """A file's digest, or for large files that of its size, first and last megabyte."""
+    if full:
+        return sha256(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(2**20)
+        file.seek(max(0, size - 2**20))
+        return hashlib.sha256(str(size).encode() + head + file.read()).hexdigest()
+
+
+def described(meta: Meta) -> str:
+    """`python 3.11.7, 717 documents, 10,944,000 characters, sha256 1a2b3c4d…, …`."""
+    python = f"Python {meta.source['python']}, " if "python" in meta.source else ""
+    train, val = meta.splits["train"], meta.splits["val"]
+    return (
+        f"{python}{meta.documents:,} documents, {meta.characters:,} characters, sha256 {meta.sha256[:12]}; "
+        f"{meta.tokenizer} vocabulary {meta.vocab_size:,}, {train.tokens:,} train and {val.tokens:,} val tokens"
+    )

@@ -1,0 +1,122 @@
+"""Token files on disk, in the format of llm.c: 256 int32 of header, then uint16 or uint32 tokens, little-endian.
+
+header[0] is the magic, header[1] the version, header[2] the number of tokens: 20240520 version 1 holds uint16 (llm.c and
+modded-nanogpt, GPT-2), 20240801 version 7 holds uint32 (llm.c, Llama 3). nanoGPT's raw uint16 files are read too. Reading
+is by `pread`: a file that was cut gives a message, where a memory map would kill the process with SIGBUS.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nanogpt.errors import BadData, escaped
+
+HEADER_INTS = 256
+HEADER_BYTES = HEADER_INTS * 4
+FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
+Tokens = npt.NDArray[np.int64]
+
+
+def dtype_for(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """The narrowest token type that holds every id."""
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An open file of `n_tokens` tokens that begin at byte `start`."""
+
+    path: Path
+    dtype: np.dtype[np.unsignedinteger]
+    start: int
+    n_tokens: int
+
+    @cached_property
+    def descriptor(self) -> int:
+        """Opened once, read-only, and kept: reads name their own offset, so threads can share it."""
+        try:
+            return os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise BadData(f"{escaped(self.path)}: {error.strerror}") from None
+
+    def read(self, offset: int, count: int, vocab_size: int) -> Tokens:
+        """Tokens [offset, offset + count) as int64 of shape (count,).
+
+        Raises BadData when the file ends early or holds an id that the vocabulary doesn't have.
+        """
+        width = self.dtype.itemsize
+        try:
+            data = os.pread(self.descriptor, count * width, self.start + offset * width)
+        except OSError as error:
+            raise BadData(f"{escaped(self.path)}: {error.strerror} at token {offset}") from None
+        if len(data) != count * width:
+            raise BadData(f"{escaped(self.path)}: ends at token {offset + len(data) // width} of {self.n_tokens}")
+        tokens = np.frombuffer(data, self.dtype)
+        if tokens.size and int(tokens.max()) >= vocab_size:
+            place = int(np.argmax(tokens >= vocab_size))
+            raise BadData(
+                f"{escaped(self.path)}: id {int(tokens[place])} at token {offset + place}, "
+                f"but the vocabulary has {vocab_size}"
+            )
+        return tokens.astype(np.int64)
+
+
+def open_shard(path: Path) -> Shard:
+    """Recognise a token file: llm.c's by its header, else nanoGPT's raw uint16. Raises BadData with what is wrong."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise BadData(f"{escaped(path)}: {error.strerror}") from None
+    header = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
+    dtype = FORMATS.get((int(header[0]), int(header[1]))) if len(header) >= 3 else None
+    if dtype is None:
+        if size == 0 or size % 2:
+            why = "is empty" if size == 0 else f"has {size} bytes, which is not a multiple of 2"
+            raise BadData(f"{escaped(path)}: {why}; no llm.c header and not raw uint16 tokens")
+        return Shard(path, np.dtype("<u2"), 0, size // 2)
+    expected = HEADER_BYTES + int(header[2]) * dtype.itemsize
+    if len(header) < HEADER_INTS or size != expected:
+        raise BadData(f"{escaped(path)}: has {size} bytes where its header promises {expected}")
+    return Shard(path, dtype, HEADER_BYTES, int(header[2]))
+
+
+class ShardWriter:
+    """Writes one token file piece by piece; the header gets its count on `close`, which forces all to disk."""
+
+    def __init__(self, path: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self.path, self.dtype, self.n_tokens = path, dtype, 0
+        self.file = path.open("wb")
+        self.file.write(bytes(HEADER_BYTES))
+
+    def append(self, ids: npt.NDArray[np.unsignedinteger]) -> None:
+        self.file.write(ids.astype(self.dtype).tobytes())
+        self.n_tokens += len(ids)
+
+    def close(self) -> None:
+        magic, version = next(key for key, value in FORMATS.items() if value == self.dtype)
+        header = np.zeros(HEADER_INTS, "<i4")
+        header[:3] = magic, version, self.n_tokens
+        self.file.seek(0)
+        self.file.write(header.tobytes())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's content. Raises BadData when it can't be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise BadData(f"{escaped(path)}: {error.strerror}") from None
+    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""Which device and which precision, checked against what this machine has."""
+
+import os
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from nanogpt.config import HardwareConfig
+from nanogpt.errors import BadEnvironment
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how matrix products are computed."""
+
+    device: torch.device
+    precision: Precision
+    name: str
+    """The device's own name, as in the table of peaks."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in this precision; nothing to do for fp32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.precision])
+
+    def peak_memory(self) -> int | None:
+        """Most bytes allocated so far, on CUDA."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+
+def find_device(wanted: str) -> torch.device:
+    """`auto`, cpu, cuda, cuda:N or mps as a device that exists. Raises BadEnvironment."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise BadEnvironment("hardware.device=mps: no Apple GPU here; use hardware=cpu")
+    if wanted.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise BadEnvironment(f"hardware.device={wanted}: no CUDA device here; use hardware=cpu")
+        if (torch.device(wanted).index or 0) >= count:
+            raise BadEnvironment(f"hardware.device={wanted}: allowed cuda:0..cuda:{count - 1}")
+    return torch.device(wanted)
+
+
+def set_up(hardware: HardwareConfig) -> Compute:
+    """Choose the device and precision of a run, and set torch's threads and TF32. Raises BadEnvironment."""
+    device = find_device(hardware.device)
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return Compute(device, find_precision(hardware, device), name)
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """All the memory of a device, or None where it can't be told."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+
+
+def find_precision(hardware: HardwareConfig, device: torch.device) -> Precision:
+    """The precision asked for, or the best the device has. Raises BadEnvironment."""
+    wanted = hardware.precision
+    has_bf16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
+    if wanted == "auto":
+        return "fp32" if device.type != "cuda" else "bf16" if has_bf16 else "fp16"
+    if wanted == "bf16" and not has_bf16:
+        raise BadEnvironment(f"hardware.precision=bf16: {device} doesn't have it; allowed: fp16, fp32")
+    if wanted == "fp16" and device.type != "cuda":
+        raise BadEnvironment("hardware.precision=fp16: needs a CUDA device; allowed: bf16, fp32")
+    return wanted

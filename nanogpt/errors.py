@@ -1,0 +1,99 @@
+"""Every way a run can end badly, one class an exit code. A door prints the message on one line and exits with the code.
+
+The codes are part of the interface (README, "Exit codes"): 0 done, 2 bad input, 3 data, 4 checkpoint, 5 environment,
+6 diverged, 7 peer lost, 75 run directory locked, 85 stopped with a checkpoint saved.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+STOPPED = 85
+
+
+class LabError(Exception):
+    """A foreseen failure with a message for a person."""
+
+    exit_code = 1
+
+
+class BadInput(LabError):
+    """A key, a value or a combination that can't be: nothing was started and nothing written."""
+
+    exit_code = 2
+
+
+class BadData(LabError):
+    """Data that is missing, unprepared, corrupt or doesn't fit the model."""
+
+    exit_code = 3
+
+
+class BadCheckpoint(LabError):
+    """A checkpoint or run directory that is corrupt, foreign or of another run."""
+
+    exit_code = 4
+
+
+class BadEnvironment(LabError):
+    """This machine lacks something: a GPU, a library, network, disk space."""
+
+    exit_code = 5
+
+
+class Diverged(LabError):
+    """The loss or a gradient is not a finite number any more."""
+
+    exit_code = 6
+
+
+class Locked(LabError):
+    """Another process is training in this run directory."""
+
+    exit_code = 75
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that `name` was probably meant to be, or None.
+
+    Compares whole dotted keys and, failing that, their last parts, so `optimizer.learning_rate` finds `optimizer.lr`.
+    """
+    options = list(allowed)
+    by_case = {option.lower(): option for option in options}
+    if name.lower() in by_case:
+        return by_case[name.lower()]
+    aliases = [option for option in options if option.rpartition(".")[2] == ALIASES.get(name.rpartition(".")[2])]
+    if aliases:
+        return difflib.get_close_matches(name, aliases, n=1, cutoff=0.0)[0]
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+ALIASES = {  # what nanoGPT and other trainers call our keys
+    "learning_rate": "lr",
+    "max_iters": "steps",
+    "max_steps": "steps",
+    "warmup": "warmup_steps",
+    "warmup_iters": "warmup_steps",
+    "lr_decay_iters": "decay_steps",
+    "batch_size": "batch_tokens",
+    "eval_interval": "every",
+    "eval_iters": "tokens",
+    "log_interval": "log_every",
+    "dtype": "precision",
+    "out_dir": "runs_dir",
+    "start": "prompt",
+    "beta1": "betas",
+    "beta2": "betas",
+}
+
+
+def escaped(text: object, limit: int = 80) -> str:
+    """`text` on one line, control characters made visible, cut to `limit` characters."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def hint(name: str, allowed: Iterable[str]) -> str:
+    """The end of an error message: `; did you mean 'x'?`, or nothing when no name is near."""
+    near = nearest(name, allowed)
+    return f"; did you mean '{near}'?" if near else ""

@@ -1,0 +1,115 @@
+"""GPT-2 (Radford et al. 2019): embeddings, pre-norm blocks, a head tied to the token embedding.
+
+Parameter names are those of GPT-2 and nanoGPT (`transformer.h.0.attn.c_attn.weight`, …); linear weights are (out, in).
+B batch, T time, C channels, V vocabulary, P vocabulary padded to a multiple.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nanogpt.config import ModelConfig
+from nanogpt.model.attention import CausalSelfAttention
+from nanogpt.model.kv_cache import KVCache
+from nanogpt.model.layers import MLP, norm
+
+IGNORED = -1  # a target that doesn't count
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = norm(config)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """Next-token model. Called with targets it returns their summed loss, else the logits."""
+
+    pad_mask: Tensor | None
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        """Random weights that depend on `config` and `seed` alone, whatever the device."""
+        super().__init__()
+        self.config = config
+        assert config.vocab_size is not None
+        rows = config.padded_vocab_size
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(rows, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "drop": nn.Dropout(config.dropout),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+                "ln_f": norm(config),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
+        self.lm_head.weight = self.token_embedding.weight
+        # Added to the logits as the head's bias: padded ids get probability zero and no gradient, at no cost.
+        pad = torch.zeros(rows).masked_fill(torch.arange(rows) >= config.vocab_size, -math.inf)
+        self.register_buffer("pad_mask", pad if rows > config.vocab_size else None, persistent=False)
+        initialize(self, seed)
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """The token embedding, (P, C), also the head's weight."""
+        module = self.transformer["wte"]
+        assert isinstance(module, nn.Embedding)
+        return module
+
+    def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, C) of the last layer, normalised. Positions follow those in the cache."""
+        past = 0 if cache is None else cache.length
+        positions = torch.arange(past, past + ids.shape[1], device=ids.device)
+        x = self.transformer["wte"](ids) + self.transformer["wpe"](positions)
+        x = self.transformer["drop"](x)
+        for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
+            x = block(x, cache)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        return self.transformer["ln_f"](x)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, P) logits, -inf on padded ids; with (B, T) targets -> their summed loss, in nats.
+
+        A sum, not a mean: sums over micro-batches and ranks divided by the count of targets give the exact mean.
+        """
+        logits = F.linear(self.features(ids, cache), self.lm_head.weight, self.pad_mask)
+        if targets is None:
+            return logits
+        return F.cross_entropy(
+            logits.view(-1, logits.shape[-1]).float(), targets.reshape(-1), ignore_index=IGNORED, reduction="sum"
+        )
+
+
+    def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T) ids -> (B, V) logits of the token after the last, padded ids cut off."""
+        last = self.features(ids, cache)[:, -1]
+        return F.linear(last, self.lm_head.weight[: self.config.vocab_size])
+
+
+@torch.no_grad()
+def initialize(model: GPT, seed: int) -> None:
+    """nanoGPT's initialisation: normal(0, 0.02) for matrices, 0.02 / sqrt(2 * n_layer) for those that write to the
+    residual stream (GPT-2 paper, section 2.3), zero biases, unit norms.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    residual = 0.02 / math.sqrt(2 * model.config.n_layer)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2:
+            parameter.normal_(0.0, residual if name.endswith("c_proj.weight") else 0.02, generator=generator)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            parameter.fill_(1.0)

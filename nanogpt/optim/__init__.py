@@ -1,0 +1,1 @@
+"""How weights change: parameter groups, the optimizer, the learning rate."""

@@ -1,0 +1,55 @@
+"""Where a run came from: code, packages, machine, command. Enough to repeat it, and no secret."""
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "tokenizers", "tiktoken", "safetensors")
+DIFF_LIMIT = 200_000  # characters of uncommitted changes kept
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """The facts of one start of a run."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": git_state(Path(__file__).parent),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "cpu_count": os.cpu_count(),
+        "device": device,
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the checkout that holds this code, or None outside one."""
+    commit = git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    diff = git(folder, "diff", "HEAD", "--", "*.py", "*.yaml", "*.toml") or ""
+    return {"commit": commit.strip(), "dirty": bool(diff), "diff": diff[:DIFF_LIMIT]}
+
+
+def git(folder: Path, *arguments: str) -> str | None:
+    """git's answer, or None when there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout

@@ -1,0 +1,148 @@
+"""Plain dictionaries in, typed config out, with errors that a person can act on. No Hydra, no torch."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from nanogpt.config import Section
+from nanogpt.errors import BadCheckpoint, BadInput, escaped, hint
+
+Config = TypeVar("Config", bound=Section)
+
+TYPES = {
+    "int_type": "an integer is needed",
+    "int_from_float": "an integer is needed",
+    "float_type": "a number is needed",
+    "finite_number": "a finite number is needed",
+    "bool_type": "a boolean is needed",
+    "string_type": "text is needed",
+    "model_type": "a group of keys is needed",
+    "tuple_type": "a list is needed",
+    "missing": "a list of two values is needed",
+    "too_long": "too many values",
+    "literal_error": "not a choice",
+    "file_name": "not a name",
+}
+OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "string_pattern_mismatch")
+
+
+def from_dict(schema: type[Config], values: Mapping[str, Any]) -> Config:
+    """A checked config. Raises BadInput naming the first wrong key, its value, what is allowed and the nearest name."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        # Unknown keys first: what they meant to set explains the errors after them.
+        details = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        raise BadInput(message(schema, details[0])) from None
+
+
+def read(schema: type[Config], path: Path) -> Config:
+    """The config in a JSON file that `write` made. Raises BadCheckpoint when it can't be one."""
+    try:
+        return from_dict(schema, json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{escaped(path)}: not found; is {escaped(path.parent)} a run directory?") from None
+    except (ValueError, TypeError, BadInput) as error:
+        raise BadCheckpoint(f"{escaped(path)}: not a valid config: {escaped(error)}") from None
+
+
+def to_json(config: BaseModel) -> str:
+    """A config as indented JSON, every key written out."""
+    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+
+
+def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every settable key of a schema with its field, as (`optimizer.lr`, field)."""
+    for name, field in schema.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def defaults(schema: type[BaseModel]) -> dict[str, Any]:
+    """Every key of a schema with its default, as plain nested values."""
+    plain: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        plain[name] = defaults(kind) if nested else field.default
+    return plain
+
+
+def message(schema: type[BaseModel], error: ErrorDetails) -> str:
+    """`key=value: why; allowed: …; did you mean '…'?` for one of pydantic's errors."""
+    context: dict[str, Any] = error.get("ctx", {})
+    keys = dict(leaves(schema))
+    path = [str(part) for part in error["loc"]]
+    if error["type"] == "refused":
+        return shown(context["key"], context["value"]) + ": " + context["why"]
+    while ".".join(path) not in keys and len(path) > 1 and path[-1].isdigit():
+        path.pop()  # a place in a list: name the list
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        return f"{escaped(key)}: no such key{hint(key, keys)}"
+    why = TYPES.get(error["type"]) or ("out of range" if error["type"] in OUTSIDE else error["msg"])
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        why += f", and this reads as a number or a boolean; quote it: {key}=\"'{error['input']}'\""
+    text = f"{shown(key, error['input'])}: {why}"
+    if key in keys:
+        text += f"; allowed: {allowed(keys[key])}"
+        choices = choices_of(keys[key].annotation)
+        text += hint(str(error["input"]), choices) if choices else ""
+    return text
+
+
+def shown(key: str, value: object) -> str:
+    """`key=value` as a person would type it."""
+    return f"{escaped(key)}={escaped('null' if value is None else value)}"
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a field takes, in words: `one of a, b`, `integer in [1, 1000]`, `number in (0, 10] or null`."""
+    kinds = get_args(field.annotation) or (field.annotation,)
+    null = " or null" if type(None) in kinds else ""
+    choices = choices_of(field.annotation)
+    if choices:
+        return "one of " + ", ".join(choices) + null
+    limits = [limit for limit in field.metadata if not isinstance(limit, Section)]
+    for kind in kinds:
+        limits += getattr(kind, "__metadata__", ())
+    bounds = {name: value for limit in flat(limits) for name, value in limit.items()}
+    if "pattern" in bounds:
+        return "auto, cpu, mps, cuda or cuda:N"
+    word = next((word for name, word in WORDS.items() if name in str(field.annotation)), "a value")
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    if low is None and high is None:
+        return word + null
+    left = f"[{low}" if "ge" in bounds else f"({low}" if "gt" in bounds else "(-inf"
+    right = f"{high}]" if "le" in bounds else f"{high})" if "lt" in bounds else "inf)"
+    return f"{word} in {left}, {right}{null}"
+
+
+WORDS = {"tuple": "two numbers", "bool": "true or false", "int": "integer", "float": "number", "str": "text"}
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """The values of a Literal, also of an optional one."""
+    parts = get_args(annotation)
+    return tuple(part for part in parts if isinstance(part, str))
+
+
+def flat(metadata: list[Any]) -> Iterator[dict[str, Any]]:
+    """Each constraint as {name: value}, out of annotated_types objects and nested Fields."""
+    for one in metadata:
+        if isinstance(one, FieldInfo):
+            yield from flat(one.metadata)
+        else:
+            yield {
+                name: value
+                for name in ("ge", "gt", "le", "lt", "pattern")
+                if (value := getattr(one, name, None)) is not None
+            }

@@ -1,0 +1,225 @@
+"""Text to token ids and back: characters, bytes, a byte-level BPE trained on the corpus, or GPT-2's own BPE.
+
+Every tokenizer is a table `tokens` of the bytes each id stands for, plus a way to encode. Decoding joins the bytes, so it
+is the same for all, and the table gives bits per byte. A tokenizer is stored in one JSON file, never as code or a pickle.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nanogpt.errors import BadData, BadEnvironment, BadInput, escaped
+
+Kind = Literal["char", "byte", "bpe", "gpt2"]
+Ids = npt.NDArray[np.uint32]
+
+END_OF_TEXT = "<|endoftext|>"
+FILE = "tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """What a tokenizer offers."""
+
+    tokens: list[bytes]
+    """The bytes that each id stands for; the end-of-text id stands for none."""
+    end_of_text: int | None
+    """The id that ends a document, or None where documents are joined by a newline."""
+
+    def encode(self, text: str) -> Ids:
+        """The ids of `text`, uint32 of shape (number of tokens,). Special tokens in the text are plain text."""
+        ...
+
+    def spec(self) -> dict[str, Any]:
+        """All that `from_spec` needs to build this tokenizer again."""
+        ...
+
+
+class CharTokenizer:
+    """One id for each character that occurs in the corpus, in code point order, as nanoGPT."""
+
+    end_of_text = None
+
+    def __init__(self, chars: str) -> None:
+        self.chars = "".join(sorted(set(chars)))
+        self.tokens = [char.encode("utf-8", "surrogatepass") for char in self.chars]
+        points = np.array([ord(char) for char in self.chars], np.int64)
+        self.id_of = np.full(int(points.max(initial=0)) + 2, -1, np.int64)  # the last entry stands for all above
+        self.id_of[points] = np.arange(len(points))
+
+    def encode(self, text: str) -> Ids:
+        """Raises BadInput naming the first five characters that the vocabulary lacks, with their positions."""
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
+        ids = self.id_of[np.minimum(points, len(self.id_of) - 1)]
+        if (ids < 0).any():
+            first: dict[str, int] = {}
+            for position in np.flatnonzero(ids < 0).tolist():
+                first.setdefault(text[position], position)
+                if len(first) == 5:
+                    break
+            named = ", ".join(f"{char!r} at {position}" for char, position in first.items())
+            raise BadInput(f"the character vocabulary of {len(self.tokens)} lacks {named}")
+        return ids.astype(np.uint32)
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "char", "chars": self.chars}
+
+
+class ByteTokenizer:
+    """The 256 bytes of UTF-8."""
+
+    end_of_text = None
+
+    def __init__(self) -> None:
+        self.tokens = [bytes([value]) for value in range(256)]
+
+    def encode(self, text: str) -> Ids:
+        return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.uint32)
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "byte"}
+
+
+class BPETokenizer:
+    """Byte-level BPE through Hugging Face tokenizers; id 0 ends a document."""
+
+    end_of_text = 0
+
+    def __init__(self, serialized: str) -> None:
+        from tokenizers import Tokenizer as HFTokenizer
+
+        self.serialized = serialized
+        self.inner = HFTokenizer.from_str(serialized)
+        self.inner.encode_special_tokens = True  # "<|endoftext|>" inside a text is text
+        byte_of = {char: value for value, char in byte_alphabet().items()}
+        vocabulary = self.inner.get_vocab()
+        names = sorted(vocabulary, key=lambda name: vocabulary[name])
+        self.tokens = [b"" if name == END_OF_TEXT else bytes(byte_of[char] for char in name) for name in names]
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """Learn `vocab_size` tokens, the 256 bytes and end-of-text included. Deterministic for the same texts."""
+        from tokenizers import Tokenizer as HFTokenizer
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        inner = HFTokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=sorted(byte_alphabet().values()),
+            show_progress=False,
+        )
+        inner.train_from_iterator(texts, trainer)
+        return cls(inner.to_str())
+
+    def encode(self, text: str) -> Ids:
+        return np.array(self.inner.encode(text, add_special_tokens=False).ids, np.uint32)
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "bpe", "tokenizers": json.loads(self.serialized)}
+
+
+class GPT2Tokenizer:
+    """OpenAI's 50,257 tokens through tiktoken, which keeps its files in TIKTOKEN_CACHE_DIR."""
+
+    def __init__(self) -> None:
+        import tiktoken
+
+        try:
+            self.inner = tiktoken.get_encoding("gpt2")
+        except Exception as error:  # tiktoken raises whatever its download raises
+            raise BadEnvironment(
+                "GPT-2's tokenizer files are not here and can't be downloaded "
+                f"({escaped(type(error).__name__)}); set TIKTOKEN_CACHE_DIR to a folder that has them"
+            ) from None
+        self.end_of_text = self.inner.eot_token
+        self.tokens = [self.inner.decode_single_token_bytes(i) for i in range(self.inner.n_vocab)]
+        self.tokens[self.end_of_text] = b""
+
+    def encode(self, text: str) -> Ids:
+        return np.array(self.inner.encode_ordinary(text), np.uint32)
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "gpt2"}
+
+
+def build(kind: Kind, texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
+    """A tokenizer of this kind; `char` and `bpe` learn their vocabulary from `texts`."""
+    if kind == "char":
+        seen: set[str] = set()
+        for text in texts:
+            seen.update(text)
+        return CharTokenizer("".join(seen))
+    if kind == "bpe":
+        assert vocab_size is not None  # DataConfig demands it
+        return BPETokenizer.train(texts, vocab_size)
+    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
+
+
+def from_spec(spec: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `spec()` described. Raises BadData for anything else."""
+    kind = spec.get("kind")
+    if kind == "char" and isinstance(spec.get("chars"), str) and spec["chars"]:
+        return CharTokenizer(spec["chars"])
+    if kind == "bpe" and isinstance(spec.get("tokenizers"), dict):
+        try:
+            return BPETokenizer(json.dumps(spec["tokenizers"]))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise BadData(f"not a BPE tokenizer: {escaped(error)}") from None
+    if kind in ("byte", "gpt2"):
+        return build(kind, [])
+    raise BadData(f"unknown tokenizer kind {escaped(kind)!r}; allowed: char, byte, bpe, gpt2")
+
+
+def to_json(tokenizer: Tokenizer) -> str:
+    """The content of a tokenizer.json."""
+    return json.dumps(tokenizer.spec(), ensure_ascii=True, indent=1) + "\n"
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer of a prepared data set or a run. Raises BadData."""
+    path = folder / FILE
+    try:
+        spec: object = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadData(f"{escaped(path)}: can't be read as JSON: {escaped(error)}") from None
+    if not isinstance(spec, dict):
+        raise BadData(f"{escaped(path)}: not a tokenizer")
+    return from_spec(spec)
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """sha256 over all that decides the ids: the specification and the bytes of every token."""
+    digest = hashlib.sha256(json.dumps(tokenizer.spec(), sort_keys=True).encode())
+    for token in tokenizer.tokens:
+        digest.update(len(token).to_bytes(4, "little") + token)
+    return digest.hexdigest()
+
+
+def decode_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> bytes:
+    """The bytes of a token sequence; the end of a document reads as a newline."""
+    return b"".join(b"\n" if i == tokenizer.end_of_text else tokenizer.tokens[i] for i in ids)
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int] | Ids) -> str:
+    """The text of a token sequence; bytes that are not UTF-8 read as U+FFFD."""
+    return decode_bytes(tokenizer, (int(i) for i in ids)).decode("utf-8", "replace")
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The printable character that byte-level BPE writes for each byte (GPT-2's encoder, Radford et al. 2019)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return dict(alphabet_pairs(printable))
+
+
+def alphabet_pairs(printable: list[int]) -> Iterator[tuple[int, str]]:
+    """Printable bytes stand for themselves, the others for the characters from U+0100 on."""
+    yield from ((value, chr(value)) for value in printable)
+    others = (value for value in range(256) if value not in set(printable))
+    yield from ((value, chr(256 + place)) for place, value in enumerate(others))

@@ -1,0 +1,143 @@
+"""What a person watches: a live bar on a terminal, plain lines in a pipe or a cluster's log, the same facts in both."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_SECONDS = 10.0  # between lines of a Meter that has no terminal
+
+
+def seconds(duration: float) -> str:
+    """`45s`, `3m20s`, `2h05m`, `3d04h`."""
+    whole = max(0, round(duration))
+    for unit, size, small, part in (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // part:02d}{small}"
+    return f"{whole}s"
+
+
+def amount(number: float) -> str:
+    """`950`, `12.3k`, `4.56M`, `1.2B`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def say(text: str = "") -> None:
+    """A line for a person, on standard output."""
+    print(text, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as text, as wide as it needs to be."""
+    drawn = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console(width=120, color_system=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(drawn)
+    return captured.get().rstrip()
+
+
+class Steps:
+    """The progress of a training run. `show` takes the facts of one logged step."""
+
+    def __init__(self, first: int, total: int) -> None:
+        self.total = total
+        self.live: Progress | None = None
+        if sys.stdout.isatty():
+            self.live = Progress(
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[facts]}")
+            )
+            self.task = self.live.add_task("train", total=total, completed=first, facts="")
+            self.live.start()
+
+    def show(self, step: int, facts: dict[str, str]) -> None:
+        """Move the bar, or print one line."""
+        line = "  ".join(f"{name} {value}" for name, value in facts.items())
+        if self.live is None:
+            say(f"step {step}/{self.total}  {line}")
+        else:
+            self.live.update(self.task, completed=step, facts=line)
+
+    def note(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self.live is None:
+            say(text)
+        else:
+            self.live.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+
+class Meter:
+    """The progress of tokenising: text bytes done, tokens a second, time left."""
+
+    def __init__(self, title: str, total_bytes: int | None, parts: int) -> None:
+        self.title, self.total, self.parts = title, total_bytes, parts
+        self.done_bytes = self.done_tokens = self.done_parts = 0
+        self.started = self.shown = time.monotonic()
+        self.live: Progress | None = None
+
+    def __enter__(self) -> "Meter":
+        if sys.stderr.isatty():
+            self.live = Progress(
+                TextColumn(self.title),
+                BarColumn(24),
+                TextColumn("{task.fields[facts]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.task = self.live.add_task(self.title, total=self.total or self.parts, facts="")
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live is not None:
+            self.show(force=True)
+            self.live.stop()
+        elif self.shown > self.started:
+            self.show(force=True)
+
+    def add(self, n_bytes: int, n_tokens: int) -> None:
+        """Count what one document brought."""
+        self.done_bytes += n_bytes
+        self.done_tokens += n_tokens
+        self.show()
+
+    def parts_done(self, count: int) -> None:
+        self.done_parts += count
+        self.show()
+
+    def watching(self, futures: Sequence[Future[None]], shared: Any) -> Iterator[Future[None]]:
+        """The futures as they finish; meanwhile the counts that workers keep in `shared` are shown."""
+        left = set(futures)
+        while left:
+            finished, left = wait(left, timeout=0.5, return_when="FIRST_COMPLETED")
+            self.done_bytes, self.done_tokens = shared[0], shared[1]
+            self.show()
+            yield from finished
+
+    def show(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self.shown < (0.2 if self.live else PLAIN_SECONDS):
+            return
+        self.shown = now
+        elapsed = max(now - self.started, 1e-9)
+        done, total = (self.done_bytes, self.total) if self.total else (self.done_parts, self.parts)
+        facts = f"{amount(self.done_tokens)} tokens  {amount(self.done_tokens / elapsed)} tok/s"
+        if self.live is not None:
+            self.live.update(self.task, completed=done, facts=facts)
+            return
+        left = seconds(elapsed * (total - done) / done) if done else "?"
+        print(f"{self.title}: part {self.done_parts}/{self.parts}  {facts}  ETA {left}", file=sys.stderr, flush=True)

@@ -1,0 +1,58 @@
+"""metrics.jsonl: one JSON object a line, the only source for plots and reports.
+
+Training rows: step, tokens, loss, lr, grad_norm. Evaluation rows: step, tokens, val_loss, val_bpb, train_loss. Nothing in it
+depends on the clock, so a resumed run writes the same bytes as an undisturbed one; speeds go to timing.jsonl.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from nanogpt.files import write_atomic
+
+Row = dict[str, float]
+
+
+class RowLog:
+    """An append-only JSON lines file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add a row; it is the operating system's once this returns."""
+        line = json.dumps(row, allow_nan=False) + "\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def sync(self) -> None:
+        """Force all rows to disk: before a checkpoint that says they are there."""
+        if self.path.exists():
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def rewind(self, step: int) -> None:
+        """Drop rows after `step` and a torn last line: a restored run writes them again."""
+        kept = [row for row in read_rows(self.path) if row["step"] <= step]
+        if self.path.exists():
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All whole rows of a JSON lines file; lines that aren't one are passed over."""
+    rows: list[Row] = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            row: object = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)  # pyright: ignore[reportUnknownArgumentType]
+    return rows

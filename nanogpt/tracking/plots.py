@@ -1,0 +1,69 @@
+"""The loss curve of a run as a picture."""
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from nanogpt.tracking.metrics import Row
+
+INK, FAINT, TRAIN, VAL = "#222222", "#b8c4d6", "#3b6ea8", "#d1495b"
+POINTS = 100  # about as many averages as the smooth line shows
+
+
+def draw_loss(rows: list[Row], path: Path, title: str) -> None:
+    """Training loss (each logged step faint, a running mean bold) and validation loss against the step, best marked."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    train = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    val = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+    if train:
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color=FAINT, linewidth=0.8, label="train, each logged step")
+        axes.plot(steps, smooth(losses), color=TRAIN, linewidth=1.8, label="train, running mean")
+    if val:
+        steps, losses = zip(*val, strict=True)
+        axes.plot(steps, losses, color=VAL, linewidth=1.8, marker="o", markersize=4, label="validation")
+        best_step, best = min(val, key=lambda point: point[1])
+        axes.plot([best_step], [best], marker="*", markersize=15, color=VAL, markeredgecolor="white", zorder=5)
+        axes.annotate(
+            f"best {best:.4f} at step {best_step:,}",
+            (best_step, best),
+            xytext=(0.97, 0.62),
+            textcoords="axes fraction",
+            ha="right",
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": FAINT},
+        )
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.set_ylim(*limits([loss for _, loss in train + val]))
+    axes.grid(color="#eeeeee")
+    axes.spines[["top", "right"]].set_visible(False)
+    if train or val:
+        axes.legend(frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+
+
+def smooth(values: tuple[float, ...]) -> list[float]:
+    """Exponential running mean over about a hundredth of the points, without the bias of its start."""
+    keep = 1 - 1 / max(1.0, len(values) / POINTS)
+    mean, weight, smoothed = 0.0, 0.0, list[float]()
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        smoothed.append(mean / weight)
+    return smoothed
+
+
+def limits(losses: list[float]) -> tuple[float, float]:
+    """From just below the lowest loss to the highest, so that a long flat tail isn't squeezed by a spike."""
+    if not losses:
+        return 0.0, 1.0
+    low, high = min(losses), sorted(losses)[int(0.995 * (len(losses) - 1))]
+    margin = 0.05 * max(high - low, 1e-3)
+    return low - margin, high + 2 * margin

@@ -1,0 +1,1 @@
+"""Training: the state, one step, the loop, and the run around it."""
