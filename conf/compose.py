@@ -30,12 +30,30 @@ SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 def points(door: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> list[Config]:
     """One checked config for every point of the sweep; one point without `-m`. Raises BadInput; creates nothing."""
-    parsed = [parse(text) for text in overrides]
+    literals, rest = take_literals(kind, overrides)
+    parsed = [parse(text) for text in rest]
     check_keys(door, kind, parsed)
     swept = [expand(override, multirun) for override in parsed]
     register(door, kind)
     with initialize_config_module("conf", version_base="1.3"):
-        return [one_point(door, kind, list(point)) for point in itertools.product(*swept)]
+        return [one_point(door, kind, list(point), literals) for point in itertools.product(*swept)]
+
+
+def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """({key: value} of free-text keys, the other overrides). A value in quotes is left to Hydra."""
+    extras = {key: field.json_schema_extra for key, field in schema.leaves(kind)}
+    free = {key for key, extra in extras.items() if isinstance(extra, dict) and extra.get("literal")}
+    literals: dict[str, str] = {}
+    rest: list[str] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if equals and key in free and not (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+            if key in literals:
+                raise BadInput(f"{escaped(text)}: {key} is given twice")
+            literals[key] = value
+        else:
+            rest.append(text)
+    return literals, rest
 
 
 def register(door: str, kind: type[Section]) -> None:
@@ -109,8 +127,8 @@ def expand(override: Override, multirun: bool) -> list[str]:
     return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
 
 
-def one_point(door: str, kind: type[Config], overrides: list[str]) -> Config:
-    """Compose and check one point."""
+def one_point(door: str, kind: type[Config], overrides: list[str], literals: dict[str, str]) -> Config:
+    """Compose and check one point. `literals` are top-level keys that Hydra never sees."""
     given = {text.partition("=")[0] for text in overrides}
     if sum(key in given for key in HORIZON) == 1:  # the horizon asked for replaces the preset's
         overrides = [*overrides, *(f"{key}=null" for key in HORIZON if key not in given and has(kind, key))]
@@ -126,7 +144,7 @@ def one_point(door: str, kind: type[Config], overrides: list[str]) -> Config:
         raise BadInput(f"{error.full_key}: {escaped(str(error).splitlines()[0], 200)}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(escaped(str(error).splitlines()[0], 300)) from None
-    return schema.from_dict(kind, plain)
+    return schema.from_dict(kind, plain | literals)
 
 
 def has(kind: type[Section], key: str) -> bool:

@@ -1,7 +1,7 @@
 """The door every command goes through: command line -> Hydra -> checked, typed config -> one call.
 
-Hydra is imported here and nowhere in the library. Everything is checked before anything is created: a wrong override ends
-in one line on stderr and exit code 2. `--cfg`, `--info`, `--hydra-help` and tab completion are Hydra's own.
+Hydra is imported here and nowhere in the library. Everything is checked before anything is created: a wrong override
+ends in one line on stderr and exit code 2. `--cfg`, `--info`, `--hydra-help` and tab completion are Hydra's own.
 """
 
 import signal
@@ -60,7 +60,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     words = iter(argv)
     for word in words:
-        if not word.startswith("-") or "=" in word.lstrip("-") and not word.startswith("--"):
+        if not word.startswith("-") or ("=" in word.lstrip("-") and not word.startswith("--")):
             overrides.append(word)
         elif word.partition("=")[0] not in FLAGS:
             key, _, value = word.lstrip("-").partition("=")

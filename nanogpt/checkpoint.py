@@ -62,7 +62,9 @@ class Checkpoints:
                 save_file(tensors[name], partial / f"{name}.safetensors")
             write(partial / "state.json", state)
             names = [f"{name}.safetensors" for name in PARTS] + ["state.json"]
-            files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in names}
+            files = {
+                name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in names
+            }
             for name in names:
                 sync_file(partial / name)
             write(partial / "manifest.json", {"format": FORMAT, "step": step, "files": files})

@@ -1,9 +1,9 @@
 """Every knob of the platform: what it means, its unit, its range and its default.
 
-YAML and overrides become one of the frozen models below exactly once, at the door (`conf/door.py`); everything after that
-is typed. A field is *science* when it can change the result, and then it belongs to the run's identity (`signature`);
-hardware, tracking, names and places are not science. Units: `steps` are optimizer steps, `tokens` are target tokens over
-all micro-batches and ranks, losses are nats per token. Sizes keep the names of GPT-2 and nanoGPT.
+YAML and overrides become one of the frozen models below exactly once, at the door (`conf/door.py`); everything after
+that is typed. A field is *science* when it can change the result, and then it belongs to the run's identity
+(`signature`); hardware, tracking, names and places are not science. Units: `steps` are optimizer steps, `tokens` are
+target tokens over all micro-batches and ranks, losses are nats per token. Sizes keep the names of GPT-2 and nanoGPT.
 """
 
 import hashlib
@@ -20,9 +20,12 @@ from typing_extensions import Self
 MICRO_BATCH_TOKENS = 16_384  # what a micro-batch holds at most when hardware.micro_batch_size is null
 
 
-def knob(default: Any, doc: str, science: bool = True, **limits: Any) -> Any:
-    """A field with its one-line meaning; `science=False` keeps it out of the run's identity."""
-    return Field(default, description=doc, json_schema_extra={"science": science}, **limits)
+def knob(default: Any, doc: str, science: bool = True, literal: bool = False, **limits: Any) -> Any:
+    """A field with its one-line meaning; `science=False` keeps it out of the run's identity.
+
+    `literal` fields are free text: on the command line all that follows `=` is the value, with no quoting rules.
+    """
+    return Field(default, description=doc, json_schema_extra={"science": science, "literal": literal}, **limits)
 
 
 def refuse(key: str, value: object, why: str) -> PydanticCustomError:
@@ -88,7 +91,9 @@ class DataConfig(Section):
     """Where the text comes from and how it becomes tokens."""
 
     name: Name = knob("custom", "label, also the first part of the prepared folder's name", science=False)
-    corpus: Literal["pystdlib", "shakespeare", "hub", "text"] = knob("pystdlib", "kind of source, see nanogpt/data/corpora.py")
+    corpus: Literal["pystdlib", "shakespeare", "hub", "text"] = knob(
+        "pystdlib", "kind of source, see nanogpt/data/corpora.py"
+    )
     source: str | None = knob(
         None, "local files to read instead of downloading: a file, a folder, a glob, or a folder of .bin token files"
     )
@@ -155,7 +160,9 @@ class TrainingConfig(Section):
         names = ("steps", "tokens", "tokens_per_param")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
-            why = "give exactly one of training.steps, training.tokens, training.tokens_per_param; set the others to null"
+            why = (
+                "give exactly one of training.steps, training.tokens, training.tokens_per_param; set the others to null"
+            )
             raise refuse("training." + (given[-1] if given else "steps"), given and getattr(self, given[-1]), why)
         return self
 
@@ -164,15 +171,21 @@ class EvalConfig(Section):
     """Evaluation on windows that never change."""
 
     every: Count = knob(1000, "steps between evaluations; the last step is always evaluated")
-    tokens: Count | None = knob(None, "tokens of each split, in windows spread over it; null: the whole validation split")
+    tokens: Count | None = knob(
+        None, "tokens of each split, in windows spread over it; null: the whole validation split"
+    )
     train: bool = knob(True, "evaluate as many tokens of the training split too")
 
 
 class HardwareConfig(Section):
     """The machine. Nothing here changes the loss curve beyond rounding."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = knob("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob("auto", "of matrix products; auto: bf16 on GPU, else fp32")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = knob(
+        "auto", "auto, cpu, cuda, cuda:N or mps"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob(
+        "auto", "of matrix products; auto: bf16 on GPU, else fp32"
+    )
     micro_batch_size: Count | None = knob(
         None, "sequences per forward pass; null: the most that divide the batch within 16,384 tokens"
     )
@@ -283,7 +296,7 @@ class SampleConfig(Section):
     run: str | None = knob(None, "run directory; null: the latest under runs_dir")
     runs_dir: str = knob("runs", "folder of all run directories")
     checkpoint: Literal["best", "latest"] = knob("best", "which checkpoint of the run")
-    prompt: str = knob("\n", "text to continue")
+    prompt: str = knob("\n", "text to continue", literal=True)
     num_samples: int = knob(1, "samples, one after the other", ge=1, le=100_000)
     max_new_tokens: int = knob(500, "tokens to generate per sample", ge=0, le=10_000_000)
     temperature: float = knob(0.8, "divides the logits; 0 is greedy", ge=0, le=100, allow_inf_nan=False)
@@ -291,7 +304,9 @@ class SampleConfig(Section):
     top_p: float = knob(1.0, "keep the likeliest tokens that together reach this probability", gt=0, le=1)
     seed: int = knob(1337, "of the draws; sample i uses (seed, i)", ge=0, lt=2**63)
     stream: bool = knob(True, "show every token as it is drawn")
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = knob("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = knob(
+        "auto", "auto, cpu, cuda, cuda:N or mps"
+    )
 
 
 class PrepareConfig(Section):

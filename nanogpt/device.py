@@ -4,6 +4,7 @@ import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -56,8 +57,18 @@ def set_up(hardware: HardwareConfig) -> Compute:
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return Compute(device, find_precision(hardware, device), name)
+
+
+def cpu_name() -> str:
+    """The processor's model where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def memory_bytes(device: torch.device) -> int | None:

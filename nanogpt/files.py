@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(path: Path, wait: bool) -> Iterator[bool]:
+def locked(path: Path, wait: bool) -> Generator[bool, None, None]:
     """Hold the lock file `path` while inside; yields False at once when it is taken and `wait` is not set.
 
     The lock belongs to the process and dies with it, however it dies.

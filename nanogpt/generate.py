@@ -48,8 +48,8 @@ def generate(
 ) -> Iterator[int]:
     """Yield the tokens that follow `prompt` (at least one id), each as soon as it is drawn.
 
-    The model sees the last block_size tokens. Up to block_size each token costs one position; past it every position moves
-    with each token, so the whole window is computed again, as it must be with learned absolute positions.
+    The model sees the last block_size tokens. Up to block_size each token costs one position; past it every position
+    moves with each token, so the whole window is computed again, as it must be with learned absolute positions.
     """
     device = model.token_embedding.weight.device
     block_size = model.config.block_size

@@ -1,7 +1,7 @@
 """A run's folder: found again by the signature of its science config, owned by one process at a time.
 
-    runs/<name>-<signature>/{config.json, tokenizer.json, metrics.jsonl, timing.jsonl, status.json, provenance.json,
-                             log.txt, checkpoints/, samples/, plots/}
+runs/<name>-<signature>/{config.json, tokenizer.json, metrics.jsonl, timing.jsonl, status.json, provenance.json,
+                         log.txt, checkpoints/, samples/, plots/}
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def locate(config: TrainConfig) -> Path:
 
 
 @contextmanager
-def opened(config: TrainConfig) -> Iterator[RunDirectory]:
+def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint."""
     path = locate(config)
     path.mkdir(parents=True, exist_ok=True)

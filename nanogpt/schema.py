@@ -70,7 +70,7 @@ def defaults(schema: type[BaseModel]) -> dict[str, Any]:
     """Every key of a schema with its default, as plain nested values."""
     plain: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
-        kind = field.annotation
+        kind: Any = field.annotation
         nested = isinstance(kind, type) and issubclass(kind, BaseModel)
         plain[name] = defaults(kind) if nested else field.default
     return plain

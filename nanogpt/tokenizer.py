@@ -1,7 +1,7 @@
 """Text to token ids and back: characters, bytes, a byte-level BPE trained on the corpus, or GPT-2's own BPE.
 
-Every tokenizer is a table `tokens` of the bytes each id stands for, plus a way to encode. Decoding joins the bytes, so it
-is the same for all, and the table gives bits per byte. A tokenizer is stored in one JSON file, never as code or a pickle.
+Every tokenizer is a table `tokens` of the bytes each id stands for, plus a way to encode. Decoding joins the bytes, so
+it is the same for all, and the table gives bits per byte. A tokenizer is stored in one JSON file, never as a pickle.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 class CharTokenizer:
     """One id for each character that occurs in the corpus, in code point order, as nanoGPT."""
 
-    end_of_text = None
+    end_of_text: int | None = None
 
     def __init__(self, chars: str) -> None:
         self.chars = "".join(sorted(set(chars)))
@@ -72,7 +72,7 @@ class CharTokenizer:
 class ByteTokenizer:
     """The 256 bytes of UTF-8."""
 
-    end_of_text = None
+    end_of_text: int | None = None
 
     def __init__(self) -> None:
         self.tokens = [bytes([value]) for value in range(256)]
@@ -87,7 +87,7 @@ class ByteTokenizer:
 class BPETokenizer:
     """Byte-level BPE through Hugging Face tokenizers; id 0 ends a document."""
 
-    end_of_text = 0
+    end_of_text: int | None = 0
 
     def __init__(self, serialized: str) -> None:
         from tokenizers import Tokenizer as HFTokenizer
@@ -138,9 +138,10 @@ class GPT2Tokenizer:
                 "GPT-2's tokenizer files are not here and can't be downloaded "
                 f"({escaped(type(error).__name__)}); set TIKTOKEN_CACHE_DIR to a folder that has them"
             ) from None
-        self.end_of_text = self.inner.eot_token
+        end: int = self.inner.eot_token
+        self.end_of_text: int | None = end
         self.tokens = [self.inner.decode_single_token_bytes(i) for i in range(self.inner.n_vocab)]
-        self.tokens[self.end_of_text] = b""
+        self.tokens[end] = b""
 
     def encode(self, text: str) -> Ids:
         return np.array(self.inner.encode_ordinary(text), np.uint32)

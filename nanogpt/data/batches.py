@@ -57,10 +57,7 @@ def read_windows(split: Split, places: list[tuple[int, int]], block_size: int, d
     """(inputs, targets), each (B, T): T + 1 tokens from every place, targets one to the right."""
     rows = np.stack([split.read(shard, offset, block_size + 1) for shard, offset in places])
     windows = torch.from_numpy(rows)
-    if device.type == "cuda":
-        windows = windows.pin_memory().to(device, non_blocking=True)
-    else:
-        windows = windows.to(device)
+    windows = windows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else windows.to(device)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 

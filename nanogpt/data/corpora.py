@@ -1,7 +1,7 @@
 """Sources of text: the standard library, tiny Shakespeare, the Hugging Face hub, and your own files.
 
-A corpus is a list of parts, each a unit of work that one process can tokenise by itself, and a part yields documents. Both
-are found again from the config alone, so a part can be handed to another process by its number.
+A corpus is a list of parts, each a unit of work that one process can tokenise by itself, and a part yields documents.
+Both are found again from the config alone, so a part can be handed to another process by its number.
 """
 
 import glob
@@ -47,7 +47,7 @@ class Corpus:
 
     def documents(self, part: int) -> Iterator[Document]:
         """The documents of one part, always in the same order."""
-        if self.config.corpus == "hub" and not self.files or is_table(self.files):
+        if (self.config.corpus == "hub" and not self.files) or is_table(self.files):
             return table_rows(self.config, self.files, part)
         return text_files(groups(self.files)[part], ascii_only=self.config.corpus == "pystdlib")
 
@@ -174,10 +174,8 @@ def load_stream(path: str, **arguments: Any) -> Any:
     try:
         return datasets.load_dataset(path, split="train", streaming=True, **arguments)
     except Exception as error:  # the hub client raises its own, requests' and the system's
-        raise BadEnvironment(
-            f"{escaped(path)}: {type(error).__name__}: {escaped(str(error).splitlines()[0] if str(error) else '', 200)}; "
-            "use local files with data.source='…/*.parquet'"
-        ) from None
+        why = escaped(f"{type(error).__name__}: {error}", 200)
+        raise BadEnvironment(f"{escaped(path)}: {why}; use local files with data.source='…/*.parquet'") from None
 
 
 def download(url: str, digest: str, to: Path) -> Path:

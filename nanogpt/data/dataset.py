@@ -150,7 +150,9 @@ def read_meta(path: Path) -> Meta:
     except FileNotFoundError:
         raise BadData(f"{escaped(path)}: not found") from None
     except (OSError, ValueError, ValidationError) as error:
-        raise BadData(f"{escaped(path)}: not a valid meta.json ({escaped(str(error).splitlines()[0])}); {REPAIR}") from None
+        raise BadData(
+            f"{escaped(path)}: not a valid meta.json ({escaped(str(error).splitlines()[0])}); {REPAIR}"
+        ) from None
     if meta.format != FORMAT:
         raise BadData(f"{escaped(path)}: format {meta.format}, this program reads {FORMAT}; {REPAIR}")
     if set(meta.splits) != {"train", "val"}:
@@ -166,7 +168,9 @@ def open_split(folder: Path, name: SplitName, split: SplitMeta, vocab_size: int,
             raise BadData(f"{escaped(folder)}/meta.json: shard name {escaped(one.file)!r} leaves the folder")
         shard = open_shard(folder / one.file)
         if shard.n_tokens != one.tokens:
-            raise BadData(f"{escaped(shard.path)}: holds {shard.n_tokens} tokens, meta.json says {one.tokens}; {REPAIR}")
+            raise BadData(
+                f"{escaped(shard.path)}: holds {shard.n_tokens} tokens, meta.json says {one.tokens}; {REPAIR}"
+            )
         if full and sha256(shard.path) != one.sha256:
             raise BadData(f"{escaped(shard.path)}: sha256 is not the one in meta.json, the file is corrupt; {REPAIR}")
         shards.append(shard)

@@ -60,9 +60,7 @@ def work_part(number: int) -> None:
     encode_part(WORKER["corpus"], WORKER["tokenizer"], WORKER["work"], number, add)
 
 
-def encode_part(
-    corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, add: Callable[[int, int], None]
-) -> None:
+def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, add: Callable[[int, int], None]) -> None:
     """Tokenise one part into shards and record it."""
     writers = {name: SplitWriter(work, f"{name}_{number:05d}", tokenizer, corpus.separate) for name in SPLITS}
     digest, documents, characters = hashlib.sha256(), 0, 0
@@ -72,7 +70,7 @@ def encode_part(
         documents, characters = documents + 1, characters + len(document.text)
         n_tokens = sum(writers[name].add(text) for name, text in split(corpus, document) if text)
         add(len(encoded), n_tokens)
-    splits = {name: writer.close() for name, writer in writers.items()}
+    splits: dict[SplitName, SplitMeta] = {name: writers[name].close() for name in SPLITS}
     part = Part(documents=documents, characters=characters, sha256=digest.hexdigest(), splits=splits)
     write_atomic(work / f"part-{number:05d}.json", to_json(part))
 

@@ -204,5 +204,3 @@ def merge(splits: list[SplitMeta]) -> SplitMeta:
         tokens=sum(one.tokens for one in splits),
         shards=[shard for one in splits for shard in one.shards],
     )
-
-

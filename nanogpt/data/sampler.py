@@ -1,7 +1,7 @@
 """Which window is sample number g: a pure function of (seed, g), so resume, ranks and prefetching need no state.
 
-An epoch is a keyed permutation of the windows of `block_size` tokens. The permutation is a generalised Feistel network on
-Z_a x Z_b (Black & Rogaway 2002) whose round function is the finaliser of splitmix64 (Steele et al. 2014), with cycle
+An epoch is a keyed permutation of the windows of `block_size` tokens. The permutation is a generalised Feistel network
+on Z_a x Z_b (Black & Rogaway 2002) whose round function is the finaliser of splitmix64 (Steele et al. 2014), with cycle
 walking for the few numbers above n. Window borders move every epoch by a phase, so no border is permanent.
 `order=random` draws offsets with replacement, as nanoGPT does. Integers only: the same on every platform and version.
 """

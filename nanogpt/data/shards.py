@@ -1,8 +1,8 @@
 """Token files on disk, in the format of llm.c: 256 int32 of header, then uint16 or uint32 tokens, little-endian.
 
-header[0] is the magic, header[1] the version, header[2] the number of tokens: 20240520 version 1 holds uint16 (llm.c and
-modded-nanogpt, GPT-2), 20240801 version 7 holds uint32 (llm.c, Llama 3). nanoGPT's raw uint16 files are read too. Reading
-is by `pread`: a file that was cut gives a message, where a memory map would kill the process with SIGBUS.
+header[0] is the magic, header[1] the version, header[2] the number of tokens: 20240520 version 1 holds uint16 (llm.c
+and modded-nanogpt, GPT-2), 20240801 version 7 holds uint32 (llm.c, Llama 3). nanoGPT's raw uint16 files are read too.
+Reading is by `pread`: a file that was cut gives a message, where a memory map would kill the process with SIGBUS.
 """
 
 import hashlib

@@ -32,6 +32,6 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
         dropout = self.dropout if self.training else 0.0
         # One new position may see all S: only a square of positions needs the causal mask.
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T == k.shape[2])
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=k.shape[2] == T)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))

@@ -1,4 +1,4 @@
-"""What a model costs: parameters per part, floating-point operations per token, and the share of a device's peak used."""
+"""What a model costs: parameters per part, floating-point operations per token, and the peaks of devices."""
 
 from torch import nn
 

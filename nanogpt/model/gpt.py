@@ -92,7 +92,6 @@ class GPT(nn.Module):
             logits.view(-1, logits.shape[-1]).float(), targets.reshape(-1), ignore_index=IGNORED, reduction="sum"
         )
 
-
     def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) ids -> (B, V) logits of the token after the last, padded ids cut off."""
         last = self.features(ids, cache)[:, -1]

@@ -1,5 +1,6 @@
 """What a person watches: a live bar on a terminal, plain lines in a pipe or a cluster's log, the same facts in both."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,17 +23,20 @@ def seconds(duration: float) -> str:
     return f"{whole}s"
 
 
-def amount(number: float) -> str:
-    """`950`, `12.3k`, `4.56M`, `1.2B`."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+def amount(number: float, billion: str = "B") -> str:
+    """`950`, `12.3k`, `4.56M`, `1.2B`; FLOPs and bytes say `billion="G"`."""
+    for size, unit in ((1e12, "T"), (1e9, billion), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
 
 
 def say(text: str = "") -> None:
-    """A line for a person, on standard output."""
-    print(text, flush=True)
+    """A line for a person, on standard output. When its reader has gone (`| head`), training goes on without one."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -26,16 +26,8 @@ def draw_loss(rows: list[Row], path: Path, title: str) -> None:
         steps, losses = zip(*val, strict=True)
         axes.plot(steps, losses, color=VAL, linewidth=1.8, marker="o", markersize=4, label="validation")
         best_step, best = min(val, key=lambda point: point[1])
-        axes.plot([best_step], [best], marker="*", markersize=15, color=VAL, markeredgecolor="white", zorder=5)
-        axes.annotate(
-            f"best {best:.4f} at step {best_step:,}",
-            (best_step, best),
-            xytext=(0.97, 0.62),
-            textcoords="axes fraction",
-            ha="right",
-            color=INK,
-            arrowprops={"arrowstyle": "-", "color": FAINT},
-        )
+        label = f"best {best:.4f} at step {best_step:,}"
+        axes.plot([best_step], [best], "*", markersize=15, color=VAL, markeredgecolor="white", zorder=5, label=label)
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")

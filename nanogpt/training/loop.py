@@ -22,7 +22,7 @@ def train_loop(
     record: Record,
     should_stop: Callable[[], bool],
 ) -> bool:
-    """Train from the state's step to the last. Returns True at the end, False when asked to stop; both with all saved."""
+    """Train from the state's step to the last. Returns True at the end, False when asked to stop; all is saved."""
     saved = state.step if state.step in run.checkpoints.steps() else -1
     while True:
         if evaluation_due(state, config):

@@ -81,7 +81,7 @@ def refuse_too_large(model: ModelConfig, compute: Compute) -> None:
     if there and needed > there:
         raise BadInput(
             f"model.n_layer={model.n_layer} model.n_embd={model.n_embd}: {amount(n_params)} parameters need "
-            f"{amount(needed)}B for weights, gradients and moments; {compute.device} has {amount(there)}B"
+            f"{amount(needed, 'G')}B for weights, gradients and moments; {compute.device} has {amount(there, 'G')}B"
         )
 
 
@@ -124,7 +124,7 @@ def introduce(config: TrainConfig, state: TrainState, dataset: Dataset, run: Run
     threads = f", {torch.get_num_threads()} threads" if compute.device.type == "cpu" else ""
     say(f"run     {run.path} ({where})")
     say(f"data    {config.data.name}: {dataset.description}")
-    say(f"model   {config.model.name}: {amount(counts['total'])} parameters ({parts}), {amount(flops)}FLOP/token")
+    say(f"model   {config.model.name}: {amount(counts['total'])} parameters ({parts}), {amount(flops, 'G')}FLOP/token")
     say(
         f"plan    {state.steps:,} steps of {config.training.batch_tokens:,} tokens = {amount(tokens)} tokens; "
         f"{config.grad_accum} micro-batches of {config.micro_batch_size} x {config.model.block_size}"

@@ -73,7 +73,7 @@ class TrainState:
         return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
     def restore(self, loaded: Loaded) -> None:
-        """Take over a checkpoint. Raises BadCheckpoint naming the tensors that don't fit, before anything is changed."""
+        """Take over a checkpoint. Raises BadCheckpoint naming the tensors that don't fit; then nothing is changed."""
         named = dict(self.model.named_parameters())
         refuse_misfits(loaded, named)
         with torch.no_grad():

@@ -1,0 +1,15 @@
+"""Measure a training step on this machine:  python bench.py experiment=shakespeare_char_cpu  (see --help)"""
+
+from conf.door import enter
+from nanogpt.config import BenchConfig
+
+
+def main(config: BenchConfig) -> int:
+    """Measure and print a table."""
+    from nanogpt.benchmark import bench
+
+    return bench(config)
+
+
+if __name__ == "__main__":
+    enter("bench", BenchConfig, main)

@@ -1,0 +1,59 @@
+"""Files of other programs that are pickles: the one place that opens them, without running anything in them.
+
+python -m nanogpt.foreign path/to/meta.pkl      writes tokenizer.json beside nanoGPT's character vocabulary
+"""
+
+import io
+import pickle
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nanogpt import tokenizer as tokenizers
+from nanogpt.errors import BadData, LabError, escaped
+from nanogpt.files import write_atomic
+from nanogpt.tokenizer import CharTokenizer
+
+SIZE_LIMIT = 4 * 2**20  # bytes; a character vocabulary takes a few thousand
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Builds dicts, lists, strings and numbers; whatever would import a name, and so could run code, is refused."""
+
+    def find_class(self, module: str, name: str, /) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid: Any, /) -> NoReturn:
+        raise pickle.UnpicklingError("it asks for an outside object")
+
+
+def convert_meta(path: Path) -> Path:
+    """Turn nanoGPT's meta.pkl (`itos`: id -> character) into a tokenizer.json beside it. Raises BadData."""
+    try:
+        content = path.read_bytes() if path.stat().st_size <= SIZE_LIMIT else b""
+    except OSError as error:
+        raise BadData(f"{escaped(path)}: {error.strerror}") from None
+    try:
+        value: object = PlainUnpickler(io.BytesIO(content)).load()
+    except Exception as error:  # a broken pickle can raise anything
+        raise BadData(f"{escaped(path)}: not a plain vocabulary: {escaped(error)}") from None
+    itos = value.get("itos") if isinstance(value, dict) else None
+    chars = [itos.get(i) for i in range(len(itos))] if isinstance(itos, dict) else []
+    if not chars or not all(isinstance(char, str) and len(char) == 1 for char in chars):
+        raise BadData(f"{escaped(path)}: not a character vocabulary of nanoGPT")
+    text = "".join(map(str, chars))
+    if text != "".join(sorted(set(text))):
+        raise BadData(f"{escaped(path)}: its characters are not in code point order, as nanoGPT writes them")
+    target = path.with_name(tokenizers.FILE)
+    write_atomic(target, tokenizers.to_json(CharTokenizer(text)))
+    return target
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m nanogpt.foreign path/to/meta.pkl")
+    try:
+        print(convert_meta(Path(sys.argv[1])))
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
