@@ -19,8 +19,8 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
 from conf.groups import choices, groups
 from nanogpt import schema
-from nanogpt.config import Section
 from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.schema import Section
 
 Config = TypeVar("Config", bound=Section)
 
@@ -91,6 +91,8 @@ def check_keys(door: str, kind: type[Section], overrides: list[Override]) -> Non
         text = escaped(override.input_line)
         if key in seen:
             raise BadInput(f"{text}: {key} is given twice")
+        if override.package is not None:
+            raise BadInput(f"{text}: no such key or group; '@' is for Hydra's packages, which aren't used here")
         seen.add(key)
         if key == "hydra" or key.startswith(("hydra.", "hydra/")):
             raise BadInput(f"{text}: Hydra's own settings can't be changed here")
@@ -141,9 +143,11 @@ def one_point(door: str, kind: type[Config], overrides: list[str], literals: dic
         keys = [key for key, _ in schema.leaves(kind)]
         raise BadInput(f"{error.full_key}: refers to the unknown key '{escaped(name)}'{hint(name, keys)}") from None
     except InterpolationResolutionError as error:
-        raise BadInput(f"{error.full_key}: {escaped(str(error).splitlines()[0], 200)}") from None
+        unset = re.search(r"Environment variable '(.*)' not found", str(error))
+        why = f"the environment variable {unset[1]} is not set" if unset else str(error).splitlines()[0]
+        raise BadInput(f"{error.full_key}: {why}") from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise BadInput(escaped(str(error).splitlines()[0], 300)) from None
+        raise BadInput(str(error).splitlines()[0]) from None
     return schema.from_dict(kind, plain | literals)
 
 

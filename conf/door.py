@@ -11,13 +11,14 @@ from importlib import resources
 from typing import TypeVar
 
 from nanogpt import schema
-from nanogpt.config import Section
 from nanogpt.errors import BadInput, LabError, escaped
+from nanogpt.schema import Section
 
 Config = TypeVar("Config", bound=Section)
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p")
+INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 FLAGS = (*HYDRA_FLAGS, "--package", "-p", "--resolve", "--multirun", "-m", "--help", "-h")
 
 
@@ -60,7 +61,9 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     words = iter(argv)
     for word in words:
-        if not word.startswith("-") or ("=" in word.lstrip("-") and not word.startswith("--")):
+        if flags[-1:] in (["--info"], ["-i"]) and word in INFO_TOPICS:
+            flags.append(word)
+        elif not word.startswith("-") or ("=" in word.lstrip("-") and not word.startswith("--")):
             overrides.append(word)
         elif word.partition("=")[0] not in FLAGS:
             key, _, value = word.lstrip("-").partition("=")

@@ -1,36 +1,22 @@
 """Every knob of the platform: what it means, its unit, its range and its default.
 
 YAML and overrides become one of the frozen models below exactly once, at the door (`conf/door.py`); everything after
-that is typed. A field is *science* when it can change the result, and then it belongs to the run's identity
-(`signature`); hardware, tracking, names and places are not science. Units: `steps` are optimizer steps, `tokens` are
+that is typed. A field is *science* when it can change the result, and then it belongs to the run's identity (its
+`signature`); hardware, tracking, names and places are not science. Units: `steps` are optimizer steps, `tokens` are
 target tokens over all micro-batches and ranks, losses are nats per token. Sizes keep the names of GPT-2 and nanoGPT.
 """
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from nanogpt.schema import Section, knob, refuse
+
 MICRO_BATCH_TOKENS = 16_384  # what a micro-batch holds at most when hardware.micro_batch_size is null
-
-
-def knob(default: Any, doc: str, science: bool = True, literal: bool = False, **limits: Any) -> Any:
-    """A field with its one-line meaning; `science=False` keeps it out of the run's identity.
-
-    `literal` fields are free text: on the command line all that follows `=` is the value, with no quoting rules.
-    """
-    return Field(default, description=doc, json_schema_extra={"science": science, "literal": literal}, **limits)
-
-
-def refuse(key: str, value: object, why: str) -> PydanticCustomError:
-    """The error of a cross-field check: `error: key=value: why`."""
-    return PydanticCustomError("refused", "{why}", {"key": key, "value": value, "why": why})
 
 
 def file_name(text: str | None) -> str | None:
@@ -47,12 +33,6 @@ Count = Annotated[int, Field(ge=1, le=2**53)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
-class Section(BaseModel):
-    """Frozen, strict about types, and closed: a key that isn't declared is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-
 class ModelConfig(Section):
     """The network. The defaults are GPT-2 small."""
 
@@ -62,7 +42,9 @@ class ModelConfig(Section):
     n_embd: int = knob(768, "width of the residual stream, channels", ge=1, le=65_536)
     block_size: int = knob(1024, "context length, tokens", ge=1, le=1_048_576)
     vocab_size: int | None = knob(None, "token ids; null takes the tokenizer's", ge=2, le=2**31)
-    vocab_multiple: int = knob(1, "pads the embedding rows to a multiple of this; no padded id is ever predicted", ge=1)
+    vocab_multiple: int = knob(
+        1, "pads the embedding rows to a multiple of this; no padded id is ever predicted", ge=1, le=65_536
+    )
     dropout: Share = knob(0.0, "probability of zeroing an activation in training")
     bias: bool = knob(True, "biases in linear layers and layer norms")
     activation: Literal["gelu", "gelu_tanh"] = knob("gelu_tanh", "exact erf form, or the tanh form of OpenAI's GPT-2")
@@ -140,8 +122,8 @@ class ScheduleConfig(Section):
     """Learning rate as a function of the step alone."""
 
     name: Literal["cosine", "linear", "constant", "wsd"] = knob("cosine", "shape after warm-up")
-    warmup_steps: int = knob(0, "steps of linear warm-up", ge=0)
-    decay_steps: int | None = knob(None, "step at which the lowest rate is reached; null: the last", ge=1)
+    warmup_steps: int = knob(0, "steps of linear warm-up", ge=0, le=2**53)
+    decay_steps: Count | None = knob(None, "step at which the lowest rate is reached; null: the last")
     decay_fraction: float = knob(0.2, "wsd: share of the steps, at the end, in which the rate falls", gt=0, le=1)
     min_lr_ratio: float = knob(0.1, "lowest learning rate as a share of optimizer.lr", ge=0, le=1)
 
@@ -150,7 +132,7 @@ class TrainingConfig(Section):
     """How much to train, on which batches. Exactly one of steps, tokens and tokens_per_param is set."""
 
     batch_tokens: Count = knob(491_520, "tokens per optimizer step over all ranks, a multiple of model.block_size")
-    steps: int | None = knob(None, "horizon in optimizer steps", ge=0)
+    steps: int | None = knob(None, "horizon in optimizer steps", ge=0, le=2**53)
     tokens: Count | None = knob(None, "horizon in tokens, rounded up to whole steps")
     tokens_per_param: float | None = knob(None, "horizon in tokens per parameter; 20 is Chinchilla's", gt=0, le=1e6)
     seed: int = knob(1337, "of initialisation, data order and dropout", ge=0, lt=2**63)
@@ -300,7 +282,7 @@ class SampleConfig(Section):
     num_samples: int = knob(1, "samples, one after the other", ge=1, le=100_000)
     max_new_tokens: int = knob(500, "tokens to generate per sample", ge=0, le=10_000_000)
     temperature: float = knob(0.8, "divides the logits; 0 is greedy", ge=0, le=100, allow_inf_nan=False)
-    top_k: int | None = knob(None, "keep the k likeliest tokens; null: all", ge=1)
+    top_k: int | None = knob(None, "keep the k likeliest tokens; null: all", ge=1, le=2**31)
     top_p: float = knob(1.0, "keep the likeliest tokens that together reach this probability", gt=0, le=1)
     seed: int = knob(1337, "of the draws; sample i uses (seed, i)", ge=0, lt=2**63)
     stream: bool = knob(True, "show every token as it is drawn")
@@ -329,20 +311,3 @@ class BenchConfig(TrainConfig):
     """A training run whose step is timed instead of trained."""
 
     bench: BenchSettings = knob(BenchSettings(), "how long to measure")
-
-
-def science(section: BaseModel) -> dict[str, Any]:
-    """The part of a config that can change the result, as plain JSON values."""
-    kept: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, Mapping) and extra.get("science"):
-            value = getattr(section, name)
-            kept[name] = science(value) if isinstance(value, BaseModel) else value
-    return json.loads(json.dumps(kept))
-
-
-def signature(section: BaseModel) -> str:
-    """64 hex digits that name the science of a config: equal science, equal signature, whatever the defaults were."""
-    canonical = json.dumps(science(section), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -6,14 +6,18 @@ The codes are part of the interface (README, "Exit codes"): 0 done, 2 bad input,
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 STOPPED = 85
 
 
 class LabError(Exception):
-    """A foreseen failure with a message for a person."""
+    """A foreseen failure with a message for a person, always one printable line."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message, 2000))
 
 
 class BadInput(LabError):
@@ -88,9 +92,9 @@ ALIASES = {  # what nanoGPT and other trainers call our keys
 
 
 def escaped(text: object, limit: int = 80) -> str:
-    """`text` on one line, control characters made visible, cut to `limit` characters."""
+    """`text` on one line, control characters made visible, cut to `limit` characters unless it is a path."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return line if len(line) <= limit or isinstance(text, Path) else line[: limit - 1] + "…"
 
 
 def hint(name: str, allowed: Iterable[str]) -> str:

@@ -23,10 +23,13 @@ class Draw:
     """Only the k likeliest tokens."""
     top_p: float = 1.0
     """Only the likeliest tokens that together reach this probability (Holtzman et al. 2020)."""
+    vocab_size: int | None = None
+    """Only ids below this: a model may have more than its tokenizer."""
 
 
 def filtered(logits: Tensor, draw: Draw) -> Tensor:
     """(B, V) logits -> (B, V) probabilities under the rules of `draw`."""
+    logits = logits[:, : draw.vocab_size]
     if draw.temperature == 0:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
     logits = logits / draw.temperature

@@ -16,9 +16,10 @@ from typing import Any
 
 from nanogpt import schema
 from nanogpt.checkpoint import Checkpoints
-from nanogpt.config import TrainConfig, signature
+from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, escaped, hint
 from nanogpt.files import locked, write_atomic
+from nanogpt.schema import signature
 from nanogpt.tracking.metrics import RowLog
 
 SHORT = 8  # digits of the signature in a folder's name

@@ -31,7 +31,7 @@ def sample(config: SampleConfig) -> int:
             f"note: the prompt has {len(prompt)} tokens, the model sees the last {model.config.block_size}",
             file=sys.stderr,
         )
-    draw = Draw(config.temperature, config.top_k, config.top_p)
+    draw = Draw(config.temperature, config.top_k, config.top_p, len(tokenizer.tokens))
     for number in range(config.num_samples):
         if config.num_samples > 1:
             print(f"--- sample {number + 1} of {config.num_samples}")

@@ -1,16 +1,23 @@
-"""Plain dictionaries in, typed config out, with errors that a person can act on. No Hydra, no torch."""
+"""What a config model is made of, and the way from plain dictionaries to it with errors that a person can act on."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from nanogpt.config import Section
 from nanogpt.errors import BadCheckpoint, BadInput, escaped, hint
+
+
+class Section(BaseModel):
+    """Frozen, strict about types, and closed: a key that isn't declared is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
 
 Config = TypeVar("Config", bound=Section)
 
@@ -26,9 +33,21 @@ TYPES = {
     "missing": "a list of two values is needed",
     "too_long": "too many values",
     "literal_error": "not a choice",
-    "file_name": "not a name",
 }
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "string_pattern_mismatch")
+
+
+def knob(default: Any, doc: str, science: bool = True, literal: bool = False, **limits: Any) -> Any:
+    """A field with its one-line meaning; `science=False` keeps it out of the run's identity.
+
+    `literal` fields are free text: on the command line all that follows `=` is the value, with no quoting rules.
+    """
+    return Field(default, description=doc, json_schema_extra={"science": science, "literal": literal}, **limits)
+
+
+def refuse(key: str, value: object, why: str) -> PydanticCustomError:
+    """The error of a cross-field check: `error: key=value: why`."""
+    return PydanticCustomError("refused", "{why}", {"key": key, "value": value, "why": why})
 
 
 def from_dict(schema: type[Config], values: Mapping[str, Any]) -> Config:
@@ -88,6 +107,8 @@ def message(schema: type[BaseModel], error: ErrorDetails) -> str:
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{escaped(key)}: no such key{hint(key, keys)}"
+    if error["type"] == "file_name":
+        return f"{shown(key, error['input'])}: not a name; allowed: {error['msg']}"
     why = TYPES.get(error["type"]) or ("out of range" if error["type"] in OUTSIDE else error["msg"])
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         why += f", and this reads as a number or a boolean; quote it: {key}=\"'{error['input']}'\""
@@ -111,7 +132,7 @@ def allowed(field: FieldInfo) -> str:
     choices = choices_of(field.annotation)
     if choices:
         return "one of " + ", ".join(choices) + null
-    limits = [limit for limit in field.metadata if not isinstance(limit, Section)]
+    limits = list(field.metadata)
     for kind in kinds:
         limits += getattr(kind, "__metadata__", ())
     bounds = {name: value for limit in flat(limits) for name, value in limit.items()}
@@ -146,3 +167,20 @@ def flat(metadata: list[Any]) -> Iterator[dict[str, Any]]:
                 for name in ("ge", "gt", "le", "lt", "pattern")
                 if (value := getattr(one, name, None)) is not None
             }
+
+
+def science(section: BaseModel) -> dict[str, Any]:
+    """The part of a config that can change the result, as plain JSON values."""
+    kept: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, Mapping) and extra.get("science"):
+            value = getattr(section, name)
+            kept[name] = science(value) if isinstance(value, BaseModel) else value
+    return json.loads(json.dumps(kept))
+
+
+def signature(section: BaseModel) -> str:
+    """64 hex digits that name the science of a config: equal science, equal signature, whatever the defaults were."""
+    canonical = json.dumps(science(section), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -15,9 +15,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from nanogpt import tokenizer as tokenizers
-from nanogpt.config import DataConfig, Section, signature
+from nanogpt.config import DataConfig
 from nanogpt.data.shards import Shard, Tokens, open_shard, sha256
 from nanogpt.errors import BadData, escaped
+from nanogpt.schema import Section, signature
 from nanogpt.tokenizer import Tokenizer
 
 FORMAT = 1

@@ -9,12 +9,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from nanogpt import tokenizer as tokenizers
-from nanogpt.config import Section
 from nanogpt.data.corpora import Corpus, Document
 from nanogpt.data.dataset import ShardMeta, SplitMeta, SplitName
 from nanogpt.data.shards import ShardWriter, dtype_for, sha256
 from nanogpt.files import write_atomic
-from nanogpt.schema import to_json
+from nanogpt.schema import Section, to_json
 from nanogpt.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000

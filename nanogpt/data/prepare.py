@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from nanogpt import tokenizer as tokenizers
-from nanogpt.config import DataConfig, signature
+from nanogpt.config import DataConfig
 from nanogpt.data import corpora
 from nanogpt.data.corpora import Corpus
 from nanogpt.data.dataset import (
@@ -29,7 +29,7 @@ from nanogpt.data.encode import SPLITS, Part, encode_part, read_part, split, sta
 from nanogpt.data.shards import dtype_for
 from nanogpt.errors import BadData, BadEnvironment, escaped
 from nanogpt.files import locked, sync_folder, write_atomic
-from nanogpt.schema import to_json
+from nanogpt.schema import signature, to_json
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.console import Meter
 

@@ -121,9 +121,10 @@ class Record:
         generator = torch.Generator(device).manual_seed(seed_of(self.config.training.seed, "sample"))
         prompt = self.tokenizer.encode("\n").tolist() if self.tokenizer.end_of_text is None else []
         prompt = prompt or [self.tokenizer.end_of_text or 0]
+        draw = Draw(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
         was_training = state.model.training
         state.model.eval()
-        drawn = generate(state.model, prompt, self.config.tracking.sample_tokens, Draw(0.8), generator)
+        drawn = generate(state.model, prompt, self.config.tracking.sample_tokens, draw, generator)
         text = tokenizers.decode(self.tokenizer, list(drawn))
         state.model.train(was_training)
         return text

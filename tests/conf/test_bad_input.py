@@ -1,0 +1,251 @@
+"""Wrong input: one line, the right exit code, the nearest name, and nothing created."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conf.compose import points
+from conf.door import dispatch
+from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.errors import BadInput, LabError
+from nanogpt.schema import leaves
+from tests.conftest import Run
+
+DOORS: dict[str, Any] = {"train": TrainConfig, "bench": BenchConfig, "prepare": PrepareConfig, "sample": SampleConfig}
+
+TABLE = [
+    # override syntax
+    ("modle=gpt2", "modle: no such key or group; did you mean 'model'?"),
+    ("optimizer.learning_rate=1e-3", "optimizer.learning_rate: no such key or group; did you mean 'optimizer.lr'?"),
+    ("max_iters=5", "did you mean 'training.steps'?"),
+    ("+optimizer.foo=1", "keys can't be added"),
+    ("++optimizer.lr=1", "keys can't be added"),
+    ("~model", "keys can't be deleted"),
+    ("~model.n_layer", "keys can't be deleted"),
+    ("model", "model: not an override; write key=value"),
+    ("=3", "=3: the key before '=' is missing"),
+    ('name="unterminated', "check the quotes and brackets"),
+    ("name=ünï", "the character 'ü' needs quotes"),
+    ("name='a b'", "name=a b: not a name; allowed: letters, digits"),
+    ("--lr=3", "--lr=3: no such option; settings are written without dashes: lr=3"),
+    ("--learning_rate", "no such option"),
+    ("model=gpt2 model=tiny", "model is given twice"),
+    ("optimizer.lr=1 optimizer.lr=2", "optimizer.lr is given twice"),
+    ("optimizer.lr=1e-3,1e-4", "several values are a sweep and need -m"),
+    ("name=${foo}", "name: refers to the unknown key 'foo'"),
+    ("optimizer.lr=${optimizer.learning_rate}", "did you mean 'optimizer.lr'?"),
+    ("name=${oc.env:SURELY_NOT_SET}", "name: the environment variable SURELY_NOT_SET is not set"),
+    ("name=${oc.env:WANDB_API_KEY}", "WANDB_API_KEY looks like a secret"),
+    ("data.source=${oc.env:HF_TOKEN,x}", "HF_TOKEN looks like a secret"),
+    ("hydra.run.dir=/proc/x", "Hydra's own settings can't be changed"),
+    ("hydra/launcher=nope", "Hydra's own settings can't be changed"),
+    ("model={n_layer:3}", "no such choice"),
+    ("optimizer={lr:3}", "no such choice"),
+    ("training={steps:3}", "a group of keys; set one of training.batch_tokens"),
+    ("model.n_layer.x=3", "did you mean 'model.n_layer'?"),
+    ("model@x=gpt2", "no such key or group"),
+    ("model._target_=os.system", "no such key"),
+    # group choice
+    ("model=gpt3", "model=gpt3: no such choice; allowed: one of baby, gpt2, gpt2_large"),
+    ("model=GPT2", "did you mean 'gpt2'?"),
+    ("model=null", "needs a value"),
+    ("model=", "needs a value"),
+    ("optimizer=sgd", "no such choice; allowed: one of adamw"),
+    ("model=../../etc/passwd", "no such choice"),
+    ("experiment=quikstart", "did you mean 'quickstart'?"),
+    ("hardware=8xh100", "no such choice; allowed: one of auto, cpu, gpu"),
+    # model
+    ("model.n_head=5", "model.n_head=5: must divide model.n_embd=128; nearest 4, 8"),
+    ("model.n_head=0", "model.n_head=0: out of range; allowed: integer in [1, 1024]"),
+    ("model.n_head=-1", "out of range"),
+    ("model.n_layer=0", "out of range"),
+    ("model.n_embd=0", "out of range"),
+    ("model.n_layer=1000000", "out of range"),
+    ("model.n_head=12.0", "model.n_head=12.0: an integer is needed"),
+    ("model.dropout=1.5", "model.dropout=1.5: out of range; allowed: number in [0, 1)"),
+    ("model.dropout=-0.1", "out of range"),
+    ("model.dropout=1.0", "out of range"),
+    ("model.dropout=nan", "model.dropout=nan: a finite number is needed"),
+    ("model.block_size=0", "out of range"),
+    ("model.activation=GELU", "not a choice; allowed: one of gelu, gelu_tanh; did you mean 'gelu'?"),
+    ("model.bias=maybe", "model.bias=maybe: a boolean is needed; allowed: true or false"),
+    ("init_from=gpt2-xxl", "allowed: one of scratch"),
+    # optimizer and schedule
+    ("optimizer.lr=abc", "optimizer.lr=abc: a number is needed; allowed: number in (0, 10]"),
+    ("optimizer.lr=-1", "out of range"),
+    ("optimizer.lr=0", "out of range"),
+    ("optimizer.lr=nan", "a finite number is needed"),
+    ("optimizer.lr=inf", "finite number"),
+    ("optimizer.lr=", "a number is needed"),
+    ("optimizer.lr=null", "optimizer.lr=null: a number is needed"),
+    ("optimizer.betas=[0.9,1.0]", "optimizer.betas=1.0: out of range"),
+    ("optimizer.betas=[0.9]", "two values"),
+    ("optimizer.betas=0.9", "a list is needed"),
+    ("optimizer.weight_decay=-0.1", "out of range"),
+    ("optimizer.grad_clip=-1", "out of range"),
+    ("schedule.min_lr_ratio=1.1", "out of range"),
+    ("schedule.warmup_steps=2001", "schedule.warmup_steps=2001: is above the run's length in steps=2000"),
+    ("schedule.decay_steps=0", "out of range"),
+    ("schedule.decay_steps=50", "schedule.warmup_steps=100: is above schedule.decay_steps=50"),
+    ("schedule=cosin", "did you mean 'cosine'?"),
+    ("training.steps=-1", "out of range"),
+    ("training.steps=5 training.tokens=1000", "exactly one of"),
+    ("training.seed=-1", "out of range"),
+    # batch and hardware
+    ("training.batch_tokens=0", "out of range"),
+    ("training.batch_tokens=-3", "out of range"),
+    ("training.batch_tokens=1.5", "an integer is needed"),
+    ("training.batch_tokens=100", "must be a multiple of model.block_size=64; nearest 64, 128"),
+    ("hardware.micro_batch_size=7", "must divide the 12 sequences of training.batch_tokens=768; nearest 4, 6"),
+    ("hardware.micro_batch_size=24", "must divide the 12 sequences"),
+    ("hardware.device=tpu", "allowed: auto, cpu, mps, cuda or cuda:N"),
+    ("hardware.precision=float64", "allowed: one of auto, fp32, bf16, fp16"),
+    ("hardware.compile=maybe", "a boolean is needed"),
+    ("hardware.threads=0", "out of range"),
+    # names and data
+    ("name=../../etc/x", "not a name"),
+    ("name=/abs", "not a name"),
+    ("name=-rf", "not a name"),
+    ("name=.", "not a name"),
+    ("name=x.", "not a name"),
+    ("name=12", "quote it: name=\"'12'\""),
+    ("data=text", "data.source=null: data=text needs your files"),
+    ("data.tokenizer=word", "allowed: one of char, byte, bpe, gpt2"),
+    ("data.tokenizer=bpe", "needs a size, e.g. data.vocab_size=1024"),
+    ("data.val_fraction=0", "out of range"),
+    ("data.val_fraction=1", "out of range"),
+]
+
+
+def refused(door: str, words: list[str]) -> str:
+    """The message of a refusal; anything else than a LabError with exit code 2 fails."""
+    with pytest.raises(BadInput) as error:
+        dispatch(door, DOORS[door], lambda _: pytest.fail("was run"), words)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("words", "expected"), TABLE, ids=[words for words, _ in TABLE])
+def test_table(words: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refused("train", [words] if "'" in words else words.split())
+    assert expected in message
+    assert message.isprintable(), "one line, no control characters"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("temperature=-1", "out of range"),
+        ("temperature=nan", "finite number"),
+        ("top_k=0", "top_k=0: out of range"),
+        ("top_p=0", "top_p=0: out of range"),
+        ("top_p=1.5", "out of range"),
+        ("max_new_tokens=-1", "out of range"),
+        ("num_samples=0", "out of range"),
+        ("seed=-1", "out of range"),
+        ("seed=99999999999999999999", "seed=99999999999999999999"),
+        ("start=x", "did you mean 'prompt'?"),
+        ("checkpoint=newest", "allowed: one of best, latest"),
+    ],
+)
+def test_sampling(words: str, expected: str) -> None:
+    assert expected in refused("sample", [words])
+
+
+def test_a_bad_point_stops_the_whole_sweep() -> None:
+    assert "optimizer.lr=abc: a number is needed" in refused("train", ["-m", "optimizer.lr=1e-3,abc"])
+
+
+def wrong_values(annotation: str) -> list[str]:
+    """Values that no field of this kind takes."""
+    wrong = ["[[1]]", "{a:{b:1}}", "x" * 10_000]
+    if "str" not in annotation:
+        wrong += ["abc", "''"]
+    if "bool" not in annotation and "Literal" not in annotation:
+        wrong += ["true"]
+    if "int" in annotation or "float" in annotation:
+        wrong += ["-1e30", "nan", "-inf"]
+    if "int" in annotation:
+        wrong += ["1.5", "1" + "0" * 30]
+    if "None" not in annotation and "Optional" not in annotation:
+        wrong.append("null")
+    return wrong
+
+
+@pytest.mark.parametrize("door", ["train", "prepare", "sample"])
+def test_every_leaf_refuses_wrong_values(door: str) -> None:
+    for key, field in leaves(DOORS[door]):
+        if key == "prompt":
+            continue
+        for value in wrong_values(str(field.annotation)):
+            if len(value) == 10_000 and key in PATHS:
+                continue  # a long path is text like any other until it is opened
+            message = refused(door, [f"{key}={value}"])
+            assert len(message) < 400 and message.isprintable(), message
+            group = key.split(".")[0]
+            assert re.search(rf"\b{group}", message), message
+
+
+PATHS = {"runs_dir", "run", "data.source", "data.dir", "data.hub", "data.hub_config", "data.text_column"}
+
+WORDS = st.one_of(
+    st.text(max_size=20),
+    st.binary(max_size=20).map(lambda data: data.decode("utf-8", "surrogateescape")),
+    st.builds(
+        "{}{}={}".format,
+        st.sampled_from(["", "+", "++", "~", "--", "-", " "]),
+        st.sampled_from([key for key, _ in leaves(TrainConfig)] + ["model", "data", "hydra.verbose", "x.y", ""]),
+        st.one_of(st.text(max_size=12), st.sampled_from(["{", "[", "${", "'", '"', "1,2", "choice(1)", "range(1,2)"])),
+    ),
+)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=3), st.sampled_from([[], ["-m"]]))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_overrides_never_crash(words: list[str], flags: list[str]) -> None:
+    """Whatever is typed is either a valid config or one line; never another exception."""
+    if any(word.lstrip().startswith(("-h", "--help", "-c", "-i", "-sc", "--")) for word in words):
+        words = ["x" + word for word in words]
+    try:
+        points("train", TrainConfig, words, multirun=bool(flags))
+    except LabError as error:
+        assert error.exit_code == 2 and str(error).isprintable()
+
+
+def test_the_process_says_one_line_and_creates_nothing(run: Run, tmp_path: Path) -> None:
+    done = run("train.py", "model.n_head=5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: model.n_head=5: must divide model.n_embd=128; nearest 4, 8\n"
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_no_gpu_is_an_environment_error(run: Run, tmp_path: Path) -> None:
+    done = run("train.py", "hardware=gpu", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 5 and done.stderr.count("\n") == 1
+    assert "no CUDA device here; use hardware=cpu" in done.stderr
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_unprepared_data_names_the_command(run: Run, tmp_path: Path) -> None:
+    done = run("train.py", "model=gpt2", "data=openwebtext")
+    assert done.returncode == 3 and done.stderr.count("\n") == 1
+    assert "not prepared; run: python prepare.py data=openwebtext" in done.stderr
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_model_larger_than_the_machine_is_refused(run: Run) -> None:
+    done = run("train.py", "model.n_layer=1000", "model.n_embd=65536", "model.n_head=64")
+    assert done.returncode == 2 and "parameters need" in done.stderr
+
+
+def test_nan_is_not_a_number_anywhere() -> None:
+    assert math.isnan(float("nan"))
+    for key, field in leaves(TrainConfig):
+        if "float" in str(field.annotation):
+            refused("train", [f"{key}=nan"])

@@ -1,0 +1,56 @@
+"""Batches are windows of the text, targets one to the right."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from nanogpt.config import TrainConfig
+from nanogpt.data.batches import TrainBatches, evaluation_places, read_windows
+from nanogpt.data.dataset import Split
+from nanogpt.data.prepare import prepare
+from nanogpt.errors import BadData
+
+CPU = torch.device("cpu")
+
+
+def test_targets_are_the_next_tokens(config: Callable[..., TrainConfig]) -> None:
+    built = config(**{"hardware.micro_batch_size": 2})
+    dataset = prepare(built.data)
+    tokens = torch.from_numpy(dataset.train.read(0, 0, dataset.train.n_tokens))
+    windows = tokens.unfold(0, 17, 1).tolist()
+    batches = list(TrainBatches(dataset.train, built, CPU).step(5000))
+    assert len(batches) == 4
+    for x, y in batches:
+        assert x.shape == y.shape == (2, 16) and x.dtype == torch.int64
+        assert (x[:, 1:] == y[:, :-1]).all()
+        for i in range(2):
+            assert [*x[i].tolist(), int(y[i, -1])] in windows
+
+
+def test_micro_batches_are_slices_of_the_same_samples(config: Callable[..., TrainConfig]) -> None:
+    split = prepare(config().data).train
+    whole = [TrainBatches(split, config(**{"hardware.micro_batch_size": n}), CPU).step(4096 - 3) for n in (8, 4, 1)]
+    inputs = [torch.cat([x for x, _ in batches]) for batches in whole]
+    assert (inputs[0] == inputs[1]).all() and (inputs[0] == inputs[2]).all()
+
+
+def test_evaluation_windows_are_disjoint_and_whole(config: Callable[..., TrainConfig]) -> None:
+    split = prepare(config().data).val
+    places = evaluation_places(split, 16, None)
+    x, y = read_windows(split, places, 16, CPU)
+    n = (split.n_tokens - 1) // 16 * 16
+    tokens = torch.from_numpy(split.read(0, 0, split.n_tokens))
+    assert (x.flatten() == tokens[:n]).all() and (y.flatten() == tokens[1 : n + 1]).all()
+    some = evaluation_places(split, 16, 100)
+    assert len(some) == 7 and set(some) <= set(places) and some[-1][1] > split.n_tokens // 2
+
+
+def test_too_little_data_says_how_much_is_needed(config: Callable[..., TrainConfig]) -> None:
+    dataset = prepare(config().data)
+    long = config(**{"model.block_size": 16384, "training.batch_tokens": 16384})
+    with pytest.raises(BadData, match=r"model.block_size=16384 needs 32768"):
+        TrainBatches(dataset.train, long, CPU)
+    with pytest.raises(BadData, match=r"model.block_size=16384 needs 16385"):
+        evaluation_places(dataset.val, 16384, None)
+    assert isinstance(dataset.val, Split)

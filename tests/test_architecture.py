@@ -1,0 +1,112 @@
+"""The shape of the tree: who may import whom, how large things may grow, and what may not appear at all."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("nanogpt/**/*.py"), *ROOT.glob("conf/**/*.py")])
+FILE_LINES, FUNCTION_LINES = 320, 60
+
+# A module may import modules of lower layers, and its own room.
+LAYERS = [
+    ("nanogpt.errors",),
+    ("nanogpt.files", "nanogpt.schema"),
+    ("nanogpt.config",),
+    ("nanogpt.tokenizer", "nanogpt.model", "nanogpt.optim", "nanogpt.tracking", "nanogpt.device", "nanogpt.provenance"),
+    ("nanogpt.data", "nanogpt.foreign"),
+    ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generate"),
+    ("nanogpt.run_directory",),
+    ("nanogpt.training", "nanogpt.sampling"),
+    ("nanogpt.benchmark", "conf"),
+    ("train", "prepare", "sample", "bench"),
+]
+THIRD_PARTY = {  # library -> the only places that may import it
+    "hydra": ("conf",),
+    "omegaconf": ("conf",),
+    "pickle": ("nanogpt.foreign",),
+    "wandb": ("nanogpt.tracking.wandb",),
+    "submitit": ("launch",),
+    "transformers": (),
+    "matplotlib": ("nanogpt.tracking.plots",),
+    "rich": ("nanogpt.tracking.console",),
+    "datasets": ("nanogpt.data.corpora",),
+    "tiktoken": ("nanogpt.tokenizer",),
+    "tokenizers": ("nanogpt.tokenizer",),
+}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "instantiate", "torch.load", "os.system", "yaml.load", "yaml.unsafe_load"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from nanogpt import schema` names a module; `from nanogpt.schema import x` does not need x
+            yield from (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "nanogpt" else [node.module]
+            )
+
+
+def inside(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def place(module: str) -> tuple[int, str]:
+    found = [(i, room) for i, layer in enumerate(LAYERS) for room in layer if inside(module, room)]
+    assert found or module in ("nanogpt",), f"{module} has no place in LAYERS"
+    return found[0] if found else (0, module)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_point_one_way(path: Path) -> None:
+    module = module_name(path)
+    layer, room = place(module)
+    for name in imports(ast.parse(path.read_text())):
+        if name.split(".")[0] in ("nanogpt", "conf"):
+            below, other = place(name)
+            assert below < layer or other == room, f"{module} imports {name}, which is not below it"
+        root = name.split(".")[0]
+        if root in THIRD_PARTY:
+            assert any(inside(module, allowed) for allowed in THIRD_PARTY[root]), f"{module} may not import {root}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_files_and_functions_stay_small_and_say_what_they_are(path: Path) -> None:
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= FILE_LINES
+    assert ast.get_docstring(tree), "a module says what it is for"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, node.name
+            elif not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{node.name} says what it is"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_nothing_dangerous(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS, ast.unparse(node)
+            for word in node.keywords:
+                assert word.arg not in ("shell", "trust_remote_code", "allow_pickle"), ast.unparse(node)
+
+
+def test_no_rooms_for_odds_and_ends() -> None:
+    assert not {"utils", "common", "helpers", "misc"} & {path.stem for path in SOURCES}
+
+
+def test_yaml_holds_values_only() -> None:
+    for path in ROOT.glob("conf/**/*.yaml"):
+        text = path.read_text()
+        assert "_target_" not in text and "${" not in text, path
+        assert len(text.splitlines()) <= 30, path
+        assert text.startswith("#"), f"{path} begins with what it is"

@@ -1,0 +1,110 @@
+"""The typed config: identity, derived values, cross-field checks."""
+
+from collections.abc import Callable
+
+import pytest
+from pydantic import ValidationError
+
+from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.errors import BadInput
+from nanogpt.schema import leaves, science, signature, to_json
+
+Build = Callable[..., TrainConfig]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hardware.device", "auto"),
+        ("hardware.micro_batch_size", 2),
+        ("tracking.log_every", 7),
+        ("checkpoint.every", 9),
+        ("name", "other"),
+        ("runs_dir", "elsewhere"),
+        ("data.dir", "elsewhere"),
+        ("data.workers", 3),
+        ("model.name", "label"),
+        ("fresh", True),
+    ],
+)
+def test_what_is_not_science_leaves_the_signature(config: Build, key: str, value: object) -> None:
+    assert signature(config(**{key: value})) == signature(config())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.n_layer", 3),
+        ("optimizer.lr", 2e-2),
+        ("training.seed", 1),
+        ("training.steps", 21),
+        ("schedule.name", "linear"),
+        ("data.order", "random"),
+        ("data.tokenizer", "byte"),
+        ("eval.tokens", 512),
+    ],
+)
+def test_science_changes_the_signature(config: Build, key: str, value: object) -> None:
+    assert signature(config(**{key: value})) != signature(config())
+
+
+def test_signature_is_of_the_resolved_values(config: Build) -> None:
+    """Writing out a default, or reading a config back from JSON, is the same experiment."""
+    assert signature(config(**{"optimizer.weight_decay": 0.1})) == signature(config())
+    assert signature(TrainConfig.model_validate_json(to_json(config()))) == signature(config())
+
+
+def test_science_holds_what_can_change_the_result(config: Build) -> None:
+    assert set(science(config())) == {
+        *("init_from", "model", "data", "optimizer", "schedule", "training", "eval"),
+    }
+
+
+def test_accumulation_is_derived(config: Build) -> None:
+    built = config(**{"training.batch_tokens": 16 * 24, "hardware.micro_batch_size": 4})
+    assert (built.batch_sequences, built.micro_batch_size, built.grad_accum) == (24, 4, 6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 12, 480, 1024, 1031])
+def test_default_micro_batch_divides_and_fits(config: Build, batch: int) -> None:
+    built = config(**{"training.batch_tokens": 1024 * batch, "model.block_size": 1024})
+    assert batch % built.micro_batch_size == 0
+    assert built.micro_batch_size * 1024 <= 16_384
+    assert built.micro_batch_size * built.grad_accum == batch
+
+
+def test_horizons(config: Build) -> None:
+    assert config(**{"training.steps": 20}).steps(10**9) == 20
+    assert config(**{"training.steps": None, "training.tokens": 1281}).steps(0) == 11
+    assert config(**{"training.steps": None, "training.tokens_per_param": 2.0}).steps(640) == 10
+
+
+def test_configs_are_frozen(config: Build) -> None:
+    with pytest.raises(ValidationError):
+        config().optimizer.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, BenchConfig, PrepareConfig, SampleConfig])
+def test_every_knob_has_a_meaning(kind: type[TrainConfig]) -> None:
+    for key, field in leaves(kind):
+        assert field.description and len(field.description) < 120, key
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.n_head": 3}, "model.n_head=3: must divide model.n_embd=16; nearest 2, 4"),
+        ({"training.batch_tokens": 100}, "training.batch_tokens=100: must be a multiple of model.block_size=16"),
+        ({"hardware.micro_batch_size": 3}, "hardware.micro_batch_size=3: must divide the 8 sequences"),
+        ({"schedule.warmup_steps": 21}, "schedule.warmup_steps=21: is above the run's length in steps=20"),
+        ({"schedule.warmup_steps": 9, "schedule.decay_steps": 8}, "is above schedule.decay_steps=8"),
+        ({"training.tokens": 5}, "exactly one of training.steps"),
+        ({"data.tokenizer": "bpe"}, "data.tokenizer=bpe needs a size"),
+        ({"data.vocab_size": 300}, "has a fixed vocabulary"),
+        ({"data.source": None}, "data=text needs your files"),
+    ],
+)
+def test_impossible_combinations(config: Build, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput) as error:
+        config(**changes)
+    assert message in str(error.value)

@@ -1,0 +1,81 @@
+"""Decoding over the cache gives what decoding without one gives, also past block_size."""
+
+import itertools
+
+import pytest
+import torch
+
+from nanogpt.config import ModelConfig
+from nanogpt.generate import Draw, filtered, generate
+from nanogpt.model.gpt import GPT
+from nanogpt.model.kv_cache import KVCache
+
+CONFIG = ModelConfig(n_layer=3, n_head=2, n_embd=32, block_size=16, vocab_size=60, vocab_multiple=64)
+
+
+@pytest.fixture
+def model() -> GPT:
+    model = GPT(CONFIG, seed=1).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # sharper than at initialisation, so that mistakes show
+    return model
+
+
+@pytest.mark.parametrize("first", [1, 5, 15])
+def test_cached_logits_are_the_uncached_ones(model: GPT, first: int) -> None:
+    ids = torch.randint(60, (2, 16))
+    cache = KVCache(CONFIG, 2, ids.device, torch.float32)
+    whole = model(ids)[..., :60]
+    assert torch.allclose(model.next_logits(ids[:, :first], cache), whole[:, first - 1], atol=1e-5)
+    for t in range(first, 16):
+        assert torch.allclose(model.next_logits(ids[:, t : t + 1], cache), whole[:, t], atol=1e-5)
+    assert cache.length == 16
+
+
+def naive(model: GPT, prompt: list[int], count: int, draw: Draw, generator: torch.Generator) -> list[int]:
+    """As nanoGPT's generate: crop to block_size, run the whole window, take the last logits."""
+    ids = list(prompt)
+    for _ in range(count):
+        logits = model(torch.tensor([ids[-16:]]))[:, -1, :60]
+        ids.append(int(torch.multinomial(filtered(logits, draw), 1, generator=generator)))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5], list(range(16)), list(range(40))], ids=len)
+@pytest.mark.parametrize("draw", [Draw(0.0), Draw(0.9, top_k=20, top_p=0.9)], ids=["greedy", "drawn"])
+def test_generation_is_nanogpts_without_its_cost(model: GPT, prompt: list[int], draw: Draw) -> None:
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    with torch.inference_mode():
+        expected = naive(model, prompt, 40, draw, generators[0])
+    assert list(generate(model, prompt, 40, draw, generators[1])) == expected
+
+
+def test_tokens_come_one_by_one(model: GPT) -> None:
+    stream = generate(model, [1], 10**9, Draw(), torch.Generator())
+    assert len(list(itertools.islice(stream, 3))) == 3
+
+
+def test_the_seed_decides_the_sample(model: GPT) -> None:
+    def sample(seed: int) -> list[int]:
+        return list(generate(model, [1], 30, Draw(2.0), torch.Generator().manual_seed(seed)))
+
+    assert sample(1) == sample(1) != sample(2)
+    assert all(token < 60 for token in sample(1))
+
+
+def test_filters() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    full = logits.softmax(1)
+    assert torch.allclose(filtered(logits, Draw()), full)
+    assert torch.allclose(filtered(logits, Draw(0.5)), (2 * logits).softmax(1))
+    assert filtered(logits, Draw(0)).tolist() == [[1, 0, 0, 0]]
+    assert torch.allclose(
+        filtered(logits, Draw(top_k=2)), torch.tensor([[full[0, 0], full[0, 1], 0, 0]]) / full[0, :2].sum()
+    )
+    assert torch.allclose(filtered(logits, Draw(top_k=9)), full)
+    # probabilities 0.64 0.24 0.09 0.03: the first two are needed to reach 0.7
+    assert (filtered(logits, Draw(top_p=0.7)) > 0).tolist() == [[True, True, False, False]]
+    assert (filtered(logits, Draw(top_p=1e-9)) > 0).tolist() == [[True, False, False, False]]
+    # equal logits: exactly k stay
+    assert (filtered(torch.zeros(1, 8), Draw(top_k=3)) > 0).sum() == 3

@@ -1,0 +1,59 @@
+"""README and the help pages are true: every command in them is one that the doors take, every path is there."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.compose import points
+from conf.door import split
+from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+
+ROOT = Path(__file__).parents[1]
+DOORS: dict[str, Any] = {
+    "train.py": TrainConfig,
+    "bench.py": BenchConfig,
+    "prepare.py": PrepareConfig,
+    "sample.py": SampleConfig,
+}
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
+
+
+def commands() -> list[str]:
+    """`python <door>.py …` in code blocks, tables and help pages, without trailing explanation."""
+    found: dict[str, None] = {}
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            for match in re.finditer(r"python (?:train|bench|prepare|sample)\.py(?: [^`|#]*)?", line):
+                command = re.split(r"\s{3,}|\s+# ", match[0])[0].strip()
+                found[command.rstrip('")').strip() if "-sc" in command else command] = None
+    return list(found)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "…" not in c and "-sc" not in c])
+def test_commands_compose(command: str) -> None:
+    _, door, *words = shlex.split(command)
+    if "--help" in words:
+        return  # asked for in test_compose
+    flags, overrides = split(words)
+    assert points(door.removesuffix(".py"), DOORS[door], overrides, multirun="-m" in flags)
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) > 15
+
+
+def test_links_and_pictures_are_there() -> None:
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_make_targets_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for name in "setup train test lint types fmt bench clean help".split():
+        assert re.search(rf"^{name}:.*##", makefile, re.MULTILINE), name
+    for name in set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text())):
+        assert re.search(rf"^{name}:", makefile, re.MULTILINE), name

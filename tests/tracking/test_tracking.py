@@ -1,0 +1,75 @@
+"""Rows that survive, pictures that are pictures, lines a person can read."""
+
+from pathlib import Path
+
+import pytest
+
+from nanogpt.tracking.console import Meter, Steps, amount, seconds, table
+from nanogpt.tracking.metrics import RowLog, read_rows
+from nanogpt.tracking.plots import draw_loss, limits, smooth
+
+
+def test_rewinding_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "metrics.jsonl")
+    for step in range(1, 6):
+        log.append({"step": step, "loss": 1 / step})
+    before = log.path.read_bytes()
+    with log.path.open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert len(read_rows(log.path)) == 5
+    log.rewind(5)
+    assert log.path.read_bytes() == before
+    log.rewind(3)
+    assert [row["step"] for row in read_rows(log.path)] == [1, 2, 3]
+    assert log.path.read_bytes() == b"".join(line + b"\n" for line in before.splitlines()[:3])
+
+
+def test_a_row_is_finite(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RowLog(tmp_path / "m.jsonl").append({"step": 1, "loss": float("nan")})
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 500])
+def test_the_curve_is_drawn_from_any_number_of_rows(tmp_path: Path, count: int) -> None:
+    rows = [{"step": i, "loss": 4 / (i + 1)} for i in range(count)]
+    rows += [{"step": i, "val_loss": 5 / (i + 1)} for i in range(0, count, 100)]
+    draw_loss(rows, tmp_path / "plots" / "loss.png", "title")
+    content = (tmp_path / "plots" / "loss.png").read_bytes()
+    assert content.startswith(b"\x89PNG") and len(content) > 5000
+
+
+def test_the_running_mean() -> None:
+    assert smooth((3.0, 1.0, 2.0)) == [3.0, 1.0, 2.0]  # few points are shown as they are
+    constant = smooth(tuple([2.0] * 1000))
+    assert all(abs(value - 2.0) < 1e-9 for value in constant)
+    noisy = smooth(tuple(float(i % 2) for i in range(1000)))
+    assert max(noisy[100:]) - min(noisy[100:]) < 0.2
+
+
+def test_limits_forgive_a_spike() -> None:
+    low, high = limits([2.0 + i / 1000 for i in range(1000)] + [500.0])
+    assert low < 2.0 and 3.0 < high < 4.0
+
+
+def test_numbers_for_people() -> None:
+    assert [seconds(s) for s in (0.4, 59, 61, 3661, 90_000)] == ["0s", "59s", "1m01s", "1h01m", "1d01h"]
+    assert [amount(n) for n in (950, 12_345, 124e6, 9.04e9)] == ["950", "12.3k", "124M", "9.04B"]
+    assert amount(9.04e9, "G") == "9.04G"
+
+
+def test_a_pipe_gets_one_plain_line_per_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps(0, 10)
+    steps.show(5, {"loss": "1.2345", "ETA": "3s"})
+    steps.note("a note")
+    steps.close()
+    assert capsys.readouterr().out == "step 5/10  loss 1.2345  ETA 3s\na note\n"
+
+
+def test_tables_and_meters(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = table("title", ("a", "b"), [("x", "1"), ("y", "2")])
+    assert "title" in drawn and "x" in drawn and "\x1b" not in drawn
+    with Meter("tokenising", 100, 2) as meter:
+        meter.add(50, 25)
+        meter.parts_done(1)
+        meter.show(force=True)
+    assert "tokenising: part 1/2  25 tokens" in capsys.readouterr().err

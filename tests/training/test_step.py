@@ -1,0 +1,134 @@
+"""One step: the mean over all micro-batches, the same for any split of the batch, and guarded numbers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nanogpt.config import TrainConfig
+from nanogpt.data.batches import TrainBatches
+from nanogpt.data.prepare import prepare
+from nanogpt.device import Compute, set_up
+from nanogpt.model.gpt import GPT
+from nanogpt.optim.schedule import lr_scale
+from nanogpt.training.state import TrainState, build_state
+from nanogpt.training.step import StepMetrics, train_step
+
+Build = Callable[..., TrainConfig]
+CPU = Compute(torch.device("cpu"), "fp32", "test")
+
+
+def start(config: TrainConfig) -> tuple[TrainState, TrainBatches]:
+    dataset = prepare(config.data)
+    state = build_state(config, config.model.with_vocab(dataset.vocab_size), CPU)
+    return state, TrainBatches(dataset.train, config, CPU.device)
+
+
+def steps(config: TrainConfig, count: int) -> tuple[TrainState, list[StepMetrics]]:
+    state, batches = start(config)
+    return state, [train_step(state, batches.step(state.samples), config) for _ in range(count)]
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_accumulation_is_one_large_batch(config: Build, micro: int) -> None:
+    """Losses, gradient norms and weights of 8 sequences at once and in micro-batches."""
+    # A large eps keeps Adam from turning the rounding of a vanishing gradient into a whole step.
+    same = {"model.dropout": 0.0, "optimizer.eps": 1e-3}
+    whole = config(**same, **{"hardware.micro_batch_size": 8})
+    split = config(**same, **{"hardware.micro_batch_size": micro})
+    first, expected = steps(whole, 6)
+    second, found = steps(split, 6)
+    for a, b in zip(expected, found, strict=True):
+        assert torch.allclose(a.loss, b.loss, atol=2e-6) and torch.allclose(a.grad_norm, b.grad_norm, atol=1e-4)
+    for p, q in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=2e-5)
+
+
+def test_the_loss_is_the_mean_over_all_micro_batches(config: Build) -> None:
+    built = config(**{"model.dropout": 0.0, "hardware.micro_batch_size": 2})
+    state, batches = start(built)
+    with torch.no_grad():
+        losses = [F.cross_entropy(state.model(x).flatten(0, 1), y.flatten()) for x, y in batches.step(0)]
+    metrics = train_step(state, batches.step(0), built)
+    assert torch.allclose(metrics.loss, torch.stack(losses).mean(), atol=1e-6)
+    assert (state.step, state.samples) == (1, 8)
+
+
+def test_gradients_are_clipped_and_the_norm_is_from_before(config: Build) -> None:
+    """With a tiny clip two steps barely move; the logged norm is the unclipped one."""
+    free, clipped = (config(**{"optimizer.grad_clip": clip, "model.dropout": 0.0}) for clip in (0.0, 1e-3))
+    _, (metrics,) = steps(free, 1)
+    _, (same,) = steps(clipped, 1)
+    assert metrics.grad_norm > 0.1 and torch.equal(metrics.grad_norm, same.grad_norm)
+    state, batches = start(free)
+    x, y = next(batches.step(0))
+    (state.model(x, y) / y.numel()).backward()
+    norm = torch.stack([p.grad.norm() for p in state.model.parameters() if p.grad is not None]).norm()
+    assert torch.allclose(metrics.grad_norm, norm, rtol=1e-5)
+
+
+def test_the_learning_rate_is_the_schedules(config: Build) -> None:
+    built = config(**{"schedule.warmup_steps": 3})
+    _, metrics = steps(built, 8)
+    assert [m.lr for m in metrics] == [1e-2 * lr_scale(s, 20, built.schedule) for s in range(8)]
+
+
+def test_dropout_depends_on_seed_step_and_micro_batch_alone(config: Build) -> None:
+    """Drawing random numbers in between changes nothing; another seed does."""
+    built = config(**{"hardware.micro_batch_size": 2})
+    _, expected = steps(built, 3)
+    state, batches = start(built)
+    for step in range(3):
+        torch.rand(step + 5)
+        assert torch.equal(train_step(state, batches.step(state.samples), built).loss, expected[step].loss)
+    _, other = steps(config(**{"training.seed": 7}), 3)
+    assert not torch.equal(other[0].loss, expected[0].loss)
+
+
+def test_bf16_on_the_cpu_learns(config: Build) -> None:
+    built = config(**{"hardware.precision": "bf16"})
+    compute = set_up(built.hardware)
+    assert compute.precision == "bf16"
+    dataset = prepare(built.data)
+    state = build_state(built, built.model.with_vocab(dataset.vocab_size), compute)
+    batches = TrainBatches(dataset.train, built, compute.device)
+    losses = [float(train_step(state, batches.step(state.samples), built).loss) for _ in range(20)]
+    assert losses[-1] < losses[0] - 0.5
+    assert all(p.dtype == torch.float32 for p in state.model.parameters())
+
+
+def test_golden_losses(config: Build) -> None:
+    """The first losses of a fixed run. A change here means that every result changes: intended, or a mistake?"""
+    built = config(**{"data.tokenizer": "byte", "model.dropout": 0.0})
+    _, metrics = steps(built, 3)
+    assert [round(float(m.loss), 3) for m in metrics] == GOLDEN
+
+
+GOLDEN = [5.551, 5.374, 5.157]
+
+
+@pytest.mark.slow
+def test_compiled_is_eager(config: Build) -> None:
+    """torch.compile shares the weights and gives the same losses up to rounding."""
+    eager, compiled = (config(**{"hardware.compile": on, "model.dropout": 0.0}) for on in (False, True))
+    _, expected = steps(eager, 4)
+    state, found = steps(compiled, 4)
+    assert isinstance(state.model, GPT)
+    for a, b in zip(expected, found, strict=True):
+        assert torch.allclose(a.loss, b.loss, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gpu_learns_what_the_cpu_learns(config: Build, precision: str) -> None:
+    built = config(**{"hardware.device": "cuda", "hardware.precision": precision, "model.dropout": 0.0})
+    compute = set_up(built.hardware)
+    dataset = prepare(built.data)
+    state = build_state(built, built.model.with_vocab(dataset.vocab_size), compute)
+    batches = TrainBatches(dataset.train, built, compute.device)
+    _, expected = steps(config(**{"model.dropout": 0.0}), 10)
+    for reference in expected:
+        loss = train_step(state, batches.step(state.samples), built).loss.cpu()
+        assert torch.allclose(loss, reference.loss, atol=1e-3 if precision == "fp32" else 5e-2)
