@@ -10,9 +10,15 @@ from collections.abc import Callable
 from importlib import resources
 from typing import TypeVar
 
-from nanogpt import schema
-from nanogpt.errors import BadInput, LabError, escaped
-from nanogpt.schema import Section
+try:
+    from nanogpt import schema
+    from nanogpt.errors import BadInput, LabError, escaped
+    from nanogpt.schema import Section
+except ModuleNotFoundError as missing:  # started with another Python than the one that was set up
+    print(
+        f"error: this Python has no '{missing.name}'; use .venv/bin/python, which `make setup` makes", file=sys.stderr
+    )
+    sys.exit(5)
 
 Config = TypeVar("Config", bound=Section)
 
@@ -35,6 +41,9 @@ def enter(name: str, kind: type[Config], main: Callable[[Config], int]) -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         code = 0
+    except OSError as error:  # a full disk, a folder that can't be written
+        print(f"error: {escaped(error.filename or name, 400)}: {error.strerror or error}", file=sys.stderr)
+        code = 5
     sys.exit(code)
 
 

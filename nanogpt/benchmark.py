@@ -6,6 +6,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from nanogpt.device import Compute, set_up
 from nanogpt.model.cost import flops_per_token, parameter_counts, peak_flops
 from nanogpt.provenance import git_state
 from nanogpt.tracking.console import amount, say
+from nanogpt.tracking.metrics import read_rows
 from nanogpt.training.run import model_for, refuse_too_large
 from nanogpt.training.state import build_state
 from nanogpt.training.step import train_step
@@ -107,11 +109,26 @@ def spread(durations: list[float]) -> str:
 
 
 def startup_rows() -> Rows:
-    """Whole-process time of the commands a person waits for."""
-    door = Path(sys.argv[0]).resolve().with_name("train.py")
+    """Whole-process time of what a person waits for, from the start of Python."""
+    door = str(Path(sys.argv[0]).resolve().with_name("train.py"))
     rows: Rows = []
     for words in (["--help"], ["--cfg", "job"]):
-        command = [sys.executable, str(door), *words]
+        command = [sys.executable, door, *words]
         runs = [timed(lambda c=command: subprocess.run(c, stdout=subprocess.DEVNULL, check=True)) for _ in range(5)]
         rows.append((f"`python train.py {' '.join(words)}`", spread(runs)))
+    rows.append(
+        ("`python train.py` to the end of its first step, data prepared", spread([first_step(door) for _ in range(3)]))
+    )
     return rows
+
+
+def first_step(door: str) -> float:
+    """Seconds from starting train.py with this command's overrides to its first row in timing.jsonl."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours = [word for word in sys.argv[1:] if not word.startswith(("bench.", "training.", "eval."))]
+        short = ["training.steps=1", "schedule.warmup_steps=0", "eval.tokens=1", "tracking.log_every=1"]
+        command = [sys.executable, door, *ours, *short, "tracking.sample_tokens=0", f"runs_dir={folder}"]
+        started = time.time()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        (timing,) = Path(folder).glob("*/timing.jsonl")
+        return read_rows(timing)[0]["time"] - started

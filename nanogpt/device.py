@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ def find_device(wanted: str) -> torch.device:
 def set_up(hardware: HardwareConfig) -> Compute:
     """Choose the device and precision of a run, and set torch's threads and TF32. Raises BadEnvironment."""
     device = find_device(hardware.device)
+    if hardware.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")):
+        raise BadEnvironment("hardware.compile=true: torch.compile needs a C++ compiler and there is none here")
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing

@@ -1,5 +1,10 @@
 """A training run from config to exit code: data, model, run directory, restore, loop, summary."""
 
+import os
+import shutil
+import sys
+from pathlib import Path
+
 import torch
 from pydantic_core import PydanticCustomError
 
@@ -149,6 +154,16 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
         say(f"\nsample ({samples[-1]}):")
         say("\n".join(f"  | {line}" for line in samples[-1].read_text().splitlines()))
     say(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
-    say(f"  python sample.py run={run.path} prompt='{'def ' if config.data.corpus == 'pystdlib' else 'The '}'")
-    say("  python train.py experiment=shakespeare_char_cpu")
-    say("  python train.py data=text data.source='notes/*.txt' model=tiny")
+    python = interpreter()
+    say(f"  {python} sample.py run={run.path} prompt='{'def ' if config.data.corpus == 'pystdlib' else 'The '}'")
+    say(f"  {python} train.py experiment=shakespeare_char_cpu")
+    say(f"  {python} train.py data=text data.source='notes/*.txt'")
+
+
+def interpreter() -> str:
+    """How a person starts this Python from this folder: `python` where its environment is active."""
+    found = shutil.which("python")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return "python"
+    near = os.path.relpath(sys.executable)
+    return sys.executable if near.startswith("..") else near
