@@ -12,7 +12,7 @@ from typing import TypeVar
 
 try:
     from nanogpt import schema
-    from nanogpt.errors import BadInput, LabError, escaped
+    from nanogpt.errors import STOPPED, BadInput, LabError, escaped
     from nanogpt.schema import Section
 except ModuleNotFoundError as missing:  # started with another Python than the one that was set up
     print(
@@ -60,7 +60,26 @@ def dispatch(name: str, kind: type[Config], main: Callable[[Config], int], argv:
     configs = points(name, kind, overrides, multirun="--multirun" in flags or "-m" in flags)
     if any(flag.partition("=")[0] in HYDRA_FLAGS for flag in flags):
         return to_hydra(name, kind)
-    codes = [main(config) for config in configs]
+    if len(configs) == 1:
+        return main(configs[0])
+    return sweep(configs, main)
+
+
+def sweep(configs: list[Config], main: Callable[[Config], int]) -> int:
+    """Run every point, one after the other; a failing point is reported and doesn't stop the others, Ctrl-C does.
+
+    Returns the first exit code that isn't 0.
+    """
+    codes: list[int] = []
+    for number, config in enumerate(configs, 1):
+        print(f"=== point {number} of {len(configs)}", flush=True)
+        try:
+            codes.append(main(config))
+        except LabError as error:
+            print(f"error: {error}", file=sys.stderr)
+            codes.append(error.exit_code)
+        if codes[-1] == STOPPED:
+            break
     return next((code for code in codes if code), 0)
 
 

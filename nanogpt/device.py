@@ -59,7 +59,8 @@ def set_up(hardware: HardwareConfig) -> Compute:
         raise BadEnvironment("hardware.compile=true: torch.compile needs a C++ compiler and there is none here")
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
-    torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return Compute(device, find_precision(hardware, device), name)
 

@@ -26,6 +26,9 @@ def commands() -> list[str]:
     found: dict[str, None] = {}
     for page in PAGES:
         for line in page.read_text().splitlines():
+            if line.startswith("$"):
+                continue  # a session that shows an error
+            line = line.partition("| ")[2].partition("| ")[2] if line.startswith("| ") else line  # not nanoGPT's own
             for match in re.finditer(r"python (?:train|bench|prepare|sample)\.py(?: [^`|#]*)?", line):
                 command = re.split(r"\s{3,}|\s+# ", match[0])[0].strip()
                 found[command.rstrip('")').strip() if "-sc" in command else command] = None
@@ -55,5 +58,5 @@ def test_make_targets_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name in ["setup", "train", "test", "lint", "types", "fmt", "bench", "clean", "help"]:
         assert re.search(rf"^{name}:.*##", makefile, re.MULTILINE), name
-    for name in set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text())):
+    for name in set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)):
         assert re.search(rf"^{name}:", makefile, re.MULTILINE), name

@@ -66,14 +66,15 @@ def evaluation_places(split: Split, block_size: int, tokens: int | None) -> list
 
     The last few tokens of a shard that don't fill a window are left out. Raises BadData when there is no window.
     """
-    every = [
-        (shard, window * block_size)
-        for shard, n_tokens in enumerate(split.shard_tokens)
-        for window in range((n_tokens - 1) // block_size)
-    ]
-    if not every:
+    counts = [(n_tokens - 1) // block_size for n_tokens in split.shard_tokens]
+    total = sum(counts)
+    if total < 1:
         raise BadData(
             f"the {split.name} split has {split.n_tokens} tokens, model.block_size={block_size} needs {block_size + 1}"
         )
-    count = len(every) if tokens is None else min(len(every), -(-tokens // block_size))
-    return [every[i * len(every) // count] for i in range(count)]
+    wanted = total if tokens is None else min(total, -(-tokens // block_size))
+    window = np.arange(wanted) * total // wanted
+    ends = np.cumsum(counts)
+    shard = np.searchsorted(ends, window, side="right")
+    offset = (window - np.concatenate([[0], ends])[shard]) * block_size
+    return list(zip(shard.tolist(), offset.tolist(), strict=True))

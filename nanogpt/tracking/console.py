@@ -41,7 +41,7 @@ def say(text: str = "") -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as text, as wide as it needs to be."""
-    drawn = Table(*columns, title=title, title_justify="left")
+    drawn = Table(*columns, title=title, title_justify="left", show_header=any(columns))
     for row in rows:
         drawn.add_row(*row)
     console = Console(width=120, color_system=None, force_terminal=False)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from conf.compose import points
 from conf.door import dispatch
 from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
-from nanogpt.errors import BadInput, LabError
+from nanogpt.errors import BadInput, Diverged, LabError
 from nanogpt.schema import leaves
 from tests.conftest import Run
 
@@ -160,6 +160,21 @@ def test_sampling(words: str, expected: str) -> None:
 
 def test_a_bad_point_stops_the_whole_sweep() -> None:
     assert "optimizer.lr=abc: a number is needed" in refused("train", ["-m", "optimizer.lr=1e-3,abc"])
+
+
+def test_points_of_a_sweep_fail_alone_and_a_stop_ends_it() -> None:
+    seen: list[float] = []
+
+    def main(config: TrainConfig) -> int:
+        seen.append(config.optimizer.lr)
+        if config.optimizer.lr == 0.2:
+            raise Diverged("too high")
+        return 85 if config.optimizer.lr == 0.4 else 0
+
+    assert dispatch("train", TrainConfig, main, ["-m", "optimizer.lr=0.1,0.2,0.3"]) == 6
+    assert seen == [0.1, 0.2, 0.3]
+    assert dispatch("train", TrainConfig, main, ["-m", "optimizer.lr=0.4,0.5"]) == 85
+    assert seen[3:] == [0.4]
 
 
 def wrong_values(annotation: str) -> list[str]:

@@ -42,6 +42,10 @@ def test_evaluation_windows_are_disjoint_and_whole(config: Callable[..., TrainCo
     n = (split.n_tokens - 1) // 16 * 16
     tokens = torch.from_numpy(split.read(0, 0, split.n_tokens))
     assert (x.flatten() == tokens[:n]).all() and (y.flatten() == tokens[1 : n + 1]).all()
+    shards = split.shards
+    many = Split("val", shards * 3, split.vocab_size)
+    one = [offset for _, offset in places]
+    assert evaluation_places(many, 16, None) == [(shard, offset) for shard in range(3) for offset in one]
     some = evaluation_places(split, 16, 100)
     assert len(some) == 7 and set(some) <= set(places) and some[-1][1] > split.n_tokens // 2
 
