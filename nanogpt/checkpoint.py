@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanogpt.data.shards import sha256
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
-from nanogpt.files import sync_folder
+from nanogpt.files import sync
 
 FORMAT = 1
 PARTS = ("model", "optimizer")
@@ -66,10 +66,10 @@ class Checkpoints:
                 name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in names
             }
             for name in names:
-                sync_file(partial / name)
+                sync(partial / name)
             write(partial / "manifest.json", {"format": FORMAT, "step": step, "files": files})
-            sync_file(partial / "manifest.json")
-            sync_folder(partial)
+            sync(partial / "manifest.json")
+            sync(partial)
         except Exception as error:  # safetensors raises its own for a full disk
             shutil.rmtree(partial, ignore_errors=True)
             why = escaped(str(error), 200)
@@ -77,7 +77,7 @@ class Checkpoints:
         if final.exists():  # the same step again, e.g. after a quarantine of a newer one
             shutil.rmtree(final)
         os.replace(partial, final)
-        sync_folder(self.folder)
+        sync(self.folder)
         self.prune()
         return final
 
@@ -171,12 +171,3 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def sync_file(path: Path) -> None:
-    """Force a written file to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

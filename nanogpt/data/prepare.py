@@ -28,7 +28,7 @@ from nanogpt.data.dataset import (
 from nanogpt.data.encode import SPLITS, Part, encode_part, read_part, split, start_worker, work_part
 from nanogpt.data.shards import dtype_for
 from nanogpt.errors import BadData, BadEnvironment, escaped
-from nanogpt.files import locked, sync_folder, write_atomic
+from nanogpt.files import locked, sync, write_atomic
 from nanogpt.schema import signature, to_json
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.console import Meter
@@ -106,7 +106,7 @@ def build(corpus: Corpus, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(work, folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def begin(work: Path, corpus: Corpus) -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from nanogpt.files import write_atomic
+from nanogpt.files import sync, write_atomic
 
 Row = dict[str, float]
 
@@ -32,11 +32,7 @@ class RowLog:
     def sync(self) -> None:
         """Force all rows to disk: before a checkpoint that says they are there."""
         if self.path.exists():
-            descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(self.path)
 
     def rewind(self, step: int) -> None:
         """Drop rows after `step` and a torn last line: a restored run writes them again."""

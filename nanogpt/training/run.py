@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, memory_bytes, set_up
-from nanogpt.errors import STOPPED, BadData, BadInput, Diverged, LabError, escaped
+from nanogpt.errors import STOPPED, BadData, BadInput, Diverged, escaped
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.files import write_atomic
 from nanogpt.model.cost import flops_per_token, parameter_counts, parameter_estimate
@@ -55,8 +56,9 @@ def train(config: TrainConfig) -> int:
         record.status("running")
         try:
             finished = train_loop(config, state, batches, evaluate, run, record, should_stop)
-        except LabError as error:
-            record.status("diverged" if isinstance(error, Diverged) else "failed")
+        except Exception as error:
+            with suppress(OSError):  # on a full disk the error itself is what matters
+                record.status("diverged" if isinstance(error, Diverged) else "failed")
             raise
         finally:
             record.steps.close()

@@ -128,7 +128,7 @@ def test_free_text_needs_no_quoting() -> None:
 
 
 def test_values_may_refer_to_each_other() -> None:
-    assert train("eval.every=${training.steps}").eval.every == 2000
+    assert train("eval.every=${training.steps}").eval.every == 1000
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -112,8 +112,8 @@ def test_processes_and_parts_don_t_change_the_result(
 ) -> None:
     folder = tmp_path / "docs"
     folder.mkdir()
-    for i in range(120):
-        (folder / f"{i:03d}.jsonl").write_text("".join(json.dumps({"text": f"row {i} {j}"}) + "\n" for j in range(5)))
+    for i in range(12):
+        (folder / f"{i:03d}.jsonl").write_text("".join(json.dumps({"text": f"row {i} {j}"}) + "\n" for j in range(50)))
     config = data(corpus="hub", hub="none", source=str(folder), tokenizer="byte", val_fraction=0.2)
     alone = prepare(config.model_copy(update={"workers": 1}))
     together = prepare(config.model_copy(update={"workers": 2, "dir": str(tmp_path / "d2")}))
