@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from nanogpt.tracking.metrics import Row
 
 INK, FAINT, TRAIN, VAL = "#222222", "#b8c4d6", "#3b6ea8", "#d1495b"
-POINTS = 100  # about as many averages as the smooth line shows
+POINTS = 25  # the running mean looks back over about this share of the curve: 1/25
 
 
 def draw_loss(rows: list[Row], path: Path, title: str) -> None:
@@ -31,7 +31,7 @@ def draw_loss(rows: list[Row], path: Path, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
-    axes.set_ylim(*limits([loss for _, loss in train + val]))
+    axes.set_ylim(*limits([loss for _, loss in val + train]))
     axes.grid(color="#eeeeee")
     axes.spines[["top", "right"]].set_visible(False)
     if train or val:
@@ -43,7 +43,7 @@ def draw_loss(rows: list[Row], path: Path, title: str) -> None:
 
 
 def smooth(values: tuple[float, ...]) -> list[float]:
-    """Exponential running mean over about a hundredth of the points, without the bias of its start."""
+    """Exponential running mean over about 1/POINTS of the curve, without the bias of its start."""
     keep = 1 - 1 / max(1.0, len(values) / POINTS)
     mean, weight, smoothed = 0.0, 0.0, list[float]()
     for value in values:
@@ -53,9 +53,9 @@ def smooth(values: tuple[float, ...]) -> list[float]:
 
 
 def limits(losses: list[float]) -> tuple[float, float]:
-    """From just below the lowest loss to the highest, so that a long flat tail isn't squeezed by a spike."""
+    """From just below the lowest loss to just above the first; a spike beyond where the run began is cut off."""
     if not losses:
         return 0.0, 1.0
-    low, high = min(losses), sorted(losses)[int(0.995 * (len(losses) - 1))]
+    low, high = min(losses), min(max(losses), 1.1 * losses[0])
     margin = 0.05 * max(high - low, 1e-3)
-    return low - margin, high + 2 * margin
+    return low - margin, high + margin

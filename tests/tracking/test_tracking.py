@@ -47,8 +47,9 @@ def test_the_running_mean() -> None:
 
 
 def test_limits_forgive_a_spike() -> None:
-    low, high = limits([2.0 + i / 1000 for i in range(1000)] + [500.0])
+    low, high = limits([3.0 - i / 1000 for i in range(1000)] + [500.0])
     assert low < 2.0 and 3.0 < high < 4.0
+    assert limits([]) == (0.0, 1.0)
 
 
 def test_numbers_for_people() -> None:
