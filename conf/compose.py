@@ -5,6 +5,7 @@ the key. So overrides are checked here first, against the groups on disk and the
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from nanogpt.schema import Section
 Config = TypeVar("Config", bound=Section)
 
 HORIZON = ("training.steps", "training.tokens", "training.tokens_per_param")
+MOST_POINTS = 100_000
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
@@ -32,10 +34,12 @@ def points(door: str, kind: type[Config], overrides: list[str], multirun: bool =
     """One checked config for every point of the sweep; one point without `-m`. Raises BadInput; creates nothing."""
     literals, rest = take_literals(kind, overrides)
     parsed = [parse(text) for text in rest]
-    check_keys(door, kind, parsed)
-    swept = [expand(override, multirun) for override in parsed]
     register(door, kind)
     with initialize_config_module("conf", version_base="1.3"):
+        swept = [expand(override, multirun) for override in parsed]
+        check_keys(door, kind, parsed)
+        if math.prod(map(len, swept)) > MOST_POINTS:
+            raise BadInput(f"-m: {math.prod(map(len, swept)):,} points; allowed: at most {MOST_POINTS:,}")
         return [one_point(door, kind, list(point), literals) for point in itertools.product(*swept)]
 
 
@@ -75,7 +79,7 @@ def parse(text: str) -> Override:
         raise BadInput(f"{plain}: the key before '=' is missing")
     try:
         return OverridesParser.create().parse_override(text)
-    except HydraException:
+    except (HydraException, RecursionError):
         odd = next((c for c in text if not c.isascii()), None)
         why = f"the character '{odd}' needs quotes" if odd else "can't be read; check the quotes and brackets"
         raise BadInput(f"{plain}: {why}, e.g. {escaped(key)}=\"'…'\"") from None
@@ -109,7 +113,8 @@ def check_choice(override: Override) -> None:
     """The chosen file exists in its group."""
     group = override.key_or_group
     options = choices(group)
-    chosen = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+    swept = override.is_sweep_override()
+    chosen = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS)) if swept else [override.value()]
     for name in chosen:
         if name is None and group == "experiment":
             continue
@@ -122,11 +127,20 @@ def check_choice(override: Override) -> None:
 
 def expand(override: Override, multirun: bool) -> list[str]:
     """The overrides a comma-separated one stands for. Raises BadInput for several values without `-m`."""
+    text = str(override.input_line)
     if not override.is_sweep_override():
-        return [str(override.input_line)]
+        return [text]
     if not multirun:
-        raise BadInput(f"{escaped(override.input_line)}: several values are a sweep and need -m")
-    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+        raise BadInput(f"{escaped(text)}: several values are a sweep and need -m")
+    if not override.is_discrete_sweep():
+        raise BadInput(f"{escaped(text)}: a sweep needs a list of values")
+    try:
+        values = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1))
+    except (HydraException, ValueError) as error:
+        raise BadInput(f"{escaped(text)}: {str(error).splitlines()[0]}") from None
+    if not values:
+        raise BadInput(f"{escaped(text)}: an empty sweep")
+    return [f"{override.key_or_group}={value}" for value in values]
 
 
 def one_point(door: str, kind: type[Config], overrides: list[str], literals: dict[str, str]) -> Config:
@@ -146,9 +160,14 @@ def one_point(door: str, kind: type[Config], overrides: list[str], literals: dic
         unset = re.search(r"Environment variable '(.*)' not found", str(error))
         why = f"the environment variable {unset[1]} is not set" if unset else str(error).splitlines()[0]
         raise BadInput(f"{error.full_key}: {why}") from None
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
         raise BadInput(str(error).splitlines()[0]) from None
     return schema.from_dict(kind, plain | literals)
+
+
+def as_yaml(config: Section) -> str:
+    """The config that would run, checked and resolved, as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
 def has(kind: type[Section], key: str) -> bool:
@@ -158,6 +177,8 @@ def has(kind: type[Section], key: str) -> bool:
 def refuse_secrets(raw: object) -> None:
     """No secret environment variable may enter a config: configs are saved, shown and uploaded."""
     for text in strings(raw):
+        if re.search(r"oc\.env:[^}]*\$", text):
+            raise BadInput(f"{escaped(text)}: the name of an environment variable must be written out")
         for variable in re.findall(r"oc\.env:\s*([^,}\s]+)", text):
             if SECRET.search(variable):
                 raise BadInput(f"{escaped(text)}: {escaped(variable)} looks like a secret and may not enter the config")

@@ -4,6 +4,7 @@ Hydra is imported here and nowhere in the library. Everything is checked before 
 ends in one line on stderr and exit code 2. `--cfg`, `--info`, `--hydra-help` and tab completion are Hydra's own.
 """
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -23,13 +24,16 @@ except ModuleNotFoundError as missing:  # started with another Python than the o
 Config = TypeVar("Config", bound=Section)
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
-FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p")
+FLAGS_WITH_VALUE = ("--cfg", "-c")
+CFG_TOPICS = ("job", "hydra", "all")
 INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-FLAGS = (*HYDRA_FLAGS, "--package", "-p", "--resolve", "--multirun", "-m", "--help", "-h")
+FLAGS = (*HYDRA_FLAGS, "--multirun", "-m", "--help", "-h")
 
 
 def enter(name: str, kind: type[Config], main: Callable[[Config], int]) -> None:
     """Run `main` on the config of door `name` composed from the command line, and exit with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than our texts hold
     try:
         code = dispatch(name, kind, main, sys.argv[1:])
         sys.stdout.flush()
@@ -55,10 +59,13 @@ def dispatch(name: str, kind: type[Config], main: Callable[[Config], int], argv:
     if "--shell-completion" in argv or "-sc" in argv:
         return to_hydra(name, kind)
     flags, overrides = split(argv)
-    from conf.compose import points  # imports Hydra: 0.3 s that --help doesn't wait for
+    from conf.compose import as_yaml, points  # imports Hydra: 0.3 s that --help doesn't wait for
 
     configs = points(name, kind, overrides, multirun="--multirun" in flags or "-m" in flags)
-    if any(flag.partition("=")[0] in HYDRA_FLAGS for flag in flags):
+    if asked := [flag for flag in flags if flag.partition("=")[0] in HYDRA_FLAGS]:
+        if asked[0] in ("--cfg", "-c") and flags[flags.index(asked[0]) + 1] == "job":
+            print(as_yaml(configs[0]).rstrip())
+            return 0
         return to_hydra(name, kind)
     if len(configs) == 1:
         return main(configs[0])
@@ -101,6 +108,8 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
             flags.append(word)
             if word in FLAGS_WITH_VALUE:
                 flags.append(next(words, ""))
+                if flags[-1] not in CFG_TOPICS:
+                    raise BadInput(f"{word} {escaped(flags[-1])}: allowed: one of {', '.join(CFG_TOPICS)}")
     return flags, overrides
 
 

@@ -53,7 +53,7 @@ def bench(config: BenchConfig) -> int:
 def machine(compute: Compute) -> str:
     """Processor, precision, versions and commit, in one line."""
     git = git_state(Path(__file__).parent)
-    commit = git["commit"][:10] + ("+" if git["dirty"] else "") if git else "none"
+    commit = git["commit"][:10] + ("+" if git["changed"] else "") if git else "none"
     threads = f", {torch.get_num_threads()} threads" if compute.device.type == "cpu" else ""
     return (
         f"{compute.name} ({os.cpu_count()} cores){threads}, {compute.precision}, "
@@ -76,7 +76,7 @@ def step_rows(config: BenchConfig, compute: Compute) -> Rows:
     for _ in range(config.bench.warmup):
         step()
     steps = [timed(step) for _ in range(config.bench.steps)]
-    loads = [timed(lambda: batches.batch(state.samples)) for _ in range(200)]
+    loads = [timed(lambda i=i: batches.batch(state.samples + i * config.micro_batch_size)) for i in range(200)]
     median = statistics.median(steps)
     rate = config.training.batch_tokens / median
     flops = flops_per_token(state.model.config, parameter_counts(state.model)["total"])
@@ -125,9 +125,11 @@ def startup_rows() -> Rows:
 def first_step(door: str) -> float:
     """Seconds from starting train.py with this command's overrides to its first row in timing.jsonl."""
     with tempfile.TemporaryDirectory() as folder:
-        ours = [word for word in sys.argv[1:] if not word.startswith(("bench.", "training.", "eval."))]
-        short = ["training.steps=1", "schedule.warmup_steps=0", "eval.tokens=1", "tracking.log_every=1"]
-        command = [sys.executable, door, *ours, *short, "tracking.sample_tokens=0", f"runs_dir={folder}"]
+        short = {"training.steps": 1, "schedule.warmup_steps": 0, "eval.tokens": 1, "tracking.log_every": 1}
+        short |= {"tracking.sample_tokens": 0, "runs_dir": folder}
+        replaced = (*short, "training.tokens", "bench.")
+        ours = [word for word in sys.argv[1:] if not word.startswith(replaced)]
+        command = [sys.executable, door, *ours, *(f"{key}={value}" for key, value in short.items())]
         started = time.time()
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         (timing,) = Path(folder).glob("*/timing.jsonl")

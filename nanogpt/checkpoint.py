@@ -74,10 +74,11 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             why = escaped(str(error), 200)
             raise BadEnvironment(f"{escaped(final)}: can't be written ({why}); the older ones are intact") from None
-        if final.exists():  # the same step again, e.g. after a quarantine of a newer one
-            shutil.rmtree(final)
+        if final.exists():  # the same step, evaluated since
+            os.replace(final, self.folder / f".del-step-{step:08d}")
         os.replace(partial, final)
         sync(self.folder)
+        shutil.rmtree(self.folder / f".del-step-{step:08d}", ignore_errors=True)
         self.prune()
         return final
 
@@ -108,26 +109,29 @@ class Checkpoints:
         for path in [*self.folder.glob(".tmp-*"), *self.folder.glob(".del-*")]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def newest(self) -> tuple[Loaded | None, list[str]]:
-        """The newest checkpoint that verifies, and a warning for each bad one, which is set aside as `.bad-step-…`.
+    def newest(self) -> tuple[Loaded | None, list[BadCheckpoint]]:
+        """The newest checkpoint that verifies, and why each newer one doesn't. Only reads.
 
         Raises BadCheckpoint when there are checkpoints and none is good: a run never starts over by itself.
         """
-        warnings: list[str] = []
+        bad: list[BadCheckpoint] = []
         for step in reversed(self.steps()):
             try:
-                loaded = verify(self.path(step))
+                return verify(self.path(step)), bad
             except BadCheckpoint as error:
-                warnings.append(str(error))
-                continue
-            for bad in [other for other in self.steps() if other > step]:
-                aside = self.folder / f".bad-step-{bad:08d}"
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(self.path(bad), aside)
-            return loaded, warnings
-        if warnings:
-            raise BadCheckpoint("no usable checkpoint: " + "; ".join(warnings) + "; fresh=true starts another attempt")
+                bad.append(error)
+        if bad:
+            reasons = "; ".join(map(str, bad))
+            raise BadCheckpoint(f"no usable checkpoint: {reasons}; fresh=true starts another attempt")
         return None, []
+
+    def set_aside(self, after: int) -> None:
+        """Move the checkpoints above a step, found bad, out of the way; nothing is deleted."""
+        for step in self.steps():
+            if step > after:
+                aside = self.folder / f".bad-step-{step:08d}"
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(self.path(step), aside)
 
 
 def verify(path: Path) -> Loaded:

@@ -53,8 +53,8 @@ class ModelConfig(Section):
     def _heads_divide_width(self) -> Self:
         if self.n_embd % self.n_head:
             below = max(h for h in range(1, self.n_head) if self.n_embd % h == 0)
-            above = min(h for h in range(self.n_head, self.n_embd + 1) if self.n_embd % h == 0)
-            why = f"must divide model.n_embd={self.n_embd}; nearest {below}, {above}"
+            above = [h for h in range(self.n_head, self.n_embd + 1) if self.n_embd % h == 0][:1]
+            why = f"must divide model.n_embd={self.n_embd}; nearest {', '.join(map(str, [below, *above]))}"
             raise refuse("model.n_head", self.n_head, why)
         return self
 
@@ -131,7 +131,9 @@ class ScheduleConfig(Section):
 class TrainingConfig(Section):
     """How much to train, on which batches. Exactly one of steps, tokens and tokens_per_param is set."""
 
-    batch_tokens: Count = knob(491_520, "tokens per optimizer step over all ranks, a multiple of model.block_size")
+    batch_tokens: int = knob(
+        491_520, "tokens per optimizer step over all ranks, a multiple of model.block_size", ge=1, le=2**40
+    )
     steps: int | None = knob(None, "horizon in optimizer steps", ge=0, le=2**53)
     tokens: Count | None = knob(None, "horizon in tokens, rounded up to whole steps")
     tokens_per_param: float | None = knob(None, "horizon in tokens per parameter; 20 is Chinchilla's", gt=0, le=1e6)
@@ -160,7 +162,10 @@ class EvalConfig(Section):
 
 
 class HardwareConfig(Section):
-    """The machine. Nothing here changes the loss curve beyond rounding."""
+    """The machine. Nothing here changes the data or the updates: the loss curve is the same up to rounding.
+
+    With dropout the masks are drawn per micro-batch, so another micro_batch_size draws other ones.
+    """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = knob(
         "auto", "auto, cpu, cuda, cuda:N or mps"
@@ -216,8 +221,10 @@ class TrainConfig(Section):
             raise refuse("training.batch_tokens", batch, why)
         micro = self.hardware.micro_batch_size
         if micro and self.batch_sequences % micro:
-            fits = [n for n in range(1, self.batch_sequences + 1) if self.batch_sequences % n == 0]
-            nearest = sorted(sorted(fits, key=lambda n: abs(n - micro))[:2])
+            root = range(1, math.isqrt(self.batch_sequences) + 1)
+            small = [n for n in root if self.batch_sequences % n == 0]
+            fits = {*small, *(self.batch_sequences // n for n in small)}
+            nearest = sorted(sorted(fits, key=lambda n: (abs(n - micro), n))[:2])
             why = (
                 f"must divide the {self.batch_sequences} sequences of training.batch_tokens={batch}; "
                 f"nearest {', '.join(map(str, nearest))}"
@@ -278,7 +285,7 @@ class SampleConfig(Section):
     run: str | None = knob(None, "run directory; null: the latest under runs_dir")
     runs_dir: str = knob("runs", "folder of all run directories")
     checkpoint: Literal["best", "latest"] = knob("best", "which checkpoint of the run")
-    prompt: str = knob("\n", "text to continue", literal=True)
+    prompt: str = knob("", "text to continue; empty: the start of a document", literal=True)
     num_samples: int = knob(1, "samples, one after the other", ge=1, le=100_000)
     max_new_tokens: int = knob(500, "tokens to generate per sample", ge=0, le=10_000_000)
     temperature: float = knob(0.8, "divides the logits; 0 is greedy", ge=0, le=100, allow_inf_nan=False)

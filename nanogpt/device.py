@@ -37,18 +37,18 @@ class Compute:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
 
-def find_device(wanted: str) -> torch.device:
-    """`auto`, cpu, cuda, cuda:N or mps as a device that exists. Raises BadEnvironment."""
+def find_device(wanted: str, key: str = "hardware.device") -> torch.device:
+    """`auto`, cpu, cuda, cuda:N or mps as a device that exists. Raises BadEnvironment naming `key`."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted == "mps" and not torch.backends.mps.is_available():
-        raise BadEnvironment("hardware.device=mps: no Apple GPU here; use hardware=cpu")
+        raise BadEnvironment(f"{key}=mps: no Apple GPU here; use {key}=cpu")
     if wanted.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
-            raise BadEnvironment(f"hardware.device={wanted}: no CUDA device here; use hardware=cpu")
+            raise BadEnvironment(f"{key}={wanted}: no CUDA device here; use {key}=cpu")
         if (torch.device(wanted).index or 0) >= count:
-            raise BadEnvironment(f"hardware.device={wanted}: allowed cuda:0..cuda:{count - 1}")
+            raise BadEnvironment(f"{key}={wanted}: allowed cuda:0..cuda:{count - 1}")
     return torch.device(wanted)
 
 

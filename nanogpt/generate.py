@@ -32,7 +32,7 @@ def filtered(logits: Tensor, draw: Draw) -> Tensor:
     logits = logits[:, : draw.vocab_size]
     if draw.temperature == 0:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-    logits = logits / draw.temperature
+    logits = (logits - logits.amax(1, keepdim=True)) / draw.temperature  # the largest is 0: never inf / inf
     if draw.top_k is not None and draw.top_k < logits.shape[1]:
         kept = logits.topk(draw.top_k, dim=1)
         logits = torch.full_like(logits, float("-inf")).scatter_(1, kept.indices, kept.values)

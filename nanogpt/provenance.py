@@ -42,8 +42,11 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     commit = git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    diff = git(folder, "diff", "HEAD", "--", "*.py", "*.yaml", "*.toml") or ""
-    return {"commit": commit.strip(), "dirty": bool(diff), "diff": diff[:DIFF_LIMIT]}
+    sources = [":/*.py", ":/*.yaml", ":/*.toml"]  # from the top, wherever this file is
+    changed = git(folder, "status", "--porcelain", "--", *sources) or ""
+    diff = git(folder, "diff", "HEAD", "--", *sources) or ""
+    cut = "\n[cut here]" if len(diff) > DIFF_LIMIT else ""
+    return {"commit": commit.strip(), "changed": changed.splitlines(), "diff": diff[:DIFF_LIMIT] + cut}
 
 
 def git(folder: Path, *arguments: str) -> str | None:

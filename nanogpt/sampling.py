@@ -1,7 +1,6 @@
 """`python sample.py`: text from a trained run, on the console as it is drawn."""
 
 import codecs
-import json
 import sys
 from collections.abc import Iterable
 
@@ -17,6 +16,7 @@ from nanogpt.generate import Draw, generate
 from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import RunDirectory, find
 from nanogpt.tokenizer import Tokenizer
+from nanogpt.tracking.console import visible
 
 
 def sample(config: SampleConfig) -> int:
@@ -24,7 +24,7 @@ def sample(config: SampleConfig) -> int:
     run = find(config.run, config.runs_dir)
     tokenizer = tokenizers.load(run.path)
     prompt = encode_prompt(tokenizer, config.prompt)
-    device = find_device(config.device)
+    device = find_device(config.device, "device")
     model = load_model(run, len(tokenizer.tokens), config.checkpoint).to(device)
     if len(prompt) > model.config.block_size:
         print(
@@ -42,10 +42,11 @@ def sample(config: SampleConfig) -> int:
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of the prompt; an empty one starts at the end of a document. Raises BadInput."""
+    """Ids of the prompt. Raises BadInput for what is not text or not in the vocabulary."""
     if not text:
-        start = tokenizer.end_of_text
-        return tokenizer.encode("\n").tolist() if start is None else [start]
+        return tokenizers.start_ids(tokenizer)
+    if any(0xD800 <= ord(char) < 0xE000 for char in text):
+        raise BadInput(f"prompt={escaped(text)}: not valid UTF-8")
     try:
         return tokenizer.encode(text).tolist()
     except BadInput as error:
@@ -79,7 +80,5 @@ def write(tokenizer: Tokenizer, prompt: list[int], drawn: Iterable[int], stream:
 
 
 def shown(text: str) -> str:
-    """Text for a terminal: control characters that could move its cursor are made visible."""
-    if not sys.stdout.isatty():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else json.dumps(c)[1:-1] for c in text)
+    """Text as it is for a file or a pipe, without power over a terminal."""
+    return "\n".join(map(visible, text.split("\n"))) if sys.stdout.isatty() else text

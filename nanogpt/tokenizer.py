@@ -166,7 +166,7 @@ def build(kind: Kind, texts: Iterable[str], vocab_size: int | None = None) -> To
 def from_spec(spec: dict[str, Any]) -> Tokenizer:
     """The tokenizer that `spec()` described. Raises BadData for anything else."""
     kind = spec.get("kind")
-    if kind == "char" and isinstance(spec.get("chars"), str) and spec["chars"]:
+    if kind == "char" and isinstance(spec.get("chars"), str):
         return CharTokenizer(spec["chars"])
     if kind == "bpe" and isinstance(spec.get("tokenizers"), dict):
         try:
@@ -201,6 +201,13 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     for token in tokenizer.tokens:
         digest.update(len(token).to_bytes(4, "little") + token)
     return digest.hexdigest()
+
+
+def start_ids(tokenizer: Tokenizer) -> list[int]:
+    """What a text without a prompt starts from: the end of a document, else a newline, else the first id."""
+    if tokenizer.end_of_text is not None:
+        return [tokenizer.end_of_text]
+    return [tokenizer.tokens.index(b"\n") if b"\n" in tokenizer.tokens else 0]
 
 
 def decode_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> bytes:

@@ -37,19 +37,27 @@ class Corpus:
     """What a config names, found but not read."""
 
     config: DataConfig
-    files: tuple[Path, ...]
-    """The local files, in order; none for a hub data set."""
-    n_parts: int
+    parts: tuple[tuple[Path, ...], ...]
+    """Local files, in order and in groups; for a hub data set one empty group for each of its files."""
     running_text: bool
     """Hold out the end of each document, rather than whole documents chosen by a hash of their key."""
     separate: bool
     """Documents are ended by the tokenizer's end-of-text id or a newline; False for one single text."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for part in self.parts for path in part)
+
+    @property
+    def n_parts(self) -> int:
+        return len(self.parts)
+
     def documents(self, part: int) -> Iterator[Document]:
         """The documents of one part, always in the same order."""
         if (self.config.corpus == "hub" and not self.files) or is_table(self.files):
-            return table_rows(self.config, self.files, part)
-        return text_files(groups(self.files)[part], ascii_only=self.config.corpus == "pystdlib")
+            return table_rows(self.config, self.parts[part], part)
+        root = sysconfig.get_path("stdlib") if self.config.corpus == "pystdlib" else ""
+        return text_files(self.parts[part], root)
 
     def describe(self) -> dict[str, Any]:
         """Where the text comes from, for meta.json."""
@@ -75,18 +83,17 @@ def find(config: DataConfig, cache: Path) -> Corpus:
     elif config.corpus == "shakespeare":
         files = (download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, cache / "tinyshakespeare.txt"),)
     else:
-        return Corpus(config, (), hub_parts(config), running_text=False, separate=True)
-    if is_table(files):
-        return Corpus(config, files, len(files), running_text=False, separate=True)
-    few = len(files) < FEW_DOCUMENTS
-    return Corpus(config, files, len(groups(files)), running_text=few, separate=len(files) > 1)
+        return Corpus(config, ((),) * hub_parts(config), running_text=False, separate=True)
+    few = len(files) < FEW_DOCUMENTS and not is_table(files)
+    return Corpus(config, groups(files), running_text=few, separate=len(files) > 1 or is_table(files))
 
 
 def local_files(source: str) -> tuple[Path, ...]:
     """The files that a path, a folder or a glob names, sorted."""
     path = Path(source).expanduser()
     if path.is_dir():
-        found = [one for one in path.rglob("*") if one.is_file() and not one.name.startswith(".")]
+        inside = (one for one in path.rglob("*") if one.is_file())
+        found = [one for one in inside if not any(part.startswith(".") for part in one.relative_to(path).parts)]
     else:
         found = [path] if path.is_file() else [Path(one) for one in glob.glob(str(path), recursive=True)]
     files = tuple(sorted(one for one in found if one.is_file()))
@@ -117,22 +124,21 @@ def is_table(files: tuple[Path, ...]) -> bool:
     return bool(files) and all(path.suffix in TABLES for path in files)
 
 
-def groups(files: tuple[Path, ...]) -> list[list[Path]]:
+def groups(files: tuple[Path, ...]) -> tuple[tuple[Path, ...], ...]:
     """Files in order, cut into parts of about PART_BYTES."""
     parts: list[list[Path]] = [[]]
     size = 0
     for path in files:
-        if size > PART_BYTES:
+        if size >= PART_BYTES:
             parts.append([])
             size = 0
         parts[-1].append(path)
         size += path.stat().st_size
-    return parts
+    return tuple(map(tuple, parts))
 
 
-def text_files(paths: list[Path], ascii_only: bool) -> Iterator[Document]:
-    """Each file as one document named by its path; within the standard library the path starts at its root."""
-    root = sysconfig.get_path("stdlib") if ascii_only else ""
+def text_files(paths: tuple[Path, ...], root: str) -> Iterator[Document]:
+    """Each file as one document named by its path below `root`."""
     for path in paths:
         try:
             text = path.read_bytes().decode("utf-8")
@@ -144,20 +150,31 @@ def text_files(paths: list[Path], ascii_only: bool) -> Iterator[Document]:
 
 
 def table_rows(config: DataConfig, files: tuple[Path, ...], part: int) -> Iterator[Document]:
-    """The rows of one file of a hub data set or of local tables, streamed."""
+    """The rows of some local tables, or of one file of a hub data set, streamed."""
     if files:
-        stream = load_stream(TABLES[files[part].suffix], data_files=str(files[part]))
-        number, whole = 0, 1
+        streams = ((path.name, load_stream(TABLES[path.suffix], data_files=str(path))) for path in files)
     else:
         stream = load_stream(str(config.hub), name=config.hub_config)
-        number, whole = part, int(stream.num_shards)
-    shard: Any = stream.shard(num_shards=whole, index=number) if whole > 1 else stream
-    for place, row in enumerate(shard):
-        text = row.get(config.text_column)
-        if not isinstance(text, str):
-            columns = ", ".join(map(str, row))
-            raise BadData(f"data.text_column={config.text_column}: no text there; the columns are {escaped(columns)}")
-        yield Document(f"{part}/{place}", text)
+        whole = int(stream.num_shards)
+        streams = iter([(str(part), stream.shard(num_shards=whole, index=part) if whole > 1 else stream)])
+    for name, stream in streams:
+        for place, row in enumerate(rows_of(name, stream)):
+            text = row.get(config.text_column)
+            if not isinstance(text, str):
+                columns = ", ".join(map(str, row))
+                why = f"no text in row {place} of {name}; the columns are {columns}"
+                raise BadData(f"data.text_column={config.text_column}: {why}")
+            yield Document(f"{name}/{place}", text)
+
+
+def rows_of(name: str, stream: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a stream. Raises BadEnvironment when the network, and BadData when the content fails."""
+    try:
+        yield from stream
+    except OSError as error:
+        raise BadEnvironment(f"{name}: {escaped(error, 200)}; the same command continues") from None
+    except Exception as error:  # the reader's own: a broken line, a foreign file
+        raise BadData(f"{name}: can't be read: {type(error).__name__}: {escaped(error, 200)}") from None
 
 
 def hub_parts(config: DataConfig) -> int:
@@ -170,7 +187,7 @@ def load_stream(path: str, **arguments: Any) -> Any:
     try:
         import datasets
     except ImportError:
-        raise BadEnvironment("this data set needs the 'datasets' library: pip install 'nanogpt-lab[hub]'") from None
+        raise BadEnvironment("this data set needs the 'datasets' library: pip install 'datasets>=4'") from None
     try:
         return datasets.load_dataset(path, split="train", streaming=True, **arguments)
     except Exception as error:  # the hub client raises its own, requests' and the system's

@@ -1,6 +1,10 @@
 """One part of a corpus becomes shards: here or in a worker process, and recorded when it is safe on disk."""
 
 import hashlib
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from nanogpt.data.dataset import ShardMeta, SplitMeta, SplitName
 from nanogpt.data.shards import ShardWriter, dtype_for, sha256
 from nanogpt.files import write_atomic
 from nanogpt.schema import Section, to_json
-from nanogpt.tokenizer import Tokenizer
+from nanogpt.tokenizer import Ids, Tokenizer
 
 SHARD_TOKENS = 100_000_000
 SPLITS: tuple[SplitName, SplitName] = ("train", "val")
@@ -44,7 +48,16 @@ WORKER: dict[str, Any] = {}
 
 def start_worker(corpus: Corpus, spec: dict[str, Any], work: Path, shared: Any) -> None:
     """What every process keeps between parts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its children
+    threading.Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
     WORKER.update(corpus=corpus, tokenizer=tokenizers.from_spec(spec), work=work, shared=shared)
+
+
+def die_with(parent: int) -> None:
+    """End this process when its parent is gone: nobody else would, and it must not write beside a new one."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def work_part(number: int) -> None:
@@ -74,6 +87,14 @@ def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, a
     write_atomic(work / f"part-{number:05d}.json", to_json(part))
 
 
+def part_digest(corpus: Corpus, number: int) -> str:
+    """sha256 of the text of one part."""
+    digest = hashlib.sha256()
+    for document in corpus.documents(number):
+        digest.update(document.text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
 def read_part(work: Path, number: int) -> Part | None:
     """The record of a finished part, or None."""
     try:
@@ -99,15 +120,20 @@ class SplitWriter:
         ids = self.tokenizer.encode(text)
         if self.separate and end is not None:
             ids = np.append(ids, np.uint32(end))
+        for start in range(0, len(ids), SHARD_TOKENS):
+            self.write(ids[start : start + SHARD_TOKENS])
+        self.documents += 1
+        self.bytes += len(text.encode("utf-8", "surrogatepass"))
+        return len(ids)
+
+    def write(self, ids: Ids) -> None:
+        """Append to the open shard, and close it when it is full."""
         if self.open is None:
             path = self.work / f"{self.prefix}_{len(self.shards):03d}.bin"
             self.open = ShardWriter(path, dtype_for(len(self.tokenizer.tokens)))
         self.open.append(ids)
-        self.documents += 1
-        self.bytes += len(text.encode("utf-8", "surrogatepass"))
         if self.open.n_tokens >= SHARD_TOKENS:
             self.finish_shard()
-        return len(ids)
 
     def finish_shard(self) -> None:
         if self.open is not None:

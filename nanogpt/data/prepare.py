@@ -6,9 +6,12 @@ Everything is written to a hidden folder beside the final one, which appears by 
 import hashlib
 import multiprocessing
 import os
+import shlex
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from nanogpt import tokenizer as tokenizers
@@ -25,7 +28,7 @@ from nanogpt.data.dataset import (
     open_dataset,
     read_meta,
 )
-from nanogpt.data.encode import SPLITS, Part, encode_part, read_part, split, start_worker, work_part
+from nanogpt.data.encode import SPLITS, Part, encode_part, part_digest, read_part, split, start_worker, work_part
 from nanogpt.data.shards import dtype_for
 from nanogpt.errors import BadData, BadEnvironment, escaped
 from nanogpt.files import locked, sync, write_atomic
@@ -57,7 +60,14 @@ def prepare(config: DataConfig, overwrite: bool = False) -> Dataset:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / f".{folder.name}.lock", wait=True):
             if not (folder / "meta.json").exists() or overwrite:  # another process may have been faster
-                build(corpus, folder)
+                work = folder.parent / f".{folder.name}.partial"
+                try:
+                    build(corpus, work)
+                except BadData:
+                    if corpus.n_parts == 1:  # nothing that is worth continuing
+                        shutil.rmtree(work, ignore_errors=True)
+                    raise
+                put_in_place(work, folder)
     refuse_stale(config, folder)
     return open_dataset(config)
 
@@ -67,9 +77,10 @@ def find(config: DataConfig) -> Corpus:
 
 
 def command(config: DataConfig) -> str:
-    """What to type to prepare this data set."""
-    source = f" data.source='{config.source}'" if config.source else ""
-    return f"python prepare.py data={config.name}{source}"
+    """What to type to prepare this data set: what was typed about data, for the other door."""
+    words = [shlex.quote(word) for word in sys.argv[1:] if word.startswith(("data=", "data."))]
+    chosen = [] if any(word.startswith("data=") for word in words) else [f"data={config.name}"]
+    return " ".join(["python prepare.py", *chosen, *words])
 
 
 def refuse_stale(config: DataConfig, folder: Path) -> None:
@@ -80,17 +91,19 @@ def refuse_stale(config: DataConfig, folder: Path) -> None:
         stamp = find(config).stamp()
     except BadData:
         return  # prepared elsewhere and brought here
-    if stamp != read_meta(folder / "meta.json").stamp:
+    meta = read_meta(folder / "meta.json")
+    if stamp != meta.stamp and text_digest(find(config)) != meta.sha256:  # touched is not changed
         raise BadData(
             f"data.source={escaped(config.source)}: files changed since they were prepared; "
             f"run: {command(config)} overwrite=true"
         )
 
 
-def build(corpus: Corpus, folder: Path) -> None:
-    """Tokenise every part and put the finished folder in its place."""
-    work = folder.parent / f".{folder.name}.partial"
+def build(corpus: Corpus, work: Path) -> None:
+    """Tokenise every part, then describe the whole in meta.json."""
     begin(work, corpus)
+    if (work / "meta.json").exists():
+        return  # killed just before it was put in its place
     tokenizer = fitted(corpus, work)
     encode_parts(corpus, tokenizer, work)
     parts = [read_part(work, number) for number in range(corpus.n_parts)]
@@ -100,13 +113,19 @@ def build(corpus: Corpus, folder: Path) -> None:
             why = f"the {name} split of {meta.documents} documents is empty"
             raise BadData(f"data.val_fraction={corpus.config.val_fraction}: {why}; choose another share or more text")
     write_atomic(work / "meta.json", to_json(meta))
-    for path in work.glob("part-*.json"):
-        path.unlink()
-    (work / "plan").unlink()
+
+
+def put_in_place(work: Path, folder: Path) -> None:
+    """The finished work becomes the data set by one rename; an old one steps aside first and is deleted last."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, old)
     os.replace(work, folder)
     sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    for path in [*folder.glob("part-*.json"), folder / "plan"]:
+        path.unlink(missing_ok=True)
 
 
 def begin(work: Path, corpus: Corpus) -> None:
@@ -124,6 +143,8 @@ def fitted(corpus: Corpus, work: Path) -> Tokenizer:
         return tokenizers.load(work)
     config = corpus.config
     tokenizer = tokenizers.build(config.tokenizer, learning_texts(corpus), config.vocab_size)
+    if not tokenizer.tokens:
+        raise BadData(f"data.source={escaped(config.source)}: there is no text in it")
     if config.vocab_size and len(tokenizer.tokens) < config.vocab_size:
         raise BadData(
             f"data.vocab_size={config.vocab_size}: the text is too small, it gives {len(tokenizer.tokens)} tokens"
@@ -171,10 +192,10 @@ def encode_parts(corpus: Corpus, tokenizer: Tokenizer, work: Path) -> None:
             except BaseException as error:
                 for child in multiprocessing.active_children():
                     child.kill()
-                if isinstance(error, KeyboardInterrupt):
-                    done = sum(read_part(work, number) is not None for number in range(corpus.n_parts))
+                if isinstance(error, BrokenProcessPool):
                     raise BadEnvironment(
-                        f"interrupted after {done} of {corpus.n_parts} parts; the same command continues"
+                        "a tokenising process was killed, probably for lack of memory; "
+                        f"data.workers={max(1, workers // 2)} needs less, and the same command continues"
                     ) from None
                 raise
 
@@ -186,7 +207,7 @@ def combine(corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]) -> Meta:
         source=corpus.describe(),
         documents=sum(part.documents for part in parts),
         characters=sum(part.characters for part in parts),
-        sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
+        sha256=joint_digest(part.sha256 for part in parts),
         stamp=corpus.stamp(),
         tokenizer=corpus.config.tokenizer,
         tokenizer_sha256=tokenizers.fingerprint(tokenizer),
@@ -194,6 +215,16 @@ def combine(corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]) -> Meta:
         dtype="uint16" if dtype_for(len(tokenizer.tokens)).itemsize == 2 else "uint32",
         splits={name: merge([part.splits[name] for part in parts]) for name in SPLITS},
     )
+
+
+def joint_digest(parts: Iterable[str]) -> str:
+    """The digest of all text from the digests of its parts."""
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def text_digest(corpus: Corpus) -> str:
+    """The digest that preparing this corpus would write to meta.json."""
+    return joint_digest(part_digest(corpus, number) for number in range(corpus.n_parts))
 
 
 def merge(splits: list[SplitMeta]) -> SplitMeta:

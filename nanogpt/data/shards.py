@@ -8,7 +8,6 @@ Reading is by `pread`: a file that was cut gives a message, where a memory map w
 import hashlib
 import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +28,12 @@ def dtype_for(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 
 @dataclass(frozen=True)
 class Shard:
-    """An open file of `n_tokens` tokens that begin at byte `start`."""
+    """A file of `n_tokens` tokens that begin at byte `start`."""
 
     path: Path
     dtype: np.dtype[np.unsignedinteger]
     start: int
     n_tokens: int
-
-    @cached_property
-    def descriptor(self) -> int:
-        """Opened once, read-only, and kept: reads name their own offset, so threads can share it."""
-        try:
-            return os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise BadData(f"{escaped(self.path)}: {error.strerror}") from None
 
     def read(self, offset: int, count: int, vocab_size: int) -> Tokens:
         """Tokens [offset, offset + count) as int64 of shape (count,).
@@ -51,7 +42,11 @@ class Shard:
         """
         width = self.dtype.itemsize
         try:
-            data = os.pread(self.descriptor, count * width, self.start + offset * width)
+            descriptor = os.open(self.path, os.O_RDONLY)  # each time: a data set may have more shards than descriptors
+            try:
+                data = os.pread(descriptor, count * width, self.start + offset * width)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise BadData(f"{escaped(self.path)}: {error.strerror} at token {offset}") from None
         if len(data) != count * width:

@@ -1,28 +1,30 @@
 """What a model costs: parameters per part, floating-point operations per token, and the peaks of devices."""
 
+import re
+
 from torch import nn
 
 from nanogpt.config import ModelConfig
 
-PEAK_TFLOPS = {  # dense bf16 or fp16 matrix products with fp32 accumulation, from the makers' data sheets
-    "B200": 2250.0,
-    "GH200": 989.4,
-    "H200": 989.4,
-    "H100 NVL": 835.5,
-    "H100 PCIe": 756.5,
-    "H100": 989.4,
-    "A100": 311.9,
-    "A800": 311.9,
-    "L40S": 362.1,
-    "L4": 121.0,
-    "A40": 149.7,
-    "A10G": 70.0,
-    "RTX A6000": 154.8,
-    "V100": 125.0,
-    "T4": 65.1,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.2,
+# Dense bf16 or fp16 matrix products with fp32 accumulation, from the makers' data sheets, by the device's whole name: a
+# laptop's, a slice's (MIG) or a successor's name is another device.
+PEAK_TFLOPS = {
+    r"B200": 2250.0,
+    r"GH200 \d+GB?( HBM3e)?": 989.4,
+    r"H200": 989.4,
+    r"H100( 80GB HBM3)?": 989.4,
+    r"H100 NVL": 835.5,
+    r"H100 PCIe": 756.5,
+    r"A100(-SXM4-\d+GB|-PCIE-\d+GB|-SXM-\d+GB| 80GB PCIe)": 311.9,
+    r"A800-SXM4-\d+GB": 311.9,
+    r"L40S": 362.1,
+    r"L4": 121.0,
+    r"A40": 149.7,
+    r"RTX A6000": 154.8,
+    r"GeForce RTX 4090": 165.2,
+    r"GeForce RTX 3090": 71.2,
 }
+PEAK_TFLOPS_FP16 = {r"Tesla V100-SXM2-\d+GB": 125.0, r"Tesla T4": 65.1}  # these have no bf16
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
@@ -52,10 +54,6 @@ def flops_per_token(config: ModelConfig, n_params: int) -> float:
 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """A device's peak for this precision in FLOP/s, or None where it isn't known: then there is no MFU."""
-    if precision not in ("bf16", "fp16"):
-        return None
-    words = device_name.replace("-", " ")
-    for name, tflops in PEAK_TFLOPS.items():
-        if f" {name} " in f" {words} ":
-            return tflops * 1e12
-    return None
+    table = {"bf16": PEAK_TFLOPS, "fp16": PEAK_TFLOPS | PEAK_TFLOPS_FP16}.get(precision, {})
+    name = device_name.removeprefix("NVIDIA ")
+    return next((tflops * 1e12 for pattern, tflops in table.items() if re.fullmatch(pattern, name)), None)

@@ -34,9 +34,10 @@ class RowLog:
         if self.path.exists():
             sync(self.path)
 
-    def rewind(self, step: int) -> None:
-        """Drop rows after `step` and a torn last line: a restored run writes them again."""
-        kept = [row for row in read_rows(self.path) if row["step"] <= step]
+    def rewind(self, step: int, evaluated: int | None = None) -> None:
+        """Drop rows after `step`, evaluations after `evaluated`, a torn last line: a restored run writes them again."""
+        last = step if evaluated is None else evaluated
+        kept = [row for row in read_rows(self.path) if row["step"] <= (last if "val_loss" in row else step)]
         if self.path.exists():
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 

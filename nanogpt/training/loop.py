@@ -1,5 +1,6 @@
 """The loop: evaluate, save, stop or step, in that order, at every step boundary."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ def train_loop(
     should_stop: Callable[[], bool],
 ) -> bool:
     """Train from the state's step to the last. Returns True at the end, False when asked to stop; all is saved."""
-    saved = state.step if state.step in run.checkpoints.steps() else -1
+    saved = (state.step, state.evaluated) if state.step in run.checkpoints.steps() else None
     while True:
         if evaluation_due(state, config):
             try:
@@ -33,9 +34,10 @@ def train_loop(
             except Stopped:
                 pass  # evaluated again after the restart
         finished = state.step == state.steps and state.evaluated == state.step
-        if saved != state.step and (finished or should_stop() or save_due(state, config)):
+        reason = finished or should_stop() or save_due(state, config)
+        if saved != (state.step, state.evaluated) and reason:
             save(state, run)
-            saved = state.step
+            saved = (state.step, state.evaluated)
         if finished or should_stop():
             return finished
         started = time.monotonic()
@@ -61,7 +63,11 @@ def save_due(state: TrainState, config: TrainConfig) -> bool:
 
 
 def note_results(state: TrainState, results: dict[str, float]) -> None:
-    """Remember an evaluation and whether it is the best."""
+    """Remember an evaluation and whether it is the best. Raises Diverged for a loss that is not a finite number."""
+    if not all(math.isfinite(value) for value in results.values()):
+        raise Diverged(
+            f"step {state.step}: the validation loss is {results['val_loss']}; the last checkpoint is intact"
+        )
     state.evaluated, state.results = state.step, results
     if state.best is None or results["val_loss"] < state.best[0]:
         state.best = (results["val_loss"], state.step)

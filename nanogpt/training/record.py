@@ -1,5 +1,6 @@
 """What the loop reports to: rows on disk, lines for a person, the picture, the samples."""
 
+import math
 import time
 
 import torch
@@ -13,7 +14,7 @@ from nanogpt.generate import Draw, generate
 from nanogpt.model.cost import flops_per_token, parameter_counts, peak_flops
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
-from nanogpt.tracking.console import Steps, amount, seconds
+from nanogpt.tracking.console import Steps, amount, seconds, visible
 from nanogpt.tracking.metrics import read_rows
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics
@@ -53,16 +54,14 @@ class Record:
         """The row and the line of one step. Raises Diverged for a loss or gradient that is not finite."""
         state = self.state
         loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
-        if not (abs(loss) < float("inf") and grad_norm < float("inf")) and not state.scaler.is_enabled():
+        # fp16's scaler skips a step whose gradient overflows; a loss that is not finite is never right.
+        if not math.isfinite(loss) or not (math.isfinite(grad_norm) or state.scaler.is_enabled()):
             raise Diverged(
                 f"step {state.step}: loss {loss}, gradient norm {grad_norm}; the last checkpoint is from before; "
                 "a lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy"
             )
-        if grad_norm < float("inf"):  # else fp16's scaler skipped the step
-            tokens = state.step * self.batch_tokens
-            self.run.metrics.append(
-                {"step": state.step, "tokens": tokens, "loss": loss, "lr": metrics.lr, "grad_norm": grad_norm}
-            )
+        row = {"step": state.step, "tokens": state.step * self.batch_tokens, "loss": loss, "lr": metrics.lr}
+        self.run.metrics.append(row | ({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}))
         self.show(loss, grad_norm, metrics.lr)
 
     def show(self, loss: float, grad_norm: float, lr: float) -> None:
@@ -101,7 +100,7 @@ class Record:
             folder = self.run.path / "samples"
             folder.mkdir(exist_ok=True)
             write_atomic(folder / f"step-{state.step:08d}.txt", text)
-            lines = [line for line in text.splitlines() if line.strip()]
+            lines = [visible(line) for line in text.splitlines() if line.strip()]
             self.steps.note("\n".join(f"  | {line[:100]}" for line in lines[:SHOWN_LINES]))
 
     def draw(self) -> None:
@@ -119,8 +118,7 @@ class Record:
         state = self.state
         device = state.compute.device
         generator = torch.Generator(device).manual_seed(seed_of(self.config.training.seed, "sample"))
-        prompt = self.tokenizer.encode("\n").tolist() if self.tokenizer.end_of_text is None else []
-        prompt = prompt or [self.tokenizer.end_of_text or 0]
+        prompt = tokenizers.start_ids(self.tokenizer)
         draw = Draw(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
         was_training = state.model.training
         state.model.eval()

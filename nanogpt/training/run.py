@@ -16,13 +16,13 @@ from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, memory_bytes, set_up
-from nanogpt.errors import STOPPED, BadData, BadInput, Diverged, escaped
+from nanogpt.errors import STOPPED, BadData, BadEnvironment, BadInput, Diverged, escaped
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.files import write_atomic
 from nanogpt.model.cost import flops_per_token, parameter_counts, parameter_estimate
 from nanogpt.provenance import provenance
 from nanogpt.run_directory import RunDirectory, opened
-from nanogpt.tracking.console import amount, say, table
+from nanogpt.tracking.console import amount, say, table, visible
 from nanogpt.training.loop import train_loop
 from nanogpt.training.record import Record
 from nanogpt.training.state import TrainState, build_state
@@ -36,12 +36,27 @@ def train(config: TrainConfig) -> int:
 
     Raises a LabError for everything that was foreseen; what is on disk is then what it was, or more.
     """
+    try:
+        return prepare_and_train(config)
+    except (MemoryError, RuntimeError) as error:  # the CPU allocator raises a plain RuntimeError
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        half = max(1, config.micro_batch_size // 2)
+        raise BadEnvironment(
+            f"hardware.micro_batch_size={config.micro_batch_size}: out of memory; "
+            f"try hardware.micro_batch_size={half}, which changes nothing but the speed"
+        ) from None
+
+
+def prepare_and_train(config: TrainConfig) -> int:
+    """`train`, without the translation of memory errors."""
     compute = set_up(config.hardware)
     refuse_too_large(config.model, compute)
     dataset = ensure(config.data)
     state = build_state(config, model_for(config, dataset), compute)
     refuse_long_warmup(config, state.steps)
     batches = TrainBatches(dataset.train, config, compute.device)
+    warn_of_short_shards(batches, dataset)
     evaluate = LossEvaluation(dataset, config.eval, config.model.block_size, compute)
     with opened(config) as run, StopFlag() as should_stop:
         restored = restore(state, run, dataset)
@@ -51,7 +66,8 @@ def train(config: TrainConfig) -> int:
             conclude(config, state, run)
             return 0
         write_atomic(run.path / tokenizers.FILE, tokenizers.to_json(dataset.tokenizer))
-        run.add_start(provenance(compute.name) | {"from_step": state.step, "data": dataset.fingerprint})
+        about = {"from_step": state.step, "data": dataset.fingerprint, "arithmetic": state.arithmetic}
+        run.add_start(provenance(compute.name) | about)
         record = Record(config, run, state, dataset.tokenizer)
         record.status("running")
         try:
@@ -64,7 +80,8 @@ def train(config: TrainConfig) -> int:
             record.steps.close()
         record.status("finished" if finished else "stopped")
         if not finished:
-            say(f"{should_stop.reason}: stopped at step {state.step}, all saved; the same command continues")
+            again = "the same command without fresh=true" if config.fresh else "the same command"
+            say(f"{should_stop.reason}: stopped at step {state.step}, all saved; {again} continues")
             return STOPPED
         conclude(config, state, run)
         return 0
@@ -101,10 +118,18 @@ def refuse_long_warmup(config: TrainConfig, steps: int) -> None:
         raise BadInput(f"{schema.shown(context['key'], context['value'])}: {context['why']}") from None
 
 
+def warn_of_short_shards(batches: TrainBatches, dataset: Dataset) -> None:
+    """Windows don't cross files, so many short ones can hide most of the text from training."""
+    reached = batches.sampler.n_windows * (batches.block_size if batches.sampler.order == "permutation" else 1)
+    if reached < 0.8 * dataset.train.n_tokens and len(dataset.train.shards) > 1:
+        share = 100 * reached / dataset.train.n_tokens
+        say(f"warning: only {share:.0f} % of the training tokens are in files long enough for model.block_size")
+
+
 def restore(state: TrainState, run: RunDirectory, dataset: Dataset) -> bool:
     """Continue from the newest good checkpoint, with metrics cut to its step. Returns whether there was one."""
-    loaded, warnings = run.checkpoints.newest()
-    for warning in warnings:
+    loaded, bad = run.checkpoints.newest()
+    for warning in bad:
         say(f"warning: {warning}; set aside, an older checkpoint is used")
     if loaded is not None:
         theirs = loaded.state.get("data")
@@ -114,8 +139,12 @@ def restore(state: TrainState, run: RunDirectory, dataset: Dataset) -> bool:
                 f"{dataset.fingerprint[:12]}, was {escaped(theirs)[:12]}); fresh=true starts another attempt"
             )
         state.restore(loaded)
+        run.checkpoints.set_aside(after=state.step)
+        before = loaded.state.get("arithmetic")
+        if before != state.arithmetic:
+            say(f"warning: was trained with {before}, now {state.arithmetic}: rounding can differ")
     state.data = dataset.fingerprint
-    run.metrics.rewind(state.step if loaded else -1)
+    run.metrics.rewind(state.step if loaded else -1, state.evaluated)
     run.timing.rewind(state.step if loaded else -1)
     return loaded is not None
 
@@ -154,7 +183,8 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
     samples = sorted((run.path / "samples").glob("step-*.txt"))
     if samples:
         say(f"\nsample ({samples[-1]}):")
-        say("\n".join(f"  | {line}" for line in samples[-1].read_text().splitlines()))
+        text = samples[-1].read_text(encoding="utf-8")
+        say("\n".join(f"  | {visible(line)}" for line in text.splitlines()))
     say(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
     python = interpreter()
     say(f"  {python} sample.py run={run.path} prompt='{'def ' if config.data.corpus == 'pystdlib' else 'The '}'")

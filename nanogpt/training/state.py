@@ -42,6 +42,8 @@ class TrainState:
     """Lowest validation loss and its step."""
     data: str = ""
     """Fingerprint of the data set that is trained on."""
+    arithmetic: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What rounding depends on: precision, micro-batch, compile, threads, versions."""
 
     def tensors(self) -> dict[str, Tensors]:
         """Weights by name, and the optimizer's state by `<parameter>/<quantity>`."""
@@ -62,6 +64,7 @@ class TrainState:
             "results": self.results,
             "best": self.best,
             "data": self.data,
+            "arithmetic": self.arithmetic,
             "scaler": self.scaler.state_dict(),
         }
         if self.evaluated == self.step:
@@ -102,6 +105,9 @@ def refuse_misfits(loaded: Loaded, named: dict[str, torch.nn.Parameter]) -> None
     theirs = {name: (tuple(t.shape), t.dtype) for name, t in loaded.model.items()}
     wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     wrong += sorted(key for key in loaded.optimizer if key.rpartition("/")[0] not in ours)
+    missing = {"step", "samples", "evaluated", "results", "best", "scaler"} - set(loaded.state)
+    if missing:
+        raise BadCheckpoint(f"{escaped(loaded.path)}/state.json: lacks {', '.join(sorted(missing))}")
     if wrong:
         names = ", ".join(escaped(name) for name in wrong[:5])
         raise BadCheckpoint(f"{escaped(loaded.path)}: is of another model; {len(wrong)} tensors differ: {names}")
@@ -118,4 +124,12 @@ def build_state(config: TrainConfig, model_config: ModelConfig, compute: Compute
         scaler=GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
         compute=compute,
         steps=config.steps(sum(p.numel() for p in model.parameters())),
+        arithmetic={
+            "device": compute.device.type,
+            "precision": compute.precision,
+            "micro_batch_size": config.micro_batch_size,
+            "compile": config.hardware.compile,
+            "threads": torch.get_num_threads() if compute.device.type == "cpu" else None,
+            "torch": str(torch.__version__),
+        },
     )

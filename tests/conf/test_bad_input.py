@@ -45,6 +45,15 @@ TABLE = [
     ("hydra.run.dir=/proc/x", "Hydra's own settings can't be changed"),
     ("hydra/launcher=nope", "Hydra's own settings can't be changed"),
     ("model={n_layer:3}", "no such choice"),
+    ("model=glob(*)", "several values are a sweep and need -m"),
+    ("model=range(1,100000000)", "several values are a sweep and need -m"),
+    ("-m optimizer.lr=range(1,1000000000)", "points; allowed: at most 100,000"),
+    ("-m optimizer.lr=interval(0,1)", "a sweep needs a list of values"),
+    ("optimizer.lr=" + "[" * 600 + "]" * 600, "optimizer.lr="),
+    ("--cfg foo", "--cfg foo: allowed: one of job, hydra, all"),
+    ("--cfg", "--cfg : allowed: one of job"),
+    ("--resolve", "no such option"),
+    ('data.hub="${oc.env:${data.text_column}}"', "must be written out"),
     ("optimizer={lr:3}", "no such choice"),
     ("training={steps:3}", "a group of keys; set one of training.batch_tokens"),
     ("model.n_layer.x=3", "did you mean 'model.n_layer'?"),
@@ -61,6 +70,7 @@ TABLE = [
     ("hardware=8xh100", "no such choice; allowed: one of auto, cpu, gpu"),
     # model
     ("model.n_head=5", "model.n_head=5: must divide model.n_embd=128; nearest 4, 8"),
+    ("model.n_head=200", "model.n_head=200: must divide model.n_embd=128; nearest 128"),
     ("model.n_head=0", "model.n_head=0: out of range; allowed: integer in [1, 1024]"),
     ("model.n_head=-1", "out of range"),
     ("model.n_layer=0", "out of range"),
@@ -102,6 +112,7 @@ TABLE = [
     ("training.batch_tokens=1.5", "an integer is needed"),
     ("training.batch_tokens=100", "must be a multiple of model.block_size=64; nearest 64, 128"),
     ("hardware.micro_batch_size=7", "must divide the 24 sequences of training.batch_tokens=1536; nearest 6, 8"),
+    ("training.batch_tokens=640000000000 hardware.micro_batch_size=7", "must divide"),
     ("hardware.micro_batch_size=48", "must divide the 24 sequences"),
     ("hardware.device=tpu", "allowed: auto, cpu, mps, cuda or cuda:N"),
     ("hardware.precision=float64", "allowed: one of auto, fp32, bf16, fp16"),
@@ -243,7 +254,7 @@ def test_the_process_says_one_line_and_creates_nothing(run: Run, tmp_path: Path)
 def test_no_gpu_is_an_environment_error(run: Run, tmp_path: Path) -> None:
     done = run("train.py", "hardware=gpu", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 5 and done.stderr.count("\n") == 1
-    assert "no CUDA device here; use hardware=cpu" in done.stderr
+    assert "hardware.device=cuda: no CUDA device here; use hardware.device=cpu" in done.stderr
     assert not list((tmp_path / "work").iterdir())
 
 

@@ -114,6 +114,7 @@ def test_processes_and_parts_don_t_change_the_result(
     folder.mkdir()
     for i in range(12):
         (folder / f"{i:03d}.jsonl").write_text("".join(json.dumps({"text": f"row {i} {j}"}) + "\n" for j in range(50)))
+    monkeypatch.setattr(corpora, "PART_BYTES", 1)
     config = data(corpus="hub", hub="none", source=str(folder), tokenizer="byte", val_fraction=0.2)
     alone = prepare(config.model_copy(update={"workers": 1}))
     together = prepare(config.model_copy(update={"workers": 2, "dir": str(tmp_path / "d2")}))
@@ -121,26 +122,38 @@ def test_processes_and_parts_don_t_change_the_result(
     assert alone.fingerprint == together.fingerprint
 
 
-def test_an_interrupted_preparation_continues(data: Make, tmp_path: Path) -> None:
+IN_SMALL_PARTS = """
+import sys
+from nanogpt.config import DataConfig
+from nanogpt.data import corpora, prepare
+corpora.PART_BYTES = 1
+prepare.prepare(DataConfig.model_validate_json(open(sys.argv[1]).read()))
+"""
+
+
+def test_an_interrupted_preparation_continues(data: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 in the middle: nothing is there, and the same command ends with the files of an undisturbed one."""
     folder = tmp_path / "docs"
     folder.mkdir()
     for i in range(30):
         (folder / f"{i:02d}.jsonl").write_text("".join(json.dumps({"text": "word " * 50}) + "\n" for _ in range(400)))
-    words = ["data=openwebtext", f"data.source={folder}", "data.tokenizer=byte", "data.workers=1"]
-    command = [sys.executable, str(ROOT / "prepare.py"), *words, "data.val_fraction=0.2"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while len(list(tmp_path.glob("data/.*.partial/part-*.json"))) < 5 and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/.*.partial/part-*.json")}
-    assert 5 <= len(done) < 30 and not list(tmp_path.glob("data/openwebtext-*"))
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "fingerprint" in result.stdout and not list(tmp_path.glob("data/.*.partial"))
-    same = {"name": "openwebtext", "corpus": "hub", "hub": "Skylion007/openwebtext", "source": str(folder)}
-    undisturbed = prepare(data(**same, tokenizer="byte", val_fraction=0.2))
-    resumed = next(tmp_path.glob("data/openwebtext-*"))
+    same = {"name": "owt", "corpus": "hub", "hub": "none", "source": str(folder), "tokenizer": "byte"}
+    config = data(**same, val_fraction=0.2, workers=1, dir=str(tmp_path / "data"))
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", IN_SMALL_PARTS, str(tmp_path / "config.json")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while len(list(tmp_path.glob("data/.*.partial/part-*.json"))) < 5 and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+    done = list(tmp_path.glob("data/.*.partial/part-*.json"))
+    assert process.returncode == -signal.SIGKILL and 5 <= len(done) < 30 and not list(tmp_path.glob("data/owt-*"))
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("data/.*.partial/*_00000_*.bin")}
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert not list(tmp_path.glob("data/.*.partial"))
+    assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("data/owt-*/*_00000_*.bin")}
+    monkeypatch.setattr(corpora, "PART_BYTES", 1)
+    undisturbed = prepare(config.model_copy(update={"dir": str(tmp_path / "d2")}))
+    resumed = next(tmp_path.glob("data/owt-*"))
     assert files_of(resumed) == files_of(undisturbed.folder)
 
 
@@ -150,7 +163,7 @@ def test_parquet_through_datasets(data: Make, tmp_path: Path) -> None:
     rows = [f"page {i}" for i in range(300)]
     datasets.Dataset.from_dict({"content": rows}).to_parquet(str(tmp_path / "a.parquet"))
     config = data(corpus="hub", hub="none", source=str(tmp_path / "*.parquet"), tokenizer="byte", val_fraction=0.2)
-    with pytest.raises(BadData, match=r"data.text_column=text: no text there; the columns are content"):
+    with pytest.raises(BadData, match=r"data.text_column=text: no text in row 0 of a.parquet; the columns are content"):
         prepare(config)
     dataset = prepare(config.model_copy(update={"text_column": "content"}))
     lines = text_of(dataset, dataset.train).splitlines() + text_of(dataset, dataset.val).splitlines()
@@ -182,6 +195,64 @@ def test_an_unreachable_hub_is_a_message(data: Make, monkeypatch: pytest.MonkeyP
 def test_large_data_is_not_prepared_by_train(data: Make) -> None:
     with pytest.raises(BadData, match=r"not prepared; run: python prepare.py data=openwebtext"):
         ensure(data(name="openwebtext", corpus="hub", hub="some/set", source=None))
+
+
+def test_killed_just_before_the_end_nothing_is_done_again(
+    data: Make, monkeypatch: pytest.MonkeyPatch, corpus: Path
+) -> None:
+    from nanogpt.data import prepare as module
+
+    class Killed(BaseException):
+        pass
+
+    def dying(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(module, "put_in_place", dying)
+    with pytest.raises(Killed):
+        prepare(data())
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "encode_parts", dying)
+    assert prepare(data()).train.n_tokens > 0
+    assert not [path for path in Path(data().dir).iterdir() if path.is_dir() and path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "there is no text in it"),
+        ("latin.txt", b"caf\xe9 " * 100, "not UTF-8 text"),
+        ("rows.jsonl", b'{"text": "a"}\n{"te', "can't be read"),
+        ("null.jsonl", b'{"text": "a"}\n{"text": null}\n', "no text in row 1 of null.jsonl"),
+    ],
+)
+def test_bad_sources_are_named_and_leave_nothing(
+    data: Make, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(BadData, match=message):
+            prepare(data(source=str(tmp_path / name)))
+    assert not list(Path(data().dir).glob(".*.partial"))
+
+
+def test_a_killed_worker_is_a_message(data: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(f"{i} " * 1000)
+    monkeypatch.setattr(corpora, "PART_BYTES", 1)
+    from nanogpt.data import prepare as module
+
+    monkeypatch.setattr(module, "work_part", os._exit)
+    with pytest.raises(BadEnvironment, match=r"a tokenising process was killed.*data.workers=1"):
+        prepare(data(source=str(folder), tokenizer="byte", workers=2))
+
+
+def test_touched_files_are_not_changed_files(data: Make, corpus: Path) -> None:
+    before = prepare(data()).fingerprint
+    os.utime(corpus, (1, 1))
+    assert prepare(data()).fingerprint == before
 
 
 def test_changed_files_are_noticed(data: Make, corpus: Path) -> None:

@@ -194,6 +194,12 @@ def test_flops_agree_with_torchs_own_count() -> None:
         ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
         ("NVIDIA L40S", "bf16", 362.1),
         ("NVIDIA L4", "bf16", 121.0),
+        ("Tesla T4", "fp16", 65.1),
+        ("Tesla T4", "bf16", None),
+        ("NVIDIA H200 NVL", "bf16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
+        ("NVIDIA GeForce RTX 3090 Ti", "bf16", None),
     ],
 )
 def test_peaks(name: str, precision: str, tflops: float | None) -> None:

@@ -1,0 +1,1 @@
+"""nanogpt-lab: train GPTs. See README.md for the tree; nothing is imported here, so that every part loads alone."""
