@@ -15,7 +15,9 @@ from nanogpt.data.dataset import Dataset, Split
 from nanogpt.device import Compute
 from nanogpt.model.gpt import GPT
 
-BATCH_TOKENS = 8192  # per forward pass: fixed, so that the result doesn't depend on the training micro-batch
+# Per forward pass: fixed, so that the result doesn't depend on the training micro-batch. On the CPU smaller is faster
+# (the activations stay in the cache: 222k tokens of the tiny model take 4.4 s with 2,048 and 5.9 s with 8,192).
+CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 8192
 
 
 class Stopped(Exception):
@@ -59,7 +61,8 @@ class LossEvaluation:
         """(nats per token, bits per byte) over the windows at `places`."""
         losses: list[torch.Tensor] = []
         n_bytes = 0
-        per_batch = max(1, BATCH_TOKENS // self.block_size)
+        tokens = CPU_BATCH_TOKENS if self.compute.device.type == "cpu" else BATCH_TOKENS
+        per_batch = max(1, tokens // self.block_size)
         for start in range(0, len(places), per_batch):
             if should_stop():
                 raise Stopped
