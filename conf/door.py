@@ -40,7 +40,8 @@ def enter(name: str, kind: type[Config], main: Callable[[Config], int]) -> None:
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before or after training, which handles it itself
+        print("interrupted; the same command continues", file=sys.stderr)
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()

@@ -96,13 +96,13 @@ def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
 
 
 def find(run: str | None, runs_dir: str) -> RunDirectory:
-    """The run a person means: a folder, a name under `runs_dir`, or the one that was written last. Raises BadInput."""
+    """The run a person means: a folder, a name under `runs_dir`, or the latest with a checkpoint. Raises BadInput."""
     folder = Path(runs_dir)
     if run is None:
-        configs = sorted(folder.glob("**/config.json"), key=lambda path: newest_change(path.parent))
-        if not configs:
+        runs = [RunDirectory(path.parent) for path in folder.glob("**/config.json")]
+        if not runs:
             raise BadInput(f"run=null: no run under {escaped(runs_dir)}; train one first: python train.py")
-        return RunDirectory(configs[-1].parent)
+        return max(runs, key=lambda one: (bool(one.checkpoints.steps()), newest_change(one.path)))
     for path in (Path(run), folder / run):
         if (path / "config.json").exists():
             return RunDirectory(path)
