@@ -59,15 +59,16 @@ class Locked(LabError):
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name that `name` was probably meant to be, or None.
 
-    Compares whole dotted keys and, failing that, their last parts, so `optimizer.learning_rate` finds `optimizer.lr`.
+    A key with the same last part, or the one nanoGPT calls so, comes first: `lr`, `learning_rate` find `optimizer.lr`.
     """
     options = list(allowed)
     by_case = {option.lower(): option for option in options}
     if name.lower() in by_case:
         return by_case[name.lower()]
-    aliases = [option for option in options if option.rpartition(".")[2] == ALIASES.get(name.rpartition(".")[2])]
-    if aliases:
-        return difflib.get_close_matches(name, aliases, n=1, cutoff=0.0)[0]
+    last = name.rpartition(".")[2]
+    same = [option for option in options if option.rpartition(".")[2] in (last, ALIASES.get(last))]
+    if same:
+        return difflib.get_close_matches(name, same, n=1, cutoff=0.0)[0]
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     return close[0] if close else None
 

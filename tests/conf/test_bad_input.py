@@ -22,6 +22,8 @@ TABLE = [
     # override syntax
     ("modle=gpt2", "modle: no such key or group; did you mean 'model'?"),
     ("optimizer.learning_rate=1e-3", "optimizer.learning_rate: no such key or group; did you mean 'optimizer.lr'?"),
+    ("lr=1e-3", "lr: no such key or group; did you mean 'optimizer.lr'?"),
+    ("learning_rate=1e-3", "did you mean 'optimizer.lr'?"),
     ("max_iters=5", "did you mean 'training.steps'?"),
     ("+optimizer.foo=1", "keys can't be added"),
     ("++optimizer.lr=1", "keys can't be added"),
