@@ -1,7 +1,8 @@
 """The door every command goes through: command line -> Hydra -> checked, typed config -> one call.
 
 Hydra is imported here and nowhere in the library. Everything is checked before anything is created: a wrong override
-ends in one line on stderr and exit code 2. `--cfg`, `--info`, `--hydra-help` and tab completion are Hydra's own.
+ends in one line on stderr and exit code 2. `--cfg job` shows the checked config; `--cfg hydra`, `--info`,
+`--hydra-help` and tab completion are Hydra's own.
 """
 
 import io

@@ -88,11 +88,11 @@ def refuse_stale(config: DataConfig, folder: Path) -> None:
     if config.source is None:
         return
     try:
-        stamp = find(config).stamp()
+        corpus = find(config)
     except BadData:
         return  # prepared elsewhere and brought here
     meta = read_meta(folder / "meta.json")
-    if stamp != meta.stamp and text_digest(find(config)) != meta.sha256:  # touched is not changed
+    if corpus.stamp() != meta.stamp and text_digest(corpus) != meta.sha256:  # touched is not changed
         raise BadData(
             f"data.source={escaped(config.source)}: files changed since they were prepared; "
             f"run: {command(config)} overwrite=true"

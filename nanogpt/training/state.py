@@ -14,6 +14,7 @@ from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.data.sampler import seed_of
 from nanogpt.device import Compute
 from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.model.cost import parameter_counts
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.adamw import build_optimizer
 
@@ -123,7 +124,7 @@ def build_state(config: TrainConfig, model_config: ModelConfig, compute: Compute
         optimizer=build_optimizer(model, config.optimizer, compute.device.type),
         scaler=GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
         compute=compute,
-        steps=config.steps(sum(p.numel() for p in model.parameters())),
+        steps=config.steps(parameter_counts(model)["total"]),
         arithmetic={
             "device": compute.device.type,
             "precision": compute.precision,
