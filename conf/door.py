@@ -6,11 +6,12 @@ ends in one line on stderr and exit code 2. `--cfg job` shows the checked config
 """
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
 from importlib import resources
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 try:
     from nanogpt import schema
@@ -33,13 +34,18 @@ FLAGS = (*HYDRA_FLAGS, "--multirun", "-m", "--help", "-h")
 
 def enter(name: str, kind: type[Config], main: Callable[[Config], int]) -> None:
     """Run `main` on the config of door `name` composed from the command line, and exit with its code."""
+    guarded(name, lambda: dispatch(name, kind, main, sys.argv[1:]))
+
+
+def guarded(name: str, call: Callable[[], int]) -> NoReturn:
+    """Exit with the code `call` returns, or with that of its error, told in one line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than our texts hold
     try:
-        code = dispatch(name, kind, main, sys.argv[1:])
+        code = call()
         sys.stdout.flush()
     except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         code = error.exit_code
     except KeyboardInterrupt:  # before or after training, which handles it itself
         print("interrupted; the same command continues", file=sys.stderr)
@@ -50,7 +56,17 @@ def enter(name: str, kind: type[Config], main: Callable[[Config], int]) -> None:
     except OSError as error:  # a full disk, a folder that can't be written
         print(f"error: {escaped(error.filename or name, 400)}: {error.strerror or error}", file=sys.stderr)
         code = 5
+    if code and os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        os._exit(code)  # the other ranks may be gone, and torch would wait for them
     sys.exit(code)
+
+
+def tell(error: LabError) -> None:
+    """One line on standard error, unless another rank tells it."""
+    rank = os.environ.get("RANK", "0")
+    if not error.told:
+        print(f"{'' if rank == '0' else f'rank {escaped(rank)}: '}error: {error}", file=sys.stderr, flush=True)
 
 
 def dispatch(name: str, kind: type[Config], main: Callable[[Config], int], argv: list[str]) -> int:
@@ -85,7 +101,7 @@ def sweep(configs: list[Config], main: Callable[[Config], int]) -> int:
         try:
             codes.append(main(config))
         except LabError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(error)
             codes.append(error.exit_code)
         if codes[-1] == STOPPED:
             break

@@ -76,20 +76,20 @@ def step_rows(config: BenchConfig, compute: Compute) -> Rows:
     for _ in range(config.bench.warmup):
         step()
     steps = [timed(step) for _ in range(config.bench.steps)]
-    loads = [timed(lambda i=i: batches.batch(state.samples + i * config.micro_batch_size)) for i in range(200)]
+    loads = [timed(lambda i=i: batches.batch(state.samples + i * config.micro_batch_size())) for i in range(200)]
     median = statistics.median(steps)
     rate = config.training.batch_tokens / median
     flops = flops_per_token(state.model.config, parameter_counts(state.model)["total"])
     peak = peak_flops(compute.name, compute.precision)
     mfu = f", MFU {100 * rate * flops / peak:.1f} %" if peak else ""
     gpu_memory = compute.peak_memory()
-    batch = f"{config.grad_accum} x {config.micro_batch_size} x {config.model.block_size}"
+    batch = f"{config.grad_accum()} x {config.micro_batch_size()} x {config.model.block_size}"
     return [
         (f"step of {config.training.batch_tokens:,} tokens ({batch})", spread(steps)),
         ("tokens a second", amount(rate)),
         ("achieved", f"{amount(rate * flops, 'G')}FLOP/s{mfu}"),
         ("first step (compiling included)", f"{1e3 * first:.0f} ms"),
-        (f"loading a micro-batch of {config.micro_batch_size} x {config.model.block_size}", spread(loads)),
+        (f"loading a micro-batch of {config.micro_batch_size()} x {config.model.block_size}", spread(loads)),
         ("peak memory of the process", f"{amount(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, 'G')}B"),
         *([("peak memory of the GPU", f"{amount(gpu_memory, 'G')}B")] if gpu_memory else []),
     ]

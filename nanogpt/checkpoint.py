@@ -1,24 +1,30 @@
 """Checkpoints that are whole or absent: written aside, hashed, forced to disk, renamed; verified before they are read.
 
     checkpoints/step-00002000/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
+                .tmp-step-…   being written     .del-step-…   being replaced or removed     .bad-step-…   found damaged
 
 The manifest holds the size and sha256 of the other files and is written last. No file is a pickle.
 """
 
+import errno
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nanogpt.data.shards import sha256
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
 from nanogpt.files import sync
+from nanogpt.tensor_file import write_tensors
 
 FORMAT = 1
 PARTS = ("model", "optimizer")
@@ -38,8 +44,8 @@ class Loaded:
 class Checkpoints:
     """The checkpoints of one run. Only the process that holds the run's lock may save or clean."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None) -> None:
+        self.folder, self.keep, self.keep_every = folder, keep, keep_every
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
@@ -49,47 +55,42 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def save(self, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> Path:
-        """Write one checkpoint, then remove those that needn't be kept. Raises BadEnvironment when the disk is full.
+    def save(self, step: int, tensors: Mapping[str, Tensors], state: str) -> Path:
+        """Write one checkpoint, `state` being a JSON text, then remove those that needn't be kept.
 
-        Until the final rename the older checkpoints are all there is, and none of them is touched before it.
+        Until the final rename the older checkpoints are all there is, and none of them is touched before it. Raises
+        BadEnvironment when it can't be written; what was there is then intact.
         """
-        final, partial = self.path(step), self.folder / f".tmp-step-{step:08d}"
+        final, partial, old = self.path(step), self.hidden("tmp", step), self.hidden("del", step)
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
-            for name in PARTS:
-                save_file(tensors[name], partial / f"{name}.safetensors")
-            write(partial / "state.json", state)
-            names = [f"{name}.safetensors" for name in PARTS] + ["state.json"]
-            files = {
-                name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in names
-            }
-            for name in names:
-                sync(partial / name)
-            write(partial / "manifest.json", {"format": FORMAT, "step": step, "files": files})
-            sync(partial / "manifest.json")
-            sync(partial)
-        except Exception as error:  # safetensors raises its own for a full disk
+            refuse_full_disk(self.folder, sum(t.nbytes for part in tensors.values() for t in part.values()))
+            write_checkpoint(partial, step, tensors, state)
+            if final.exists():  # the same step, evaluated since
+                os.replace(final, old)
+            os.replace(partial, final)
+            sync(self.folder)
+        except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            why = escaped(str(error), 200)
-            raise BadEnvironment(f"{escaped(final)}: can't be written ({why}); the older ones are intact") from None
-        if final.exists():  # the same step, evaluated since
-            os.replace(final, self.folder / f".del-step-{step:08d}")
-        os.replace(partial, final)
-        sync(self.folder)
-        shutil.rmtree(self.folder / f".del-step-{step:08d}", ignore_errors=True)
+            why = error.strerror or escaped(str(error), 200)
+            raise BadEnvironment(f"{escaped(final)}: can't be written: {why}; the older ones are intact") from None
+        shutil.rmtree(old, ignore_errors=True)
         self.prune()
         return final
 
+    def hidden(self, kind: str, step: int) -> Path:
+        """Where a checkpoint is that isn't one yet, or any more."""
+        return self.folder / f".{kind}-step-{step:08d}"
+
     def prune(self) -> None:
-        """Keep the newest `keep` and the one with the best validation loss."""
+        """Keep the newest `keep`, the one with the best validation loss, and every multiple of `keep_every`."""
         steps = self.steps()
         kept = {*steps[-self.keep :], self.best_step()}
         for step in steps:
-            if step not in kept:
-                doomed = self.folder / f".del-step-{step:08d}"
-                os.replace(self.path(step), doomed)
+            if step not in kept and (self.keep_every is None or step % self.keep_every):
+                doomed = self.hidden("del", step)
+                with suppress(OSError):  # it stays, and the next save tries again
+                    os.replace(self.path(step), doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
 
     def best_step(self) -> int | None:
@@ -105,19 +106,25 @@ class Checkpoints:
         return min(losses, key=lambda step: (losses[step], step)) if losses else None
 
     def clean(self) -> None:
-        """Remove what a killed process left half done."""
+        """Remove what a killed process left half done, and put back what it was about to replace."""
+        for old in self.folder.glob(".del-step-*"):
+            if not self.steps():
+                os.replace(old, self.folder / old.name.removeprefix(".del-"))
         for path in [*self.folder.glob(".tmp-*"), *self.folder.glob(".del-*")]:
             shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> tuple[Loaded | None, list[BadCheckpoint]]:
         """The newest checkpoint that verifies, and why each newer one doesn't. Only reads.
 
-        Raises BadCheckpoint when there are checkpoints and none is good: a run never starts over by itself.
+        Raises BadCheckpoint when there are checkpoints and none is good (a run never starts over by itself), and when
+        the newest was written by a later version of this program.
         """
         bad: list[BadCheckpoint] = []
         for step in reversed(self.steps()):
             try:
                 return verify(self.path(step)), bad
+            except TooNew:
+                raise
             except BadCheckpoint as error:
                 bad.append(error)
         if bad:
@@ -129,35 +136,86 @@ class Checkpoints:
         """Move the checkpoints above a step, found bad, out of the way; nothing is deleted."""
         for step in self.steps():
             if step > after:
-                aside = self.folder / f".bad-step-{step:08d}"
-                shutil.rmtree(aside, ignore_errors=True)
+                aside, number = self.hidden("bad", step), 2
+                while aside.exists():
+                    aside, number = self.hidden("bad", step).with_suffix(f".{number}"), number + 1
                 os.replace(self.path(step), aside)
+
+
+class TooNew(BadCheckpoint):
+    """A checkpoint of a later version of this program."""
+
+
+def refuse_full_disk(folder: Path, size: int) -> None:
+    """Ask for a fifth more than the tensors need. Raises OSError with both numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < 1.2 * size:
+        raise OSError(errno.ENOSPC, f"No space left on device, {1.2 * size:,.0f} bytes needed, {free:,} free")
+
+
+def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], state: str) -> None:
+    """A new folder with the four files, all forced to disk, the manifest last. Raises OSError."""
+    folder.mkdir(parents=True)
+    files: dict[str, Any] = {
+        f"{name}.safetensors": write_tensors(folder / f"{name}.safetensors", tensors[name]) for name in PARTS
+    }
+    write(folder / "state.json", state)
+    files["state.json"] = {"bytes": len(state.encode()), "sha256": hashlib.sha256(state.encode()).hexdigest()}
+    write(folder / "manifest.json", sealed({"format": FORMAT, "step": step, "files": files}))
+    for name, entry in files.items():
+        if (folder / name).stat().st_size != entry["bytes"]:
+            raise OSError(errno.EIO, f"{name} has another size than was written")
+    sync(folder)
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """A manifest as text, with its own digest: a flipped bit in it must not look like another format."""
+    return json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1) + "\n"
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """sha256 over all of a manifest but its own digest."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(path: Path) -> Loaded:
     """Read a checkpoint and check all of it first. Raises BadCheckpoint naming the file that is wrong."""
     manifest = read_json(path / "manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise BadCheckpoint(f"{escaped(path)}: format {escaped(manifest.get('format'))}, this program reads {FORMAT}")
+    if manifest.get("sha256") != digest_of(manifest):
+        raise BadCheckpoint(f"{escaped(path)}/manifest.json: corrupt, its digest is not its content's")
+    version = manifest.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise TooNew(f"{escaped(path)}: written by format {version}, this program reads up to {FORMAT}; update it")
+    if version != FORMAT:
+        raise BadCheckpoint(f"{escaped(path)}: format {escaped(version)}, this program reads {FORMAT}")
     files = manifest.get("files")
     expected = {f"{name}.safetensors" for name in PARTS} | {"state.json"}
     if not isinstance(files, dict) or set(files) != expected:
         raise BadCheckpoint(f"{escaped(path)}/manifest.json: doesn't list {', '.join(sorted(expected))}")
-    for name, entry in files.items():
-        file = path / name
-        try:
-            size = file.stat().st_size
-            if size != entry["bytes"]:
-                raise BadCheckpoint(f"{escaped(file)}: has {size} bytes, the manifest says {escaped(entry['bytes'])}")
-            if sha256(file) != entry["sha256"]:
-                raise BadCheckpoint(f"{escaped(file)}: corrupt, its sha256 is not the manifest's")
-        except (OSError, BadData, KeyError, TypeError) as error:
-            raise BadCheckpoint(f"{escaped(file)}: {escaped(error)}") from None
+    if extra := {entry.name for entry in path.iterdir()} - expected - {"manifest.json"}:
+        raise BadCheckpoint(f"{escaped(path)}: holds {escaped(min(extra))}, which the manifest doesn't list")
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
+        list(pool.map(verify_file, (path / str(name) for name in files), files.values()))
     try:
         model, optimizer = (load_file(path / f"{name}.safetensors") for name in PARTS)
     except Exception as error:  # safetensors raises its own
         raise BadCheckpoint(f"{escaped(path)}: {escaped(error)}") from None
     return Loaded(path, model, optimizer, read_json(path / "state.json"))
+
+
+def verify_file(file: Path, entry: Any) -> None:
+    """Size and digest are the manifest's. Raises BadCheckpoint."""
+    try:
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise BadCheckpoint(f"{escaped(file)}: has {size} bytes, the manifest says {escaped(entry['bytes'])}")
+        if (digest := sha256(file)) != entry["sha256"]:
+            theirs = escaped(entry["sha256"])
+            raise BadCheckpoint(f"{escaped(file)}: corrupt, sha256 {digest[:12]}…, the manifest says {theirs[:12]}…")
+    except (OSError, BadData, KeyError, TypeError) as error:
+        raise BadCheckpoint(f"{escaped(file)}: {escaped(error)}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -173,5 +231,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return {str(name): entry for name, entry in value.items()}
 
 
-def write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write(path: Path, text: str) -> None:
+    """A small file, on disk when this returns. Raises OSError."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

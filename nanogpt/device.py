@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from nanogpt.config import HardwareConfig
-from nanogpt.errors import BadEnvironment
+from nanogpt.errors import BadEnvironment, BadInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,17 +52,33 @@ def find_device(wanted: str, key: str = "hardware.device") -> torch.device:
     return torch.device(wanted)
 
 
-def set_up(hardware: HardwareConfig) -> Compute:
-    """Choose the device and precision of a run, and set torch's threads and TF32. Raises BadEnvironment."""
+def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1) -> Compute:
+    """Choose the device and precision of a rank, and set torch's threads and TF32. Raises BadEnvironment, BadInput."""
     device = find_device(hardware.device)
+    if local_world > 1:
+        device = own_device(device, hardware, local_rank, local_world)
     if hardware.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")):
         raise BadEnvironment("hardware.compile=true: torch.compile needs a C++ compiler and there is none here")
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
+    elif local_world > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_world))
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return Compute(device, find_precision(hardware, device), name)
+
+
+def own_device(device: torch.device, hardware: HardwareConfig, local_rank: int, local_world: int) -> torch.device:
+    """One GPU for each rank of this machine; the CPU is shared."""
+    if device.type == "mps" or ":" in hardware.device:
+        raise BadInput(f"hardware.device={hardware.device}: {local_world} ranks need hardware.device=cuda or cpu")
+    if device.type == "cuda":
+        if local_world > torch.cuda.device_count():
+            raise BadInput(f"hardware.devices={local_world}: this machine has {torch.cuda.device_count()} GPUs")
+        return torch.device("cuda", local_rank)
+    return device
 
 
 def cpu_name() -> str:

@@ -15,6 +15,8 @@ class LabError(Exception):
     """A foreseen failure with a message for a person, always one printable line."""
 
     exit_code = 1
+    told = False
+    """Whether another rank tells the user."""
 
     def __init__(self, message: str) -> None:
         super().__init__(escaped(message, 2000))
@@ -50,10 +52,24 @@ class Diverged(LabError):
     exit_code = 6
 
 
+class PeerLost(LabError):
+    """Another rank of this run died, hangs or never came."""
+
+    exit_code = 7
+
+
 class Locked(LabError):
     """Another process is training in this run directory."""
 
     exit_code = 75
+
+
+def error_of(exit_code: int, message: str) -> LabError:
+    """The error another rank had, and tells, so that this one ends in the same way."""
+    kinds = {kind.exit_code: kind for kind in LabError.__subclasses__()}
+    error = kinds.get(exit_code, LabError)(message)
+    error.told = True
+    return error
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:

@@ -1,9 +1,13 @@
 """Writing so that a crash leaves the old content or the new, and one owner per folder."""
 
+import errno
 import fcntl
 import os
+import socket
+import threading
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -31,7 +35,8 @@ def write_atomic(path: Path, text: str) -> None:
 def locked(path: Path, wait: bool) -> Generator[bool, None, None]:
     """Hold the lock file `path` while inside; yields False at once when it is taken and `wait` is not set.
 
-    The lock belongs to the process and dies with it, however it dies.
+    The lock belongs to the process and dies with it, however it dies. Network file systems without locks get an owner
+    file with a heartbeat instead (`owned`).
     """
     with path.open("a+") as file:
         try:
@@ -39,4 +44,65 @@ def locked(path: Path, wait: bool) -> Generator[bool, None, None]:
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            with owned(path.with_name(path.name + ".owner"), wait) as mine:
+                yield mine
+            return
         yield True
+
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+HEARTBEAT = 5.0  # seconds between beats; an owner that misses four of them is dead
+
+
+@contextmanager
+def owned(path: Path, wait: bool) -> Generator[bool, None, None]:
+    """A lock for file systems that have none: whoever creates the file owns it, and writes to it while alive.
+
+    Liveness is a change of the content, seen by the waiting process: clocks of other machines don't matter.
+    """
+    while True:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+        except FileExistsError:
+            if not beats(path):
+                path.unlink(missing_ok=True)
+            elif not wait:
+                yield False
+                return
+    over = threading.Event()
+    heart = threading.Thread(target=beat, args=(path, over), daemon=True)
+    heart.start()
+    try:
+        yield True
+    finally:
+        over.set()
+        heart.join()
+        path.unlink(missing_ok=True)
+
+
+def beat(path: Path, over: threading.Event) -> None:
+    """Write another text to the file every few seconds."""
+    name, count = f"{socket.gethostname()} {os.getpid()}", 0
+    while True:
+        count += 1
+        with suppress(OSError):
+            path.write_text(f"{name} {count}\n")
+        if over.wait(HEARTBEAT):
+            return
+
+
+def beats(path: Path) -> bool:
+    """Whether the file changes, or goes, within four heartbeats."""
+    try:
+        before = path.read_text()
+        for _ in range(16):
+            time.sleep(HEARTBEAT / 4)
+            if path.read_text() != before:
+                return True
+        return False
+    except FileNotFoundError:
+        return True

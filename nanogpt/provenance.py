@@ -1,5 +1,6 @@
 """Where a run came from: code, packages, machine, command. Enough to repeat it, and no secret."""
 
+import hashlib
 import os
 import platform
 import socket
@@ -20,6 +21,7 @@ def provenance(device: str) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": git_state(Path(__file__).parent),
+        "code": code_digest(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -28,6 +30,15 @@ def provenance(device: str) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "device": device,
     }
+
+
+def code_digest() -> str:
+    """sha256 over the library's own sources."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def version(package: str) -> str | None:

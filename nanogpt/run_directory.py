@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ SHORT = 8  # digits of the signature in a folder's name
 class RunDirectory:
     """Paths and small files of one run."""
 
-    def __init__(self, path: Path, keep: int = 2) -> None:
+    def __init__(self, path: Path, keep: int = 2, keep_every: int | None = None) -> None:
         self.path = path
+        self.changes: list[str] = []
+        """Keys that differ from the start before, as `key: old -> new`."""
         self.metrics = RowLog(path / "metrics.jsonl")
         self.timing = RowLog(path / "timing.jsonl")
-        self.checkpoints = Checkpoints(path / "checkpoints", keep)
+        self.checkpoints = Checkpoints(path / "checkpoints", keep, keep_every)
 
     @property
     def plot(self) -> Path:
@@ -54,18 +57,27 @@ class RunDirectory:
         except (OSError, ValueError):
             return {}
 
-    def add_start(self, facts: dict[str, Any]) -> None:
-        """Append one start to provenance.json."""
-        path = self.path / "provenance.json"
+    def starts(self) -> list[dict[str, Any]]:
+        """The lineage: every start of the run, oldest first, as provenance.json has it."""
         try:
-            starts: Any = json.loads(path.read_bytes())
+            starts: Any = json.loads((self.path / "provenance.json").read_bytes())
         except (OSError, ValueError):
-            starts = []
-        write_atomic(path, json.dumps([*starts, facts], indent=1) + "\n")
+            return []
+        return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+
+    def add_start(self, facts: dict[str, Any]) -> None:
+        """Append one start to the lineage."""
+        write_atomic(self.path / "provenance.json", json.dumps([*self.starts(), facts], indent=1) + "\n")
+
+    def fruitless_starts(self, step: int) -> int:
+        """How many of the last starts, without a break, began at this very step, and so got to no later checkpoint."""
+        return sum(1 for _ in takewhile(lambda start: start.get("from_step") == step, reversed(self.starts())))
 
 
 def locate(config: TrainConfig) -> Path:
-    """The folder of this config's run: its latest attempt, or a new one with `fresh`."""
+    """The folder of this config's run: its latest attempt, or a new one with `fresh`; or the one `resume.run` names."""
+    if config.resume.run is not None:
+        return find(config.resume.run, config.runs_dir, "resume.run").path
     base = Path(config.runs_dir) / f"{config.run_name}-{signature(config)[:SHORT]}"
     attempts = [1] if base.exists() else []
     for path in base.parent.glob(f"{base.name}-*"):
@@ -77,25 +89,60 @@ def locate(config: TrainConfig) -> Path:
 
 @contextmanager
 def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
-    """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint."""
+    """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint, BadInput."""
     path = locate(config)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / ".lock", wait=False) as mine:
-        run = RunDirectory(path, config.checkpoint.keep)
+        run = RunDirectory(path, config.checkpoint.keep, config.checkpoint.keep_every)
         if not mine:
-            owner = run.status()
-            who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
-            raise Locked(f"{escaped(path)}: {who} is training here")
+            raise Locked(f"{escaped(path)}: {owner(path)} is training here")
+        write_owner(path)
         if (path / "config.json").exists():
-            if signature(run.config()) != signature(config):
-                raise BadCheckpoint(f"{escaped(path)}: holds a run of another config; name=… or fresh=true")
-        else:
+            run.changes = accepted_changes(run, config)
+        if run.changes or not (path / "config.json").exists():
             write_atomic(path / "config.json", schema.to_json(config))
         run.checkpoints.clean()
         yield run
 
 
-def find(run: str | None, runs_dir: str) -> RunDirectory:
+def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
+    """What this config changes in a run. Raises BadCheckpoint naming each key that may not change, old and new."""
+    before, now = dict(schema.values(run.config())), dict(schema.values(config))
+    changed = [key for key in now if now[key] != before[key]]
+    allowed = set(config.resume.allow_change)
+    kinds = {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
+    for kind in ("fixed", "guarded"):
+        refused = [key for key in changed if kinds[key] == kind and key not in allowed and key != "hardware.precision"]
+        if "data" in allowed:
+            refused = [key for key in refused if not key.startswith("data.")]
+        if refused:
+            what = ", ".join(f"{key} (was {escaped(before[key])}, now {escaped(now[key])})" for key in refused)
+            remedy = (
+                "another model, data set or seed is another run: leave out resume.run"
+                if kind == "fixed"
+                else f"resume.allow_change=[{','.join(refused)}] goes on with them"
+            )
+            raise BadCheckpoint(f"{escaped(run.path)}: was made with other values: {what}; {remedy}")
+    return [f"{key}: {before[key]} -> {now[key]}" for key in changed if not key.startswith(("resume.", "fresh"))]
+
+
+def write_owner(path: Path) -> None:
+    """Who holds the lock, in the lock file: for the message of those who come too late."""
+    facts = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+    (path / ".lock").write_text(json.dumps(facts | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
+
+
+def owner(path: Path) -> str:
+    """`process 17 on node3 (job 5) since 2026-01-02 10:00:00`, or what of it is known."""
+    try:
+        facts = json.loads((path / ".lock").read_bytes())
+        job = f" (job {escaped(facts['job'])})" if facts["job"] else ""
+        return f"process {int(facts['pid'])} on {escaped(facts['host'])}{job}, since {escaped(facts['since'])},"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def find(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
     """The run a person means: a folder, a name under `runs_dir`, or the latest with a checkpoint. Raises BadInput."""
     folder = Path(runs_dir)
     if run is None:
@@ -107,7 +154,7 @@ def find(run: str | None, runs_dir: str) -> RunDirectory:
         if (path / "config.json").exists():
             return RunDirectory(path)
     names = [path.parent.name for path in folder.glob("*/config.json")]
-    raise BadInput(f"run={escaped(run)}: not a run directory{hint(Path(run).name, names)}")
+    raise BadInput(f"{key}={escaped(run)}: not a run directory{hint(Path(run).name, names)}")
 
 
 def newest_change(path: Path) -> float:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -37,12 +38,26 @@ TYPES = {
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "string_pattern_mismatch")
 
 
-def knob(default: Any, doc: str, science: bool = True, literal: bool = False, **limits: Any) -> Any:
-    """A field with its one-line meaning; `science=False` keeps it out of the run's identity.
+Change = Literal["fixed", "guarded", "free"]
 
-    `literal` fields are free text: on the command line all that follows `=` is the value, with no quoting rules.
+
+def knob(change: Change, default: Any, doc: str, literal: bool = False, **limits: Any) -> Any:
+    """A field with its one-line meaning, and what a run that continues may do with it.
+
+    `fixed` never changes within a run, `guarded` only when `resume.allow_change` names it, `free` always. What isn't
+    free is *science*: it can change the result and belongs to the run's identity. `literal` fields are free text: on
+    the command line all that follows `=` is the value, with no quoting rules.
     """
-    return Field(default, description=doc, json_schema_extra={"science": science, "literal": literal}, **limits)
+    return Field(default, description=doc, json_schema_extra={"change": change, "literal": literal}, **limits)
+
+
+fixed, guarded, free = (partial(knob, change) for change in get_args(Change))
+
+
+def change_of(field: FieldInfo) -> Change | None:
+    """The class of a key, or None when nobody gave it one."""
+    extra = field.json_schema_extra
+    return extra.get("change") if isinstance(extra, Mapping) else None  # type: ignore[return-value]
 
 
 def refuse(key: str, value: object, why: str) -> PydanticCustomError:
@@ -58,6 +73,15 @@ def from_dict(schema: type[Config], values: Mapping[str, Any]) -> Config:
         # Unknown keys first: what they meant to set explains the errors after them.
         details = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         raise BadInput(message(schema, details[0])) from None
+
+
+def checked(check: Callable[[], None]) -> None:
+    """Run a cross-field check that had to wait for facts from outside. Raises BadInput."""
+    try:
+        check()
+    except PydanticCustomError as error:
+        context = error.context or {}
+        raise BadInput(f"{shown(context['key'], context['value'])}: {context['why']}") from None
 
 
 def read(schema: type[Config], path: Path) -> Config:
@@ -83,6 +107,16 @@ def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
             yield from leaves(kind, f"{prefix}{name}.")
         else:
             yield prefix + name, field
+
+
+def values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config with its value, as (`optimizer.lr`, 3e-4)."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from values(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def defaults(schema: type[BaseModel]) -> dict[str, Any]:
@@ -147,7 +181,14 @@ def allowed(field: FieldInfo) -> str:
     return f"{word} in {left}, {right}{null}"
 
 
-WORDS = {"tuple": "two numbers", "bool": "true or false", "int": "integer", "float": "number", "str": "text"}
+WORDS = {
+    "tuple[str": "a list of keys",
+    "tuple": "two numbers",
+    "bool": "true or false",
+    "int": "integer",
+    "float": "number",
+    "str": "text",
+}
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
@@ -173,8 +214,7 @@ def science(section: BaseModel) -> dict[str, Any]:
     """The part of a config that can change the result, as plain JSON values."""
     kept: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, Mapping) and extra.get("science"):
+        if change_of(field) != "free":
             value = getattr(section, name)
             kept[name] = science(value) if isinstance(value, BaseModel) else value
     return json.loads(json.dumps(kept))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from nanogpt.config import TrainConfig
-from nanogpt.schema import from_dict
+from tests import ranks
+from tests.tiny import tiny_config, write_corpus
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -21,11 +22,8 @@ torch.set_num_threads(2)
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A text file of 12,000 characters with some structure to learn."""
-    path = tmp_path / "corpus.txt"
-    words = ("alpha", "beta", "gamma", "delta", "epsilon")
-    path.write_text("".join(f"{words[i * i % 5]} {words[i * 7 % 5]} {i}\n" for i in range(900)))
-    return path
+    """A small text to train on."""
+    return write_corpus(tmp_path / "corpus.txt")
 
 
 @pytest.fixture
@@ -50,41 +48,26 @@ def gpt2_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def config(tmp_path: Path, corpus: Path) -> Callable[..., TrainConfig]:
     """Builds the config of a run of seconds: `config(**{"optimizer.lr": 1e-3})`."""
 
-    def build(**changes: object) -> TrainConfig:
-        values: dict[str, object] = {
-            "runs_dir": str(tmp_path / "runs"),
-            "model.name": "test",
-            "model.n_layer": 2,
-            "model.n_head": 2,
-            "model.n_embd": 16,
-            "model.block_size": 16,
-            "model.dropout": 0.1,
-            "data.name": "test",
-            "data.corpus": "text",
-            "data.source": str(corpus),
-            "data.tokenizer": "char",
-            "data.val_fraction": 0.1,
-            "data.dir": str(tmp_path / "data"),
-            "optimizer.lr": 1e-2,
-            "training.batch_tokens": 128,
-            "training.steps": 20,
-            "eval.every": 5,
-            "eval.tokens": 256,
-            "hardware.device": "cpu",
-            "tracking.log_every": 2,
-            "tracking.sample_tokens": 8,
-            "checkpoint.every": 4,
-        }
-        nested: dict[str, dict[str, object]] = {}
-        for key, value in (values | changes).items():
-            group, _, leaf = key.rpartition(".")
-            if group:
-                nested.setdefault(group, {})[leaf] = value
-            else:
-                nested[leaf] = value  # type: ignore[assignment]
-        return from_dict(TrainConfig, nested)
+    return lambda **changes: tiny_config(tmp_path, corpus, **changes)
 
-    return build
+
+@pytest.fixture
+def undisturbed(config: Callable[..., TrainConfig], tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """The result of `config(**changes)` on `world` ranks when nothing happens; the same run is made once a session."""
+
+    def reference(world: int = 1, **changes: object) -> dict[str, str]:
+        key = (world, *sorted((name, str(value)) for name, value in changes.items()))
+        if key not in UNDISTURBED:
+            same = config(**changes, runs_dir=str(tmp_path / f"undisturbed-{len(UNDISTURBED)}"))
+            codes, output = ranks.run(same, world)
+            assert codes == [0] * world, output
+            UNDISTURBED[key] = ranks.result(same)
+        return UNDISTURBED[key]
+
+    return reference
+
+
+UNDISTURBED: dict[tuple[object, ...], dict[str, str]] = {}
 
 
 @pytest.fixture

@@ -62,15 +62,18 @@ def test_science_holds_what_can_change_the_result(config: Build) -> None:
 
 def test_accumulation_is_derived(config: Build) -> None:
     built = config(**{"training.batch_tokens": 16 * 24, "hardware.micro_batch_size": 4})
-    assert (built.batch_sequences, built.micro_batch_size, built.grad_accum) == (24, 4, 6)
+    assert (built.batch_sequences, built.micro_batch_size(), built.grad_accum()) == (24, 4, 6)
+    assert (built.micro_batch_size(3), built.grad_accum(3)) == (4, 2)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 7, 12, 480, 1024, 1031])
-def test_default_micro_batch_divides_and_fits(config: Build, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "world"), [(1, 1), (2, 1), (7, 1), (12, 4), (480, 1), (480, 8), (1024, 2), (1031, 1)]
+)
+def test_default_micro_batch_divides_and_fits(config: Build, batch: int, world: int) -> None:
     built = config(**{"training.batch_tokens": 1024 * batch, "model.block_size": 1024})
-    assert batch % built.micro_batch_size == 0
-    assert built.micro_batch_size * 1024 <= 16_384
-    assert built.micro_batch_size * built.grad_accum == batch
+    assert batch // world % built.micro_batch_size(world) == 0
+    assert built.micro_batch_size(world) * 1024 <= 16_384
+    assert built.micro_batch_size(world) * built.grad_accum(world) * world == batch
 
 
 def test_horizons(config: Build) -> None:

@@ -4,6 +4,7 @@ B batch, T time.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,20 +12,33 @@ from torch import Tensor
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Split
-from nanogpt.data.sampler import Offsets, Sampler
+from nanogpt.data.sampler import Offsets, Sampler, key
 from nanogpt.errors import BadData
 
 AHEAD = 4096  # samples placed by one call of the sampler, which costs the same for one as for hundreds
-Batch = tuple[Tensor, Tensor]
+
+
+class Batch(NamedTuple):
+    """One micro-batch on the device."""
+
+    ids: Tensor
+    """(B, T) int64."""
+    targets: Tensor
+    """(B, T) int64, `ids` one to the right."""
+    keys: Tensor | None
+    """(B,) int64, which dropout masks each sequence gets; None without dropout."""
 
 
 class TrainBatches:
-    """The micro-batches of any optimizer step: a function of the config's seed and the step's first sample alone."""
+    """The micro-batches of any optimizer step: a function of the config's seed and the step's first sample alone.
 
-    def __init__(self, split: Split, config: TrainConfig, device: torch.device) -> None:
-        self.split, self.device = split, device
-        self.block_size = config.model.block_size
-        self.micro_batch_size, self.grad_accum = config.micro_batch_size, config.grad_accum
+    A step of `world` ranks is cut into micro-batches, and rank r takes number r, r + world, r + 2 world, …
+    """
+
+    def __init__(self, split: Split, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        self.split, self.device, self.rank, self.world = split, device, rank, world
+        self.block_size, self.seed, self.dropout = config.model.block_size, config.training.seed, config.model.dropout
+        self.micro_batch_size, self.grad_accum = config.micro_batch_size(world), config.grad_accum(world)
         self.sampler = Sampler(split.shard_tokens, self.block_size, config.training.seed, config.data.order)
         self.placed_at = -1
         self.placed: tuple[Offsets, Offsets]
@@ -34,16 +48,29 @@ class TrainBatches:
                 f"model.block_size={self.block_size} needs {2 * self.block_size} in one of them"
             )
 
+    def firsts(self, first_sample: int) -> list[int]:
+        """The first sample of each of this rank's micro-batches of the step that starts at `first_sample`."""
+        stride = self.world * self.micro_batch_size
+        return [first_sample + self.rank * self.micro_batch_size + i * stride for i in range(self.grad_accum)]
+
     def step(self, first_sample: int) -> Iterator[Batch]:
-        """The (inputs, targets) of the step that starts at a sample, each (B, T) int64 on the device."""
-        for micro in range(self.grad_accum):
-            first = first_sample + micro * self.micro_batch_size
-            yield self.batch(first)
+        """This rank's micro-batches of the step that starts at a sample."""
+        return map(self.batch, self.firsts(first_sample))
 
     def batch(self, first: int) -> Batch:
         """Samples first..first+B-1."""
-        places = [self.place(g) for g in range(first, first + self.micro_batch_size)]
-        return read_windows(self.split, places, self.block_size, self.device)
+        ids, targets = read_windows(self.split, self.places(first), self.block_size, self.device)
+        keys = self.keys(range(first, first + self.micro_batch_size)) if self.dropout else None
+        return Batch(ids, targets, keys)
+
+    def places(self, first: int) -> list[tuple[int, int]]:
+        """(shard, offset) of the samples of a micro-batch."""
+        return [self.place(g) for g in range(first, first + self.micro_batch_size)]
+
+    def keys(self, samples: range) -> Tensor:
+        """The dropout key of every sample of the run."""
+        numbers = np.arange(samples.start, samples.stop, dtype=np.uint64)
+        return torch.from_numpy(key(self.seed, "dropout", numbers).astype(np.int64)).to(self.device)
 
     def place(self, sample: int) -> tuple[int, int]:
         """(shard, offset) of one sample."""
@@ -53,7 +80,9 @@ class TrainBatches:
         return int(self.placed[0][index]), int(self.placed[1][index])
 
 
-def read_windows(split: Split, places: list[tuple[int, int]], block_size: int, device: torch.device) -> Batch:
+def read_windows(
+    split: Split, places: list[tuple[int, int]], block_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """(inputs, targets), each (B, T): T + 1 tokens from every place, targets one to the right."""
     rows = np.stack([split.read(shard, offset, block_size + 1) for shard, offset in places])
     windows = torch.from_numpy(rows)

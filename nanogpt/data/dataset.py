@@ -94,6 +94,8 @@ class Dataset:
     """sha256 over the tokenizer and every shard: equal means the same ids in the same order."""
     description: str
     """One line for a person."""
+    files: dict[str, str]
+    """Digest of every shard by its file's name."""
 
     @property
     def vocab_size(self) -> int:
@@ -130,14 +132,15 @@ def open_prepared(folder: Path, verify: str = "auto") -> Dataset:
     size = sum(shard.tokens for split in meta.splits.values() for shard in split.shards) * 4
     full = verify == "full" or (verify == "auto" and size <= FULL_CHECK_BYTES)
     splits = {name: open_split(folder, name, split, meta.vocab_size, full) for name, split in meta.splits.items()}
-    digests = [shard.sha256 for split in meta.splits.values() for shard in split.shards]
+    digests = {shard.file: shard.sha256 for split in meta.splits.values() for shard in split.shards}
     return Dataset(
         folder,
         tokenizer,
         splits["train"],
         splits["val"],
-        hashlib.sha256("".join([meta.tokenizer_sha256, *digests]).encode()).hexdigest(),
+        hashlib.sha256("".join([meta.tokenizer_sha256, *digests.values()]).encode()).hexdigest(),
         described(meta),
+        digests,
     )
 
 
@@ -203,15 +206,17 @@ def open_foreign(config: DataConfig, folder: Path) -> Dataset:
         if not split.shards:
             raise BadData(f"{escaped(folder)}: no {name} file; expected {name}.bin or *_{name}_*.bin")
     size = sum(shard.path.stat().st_size for split in splits.values() for shard in split.shards)
-    prints = [print_of(shard.path, size <= FULL_CHECK_BYTES) for split in splits.values() for shard in split.shards]
+    shards = [shard.path for split in splits.values() for shard in split.shards]
+    prints = {path.name: print_of(path, size <= FULL_CHECK_BYTES) for path in shards}
     return Dataset(
         folder,
         tokenizer,
         splits["train"],
         splits["val"],
-        hashlib.sha256("".join([tokenizers.fingerprint(tokenizer), *prints]).encode()).hexdigest(),
+        hashlib.sha256("".join([tokenizers.fingerprint(tokenizer), *prints.values()]).encode()).hexdigest(),
         f"{folder}: {splits['train'].n_tokens:,} train and {splits['val'].n_tokens:,} val tokens, "
         f"vocabulary {vocab_size:,}",
+        prints,
     )
 
 

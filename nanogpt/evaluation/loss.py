@@ -13,6 +13,7 @@ from nanogpt.config import EvalConfig
 from nanogpt.data.batches import evaluation_places, read_windows
 from nanogpt.data.dataset import Dataset, Split
 from nanogpt.device import Compute
+from nanogpt.distributed import Peers
 from nanogpt.model.gpt import GPT
 
 # Per forward pass: fixed, so that the result doesn't depend on the training micro-batch. On the CPU smaller is faster
@@ -25,10 +26,12 @@ class Stopped(Exception):
 
 
 class LossEvaluation:
-    """Evaluates a model on the same windows every time."""
+    """Evaluates a model on the same windows every time. Ranks share the work; the result is the same to a bit."""
 
-    def __init__(self, dataset: Dataset, config: EvalConfig, block_size: int, compute: Compute) -> None:
-        self.compute, self.block_size = compute, block_size
+    def __init__(
+        self, dataset: Dataset, config: EvalConfig, block_size: int, compute: Compute, peers: Peers | None = None
+    ) -> None:
+        self.compute, self.block_size, self.peers = compute, block_size, peers or Peers()
         self.places = {"val": evaluation_places(dataset.val, block_size, config.tokens)}
         if config.train:
             as_many = len(self.places["val"]) * block_size
@@ -39,36 +42,36 @@ class LossEvaluation:
     def __call__(self, model: GPT, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """{"val_loss", "val_bpb", "train_loss"}: nats per token, bits per byte, nats per token.
 
-        Raises Stopped between batches once `should_stop` says so.
+        Raises Stopped between batches once `should_stop`, which all ranks call together, says so.
         """
-        was_training = model.training
-        model.eval()
-        try:
-            val, bits = self.split_loss(model, self.splits["val"], self.places["val"], should_stop)
-            results = {"val_loss": val, "val_bpb": bits}
-            if "train" in self.places:
-                results["train_loss"], _ = self.split_loss(
-                    model, self.splits["train"], self.places["train"], should_stop
-                )
-            return results
-        finally:
-            model.train(was_training)
+        val, bits = self.split_loss(model, self.splits["val"], self.places["val"], should_stop)
+        results = {"val_loss": val, "val_bpb": bits}
+        if "train" in self.places:
+            results["train_loss"], _ = self.split_loss(model, self.splits["train"], self.places["train"], should_stop)
+        return results
 
     @torch.inference_mode()
     def split_loss(
         self, model: GPT, split: Split, places: list[tuple[int, int]], should_stop: Callable[[], bool]
     ) -> tuple[float, float]:
         """(nats per token, bits per byte) over the windows at `places`."""
-        losses: list[torch.Tensor] = []
-        n_bytes = 0
         tokens = CPU_BATCH_TOKENS if self.compute.device.type == "cpu" else BATCH_TOKENS
         per_batch = max(1, tokens // self.block_size)
-        for start in range(0, len(places), per_batch):
+        batches = [places[i : i + per_batch] for i in range(0, len(places), per_batch)]
+        mine: list[torch.Tensor] = []
+        sums = torch.zeros(
+            2, len(batches), dtype=torch.float64
+        )  # nats and bytes of every batch; each rank adds its own
+        for first in range(0, len(batches), self.peers.world):
             if should_stop():
                 raise Stopped
-            x, y = read_windows(split, places[start : start + per_batch], self.block_size, self.compute.device)
-            with self.compute.autocast():
-                losses.append(model(x, y))
-            n_bytes += int(self.token_bytes[y.cpu().numpy()].sum())
-        nats = math.fsum(torch.stack(losses).tolist())
-        return nats / (len(places) * self.block_size), nats / math.log(2) / max(1, n_bytes)
+            number = first + self.peers.rank
+            if number < len(batches):
+                x, y = read_windows(split, batches[number], self.block_size, self.compute.device)
+                with self.compute.autocast():
+                    mine.append(model(x, y))
+                sums[1, number] = float(self.token_bytes[y.cpu().numpy()].sum())
+        if mine:
+            sums[0, self.peers.rank :: self.peers.world] = torch.stack(mine).cpu().double()
+        nats, n_bytes = (math.fsum(row) for row in self.peers.sum(sums).tolist())
+        return nats / (len(places) * self.block_size), nats / math.log(2) / max(1.0, n_bytes)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
 from nanogpt.model.attention import CausalSelfAttention
+from nanogpt.model.dropout import dropout
 from nanogpt.model.kv_cache import KVCache
 from nanogpt.model.layers import MLP, norm
 
@@ -26,12 +27,12 @@ class Block(nn.Module):
         self.ln_1 = norm(config)
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = norm(config)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, layer)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None, keys: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attn(self.ln_1(x), cache, keys)
+        return x + self.mlp(self.ln_2(x), keys)
 
 
 class GPT(nn.Module):
@@ -49,7 +50,6 @@ class GPT(nn.Module):
             {
                 "wte": nn.Embedding(rows, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
-                "drop": nn.Dropout(config.dropout),
                 "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
                 "ln_f": norm(config),
             }
@@ -68,24 +68,31 @@ class GPT(nn.Module):
         assert isinstance(module, nn.Embedding)
         return module
 
-    def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def features(self, ids: Tensor, cache: KVCache | None = None, keys: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T, C) of the last layer, normalised. Positions follow those in the cache."""
         past = 0 if cache is None else cache.length
         positions = torch.arange(past, past + ids.shape[1], device=ids.device)
         x = self.transformer["wte"](ids) + self.transformer["wpe"](positions)
-        x = self.transformer["drop"](x)
+        x = dropout(x, self.config.dropout, keys, 0)
         for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
-            x = block(x, cache)
+            x = block(x, cache, keys)
         if cache is not None:
             cache.length += ids.shape[1]
         return self.transformer["ln_f"](x)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
         """(B, T) ids -> (B, T, P) logits, -inf on padded ids; with (B, T) targets -> their summed loss, in nats.
 
         A sum, not a mean: sums over micro-batches and ranks divided by the count of targets give the exact mean.
+        With `keys`, one (int64) of each sequence, there is dropout; without them there is none, in any mode.
         """
-        logits = F.linear(self.features(ids, cache), self.lm_head.weight, self.pad_mask)
+        logits = F.linear(self.features(ids, cache, keys), self.lm_head.weight, self.pad_mask)
         if targets is None:
             return logits
         return F.cross_entropy(

@@ -7,21 +7,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
+from nanogpt.model.dropout import dropout
 
 
 class MLP(nn.Module):
     """Two linear layers around a GELU, four times as wide inside."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer, self.dropout = layer, config.dropout
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate)))
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C); `keys`, (B,), switch dropout on."""
+        x = self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
+        return dropout(x, self.dropout, keys, 3 * self.layer + 3)
 
 
 def norm(config: ModelConfig) -> nn.LayerNorm:

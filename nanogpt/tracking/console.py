@@ -36,8 +36,19 @@ def visible(line: str) -> str:
     return "".join(c if c.isprintable() or c in "\t\ufffd" else ascii(c)[1:-1] for c in line)
 
 
+class _Voice:
+    silent = False
+
+
+def silence(silent: bool) -> None:
+    """Whether this process keeps quiet: all ranks but the leader do."""
+    _Voice.silent = silent
+
+
 def say(text: str = "") -> None:
     """A line for a person, on standard output. When its reader has gone (`| head`), training goes on without one."""
+    if _Voice.silent:
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -99,7 +110,7 @@ class Meter:
         self.live: Progress | None = None
 
     def __enter__(self) -> "Meter":
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _Voice.silent:
             self.live = Progress(
                 TextColumn(self.title),
                 BarColumn(24),
@@ -139,6 +150,8 @@ class Meter:
 
     def show(self, force: bool = False) -> None:
         now = time.monotonic()
+        if _Voice.silent:
+            return
         if not force and now - self.shown < (0.2 if self.live else PLAIN_SECONDS):
             return
         self.shown = now

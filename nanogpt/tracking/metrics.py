@@ -6,6 +6,7 @@ in it depends on the clock, so a resumed run writes the same bytes as an undistu
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,24 +16,40 @@ Row = dict[str, float]
 
 
 class RowLog:
-    """An append-only JSON lines file."""
+    """An append-only JSON lines file. Rows that a full disk doesn't take wait in memory and come first later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.pending = b""
+        self.lock = threading.Lock()
 
-    def append(self, row: Mapping[str, float]) -> None:
-        """Add a row; it is the operating system's once this returns."""
-        line = json.dumps(row, allow_nan=False) + "\n"
+    def append(self, row: Mapping[str, float]) -> bool:
+        """Add a row. Returns whether it, and all before it, are the operating system's; if not they are kept."""
+        with self.lock:
+            self.pending += (json.dumps(row, allow_nan=False) + "\n").encode()
+            try:
+                self.flush()
+            except OSError:
+                return False
+            return True
+
+    def flush(self) -> None:
+        """Hand over all that is pending; the file is opened anew, since log rotation may have moved it."""
+        if not self.pending:
+            return
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            while self.pending:
+                self.pending = self.pending[os.write(descriptor, self.pending) :]
         finally:
             os.close(descriptor)
 
     def sync(self) -> None:
-        """Force all rows to disk: before a checkpoint that says they are there."""
-        if self.path.exists():
-            sync(self.path)
+        """Force all rows to disk: before a checkpoint that says they are there. Raises OSError."""
+        with self.lock:
+            self.flush()
+            if self.path.exists():
+                sync(self.path)
 
     def rewind(self, step: int, evaluated: int | None = None) -> None:
         """Drop rows after `step`, evaluations after `evaluated`, a torn last line: a restored run writes them again."""

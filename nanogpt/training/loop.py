@@ -1,53 +1,138 @@
-"""The loop: evaluate, save, stop or step, in that order, at every step boundary."""
+"""The loop, on every rank: agree, evaluate, save, stop or step, in that order, at every step boundary."""
 
 import math
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.errors import Diverged
 from nanogpt.evaluation.loss import LossEvaluation, Stopped
-from nanogpt.run_directory import RunDirectory
+from nanogpt.training.incidents import describe, keep
 from nanogpt.training.record import Record
 from nanogpt.training.state import TrainState
-from nanogpt.training.step import train_step
+from nanogpt.training.step import StepMetrics, pass_over, train_step
+from nanogpt.training.stop import Stop, StopFlag
+from nanogpt.training.watch import Watch
+
+POLL = 0.01  # seconds between looks at a save that is waited for
 
 
-def train_loop(
-    config: TrainConfig,
-    state: TrainState,
-    batches: TrainBatches,
-    evaluate: LossEvaluation,
-    run: RunDirectory,
-    record: Record,
-    should_stop: Callable[[], bool],
-) -> bool:
-    """Train from the state's step to the last. Returns True at the end, False when asked to stop; all is saved."""
-    saved = (state.step, state.evaluated) if state.step in run.checkpoints.steps() else None
-    while True:
-        if evaluation_due(state, config):
-            try:
-                results = evaluate(state.model, should_stop)
-                note_results(state, results)
-                record.evaluation(results)
-            except Stopped:
-                pass  # evaluated again after the restart
-        finished = state.step == state.steps and state.evaluated == state.step
-        reason = finished or should_stop() or save_due(state, config)
-        if saved != (state.step, state.evaluated) and reason:
-            save(state, run)
-            saved = (state.step, state.evaluated)
-        if finished or should_stop():
-            return finished
-        started = time.monotonic()
-        metrics = train_step(state, batches.step(state.samples), config)
-        due = record.due()
-        if due:
-            float(metrics.loss)  # waits for the device, so that the clock sees the work
-        record.took(time.monotonic() - started)
-        if due:
-            record.row(metrics)
+@dataclass
+class Loop:
+    """One start of a run, seen from one rank. Only the leader has a record, which also saves."""
+
+    config: TrainConfig
+    state: TrainState
+    batches: TrainBatches
+    evaluate: LossEvaluation
+    record: Record | None
+    flag: StopFlag
+    watch: Watch
+    saved: tuple[int, int] | None = None
+    """Step, and last evaluated step, of the newest checkpoint."""
+
+    def run(self) -> bool:
+        """Train from the state's step to the last. Returns True at the end, False when asked to stop; all is saved."""
+        state = self.state
+        while True:
+            asked = self.asked()
+            if evaluation_due(state, self.config) and self.may_evaluate(asked):
+                try:
+                    self.evaluated(asked)
+                except Stopped:
+                    asked = self.asked()  # evaluated again after the restart
+            finished = state.step == state.steps and state.evaluated == state.step
+            if (finished or asked or save_due(state, self.config)) and asked < Stop.NOW:
+                self.save()
+            if finished or asked:
+                self.settle(asked)
+                return finished
+            self.step()
+
+    def asked(self) -> Stop:
+        """Whether any rank was asked to stop. Raises on all ranks what keeps the leader from saving."""
+        self.watch.beat(self.state.step)
+        given_up = self.record is not None and self.record.saver.fatal is not None
+        level = Stop(self.state.peers.agree(Stop.FAILED if given_up else self.flag.level))
+        if level == Stop.FAILED:
+            self.state.peers.from_leader(self.outcome)
+        return level
+
+    def may_evaluate(self, asked: Stop) -> bool:
+        """Not when asked to stop, unless the evaluation is all that is left to do."""
+        return not asked or (asked == Stop.SOON and self.state.step == self.state.steps)
+
+    def evaluated(self, asked: Stop) -> None:
+        """Evaluate and report. Raises Stopped at the next signal, Diverged for a loss that is not a finite number."""
+        results = self.evaluate(self.state.model, lambda: self.asked() > asked)
+        if not all(math.isfinite(value) for value in results.values()):
+            raise self.diverged(f"step {self.state.step}: the validation loss is {results['val_loss']}")
+        note_results(self.state, results)
+        if self.record:
+            self.record.evaluation(results)
+
+    def save(self) -> None:
+        """Begin a checkpoint of this very step, unless there is one."""
+        if self.saved == (self.state.step, self.state.evaluated):
+            return
+        self.wait()
+        self.asked()  # raises when the save before failed once too often
+        self.saved = self.state.step, self.state.evaluated
+        if self.record:
+            self.record.saver.save(self.state)
+
+    def wait(self) -> None:
+        """Let the leader's writer finish; the ranks keep in touch meanwhile."""
+        while self.state.peers.agree(self.record is not None and self.record.saver.busy()):
+            self.watch.beat(self.state.step)
+            time.sleep(POLL)
+
+    def settle(self, asked: Stop) -> None:
+        """At the end: wait for the last save. Raises on all ranks what it failed with."""
+        self.wait()
+        if asked < Stop.NOW:
+            self.state.peers.from_leader(self.outcome)
+
+    def outcome(self) -> None:
+        if self.record:
+            self.record.saver.outcome()
+
+    def step(self) -> None:
+        """One step, or, when its numbers aren't finite, what `training.on_nonfinite` says."""
+        state, started = self.state, time.monotonic()
+        metrics = train_step(state, self.batches.step(state.samples), self.config)
+        if not metrics.finite:
+            self.not_finite(metrics)
+            return
+        spike = state.spikes.see(metrics.loss, metrics.grad_norm)
+        if self.record:
+            self.record.stepped(metrics, spike, time.monotonic() - started)
+            self.record.saver.reserve(state)
+
+    def not_finite(self, metrics: StepMetrics) -> None:
+        """Keep all that is needed to repeat the step; then leave it out, or end. Raises Diverged."""
+        state, settings = self.state, self.config.training
+        about = describe(state, self.batches, metrics)
+        why = f"step {state.step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}"
+        if self.record:
+            where = keep(state, self.record.run.path, about)
+            why += f"; python train.py replay={where} runs this step alone"
+        recent = [step for step in state.skipped if step > state.step - 1000]
+        if settings.on_nonfinite == "halt" or len(recent) >= settings.max_skips:
+            raise self.diverged(why)
+        pass_over(state, self.config)
+        if self.record:
+            self.record.skipped(metrics, why)
+
+    def diverged(self, what: str) -> Diverged:
+        """The error, told by the leader alone."""
+        error = Diverged(
+            f"{what}; the last checkpoint is intact and from before; "
+            "a lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy"
+        )
+        error.told = self.record is None
+        return error
 
 
 def evaluation_due(state: TrainState, config: TrainConfig) -> bool:
@@ -63,19 +148,7 @@ def save_due(state: TrainState, config: TrainConfig) -> bool:
 
 
 def note_results(state: TrainState, results: dict[str, float]) -> None:
-    """Remember an evaluation and whether it is the best. Raises Diverged for a loss that is not a finite number."""
-    if not all(math.isfinite(value) for value in results.values()):
-        raise Diverged(
-            f"step {state.step}: the validation loss is {results['val_loss']}; the last checkpoint is intact"
-        )
+    """Remember an evaluation and whether it is the best."""
     state.evaluated, state.results = state.step, results
     if state.best is None or results["val_loss"] < state.best[0]:
         state.best = (results["val_loss"], state.step)
-
-
-def save(state: TrainState, run: RunDirectory) -> None:
-    """A checkpoint of this very step; the rows before it are on disk first. Raises Diverged, never saves a NaN."""
-    if not state.is_finite():
-        raise Diverged(f"step {state.step}: a weight is not finite; nothing was saved, the last checkpoint is intact")
-    run.metrics.sync()
-    run.checkpoints.save(state.step, state.tensors(), state.facts())

@@ -2,20 +2,23 @@
 
 import math
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import torch
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
 from nanogpt.data.sampler import seed_of
-from nanogpt.errors import Diverged
+from nanogpt.errors import escaped
 from nanogpt.files import write_atomic
 from nanogpt.generate import Draw, generate
 from nanogpt.model.cost import flops_per_token, parameter_counts, peak_flops
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
-from nanogpt.tracking.console import Steps, amount, seconds, visible
+from nanogpt.tracking.console import Steps, amount, say, seconds, visible
 from nanogpt.tracking.metrics import read_rows
+from nanogpt.training.saver import Saver
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics
 
@@ -28,41 +31,58 @@ class Record:
     def __init__(self, config: TrainConfig, run: RunDirectory, state: TrainState, tokenizer: Tokenizer) -> None:
         self.config, self.run, self.state, self.tokenizer = config, run, state, tokenizer
         self.steps = Steps(state.step, state.steps)
-        self.batch_tokens = config.training.batch_tokens
+        self.saver = Saver(run, config.checkpoint.max_failed, self.note)
+        self.block_size, self.batch_tokens = config.model.block_size, config.training.batch_tokens
         self.flops = flops_per_token(state.model.config, parameter_counts(state.model)["total"])
         self.peak = peak_flops(state.compute.name, state.compute.precision)
         self.first, self.logged = state.step, state.step
         self.trained = self.interval = 0.0
         """Seconds inside training steps, over this start and since the last row."""
+        self.deaf = False
+        """Whether the disk was told to be full already."""
 
     def note(self, text: str) -> None:
         """A line on the console and in log.txt."""
         self.steps.note(text)
-        with (self.run.path / "log.txt").open("a", encoding="utf-8") as file:
+        with self.tolerant(), (self.run.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
-    def took(self, duration: float) -> None:
-        """Count the seconds of one step."""
+    @contextmanager
+    def tolerant(self) -> Generator[None, None, None]:
+        """A full disk costs a log line or a picture, not the run; it is told once."""
+        try:
+            yield
+        except OSError as error:
+            self.tell_full(error.strerror or str(error))
+
+    def tell_full(self, why: str) -> None:
+        if not self.deaf:
+            self.deaf = True
+            say(f"warning: {escaped(self.run.path)} can't be written: {why}; rows are kept in memory, training goes on")
+
+    def append(self, row: dict[str, float]) -> None:
+        """A row of metrics.jsonl, kept in memory while the disk is full."""
+        if self.run.metrics.append({"step": self.state.step, "tokens": self.state.samples * self.block_size} | row):
+            self.deaf = False
+        else:
+            self.tell_full("no space for a row of metrics.jsonl")
+
+    def stepped(self, metrics: StepMetrics, spike: str | None, duration: float) -> None:
+        """Take note of a step that went well: every so often with a row and a line."""
         self.trained += duration
         self.interval += duration
+        if spike:
+            self.note(f"step {self.state.step}: spike: {spike}")
+        if self.state.step % self.config.tracking.log_every == 0 or self.state.step == self.state.steps:
+            row = {"loss": metrics.loss, "lr": metrics.lr}
+            row |= {"grad_norm": metrics.grad_norm} if math.isfinite(metrics.grad_norm) else {}
+            self.append(row | ({"spikes": self.state.spikes.count} if self.state.spikes.count else {}))
+            self.show(metrics.loss, metrics.grad_norm, metrics.lr)
 
-    def due(self) -> bool:
-        """Whether the step just done gets a row."""
-        return self.state.step % self.config.tracking.log_every == 0 or self.state.step == self.state.steps
-
-    def row(self, metrics: StepMetrics) -> None:
-        """The row and the line of one step. Raises Diverged for a loss or gradient that is not finite."""
-        state = self.state
-        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
-        # fp16's scaler skips a step whose gradient overflows; a loss that is not finite is never right.
-        if not math.isfinite(loss) or not (math.isfinite(grad_norm) or state.scaler.is_enabled()):
-            raise Diverged(
-                f"step {state.step}: loss {loss}, gradient norm {grad_norm}; the last checkpoint is from before; "
-                "a lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy"
-            )
-        row = {"step": state.step, "tokens": state.step * self.batch_tokens, "loss": loss, "lr": metrics.lr}
-        self.run.metrics.append(row | ({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}))
-        self.show(loss, grad_norm, metrics.lr)
+    def skipped(self, metrics: StepMetrics, why: str) -> None:
+        """A step whose update was left out."""
+        self.append({"lr": metrics.lr, "skipped": len(self.state.skipped)})
+        self.note(f"{why}; its update is left out, training goes on")
 
     def show(self, loss: float, grad_norm: float, lr: float) -> None:
         """Speed to timing.jsonl, everything to the console."""
@@ -86,20 +106,22 @@ class Record:
     def evaluation(self, results: dict[str, float]) -> None:
         """The row, the picture, the sample and the status of an evaluation."""
         state = self.state
-        self.run.metrics.append({"step": state.step, "tokens": state.step * self.batch_tokens} | results)
+        self.append(results)
         best = state.best is not None and state.best[1] == state.step
         train = f"  train {results['train_loss']:.4f}" if "train_loss" in results else ""
         self.note(
             f"step {state.step}  val {results['val_loss']:.4f} nats/token, {results['val_bpb']:.4f} bits/byte"
             f"{train}{'  best' if best else ''}"
         )
-        self.draw()
+        with self.tolerant():
+            self.draw()
         self.status("running")
         if self.config.tracking.sample_tokens:
             text = self.sample()
-            folder = self.run.path / "samples"
-            folder.mkdir(exist_ok=True)
-            write_atomic(folder / f"step-{state.step:08d}.txt", text)
+            with self.tolerant():
+                folder = self.run.path / "samples"
+                folder.mkdir(exist_ok=True)
+                write_atomic(folder / f"step-{state.step:08d}.txt", text)
             lines = [visible(line) for line in text.splitlines() if line.strip()]
             self.steps.note("\n".join(f"  | {line[:100]}" for line in lines[:SHOWN_LINES]))
 
@@ -111,7 +133,8 @@ class Record:
 
     def status(self, state: str) -> None:
         """status.json."""
-        self.run.write_status(state, step=self.state.step, steps=self.state.steps, best=self.state.best)
+        with self.tolerant():
+            self.run.write_status(state, step=self.state.step, steps=self.state.steps, best=self.state.best)
 
     def sample(self) -> str:
         """A text from the model as it is; the same weights give the same text."""
@@ -120,9 +143,5 @@ class Record:
         generator = torch.Generator(device).manual_seed(seed_of(self.config.training.seed, "sample"))
         prompt = tokenizers.start_ids(self.tokenizer)
         draw = Draw(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
-        was_training = state.model.training
-        state.model.eval()
         drawn = generate(state.model, prompt, self.config.tracking.sample_tokens, draw, generator)
-        text = tokenizers.decode(self.tokenizer, list(drawn))
-        state.model.train(was_training)
-        return text
+        return tokenizers.decode(self.tokenizer, list(drawn))

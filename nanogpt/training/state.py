@@ -1,22 +1,24 @@
 """All that changes while training, and its way into a checkpoint and back."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from nanogpt.checkpoint import Loaded, Tensors
 from nanogpt.config import ModelConfig, TrainConfig
+from nanogpt.data.batches import Batch
 from nanogpt.data.sampler import seed_of
 from nanogpt.device import Compute
+from nanogpt.distributed import Peers
 from nanogpt.errors import BadCheckpoint, escaped
 from nanogpt.model.cost import parameter_counts
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.adamw import build_optimizer
+from nanogpt.training.spikes import Spikes
 
 
 @dataclass
@@ -24,11 +26,12 @@ class TrainState:
     """A training run at a step boundary."""
 
     model: GPT
-    forward: Callable[..., Tensor]
-    """The model, compiled where asked for; it shares the weights of `model`."""
+    forward: nn.Module
+    """The model, compiled and averaging gradients over ranks where asked for; it shares the weights of `model`."""
     optimizer: Optimizer
     scaler: GradScaler
     compute: Compute
+    peers: Peers
     steps: int
     """Where the run ends."""
     step: int = 0
@@ -43,8 +46,13 @@ class TrainState:
     """Lowest validation loss and its step."""
     data: str = ""
     """Fingerprint of the data set that is trained on."""
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    """Digest of each of its files."""
     arithmetic: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What rounding depends on: precision, micro-batch, compile, threads, versions."""
+    """What rounding depends on: precision, ranks, micro-batch, compile, threads, versions."""
+    spikes: Spikes = field(default_factory=Spikes)
+    skipped: list[int] = field(default_factory=list[int])
+    """Steps whose update was left out because a number was not finite."""
 
     def tensors(self) -> dict[str, Tensors]:
         """Weights by name, and the optimizer's state by `<parameter>/<quantity>`."""
@@ -65,16 +73,15 @@ class TrainState:
             "results": self.results,
             "best": self.best,
             "data": self.data,
+            "files": self.files,
             "arithmetic": self.arithmetic,
             "scaler": self.scaler.state_dict(),
+            "spikes": self.spikes.facts(),
+            "skipped": self.skipped,
         }
         if self.evaluated == self.step:
             facts["val_loss"] = self.results["val_loss"]
         return facts
-
-    def is_finite(self) -> bool:
-        """Whether every weight is a finite number."""
-        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
     def restore(self, loaded: Loaded) -> None:
         """Take over a checkpoint. Raises BadCheckpoint naming the tensors that don't fit; then nothing is changed."""
@@ -91,6 +98,7 @@ class TrainState:
         facts = loaded.state
         self.step, self.samples, self.evaluated = facts["step"], facts["samples"], facts["evaluated"]
         self.results, self.best = facts["results"], tuple(facts["best"]) if facts["best"] else None
+        self.spikes, self.skipped = Spikes(**facts.get("spikes", {})), facts.get("skipped", [])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(facts["scaler"])
 
@@ -114,23 +122,40 @@ def refuse_misfits(loaded: Loaded, named: dict[str, torch.nn.Parameter]) -> None
         raise BadCheckpoint(f"{escaped(loaded.path)}: is of another model; {len(wrong)} tensors differ: {names}")
 
 
-def build_state(config: TrainConfig, model_config: ModelConfig, compute: Compute) -> TrainState:
+def build_state(
+    config: TrainConfig, model_config: ModelConfig, compute: Compute, peers: Peers | None = None
+) -> TrainState:
     """Step 0: weights from the seed, on the device."""
+    peers = peers or Peers()
     model = GPT(model_config, seed_of(config.training.seed, "init")).to(compute.device)
-    model.train()
+    forward = cast(nn.Module, torch.compile(model)) if config.hardware.compile else model
     return TrainState(
         model=model,
-        forward=torch.compile(model) if config.hardware.compile else model,
+        forward=peers.wrap(forward, compute.device),
         optimizer=build_optimizer(model, config.optimizer, compute.device.type),
         scaler=GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
         compute=compute,
+        peers=peers,
         steps=config.steps(parameter_counts(model)["total"]),
         arithmetic={
             "device": compute.device.type,
             "precision": compute.precision,
-            "micro_batch_size": config.micro_batch_size,
+            "ranks": peers.world,
+            "micro_batch_size": config.micro_batch_size(peers.world),
             "compile": config.hardware.compile,
             "threads": torch.get_num_threads() if compute.device.type == "cpu" else None,
             "torch": str(torch.__version__),
         },
     )
+
+
+def settle_buckets(state: TrainState, batch: Batch) -> None:
+    """Let DistributedDataParallel order its buckets, which it does after the first backward, before the first step.
+
+    Sums over four and more ranks depend on that order: a run that continues would otherwise round its first step
+    differently from a run that was never stopped.
+    """
+    if state.peers.world > 1:
+        (state.forward(batch.ids, batch.targets, keys=batch.keys) * 0.0).backward()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.forward(batch.ids, batch.targets, keys=batch.keys)

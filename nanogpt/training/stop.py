@@ -1,30 +1,54 @@
-"""Signals that ask a run to stop. A signal only sets a flag; the loop looks at it between steps."""
+"""Signals that ask a run to stop. A signal only sets a level; the ranks agree on it between steps."""
 
 import signal
+import socket
+from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+class Stop(IntEnum):
+    """What a rank comes to a step boundary with; the ranks act on the highest."""
+
+    NO = 0
+    SOON = 1
+    """A signal: end at this boundary, with everything saved."""
+    NOW = 2
+    """A second signal: end at this boundary, with what is saved already."""
+    FAILED = 3
+    """The leader can't save any more."""
 
 
 class StopFlag:
-    """While inside, SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2 set the flag instead of ending the process."""
+    """While inside, SIGINT (Ctrl-C), SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP set the flag instead of ending the process.
+
+    SIGHUP stays ignored where it was (nohup). `wakeup` gets a byte as soon as a signal arrives, also while the main
+    thread is inside a call that never returns to Python.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.level = Stop.NO
         self.before: dict[signal.Signals, Any] = {}
-
-    def __call__(self) -> bool:
-        """Whether somebody asked to stop."""
-        return self.reason is not None
+        self.wakeup, self.waker = socket.socketpair()
 
     def receive(self, number: int, _: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
+        self.reason = self.reason or signal.Signals(number).name
+        self.level = Stop.NOW if self.level else Stop.SOON
 
     def __enter__(self) -> "StopFlag":
-        self.before = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        self.waker.setblocking(False)
+        self.wakeup_before = signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self.receive)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self.wakeup_before)
+        self.wakeup.close()
+        self.waker.close()

@@ -120,6 +120,17 @@ TABLE = [
     ("hardware.precision=float64", "allowed: one of auto, fp32, bf16, fp16"),
     ("hardware.compile=maybe", "a boolean is needed"),
     ("hardware.threads=0", "out of range"),
+    ("hardware.devices=0", "out of range; allowed: integer in [1, 64] or null"),
+    ("hardware.devices=5", "must divide the 24 sequences of training.batch_tokens=1536; nearest 4, 6"),
+    ("hardware.devices=2 hardware.micro_batch_size=24", "24 sequences of training.batch_tokens=1536, 12 on each of 2"),
+    ("hardware.timeout=0", "out of range"),
+    ("checkpoint.keep=1", "out of range; allowed: integer in [2, 1000]"),
+    ("checkpoint.keep_every=0", "out of range"),
+    ("training.on_nonfinite=ignore", "allowed: one of halt, skip"),
+    ("resume.allow_change=[optimizer.l]", "is not a guarded key; did you mean 'optimizer.lr'?"),
+    ("resume.allow_change=[model.n_layer]", "model.n_layer is not a guarded key"),
+    ("resume.allow_change=lr", "a list is needed; allowed: a list of keys"),
+    ("resume.run=x fresh=true", "resume.run=x: fresh=true starts another run"),
     # names and data
     ("name=../../etc/x", "not a name"),
     ("name=/abs", "not a name"),
@@ -220,7 +231,17 @@ def test_every_leaf_refuses_wrong_values(door: str) -> None:
             assert re.search(rf"\b{group}", message), message
 
 
-PATHS = {"runs_dir", "run", "data.source", "data.dir", "data.hub", "data.hub_config", "data.text_column"}
+PATHS = {
+    "runs_dir",
+    "replay",
+    "resume.run",
+    "run",
+    "data.source",
+    "data.dir",
+    "data.hub",
+    "data.hub_config",
+    "data.text_column",
+}
 
 WORDS = st.one_of(
     st.text(max_size=20),

@@ -21,7 +21,8 @@ def test_targets_are_the_next_tokens(config: Callable[..., TrainConfig]) -> None
     windows = tokens.unfold(0, 17, 1).tolist()
     batches = list(TrainBatches(dataset.train, built, CPU).step(5000))
     assert len(batches) == 4
-    for x, y in batches:
+    for x, y, keys in batches:
+        assert keys is not None and keys.shape == (2,)
         assert x.shape == y.shape == (2, 16) and x.dtype == torch.int64
         assert (x[:, 1:] == y[:, :-1]).all()
         for i in range(2):
@@ -31,8 +32,23 @@ def test_targets_are_the_next_tokens(config: Callable[..., TrainConfig]) -> None
 def test_micro_batches_are_slices_of_the_same_samples(config: Callable[..., TrainConfig]) -> None:
     split = prepare(config().data).train
     whole = [TrainBatches(split, config(**{"hardware.micro_batch_size": n}), CPU).step(4096 - 3) for n in (8, 4, 1)]
-    inputs = [torch.cat([x for x, _ in batches]) for batches in whole]
-    assert (inputs[0] == inputs[1]).all() and (inputs[0] == inputs[2]).all()
+    inputs = [[torch.cat(column) for column in zip(*batches, strict=True)] for batches in whole]
+    for ids, targets, keys in inputs[1:]:
+        assert (ids == inputs[0][0]).all() and (targets == inputs[0][1]).all() and (keys == inputs[0][2]).all()
+
+
+@pytest.mark.parametrize(("world", "micro"), [(2, 4), (2, 1), (4, 1), (8, 1)])
+def test_ranks_share_the_samples_of_a_step(config: Callable[..., TrainConfig], world: int, micro: int) -> None:
+    """Together the ranks have each sample of the step once, in micro-batches dealt round."""
+    split = prepare(config().data).train
+    (whole,) = TrainBatches(split, config(), CPU).step(800)
+    built = config(**{"hardware.micro_batch_size": micro})
+    dealt = [list(TrainBatches(split, built, CPU, rank, world).step(800)) for rank in range(world)]
+    assert {len(one) for one in dealt} == {8 // world // micro}
+    rounds = [batch for turn in zip(*dealt, strict=True) for batch in turn]
+    assert (torch.cat([batch.ids for batch in rounds]) == whole.ids).all()
+    assert whole.keys is not None
+    assert (torch.cat([batch.keys for batch in rounds if batch.keys is not None]) == whole.keys).all()
 
 
 def test_evaluation_windows_are_disjoint_and_whole(config: Callable[..., TrainConfig]) -> None:

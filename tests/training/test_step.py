@@ -32,15 +32,15 @@ def steps(config: TrainConfig, count: int) -> tuple[TrainState, list[StepMetrics
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
 def test_accumulation_is_one_large_batch(config: Build, micro: int) -> None:
-    """Losses, gradient norms and weights of 8 sequences at once and in micro-batches."""
+    """Losses, gradient norms and weights of 8 sequences at once and in micro-batches, with dropout."""
     # A large eps keeps Adam from turning the rounding of a vanishing gradient into a whole step.
-    same = {"model.dropout": 0.0, "optimizer.eps": 1e-3}
+    same = {"model.dropout": 0.1, "optimizer.eps": 1e-3}
     whole = config(**same, **{"hardware.micro_batch_size": 8})
     split = config(**same, **{"hardware.micro_batch_size": micro})
     first, expected = steps(whole, 6)
     second, found = steps(split, 6)
     for a, b in zip(expected, found, strict=True):
-        assert torch.allclose(a.loss, b.loss, atol=2e-6) and torch.allclose(a.grad_norm, b.grad_norm, atol=1e-4)
+        assert abs(a.loss - b.loss) < 2e-6 and abs(a.grad_norm - b.grad_norm) < 1e-4
     for p, q in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.allclose(p, q, atol=2e-5)
 
@@ -49,9 +49,9 @@ def test_the_loss_is_the_mean_over_all_micro_batches(config: Build) -> None:
     built = config(**{"model.dropout": 0.0, "hardware.micro_batch_size": 2})
     state, batches = start(built)
     with torch.no_grad():
-        losses = [F.cross_entropy(state.model(x).flatten(0, 1), y.flatten()) for x, y in batches.step(0)]
+        losses = [F.cross_entropy(state.model(x).flatten(0, 1), y.flatten()) for x, y, _ in batches.step(0)]
     metrics = train_step(state, batches.step(0), built)
-    assert torch.allclose(metrics.loss, torch.stack(losses).mean(), atol=1e-6)
+    assert abs(metrics.loss - float(torch.stack(losses).mean())) < 1e-6
     assert (state.step, state.samples) == (1, 8)
 
 
@@ -60,12 +60,12 @@ def test_gradients_are_clipped_and_the_norm_is_from_before(config: Build) -> Non
     free, clipped = (config(**{"optimizer.grad_clip": clip, "model.dropout": 0.0}) for clip in (0.0, 1e-3))
     _, (metrics,) = steps(free, 1)
     _, (same,) = steps(clipped, 1)
-    assert metrics.grad_norm > 0.1 and torch.equal(metrics.grad_norm, same.grad_norm)
+    assert metrics.grad_norm > 0.1 and metrics.grad_norm == same.grad_norm
     state, batches = start(free)
-    x, y = next(batches.step(0))
+    x, y, _ = next(batches.step(0))
     (state.model(x, y) / y.numel()).backward()
     norm = torch.stack([p.grad.norm() for p in state.model.parameters() if p.grad is not None]).norm()
-    assert torch.allclose(metrics.grad_norm, norm, rtol=1e-5)
+    assert metrics.grad_norm == pytest.approx(float(norm), rel=1e-5)
 
 
 def test_the_learning_rate_is_the_schedules(config: Build) -> None:
@@ -74,16 +74,16 @@ def test_the_learning_rate_is_the_schedules(config: Build) -> None:
     assert [m.lr for m in metrics] == [1e-2 * lr_scale(s, 20, built.schedule) for s in range(8)]
 
 
-def test_dropout_depends_on_seed_step_and_micro_batch_alone(config: Build) -> None:
+def test_dropout_depends_on_seed_and_sample_alone(config: Build) -> None:
     """Drawing random numbers in between changes nothing; another seed does."""
     built = config(**{"hardware.micro_batch_size": 2})
     _, expected = steps(built, 3)
     state, batches = start(built)
     for step in range(3):
         torch.rand(step + 5)
-        assert torch.equal(train_step(state, batches.step(state.samples), built).loss, expected[step].loss)
+        assert train_step(state, batches.step(state.samples), built).loss == expected[step].loss
     _, other = steps(config(**{"training.seed": 7}), 3)
-    assert not torch.equal(other[0].loss, expected[0].loss)
+    assert other[0].loss != expected[0].loss
 
 
 def test_bf16_on_the_cpu_learns(config: Build) -> None:
@@ -110,25 +110,25 @@ GOLDEN = [5.551, 5.374, 5.157]
 
 @pytest.mark.slow
 def test_compiled_is_eager(config: Build) -> None:
-    """torch.compile shares the weights and gives the same losses up to rounding."""
-    eager, compiled = (config(**{"hardware.compile": on, "model.dropout": 0.0}) for on in (False, True))
+    """torch.compile shares the weights and gives the same losses up to rounding, with dropout."""
+    eager, compiled = (config(**{"hardware.compile": on}) for on in (False, True))
     _, expected = steps(eager, 4)
     state, found = steps(compiled, 4)
     assert isinstance(state.model, GPT)
     for a, b in zip(expected, found, strict=True):
-        assert torch.allclose(a.loss, b.loss, atol=1e-5)
+        assert abs(a.loss - b.loss) < 1e-5
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_gpu_learns_what_the_cpu_learns(config: Build, precision: str) -> None:
-    built = config(**{"hardware.device": "cuda", "hardware.precision": precision, "model.dropout": 0.0})
+    built = config(**{"hardware.device": "cuda", "hardware.precision": precision})
     compute = set_up(built.hardware)
     dataset = prepare(built.data)
     state = build_state(built, built.model.with_vocab(dataset.vocab_size), compute)
     batches = TrainBatches(dataset.train, built, compute.device)
-    _, expected = steps(config(**{"model.dropout": 0.0}), 10)
+    _, expected = steps(config(), 10)
     for reference in expected:
-        loss = train_step(state, batches.step(state.samples), built).loss.cpu()
-        assert torch.allclose(loss, reference.loss, atol=1e-3 if precision == "fp32" else 5e-2)
+        loss = train_step(state, batches.step(state.samples), built).loss
+        assert abs(loss - reference.loss) < (1e-3 if precision == "fp32" else 5e-2)

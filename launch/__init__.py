@@ -1,0 +1,1 @@
+"""Starting runs: the ranks of one machine."""

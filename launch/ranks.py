@@ -1,0 +1,130 @@
+"""`hardware.devices=N` without torchrun: this command starts its ranks itself, passes signals on and sees them through.
+
+The ranks meet through a file, so there is no port to collide; they end with this process, however it ends.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from conf.door import guarded
+from nanogpt import schema
+from nanogpt.config import TrainConfig
+from nanogpt.errors import STOPPED, PeerLost
+from nanogpt.place import STORE
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+POLL, STRAGGLE = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
+PR_SET_PDEATHSIG = 1
+Rank = subprocess.Popen[str]
+
+
+def run_ranks(config: TrainConfig) -> int:
+    """Run one training on `hardware.devices` ranks of this machine. Returns the exit code of what went wrong first."""
+    world = config.hardware.devices or 1
+    with tempfile.TemporaryDirectory(prefix="nanogpt-") as folder:
+        ranks: list[Rank] = []
+        with passing_on(ranks) as signals:
+            for rank in range(world):
+                ranks.append(start(rank, world, Path(folder), config))
+            codes = see_through(ranks)
+    return verdict(codes, ranks, signals)
+
+
+def start(rank: int, world: int, folder: Path, config: TrainConfig) -> Rank:
+    """One rank as a process, in a session of its own so that Ctrl-C reaches it through us, once."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    root = str(Path(__file__).parents[1])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {name: str(value) for name, value in places.items()}
+    environment |= {STORE: str(folder / "store"), "PYTHONPATH": paths}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.ranks"],
+        stdin=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it is gone already, and its exit code says why
+        process.stdin.write(schema.to_json(config))
+        process.stdin.close()
+    return process
+
+
+@contextmanager
+def passing_on(ranks: list[Rank]) -> Generator[list[int], None, None]:
+    """While inside, signals go to all ranks; yields those that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        for rank in ranks:
+            rank.send_signal(number)
+
+    before = {number: signal.getsignal(number) for number in PASSED_ON}
+    for number, handler in before.items():
+        if number != signal.SIGHUP or handler != signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def see_through(ranks: list[Rank]) -> dict[int, int]:
+    """Wait for all ranks; after a failure not for long. Returns {rank: exit code} in the order they ended."""
+    codes: dict[int, int] = {}
+    failed_at: float | None = None
+    while len(codes) < len(ranks):
+        for rank, process in enumerate(ranks):
+            code = process.poll()
+            if code is not None and rank not in codes:
+                codes[rank] = code
+                if code not in (0, STOPPED) and failed_at is None:
+                    failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > STRAGGLE:
+            for process in ranks:
+                process.kill()
+        time.sleep(POLL)
+    return codes
+
+
+def verdict(codes: dict[int, int], ranks: list[Rank], signals: list[int]) -> int:
+    """One exit code: the first error that isn't the loss of another rank; a killed rank is told about."""
+    own = [code for code in codes.values() if code > 0 and code not in (PeerLost.exit_code, STOPPED)]
+    if own:
+        return own[0]
+    killed = [(rank, -code) for rank, code in codes.items() if code < 0]
+    if killed and killed[0][1] in signals:  # before it could handle signals: nothing was written
+        return 128 + killed[0][1]
+    if killed:
+        rank, number = killed[0]
+        perhaps = "; perhaps by the system, out of memory" if number == signal.SIGKILL else ""
+        print(f"error: rank {rank} was killed by {signal.Signals(number).name}{perhaps}", file=sys.stderr)
+        return PeerLost.exit_code
+    return max(codes.values())
+
+
+def be_a_rank() -> int:
+    """In a rank: train with the config that comes through standard input."""
+    with suppress(OSError, AttributeError):  # Linux: end with the process that started us
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    config = schema.from_dict(TrainConfig, json.load(sys.stdin))
+    from nanogpt.training.run import train
+
+    return train(config)
+
+
+if __name__ == "__main__":
+    guarded("train", be_a_rank)

@@ -1,0 +1,33 @@
+"""Every knob of the platform: what it means, its unit, its range, its default, and whether a run may change it.
+
+YAML and overrides become one of the frozen models of this room exactly once, at the door (`conf/door.py`); everything
+after that is typed. Each knob is `fixed`, `guarded` or `free` (nanogpt/schema.py); what isn't free can change the
+result and belongs to the run's identity, its `signature`. Units: `steps` are optimizer steps, `tokens` are target
+tokens over all micro-batches and ranks, losses are nats per token. Sizes keep the names of GPT-2 and nanoGPT.
+"""
+
+from nanogpt.config.corpus import DataConfig
+from nanogpt.config.doors import BenchConfig, BenchSettings, PrepareConfig, SampleConfig
+from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
+from nanogpt.config.network import ModelConfig
+from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from nanogpt.config.run import TrainConfig, check_horizon
+
+__all__ = [
+    "BenchConfig",
+    "BenchSettings",
+    "CheckpointConfig",
+    "DataConfig",
+    "EvalConfig",
+    "HardwareConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PrepareConfig",
+    "ResumeConfig",
+    "SampleConfig",
+    "ScheduleConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "check_horizon",
+]

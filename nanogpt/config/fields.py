@@ -1,0 +1,21 @@
+"""Kinds of values that several sections use."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+
+def file_name(text: str | None) -> str | None:
+    """Letters, digits, dot, dash and underscore, so a name can never leave its folder or look like an option."""
+    if text is None or (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text) and not text.endswith(".")):
+        return text
+    raise PydanticCustomError(
+        "file_name", "letters, digits, '.', '_' and '-', at most 128, beginning with a letter or digit"
+    )
+
+
+Name = Annotated[str, AfterValidator(file_name)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]

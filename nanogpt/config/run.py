@@ -1,0 +1,123 @@
+"""One training run, and the checks between its sections."""
+
+import math
+from typing import Literal
+
+from pydantic import model_validator
+from typing_extensions import Self
+
+from nanogpt.config.corpus import DataConfig
+from nanogpt.config.fields import Name
+from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
+from nanogpt.config.network import ModelConfig
+from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from nanogpt.errors import escaped, hint
+from nanogpt.schema import Section, change_of, fixed, free, leaves, refuse
+
+MICRO_BATCH_TOKENS = 16_384  # what a micro-batch holds at most when hardware.micro_batch_size is null
+
+
+class TrainConfig(Section):
+    """One training run."""
+
+    name: Name | None = free(None, "of the run directory; null: <model>-<data>")
+    runs_dir: str = free("runs", "folder of all run directories", min_length=1)
+    fresh: bool = free(False, "start another attempt beside the run that is already there")
+    replay: str | None = free(None, "incident directory: run its step again, alone, and say what is not finite")
+    init_from: Literal["scratch"] = fixed("scratch", "weights to start from")
+    model: ModelConfig = fixed(ModelConfig(), "the network")
+    data: DataConfig = fixed(DataConfig(), "text and tokens")
+    optimizer: OptimizerConfig = fixed(OptimizerConfig(), "update rule")
+    schedule: ScheduleConfig = fixed(ScheduleConfig(), "learning rate over steps")
+    training: TrainingConfig = fixed(..., "batch and horizon")
+    eval: EvalConfig = fixed(EvalConfig(), "validation")
+    hardware: HardwareConfig = free(HardwareConfig(), "machine")
+    tracking: TrackingConfig = free(TrackingConfig(), "records")
+    checkpoint: CheckpointConfig = free(CheckpointConfig(), "saving")
+    resume: ResumeConfig = free(ResumeConfig(), "continuing with another config")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        batch, block = self.training.batch_tokens, self.model.block_size
+        if batch % block:
+            nearest = sorted({max(block, batch // block * block), -(-batch // block) * block})
+            why = f"must be a multiple of model.block_size={block}; nearest {', '.join(map(str, nearest))}"
+            raise refuse("training.batch_tokens", batch, why)
+        self.refuse_ranks(self.hardware.devices or 1, "hardware.devices")
+        return self
+
+    @model_validator(mode="after")
+    def _changes_exist(self) -> Self:
+        changeable = {key for key, field in leaves(TrainConfig) if change_of(field) == "guarded"} | {"data"}
+        if self.fresh and self.resume.run is not None:
+            raise refuse(
+                "resume.run", self.resume.run, "fresh=true starts another run, this continues one; give one of them"
+            )
+        for key in self.resume.allow_change:
+            if key not in changeable:
+                why = f"{escaped(key)} is not a guarded key{hint(key, changeable)}"
+                raise refuse("resume.allow_change", f"[{key}]", why)
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.training.tokens_per_param is None:  # else the horizon needs the parameter count; see check_horizon
+            check_horizon(self, self.steps(0))
+        return self
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences per optimizer step, over all micro-batches and ranks."""
+        return self.training.batch_tokens // self.model.block_size
+
+    def refuse_ranks(self, world: int, key: str) -> None:
+        """Check that `world` ranks, and their micro-batches, divide the batch. Raises PydanticCustomError."""
+        batch = f"the {self.batch_sequences} sequences of training.batch_tokens={self.training.batch_tokens}"
+        if self.batch_sequences % world:
+            raise refuse(key, world, f"must divide {batch}; nearest {nearest_divisors(self.batch_sequences, world)}")
+        micro, share = self.hardware.micro_batch_size, self.batch_sequences // world
+        if micro and share % micro:
+            among = f", {share} on each of {world} ranks" if world > 1 else ""
+            why = f"must divide {batch}{among}; nearest {nearest_divisors(share, micro)}"
+            raise refuse("hardware.micro_batch_size", micro, why)
+
+    def micro_batch_size(self, world: int = 1) -> int:
+        """Sequences per forward pass of each of `world` ranks."""
+        if self.hardware.micro_batch_size:
+            return self.hardware.micro_batch_size
+        most, share = max(1, MICRO_BATCH_TOKENS // self.model.block_size), self.batch_sequences // world
+        return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+
+    def grad_accum(self, world: int = 1) -> int:
+        """Micro-batches per optimizer step on each of `world` ranks."""
+        return self.batch_sequences // world // self.micro_batch_size(world)
+
+    def steps(self, n_params: int) -> int:
+        """The horizon in optimizer steps, for a model of `n_params` parameters (used by tokens_per_param only)."""
+        training = self.training
+        if training.steps is not None:
+            return training.steps
+        tokens = training.tokens or math.ceil((training.tokens_per_param or 0) * n_params)
+        return -(-tokens // training.batch_tokens)
+
+    @property
+    def run_name(self) -> str:
+        """First part of the run directory's name."""
+        return self.name or f"{self.model.name}-{self.data.name}"
+
+
+def nearest_divisors(number: int, wanted: int) -> str:
+    """The two divisors of `number` that are nearest to `wanted`, in words."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = {*small, *(number // n for n in small)}
+    nearest = sorted(sorted(divisors, key=lambda n: (abs(n - wanted), n))[:2])
+    return ", ".join(map(str, nearest))
+
+
+def check_horizon(config: TrainConfig, steps: int) -> None:
+    """Refuse a schedule that is longer than the run. Raises PydanticCustomError."""
+    schedule = config.schedule
+    end = steps if schedule.decay_steps is None else schedule.decay_steps
+    if schedule.warmup_steps > end > 0:
+        key = "the run's length in steps" if schedule.decay_steps is None else "schedule.decay_steps"
+        raise refuse("schedule.warmup_steps", schedule.warmup_steps, f"is above {key}={end}")

@@ -1,0 +1,213 @@
+"""Who the ranks of a run are and how they talk: one process a device, all alike but for rank 0, the leader.
+
+Gradients and losses are summed over nccl on GPUs and gloo on CPUs; agreements (stop, errors, configs) are small CPU
+messages over gloo, as JSON, never pickles. With one rank every method is the identity, so callers needn't ask.
+"""
+# pyright: reportPrivateImportUsage=false
+# torch.distributed offers its stores without declaring them exported
+
+import itertools
+import json
+import os
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nanogpt.errors import BadInput, LabError, PeerLost, error_of, escaped
+from nanogpt.place import STORE, Place
+
+T = TypeVar("T")
+ALONE = Place()
+MEETINGS = itertools.count()  # a process may run several trainings, one after the other
+PATIENCE = timedelta(days=7)  # of the collectives themselves: training/watch.py is what gives up on a rank
+
+
+class Peers:
+    """The ranks of a run, seen from one of them."""
+
+    def __init__(self, place: Place = ALONE, homes: list[tuple[str, int]] | None = None) -> None:
+        self.rank, self.world = place.rank, place.world
+        self.leading = place.rank == 0
+        self.homes = homes or []
+        """Host and process id of every rank."""
+
+    def agree(self, level: int) -> int:
+        """The highest level any rank came with, on every rank."""
+        if self.world == 1:
+            return level
+        message = torch.tensor([level])
+        dist.all_reduce(message, dist.ReduceOp.MAX)
+        return int(message)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, text: str) -> list[str]:
+        """Everybody's text, by rank."""
+        if self.world == 1:
+            return [text]
+        mine = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(lengths, torch.tensor([len(mine)]))
+        longest = max(int(length) for length in lengths)
+        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+        dist.all_gather(texts, torch.cat([mine, mine.new_zeros(longest - len(mine))]))
+        return [one[: int(n)].numpy().tobytes().decode() for one, n in zip(texts, lengths, strict=True)]
+
+    def from_leader(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the leader, on every rank; it must be JSON. A LabError is raised on every rank."""
+        if self.world == 1:
+            return make()
+        failure, message = None, ""
+        if self.leading:
+            try:
+                message = json.dumps({"value": make()})
+            except Exception as error:
+                failure = error
+                code = error.exit_code if isinstance(error, LabError) else 5 if isinstance(error, OSError) else 1
+                message = json.dumps({"error": str(error), "code": code})
+        answer: dict[str, Any] = json.loads(self.gather(message)[0])
+        if failure is not None:
+            raise failure
+        if "error" in answer:
+            raise error_of(answer["code"], answer["error"])
+        return answer["value"]
+
+    def leader_first(self, make: Callable[[], T]) -> T:
+        """`make` on every rank, but on the leader before the others: what it wrote is there for them."""
+        made: list[T] = []
+        self.from_leader(lambda: made.append(make()))
+        return made[0] if made else make()
+
+    def share(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """The leader's CPU tensors on every rank; the others come with None."""
+        if self.world == 1:
+            return dict(tensors or {})
+        specs = [(name, list(t.shape), str(t.dtype)) for name, t in (tensors or {}).items()]
+        shared: dict[str, Tensor] = {}
+        for name, shape, dtype in self.from_leader(lambda: specs):
+            empty = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+            shared[name] = tensors[name].contiguous() if tensors is not None else empty
+            dist.broadcast(shared[name], 0)
+        return shared
+
+    def refuse_differences(self, what: str, mine: Mapping[str, Any]) -> None:
+        """Check that all ranks come with the same facts. Raises BadInput naming the odd rank and what differs."""
+        texts = self.gather(json.dumps(mine, sort_keys=True))
+        usual = Counter(texts).most_common(1)[0][0]
+        for rank, text in enumerate(texts):
+            if text != usual:
+                odd, common = json.loads(text), json.loads(usual)
+                keys = [key for key in odd if odd[key] != common.get(key)]
+                differing = ", ".join(f"{key}={odd[key]} (others {common.get(key)})" for key in keys[:3])
+                raise BadInput(f"rank {rank} has another {what} than the other ranks: {differing}")
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model whose backward averages gradients over all ranks."""
+        if self.world == 1:
+            return model
+        ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def lost(self) -> list[int]:
+        """Ranks of this machine whose process is gone."""
+        here = socket.gethostname()
+        return [rank for rank, (host, pid) in enumerate(self.homes) if host == here and not alive(pid)]
+
+    def explain(self, error: RuntimeError, step: int) -> Exception:
+        """A failed collective as PeerLost with the names of the lost ranks; any other error as it is."""
+        if self.world == 1 or not re.search(r"gloo|nccl|connection|c10d|process ?group|socket", str(error), re.I):
+            return error
+        deadline = time.monotonic() + 2
+        while not (gone := self.lost()) and time.monotonic() < deadline:
+            time.sleep(0.05)  # a dying process closes its connections before it is gone
+        who = ("rank " if len(gone) == 1 else "ranks ") + ", ".join(map(str, gone)) if gone else "another rank"
+        lost = PeerLost(f"{who} lost at step {step}; the same command continues from the last checkpoint")
+        lost.told = not self.leading and 0 not in gone  # the leader tells, if it lives
+        return lost
+
+    def close(self) -> None:
+        """Leave the group, when all went well."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def synchronised(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Gradients cross ranks only in the backward of the last micro-batch."""
+    return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
+
+
+def connect(place: Place, device: torch.device, timeout: float) -> Peers:
+    """Meet the other ranks. Raises PeerLost naming those that didn't come within `timeout` seconds."""
+    if place.world == 1:
+        return Peers()
+    try:
+        store = dist.PrefixStore(str(next(MEETINGS)), meeting_point(place, timeout))
+    except (RuntimeError, ValueError) as error:
+        where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
+        raise PeerLost(f"{escaped(where)}: {escaped(str(error).splitlines()[0], 200)}") from None
+    homes = check_in(store, place, timeout)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world,
+        timeout=PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
+    return Peers(place, homes)
+
+
+def meeting_point(place: Place, timeout: float) -> dist.Store:
+    """The key-value store all ranks reach: a file when one command started them all, else rank 0's or torchrun's."""
+    if STORE in os.environ:
+        return dist.FileStore(os.environ[STORE], place.world)
+    torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=place.rank == 0 and not torchruns,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def check_in(store: dist.Store, place: Place, timeout: float) -> list[tuple[str, int]]:
+    """Tell where this rank lives and learn it of all others. Raises PeerLost."""
+    store.set(f"home/{place.rank}", json.dumps([socket.gethostname(), os.getpid()]))
+    missing = list(range(place.world))
+    deadline = time.monotonic() + timeout
+    while missing := [rank for rank in missing if not store.check([f"home/{rank}"])]:
+        if time.monotonic() > deadline:
+            names = ", ".join(map(str, missing))
+            raise PeerLost(f"of {place.world} ranks these didn't come within {timeout:g} s: {names}")
+        time.sleep(0.02)
+    homes = (json.loads(store.get(f"home/{rank}")) for rank in range(place.world))
+    return [(str(host), int(pid)) for host, pid in homes]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that ended but wasn't waited for doesn't."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return Path("/proc/self").exists() is False or Path(f"/proc/{pid}").exists()

@@ -1,0 +1,35 @@
+"""Dropout without random state: a mask depends on the sequence's key, the place in the network and the element alone.
+
+So the same sequence meets the same masks on any device, in any micro-batch, on any rank, and after any restart. The
+bits come from the finaliser of splitmix64 (Steele et al. 2014), four decisions of 16 bits from each 64-bit word.
+B batch.
+"""
+
+import torch
+from torch import Tensor
+
+GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # odd constants, as int64
+
+
+def dropout(x: Tensor, p: float, keys: Tensor | None, place: int) -> Tensor:
+    """Zero elements of (B, ...) `x` with probability `p` to 1/65536 and scale the others up; no keys, no dropout.
+
+    `keys` is (B,) int64, one of each sequence; `place` is another small number at every call within one forward pass.
+    """
+    if keys is None or p == 0:
+        return x
+    keep = random_bits(keys, place, x[0].numel()) >= min(round(p * 2**16), 2**16 - 1) - 2**15
+    return torch.where(keep.view(x.shape), x * (1 / (1 - p)), 0.0)
+
+
+def random_bits(keys: Tensor, place: int, count: int) -> Tensor:
+    """(B, count) int16, uniform over all their values; arithmetic is modulo 2**64."""
+    words = torch.arange(1, -(-count // 4) + 1, device=keys.device)
+    return mixed(mixed(keys + place)[:, None] + words * GOLDEN).view(torch.int16)[:, :count]
+
+
+def mixed(x: Tensor) -> Tensor:
+    """splitmix64's finaliser; the masks make arithmetic shifts logical ones."""
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * FIRST
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * SECOND
+    return x ^ ((x >> 31) & (2**33 - 1))

@@ -1,0 +1,56 @@
+"""Which rank this process is, as the environment says; without torch, so that doors and launchers can ask."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nanogpt.errors import BadInput, escaped
+
+STORE = "NANOGPT_STORE"  # a file through which the ranks of one machine meet, set by launch/ranks.py
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process among those of a run."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+
+def place_from(environment: Mapping[str, str]) -> Place:
+    """What torchrun (or whoever starts the ranks) says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
+
+    Raises BadInput when they contradict each other.
+    """
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        return Place()
+    rank, world = number(environment, "RANK"), number(environment, "WORLD_SIZE")
+    local_world = number(environment, "LOCAL_WORLD_SIZE", 1 if "LOCAL_RANK" not in environment else world)
+    local_rank = number(environment, "LOCAL_RANK", 0)
+    for name, value, size, limit in (
+        ("RANK", rank, "WORLD_SIZE", world),
+        ("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_world),
+    ):
+        if value >= limit:
+            raise BadInput(f"{name}={value}: must be below {size}={limit}")
+    if local_world > world:
+        raise BadInput(f"LOCAL_WORLD_SIZE={local_world}: must be at most WORLD_SIZE={world}")
+    if world > 1 and STORE not in environment:
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if not environment.get(name):
+                raise BadInput(f"{name} is not set, but WORLD_SIZE={world}; torchrun sets both")
+        number(environment, "MASTER_PORT")
+    return Place(rank, world, local_rank, local_world)
+
+
+def number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A variable that holds a whole number. Raises BadInput."""
+    text = environment.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not re.fullmatch(r"\d{1,9}", text):
+        why = "is not set, but other variables of a rank are" if text is None else "not a whole number"
+        raise BadInput(f"{name}={escaped(text or '')}: {why}; start the ranks with torchrun, or unset RANK, WORLD_SIZE")
+    return int(text)

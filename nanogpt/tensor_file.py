@@ -1,0 +1,68 @@
+"""Writing safetensors files without a copy in memory, hashed on the way and forced to disk.
+
+The format (https://github.com/huggingface/safetensors): 8 bytes of header length, a JSON header with dtype, shape and
+place of every tensor, then the tensors' bytes, little-endian. The safetensors library reads them; its own writer first
+copies every tensor into Python bytes, which doubles the memory, and the file would be read again for its digest.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+BLOCK = 1 << 23  # bytes hashed and written at a time, small enough to stay in a cache
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
+    """Write contiguous CPU tensors; returns {"bytes": size, "sha256": digest} of the file. Raises OSError.
+
+    The space is reserved first, so that a full disk is known before anything is written.
+    """
+    head = header(tensors)
+    size = len(head) + sum(tensor.nbytes for tensor in tensors.values())
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        for block in [memoryview(head), *blocks(tensors)]:
+            digest.update(block)
+            while block:  # a raw file may take less than it is given
+                block = block[file.write(block) or 0 :]
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def header(tensors: Mapping[str, Tensor]) -> bytes:
+    """Length and JSON header, padded so that the tensors begin at a multiple of 8."""
+    entries: dict[str, object] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        shape = list(tensor.shape)
+        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """The bytes of all tensors, in pieces."""
+    for tensor in tensors.values():
+        data = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+        for start in range(0, len(data), BLOCK):
+            yield data[start : start + BLOCK]

@@ -1,0 +1,89 @@
+"""Continuing: the leader picks the newest good checkpoint and checks that it fits, every rank gets it."""
+
+from pathlib import Path
+from typing import Any
+
+from nanogpt.checkpoint import Loaded
+from nanogpt.config import TrainConfig
+from nanogpt.data.dataset import Dataset
+from nanogpt.distributed import Peers
+from nanogpt.errors import BadCheckpoint, BadData, escaped
+from nanogpt.run_directory import RunDirectory
+from nanogpt.tracking.console import say
+from nanogpt.training.state import TrainState
+
+
+def restore(state: TrainState, dataset: Dataset, run: RunDirectory | None, config: TrainConfig) -> bool:
+    """Continue from the newest good checkpoint, with metrics cut to its step. Returns whether there was one.
+
+    Raises BadCheckpoint and BadData, on every rank, for what can't be continued.
+    """
+    state.data, state.files = dataset.fingerprint, dataset.files
+    loaded = fetch(state, dataset, run, config)
+    if loaded is not None:
+        state.restore(loaded)
+    if run:
+        if loaded is not None:
+            run.checkpoints.set_aside(after=state.step)
+        run.metrics.rewind(state.step if loaded else -1, state.evaluated)
+        run.timing.rewind(state.step if loaded else -1)
+    return loaded is not None
+
+
+def fetch(state: TrainState, dataset: Dataset, run: RunDirectory | None, config: TrainConfig) -> Loaded | None:
+    """The checkpoint to continue from, on every rank."""
+    found: list[Loaded] = []
+
+    def choose() -> dict[str, Any] | None:
+        assert run is not None, "the leader has the directory"
+        loaded, bad = run.checkpoints.newest()
+        for warning in bad:
+            say(f"warning: {warning}; set aside, an older checkpoint is used")
+        if loaded is None:
+            return None
+        refuse_other_data(loaded, dataset, config)
+        compare_arithmetic(loaded, state, config)
+        found.append(loaded)
+        return {"path": str(loaded.path), "state": loaded.state}
+
+    about = state.peers.from_leader(choose)
+    if about is None or state.peers.world == 1:
+        return found[0] if found else None
+    return shared(found[0] if found else None, about, state.peers)
+
+
+def shared(mine: Loaded | None, about: dict[str, Any], peers: Peers) -> Loaded:
+    """The leader's checkpoint on every rank, through memory: only the leader need see its files."""
+    model, optimizer = peers.share(mine and mine.model), peers.share(mine and mine.optimizer)
+    return Loaded(Path(about["path"]), model, optimizer, about["state"])
+
+
+def refuse_other_data(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> None:
+    """The tokens are those the run was trained on. Raises BadData naming the first file that differs."""
+    theirs = loaded.state.get("data")
+    if theirs == dataset.fingerprint:
+        return
+    if "data" in config.resume.allow_change:
+        say(f"warning: continuing on other data (fingerprint {dataset.fingerprint[:12]}, was {escaped(theirs)[:12]})")
+        return
+    before: dict[str, str] = loaded.state.get("files") or {}
+    names = [name for name in sorted({*before, *dataset.files}) if before.get(name) != dataset.files.get(name)]
+    first = f", first differing file {escaped(names[0])}" if before and names else ""
+    raise BadData(
+        f"{escaped(dataset.folder)}: not the data this run was trained on (fingerprint {dataset.fingerprint[:12]}, "
+        f"was {escaped(theirs)[:12]}{first}); fresh=true starts another attempt, resume.allow_change=[data] goes on"
+    )
+
+
+def compare_arithmetic(loaded: Loaded, state: TrainState, config: TrainConfig) -> None:
+    """Another precision is another run, unless allowed (raises BadCheckpoint); all else changes only the rounding."""
+    before: dict[str, Any] = loaded.state.get("arithmetic") or {}
+    now = state.arithmetic
+    if before.get("precision") != now["precision"] and "hardware.precision" not in config.resume.allow_change:
+        raise BadCheckpoint(
+            f"hardware.precision={now['precision']}: the run was trained in {escaped(before.get('precision'))}; give "
+            "that, or resume.allow_change=[hardware.precision]"
+        )
+    changed = [f"{key} {escaped(before.get(key))} -> {value}" for key, value in now.items() if before.get(key) != value]
+    if changed:
+        say(f"warning: {', '.join(changed)}: the same data in the same order, but rounding can differ")

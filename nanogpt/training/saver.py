@@ -1,0 +1,103 @@
+"""Saving beside the training: a copy of the state at the step boundary, everything else in a thread of its own."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from nanogpt.checkpoint import Tensors
+from nanogpt.errors import BadEnvironment, Diverged
+from nanogpt.run_directory import RunDirectory
+from nanogpt.training.state import TrainState
+
+Parts = dict[str, Tensors]
+
+
+class Saver:
+    """Writes checkpoints of the leader's state, one at a time, and remembers what became of them."""
+
+    def __init__(self, run: RunDirectory, max_failed: int, note: Callable[[str], None]) -> None:
+        self.run, self.max_failed, self.note = run, max_failed, note
+        self.thread = ThreadPoolExecutor(1, "checkpoint writer")
+        self.buffers: Future[Parts] | None = None
+        self.writing: Future[object] | None = None
+        self.failed = 0
+        """Saves that failed since the last that didn't."""
+        self.fatal: Exception | None = None
+
+    def reserve(self, state: TrainState) -> None:
+        """Have the memory for a copy made ready, once the optimizer has its state; training goes on meanwhile."""
+        if self.buffers is None and state.optimizer.state:
+            self.buffers = self.thread.submit(empty_like, state.tensors(), state.compute.device.type == "cuda")
+
+    def save(self, state: TrainState) -> None:
+        """Copy the state and begin to write it. The save before this one must be done (`busy`)."""
+        self.look()
+        tensors = state.tensors()
+        buffers = self.buffers.result() if self.buffers else {}
+        fits = {name: part.keys() for name, part in buffers.items()} == {n: part.keys() for n, part in tensors.items()}
+        copy = buffers if fits else empty_like(tensors, pinned=False)  # before the first step there are no moments
+        for name, part in tensors.items():
+            for key, tensor in part.items():
+                copy[name][key].copy_(tensor, non_blocking=True)
+        if state.compute.device.type == "cuda":
+            torch.cuda.synchronize()
+        facts = json.dumps(state.facts(), indent=1, allow_nan=False) + "\n"
+        self.writing = self.thread.submit(self.write, state.step, copy, facts)
+
+    def write(self, step: int, copy: Parts, facts: str) -> None:
+        """In the thread: rows first, then the checkpoint that says they are there."""
+        for part in copy.values():
+            for name, tensor in part.items():
+                if not torch.isfinite(tensor).all():
+                    raise Diverged(
+                        f"step {step}: {name} is not finite; nothing was saved, the last checkpoint is intact"
+                    )
+        self.run.metrics.sync()
+        self.run.checkpoints.save(step, copy, facts)
+
+    def busy(self) -> bool:
+        """Whether a save is under way. What became of one that is done is looked at."""
+        if self.writing is not None and not self.writing.done():
+            return True
+        self.look()
+        return False
+
+    def look(self) -> None:
+        """Take note of a finished save: a disk that is full may have space again later, all else ends the run."""
+        if self.writing is None or not self.writing.done():
+            return
+        error, self.writing = self.writing.exception(), None
+        if error is None:
+            self.failed = 0
+        elif isinstance(error, BadEnvironment | OSError):
+            self.failed += 1
+            self.note(f"warning: {error} ({self.failed} of {self.max_failed} failures in a row; training goes on)")
+            if self.failed >= self.max_failed:
+                self.fatal = BadEnvironment(f"{self.failed} checkpoints in a row couldn't be written: {error}")
+        else:
+            assert isinstance(error, Exception)
+            self.fatal = error
+
+    def outcome(self) -> None:
+        """After the last save: raises what it failed with."""
+        self.look()
+        if self.fatal is not None:
+            raise self.fatal
+        if self.failed:
+            raise BadEnvironment("the last checkpoint couldn't be written; the one before it is intact")
+
+    def close(self) -> None:
+        """Let a save that is under way finish, and end the thread."""
+        self.thread.shutdown(wait=True)
+
+
+def empty_like(tensors: Parts, pinned: bool) -> Parts:
+    """CPU memory of the same shapes, touched, so that the first copy needn't wait for the system to find the pages."""
+    return {
+        name: {
+            key: torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=pinned).zero_() for key, t in part.items()
+        }
+        for name, part in tensors.items()
+    }

@@ -1,0 +1,174 @@
+"""Trainings in real processes that a test may kill, stop and signal, with faults planted inside them.
+
+The processes are forked from a server that has loaded torch, so one costs hundredths of a second instead of seconds.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanogpt import schema
+from nanogpt.config import TrainConfig
+from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.tracking.metrics import read_rows
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(
+    ["nanogpt.training.run", "nanogpt.tracking.plots", "conf.door", "torch._dynamo", "tests.ranks"]
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens to one rank (None: to each) around the n-th call of a function of the program."""
+
+    target: str
+    """`nanogpt.checkpoint.write_tensors`, `nanogpt.checkpoint.Checkpoints.prune`."""
+    call: int
+    action: str
+    """A signal of the process to itself, or `nan`, `spike`, `oserror`, `other data`, `sleep`, `broken pipe`."""
+    rank: int | None = 0
+    after: bool = False
+    """After the call instead of before it."""
+
+
+def plant(fault: Fault) -> None:
+    """Wrap the function in this process."""
+    owner_name, name = fault.target.rsplit(".", 1)
+    try:
+        owner: Any = importlib.import_module(owner_name)
+    except ModuleNotFoundError:
+        module, kind = owner_name.rsplit(".", 1)
+        owner = getattr(importlib.import_module(module), kind)
+    real: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def faulty(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == fault.call and not fault.after:
+            happen(fault.action)
+        result = real(*arguments, **named)
+        if calls == fault.call and fault.action == "nan":
+            return result * float("nan")
+        if calls == fault.call and fault.action == "spike":
+            return result * 1e6
+        if calls == fault.call and fault.action == "other data":
+            return dataclasses.replace(result, fingerprint="other")
+        if calls == fault.call and fault.after:
+            happen(fault.action)
+        return result
+
+    setattr(owner, name, faulty)
+
+
+def happen(action: str) -> None:
+    if action == "oserror":
+        raise OSError(5, "Input/output error")
+    if action == "sleep":
+        time.sleep(1)
+    elif action == "broken pipe":
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 1)
+    elif action not in ("nan", "spike", "other data"):
+        os.kill(os.getpid(), signal.Signals[action])
+
+
+def rank_main(config: str, rank: int, world: int, folder: str, faults: list[Fault]) -> None:
+    """The body of one process."""
+    from conf.door import guarded
+    from nanogpt.training.run import train
+
+    output = os.open(f"{folder}/rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    if world > 1:
+        places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+        os.environ.update({name: str(value) for name, value in places.items()}, NANOGPT_STORE=f"{folder}/store")
+    importlib.import_module("nanogpt.tracking.plots").draw_loss = lambda *_: (
+        None
+    )  # half of the time, and none of the faults
+    for fault in faults:
+        if fault.rank in (None, rank):
+            plant(fault)
+    built = schema.from_dict(TrainConfig, importlib.import_module("json").loads(config))
+    guarded("train", lambda: train(built))
+
+
+class Started:
+    """A training on `world` ranks that runs."""
+
+    def __init__(self, config: TrainConfig, world: int = 1, faults: list[Fault] | None = None) -> None:
+        near = Path(config.runs_dir).parent
+        near.mkdir(parents=True, exist_ok=True)
+        self.config, self.folder = config, Path(tempfile.mkdtemp(prefix="ranks-", dir=near))
+        text = schema.to_json(config)
+        arguments = [(text, rank, world, str(self.folder), faults or []) for rank in range(world)]
+        self.ranks = [processes.Process(target=rank_main, args=one, daemon=True) for one in arguments]
+        for rank in self.ranks:
+            rank.start()
+
+    def send(self, number: signal.Signals, *ranks: int) -> None:
+        """A signal to some ranks, or to all."""
+        for rank in ranks or range(len(self.ranks)):
+            if (pid := self.ranks[rank].pid) is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def until_rows(self, count: int) -> "Started":
+        """Wait until metrics.jsonl has so many rows, or the training is over."""
+        metrics = locate(self.config) / "metrics.jsonl"
+        deadline = time.monotonic() + 30
+        while self.alive() and len(read_rows(metrics)) < count:
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.002)
+        return self
+
+    def alive(self) -> bool:
+        return any(rank.is_alive() for rank in self.ranks)
+
+    def wait(self, seconds: float = 60, *ranks: int) -> list[int | None]:
+        """The exit codes by rank, once some ranks, or all, are done; what still runs after that has None."""
+        deadline = time.monotonic() + seconds
+        for rank in [self.ranks[number] for number in ranks] or self.ranks:
+            rank.join(max(0.0, deadline - time.monotonic()))
+        codes = [rank.exitcode for rank in self.ranks]
+        self.send(signal.SIGKILL)
+        for rank in self.ranks:
+            rank.join()
+        return codes
+
+    def output(self, rank: int = 0) -> str:
+        return (self.folder / f"rank-{rank}.txt").read_text()
+
+
+def run(config: TrainConfig, world: int = 1, faults: list[Fault] | None = None) -> tuple[list[int | None], str]:
+    """Exit codes by rank and the leader's output."""
+    started = Started(config, world, faults)
+    codes = started.wait()
+    return codes, started.output()
+
+
+def result(config: TrainConfig) -> dict[str, str]:
+    """Digests of all that must not depend on what happened on the way, and the invariants that hold at any end."""
+    path = locate(config)
+    run = RunDirectory(path)
+    last = run.checkpoints.path(run.checkpoints.steps()[-1])
+    assert not list(path.glob("checkpoints/.tmp-*")) and not list(path.glob("checkpoints/.del-*"))
+    files = [path / "metrics.jsonl", path / "tokenizer.json", *sorted(path.glob("samples/*"))]
+    files += [last / "model.safetensors", last / "optimizer.safetensors"]
+    return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

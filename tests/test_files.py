@@ -1,0 +1,70 @@
+"""Locks: one owner, gone with the process, also on file systems that have none."""
+
+import errno
+import fcntl
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nanogpt import files
+from nanogpt.files import locked
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system like NFS without its lock daemon, and a quick heart."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(files, "HEARTBEAT", 0.1)
+
+
+def test_f25_an_owner_file_where_there_are_no_locks(tmp_path: Path, no_locks: None) -> None:
+    with locked(tmp_path / ".lock", wait=False) as first:
+        assert first
+        with locked(tmp_path / ".lock", wait=False) as second:
+            assert not second
+        time.sleep(0.5)
+        with locked(tmp_path / ".lock", wait=False) as third:
+            assert not third, "a living owner is not robbed however long it takes"
+    assert not (tmp_path / ".lock.owner").exists()
+    with locked(tmp_path / ".lock", wait=False) as mine:
+        assert mine
+
+
+def test_f25_a_dead_owner_is_replaced(tmp_path: Path, no_locks: None) -> None:
+    """Its process was killed: the file stays, and no longer changes."""
+    child = os.fork()
+    if child == 0:
+        with locked(tmp_path / ".lock", wait=False):
+            time.sleep(60)
+        os._exit(0)
+    while not (tmp_path / ".lock.owner").exists():
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (tmp_path / ".lock.owner").exists()
+    with locked(tmp_path / ".lock", wait=False) as mine:
+        assert mine
+
+
+def test_waiting_for_an_owner_file(tmp_path: Path, no_locks: None) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(tmp_path / ".lock", wait=True) as mine:
+            order.append(f"second {mine}")
+
+    with locked(tmp_path / ".lock", wait=False):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.3)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second True"]

@@ -1,0 +1,179 @@
+"""Continuing with another config, other data, another version: refused with both values, or accepted and noted."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from nanogpt import schema
+from nanogpt.checkpoint import sealed
+from nanogpt.config import TrainConfig
+from nanogpt.errors import BadCheckpoint, BadData, BadInput
+from nanogpt.run_directory import RunDirectory, accepted_changes, locate
+from nanogpt.training.run import train
+from tests import ranks
+from tests.ranks import Fault
+
+Build = Callable[..., TrainConfig]
+Reference = Callable[..., dict[str, str]]
+
+
+def test_every_key_has_a_class() -> None:
+    """fixed, guarded or free: a new key must say whether a run that continues may change it."""
+    kinds = {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
+    assert set(kinds.values()) == {"fixed", "guarded", "free"}
+    assert {kinds[key] for key in kinds if key.startswith(("model.", "data.")) and key.split(".")[1] != "name"} == {
+        "fixed",
+        "free",
+    }
+    assert kinds["model.n_layer"] == kinds["training.seed"] == kinds["data.tokenizer"] == "fixed"
+    assert kinds["optimizer.lr"] == kinds["training.steps"] == kinds["hardware.precision"] == "guarded"
+    assert kinds["tracking.log_every"] == kinds["hardware.devices"] == kinds["runs_dir"] == "free"
+
+    def sections(model: type[BaseModel]) -> None:
+        for field in model.model_fields.values():
+            assert schema.change_of(field) in ("fixed", "guarded", "free")
+
+    sections(TrainConfig)
+
+
+OTHER: dict[str, object] = {  # another valid value of every kind of key
+    "name": "other",
+    "training.steps": 40,
+    "model.n_layer": 3,
+    "model.dropout": 0.2,
+    "optimizer.lr": 5e-3,
+    "schedule.warmup_steps": 3,
+    "training.seed": 5,
+    "training.batch_tokens": 256,
+    "eval.every": 4,
+    "hardware.micro_batch_size": 4,
+    "checkpoint.every": 3,
+    "tracking.log_every": 1,
+    "data.order": "random",
+}
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_f38_each_class_does_what_it_says(config: Build, tmp_path: Path, key: str) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / "config.json").write_text(schema.to_json(config()))
+    kind = schema.change_of(dict(schema.leaves(TrainConfig))[key])
+    changed = config(**{key: OTHER[key]})
+    old = dict(schema.values(config()))[key]
+    if kind == "free":
+        assert accepted_changes(run, changed) == [f"{key}: {old} -> {OTHER[key]}"]
+        return
+    with pytest.raises(BadCheckpoint) as caught:
+        accepted_changes(run, changed)
+    assert f"{key} (was {old}, now {OTHER[key]})" in str(caught.value)
+    assert BadCheckpoint.exit_code == 4
+    if kind == "guarded":
+        allowed = config(**{key: OTHER[key]}, **{"resume.allow_change": [key]})
+        assert accepted_changes(run, allowed) == [f"{key}: {old} -> {OTHER[key]}"]
+    else:
+        with pytest.raises(BadInput, match="is not a guarded key"):
+            config(**{key: OTHER[key]}, **{"resume.allow_change": [key]})
+
+
+def test_a_run_continues_with_a_longer_horizon(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    """20 steps, then 30 in the same directory; the lineage has the change, the same command goes on."""
+    train(config())
+    path = locate(config())
+    longer = {"training.steps": 30, "resume.run": path.name}
+    with pytest.raises(
+        BadCheckpoint, match=r"training.steps \(was 20, now 30\); resume.allow_change=\[training.steps\]"
+    ):
+        train(config(**longer))
+    allowed = config(**longer, **{"resume.allow_change": ["training.steps"]})
+    assert train(allowed) == 0
+    assert RunDirectory(path).checkpoints.steps()[-1] == 30
+    starts = json.loads((path / "provenance.json").read_text())
+    assert starts[-1]["changes"] == ["training.steps: 20 -> 30"] and starts[-1]["from_step"] == 20
+    capsys.readouterr()
+    assert train(config(**longer)) == 0
+    assert "finished already, at step 30" in capsys.readouterr().out
+    with pytest.raises(BadCheckpoint, match=r"training.steps \(was 30, now 20\)"):
+        train(config())
+
+
+def test_a_checkpoint_of_another_model(config: Build) -> None:
+    """The differing keys, all of them, old and new."""
+    train(config())
+    other = {"model.n_layer": 3, "model.n_embd": 32, "resume.run": str(locate(config()))}
+    with pytest.raises(BadCheckpoint) as caught:
+        train(config(**other))
+    assert "model.n_layer (was 2, now 3), model.n_embd (was 16, now 32)" in str(caught.value)
+    with pytest.raises(BadInput, match=r"resume.run=nowhere: not a run directory"):
+        train(config(**{"resume.run": "nowhere"}))
+    with pytest.raises(BadInput, match=r"resume.run=x: fresh=true starts another run"):
+        config(fresh=True, **{"resume.run": "x"})
+
+
+def test_another_precision_is_guarded(config: Build) -> None:
+    train(config(**{"training.steps": 4}))
+    bf16 = {"training.steps": 4, "hardware.precision": "bf16"}
+    with pytest.raises(BadCheckpoint, match=r"hardware.precision=bf16: the run was trained in fp32"):
+        train(config(**bf16))
+    assert train(config(**bf16, **{"resume.allow_change": ["hardware.precision"]})) == 0
+
+
+def test_f23_data_that_changed(config: Build, tmp_path: Path) -> None:
+    """Two bytes more in a token file: refused with its name, unless allowed."""
+    ids = bytes(range(0, 60)) * 200
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    for name in ("train_1.bin", "train_2.bin", "val.bin"):
+        (folder / name).write_bytes(b"".join(bytes([i, 0]) for i in ids))
+    foreign = {"data.source": str(folder), "data.tokenizer": "byte"}
+    train(config(**foreign))
+    with (folder / "train_2.bin").open("ab") as file:
+        file.write(b"\x01\x00")
+    with pytest.raises(BadData, match=r"not the data this run was trained on .*first differing file train_2.bin"):
+        train(config(**foreign))
+    assert train(config(**foreign, **{"resume.allow_change": ["data"]})) == 0
+
+
+def test_f24_clocks_may_jump(
+    config: Build, undisturbed: Reference, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ten years ahead, a day back, times of the files upside down: the newest checkpoint is that of the last step."""
+    built = config()
+    assert ranks.run(built, 1, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85]
+    for age, path in enumerate(sorted(locate(built).glob("checkpoints/*"))):
+        os.utime(path, (1e9 - age * 1e6, 1e9 - age * 1e6))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + random_jump())
+    assert train(built) == 0
+    assert ranks.result(built) == undisturbed()
+
+
+def random_jump() -> float:
+    random_jump.calls = getattr(random_jump, "calls", 0) + 1  # type: ignore[attr-defined]
+    return 3.15e8 if random_jump.calls % 2 else -86_400.0  # type: ignore[attr-defined]
+
+
+def test_f39_a_later_version_wrote_it(config: Build) -> None:
+    """Not damage: nothing is put aside, and an older checkpoint is not used in its place."""
+    train(config())
+    manifest = locate(config()) / "checkpoints/step-00000020/manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(sealed({"format": 7, "step": 20, "files": content["files"]}))
+    with pytest.raises(BadCheckpoint, match="written by format 7, this program reads up to 1; update it"):
+        train(config())
+    assert manifest.exists()
+
+
+def test_f39_changed_code_is_told_and_noted(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 5, "SIGTERM")])
+    file = locate(config()) / "provenance.json"
+    starts = json.loads(file.read_text())
+    file.write_text(json.dumps([starts[0] | {"code": "0" * 64}]))
+    assert train(config()) == 0
+    assert "warning: the code of nanogpt/ has changed since the last start" in capsys.readouterr().out
+    codes = [start["code"] for start in json.loads(file.read_text())]
+    assert codes[0] != codes[1] == starts[0]["code"]

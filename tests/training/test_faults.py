@@ -1,0 +1,322 @@
+"""Faults that really happen to real processes, and the promise: the same command then ends as if nothing had happened.
+
+After every fault the same command runs to its end; the weights, the optimizer's state, metrics.jsonl and the samples
+are the bytes of an undisturbed run.
+"""
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanogpt.config import TrainConfig
+from nanogpt.run_directory import RunDirectory, locate
+from tests import ranks
+from tests.ranks import Fault, Started
+
+Build = Callable[..., TrainConfig]
+Reference = Callable[..., dict[str, str]]
+
+
+def goes_on(config: TrainConfig, undisturbed: Reference, world: int = 1) -> str:
+    """The same command again ends well and exactly. Returns what it said."""
+    codes, output = ranks.run(config, world)
+    assert codes == [0] * world, output
+    assert ranks.result(config) == undisturbed(world)
+    return output
+
+
+def a_good_checkpoint(config: TrainConfig) -> bool:
+    """Whether the newest checkpoint verifies, or there never was one."""
+    loaded, bad = RunDirectory(locate(config)).checkpoints.newest()
+    return not bad and (loaded is not None or not list(locate(config).glob("checkpoints/*step*")))
+
+
+@pytest.mark.parametrize(("world", "moment"), [(1, 2), (1, 7), (1, 12), (2, 9), (4, 11)])
+def test_f01_kill_9_of_all(config: Build, undisturbed: Reference, world: int, moment: int) -> None:
+    started = Started(config(), world).until_rows(moment)
+    started.send(signal.SIGKILL)
+    assert set(started.wait()) == {-signal.SIGKILL}, "it was still running"
+    assert a_good_checkpoint(config())
+    goes_on(config(), undisturbed, world)
+
+
+SAVE = [  # (function, the call that belongs to the second save, after it)
+    ("nanogpt.tracking.metrics.RowLog.sync", 2, False),
+    ("nanogpt.checkpoint.refuse_full_disk", 2, False),
+    ("nanogpt.checkpoint.write_tensors", 3, False),
+    ("nanogpt.checkpoint.write_tensors", 3, True),
+    ("nanogpt.checkpoint.write_tensors", 4, True),
+    ("nanogpt.checkpoint.write", 3, True),
+    ("nanogpt.checkpoint.write", 4, True),
+    ("nanogpt.checkpoint.sync", 3, True),
+    ("nanogpt.checkpoint.sync", 4, False),
+    ("nanogpt.checkpoint.sync", 4, True),
+    ("nanogpt.checkpoint.Checkpoints.prune", 3, False),
+    ("nanogpt.checkpoint.Checkpoints.prune", 3, True),
+]
+
+
+@pytest.mark.parametrize(("target", "call", "after"), SAVE)
+def test_f02_kill_9_inside_a_save(config: Build, undisturbed: Reference, target: str, call: int, after: bool) -> None:
+    codes, _ = ranks.run(config(), 1, [Fault(target, call, "SIGKILL", after=after)])
+    assert codes == [-signal.SIGKILL]
+    assert a_good_checkpoint(config())
+    goes_on(config(), undisturbed)
+
+
+@pytest.mark.parametrize(("world", "victim"), [(2, 0), (2, 1), (4, 2)])
+def test_f03_kill_9_of_one_rank(config: Build, undisturbed: Reference, world: int, victim: int) -> None:
+    fault = Fault("nanogpt.training.loop.train_step", 7, "SIGKILL", victim)
+    started = Started(config(), world, [fault])
+    codes = started.wait(30)
+    assert codes[victim] == -signal.SIGKILL
+    assert {code for rank, code in enumerate(codes) if rank != victim} == {7}
+    told = started.output(1 if victim == 0 else 0)
+    assert "lost at step" in told and str(victim) in told.split("lost at step")[0][-12:]
+    goes_on(config(), undisturbed, world)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
+def test_f04_signals_stop_at_a_boundary(config: Build, undisturbed: Reference, name: str) -> None:
+    codes, output = ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 7, name)])
+    assert codes == [85]
+    assert f"{name}: stopped at step 7, all saved; the same command continues" in output
+    assert 7 in RunDirectory(locate(config())).checkpoints.steps()
+    goes_on(config(), undisturbed)
+
+
+@pytest.mark.parametrize(("world", "receiver"), [(2, 1), (4, 3), (2, None)])
+def test_f04_one_signal_stops_all_ranks(
+    config: Build, undisturbed: Reference, world: int, receiver: int | None
+) -> None:
+    codes, output = ranks.run(config(), world, [Fault("nanogpt.training.loop.train_step", 7, "SIGTERM", receiver)])
+    assert codes == [85] * world
+    assert "stopped at step 7, all saved" in output
+    goes_on(config(), undisturbed, world)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 9, 10])
+def test_f05_a_signal_during_an_evaluation(config: Build, undisturbed: Reference, number: int) -> None:
+    """Cut between batches; also the first and the last one. Killed again in the next start it is still exact."""
+    target = "nanogpt.evaluation.loss.LossEvaluation.split_loss"
+    codes, output = ranks.run(config(), 1, [Fault(target, number, "SIGTERM")])
+    assert codes == [85], output
+    codes, _ = ranks.run(config(), 1, [Fault("nanogpt.training.loop.note_results", 2, "SIGKILL")])
+    assert codes[0] in (-signal.SIGKILL, 0)
+    goes_on(config(), undisturbed)
+
+
+def test_f05_a_signal_during_an_evaluation_on_two_ranks(config: Build, undisturbed: Reference) -> None:
+    target = "nanogpt.evaluation.loss.LossEvaluation.split_loss"
+    assert ranks.run(config(), 2, [Fault(target, 5, "SIGUSR1", 1)])[0] == [85, 85]
+    goes_on(config(), undisturbed, 2)
+
+
+def test_f05_a_signal_during_a_save(config: Build, undisturbed: Reference) -> None:
+    codes, _ = ranks.run(config(), 1, [Fault("nanogpt.checkpoint.write_tensors", 3, "SIGTERM")])
+    assert codes == [85] and a_good_checkpoint(config())
+    goes_on(config(), undisturbed)
+
+
+def test_f05_a_signal_during_start_up(config: Build, undisturbed: Reference) -> None:
+    codes, _ = ranks.run(config(), 1, [Fault("nanogpt.training.run.build_state", 1, "SIGTERM")])
+    assert codes == [-signal.SIGTERM] and not locate(config()).exists()
+    goes_on(config(), undisturbed)
+
+
+def test_f05_a_signal_in_the_last_step_lets_the_run_finish(config: Build, undisturbed: Reference) -> None:
+    codes, output = ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 20, "SIGTERM")])
+    assert codes == [0], output
+    assert ranks.result(config()) == undisturbed()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_f06_a_second_signal_skips_the_save(config: Build, undisturbed: Reference, world: int) -> None:
+    faults = [Fault("nanogpt.training.loop.train_step", 7, name) for name in ("SIGTERM", "SIGINT")]
+    codes, output = ranks.run(config(), world, faults)
+    assert codes == [85] * world
+    assert "twice: stopped at step 7 without saving; the same command continues at step 5" in output
+    assert a_good_checkpoint(config())
+    goes_on(config(), undisturbed, world)
+
+
+def test_f07_a_signal_while_stuck_in_a_collective(config: Build, undisturbed: Reference) -> None:
+    """Rank 1 is stopped, rank 0 waits for it in C++ and is told to end: its watcher does, from the last checkpoint."""
+    changes = {"checkpoint.grace": 1.0}
+    started = Started(config(**changes), 2, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP", 1)]).until_rows(6)
+    started.send(signal.SIGTERM, 0)
+    assert started.wait(12, 0) == [85, None]
+    assert "was 1 s ago and step 8 isn't over; the same command continues" in started.output()
+    assert "train_step" in (locate(config()) / "stacks-rank-0.txt").read_text()
+    goes_on(config(), undisturbed, 2)
+
+
+def test_f08_a_rank_that_hangs(config: Build, undisturbed: Reference) -> None:
+    changes = {"hardware.timeout": 1.5}
+    started = Started(config(**changes), 2, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP", 1)])
+    assert started.wait(15, 0) == [7, None]
+    assert "rank 0 got nowhere for" in started.output() and "another rank hangs" in started.output()
+    goes_on(config(), undisturbed, 2)
+
+
+def stopped_early(config: TrainConfig) -> Path:
+    """A run that ended at step 14; returns its newest checkpoint."""
+    assert ranks.run(config, 1, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85]
+    return RunDirectory(locate(config)).checkpoints.path(14)
+
+
+def test_f10_bit_flips(config: Build, undisturbed: Reference) -> None:
+    """Any bit of any file of the newest checkpoint: found, named, put aside, and the one before is used."""
+    checkpoints = RunDirectory(stopped_early(config()).parents[1]).checkpoints
+    newest = checkpoints.path(14)
+    draw = random.Random(7)
+    for _ in range(50):
+        file = draw.choice(sorted(newest.iterdir()))
+        content = bytearray(file.read_bytes())
+        place, bit = draw.randrange(len(content)), 1 << draw.randrange(8)
+        content[place] ^= bit
+        file.write_bytes(content)
+        loaded, bad = checkpoints.newest()
+        assert loaded is not None and loaded.path != newest and str(file) in str(bad[0]), (file, place, bit)
+        content[place] ^= bit
+        file.write_bytes(content)
+    (newest / "model.safetensors").write_bytes(
+        bytes([content[0] ^ 1]) + (newest / "model.safetensors").read_bytes()[1:]
+    )
+    output = goes_on(config(), undisturbed)
+    assert "model.safetensors: corrupt, sha256" in output and "continuing at step 12" in output
+    assert (newest.parent / ".bad-step-00000014").is_dir()
+
+
+def damage(kind: str, folder: Path) -> None:
+    file = folder / "optimizer.safetensors"
+    size = file.stat().st_size
+    if kind == "cut":
+        os.truncate(file, size // 2)
+    elif kind == "empty":
+        os.truncate(file, 0)
+    elif kind == "zeros":
+        os.truncate(file, size // 2)
+        os.truncate(file, size)
+    elif kind == "missing":
+        file.unlink()
+    elif kind == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif kind == "manifest":
+        (folder / "manifest.json").write_text("[]")
+    elif kind == "extra":
+        (folder / "model.pkl").write_bytes(b"\x80\x04.")
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "zeros", "missing", "no manifest", "manifest", "extra"])
+def test_f11_damaged_files(config: Build, undisturbed: Reference, kind: str) -> None:
+    damage(kind, stopped_early(config()))
+    output = goes_on(config(), undisturbed)
+    assert "warning: " in output and "step-00000014" in output and "continuing at step 12" in output
+
+
+def test_f11_damage_on_two_ranks(config: Build, undisturbed: Reference) -> None:
+    """The leader falls back, and the others go with it."""
+    assert ranks.run(config(), 2, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85, 85]
+    damage("cut", locate(config()) / "checkpoints/step-00000014")
+    goes_on(config(), undisturbed, 2)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_f12_no_good_checkpoint_is_an_error_not_a_new_start(config: Build, world: int) -> None:
+    stopped_early(config())
+    names = sorted(path.name for path in locate(config()).glob("checkpoints/step-*"))
+    for name in names:
+        damage("cut", locate(config()) / "checkpoints" / name)
+    codes, output = ranks.run(config(), world)
+    assert codes == [4] * world
+    assert "no usable checkpoint" in output and all(name in output for name in names) and "fresh=true" in output
+    assert sorted(path.name for path in locate(config()).glob("checkpoints/*")) == names
+
+
+def test_f13_a_save_replaced_but_not_yet_in_place(config: Build, undisturbed: Reference) -> None:
+    """Gone between the two renames of a step that is saved again, with no other checkpoint there."""
+    assert ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 3, "SIGTERM")])[0] == [85]
+    folder = locate(config()) / "checkpoints"
+    (folder / "step-00000003").rename(folder / ".del-step-00000003")
+    output = goes_on(config(), undisturbed)
+    assert "continuing at step 3" in output
+
+
+def test_f21_a_shard_cut_while_running(config: Build, undisturbed: Reference) -> None:
+    built = config(**{"training.steps": 2000, "eval.every": 2000})
+    started = Started(built).until_rows(4)
+    (shard,) = Path(built.data.dir).glob("*/train*.bin")
+    content = shard.read_bytes()
+    os.truncate(shard, 2000)
+    assert started.wait() == [3]
+    assert f"{shard}: ends at token" in started.output()
+    shard.write_bytes(content)
+    goes_on(config(), undisturbed)
+
+
+def test_f25_one_directory_has_one_owner(config: Build, undisturbed: Reference) -> None:
+    first = Started(config(), 1, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP")]).until_rows(5)
+    for world in (1, 2):
+        codes, output = ranks.run(config(), world)
+        assert codes == [75] * world
+        assert f"process {first.ranks[0].pid} on " in output and "is training here" in output
+    first.send(signal.SIGCONT)
+    assert first.wait() == [0]
+    assert ranks.result(config()) == undisturbed()
+
+
+def test_f25_the_lock_dies_with_its_owner(config: Build, undisturbed: Reference) -> None:
+    started = Started(config(), 2, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP")]).until_rows(5)
+    started.send(signal.SIGKILL)
+    started.wait()
+    goes_on(config(), undisturbed, 2)
+
+
+def test_f41_the_reader_of_the_output_goes(config: Build, undisturbed: Reference) -> None:
+    """Standard output is closed in the middle: nobody sees the lines, and nothing else happens."""
+    codes, _ = ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 3, "broken pipe")])
+    assert codes == [0]
+    assert ranks.result(config()) == undisturbed()
+
+
+def test_f46_a_crash_loop_is_told(config: Build, undisturbed: Reference) -> None:
+    """The same error every time keeps its exit code, and the third start says that nothing got further."""
+    fault = [Fault("nanogpt.training.loop.train_step", 1, "oserror")]
+    outputs = [ranks.run(config(), 1, fault) for _ in range(3)]
+    assert [codes for codes, _ in outputs] == [[5]] * 3
+    assert "without a new checkpoint" not in outputs[1][1]
+    assert "the last 2 starts all ended at step 0 without a new checkpoint; see log.txt" in outputs[2][1]
+    assert (locate(config()) / "log.txt").read_text().count("Input/output error") == 3
+    goes_on(config(), undisturbed)
+
+
+def test_f47_an_error_in_the_writer_costs_one_save(config: Build, undisturbed: Reference) -> None:
+    codes, output = ranks.run(config(), 1, [Fault("nanogpt.checkpoint.write_tensors", 3, "oserror")])
+    assert codes == [0]
+    assert "can't be written: Input/output error; the older ones are intact (1 of 3 failures in a row" in output
+    assert ranks.result(config()) == undisturbed()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_f47_an_error_in_the_last_save_decides_the_exit_code(config: Build, undisturbed: Reference, world: int) -> None:
+    built = config(**{"checkpoint.every": 1000, "eval.every": 1000})  # one save: two files of tensors
+    codes, output = ranks.run(built, world, [Fault("nanogpt.checkpoint.write_tensors", 1, "oserror")])
+    assert codes == [5] * world and "couldn't be written" in output
+    assert ranks.run(built, world)[0] == [0] * world
+    assert ranks.result(built) == undisturbed(world, **{"checkpoint.every": 1000, "eval.every": 1000})
+
+
+def test_f48_a_slow_writer_saves_the_state_it_was_given(config: Build, tmp_path: Path) -> None:
+    """Training goes on while a checkpoint is written; what is written is the state of its own step."""
+    slow, quick = (config(**{"checkpoint.keep": 100, "runs_dir": str(tmp_path / name)}) for name in ("slow", "quick"))
+    codes, _ = ranks.run(slow, 1, [Fault("nanogpt.checkpoint.write_tensors", n, "sleep") for n in (1, 2, 5)])
+    assert codes == [0] and ranks.run(quick)[0] == [0]
+    files = [sorted(locate(built).glob("checkpoints/step-*/*.safetensors")) for built in (slow, quick)]
+    assert len(files[0]) == len(files[1]) > 10
+    for ours, theirs in zip(*files, strict=True):
+        assert ours.parent.name == theirs.parent.name and ours.read_bytes() == theirs.read_bytes()

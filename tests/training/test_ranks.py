@@ -1,0 +1,197 @@
+"""Several ranks: the same curve as one, the same facts everywhere, and clear words when they can't meet."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanogpt.config import TrainConfig
+from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.schema import to_json
+from nanogpt.tracking.metrics import read_rows
+from tests import ranks
+from tests.ranks import Started, processes
+
+Build = Callable[..., TrainConfig]
+ROOT = Path(__file__).parents[2]
+
+# A gentle learning rate: rounding stays rounding instead of being driven apart by the training itself.
+GENTLE = {"optimizer.lr": 1e-4, "tracking.log_every": 1, "training.steps": 30}
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 2), (2, None), (2, 1), (4, None), (4, 1)])
+def test_hardware_never_changes_the_curve(config: Build, tmp_path: Path, world: int, micro: int | None) -> None:
+    """With dropout: losses within 2e-6, gradient norms, and evaluations to the last places, on any ranks."""
+    one = config(**GENTLE, runs_dir=str(tmp_path / "one"))
+    other = config(**GENTLE, **{"hardware.micro_batch_size": micro}, runs_dir=str(tmp_path / "other"))
+    assert ranks.run(one)[0] == [0] and ranks.run(other, world)[0] == [0] * world
+    expected, found = (read_rows(locate(built) / "metrics.jsonl") for built in (one, other))
+    assert len(expected) == len(found) > 30
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys() and (a["step"], a["tokens"]) == (b["step"], b["tokens"])
+        for key in ("loss", "val_loss", "train_loss", "grad_norm"):
+            assert abs(a.get(key, 0) - b.get(key, 0)) < 2e-6, (a, b)
+
+
+def test_an_evaluation_is_the_same_to_a_bit_on_any_ranks(config: Build, tmp_path: Path) -> None:
+    rows: list[list[dict[str, float]]] = []
+    for world in (1, 3):
+        built = config(**{"training.steps": 0, "training.batch_tokens": 96}, runs_dir=str(tmp_path / str(world)))
+        assert ranks.run(built, world)[0] == [0] * world
+        rows.append(read_rows(locate(built) / "metrics.jsonl"))
+    assert rows[0] == rows[1]
+
+
+def test_f37_the_number_of_ranks_may_change_on_the_way(config: Build, tmp_path: Path) -> None:
+    """2, then 1, then 4 ranks, stopped in between: no sample is seen twice or left out, and the user is told."""
+    whole, changing = (config(**GENTLE, runs_dir=str(tmp_path / name)) for name in ("whole", "changing"))
+    assert ranks.run(whole)[0] == [0]
+    for world, stop_at in ((2, 9), (1, 12), (4, None)):
+        fault = [ranks.Fault("nanogpt.training.loop.train_step", stop_at, "SIGTERM")] if stop_at else []
+        codes, output = ranks.run(changing, world, fault)
+        assert codes == [85 if stop_at else 0] * world
+    assert "ranks 1 -> 4" in output and "the same data in the same order" in output
+    expected, found = (read_rows(locate(built) / "metrics.jsonl") for built in (whole, changing))
+    assert [row["step"] for row in expected] == [row["step"] for row in found]
+    losses = [(a["loss"], b["loss"]) for a, b in zip(expected, found, strict=True) if "loss" in a]
+    assert max(abs(a - b) for a, b in losses) < 2e-6
+    state = RunDirectory(locate(changing)).checkpoints.newest()[0]
+    assert state is not None and state.state["samples"] == 30 * 8
+
+
+def start_odd(config: TrainConfig, odd: TrainConfig, world: int, folder: Path) -> list[int | None]:
+    """All ranks with `config` but the last."""
+    texts = [to_json(config)] * (world - 1) + [to_json(odd)]
+    started = [
+        processes.Process(target=ranks.rank_main, args=(text, rank, world, str(folder), []), daemon=True)
+        for rank, text in enumerate(texts)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(30)
+    return [process.exitcode for process in started]
+
+
+def test_f45_ranks_of_different_configs(config: Build, tmp_path: Path) -> None:
+    codes = start_odd(config(), config(**{"optimizer.lr": 5e-3}), 4, tmp_path)
+    assert codes == [2] * 4
+    told = (tmp_path / "rank-0.txt").read_text()
+    assert "rank 3 has another config than the other ranks: optimizer.lr=0.005 (others 0.01)" in told
+    assert not locate(config()).exists()
+
+
+def test_f45_ranks_of_different_data(config: Build, tmp_path: Path, corpus: Path) -> None:
+    ranks.run(config(**{"training.steps": 0}))
+    fault = [ranks.Fault("nanogpt.training.run.ensure", 1, "other data", 1)]
+    codes, output = ranks.run(config(), 2, fault)
+    assert codes == [2, 2] and "rank 1 has another data set than the other ranks: fingerprint=other" in output
+
+
+def test_f44_a_rank_that_never_comes(config: Build, tmp_path: Path) -> None:
+    text = to_json(config(**{"hardware.timeout": 1.0}))
+    process = processes.Process(target=ranks.rank_main, args=(text, 0, 4, str(tmp_path), []), daemon=True)
+    process.start()
+    process.join(20)
+    assert process.exitcode == 7
+    assert "of 4 ranks these didn't come within 1 s: 1, 2, 3" in (tmp_path / "rank-0.txt").read_text()
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(ROOT / "train.py"), *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=100, env=os.environ | environment)
+
+
+def test_f44_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        places = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        done = command("hardware.timeout=5", f"runs_dir={tmp_path}/runs", **places)
+    assert done.returncode == 7
+    assert f"MASTER_PORT={port}" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+WRONG = [
+    ({"RANK": "0"}, "WORLD_SIZE=: is not set"),
+    ({"WORLD_SIZE": "2"}, "RANK=: is not set"),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2: must be below WORLD_SIZE=2"),
+    ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one: not a whole number"),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "x"}, "MASTER_PORT=x: not a whole number"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "3"}, "LOCAL_RANK=3: must be below LOCAL_WORLD_SIZE=2"),
+    ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}, "must be at most WORLD_SIZE=1"),
+]
+
+
+@pytest.mark.parametrize(("environment", "expected"), WRONG)
+def test_rank_environments_that_contradict_themselves(environment: dict[str, str], expected: str) -> None:
+    from nanogpt.errors import BadInput
+    from nanogpt.place import place_from
+
+    with pytest.raises(BadInput) as caught:
+        place_from(environment)
+    assert expected in str(caught.value)
+
+
+def test_a_world_that_does_not_divide_the_batch(config: Build) -> None:
+    codes, output = ranks.run(config(), 3)
+    assert codes == [2, 2, 2]
+    assert "WORLD_SIZE=3: must divide the 8 sequences of training.batch_tokens=128; nearest 2, 4" in output
+
+
+@pytest.mark.slow
+def test_torchrun_and_own_ranks_are_the_same_run(config: Build, tmp_path: Path) -> None:
+    """The real commands: torchrun, and hardware.devices=2 stopped by a signal to the command and continued."""
+    words = ["data=text", f"data.source={config().data.source}", "data.tokenizer=char", f"data.dir={tmp_path}/data"]
+    words += ["model=tiny", "training.steps=30", "schedule.warmup_steps=2", "eval.every=15", "eval.tokens=1024"]
+    words += ["tracking.sample_tokens=0", "hardware.device=cpu", "tracking.log_every=1"]
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node=2"]
+    line = [*torchrun, str(ROOT / "train.py"), *words, f"runs_dir={tmp_path}/torchrun", "hardware.threads=1"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    own = [sys.executable, str(ROOT / "train.py"), *words, f"runs_dir={tmp_path}/own", "hardware.devices=2"]
+    process = subprocess.Popen([*own, "hardware.threads=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step 5/"):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 85, errors
+    assert "SIGINT: stopped at step" in output and "Traceback" not in errors
+    done = subprocess.run([*own, "hardware.threads=1"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    first, second = (next((tmp_path / name).glob("*/metrics.jsonl")) for name in ("torchrun", "own"))
+    assert first.read_bytes() == second.read_bytes()
+    starts = json.loads(next((tmp_path / "own").glob("*/provenance.json")).read_text())
+    assert len(starts) == 2 and starts[1]["arithmetic"]["ranks"] == 2
+
+
+def test_the_command_dies_and_its_ranks_with_it(config: Build, tmp_path: Path) -> None:
+    """kill -9 of the command that started the ranks: they are gone too, and the directory is free."""
+    path = tmp_path / "config.json"
+    built = config(**{"hardware.devices": 2, "training.steps": 5000, "eval.every": 5000})
+    path.write_text(to_json(built))
+    code = (
+        "import json, sys; from nanogpt import schema; from nanogpt.config import TrainConfig; "
+        "from launch.ranks import run_ranks; "
+        "sys.exit(run_ranks(schema.from_dict(TrainConfig, json.load(open(sys.argv[1])))))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step 20/"):
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=20)  # returns when the ranks have closed the pipe too
+    single = config(**{"training.steps": 5000, "eval.every": 5000})
+    started = Started(single).until_rows(20)
+    started.send(signal.SIGTERM)
+    assert started.wait() == [85]
