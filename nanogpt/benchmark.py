@@ -19,20 +19,19 @@ from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, set_up
 from nanogpt.model.cost import flops_per_token, parameter_counts, peak_flops
 from nanogpt.provenance import git_state
+from nanogpt.saving_benchmark import Rows, saving_rows
 from nanogpt.tracking.console import amount, say
-from nanogpt.tracking.metrics import read_rows
+from nanogpt.tracking.metrics import Row, read_rows
 from nanogpt.training.run import model_for, refuse_too_large
 from nanogpt.training.state import build_state
 from nanogpt.training.step import train_step
-
-Rows = list[tuple[str, str]]
 
 
 def bench(config: BenchConfig) -> int:
     """Measure the step of this config on its real data, and print (and append to `bench.out`) a Markdown table."""
     compute = set_up(config.hardware)
     refuse_too_large(config.model, compute)
-    rows = [*step_rows(config, compute), *(startup_rows() if config.bench.startup else [])]
+    rows = [*step_rows(config, compute), *rank_rows(config), *(startup_rows() if config.bench.startup else [])]
     lines = [
         f"### {config.run_name}, {time.strftime('%Y-%m-%d')}",
         "",
@@ -92,6 +91,7 @@ def step_rows(config: BenchConfig, compute: Compute) -> Rows:
         (f"loading a micro-batch of {config.micro_batch_size()} x {config.model.block_size}", spread(loads)),
         ("peak memory of the process", f"{amount(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, 'G')}B"),
         *([("peak memory of the GPU", f"{amount(gpu_memory, 'G')}B")] if gpu_memory else []),
+        *(saving_rows(config, state, batches, timed, spread) if config.bench.checkpoint else []),
     ]
 
 
@@ -122,15 +122,32 @@ def startup_rows() -> Rows:
     return rows
 
 
+def rank_rows(config: BenchConfig) -> Rows:
+    """Whole trainings of this command on several numbers of ranks: tokens a second after the first steps."""
+    door = str(Path(sys.argv[0]).resolve().with_name("train.py"))
+    rows: Rows = []
+    for count in config.bench.ranks:
+        found = train_briefly(door, config.bench.warmup + config.bench.steps, count)
+        rates = [row["tokens_per_second"] for row in found[config.bench.warmup :]]
+        rows.append((f"training on {count} ranks", f"{amount(statistics.median(rates))} tokens a second"))
+    return rows
+
+
 def first_step(door: str) -> float:
     """Seconds from starting train.py with this command's overrides to its first row in timing.jsonl."""
+    started = time.time()
+    return train_briefly(door, 1, None)[0]["time"] - started
+
+
+def train_briefly(door: str, steps: int, ranks: int | None) -> list[Row]:
+    """timing.jsonl of a training with this command's overrides."""
     with tempfile.TemporaryDirectory() as folder:
-        short = {"training.steps": 1, "schedule.warmup_steps": 0, "eval.tokens": 1, "tracking.log_every": 1}
-        short |= {"tracking.sample_tokens": 0, "runs_dir": folder}
+        short = {"training.steps": steps, "schedule.warmup_steps": 0, "eval.tokens": 1, "tracking.log_every": 1}
+        short |= {"tracking.sample_tokens": 0, "runs_dir": folder, "eval.every": 10**6, "checkpoint.every": 10**6}
+        short |= {} if ranks is None else {"hardware.devices": ranks}
         replaced = (*short, "training.tokens", "bench.")
         ours = [word for word in sys.argv[1:] if not word.startswith(replaced)]
         command = [sys.executable, door, *ours, *(f"{key}={value}" for key, value in short.items())]
-        started = time.time()
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         (timing,) = Path(folder).glob("*/timing.jsonl")
-        return read_rows(timing)[0]["time"] - started
+        return read_rows(timing)

@@ -37,11 +37,30 @@ PATIENCE = timedelta(days=7)  # of the collectives themselves: training/watch.py
 class Peers:
     """The ranks of a run, seen from one of them."""
 
-    def __init__(self, place: Place = ALONE, homes: list[tuple[str, int]] | None = None) -> None:
-        self.rank, self.world = place.rank, place.world
+    def __init__(
+        self, place: Place = ALONE, store: dist.Store | None = None, neighbours: dict[int, int] | None = None
+    ) -> None:
+        self.rank, self.world, self.store = place.rank, place.world, store
         self.leading = place.rank == 0
-        self.homes = homes or []
-        """Host and process id of every rank."""
+        self.neighbours = neighbours or {}
+        """Process ids of the ranks that this one can see live and die: those of its machine and container."""
+
+    def join(self, device: torch.device) -> None:
+        """Open the channels; before this only `lost` works. Raises PeerLost."""
+        if self.world == 1:
+            return
+        gpu = device.type == "cuda"
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpu else "gloo",
+                store=self.store,
+                rank=self.rank,
+                world_size=self.world,
+                timeout=PATIENCE,
+                device_id=device if gpu else None,
+            )
+        except RuntimeError as error:
+            raise self.explain(error, 0) from None
 
     def agree(self, level: int) -> int:
         """The highest level any rank came with, on every rank."""
@@ -125,9 +144,15 @@ class Peers:
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def lost(self) -> list[int]:
-        """Ranks of this machine whose process is gone."""
-        here = socket.gethostname()
-        return [rank for rank, (host, pid) in enumerate(self.homes) if host == here and not alive(pid)]
+        """Neighbours whose process is gone."""
+        return [rank for rank, pid in self.neighbours.items() if not alive(pid)]
+
+    def lost_error(self, gone: list[int], step: int) -> PeerLost:
+        """`rank 1 lost at step 7; …`."""
+        who = ("rank " if len(gone) == 1 else "ranks ") + ", ".join(map(str, gone)) if gone else "another rank"
+        error = PeerLost(f"{who} lost at step {step}; the same command continues from the last checkpoint")
+        error.told = not self.leading and 0 not in gone  # the leader tells, if it lives
+        return error
 
     def explain(self, error: RuntimeError, step: int) -> Exception:
         """A failed collective as PeerLost with the names of the lost ranks; any other error as it is."""
@@ -136,10 +161,7 @@ class Peers:
         deadline = time.monotonic() + 2
         while not (gone := self.lost()) and time.monotonic() < deadline:
             time.sleep(0.05)  # a dying process closes its connections before it is gone
-        who = ("rank " if len(gone) == 1 else "ranks ") + ", ".join(map(str, gone)) if gone else "another rank"
-        lost = PeerLost(f"{who} lost at step {step}; the same command continues from the last checkpoint")
-        lost.told = not self.leading and 0 not in gone  # the leader tells, if it lives
-        return lost
+        return self.lost_error(gone, step)
 
     def close(self) -> None:
         """Leave the group, when all went well."""
@@ -152,8 +174,8 @@ def synchronised(forward: nn.Module, last: bool) -> AbstractContextManager[None]
     return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
 
 
-def connect(place: Place, device: torch.device, timeout: float) -> Peers:
-    """Meet the other ranks. Raises PeerLost naming those that didn't come within `timeout` seconds."""
+def meet(place: Place, timeout: float) -> Peers:
+    """Learn where the other ranks are. Raises PeerLost naming those that didn't come within `timeout` seconds."""
     if place.world == 1:
         return Peers()
     try:
@@ -161,16 +183,7 @@ def connect(place: Place, device: torch.device, timeout: float) -> Peers:
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
         raise PeerLost(f"{escaped(where)}: {escaped(str(error).splitlines()[0], 200)}") from None
-    homes = check_in(store, place, timeout)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=place.rank,
-        world_size=place.world,
-        timeout=PATIENCE,
-        device_id=device if device.type == "cuda" else None,
-    )
-    return Peers(place, homes)
+    return Peers(place, store, check_in(store, place, timeout))
 
 
 def meeting_point(place: Place, timeout: float) -> dist.Store:
@@ -188,9 +201,10 @@ def meeting_point(place: Place, timeout: float) -> dist.Store:
     )
 
 
-def check_in(store: dist.Store, place: Place, timeout: float) -> list[tuple[str, int]]:
-    """Tell where this rank lives and learn it of all others. Raises PeerLost."""
-    store.set(f"home/{place.rank}", json.dumps([socket.gethostname(), os.getpid()]))
+def check_in(store: dist.Store, place: Place, timeout: float) -> dict[int, int]:
+    """Tell where this rank lives and learn it of all others; {rank: process id} of neighbours. Raises PeerLost."""
+    here = machine()
+    store.set(f"home/{place.rank}", json.dumps([here, os.getpid()]))
     missing = list(range(place.world))
     deadline = time.monotonic() + timeout
     while missing := [rank for rank in missing if not store.check([f"home/{rank}"])]:
@@ -198,8 +212,16 @@ def check_in(store: dist.Store, place: Place, timeout: float) -> list[tuple[str,
             names = ", ".join(map(str, missing))
             raise PeerLost(f"of {place.world} ranks these didn't come within {timeout:g} s: {names}")
         time.sleep(0.02)
-    homes = (json.loads(store.get(f"home/{rank}")) for rank in range(place.world))
-    return [(str(host), int(pid)) for host, pid in homes]
+    homes = [json.loads(store.get(f"home/{rank}")) for rank in range(place.world)]
+    return {rank: pid for rank, (home, pid) in enumerate(homes) if home == here}
+
+
+def machine() -> str:
+    """Where process numbers mean the same: this machine, or this container of it."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def alive(pid: int) -> bool:

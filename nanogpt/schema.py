@@ -176,13 +176,16 @@ def allowed(field: FieldInfo) -> str:
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if low is None and high is None:
         return word + null
+    if "list" in word:
+        return word
     left = f"[{low}" if "ge" in bounds else f"({low}" if "gt" in bounds else "(-inf"
     right = f"{high}]" if "le" in bounds else f"{high})" if "lt" in bounds else "inf)"
     return f"{word} in {left}, {right}{null}"
 
 
 WORDS = {
-    "tuple[str": "a list of keys",
+    "tuple[str, ...": "a list of keys",
+    "tuple[typing.Annotated[int": "a list of integers",
     "tuple": "two numbers",
     "bool": "true or false",
     "int": "integer",

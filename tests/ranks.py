@@ -153,7 +153,8 @@ class Started:
         return codes
 
     def output(self, rank: int = 0) -> str:
-        return (self.folder / f"rank-{rank}.txt").read_text()
+        file = self.folder / f"rank-{rank}.txt"
+        return file.read_text() if file.exists() else ""  # killed before it could say anything
 
 
 def run(config: TrainConfig, world: int = 1, faults: list[Fault] | None = None) -> tuple[list[int | None], str]:

@@ -30,6 +30,7 @@ LAYERS = [
     ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generate"),
     ("nanogpt.run_directory",),
     ("nanogpt.training", "nanogpt.sampling"),
+    ("nanogpt.saving_benchmark",),
     ("nanogpt.benchmark", "conf"),
     ("launch",),
     ("train", "prepare", "sample", "bench"),

@@ -14,7 +14,7 @@ from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, memory_bytes, set_up
-from nanogpt.distributed import Peers, connect
+from nanogpt.distributed import Peers, meet
 from nanogpt.errors import STOPPED, BadData, BadEnvironment, BadInput, Diverged
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.files import write_atomic
@@ -48,8 +48,12 @@ def train(config: TrainConfig) -> int:
     silence(place.rank > 0)
     try:
         compute = set_up(config.hardware, place.local_rank, place.local_world)
-        peers = connect(place, compute.device, config.hardware.timeout)
-        code = train_with(config, compute, peers)
+        peers = meet(place, config.hardware.timeout)
+        with Watch(peers) as watch:
+            watch.patience = config.hardware.timeout
+            peers.join(compute.device)
+            watch.patience = float("inf")  # until the loop: the leader may prepare data for hours
+            code = train_with(config, compute, peers, watch)
         peers.close()
         return code
     except (MemoryError, RuntimeError) as error:  # the CPU allocator raises a plain RuntimeError
@@ -70,7 +74,7 @@ def refuse_ranks(config: TrainConfig, place: Place) -> None:
     schema.checked(lambda: config.refuse_ranks(place.world, "WORLD_SIZE"))
 
 
-def train_with(config: TrainConfig, compute: Compute, peers: Peers) -> int:
+def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch) -> int:
     """`train`, once the ranks have met."""
     state = None
     try:
@@ -81,12 +85,12 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers) -> int:
         peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})
         state = build_state(config, model_for(config, dataset), compute, peers)
         schema.checked(lambda: check_horizon(config, state.steps))
-        return train_state(config, state, dataset)
+        return train_state(config, state, dataset, watch)
     except RuntimeError as error:
         raise peers.explain(error, state.step if state else 0) from error
 
 
-def train_state(config: TrainConfig, state: TrainState, dataset: Dataset) -> int:
+def train_state(config: TrainConfig, state: TrainState, dataset: Dataset, watch: Watch) -> int:
     """`train`, once everything is built: restore, loop, report."""
     peers, device = state.peers, state.compute.device
     batches = TrainBatches(dataset.train, config, device, peers.rank, peers.world)
@@ -97,13 +101,14 @@ def train_state(config: TrainConfig, state: TrainState, dataset: Dataset) -> int
         if run:
             introduce(config, state, dataset, run)
         if state.step == state.steps and state.evaluated == state.step and restored:
+            watch.end()
             say(f"finished already, at step {state.step}; fresh=true trains it again beside this one")
             if run:
                 conclude(config, state, run)
             return 0
         record = begin(config, state, dataset, run) if run else None
-        limits = config.hardware.timeout, config.checkpoint.grace
-        with Watch(flag, path, peers.rank, peers.world, *limits) as watch, reporting(record):
+        watch.arm(flag, path, config.hardware.timeout, config.checkpoint.grace)
+        with reporting(record, watch):
             settle_buckets(state, batches.batch(batches.firsts(state.samples)[0]))
             saved = (state.step, state.evaluated) if restored else None
             finished = Loop(config, state, batches, evaluate, record, flag, watch, saved).run()
@@ -146,7 +151,7 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
 
 
 @contextmanager
-def reporting(record: Record | None) -> Generator[None, None, None]:
+def reporting(record: Record | None, watch: Watch) -> Generator[None, None, None]:
     """Whatever ends the loop, the writer is done, the bar is closed, and an error is in status.json and the log."""
     try:
         yield
@@ -156,6 +161,7 @@ def reporting(record: Record | None) -> Generator[None, None, None]:
             record.note(f"{type(error).__name__}: {error}")
         raise
     finally:
+        watch.end()
         if record:
             record.saver.close()
             record.steps.close()

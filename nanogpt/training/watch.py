@@ -1,4 +1,4 @@
-"""A thread that ends this rank when nothing else can: the main thread hangs in a collective, or ignores a signal.
+"""A thread that ends this rank when nothing else can: its peer is gone, it hangs in a collective, or ignores a signal.
 
 It counts its own ticks instead of reading a clock, so a job that is suspended as a whole, or a laptop that sleeps,
 loses nothing.
@@ -7,29 +7,47 @@ loses nothing.
 import faulthandler
 import os
 import select
-import threading
 import time
 from pathlib import Path
+from threading import Event, Thread
 from types import TracebackType
 
+from nanogpt.distributed import Peers
 from nanogpt.errors import STOPPED, PeerLost
 from nanogpt.training.stop import StopFlag
 
 TICK = 0.25
 FIRST = 5.0  # times the patience before the first step is done: compiling, warming up
+AWHILE = 2.0  # seconds without a beat before a lost peer matters: the others may be at their end already
 
 
 class Watch:
-    """Watches from `with` to its end; the main thread calls `beat` whenever it has got somewhere."""
+    """Watches from `with` to its end: from the start for lost peers, and once it is armed for hangs and signals too."""
 
-    def __init__(self, flag: StopFlag, folder: Path, rank: int, world: int, patience: float, grace: float) -> None:
-        self.flag, self.file = flag, folder / f"stacks-rank-{rank}.txt"
-        self.rank, self.patience, self.grace = rank, patience if world > 1 else float("inf"), grace
+    def __init__(self, peers: Peers) -> None:
+        self.peers = peers
         self.silent = self.stopping = 0.0
         """Seconds since the last beat, and since the first signal."""
+        self.patience = self.grace = float("inf")
         self.factor, self.step = FIRST, -1
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.run, name="watch", daemon=True)
+        self.flag: StopFlag | None = None
+        self.file: Path | None = None
+        self.over = Event()
+        self.thread = Thread(target=self.run, name="watch", daemon=True)
+
+    def arm(self, flag: StopFlag, folder: Path, patience: float, grace: float) -> None:
+        """The loop begins: from now on the main thread beats, and `folder` takes the stacks of a hang."""
+        self.file = folder / f"stacks-rank-{self.peers.rank}.txt"
+        self.patience = patience if self.peers.world > 1 else float("inf")
+        self.grace, self.flag = grace, flag
+        self.silent = 0.0
+
+    def end(self) -> None:
+        """The ranks need each other no more, and leave one by one."""
+        self.over.set()
+        if self.flag is not None and self.thread.is_alive():
+            self.flag.waker.send(b"\0")  # no need to wait for the tick
+        self.thread.join()
 
     def beat(self, step: int) -> None:
         """The main thread lives and is at `step`."""
@@ -38,35 +56,53 @@ class Watch:
         self.silent, self.step = 0.0, step
 
     def run(self) -> None:
-        signalled = False
+        signalled, since_look = False, 0.0
         while not self.over.is_set():
             started = time.monotonic()
-            ready, _, _ = select.select([] if signalled else [self.flag.wakeup], [], [], TICK)
-            signalled = signalled or bool(ready)
-            if ready:
+            waiting = [] if signalled or self.flag is None else [self.flag.wakeup]
+            if select.select(waiting, [], [], TICK)[0]:
+                signalled = True
                 continue
             passed = min(TICK, time.monotonic() - started)
             self.silent += passed
             self.stopping += passed if signalled else 0.0
-            if self.silent > self.patience * self.factor:
-                what = f"rank {self.rank} got nowhere for {self.silent:.0f} s at step {self.step}: another rank hangs"
-                self.give_up(f"{what} or is lost", PeerLost.exit_code)
-            if self.stopping > self.grace:
-                what = f"{self.flag.reason or 'a signal'} was {self.stopping:.0f} s ago and step {self.step} isn't over"
-                self.give_up(what, STOPPED)
+            since_look += passed
+            if since_look > 1.0 and self.silent > AWHILE:
+                since_look = 0.0
+                self.look_for_peers()
+            self.look_at_time()
+
+    def look_for_peers(self) -> None:
+        """End when a rank of this machine is gone and this one makes no progress without it."""
+        if gone := self.peers.lost():
+            self.give_up(self.peers.lost_error(gone, max(0, self.step)).args[0], PeerLost.exit_code)
+
+    def look_at_time(self) -> None:
+        """End when the main thread has been silent, or asked to stop, for too long."""
+        at = f"at step {max(0, self.step)}"
+        again = "the same command continues from the last checkpoint"
+        if self.silent > self.patience * self.factor:
+            what = f"rank {self.peers.rank} got nowhere for {self.silent:.0f} s {at}: another rank hangs or is lost"
+            self.give_up(f"{what}; {again}", PeerLost.exit_code)
+        if self.stopping > self.grace:
+            reason = (self.flag and self.flag.reason) or "a signal"
+            self.give_up(f"{reason} was {self.stopping:.0f} s ago and it isn't over {at}; {again}", STOPPED)
 
     def give_up(self, what: str, code: int) -> None:
         """Leave every thread's stack in the run directory and end this process at once."""
         if self.over.is_set():
             return
-        try:
-            with self.file.open("a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}\n")
-                faulthandler.dump_traceback(file)
-        except OSError:
-            pass
-        text = f"error: {what}; the same command continues from the last checkpoint; see {self.file}\n"
-        os.write(2, text.encode())  # sys.stderr may be in the hands of the thread that hangs
+        where = ""
+        if self.file is not None:
+            where = f"; see {self.file}"
+            try:
+                with self.file.open("a") as file:
+                    file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}\n")
+                    faulthandler.dump_traceback(file)
+            except OSError:
+                where = ""
+        mine = "" if self.peers.leading else f"rank {self.peers.rank}: "
+        os.write(2, f"{mine}error: {what}{where}\n".encode())  # sys.stderr may be in the hands of the thread that hangs
         os._exit(code)
 
     def __enter__(self) -> "Watch":
@@ -74,5 +110,5 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.over.set()
-        self.thread.join()
+        self.flag = None
+        self.end()

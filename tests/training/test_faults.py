@@ -150,7 +150,7 @@ def test_f07_a_signal_while_stuck_in_a_collective(config: Build, undisturbed: Re
     started = Started(config(**changes), 2, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP", 1)]).until_rows(6)
     started.send(signal.SIGTERM, 0)
     assert started.wait(12, 0) == [85, None]
-    assert "was 1 s ago and step 8 isn't over; the same command continues" in started.output()
+    assert "was 1 s ago and it isn't over at step 8; the same command continues" in started.output()
     assert "train_step" in (locate(config()) / "stacks-rank-0.txt").read_text()
     goes_on(config(), undisturbed, 2)
 

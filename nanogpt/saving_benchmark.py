@@ -1,0 +1,89 @@
+"""What checkpoints cost: the stall of the training, the whole save against a bare write, verifying and restoring."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nanogpt.checkpoint import verify
+from nanogpt.config import BenchConfig
+from nanogpt.data.batches import TrainBatches
+from nanogpt.run_directory import RunDirectory
+from nanogpt.tensor_file import blocks
+from nanogpt.tracking.console import amount, say
+from nanogpt.training.saver import Saver
+from nanogpt.training.state import TrainState
+from nanogpt.training.step import train_step
+
+ROUNDS = 3
+SAVE_EVERY = 10  # steps, in the comparison of a training with and without saves
+
+Rows = list[tuple[str, str]]
+Timed = Callable[[Callable[[], object]], float]
+Spread = Callable[[list[float]], str]
+
+
+def saving_rows(config: BenchConfig, state: TrainState, batches: TrainBatches, timed: Timed, spread: Spread) -> Rows:
+    """Rows for the state of this config, written below `runs_dir`: that is the disk that matters."""
+    folder = Path(config.runs_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as name:
+        run = RunDirectory(Path(name))
+        saver = Saver(run, 3, say)
+        saver.reserve(state)
+        size = sum(tensor.nbytes for part in state.tensors().values() for tensor in part.values())
+        stalls: list[float] = []
+        saves: list[float] = []
+        bare: list[float] = []
+        for _ in range(ROUNDS):  # one after the other, so that a noisy moment meets both
+            bare.append(timed(lambda: write_bare(state, Path(name) / "bare")))
+            state.step += 1
+            started = time.perf_counter()
+            stalls.append(timed(lambda: saver.save(state)))
+            wait(saver)
+            saves.append(time.perf_counter() - started)
+        path = run.checkpoints.path(state.step)
+        loads = [timed(lambda: verify(path)) for _ in range(ROUNDS)]
+        loaded = verify(path)
+        restores = [timed(lambda: state.restore(loaded)) for _ in range(ROUNDS)]
+        without = [timed(lambda: steps(config, state, batches, None)) for _ in range(ROUNDS)]
+        with_saves = [timed(lambda: steps(config, state, batches, saver)) for _ in range(ROUNDS)]
+        saver.outcome()
+        saver.close()
+    rate, slower = SAVE_EVERY * 2 / min(without), min(with_saves) / min(without)
+    return [
+        (f"state of a checkpoint, {amount(size, 'G')}B: bare write and fsync", spread(bare)),
+        (f"whole save ({min(saves) / min(bare):.2f} x the bare write)", spread(saves)),
+        ("of which the training waits", spread(stalls)),
+        ("verifying and reading it", spread(loads)),
+        ("restoring the state from it", spread(restores)),
+        (f"steps a second without saves, and with one every {SAVE_EVERY}", f"{rate:.3g}, {rate / slower:.3g}"),
+    ]
+
+
+def write_bare(state: TrainState, path: Path) -> None:
+    """The same bytes, forced to disk, and nothing else."""
+    with path.open("wb", buffering=0) as file:
+        for part in state.tensors().values():
+            for block in blocks({name: tensor.cpu() for name, tensor in part.items()}):
+                while block:
+                    block = block[file.write(block) or 0 :]
+        os.fsync(file.fileno())
+    path.unlink()
+
+
+def steps(config: BenchConfig, state: TrainState, batches: TrainBatches, saver: Saver | None) -> None:
+    """Two intervals of training, with a save in each, the last of which is waited for."""
+    for number in range(1, 2 * SAVE_EVERY + 1):
+        train_step(state, batches.step(state.samples), config)
+        if saver and number % SAVE_EVERY == 0:
+            wait(saver)
+            saver.save(state)
+    if saver:
+        wait(saver)
+
+
+def wait(saver: Saver) -> None:
+    while saver.busy():
+        time.sleep(0.001)
