@@ -142,6 +142,17 @@ def to_hydra(name: str, kind: type[Section]) -> int:
     return 0
 
 
+def plain(value: object) -> str:
+    """A default as one would type it."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(plain, value))}]"  # pyright: ignore[reportUnknownArgumentType]
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
+
+
 def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
     """The newcomer's page, or every key under the given topics: `--help optimizer model.dropout`."""
     from conf.groups import choices, groups
@@ -152,8 +163,9 @@ def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
     lines: list[str] = []
     for key, field in schema.leaves(kind):
         if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
-            default = "" if field.is_required() else f", default {'null' if field.default is None else field.default}"
-            lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.allowed(field)}{default}")
+            default = "" if field.is_required() else f", default {plain(field.default)}"
+            change = schema.change_of(field)
+            lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.allowed(field)}{default}; {change}")
     if not lines:
         raise BadInput(f"{escaped(topics[0])}: no such key or group; see --help all")
     return "\n".join(lines)

@@ -174,16 +174,21 @@ def synchronised(forward: nn.Module, last: bool) -> AbstractContextManager[None]
     return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
 
 
-def meet(place: Place, timeout: float) -> Peers:
-    """Learn where the other ranks are. Raises PeerLost naming those that didn't come within `timeout` seconds."""
+def meet(place: Place, timeout: float, problem: LabError | None = None) -> Peers:
+    """Learn where the other ranks are, and whether one has a problem: then all end with it, and it is told once.
+
+    Raises PeerLost naming the ranks that didn't come within `timeout` seconds.
+    """
     if place.world == 1:
+        if problem:
+            raise problem
         return Peers()
     try:
         store = dist.PrefixStore(str(next(MEETINGS)), meeting_point(place, timeout))
+        return Peers(place, store, check_in(store, place, timeout, problem))
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
         raise PeerLost(f"{escaped(where)}: {escaped(str(error).splitlines()[0], 200)}") from None
-    return Peers(place, store, check_in(store, place, timeout))
 
 
 def meeting_point(place: Place, timeout: float) -> dist.Store:
@@ -201,10 +206,11 @@ def meeting_point(place: Place, timeout: float) -> dist.Store:
     )
 
 
-def check_in(store: dist.Store, place: Place, timeout: float) -> dict[int, int]:
-    """Tell where this rank lives and learn it of all others; {rank: process id} of neighbours. Raises PeerLost."""
+def check_in(store: dist.Store, place: Place, timeout: float, problem: LabError | None) -> dict[int, int]:
+    """Tell where this rank lives and learn it of all others; {rank: process id} of neighbours."""
     here = machine()
-    store.set(f"home/{place.rank}", json.dumps([here, os.getpid()]))
+    trouble = problem and [problem.exit_code, str(problem)]
+    store.set(f"home/{place.rank}", json.dumps([here, os.getpid(), trouble]))
     missing = list(range(place.world))
     deadline = time.monotonic() + timeout
     while missing := [rank for rank in missing if not store.check([f"home/{rank}"])]:
@@ -213,7 +219,10 @@ def check_in(store: dist.Store, place: Place, timeout: float) -> dict[int, int]:
             raise PeerLost(f"of {place.world} ranks these didn't come within {timeout:g} s: {names}")
         time.sleep(0.02)
     homes = [json.loads(store.get(f"home/{rank}")) for rank in range(place.world)]
-    return {rank: pid for rank, (home, pid) in enumerate(homes) if home == here}
+    for rank, (_, _, trouble) in enumerate(homes):
+        if trouble:
+            raise problem if problem and rank == place.rank else error_of(*trouble)
+    return {rank: pid for rank, (home, pid, _) in enumerate(homes) if home == here}
 
 
 def machine() -> str:

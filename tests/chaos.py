@@ -23,12 +23,14 @@ from tests.tiny import tiny_config, write_corpus
 
 SETTINGS = {"training.batch_tokens": 12 * 16, "hardware.timeout": 10.0}  # 12 sequences, for 1 to 4 ranks
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
-PLACES = {  # function -> how often it is called in an undisturbed run, about
+EVERYWHERE = {  # function of every rank -> how often it is called in an undisturbed run, about
     "nanogpt.training.run.build_state": 1,
     "nanogpt.training.restore.fetch": 1,
     "nanogpt.training.loop.train_step": 20,
     "nanogpt.training.loop.note_results": 5,
     "nanogpt.evaluation.loss.LossEvaluation.split_loss": 10,
+}
+LEADERS = {  # function of the leader -> the same
     "nanogpt.training.record.Record.evaluation": 5,
     "nanogpt.training.saver.Saver.save": 8,
     "nanogpt.tracking.metrics.RowLog.append": 30,
@@ -48,7 +50,7 @@ FINE = {0, 7, 85, -signal.SIGKILL, *(-getattr(signal, name) for name in SIGNALS)
 def plan(draw: random.Random, world: int) -> tuple[str, list[Fault], Callable[[Started], None]]:
     """(in words, what is planted inside, what is done from outside) of one start."""
     rows, rank = draw.randrange(1, 14), draw.randrange(world)
-    place, often = draw.choice(sorted(PLACES.items()))
+    place, often = draw.choice(sorted((EVERYWHERE | LEADERS).items()))
     call, after = draw.randint(1, often), draw.random() < 0.5
     name = draw.choice(SIGNALS)
 
@@ -89,6 +91,7 @@ def plan(draw: random.Random, world: int) -> tuple[str, list[Fault], Callable[[S
         return first, [], stop
     action = draw.choice(["SIGKILL", "SIGKILL", name])
     where = f"{'after' if after else 'before'} call {call} of {place}"
+    rank = 0 if place in LEADERS else rank
     return f"{action} in rank {rank} {where}", [Fault(place, call, action, rank, after)], lambda _: None
 
 

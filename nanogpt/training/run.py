@@ -15,7 +15,7 @@ from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, memory_bytes, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, BadData, BadEnvironment, BadInput, Diverged
+from nanogpt.errors import STOPPED, BadData, BadEnvironment, BadInput, Diverged, LabError
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.files import write_atomic
 from nanogpt.model.cost import parameter_estimate
@@ -44,11 +44,11 @@ def train(config: TrainConfig) -> int:
     if config.replay is not None:
         return replay(config)
     place = place_from(os.environ)
-    refuse_ranks(config, place)
     silence(place.rank > 0)
     try:
-        compute = set_up(config.hardware, place.local_rank, place.local_world)
-        peers = meet(place, config.hardware.timeout)
+        compute, problem = set_up_or_say(config, place)
+        peers = meet(place, config.hardware.timeout, problem)
+        assert compute is not None, "a problem was raised by meet"
         with Watch(peers) as watch:
             watch.patience = config.hardware.timeout
             peers.join(compute.device)
@@ -64,6 +64,15 @@ def train(config: TrainConfig) -> int:
             f"hardware.micro_batch_size={micro}: out of memory; "
             f"try hardware.micro_batch_size={max(1, micro // 2)}, which changes nothing but the speed"
         ) from None
+
+
+def set_up_or_say(config: TrainConfig, place: Place) -> tuple[Compute | None, LabError | None]:
+    """The device, or why there is none: the other ranks shall know."""
+    try:
+        refuse_ranks(config, place)
+        return set_up(config.hardware, place.local_rank, place.local_world), None
+    except LabError as error:
+        return None, error
 
 
 def refuse_ranks(config: TrainConfig, place: Place) -> None:

@@ -156,6 +156,7 @@ def settle_buckets(state: TrainState, batch: Batch) -> None:
     differently from a run that was never stopped.
     """
     if state.peers.world > 1:
-        (state.forward(batch.ids, batch.targets, keys=batch.keys) * 0.0).backward()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.forward(batch.ids, batch.targets, keys=batch.keys)
+        with state.compute.autocast():
+            (state.forward(batch.ids, batch.targets, keys=batch.keys) * 0.0).backward()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.forward(batch.ids, batch.targets, keys=batch.keys)
