@@ -37,7 +37,7 @@ def run_ranks(config: TrainConfig) -> int:
             for rank in range(world):
                 ranks.append(start(rank, world, Path(folder), config))
             codes = see_through(ranks)
-    return verdict(codes, ranks, signals)
+    return verdict(codes, signals)
 
 
 def start(rank: int, world: int, folder: Path, config: TrainConfig) -> Rank:
@@ -100,7 +100,7 @@ def see_through(ranks: list[Rank]) -> dict[int, int]:
     return codes
 
 
-def verdict(codes: dict[int, int], ranks: list[Rank], signals: list[int]) -> int:
+def verdict(codes: dict[int, int], signals: list[int]) -> int:
     """One exit code: the first error that isn't the loss of another rank; a killed rank is told about."""
     own = [code for code in codes.values() if code > 0 and code not in (PeerLost.exit_code, STOPPED)]
     if own:

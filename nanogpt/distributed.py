@@ -141,7 +141,7 @@ class Peers:
         if self.world == 1:
             return model
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def lost(self) -> list[int]:
         """Neighbours whose process is gone."""

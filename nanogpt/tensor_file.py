@@ -5,6 +5,7 @@ place of every tensor, then the tensors' bytes, little-endian. The safetensors l
 copies every tensor into Python bytes, which doubles the memory, and the file would be read again for its digest.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -37,14 +38,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | 
     size = len(head) + sum(tensor.nbytes for tensor in tensors.values())
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
+        reserve(file.fileno(), size)
         for block in [memoryview(head), *blocks(tensors)]:
             digest.update(block)
             while block:  # a raw file may take less than it is given
                 block = block[file.write(block) or 0 :]
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Claim the space, where the system and the file system know how. Raises OSError when there is too little."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except AttributeError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
 
 
 def header(tensors: Mapping[str, Tensor]) -> bytes:

@@ -44,6 +44,10 @@ class Record:
     def note(self, text: str) -> None:
         """A line on the console and in log.txt."""
         self.steps.note(text)
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """A line in log.txt alone."""
         with self.tolerant(), (self.run.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 

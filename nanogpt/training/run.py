@@ -167,7 +167,7 @@ def reporting(record: Record | None, watch: Watch) -> Generator[None, None, None
     except Exception as error:
         if record:
             record.status("diverged" if isinstance(error, Diverged) else "failed")
-            record.note(f"{type(error).__name__}: {error}")
+            record.log(f"{type(error).__name__}: {error}")
         raise
     finally:
         watch.end()

@@ -219,10 +219,16 @@ def wrong_values(annotation: str) -> list[str]:
 
 @pytest.mark.parametrize("door", ["train", "prepare", "sample"])
 def test_every_leaf_refuses_wrong_values(door: str) -> None:
+    seen: set[str] = set()
     for key, field in leaves(DOORS[door]):
         if key == "prompt":
             continue
-        for value in wrong_values(str(field.annotation)):
+        kind = str(field.annotation)
+        values = wrong_values(kind)
+        if kind in seen:
+            values = values[:2]  # the rest of this type's values was tried on another key
+        seen.add(kind)
+        for value in values:
             if len(value) == 1000 and key in PATHS:
                 continue  # a long path is text like any other until it is opened
             message = refused(door, [f"{key}={value}"])
