@@ -13,8 +13,8 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,6 +124,15 @@ class Peers:
             shared[name] = tensors[name].contiguous() if tensors is not None else empty
             dist.broadcast(shared[name], 0)
         return shared
+
+    @contextmanager
+    def alike(self) -> Generator[None, None, None]:
+        """Around what goes well or wrong on all ranks alike: the leader alone tells."""
+        try:
+            yield
+        except LabError as error:
+            error.told = not self.leading
+            raise
 
     def refuse_differences(self, what: str, mine: Mapping[str, Any]) -> None:
         """Check that all ranks come with the same facts. Raises BadInput naming the odd rank and what differs."""

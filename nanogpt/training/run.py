@@ -87,13 +87,15 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
     """`train`, once the ranks have met."""
     state = None
     try:
-        peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
-        peers.refuse_differences("config", dict(schema.values(config)))
-        refuse_too_large(config.model, compute)
+        with peers.alike():
+            peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
+            peers.refuse_differences("config", dict(schema.values(config)))
+            refuse_too_large(config.model, compute)
         dataset = peers.leader_first(lambda: ensure(config.data))
-        peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})
-        state = build_state(config, model_for(config, dataset), compute, peers)
-        schema.checked(lambda: check_horizon(config, state.steps))
+        with peers.alike():
+            peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})
+            state = build_state(config, model_for(config, dataset), compute, peers)
+            schema.checked(lambda: check_horizon(config, state.steps))
         return train_state(config, state, dataset, watch)
     except RuntimeError as error:
         raise peers.explain(error, state.step if state else 0) from error
@@ -102,9 +104,10 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
 def train_state(config: TrainConfig, state: TrainState, dataset: Dataset, watch: Watch) -> int:
     """`train`, once everything is built: restore, loop, report."""
     peers, device = state.peers, state.compute.device
-    batches = TrainBatches(dataset.train, config, device, peers.rank, peers.world)
+    with peers.alike():
+        batches = TrainBatches(dataset.train, config, device, peers.rank, peers.world)
+        evaluate = LossEvaluation(dataset, config.eval, config.model.block_size, state.compute, peers)
     warn_of_short_shards(batches, dataset)
-    evaluate = LossEvaluation(dataset, config.eval, config.model.block_size, state.compute, peers)
     with directory(config, peers) as (path, run), StopFlag() as flag:
         restored = restore(state, dataset, run, config)
         if run:
