@@ -12,6 +12,7 @@ def main(config: TrainConfig) -> int:
         from launch.ranks import run_ranks
 
         return run_ranks(config)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a lost rank is told in a line, not in pages of C++
     from nanogpt.training.run import train  # torch: not for --help
 
     return train(config)

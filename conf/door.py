@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar
 
 try:
     from nanogpt import schema
-    from nanogpt.errors import STOPPED, BadInput, LabError, escaped
+    from nanogpt.errors import STOPPED, BadInput, LabError, PeerLost, escaped
     from nanogpt.schema import Section
 except ModuleNotFoundError as missing:  # started with another Python than the one that was set up
     print(
@@ -43,7 +43,7 @@ def guarded(name: str, call: Callable[[], int]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than our texts hold
     try:
         code = call()
-        sys.stdout.flush()
+        flush()
     except LabError as error:
         tell(error)
         code = error.exit_code
@@ -57,9 +57,17 @@ def guarded(name: str, call: Callable[[], int]) -> NoReturn:
         print(f"error: {escaped(error.filename or name, 400)}: {error.strerror or error}", file=sys.stderr)
         code = 5
     if code and os.environ.get("WORLD_SIZE", "1") != "1":
-        sys.stdout.flush()
+        flush()
         os._exit(code)  # the other ranks may be gone, and torch would wait for them
     sys.exit(code)
+
+
+def flush() -> None:
+    """Send off what was printed; that nobody takes it changes nothing about what was done."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
 def tell(error: LabError) -> None:
@@ -103,7 +111,7 @@ def sweep(configs: list[Config], main: Callable[[Config], int]) -> int:
         except LabError as error:
             tell(error)
             codes.append(error.exit_code)
-        if codes[-1] == STOPPED:
+        if codes[-1] in (STOPPED, PeerLost.exit_code) or codes[-1] >= 128:
             break
     return next((code for code in codes if code), 0)
 

@@ -6,6 +6,7 @@ The ranks meet through a file, so there is no port to collide; they end with thi
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,12 +32,13 @@ Rank = subprocess.Popen[str]
 def run_ranks(config: TrainConfig) -> int:
     """Run one training on `hardware.devices` ranks of this machine. Returns the exit code of what went wrong first."""
     world = config.hardware.devices or 1
-    with tempfile.TemporaryDirectory(prefix="nanogpt-") as folder:
+    remove_stale()
+    with tempfile.TemporaryDirectory(prefix=f"nanogpt-{os.getpid()}-") as folder:
         ranks: list[Rank] = []
         with passing_on(ranks) as signals:
             for rank in range(world):
                 ranks.append(start(rank, world, Path(folder), config))
-            codes = see_through(ranks)
+            codes = see_through(ranks, config.checkpoint.grace)
     return verdict(codes, signals)
 
 
@@ -47,16 +49,18 @@ def start(rank: int, world: int, folder: Path, config: TrainConfig) -> Rank:
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {name: str(value) for name, value in places.items()}
     environment |= {STORE: str(folder / "store"), "PYTHONPATH": paths}
+    quiet = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # gloo tells of a lost peer in pages of C++; we tell in a line
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.ranks"],
         stdin=subprocess.PIPE,
         text=True,
-        env=os.environ | environment,
+        env=quiet | os.environ | environment,
         start_new_session=True,
     )
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it is gone already, and its exit code says why
-        process.stdin.write(schema.to_json(config))
+        message = {"parent": os.getpid(), "argv": sys.argv, "config": config.model_dump(mode="json")}
+        process.stdin.write(json.dumps(message))
         process.stdin.close()
     return process
 
@@ -82,18 +86,19 @@ def passing_on(ranks: list[Rank]) -> Generator[list[int], None, None]:
             signal.signal(number, handler)
 
 
-def see_through(ranks: list[Rank]) -> dict[int, int]:
-    """Wait for all ranks; after a failure not for long. Returns {rank: exit code} in the order they ended."""
+def see_through(ranks: list[Rank], grace: float) -> dict[int, int]:
+    """Wait for all ranks; once one has ended not for ever. Returns {rank: exit code} in the order they ended."""
     codes: dict[int, int] = {}
-    failed_at: float | None = None
+    limit, overdue = float("inf"), False
     while len(codes) < len(ranks):
         for rank, process in enumerate(ranks):
             code = process.poll()
             if code is not None and rank not in codes:
-                codes[rank] = code
-                if code not in (0, STOPPED) and failed_at is None:
-                    failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > STRAGGLE:
+                codes[rank] = PeerLost.exit_code if overdue and code < 0 else code  # it was us who killed it
+                patience = STRAGGLE + (grace if code in (0, STOPPED) else 0.0)
+                limit = min(limit, time.monotonic() + patience)
+        if time.monotonic() > limit:
+            overdue = True
             for process in ranks:
                 process.kill()
         time.sleep(POLL)
@@ -116,11 +121,23 @@ def verdict(codes: dict[int, int], signals: list[int]) -> int:
     return max(codes.values())
 
 
+def remove_stale() -> None:
+    """Folders of commands that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob("nanogpt-*-*"):
+        pid = folder.name.split("-")[1]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def be_a_rank() -> int:
     """In a rank: train with the config that comes through standard input."""
+    message = json.load(sys.stdin)
     with suppress(OSError, AttributeError):  # Linux: end with the process that started us
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    config = schema.from_dict(TrainConfig, json.load(sys.stdin))
+    if os.getppid() != message["parent"]:
+        return PeerLost.exit_code  # it ended before we asked to be told
+    sys.argv = message["argv"]
+    config = schema.from_dict(TrainConfig, message["config"])
     from nanogpt.training.run import train
 
     return train(config)

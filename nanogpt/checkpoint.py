@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent: written aside, hashed, forced to disk, renamed; verified before they are read.
 
     checkpoints/step-00002000/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
-                .tmp-step-…   being written     .del-step-…   being replaced or removed     .bad-step-…   found damaged
+                .tmp-step-… being written, .old-… being replaced, .del-… being removed, .bad-… found damaged
 
 The manifest holds the size and sha256 of the other files and is written last. No file is a pickle.
 """
@@ -46,6 +46,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None) -> None:
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
+        self.mark = folder.with_name(".saved")
+        """There once the first checkpoint is: from then on a folder without one has lost it."""
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
@@ -61,7 +63,7 @@ class Checkpoints:
         Until the final rename the older checkpoints are all there is, and none of them is touched before it. Raises
         BadEnvironment when it can't be written; what was there is then intact.
         """
-        final, partial, old = self.path(step), self.hidden("tmp", step), self.hidden("del", step)
+        final, partial, old = self.path(step), self.hidden("tmp", step), self.hidden("old", step)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             refuse_full_disk(self.folder, sum(t.nbytes for part in tensors.values() for t in part.values()))
@@ -70,6 +72,7 @@ class Checkpoints:
                 os.replace(final, old)
             os.replace(partial, final)
             sync(self.folder)
+            self.mark.touch()
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             why = error.strerror or escaped(str(error), 200)
@@ -107,11 +110,12 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what a killed process left half done, and put back what it was about to replace."""
-        for old in self.folder.glob(".del-step-*"):
-            if not self.steps():
-                os.replace(old, self.folder / old.name.removeprefix(".del-"))
-        for path in [*self.folder.glob(".tmp-*"), *self.folder.glob(".del-*")]:
-            shutil.rmtree(path, ignore_errors=True)
+        for old in self.folder.glob(".old-step-*"):
+            if not (final := self.folder / old.name.removeprefix(".old-")).exists():
+                os.replace(old, final)
+        for kind in ("tmp", "old", "del"):
+            for path in self.folder.glob(f".{kind}-step-*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> tuple[Loaded | None, list[BadCheckpoint]]:
         """The newest checkpoint that verifies, and why each newer one doesn't. Only reads.
@@ -130,6 +134,8 @@ class Checkpoints:
         if bad:
             reasons = "; ".join(map(str, bad))
             raise BadCheckpoint(f"no usable checkpoint: {reasons}; fresh=true starts another attempt")
+        if self.mark.exists():
+            raise BadCheckpoint(f"{escaped(self.folder)}: its checkpoints are gone; fresh=true starts another attempt")
         return None, []
 
     def set_aside(self, after: int) -> None:

@@ -59,15 +59,26 @@ def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1) 
         device = own_device(device, hardware, local_rank, local_world)
     if hardware.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")):
         raise BadEnvironment("hardware.compile=true: torch.compile needs a C++ compiler and there is none here")
+    if hardware.deterministic:
+        make_deterministic()
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     elif local_world > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_world))
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return Compute(device, find_precision(hardware, device), name)
+
+
+def make_deterministic() -> None:
+    """Kernels and sums between GPUs that give the same bits every time (PyTorch docs, "Reproducibility")."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    os.environ.setdefault("NCCL_PROTO", "Simple")
+    torch.use_deterministic_algorithms(True)
 
 
 def own_device(device: torch.device, hardware: HardwareConfig, local_rank: int, local_world: int) -> torch.device:

@@ -50,6 +50,8 @@ class Peers:
         if self.world == 1:
             return
         gpu = device.type == "cuda"
+        # A lost peer is ours to find (training/watch.py); nccl's own watchdog would abort without a word.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         try:
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo",
@@ -59,7 +61,7 @@ class Peers:
                 timeout=PATIENCE,
                 device_id=device if gpu else None,
             )
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise self.explain(error, 0) from None
 
     def agree(self, level: int) -> int:
@@ -150,7 +152,18 @@ class Peers:
         if self.world == 1:
             return model
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def progress(self, mine: int) -> int:
+        """Tell the others how far this rank is, and learn how far they are together; from any thread."""
+        if self.store is None:
+            return 0
+        try:
+            self.store.set(f"beats/{self.rank}", str(mine))
+            keys = [f"beats/{rank}" for rank in range(self.world) if rank != self.rank]
+            return sum(int(self.store.get(key)) for key in keys if self.store.check([key]))
+        except (RuntimeError, ValueError):
+            return 0  # the store went with the rank that held it
 
     def lost(self) -> list[int]:
         """Neighbours whose process is gone."""
@@ -163,7 +176,7 @@ class Peers:
         error.told = not self.leading and 0 not in gone  # the leader tells, if it lives
         return error
 
-    def explain(self, error: RuntimeError, step: int) -> Exception:
+    def explain(self, error: Exception, step: int) -> Exception:
         """A failed collective as PeerLost with the names of the lost ranks; any other error as it is."""
         if self.world == 1 or not re.search(r"gloo|nccl|connection|c10d|process ?group|socket", str(error), re.I):
             return error
@@ -173,8 +186,8 @@ class Peers:
         return self.lost_error(gone, step)
 
     def close(self) -> None:
-        """Leave the group, when all went well."""
-        if self.world > 1:
+        """Leave the group, so that this process can join another."""
+        if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -193,7 +206,8 @@ def meet(place: Place, timeout: float, problem: LabError | None = None) -> Peers
             raise problem
         return Peers()
     try:
-        store = dist.PrefixStore(str(next(MEETINGS)), meeting_point(place, timeout))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's, which keeps its store
+        store = dist.PrefixStore(f"{attempt}/{next(MEETINGS)}", meeting_point(place, timeout))
         return Peers(place, store, check_in(store, place, timeout, problem))
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
@@ -230,8 +244,19 @@ def check_in(store: dist.Store, place: Place, timeout: float, problem: LabError 
     homes = [json.loads(store.get(f"home/{rank}")) for rank in range(place.world)]
     for rank, (_, _, trouble) in enumerate(homes):
         if trouble:
+            leave_together(store, place)
             raise problem if problem and rank == place.rank else error_of(*trouble)
     return {rank: pid for rank, (home, pid, _) in enumerate(homes) if home == here}
+
+
+def leave_together(store: dist.Store, place: Place) -> None:
+    """Rank 0 may hold the store: it stays until the others have read, or five seconds."""
+    store.set(f"read/{place.rank}", "")
+    deadline = time.monotonic() + 5
+    while place.rank == 0 and time.monotonic() < deadline:
+        if all(store.check([f"read/{rank}"]) for rank in range(place.world)):
+            return
+        time.sleep(0.02)
 
 
 def machine() -> str:

@@ -99,7 +99,7 @@ def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
         write_owner(path)
         if (path / "config.json").exists():
             run.changes = accepted_changes(run, config)
-        if run.changes or not (path / "config.json").exists():
+        else:
             write_atomic(path / "config.json", schema.to_json(config))
         run.checkpoints.clean()
         yield run

@@ -130,6 +130,7 @@ def disturbed(config: TrainConfig, world: int, draw: random.Random, story: list[
         check(set(codes) <= FINE, f"unexpected exit codes\n{outputs[-3000:]}", story)
         check("Traceback" not in outputs, f"a traceback\n{outputs[-3000:]}", story)
         run = RunDirectory(locate(config))
+        check(bool(run.checkpoints.steps()) or not run.checkpoints.mark.exists(), "all checkpoints are gone", story)
         if run.checkpoints.steps():
             _, bad = run.checkpoints.newest()
             hurt = [words for words in story if str(bad[0]).partition("step-")[2][:8] in words] if bad else []
@@ -151,7 +152,12 @@ def one(seed: int, number: int, references: dict[int, dict[str, str]]) -> list[s
             check(codes == [0] * world, output, story)
             references[world] = ranks.result(quiet)
         disturbed(config, world, draw, story)
+        checkpoints = RunDirectory(locate(config)).checkpoints
+        loaded = checkpoints.newest()[0] if checkpoints.steps() else None
         codes, output = ranks.run(config, world)
+        starts = RunDirectory(locate(config)).starts()
+        continued = loaded is None or loaded.state["step"] in (20, starts[-1]["from_step"])
+        check(continued, "it didn't continue from its newest good checkpoint", story)
         check(codes == [0] * world, f"the last start ended with {codes}\n{output[-3000:]}", story)
         found = ranks.result(config)
         differing = [name for name in references[world] if found.get(name) != references[world][name]]

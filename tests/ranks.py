@@ -37,7 +37,7 @@ class Fault:
     """`nanogpt.checkpoint.write_tensors`, `nanogpt.checkpoint.Checkpoints.prune`."""
     call: int
     action: str
-    """A signal of the process to itself, or `nan`, `spike`, `oserror`, `other data`, `sleep`, `broken pipe`."""
+    """A signal of the process to itself, several (`SIGTERM+SIGINT`), or one of the words in `happen` and `plant`."""
     rank: int | None = 0
     after: bool = False
     """After the call instead of before it."""
@@ -78,10 +78,17 @@ def happen(action: str) -> None:
         raise OSError(5, "Input/output error")
     if action == "sleep":
         time.sleep(1)
+    elif "+" in action:  # signals one after the other
+        for name in action.split("+"):
+            happen(name)
+            time.sleep(0.15)
     elif action == "broken pipe":
         read, write = os.pipe()
         os.close(read)
         os.dup2(write, 1)
+    elif action == "full output":
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, 1)
     elif action not in ("nan", "spike", "other data"):
         os.kill(os.getpid(), signal.Signals[action])
 
@@ -169,7 +176,7 @@ def result(config: TrainConfig) -> dict[str, str]:
     path = locate(config)
     run = RunDirectory(path)
     last = run.checkpoints.path(run.checkpoints.steps()[-1])
-    assert not list(path.glob("checkpoints/.tmp-*")) and not list(path.glob("checkpoints/.del-*"))
+    assert not [name for kind in ("tmp", "old", "del") for name in path.glob(f"checkpoints/.{kind}-*")]
     files = [path / "metrics.jsonl", path / "tokenizer.json", *sorted(path.glob("samples/*"))]
     files += [last / "model.safetensors", last / "optimizer.safetensors"]
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

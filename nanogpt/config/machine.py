@@ -25,6 +25,7 @@ class HardwareConfig(Section):
     )
     compile: bool = free(False, "torch.compile the model")
     threads: int | None = free(None, "CPU threads of a rank; null: torch's choice, shared by the ranks", ge=1, le=1024)
+    deterministic: bool = free(False, "kernels that give the same bits every time; on GPUs slower, CPUs are so anyway")
     timeout: float = free(
         120.0,
         "seconds without progress after which a rank gives up on the others; five times that at first",

@@ -25,7 +25,11 @@ def dropout(x: Tensor, p: float, keys: Tensor | None, place: int) -> Tensor:
 def random_bits(keys: Tensor, place: int, count: int) -> Tensor:
     """(B, count) int16, uniform over all their values; arithmetic is modulo 2**64."""
     words = torch.arange(1, -(-count // 4) + 1, device=keys.device)
-    return mixed(mixed(keys + place)[:, None] + words * GOLDEN).view(torch.int16)[:, :count]
+    x = mixed(mixed(keys + place)[:, None] + words * GOLDEN)
+    if count % 4 == 0:
+        return x.view(torch.int16)
+    # torch.compile gets a cut through such a view wrong (torch 2.13); this is the same, little-endian
+    return torch.stack([x, x >> 16, x >> 32, x >> 48], dim=2).flatten(1)[:, :count].to(torch.int16)
 
 
 def mixed(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -51,7 +52,7 @@ def say(text: str = "") -> None:
         return
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:  # a pipe without a reader, a terminal that is gone, a full disk
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
@@ -85,18 +86,21 @@ class Steps:
         if self.live is None:
             say(f"step {step}/{self.total}  {line}")
         else:
-            self.live.update(self.task, completed=step, facts=line)
+            with suppress(OSError):  # the terminal is gone
+                self.live.update(self.task, completed=step, facts=line)
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
         if self.live is None:
             say(text)
         else:
-            self.live.console.print(text, markup=False, highlight=False)
+            with suppress(OSError):
+                self.live.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
         if self.live is not None:
-            self.live.stop()
+            with suppress(OSError):
+                self.live.stop()
             self.live = None
 
 

@@ -5,6 +5,7 @@ runs/<run>/incidents/<n>/{incident.json, checkpoint/}
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +47,31 @@ def describe(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> 
         "grad_norm": str(metrics.grad_norm),
         "micro_batch_size": batches.micro_batch_size,
         "ranks": state.peers.world,
+        "precision": state.compute.precision,
         "micro_batches": [part for part in parts if not math.isfinite(float(part["loss"]))] or parts,
     }
 
 
-def keep(state: TrainState, run: Path, about: dict[str, Any]) -> Path:
-    """Write an incident; the first ones with the state before the step. A full disk doesn't matter here."""
+def keep(state: TrainState, run: Path, config: TrainConfig, about: dict[str, Any]) -> tuple[Path, bool]:
+    """Write an incident; the first ones with the state before the step. Returns where, and whether that is there.
+
+    A full disk doesn't matter here.
+    """
     number = len(list(run.glob("incidents/*")))
     folder = run / "incidents" / str(number)
     try:
         folder.mkdir(parents=True)
         write_atomic(folder / "incident.json", json.dumps(about, indent=1) + "\n")
+        write_atomic(folder / "config.json", schema.to_json(config))
         tensors = {name: {k: t.cpu() for k, t in part.items()} for name, part in state.tensors().items()}
         finite = all(bool(torch.isfinite(t).all()) for part in tensors.values() for t in part.values())
         if number < WITH_STATE and finite:
-            write_checkpoint(folder / "checkpoint", state.step, tensors, json.dumps(state.facts(), indent=1) + "\n")
+            partial = folder / ".tmp-checkpoint"
+            write_checkpoint(partial, state.step, tensors, json.dumps(state.facts(), indent=1) + "\n")
+            os.replace(partial, folder / "checkpoint")
     except OSError as error:
         say(f"warning: {escaped(folder)} can't be written: {error.strerror}")
-    return folder
+    return folder, (folder / "checkpoint").is_dir()
 
 
 def replay(config: TrainConfig) -> int:
@@ -73,11 +81,14 @@ def replay(config: TrainConfig) -> int:
     """
     folder = Path(str(config.replay))
     about = read_incident(folder)
-    theirs = schema.read(TrainConfig, folder.parents[1] / "config.json")
-    hardware = config.hardware.model_copy(update={"micro_batch_size": about["micro_batch_size"], "devices": None})
+    theirs = schema.read(TrainConfig, folder / "config.json")
+    same = {"micro_batch_size": about["micro_batch_size"], "precision": about["precision"]}
+    hardware = config.hardware.model_copy(update={**same, "devices": None})
     run = theirs.model_copy(update={"hardware": hardware})
     if not (folder / "checkpoint").is_dir():
-        raise BadCheckpoint(f"{escaped(folder)}: holds no weights; only the first {WITH_STATE} incidents do")
+        raise BadCheckpoint(
+            f"{escaped(folder)}: holds no weights; the first {WITH_STATE} incidents do, if the weights were finite"
+        )
     compute = set_up(hardware)
     dataset = ensure(run.data)
     state = build_state(run, run.model.with_vocab(dataset.vocab_size), compute)
@@ -107,7 +118,7 @@ def read_incident(folder: Path) -> dict[str, Any]:
     """incident.json. Raises BadInput."""
     try:
         about = json.loads((folder / "incident.json").read_bytes())
-        if isinstance(about["step"], int) and isinstance(about["micro_batch_size"], int):
+        if isinstance(about["step"], int) and isinstance(about["micro_batch_size"], int) and about["precision"]:
             return about
         raise ValueError("step and micro_batch_size are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:

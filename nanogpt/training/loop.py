@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from nanogpt.config import TrainConfig
-from nanogpt.data.batches import TrainBatches
+from nanogpt.data.batches import Batch, TrainBatches
 from nanogpt.errors import Diverged
 from nanogpt.evaluation.loss import LossEvaluation, Stopped
 from nanogpt.training.incidents import describe, keep
@@ -31,6 +33,8 @@ class Loop:
     watch: Watch
     saved: tuple[int, int] | None = None
     """Step, and last evaluated step, of the newest checkpoint."""
+    agreed: Stop = Stop.NO
+    """What the ranks agreed on last."""
 
     def run(self) -> bool:
         """Train from the state's step to the last. Returns True at the end, False when asked to stop; all is saved."""
@@ -53,11 +57,11 @@ class Loop:
     def asked(self) -> Stop:
         """Whether any rank was asked to stop. Raises on all ranks what keeps the leader from saving."""
         self.watch.beat(self.state.step)
-        given_up = self.record is not None and self.record.saver.fatal is not None
-        level = Stop(self.state.peers.agree(Stop.FAILED if given_up else self.flag.level))
-        if level == Stop.FAILED:
+        given_up = self.record is not None and self.record.saver.gave_up()
+        self.agreed = Stop(self.state.peers.agree(Stop.FAILED if given_up else self.flag.level))
+        if self.agreed == Stop.FAILED:
             self.state.peers.from_leader(self.outcome)
-        return level
+        return self.agreed
 
     def may_evaluate(self, asked: Stop) -> bool:
         """Not when asked to stop, unless the evaluation is all that is left to do."""
@@ -101,7 +105,7 @@ class Loop:
     def step(self) -> None:
         """One step, or, when its numbers aren't finite, what `training.on_nonfinite` says."""
         state, started = self.state, time.monotonic()
-        metrics = train_step(state, self.batches.step(state.samples), self.config)
+        metrics = train_step(state, self.micro_batches(), self.config)
         if not metrics.finite:
             self.not_finite(metrics)
             return
@@ -110,20 +114,30 @@ class Loop:
             self.record.stepped(metrics, spike, time.monotonic() - started)
             self.record.saver.reserve(state)
 
+    def micro_batches(self) -> Iterator[Batch]:
+        """This rank's, with a sign of life before each."""
+        for batch in self.batches.step(self.state.samples):
+            self.watch.beat(self.state.step)
+            yield batch
+
     def not_finite(self, metrics: StepMetrics) -> None:
         """Keep all that is needed to repeat the step; then leave it out, or end. Raises Diverged."""
         state, settings = self.state, self.config.training
         about = describe(state, self.batches, metrics)
         why = f"step {state.step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}"
-        if self.record:
-            where = keep(state, self.record.run.path, about)
-            why += f"; python train.py replay={where} runs this step alone"
+        why += state.peers.from_leader(lambda: self.kept(about))
         recent = [step for step in state.skipped if step > state.step - 1000]
         if settings.on_nonfinite == "halt" or len(recent) >= settings.max_skips:
             raise self.diverged(why)
         pass_over(state, self.config)
         if self.record:
             self.record.skipped(metrics, why)
+
+    def kept(self, about: dict[str, Any]) -> str:
+        """On the leader: write the incident. Returns how to look at it."""
+        assert self.record is not None
+        where, whole = keep(self.state, self.record.run.path, self.config, about)
+        return f"; python train.py replay={where} runs this step alone" if whole else f"; see {where}"
 
     def diverged(self, what: str) -> Diverged:
         """The error, told by the leader alone."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
@@ -28,7 +28,15 @@ SHOWN_LINES = 4  # of a sample, on the console
 class Record:
     """The reports of one start of a run."""
 
-    def __init__(self, config: TrainConfig, run: RunDirectory, state: TrainState, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunDirectory,
+        state: TrainState,
+        tokenizer: Tokenizer,
+        beat: Callable[[int], None],
+    ) -> None:
+        self.beat = beat
         self.config, self.run, self.state, self.tokenizer = config, run, state, tokenizer
         self.steps = Steps(state.step, state.steps)
         self.saver = Saver(run, config.checkpoint.max_failed, self.note)
@@ -148,4 +156,8 @@ class Record:
         prompt = tokenizers.start_ids(self.tokenizer)
         draw = Draw(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
         drawn = generate(state.model, prompt, self.config.tracking.sample_tokens, draw, generator)
-        return tokenizers.decode(self.tokenizer, list(drawn))
+        ids: list[int] = []
+        for token in drawn:
+            ids.append(token)
+            self.beat(state.step)
+        return tokenizers.decode(self.tokenizer, ids)

@@ -15,7 +15,7 @@ from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, memory_bytes, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, BadData, BadEnvironment, BadInput, Diverged, LabError
+from nanogpt.errors import STOPPED, BadData, BadEnvironment, BadInput, Diverged, LabError, PeerLost
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.files import write_atomic
 from nanogpt.model.cost import parameter_estimate
@@ -53,7 +53,12 @@ def train(config: TrainConfig) -> int:
             watch.patience = config.hardware.timeout
             peers.join(compute.device)
             watch.patience = float("inf")  # until the loop: the leader may prepare data for hours
-            code = train_with(config, compute, peers, watch)
+            try:
+                code = train_with(config, compute, peers, watch)
+            except LabError as error:
+                if not isinstance(error, PeerLost):  # leaving the group would wait for the lost
+                    peers.close()
+                raise
         peers.close()
         return code
     except (MemoryError, RuntimeError) as error:  # the CPU allocator raises a plain RuntimeError
@@ -110,26 +115,30 @@ def train_state(config: TrainConfig, state: TrainState, dataset: Dataset, watch:
     warn_of_short_shards(batches, dataset)
     with directory(config, peers) as (path, run), StopFlag() as flag:
         restored = restore(state, dataset, run, config)
+        with peers.alike():
+            refuse_shorter(config, state)
         if run:
             introduce(config, state, dataset, run)
+        peers.agree(0)  # nobody leaves, or waits, before the leader has read and written all it must
         if state.step == state.steps and state.evaluated == state.step and restored:
             watch.end()
             say(f"finished already, at step {state.step}; fresh=true trains it again beside this one")
             if run:
                 conclude(config, state, run)
             return 0
-        record = begin(config, state, dataset, run) if run else None
+        record = begin(config, state, dataset, run, watch) if run else None
         watch.arm(flag, path, config.hardware.timeout, config.checkpoint.grace)
         with reporting(record, watch):
             settle_buckets(state, batches.batch(batches.firsts(state.samples)[0]))
             saved = (state.step, state.evaluated) if restored else None
-            finished = Loop(config, state, batches, evaluate, record, flag, watch, saved).run()
+            loop = Loop(config, state, batches, evaluate, record, flag, watch, saved)
+            finished = loop.run()
         if record:
             record.status("finished" if finished else "stopped")
             if finished:
                 conclude(config, state, record.run)
             else:
-                farewell(config, record, flag)
+                farewell(config, record, flag, loop.agreed)
         return 0 if finished else STOPPED
 
 
@@ -146,7 +155,7 @@ def directory(config: TrainConfig, peers: Peers) -> Generator[tuple[Path, RunDir
         yield Path(peers.from_leader(enter)), mine[0] if mine else None
 
 
-def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDirectory) -> Record:
+def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDirectory, watch: Watch) -> Record:
     """Note this start in the run directory."""
     write_atomic(run.path / tokenizers.FILE, tokenizers.to_json(dataset.tokenizer))
     if (fruitless := run.fruitless_starts(state.step)) >= 2:
@@ -157,7 +166,9 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
         say("warning: the code of nanogpt/ has changed since the last start; provenance.json has both states")
     about = {"from_step": state.step, "data": dataset.fingerprint, "arithmetic": state.arithmetic}
     run.add_start(provenance(state.compute.name) | about | {"changes": run.changes})
-    record = Record(config, run, state, dataset.tokenizer)
+    if run.changes:
+        write_atomic(run.path / "config.json", schema.to_json(config))
+    record = Record(config, run, state, dataset.tokenizer, watch.beat)
     record.status("running")
     return record
 
@@ -179,15 +190,25 @@ def reporting(record: Record | None, watch: Watch) -> Generator[None, None, None
             record.steps.close()
 
 
-def farewell(config: TrainConfig, record: Record, flag: StopFlag) -> None:
+def farewell(config: TrainConfig, record: Record, flag: StopFlag, agreed: Stop) -> None:
     """Why it stopped, and how it goes on."""
     step, steps = record.state.step, record.run.checkpoints.steps()
     again = "the same command without fresh=true" if config.fresh else "the same command"
-    if flag.level < Stop.NOW or step in steps:
-        say(f"{flag.reason or 'another rank'}: stopped at step {step}, all saved; {again} continues")
+    reason = flag.reason or "a signal to another rank"
+    if agreed < Stop.NOW or step in steps:
+        say(f"{reason}: stopped at step {step}, all saved; {again} continues")
     else:
         where = f"continues at step {steps[-1]}" if steps else "starts anew"
-        say(f"{flag.reason} twice: stopped at step {step} without saving; {again} {where}")
+        say(f"{reason} twice: stopped at step {step} without saving; {again} {where}")
+
+
+def refuse_shorter(config: TrainConfig, state: TrainState) -> None:
+    """The run isn't past the horizon already. Raises BadInput."""
+    if state.step > state.steps:
+        raise BadInput(
+            f"the horizon of training.steps, tokens or tokens_per_param is step {state.steps:,}, "
+            f"but the run is at step {state.step:,} already"
+        )
 
 
 def model_for(config: TrainConfig, dataset: Dataset) -> ModelConfig:

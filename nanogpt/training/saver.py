@@ -57,6 +57,11 @@ class Saver:
         self.run.metrics.sync()
         self.run.checkpoints.save(step, copy, facts)
 
+    def gave_up(self) -> bool:
+        """Whether a save failed in a way, or so often, that the run must end."""
+        self.look()
+        return self.fatal is not None
+
     def busy(self) -> bool:
         """Whether a save is under way. What became of one that is done is looked at."""
         if self.writing is not None and not self.writing.done():

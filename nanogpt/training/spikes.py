@@ -20,7 +20,7 @@ class Spikes:
         lines = [
             f"{name} {value:.4g}, {math.fsum(past) / len(past):.4g} on average over the last {len(past)} steps"
             for name, value, past in (("loss", loss, self.losses), ("gradient norm", grad_norm, self.norms))
-            if stands_out(value, past)
+            if math.isfinite(value) and stands_out(value, past)
         ]
         self.count += bool(lines)
         self.losses = [*self.losses, loss][-WINDOW:]

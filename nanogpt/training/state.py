@@ -93,8 +93,8 @@ class TrainState:
         for key, value in loaded.optimizer.items():
             name, _, quantity = key.rpartition("/")
             parameter = named[name]
-            on_device = value if quantity == "step" and not fused(self.optimizer) else value.to(parameter.device)
-            self.optimizer.state[parameter][quantity] = on_device
+            device = value.device if quantity == "step" and not fused(self.optimizer) else parameter.device
+            self.optimizer.state[parameter][quantity] = value.to(device, copy=True)  # not a view of the file
         facts = loaded.state
         self.step, self.samples, self.evaluated = facts["step"], facts["samples"], facts["evaluated"]
         self.results, self.best = facts["results"], tuple(facts["best"]) if facts["best"] else None

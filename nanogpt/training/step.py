@@ -35,8 +35,9 @@ def train_step(state: TrainState, micro_batches: Iterable[Batch], config: TrainC
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     loss, grad_norm, parts = gradients(state, micro_batches, config)
-    # A step of fp16 whose gradient overflows is left out by the scaler; a loss that isn't finite is never right.
-    finite = math.isfinite(loss) and (math.isfinite(grad_norm) or state.scaler.is_enabled())
+    # A step of fp16 whose gradient overflows is left out by the scaler, which then halves its scale; at a scale of 1
+    # it isn't the scale that overflows. A loss that isn't finite is never right.
+    finite = math.isfinite(loss) and (math.isfinite(grad_norm) or state.scaler.get_scale() > 1)
     if finite:
         state.scaler.step(state.optimizer)
         state.scaler.update()

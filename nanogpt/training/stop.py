@@ -2,11 +2,13 @@
 
 import signal
 import socket
+import time
 from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+AT_ONCE = 0.1  # seconds in which several signals are one: a job's processes get it from the system and from each other
 
 
 class Stop(IntEnum):
@@ -31,12 +33,16 @@ class StopFlag:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.level = Stop.NO
+        self.first = 0.0
         self.before: dict[signal.Signals, Any] = {}
         self.wakeup, self.waker = socket.socketpair()
 
     def receive(self, number: int, _: FrameType | None) -> None:
-        self.reason = self.reason or signal.Signals(number).name
-        self.level = Stop.NOW if self.level else Stop.SOON
+        now = time.monotonic()
+        if self.reason is None:
+            self.reason, self.level, self.first = signal.Signals(number).name, Stop.SOON, now
+        elif now - self.first > AT_ONCE:
+            self.level = Stop.NOW
 
     def __enter__(self) -> "StopFlag":
         self.waker.setblocking(False)

@@ -45,7 +45,7 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
         ("train loss", f"{results['train_loss']:.4f} nats/token" if "train_loss" in results else "not evaluated"),
         ("val loss", f"{results['val_loss']:.4f} nats/token, {results['val_bpb']:.4f} bits/byte"),
         ("best val loss", best),
-        ("tokens", f"{state.step * config.training.batch_tokens:,} in {state.step:,} steps"),
+        ("tokens", f"{state.samples * config.model.block_size:,} in {state.step:,} steps"),
     ]
     say()
     say(table("result", ("", ""), rows))

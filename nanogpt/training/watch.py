@@ -26,8 +26,9 @@ class Watch:
 
     def __init__(self, peers: Peers) -> None:
         self.peers = peers
-        self.silent = self.stopping = 0.0
-        """Seconds since the last beat, and since the first signal."""
+        self.silent = self.quiet = self.stopping = 0.0
+        """Seconds since the last beat of this rank, since the last of any rank, and since the first signal."""
+        self.beats = self.theirs = 0
         self.patience = self.grace = float("inf")
         self.factor, self.step = FIRST, -1
         self.flag: StopFlag | None = None
@@ -40,7 +41,7 @@ class Watch:
         self.file = folder / f"stacks-rank-{self.peers.rank}.txt"
         self.patience = patience if self.peers.world > 1 else float("inf")
         self.grace, self.flag = grace, flag
-        self.silent = 0.0
+        self.silent = self.quiet = 0.0
 
     def end(self) -> None:
         """The ranks need each other no more, and leave one by one."""
@@ -53,7 +54,8 @@ class Watch:
         """The main thread lives and is at `step`."""
         if -1 < self.step < step:
             self.factor = 1.0
-        self.silent, self.step = 0.0, step
+        self.silent, self.quiet, self.step = 0.0, 0.0, step
+        self.beats += 1
 
     def run(self) -> None:
         signalled, since_look = False, 0.0
@@ -65,15 +67,21 @@ class Watch:
                 continue
             passed = min(TICK, time.monotonic() - started)
             self.silent += passed
+            self.quiet += passed
             self.stopping += passed if signalled else 0.0
             since_look += passed
-            if since_look > 1.0 and self.silent > AWHILE:
+            if since_look > min(1.0, self.patience / 10):
                 since_look = 0.0
                 self.look_for_peers()
             self.look_at_time()
 
     def look_for_peers(self) -> None:
-        """End when a rank of this machine is gone and this one makes no progress without it."""
+        """See whether others get somewhere; end when one of this machine is gone and this one is stuck without it."""
+        theirs = self.peers.progress(self.beats)
+        if theirs != self.theirs:
+            self.theirs, self.quiet = theirs, 0.0
+        if self.silent < AWHILE:
+            return
         if gone := self.peers.lost():
             self.give_up(self.peers.lost_error(gone, max(0, self.step)).args[0], PeerLost.exit_code)
 
@@ -81,8 +89,8 @@ class Watch:
         """End when the main thread has been silent, or asked to stop, for too long."""
         at = f"at step {max(0, self.step)}"
         again = "the same command continues from the last checkpoint"
-        if self.silent > self.patience * self.factor:
-            what = f"rank {self.peers.rank} got nowhere for {self.silent:.0f} s {at}: another rank hangs or is lost"
+        if self.quiet > self.patience * self.factor:
+            what = f"no rank got anywhere for {self.quiet:.0f} s {at}: one hangs or is lost, or a batch takes so long"
             self.give_up(f"{what}; {again}", PeerLost.exit_code)
         if self.stopping > self.grace:
             reason = (self.flag and self.flag.reason) or "a signal"

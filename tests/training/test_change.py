@@ -80,6 +80,27 @@ def test_f38_each_class_does_what_it_says(config: Build, tmp_path: Path, key: st
             config(**{key: OTHER[key]}, **{"resume.allow_change": [key]})
 
 
+@pytest.mark.parametrize("key", [key for key, _ in schema.leaves(TrainConfig)])
+def test_f38_every_key(config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """A run that was made with another value of the key, whatever it was."""
+    real = schema.values
+    run = RunDirectory(tmp_path)
+    (tmp_path / "config.json").write_text(schema.to_json(config()))
+    first = iter([True])  # the first config that is asked for its values is the run's own
+
+    def values(section: BaseModel, prefix: str = ""):  # type: ignore[no-untyped-def]
+        old = next(first, False)
+        return ((name, "something else" if old and name == key else value) for name, value in real(section, prefix))
+
+    monkeypatch.setattr(schema, "values", values)
+    kind = schema.change_of(dict(schema.leaves(TrainConfig))[key])
+    if kind == "free" or key == "hardware.precision":  # which is compared as what it became, see below
+        assert len(accepted_changes(run, config())) == (not key.startswith(("resume.", "fresh")))
+    else:
+        with pytest.raises(BadCheckpoint, match=rf"{key} \(was something else, now"):
+            accepted_changes(run, config())
+
+
 def test_a_run_continues_with_a_longer_horizon(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
     """20 steps, then 30 in the same directory; the lineage has the change, the same command goes on."""
     train(config())
@@ -99,6 +120,25 @@ def test_a_run_continues_with_a_longer_horizon(config: Build, capsys: pytest.Cap
     assert "finished already, at step 30" in capsys.readouterr().out
     with pytest.raises(BadCheckpoint, match=r"training.steps \(was 30, now 20\)"):
         train(config())
+
+
+def test_a_refused_change_leaves_the_run_as_it_was(config: Build, corpus: Path, tmp_path: Path) -> None:
+    """Allowed, but the model doesn't fit the other data: the original command goes on."""
+    train(config())
+    before = (locate(config()) / "config.json").read_bytes()
+    (tmp_path / "other.txt").write_text("ACGT" * 4000)
+    changed = {"data.source": str(tmp_path / "other.txt"), "resume.allow_change": ["data"]}
+    with pytest.raises(BadCheckpoint, match="is of another model"):
+        train(config(**changed, **{"resume.run": str(locate(config()))}))
+    assert (locate(config()) / "config.json").read_bytes() == before
+    assert train(config()) == 0
+
+
+def test_a_horizon_the_run_is_past(config: Build) -> None:
+    train(config())
+    past = {"training.steps": 10, "resume.run": locate(config()).name, "resume.allow_change": ["training.steps"]}
+    with pytest.raises(BadInput, match="is step 10, but the run is at step 20 already"):
+        train(config(**past))
 
 
 def test_a_checkpoint_of_another_model(config: Build) -> None:

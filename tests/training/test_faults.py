@@ -6,6 +6,7 @@ are the bytes of an undisturbed run.
 
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,12 @@ Reference = Callable[..., dict[str, str]]
 
 
 def goes_on(config: TrainConfig, undisturbed: Reference, world: int = 1) -> str:
-    """The same command again ends well and exactly. Returns what it said."""
+    """The same command again continues where the newest good checkpoint is, and ends exactly. Returns what it said."""
+    checkpoints = RunDirectory(locate(config)).checkpoints
+    loaded = checkpoints.newest()[0] if checkpoints.steps() else None
     codes, output = ranks.run(config, world)
     assert codes == [0] * world, output
+    assert loaded is None or loaded.state["step"] in (0, 20) or f"continuing at step {loaded.state['step']}" in output
     assert ranks.result(config) == undisturbed(world)
     return output
 
@@ -136,12 +140,20 @@ def test_f05_a_signal_in_the_last_step_lets_the_run_finish(config: Build, undist
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_f06_a_second_signal_skips_the_save(config: Build, undisturbed: Reference, world: int) -> None:
-    faults = [Fault("nanogpt.training.loop.train_step", 7, name) for name in ("SIGTERM", "SIGINT")]
-    codes, output = ranks.run(config(), world, faults)
+    fault = Fault("nanogpt.training.loop.train_step", 7, "SIGTERM+SIGINT", rank=world - 1)
+    codes, output = ranks.run(config(), world, [fault])
     assert codes == [85] * world
     assert "twice: stopped at step 7 without saving; the same command continues at step 5" in output
     assert a_good_checkpoint(config())
     goes_on(config(), undisturbed, world)
+
+
+def test_f06_the_same_signal_from_two_sides_is_one(config: Build, undisturbed: Reference) -> None:
+    """A system that signals every process of a job reaches a rank itself and through the command that started it."""
+    faults = [Fault("nanogpt.training.loop.train_step", 7, "SIGTERM") for _ in range(2)]
+    codes, output = ranks.run(config(), 1, faults)
+    assert codes == [85] and "stopped at step 7, all saved" in output
+    goes_on(config(), undisturbed)
 
 
 def test_f07_a_signal_while_stuck_in_a_collective(config: Build, undisturbed: Reference) -> None:
@@ -159,7 +171,7 @@ def test_f08_a_rank_that_hangs(config: Build, undisturbed: Reference) -> None:
     changes = {"hardware.timeout": 1.5}
     started = Started(config(**changes), 2, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP", 1)])
     assert started.wait(15, 0) == [7, None]
-    assert "rank 0 got nowhere for" in started.output() and "another rank hangs" in started.output()
+    assert "no rank got anywhere for" in started.output() and "one hangs or is lost" in started.output()
     goes_on(config(), undisturbed, 2)
 
 
@@ -238,11 +250,20 @@ def test_f12_no_good_checkpoint_is_an_error_not_a_new_start(config: Build, world
     assert sorted(path.name for path in locate(config()).glob("checkpoints/*")) == names
 
 
+def test_f12_checkpoints_that_are_gone_are_not_a_new_start(config: Build) -> None:
+    stopped_early(config())
+    shutil.rmtree(locate(config()) / "checkpoints")
+    before = (locate(config()) / "metrics.jsonl").read_bytes()
+    codes, output = ranks.run(config())
+    assert codes == [4] and "its checkpoints are gone; fresh=true starts another attempt" in output
+    assert (locate(config()) / "metrics.jsonl").read_bytes() == before
+
+
 def test_f13_a_save_replaced_but_not_yet_in_place(config: Build, undisturbed: Reference) -> None:
     """Gone between the two renames of a step that is saved again, with no other checkpoint there."""
     assert ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 3, "SIGTERM")])[0] == [85]
     folder = locate(config()) / "checkpoints"
-    (folder / "step-00000003").rename(folder / ".del-step-00000003")
+    (folder / "step-00000003").rename(folder / ".old-step-00000003")
     output = goes_on(config(), undisturbed)
     assert "continuing at step 3" in output
 
@@ -282,6 +303,23 @@ def test_f41_the_reader_of_the_output_goes(config: Build, undisturbed: Reference
     codes, _ = ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 3, "broken pipe")])
     assert codes == [0]
     assert ranks.result(config()) == undisturbed()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_f41_nothing_can_be_printed(config: Build, undisturbed: Reference, world: int) -> None:
+    """A terminal that is gone, a log on a full disk: every print fails from the first on."""
+    codes, _ = ranks.run(config(), world, [Fault("nanogpt.training.run.set_up", 1, "full output", None)])
+    assert codes == [0] * world
+    assert ranks.result(config()) == undisturbed(world)
+
+
+def test_a_slow_leader_is_waited_for(config: Build, undisturbed: Reference) -> None:
+    """Rank 0 takes longer than hardware.timeout to draw a sample, token by token: nobody gives up on it."""
+    changes = {"hardware.timeout": 2.0}
+    slow = [Fault("nanogpt.generate.filtered", n, "sleep", 0) for n in (11, 12, 13, 14)]
+    codes, output = ranks.run(config(**changes), 2, slow)
+    assert codes == [0, 0], output
+    assert ranks.result(config()) == undisturbed(2)
 
 
 def test_f46_a_crash_loop_is_told(config: Build, undisturbed: Reference) -> None:

@@ -155,6 +155,22 @@ def test_fp16_hides_no_nan(config: Build, monkeypatch: pytest.MonkeyPatch) -> No
         train(built)
 
 
+def test_fp16_gradients_that_stay_nan_are_divergence(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaler halves its scale a few times, as for an overflow; at a scale of 1 it is no overflow any more."""
+    built = config(**QUIET, **{"training.steps": 200})
+    real = loop.train_step
+
+    def broken(state, *rest):  # type: ignore[no-untyped-def]
+        if state.step == 3:
+            state.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+            next(state.model.parameters()).register_hook(lambda grad: grad * float("nan"))
+        return real(state, *rest)
+
+    monkeypatch.setattr(loop, "train_step", broken)
+    with pytest.raises(Diverged, match=r"step 7: loss .*, gradient norm nan"):
+        train(built)
+
+
 def test_f19_spikes_are_told_and_counted(config: Build) -> None:
     spikes = Spikes()
     noise = [3.0 + 0.01 * (i * 7 % 5) for i in range(200)]

@@ -1,0 +1,111 @@
+"""The watcher's arithmetic: what ends a rank, and what doesn't."""
+
+import os
+import signal
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from nanogpt.distributed import Peers, alive
+from nanogpt.place import Place
+from nanogpt.training import watch as watching
+from nanogpt.training.stop import Stop, StopFlag
+from nanogpt.training.watch import Watch
+
+
+class Gone(Exception):
+    """In place of the end of the process."""
+
+
+@pytest.fixture
+def flag() -> Generator[StopFlag, None, None]:
+    with StopFlag() as one:
+        yield one
+
+
+def watch(world: int, flag: StopFlag, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    def leave(code: int) -> None:
+        raise Gone(code)
+
+    monkeypatch.setattr(watching.os, "_exit", leave)
+    one = Watch(Peers(Place(0, world)))
+    one.arm(flag, folder, patience=10.0, grace=3.0)
+    return one
+
+
+def test_patience_is_five_times_as_long_before_the_first_step(
+    flag: StopFlag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = watch(2, flag, tmp_path, monkeypatch)
+    one.beat(100)  # a run that continues: no step of this start is done yet
+    one.quiet = 49.0
+    one.look_at_time()
+    one.beat(101)
+    one.quiet = 9.0
+    one.look_at_time()
+    one.quiet = 11.0
+    with pytest.raises(Gone, match="7"):
+        one.look_at_time()
+    assert "no rank got anywhere for 11 s at step 101" in (tmp_path / "stacks-rank-0.txt").read_text()
+
+
+def test_one_rank_alone_may_take_its_time(flag: StopFlag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = watch(1, flag, tmp_path, monkeypatch)
+    one.quiet = 1e9
+    one.look_at_time()
+    one.stopping = 3.5
+    with pytest.raises(Gone, match="85"):
+        one.look_at_time()
+
+
+def test_time_that_passes_while_suspended_does_not_count(tmp_path: Path) -> None:
+    """A process stopped for seconds finds a fraction of one passed: the ticks are what counts."""
+    child = os.fork()
+    if child == 0:
+        one = Watch(Peers())
+        with one:
+            for _ in range(200):
+                time.sleep(0.01)
+            (tmp_path / "silent").write_text(str(one.silent))
+        os._exit(0)
+    time.sleep(0.5)
+    os.kill(child, signal.SIGSTOP)
+    time.sleep(4)
+    os.kill(child, signal.SIGCONT)
+    os.waitpid(child, 0)
+    assert float((tmp_path / "silent").read_text()) < 3
+
+
+def test_signals_raise_the_level_and_keep_the_first_reason(flag: StopFlag) -> None:
+    assert flag.level == Stop.NO
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert (flag.level, flag.reason) == (Stop.SOON, "SIGUSR1")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert flag.level == Stop.SOON, "the same signal from another side"
+    time.sleep(0.15)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (flag.level, flag.reason) == (Stop.NOW, "SIGUSR1")
+    assert flag.wakeup.recv(16)[:1] == bytes([signal.SIGUSR1])
+
+
+def test_hang_up_stays_ignored_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopFlag() as one:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert one.level == Stop.NO
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_process_that_ended_but_was_not_waited_for_is_gone() -> None:
+    assert alive(os.getpid())
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    while alive(child):
+        time.sleep(0.01)
+    os.waitpid(child, 0)
+    assert not alive(child)
