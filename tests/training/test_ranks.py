@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanogpt.config import TrainConfig
 from nanogpt.run_directory import RunDirectory, locate
@@ -195,3 +196,44 @@ def test_the_command_dies_and_its_ranks_with_it(config: Build, tmp_path: Path) -
     started = Started(single).until_rows(20)
     started.send(signal.SIGTERM)
     assert started.wait() == [85]
+
+
+def test_gradients_cross_ranks_once_a_step(config: Build, tmp_path: Path) -> None:
+    """Four micro-batches: the buckets are reduced in the backward of the last one alone."""
+    import torch.distributed as dist
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+    from torch.nn.parallel import DistributedDataParallel
+
+    from nanogpt.data.batches import TrainBatches
+    from nanogpt.data.prepare import prepare
+    from nanogpt.device import Compute
+    from nanogpt.training.state import build_state
+    from nanogpt.training.step import train_step
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        built = config(**{"hardware.micro_batch_size": 2})
+        dataset = prepare(built.data)
+        state = build_state(
+            built, built.model.with_vocab(dataset.vocab_size), Compute(torch.device("cpu"), "fp32", "x")
+        )
+        wrapped = DistributedDataParallel(state.model)
+        state.forward = wrapped
+        seen: list[int] = []
+
+        def counting(group: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            seen.append(done[0])
+            return allreduce_hook(None, bucket)
+
+        wrapped.register_comm_hook(None, counting)
+        done = [0]
+
+        def batches():  # type: ignore[no-untyped-def]
+            for batch in TrainBatches(dataset.train, built, torch.device("cpu")).step(0):
+                done[0] += 1
+                yield batch
+
+        train_step(state, batches(), built)
+        assert set(seen) == {4} and len(seen) >= 1
+    finally:
+        dist.destroy_process_group()
