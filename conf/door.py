@@ -46,20 +46,32 @@ def guarded(name: str, call: Callable[[], int]) -> NoReturn:
         flush()
     except LabError as error:
         tell(error)
-        code = error.exit_code
+        leave(error.exit_code)
     except KeyboardInterrupt:  # before or after training, which handles it itself
         print("interrupted; the same command continues", file=sys.stderr)
-        code = 128 + signal.SIGINT
+        leave(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
-        code = 0
+        leave(0)
     except OSError as error:  # a full disk, a folder that can't be written
         print(f"error: {escaped(error.filename or name, 400)}: {error.strerror or error}", file=sys.stderr)
-        code = 5
-    if code and os.environ.get("WORLD_SIZE", "1") != "1":
+        leave(5)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. A rank of several that failed ends at once, with its error still alive: the other ranks may be
+    gone, and torch's destructors would wait for them.
+    """
+    if code and is_rank():
         flush()
-        os._exit(code)  # the other ranks may be gone, and torch would wait for them
+        os._exit(code)
     sys.exit(code)
+
+
+def is_rank() -> bool:
+    """Whether this process is one of several ranks."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def flush() -> None:
@@ -109,6 +121,8 @@ def sweep(configs: list[Config], main: Callable[[Config], int]) -> int:
         try:
             codes.append(main(config))
         except LabError as error:
+            if is_rank():  # torchrun's ranks can't meet again after an error
+                raise
             tell(error)
             codes.append(error.exit_code)
         if codes[-1] in (STOPPED, PeerLost.exit_code) or codes[-1] >= 128:

@@ -26,7 +26,7 @@ from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
 from nanogpt.files import sync
 from nanogpt.tensor_file import write_tensors
 
-FORMAT = 1
+FORMAT = 2  # 1 had no digest of the manifest itself
 PARTS = ("model", "optimizer")
 Tensors = dict[str, Tensor]
 
@@ -190,7 +190,7 @@ def verify(path: Path) -> Loaded:
     """Read a checkpoint and check all of it first. Raises BadCheckpoint naming the file that is wrong."""
     manifest = read_json(path / "manifest.json")
     if manifest.get("sha256") != digest_of(manifest):
-        raise BadCheckpoint(f"{escaped(path)}/manifest.json: corrupt, its digest is not its content's")
+        raise BadCheckpoint(f"{escaped(path)}/manifest.json: corrupt, or of an earlier version: its digest isn't right")
     version = manifest.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise TooNew(f"{escaped(path)}: written by format {version}, this program reads up to {FORMAT}; update it")

@@ -186,7 +186,7 @@ class Peers:
         return self.lost_error(gone, step)
 
     def close(self) -> None:
-        """Leave the group, so that this process can join another."""
+        """Leave the group when all went well, so that this process can join another."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -13,7 +13,7 @@ import torch
 
 from nanogpt import schema
 from nanogpt.checkpoint import verify, write_checkpoint
-from nanogpt.config import TrainConfig
+from nanogpt.config import HardwareConfig, TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import ensure
 from nanogpt.device import set_up
@@ -82,9 +82,10 @@ def replay(config: TrainConfig) -> int:
     folder = Path(str(config.replay))
     about = read_incident(folder)
     theirs = schema.read(TrainConfig, folder / "config.json")
-    same = {"micro_batch_size": about["micro_batch_size"], "precision": about["precision"]}
-    hardware = config.hardware.model_copy(update={**same, "devices": None})
+    same = {"micro_batch_size": about["micro_batch_size"], "precision": about["precision"], "devices": None}
+    hardware = schema.from_dict(HardwareConfig, config.hardware.model_dump() | same)
     run = theirs.model_copy(update={"hardware": hardware})
+    schema.checked(lambda: run.refuse_ranks(1, "hardware.devices"))
     if not (folder / "checkpoint").is_dir():
         raise BadCheckpoint(
             f"{escaped(folder)}: holds no weights; the first {WITH_STATE} incidents do, if the weights were finite"

@@ -15,7 +15,7 @@ from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, memory_bytes, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, BadData, BadEnvironment, BadInput, Diverged, LabError, PeerLost
+from nanogpt.errors import STOPPED, BadData, BadEnvironment, BadInput, Diverged, LabError
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.files import write_atomic
 from nanogpt.model.cost import parameter_estimate
@@ -53,12 +53,7 @@ def train(config: TrainConfig) -> int:
             watch.patience = config.hardware.timeout
             peers.join(compute.device)
             watch.patience = float("inf")  # until the loop: the leader may prepare data for hours
-            try:
-                code = train_with(config, compute, peers, watch)
-            except LabError as error:
-                if not isinstance(error, PeerLost):  # leaving the group would wait for the lost
-                    peers.close()
-                raise
+            code = train_with(config, compute, peers, watch)
         peers.close()
         return code
     except (MemoryError, RuntimeError) as error:  # the CPU allocator raises a plain RuntimeError

@@ -131,6 +131,13 @@ def test_replay_of_what_is_no_incident(config: Build, tmp_path: Path) -> None:
         train(config(replay=str(tmp_path)))
     built = config(**QUIET)
     ranks.run(built, 1, [Fault(LOSS, 8, "nan")])
+    incident = locate(built) / "incidents/0/incident.json"
+    content = incident.read_text()
+    for wrong in ('"micro_batch_size": 3', '"micro_batch_size": 0'):
+        incident.write_text(content.replace('"micro_batch_size": 8', wrong))
+        with pytest.raises(BadInput, match=r"micro_batch_size=\d: "):
+            train(config(replay=str(incident.parent)))
+    incident.write_text(content)
     for file in (locate(built) / "incidents/0/checkpoint").iterdir():
         file.unlink()
     (locate(built) / "incidents/0/checkpoint").rmdir()
