@@ -43,7 +43,7 @@ LEADERS = {  # function of the leader -> the same
     "nanogpt.checkpoint.Checkpoints.clean": 1,
     "nanogpt.files.write_atomic": 3,
 }
-FINE = {0, 7, 85, -signal.SIGKILL, *(-getattr(signal, name) for name in SIGNALS)}
+FINE = {0, 7, 85, 130, -signal.SIGKILL, *(-getattr(signal, name) for name in SIGNALS)}
 """Exit codes of a rank that was killed, stopped, or whose peer was."""
 
 

@@ -98,6 +98,7 @@ def rank_main(config: str, rank: int, world: int, folder: str, faults: list[Faul
     from conf.door import guarded
     from nanogpt.training.run import train
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the door is reached: Python's traceback would be the harness's
     output = os.open(f"{folder}/rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -113,7 +114,12 @@ def rank_main(config: str, rank: int, world: int, folder: str, faults: list[Faul
         if fault.rank in (None, rank):
             plant(fault)
     built = schema.from_dict(TrainConfig, importlib.import_module("json").loads(config))
-    guarded("train", lambda: train(built))
+    guarded("train", lambda: begun() or train(built))
+
+
+def begun() -> None:
+    """Inside the door: Ctrl-C is its business now."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Started:
@@ -140,7 +146,8 @@ class Started:
         """Wait until metrics.jsonl has so many rows, or the training is over."""
         metrics = locate(self.config) / "metrics.jsonl"
         deadline = time.monotonic() + 30
-        while self.alive() and len(read_rows(metrics)) < count:
+        files = [self.folder / f"rank-{rank}.txt" for rank in range(len(self.ranks))]
+        while self.alive() and (len(read_rows(metrics)) < count or not all(file.exists() for file in files)):
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.002)
         return self
