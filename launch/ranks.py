@@ -22,8 +22,8 @@ from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import STOPPED, PeerLost
 from nanogpt.place import STORE
+from nanogpt.training.stop import SIGNALS
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 POLL, STRAGGLE = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
 PR_SET_PDEATHSIG = 1
 Rank = subprocess.Popen[str]
@@ -75,7 +75,7 @@ def passing_on(ranks: list[Rank]) -> Generator[list[int], None, None]:
         for rank in ranks:
             rank.send_signal(number)
 
-    before = {number: signal.getsignal(number) for number in PASSED_ON}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         if number != signal.SIGHUP or handler != signal.SIG_IGN:
             signal.signal(number, pass_on)

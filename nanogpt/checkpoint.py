@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nanogpt.data.shards import sha256
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
-from nanogpt.files import sync
+from nanogpt.files import sync, write
 from nanogpt.tensor_file import write_tensors
 
 FORMAT = 2  # 1 had no digest of the manifest itself
@@ -235,11 +235,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadCheckpoint(f"{escaped(path)}: not a JSON object")
     return {str(name): entry for name, entry in value.items()}
-
-
-def write(path: Path, text: str) -> None:
-    """A small file, on disk when this returns. Raises OSError."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -20,13 +20,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file: at every moment it has its old content or its new."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
+def write(path: Path, text: str) -> None:
+    """A small file, on disk when this returns. Raises OSError."""
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a small file: at every moment it has its old content or its new."""
+    partial = path.with_name(f".{path.name}.tmp")
+    write(partial, text)
     partial.replace(path)
     sync(path.parent)
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def provenance(device: str) -> dict[str, Any]:
     }
 
 
+@cache
 def code_digest() -> str:
     """sha256 over the library's own sources."""
     digest = hashlib.sha256()

@@ -10,7 +10,7 @@ from nanogpt.checkpoint import verify
 from nanogpt.config import BenchConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.run_directory import RunDirectory
-from nanogpt.tensor_file import blocks
+from nanogpt.tensor_file import blocks, write_all
 from nanogpt.tracking.console import amount, say
 from nanogpt.training.saver import Saver
 from nanogpt.training.state import TrainState
@@ -67,8 +67,7 @@ def write_bare(state: TrainState, path: Path) -> None:
     with path.open("wb", buffering=0) as file:
         for part in state.tensors().values():
             for block in blocks({name: tensor.cpu() for name, tensor in part.items()}):
-                while block:
-                    block = block[file.write(block) or 0 :]
+                write_all(file, block)
         os.fsync(file.fileno())
     path.unlink()
 

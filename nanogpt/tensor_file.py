@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from io import RawIOBase
 from pathlib import Path
 
 import torch
@@ -41,10 +42,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | 
         reserve(file.fileno(), size)
         for block in [memoryview(head), *blocks(tensors)]:
             digest.update(block)
-            while block:  # a raw file may take less than it is given
-                block = block[file.write(block) or 0 :]
+            write_all(file, block)
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def write_all(file: RawIOBase, block: memoryview) -> None:
+    """Write a whole block: a raw file may take less than it is given."""
+    while block:
+        block = block[file.write(block) or 0 :]
 
 
 def reserve(descriptor: int, size: int) -> None:
