@@ -9,12 +9,26 @@ from nanogpt.config.run import TrainConfig
 from nanogpt.schema import Section, free
 
 
-class SampleConfig(Section):
-    """Text from a trained model."""
+class TrainedConfig(Section):
+    """Which trained model a command works with, and where."""
 
-    run: str | None = free(None, "run directory; null: the latest under runs_dir")
+    run: str | None = free(None, "run directory; null: the latest under runs_dir, unless init_from is given")
     runs_dir: str = free("runs", "folder of all run directories")
     checkpoint: Literal["best", "latest"] = free("best", "which checkpoint of the run")
+    init_from: str | None = free(
+        None, "instead of a run: gpt2, gpt2_medium, gpt2_large, gpt2_xl, a Hugging Face folder, or nanoGPT's ckpt.pt"
+    )
+    tokenizer: str | None = free(
+        None, "init_from: gpt2, or a folder that has tokenizer.json; null: found with the weights"
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = free(
+        "auto", "auto, cpu, cuda, cuda:N or mps"
+    )
+
+
+class SampleConfig(TrainedConfig):
+    """Text from a trained model."""
+
     prompt: str = free("", "text to continue; empty: the start of a document", literal=True)
     num_samples: int = free(1, "samples, one after the other", ge=1, le=100_000)
     max_new_tokens: int = free(500, "tokens to generate per sample", ge=0, le=10_000_000)
@@ -23,9 +37,6 @@ class SampleConfig(Section):
     top_p: float = free(1.0, "keep the likeliest tokens that together reach this probability", gt=0, le=1)
     seed: int = free(1337, "of the draws; sample i uses (seed, i)", ge=0, lt=2**63)
     stream: bool = free(True, "show every token as it is drawn")
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = free(
-        "auto", "auto, cpu, cuda, cuda:N or mps"
-    )
 
 
 class PrepareConfig(Section):

@@ -23,7 +23,17 @@ class ModelConfig(Section):
     )
     dropout: Share = fixed(0.0, "probability of zeroing an activation in training")
     bias: bool = fixed(True, "biases in linear layers and layer norms")
-    activation: Literal["gelu", "gelu_tanh"] = fixed("gelu_tanh", "exact erf form, or the tanh form of OpenAI's GPT-2")
+    activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = fixed(
+        "gelu_tanh", "of the MLP: exact erf form, the tanh form of OpenAI's GPT-2, squared ReLU, or gated SiLU"
+    )
+    norm: Literal["layernorm", "rmsnorm"] = fixed("layernorm", "normalisation before each part of a block")
+    position: Literal["learned", "rotary"] = fixed(
+        "learned", "an embedding of each position, or rotated queries and keys"
+    )
+    rope_base: float = fixed(10_000.0, "position=rotary: base of the wavelengths", gt=1, le=1e9, allow_inf_nan=False)
+    qk_norm: bool = fixed(False, "RMS norm of each query and key head")
+    n_kv_head: int | None = fixed(None, "heads of keys and values, a divisor of n_head; null: n_head", ge=1, le=1024)
+    tied_head: bool = fixed(True, "the output layer's matrix is the token embedding")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -32,7 +42,29 @@ class ModelConfig(Section):
             above = [h for h in range(self.n_head, self.n_embd + 1) if self.n_embd % h == 0][:1]
             why = f"must divide model.n_embd={self.n_embd}; nearest {', '.join(map(str, [below, *above]))}"
             raise refuse("model.n_head", self.n_head, why)
+        if self.n_head % self.kv_heads:
+            divisors = [h for h in range(1, self.n_head + 1) if self.n_head % h == 0]
+            why = f"must divide model.n_head={self.n_head}; allowed: {', '.join(map(str, divisors))}"
+            raise refuse("model.n_kv_head", self.n_kv_head, why)
+        if self.position == "rotary" and self.head_size % 2:
+            why = f"heads of {self.head_size} channels (n_embd / n_head) can't be rotated in pairs"
+            raise refuse("model.position", self.position, why)
         return self
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values: fewer than `n_head` share them among groups of queries (Ainslie et al. 2023)."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Channels inside the MLP: 4 C, or for the gated form, which has three matrices, 8/3 C in multiples of 64."""
+        return -(-8 * self.n_embd // 192) * 64 if self.activation == "swiglu" else 4 * self.n_embd
 
     @property
     def padded_vocab_size(self) -> int:

@@ -1,6 +1,6 @@
 """Causal self-attention (Vaswani et al. 2017) through torch's fused kernels.
 
-B batch, T time, S time including the cache, C channels, H heads, D head size.
+B batch, T time, S time including the cache, C channels, H heads, K heads of keys and values, D head size.
 """
 
 import math
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from nanogpt.config import ModelConfig
 from nanogpt.model.dropout import dropout
 from nanogpt.model.kv_cache import KVCache
+from nanogpt.model.layers import RMS_EPS
+from nanogpt.model.rotary import Rotation, rotated
 
 
 class CausalSelfAttention(nn.Module):
@@ -19,29 +21,38 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # queries, keys, values
+        self.layer, self.dropout, self.head_size = layer, config.dropout, config.head_size
+        self.n_head, self.kv_heads = config.n_head, config.kv_heads
+        self.widths = [config.n_embd, *[config.kv_heads * config.head_size] * 2]  # of queries, keys, values
+        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm = nn.RMSNorm(config.head_size, RMS_EPS) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_size, RMS_EPS) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None, keys: Tensor | None = None
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C). With a cache of earlier positions, T must be 1 or the cache empty.
 
-        `keys`, (B,), switch dropout on.
+        `rotation` is that of the T positions; `keys`, (B,), switch dropout on.
         """
-        B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
-            for part in self.c_attn(x).split(C, dim=2)
+        B, T, _ = x.shape
+        q, k, v = (  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
+            part.view(B, T, -1, self.head_size).transpose(1, 2) for part in self.c_attn(x).split(self.widths, dim=2)
         )
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotated(q, rotation), rotated(k, rotation)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
+            k, v = cache.extend(self.layer, k, v)  # (B, K, S, D)
+        if self.kv_heads < self.n_head:  # each serves a group of neighbouring queries
+            k, v = (part.repeat_interleave(self.n_head // self.kv_heads, dim=1) for part in (k, v))
         # One new position may see all S: only a square of positions needs the causal mask.
         if keys is None or self.dropout == 0:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=k.shape[2] == T)
         else:  # the fused kernels draw masks of their own
             y = dropout(causal_weights(q, k), self.dropout, keys, 3 * self.layer + 1) @ v
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, C)
         return dropout(self.c_proj(y), self.dropout, keys, 3 * self.layer + 2)
 
 

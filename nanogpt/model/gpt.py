@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): embeddings, pre-norm blocks, a head tied to the token embedding.
+"""GPT-2 (Radford et al. 2019): embeddings, pre-norm blocks, a head tied to the token embedding; and its modern forms.
 
 Parameter names are those of GPT-2 and nanoGPT (`transformer.h.0.attn.c_attn.weight`, …); linear weights are (out, in).
 B batch, T time, C channels, V vocabulary, P vocabulary padded to a multiple.
@@ -15,8 +15,8 @@ from nanogpt.model.attention import CausalSelfAttention
 from nanogpt.model.dropout import dropout
 from nanogpt.model.kv_cache import KVCache
 from nanogpt.model.layers import MLP, norm
-
-IGNORED = -1  # a target that doesn't count
+from nanogpt.model.loss import linear_cross_entropy
+from nanogpt.model.rotary import Rotation, rotation_of
 
 
 class Block(nn.Module):
@@ -29,9 +29,11 @@ class Block(nn.Module):
         self.ln_2 = norm(config)
         self.mlp = MLP(config, layer)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None, keys: Tensor | None = None
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), cache, keys)
+        x = x + self.attn(self.ln_1(x), rotation, cache, keys)
         return x + self.mlp(self.ln_2(x), keys)
 
 
@@ -46,16 +48,14 @@ class GPT(nn.Module):
         self.config = config
         assert config.vocab_size is not None
         rows = config.padded_vocab_size
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(rows, config.n_embd),
-                "wpe": nn.Embedding(config.block_size, config.n_embd),
-                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
-                "ln_f": norm(config),
-            }
-        )
+        self.transformer = nn.ModuleDict({"wte": nn.Embedding(rows, config.n_embd)})
+        if config.position == "learned":
+            self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        self.transformer["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.transformer["ln_f"] = norm(config)
         self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
-        self.lm_head.weight = self.token_embedding.weight
+        if config.tied_head:
+            self.lm_head.weight = self.token_embedding.weight
         # Added to the logits as the head's bias: padded ids get probability zero and no gradient, at no cost.
         pad = torch.zeros(rows).masked_fill(torch.arange(rows) >= config.vocab_size, -math.inf)
         self.register_buffer("pad_mask", pad if rows > config.vocab_size else None, persistent=False)
@@ -63,7 +63,7 @@ class GPT(nn.Module):
 
     @property
     def token_embedding(self) -> nn.Embedding:
-        """The token embedding, (P, C), also the head's weight."""
+        """The token embedding, (P, C), also the head's weight where the head is tied."""
         module = self.transformer["wte"]
         assert isinstance(module, nn.Embedding)
         return module
@@ -72,10 +72,14 @@ class GPT(nn.Module):
         """(B, T) ids -> (B, T, C) of the last layer, normalised. Positions follow those in the cache."""
         past = 0 if cache is None else cache.length
         positions = torch.arange(past, past + ids.shape[1], device=ids.device)
-        x = self.transformer["wte"](ids) + self.transformer["wpe"](positions)
+        x, rotation = self.transformer["wte"](ids), None
+        if self.config.position == "learned":
+            x = x + self.transformer["wpe"](positions)
+        else:
+            rotation = rotation_of(positions, self.config.head_size, self.config.rope_base)
         x = dropout(x, self.config.dropout, keys, 0)
         for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
-            x = block(x, cache, keys)
+            x = block(x, rotation, cache, keys)
         if cache is not None:
             cache.length += ids.shape[1]
         return self.transformer["ln_f"](x)
@@ -92,12 +96,10 @@ class GPT(nn.Module):
         A sum, not a mean: sums over micro-batches and ranks divided by the count of targets give the exact mean.
         With `keys`, one (int64) of each sequence, there is dropout; without them there is none, in any mode.
         """
-        logits = F.linear(self.features(ids, cache, keys), self.lm_head.weight, self.pad_mask)
+        x = self.features(ids, cache, keys)
         if targets is None:
-            return logits
-        return F.cross_entropy(
-            logits.view(-1, logits.shape[-1]).float(), targets.reshape(-1), ignore_index=IGNORED, reduction="sum"
-        )
+            return F.linear(x, self.lm_head.weight, self.pad_mask)
+        return linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, self.pad_mask, targets.flatten())
 
     def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) ids -> (B, V) logits of the token after the last, padded ids cut off."""

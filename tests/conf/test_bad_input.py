@@ -84,7 +84,7 @@ TABLE = [
     ("model.dropout=1.0", "out of range"),
     ("model.dropout=nan", "model.dropout=nan: a finite number is needed"),
     ("model.block_size=0", "out of range"),
-    ("model.activation=GELU", "not a choice; allowed: one of gelu, gelu_tanh; did you mean 'gelu'?"),
+    ("model.activation=GELU", "not a choice; allowed: one of gelu, gelu_tanh, relu2, swiglu; did you mean 'gelu'?"),
     ("model.bias=maybe", "model.bias=maybe: a boolean is needed; allowed: true or false"),
     ("init_from=gpt2-xxl", "allowed: one of scratch"),
     # optimizer and schedule

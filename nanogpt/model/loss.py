@@ -1,0 +1,70 @@
+"""Cross-entropy of a linear layer's outputs that never holds all of them: the largest tensor of a GPT's training step.
+
+The logits are computed a few rows at a time, and where gradients are wanted each piece becomes its share of them at
+once, so nothing is computed twice (the idea of Wijmans et al. 2024 and of Liger Kernel, Hsu et al. 2024).
+N rows, C channels, P vocabulary with its padding.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+IGNORED = -1  # a target that doesn't count
+CHUNK_BYTES = 64 * 2**20  # of fp32 logits at a time
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Summed -log softmax(x weight^T + bias)[target] in nats, fp32: (N, C), (P, C), (P,), (N,) -> ().
+
+    `bias` is a constant. Rows whose target is IGNORED don't count. Under autocast the products are in its precision.
+    """
+    if torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(x, weight, bias, targets)  # pyright: ignore[reportReturnType]
+    pieces = zip(x.split(rows_of(weight)), targets.split(rows_of(weight)), strict=True)
+    return torch.stack([summed(F.linear(part, weight, bias), target) for part, target in pieces]).sum()
+
+
+def rows_of(weight: Tensor) -> int:
+    """Rows of logits computed at a time."""
+    return max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+
+
+def summed(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradients of a unit of it in one pass; backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        rows = rows_of(weight)
+        product = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        matrix = weight.to(product)
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        losses: list[Tensor] = []
+        for part, target, grad in zip(x.split(rows), targets.split(rows), grad_x.split(rows), strict=True):
+            part = part.to(product)
+            logits = F.linear(part, matrix, bias if bias is None else bias.to(product)).float()
+            counted = target != IGNORED
+            chosen = target.where(counted, 0)[:, None]
+            norm = logits.logsumexp(dim=1, keepdim=True)
+            losses.append((norm - logits.gather(1, chosen))[:, 0].where(counted, 0.0).sum())
+            logits.sub_(norm).exp_().scatter_add_(1, chosen, -torch.ones_like(norm))  # the gradient, in its place
+            logits.mul_(counted[:, None])
+            piece = logits.to(product)
+            grad.copy_(piece @ matrix)
+            grad_weight += piece.T @ part
+        ctx.grads = grad_x, grad_weight
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_x, grad_weight = ctx.grads
+        del ctx.grads  # they are scaled in place, once
+        (scale,) = grad_outputs
+        return grad_x.mul_(scale), grad_weight.mul_(scale), None, None

@@ -1,0 +1,25 @@
+"""Rotary position embedding (Su et al. 2021): queries and keys turn with their position, so products see distances.
+
+Channel i of a head is paired with channel i + D/2, as in Llama. B batch, T time, H heads, D head size.
+"""
+
+import torch
+from torch import Tensor
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine of every angle, each (T, D)."""
+
+
+def rotation_of(positions: Tensor, head_size: int, base: float) -> Rotation:
+    """The rotation of (T,) positions: pair i turns by position * base ** (-2 i / D)."""
+    exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
+    angles = positions[:, None].float() * base**-exponents  # (T, D/2)
+    angles = torch.cat([angles, angles], dim=1)
+    return angles.cos(), angles.sin()
+
+
+def rotated(x: Tensor, rotation: Rotation) -> Tensor:
+    """(B, H, T, D) -> (B, H, T, D), every pair of channels turned by its angle."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, dim=3)
+    return x * cos + torch.cat([-second, first], dim=3) * sin
