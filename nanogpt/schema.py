@@ -165,7 +165,8 @@ def allowed(field: FieldInfo) -> str:
     null = " or null" if type(None) in kinds else ""
     choices = choices_of(field.annotation)
     if choices:
-        return "one of " + ", ".join(choices) + null
+        several = "a list of " if "tuple" in str(field.annotation) else "one of "
+        return several + ", ".join(choices) + null
     limits = list(field.metadata)
     for kind in kinds:
         limits += getattr(kind, "__metadata__", ())
@@ -195,8 +196,8 @@ WORDS = {
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, also of an optional one."""
-    parts = get_args(annotation)
+    """The values of a Literal, also of an optional one, and of the elements of a list."""
+    parts = [inner for part in get_args(annotation) for inner in (get_args(part) or (part,))]
     return tuple(part for part in parts if isinstance(part, str))
 
 

@@ -29,11 +29,12 @@ LAYERS = [
     ("nanogpt.data", "nanogpt.foreign"),
     ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generate"),
     ("nanogpt.run_directory",),
+    ("nanogpt.trained",),
     ("nanogpt.training", "nanogpt.sampling"),
-    ("nanogpt.saving_benchmark",),
+    ("nanogpt.saving_benchmark", "nanogpt.evaluating"),
     ("nanogpt.benchmark", "conf"),
     ("launch",),
-    ("train", "prepare", "sample", "bench"),
+    ("train", "prepare", "sample", "evaluate", "bench"),
 ]
 THIRD_PARTY = {  # library -> the only places that may import it
     "hydra": ("conf",),

@@ -9,7 +9,7 @@ import pytest
 
 from conf.compose import points
 from conf.door import split
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, EvaluateConfig, PrepareConfig, SampleConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 DOORS: dict[str, Any] = {
@@ -17,6 +17,7 @@ DOORS: dict[str, Any] = {
     "bench.py": BenchConfig,
     "prepare.py": PrepareConfig,
     "sample.py": SampleConfig,
+    "evaluate.py": EvaluateConfig,
 }
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
 
@@ -29,7 +30,7 @@ def commands() -> list[str]:
             if line.startswith("$"):
                 continue  # a session that shows an error
             line = line.partition("| ")[2].partition("| ")[2] if line.startswith("| ") else line  # not nanoGPT's own
-            for match in re.finditer(r"python (?:train|bench|prepare|sample)\.py(?: [^`|#]*)?", line):
+            for match in re.finditer(r"python (?:train|bench|prepare|sample|evaluate)\.py(?: [^`|#]*)?", line):
                 command = re.split(r"\s{3,}|\s+# ", match[0])[0].strip()
                 found[command.rstrip('")').strip() if "-sc" in command else command] = None
     return list(found)

@@ -7,7 +7,8 @@ tokens over all micro-batches and ranks, losses are nats per token. Sizes keep t
 """
 
 from nanogpt.config.corpus import DataConfig
-from nanogpt.config.doors import BenchConfig, BenchSettings, PrepareConfig, SampleConfig, TrainedConfig
+from nanogpt.config.doors import BenchConfig, BenchSettings, EvaluateConfig, PrepareConfig, SampleConfig, TrainedConfig
+from nanogpt.config.evaluation import BenchmarkFiles, EvaluationConfig, TaskName
 from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
 from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -16,9 +17,12 @@ from nanogpt.config.run import TrainConfig, check_horizon
 __all__ = [
     "BenchConfig",
     "BenchSettings",
+    "BenchmarkFiles",
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "EvaluateConfig",
+    "EvaluationConfig",
     "HardwareConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -26,6 +30,7 @@ __all__ = [
     "ResumeConfig",
     "SampleConfig",
     "ScheduleConfig",
+    "TaskName",
     "TrackingConfig",
     "TrainConfig",
     "TrainedConfig",

@@ -30,11 +30,17 @@ class CausalSelfAttention(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_size, RMS_EPS) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None, keys: Tensor | None = None
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        cache: KVCache | None = None,
+        keys: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C). With a cache of earlier positions, T must be 1 or the cache empty.
 
-        `rotation` is that of the T positions; `keys`, (B,), switch dropout on.
+        `rotation` is that of the T positions; `keys`, (B,), switch dropout on; `mask`, (B, 1, T, S), says what each
+        position sees where that isn't all up to itself.
         """
         B, T, _ = x.shape
         q, k, v = (  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
@@ -49,7 +55,7 @@ class CausalSelfAttention(nn.Module):
             k, v = (part.repeat_interleave(self.n_head // self.kv_heads, dim=1) for part in (k, v))
         # One new position may see all S: only a square of positions needs the causal mask.
         if keys is None or self.dropout == 0:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=k.shape[2] == T)
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and k.shape[2] == T)
         else:  # the fused kernels draw masks of their own
             y = dropout(causal_weights(q, k), self.dropout, keys, 3 * self.layer + 1) @ v
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, C)

@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 
 from conf.compose import points
 from conf.door import dispatch
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, EvaluateConfig, PrepareConfig, SampleConfig, TrainConfig
 from nanogpt.errors import BadInput, Diverged, LabError
 from nanogpt.schema import leaves
 from tests.conftest import Run
 
-DOORS: dict[str, Any] = {"train": TrainConfig, "bench": BenchConfig, "prepare": PrepareConfig, "sample": SampleConfig}
+DOORS: dict[str, Any] = {
+    "train": TrainConfig,
+    "bench": BenchConfig,
+    "prepare": PrepareConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+}
 
 TABLE = [
     # override syntax
@@ -217,7 +223,7 @@ def wrong_values(annotation: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("door", ["train", "prepare", "sample"])
+@pytest.mark.parametrize("door", ["train", "prepare", "sample", "evaluate"])
 def test_every_leaf_refuses_wrong_values(door: str) -> None:
     seen: set[str] = set()
     for key, field in leaves(DOORS[door]):

@@ -13,11 +13,17 @@ from omegaconf import OmegaConf
 from conf.compose import points
 from conf.door import help_page
 from conf.groups import choices, groups
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, EvaluateConfig, PrepareConfig, SampleConfig, TrainConfig
 from nanogpt.schema import leaves, signature
 
 ROOT = Path(__file__).parents[2]
-DOORS: dict[str, Any] = {"train": TrainConfig, "bench": BenchConfig, "prepare": PrepareConfig, "sample": SampleConfig}
+DOORS: dict[str, Any] = {
+    "train": TrainConfig,
+    "bench": BenchConfig,
+    "prepare": PrepareConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+}
 SOURCE = "data.source=a.txt"
 
 
@@ -47,7 +53,8 @@ def test_every_model_trains_on_every_data_set(model: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_key_in_a_yaml_is_a_knob(path: Path) -> None:
-    keys = {key for key, _ in leaves(TrainConfig)}
+    door = EvaluateConfig if path.parent.name == "eval" else TrainConfig
+    keys = {key for key, _ in leaves(door)}
     text = path.read_text()
     prefix = "" if "@package _global_" in text else f"{path.parent.name}."
     content = OmegaConf.load(path)
