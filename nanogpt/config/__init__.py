@@ -7,7 +7,7 @@ tokens over all micro-batches and ranks, losses are nats per token. Sizes keep t
 """
 
 from nanogpt.config.corpus import DataConfig
-from nanogpt.config.doors import BenchConfig, BenchSettings, PrepareConfig, SampleConfig, TrainedConfig
+from nanogpt.config.doors import BenchConfig, BenchSettings, PrepareConfig, SampleConfig, TaskConfig, TrainedConfig
 from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
 from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -26,6 +26,7 @@ __all__ = [
     "ResumeConfig",
     "SampleConfig",
     "ScheduleConfig",
+    "TaskConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainedConfig",
