@@ -13,7 +13,7 @@ import torch
 from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import read_json
-from nanogpt.config import EvalConfig, EvaluateConfig, HardwareConfig, TaskName
+from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareConfig
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers, meet
@@ -145,7 +145,7 @@ def destination(config: EvaluateConfig, trained: Trained) -> Path | None:
 
 
 def prepare(
-    name: Literal["loss", TaskName], config: EvaluateConfig, trained: Trained, compute: Compute, peers: Peers
+    name: Literal["loss", BenchmarkName], config: EvaluateConfig, trained: Trained, compute: Compute, peers: Peers
 ) -> Task:
     """Read the documents of a task, the leader first. Raises BadInput, BadData and BadEnvironment, on all ranks."""
     if name == "loss":

@@ -43,22 +43,25 @@ def naive(model: GPT, prompt: list[int], count: int, draw: Draw, generator: torc
 
 
 @pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5], list(range(16)), list(range(40))], ids=len)
-@pytest.mark.parametrize("draw", [Draw(0.0), Draw(0.9, top_k=20, top_p=0.9)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    "draw", [Draw(temperature=0.0), Draw(temperature=0.9, top_k=20, top_p=0.9)], ids=["greedy", "drawn"]
+)
 def test_generation_is_nanogpts_without_its_cost(model: GPT, prompt: list[int], draw: Draw) -> None:
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     with torch.inference_mode():
         expected = naive(model, prompt, 40, draw, generators[0])
-    assert list(generate(model, prompt, 40, draw, generators[1])) == expected
+    assert [row[0] for row in generate(model, [prompt], 40, draw, [generators[1]])] == expected
 
 
 def test_tokens_come_one_by_one(model: GPT) -> None:
-    stream = generate(model, [1], 10**9, Draw(), torch.Generator())
+    stream = generate(model, [[1]], 10**9, Draw(), [torch.Generator()])
     assert len(list(itertools.islice(stream, 3))) == 3
 
 
 def test_the_seed_decides_the_sample(model: GPT) -> None:
     def sample(seed: int) -> list[int]:
-        return list(generate(model, [1], 30, Draw(2.0), torch.Generator().manual_seed(seed)))
+        drawn = generate(model, [[1]], 30, Draw(temperature=2.0), [torch.Generator().manual_seed(seed)])
+        return [row[0] for row in drawn]
 
     assert sample(1) == sample(1) != sample(2)
     assert all(token < 60 for token in sample(1))
@@ -68,8 +71,8 @@ def test_filters() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     full = logits.softmax(1)
     assert torch.allclose(filtered(logits, Draw()), full)
-    assert torch.allclose(filtered(logits, Draw(0.5)), (2 * logits).softmax(1))
-    assert filtered(logits, Draw(0)).tolist() == [[1, 0, 0, 0]]
+    assert torch.allclose(filtered(logits, Draw(temperature=0.5)), (2 * logits).softmax(1))
+    assert filtered(logits, Draw(temperature=0)).tolist() == [[1, 0, 0, 0]]
     assert torch.allclose(
         filtered(logits, Draw(top_k=2)), torch.tensor([[full[0, 0], full[0, 1], 0, 0]]) / full[0, :2].sum()
     )

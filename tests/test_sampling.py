@@ -1,6 +1,5 @@
 """`python sample.py` as a person uses it."""
 
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nanogpt.config import SampleConfig, TrainConfig
+from nanogpt.completion import Answer
+from nanogpt.config import SampleConfig, TaskConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.run_directory import RunDirectory, locate
-from nanogpt.sampling import load_model, sample, write
+from nanogpt.sampling import sample
 from nanogpt.tokenizer import ByteTokenizer
+from nanogpt.trained import of_run
 from nanogpt.training.run import train
 from tests.conftest import Run
 
@@ -65,24 +66,20 @@ def test_best_and_latest(config: Build) -> None:
     train(built)
     run = RunDirectory(locate(built))
     last = load_file(run.checkpoints.path(20) / "model.safetensors")["transformer.wte.weight"]
-    assert torch.equal(load_model(run, 26, "latest").token_embedding.weight, last)
+    cpu = torch.device("cpu")
+    assert torch.equal(of_run(run, "latest", cpu).model.token_embedding.weight, last)
     best = run.checkpoints.best_step()
     assert best is not None
     stored = load_file(run.checkpoints.path(best) / "model.safetensors")["transformer.wte.weight"]
-    assert torch.equal(load_model(run, 26, "best").token_embedding.weight, stored)
+    assert torch.equal(of_run(run, "best", cpu).model.token_embedding.weight, stored)
 
 
-def test_a_character_of_several_tokens_is_shown_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes of an emoji arrive one by one: nothing is printed until the fourth, and a broken one reads as U+FFFD."""
-    shown: list[str] = []
-    out = io.StringIO()
-    monkeypatch.setattr(out, "write", lambda text: shown.append(text) or len(text))
-    monkeypatch.setattr("sys.stdout", out)
-    write(ByteTokenizer(), [], iter("🙂".encode()), stream=True)
-    assert shown == ["", "", "", "", "🙂", "\n"]
-    shown.clear()
-    write(ByteTokenizer(), [], iter("🙂".encode()[:2]), stream=True)
-    assert "".join(shown) == "\ufffd\n"
+def test_a_character_of_several_tokens_is_shown_when_it_is_whole() -> None:
+    """Bytes of an emoji arrive one by one: nothing is shown until the fourth, and a broken one reads as U+FFFD."""
+    answer = Answer(ByteTokenizer(), TaskConfig())
+    assert [answer.add(byte) for byte in "🙂".encode()] == ["", "", "", "🙂"]
+    broken = Answer(ByteTokenizer(), TaskConfig())
+    assert [broken.add(byte) for byte in "🙂".encode()[:2]] == ["", ""] and broken.close() == "\ufffd"
 
 
 def test_the_command(run: Run, config: Build, tmp_path: Path) -> None:

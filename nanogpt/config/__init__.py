@@ -7,8 +7,16 @@ tokens over all micro-batches and ranks, losses are nats per token. Sizes keep t
 """
 
 from nanogpt.config.corpus import DataConfig
-from nanogpt.config.doors import BenchConfig, BenchSettings, EvaluateConfig, PrepareConfig, SampleConfig, TrainedConfig
-from nanogpt.config.evaluation import BenchmarkFiles, EvaluationConfig, TaskName
+from nanogpt.config.doors import (
+    BenchConfig,
+    BenchSettings,
+    EvaluateConfig,
+    PrepareConfig,
+    SampleConfig,
+    TaskConfig,
+    TrainedConfig,
+)
+from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName, EvaluationConfig
 from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
 from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -18,6 +26,7 @@ __all__ = [
     "BenchConfig",
     "BenchSettings",
     "BenchmarkFiles",
+    "BenchmarkName",
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
@@ -30,7 +39,7 @@ __all__ = [
     "ResumeConfig",
     "SampleConfig",
     "ScheduleConfig",
-    "TaskName",
+    "TaskConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainedConfig",

@@ -7,7 +7,7 @@ from pydantic import Field
 from nanogpt.config.fields import Count
 from nanogpt.schema import Section, free
 
-TaskName = Literal["hellaswag", "lambada", "wikitext"]
+BenchmarkName = Literal["hellaswag", "lambada", "wikitext"]
 
 
 class BenchmarkFiles(Section):
@@ -25,7 +25,7 @@ class BenchmarkFiles(Section):
 class EvaluationConfig(BenchmarkFiles):
     """What evaluate.py finds out about a model."""
 
-    tasks: Annotated[tuple[Literal["loss", TaskName], ...], Field(strict=False, min_length=1)] = free(
+    tasks: Annotated[tuple[Literal["loss", BenchmarkName], ...], Field(strict=False, min_length=1)] = free(
         ("loss",), "what is evaluated, in this order"
     )
     limit: Count | None = free(None, "only the first documents of each task, of loss so many windows; null: all")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from nanogpt.config.evaluation import BenchmarkFiles, TaskName
+from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName
 from nanogpt.config.fields import Count, Share
 from nanogpt.schema import Section, fixed, free, guarded, refuse
 
@@ -41,7 +41,7 @@ class TrainingConfig(Section):
     tokens: Count | None = guarded(None, "horizon in tokens, rounded up to whole steps")
     tokens_per_param: float | None = guarded(None, "horizon in tokens per parameter; 20 is Chinchilla's", gt=0, le=1e6)
     seed: int = fixed(1337, "of initialisation, data order and dropout", ge=0, lt=2**63)
-    eval_tasks: Annotated[tuple[TaskName, ...], Field(strict=False)] = guarded(
+    eval_tasks: Annotated[tuple[BenchmarkName, ...], Field(strict=False)] = guarded(
         (), "benchmarks at each evaluation, e.g. [hellaswag]; their files: eval.hellaswag and so on"
     )
     eval_limit: Count | None = guarded(None, "only the first documents of each of eval_tasks; null: all")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from nanogpt.config import BenchmarkFiles, TaskName
+from nanogpt.config import BenchmarkFiles, BenchmarkName
 from nanogpt.device import Compute
 from nanogpt.distributed import Peers
 from nanogpt.errors import BadData, BadInput
@@ -36,7 +36,7 @@ class Benchmark(Protocol):
         ...
 
 
-def load_benchmark(name: TaskName, files: BenchmarkFiles, limit: int | None) -> Benchmark:
+def load_benchmark(name: BenchmarkName, files: BenchmarkFiles, limit: int | None) -> Benchmark:
     """The first `limit` documents of a benchmark, from the file that `eval.<name>` names or from the hub.
 
     Raises BadData and BadEnvironment.

@@ -33,14 +33,13 @@ class CausalSelfAttention(nn.Module):
         self,
         x: Tensor,
         rotation: Rotation | None = None,
+        mask: Tensor | None = None,
         cache: KVCache | None = None,
         keys: Tensor | None = None,
-        mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). With a cache of earlier positions, T must be 1 or the cache empty.
+        """(B, T, C) -> (B, T, C). `rotation` is that of the T positions; `keys`, (B,), switch dropout on.
 
-        `rotation` is that of the T positions; `keys`, (B,), switch dropout on; `mask`, (B, 1, T, S), says what each
-        position sees where that isn't all up to itself.
+        `mask`, (B or 1, 1, T, S), says what each position sees where that isn't all up to itself.
         """
         B, T, _ = x.shape
         q, k, v = (  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
@@ -53,8 +52,8 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(self.layer, k, v)  # (B, K, S, D)
         if self.kv_heads < self.n_head:  # each serves a group of neighbouring queries
             k, v = (part.repeat_interleave(self.n_head // self.kv_heads, dim=1) for part in (k, v))
-        # One new position may see all S: only a square of positions needs the causal mask.
         if keys is None or self.dropout == 0:
+            # One new position may see all S: only a square of positions needs the causal mask.
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and k.shape[2] == T)
         else:  # the fused kernels draw masks of their own
             y = dropout(causal_weights(q, k), self.dropout, keys, 3 * self.layer + 1) @ v

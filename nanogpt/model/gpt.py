@@ -34,12 +34,12 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotation: Rotation | None = None,
+        mask: Tensor | None = None,
         cache: KVCache | None = None,
         keys: Tensor | None = None,
-        mask: Tensor | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), rotation, cache, keys, mask)
+        x = x + self.attn(self.ln_1(x), rotation, mask, cache, keys)
         return x + self.mlp(self.ln_2(x), keys)
 
 
@@ -84,8 +84,10 @@ class GPT(nn.Module):
         """(B, T) ids -> (B, T, C) of the last layer, normalised. Positions follow those in the cache, or are the
         branches'.
         """
-        past = 0 if cache is None else cache.length
-        positions, mask = branches or (torch.arange(past, past + ids.shape[1], device=ids.device), None)
+        if cache is not None:
+            positions, mask = cache.advance(ids.shape[1]), cache.mask
+        else:
+            positions, mask = branches or (torch.arange(ids.shape[1], device=ids.device), None)
         x, rotation = self.transformer["wte"](ids), None
         if self.config.position == "learned":
             x = x + self.transformer["wpe"](positions)
@@ -93,9 +95,7 @@ class GPT(nn.Module):
             rotation = rotation_of(positions, self.config.head_size, self.config.rope_base)
         x = dropout(x, self.config.dropout, keys, 0)
         for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
-            x = block(x, rotation, cache, keys, mask)
-        if cache is not None:
-            cache.length += ids.shape[1]
+            x = block(x, rotation, mask, cache, keys)
         return self.transformer["ln_f"](x)
 
     def forward(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of every angle, each (T, D), or (B, T, D) where sequences differ in their positions."""
+"""Cosine and sine of every angle, each (T, D) or (B, T, D)."""
 
 
 def rotation_of(positions: Tensor, head_size: int, base: float) -> Rotation:

@@ -92,7 +92,7 @@ TABLE = [
     ("model.block_size=0", "out of range"),
     ("model.activation=GELU", "not a choice; allowed: one of gelu, gelu_tanh, relu2, swiglu; did you mean 'gelu'?"),
     ("model.bias=maybe", "model.bias=maybe: a boolean is needed; allowed: true or false"),
-    ("init_from=gpt2-xxl", "allowed: one of scratch"),
+    ("init_from=gpt2-xxl", "init_from=gpt2-xxl: no such weights; allowed: scratch, gpt2, gpt2_medium"),
     # optimizer and schedule
     ("optimizer.lr=abc", "optimizer.lr=abc: a number is needed; allowed: number in (0, 10]"),
     ("optimizer.lr=-1", "out of range"),
@@ -227,7 +227,7 @@ def wrong_values(annotation: str) -> list[str]:
 def test_every_leaf_refuses_wrong_values(door: str) -> None:
     seen: set[str] = set()
     for key, field in leaves(DOORS[door]):
-        if key == "prompt":
+        if key in ("prompt", "stop"):
             continue
         kind = str(field.annotation)
         values = wrong_values(kind)
@@ -248,6 +248,9 @@ PATHS = {
     "replay",
     "resume.run",
     "run",
+    "tokenizer",
+    "prompts",
+    "out",
     "data.source",
     "data.dir",
     "data.hub",
