@@ -7,7 +7,15 @@ tokens over all micro-batches and ranks, losses are nats per token. Sizes keep t
 """
 
 from nanogpt.config.corpus import DataConfig
-from nanogpt.config.doors import BenchConfig, BenchSettings, PrepareConfig, SampleConfig, TaskConfig, TrainedConfig
+from nanogpt.config.doors import (
+    BenchConfig,
+    BenchSettings,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    TaskConfig,
+    TrainedConfig,
+)
 from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
 from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -19,6 +27,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "ExportConfig",
     "HardwareConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -69,6 +69,16 @@ class SampleConfig(TrainedConfig):
     out: str | None = free(None, "file to append a JSON line to for every text, instead of showing them")
 
 
+class ExportConfig(TrainedConfig):
+    """A trained model for other programs."""
+
+    format: Literal["hf", "nanogpt"] = free("hf", "transformers' folder, or nanoGPT's ckpt.pt")
+    out: str | None = free(
+        None, "folder to write; null: a folder named as the format, in the run directory", min_length=1
+    )
+    overwrite: bool = free(False, "replace an earlier export")
+
+
 class PrepareConfig(Section):
     """Tokenise a data set before training on it."""
 

@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 
 from conf.compose import points
 from conf.door import dispatch
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
 from nanogpt.errors import BadInput, Diverged, LabError
 from nanogpt.schema import leaves
 from tests.conftest import Run
 
-DOORS: dict[str, Any] = {"train": TrainConfig, "bench": BenchConfig, "prepare": PrepareConfig, "sample": SampleConfig}
+DOORS: dict[str, Any] = {
+    "train": TrainConfig,
+    "bench": BenchConfig,
+    "prepare": PrepareConfig,
+    "sample": SampleConfig,
+    "export": ExportConfig,
+}
 
 TABLE = [
     # override syntax

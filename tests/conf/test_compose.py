@@ -13,11 +13,17 @@ from omegaconf import OmegaConf
 from conf.compose import points
 from conf.door import help_page
 from conf.groups import choices, groups
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
 from nanogpt.schema import leaves, signature
 
 ROOT = Path(__file__).parents[2]
-DOORS: dict[str, Any] = {"train": TrainConfig, "bench": BenchConfig, "prepare": PrepareConfig, "sample": SampleConfig}
+DOORS: dict[str, Any] = {
+    "train": TrainConfig,
+    "bench": BenchConfig,
+    "prepare": PrepareConfig,
+    "sample": SampleConfig,
+    "export": ExportConfig,
+}
 SOURCE = "data.source=a.txt"
 
 
