@@ -54,6 +54,20 @@ def convert_meta(path: Path) -> Path:
     return target
 
 
+def write_meta(path: Path, chars: str) -> None:
+    """A character vocabulary as nanoGPT keeps it."""
+    numbered = dict(enumerate(chars))
+    content = {"vocab_size": len(chars), "itos": numbered, "stoi": {char: i for i, char in numbered.items()}}
+    path.write_bytes(pickle.dumps(content))
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """What nanoGPT's train.py saves and loads. Raises OSError."""
+    import torch
+
+    torch.save(content, path)
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
     """(model_args, fp32 tensors by name) of a checkpoint that nanoGPT saved. Raises BadCheckpoint, BadEnvironment.
 
@@ -75,6 +89,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(arguments, dict) or not isinstance(tensors, dict):
         raise BadCheckpoint(f"{escaped(path)}: not a checkpoint of nanoGPT: it has no model and model_args")
+    if wrong := [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]:
+        raise BadCheckpoint(f"{escaped(path)}: {escaped(wrong[0])} is not a tensor")
     return dict(arguments), {str(name): tensor.float() for name, tensor in tensors.items()}
 
 

@@ -32,11 +32,11 @@ LAYERS = [
     ("nanogpt.interop",),
     ("nanogpt.trained",),
     ("nanogpt.completion",),
-    ("nanogpt.training", "nanogpt.sampling"),
+    ("nanogpt.training", "nanogpt.sampling", "nanogpt.exporting"),
     ("nanogpt.saving_benchmark", "nanogpt.evaluating"),
     ("nanogpt.benchmark", "conf"),
     ("launch",),
-    ("train", "prepare", "sample", "evaluate", "bench"),
+    ("train", "prepare", "sample", "evaluate", "bench", "nanogpt.export"),
 ]
 THIRD_PARTY = {  # library -> the only places that may import it
     "hydra": ("conf",),

@@ -9,7 +9,7 @@ import pytest
 
 from conf.compose import points
 from conf.door import split
-from nanogpt.config import BenchConfig, EvaluateConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, EvaluateConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 DOORS: dict[str, Any] = {
@@ -18,6 +18,7 @@ DOORS: dict[str, Any] = {
     "prepare.py": PrepareConfig,
     "sample.py": SampleConfig,
     "evaluate.py": EvaluateConfig,
+    "-m nanogpt.export": ExportConfig,
 }
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
 
@@ -30,7 +31,7 @@ def commands() -> list[str]:
             if line.startswith("$"):
                 continue  # a session that shows an error
             line = line.partition("| ")[2].partition("| ")[2] if line.startswith("| ") else line  # not nanoGPT's own
-            for match in re.finditer(r"python (?:train|bench|prepare|sample|evaluate)\.py(?: [^`|#]*)?", line):
+            for match in re.finditer(rf"python (?:{'|'.join(map(re.escape, DOORS))})(?: [^`|#]*)?", line):
                 command = re.split(r"\s{3,}|\s+# ", match[0])[0].strip()
                 found[command.rstrip('")').strip() if "-sc" in command else command] = None
     return list(found)
@@ -38,11 +39,11 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", [c for c in commands() if "…" not in c and "-sc" not in c])
 def test_commands_compose(command: str) -> None:
-    _, door, *words = shlex.split(command)
+    _, door, *words = shlex.split(command.replace("-m nanogpt.export", "'-m nanogpt.export'"))
     if "--help" in words:
         return  # asked for in test_compose
     flags, overrides = split(words)
-    assert points(door.removesuffix(".py"), DOORS[door], overrides, multirun="-m" in flags)
+    assert points(door.removesuffix(".py").rpartition(".")[2], DOORS[door], overrides, multirun="-m" in flags)
 
 
 def test_there_are_commands() -> None:

@@ -103,6 +103,16 @@ class EvaluateConfig(TrainedConfig):
         return self.data.name != DataConfig().name
 
 
+class ExportConfig(TrainedConfig):
+    """A trained model for other programs."""
+
+    format: Literal["hf", "nanogpt"] = free("hf", "transformers' folder, or nanoGPT's ckpt.pt")
+    out: str | None = free(
+        None, "folder to write; null: a folder named as the format, in the run directory", min_length=1
+    )
+    overwrite: bool = free(False, "replace an earlier export")
+
+
 class PrepareConfig(Section):
     """Tokenise a data set before training on it."""
 

@@ -20,6 +20,7 @@ Values = dict[str, Any]
 """Every key of a ModelConfig that the weights decide, with its value."""
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 PLAIN: Values = {
     "norm": "layernorm",
     "position": "learned",
@@ -58,7 +59,10 @@ def from_hf(config: Mapping[str, Any], where: str) -> Values:
     if kind not in readers:
         raise BadCheckpoint(f"{where}: model_type={escaped(kind)}: allowed: {', '.join(readers)}")
     try:
-        return readers[kind](config, where)
+        values = readers[kind](config, where)
+        if wrong := [key for key in SIZES if not isinstance(values[key], int) or values[key] < 1]:
+            raise ValueError(f"{wrong[0]} is {values[wrong[0]]}")
+        return values
     except KeyError as error:
         raise BadCheckpoint(f"{where}: lacks {escaped(error)}") from None
     except (TypeError, ValueError, ArithmeticError) as error:

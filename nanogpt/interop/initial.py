@@ -2,7 +2,6 @@
 
 import torch
 
-from nanogpt import tokenizer as tokenizers
 from nanogpt.errors import BadCheckpoint, BadData, escaped
 from nanogpt.interop.names import fitted
 from nanogpt.interop.sources import Source
@@ -41,7 +40,7 @@ def shape_of(tensor: torch.Tensor | None) -> str:
 def refuse_other_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
     """The data speaks in the tokens that the weights know, as far as that can be told. Raises BadData."""
     theirs = source.tokenizer()
-    if theirs is not None and tokenizers.fingerprint(theirs) != tokenizers.fingerprint(tokenizer):
+    if theirs is not None and theirs.tokens != tokenizer.tokens:
         raise BadData(
             f"data.tokenizer={tokenizer.spec()['kind']}: {len(tokenizer.tokens):,} tokens, which are not the "
             f"{len(theirs.tokens):,} that {source.label} was trained with"

@@ -16,7 +16,7 @@ from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped, hint
-from nanogpt.interop.architecture import GPT2_SIZES, PLAIN, Values, from_hf, gpt2_values, openai_values
+from nanogpt.interop.architecture import GPT2_SIZES, PLAIN, SIZES, Values, from_hf, gpt2_values, openai_values
 from nanogpt.interop.hf_tokenizer import read_tokenizer
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
 
@@ -120,7 +120,7 @@ class NanoGPT:
         from nanogpt.foreign import read_checkpoint
 
         arguments, _ = read_checkpoint(self.path)
-        names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
+        names = (*SIZES, "bias")
         if lacking := [name for name in names if name not in arguments]:
             raise BadCheckpoint(f"{escaped(self.path)}: model_args lacks {', '.join(lacking)}")
         return gpt2_values(*(arguments[name] for name in names), activation="gelu")
@@ -158,7 +158,7 @@ class Run:
     def values(self) -> Values:
         model = schema.read(TrainConfig, self.path / CONFIG).model
         model = model.with_vocab(len(tokenizers.load(self.path).tokens))
-        return {key: getattr(model, key) for key in [*PLAIN, *SIZES]}
+        return {key: getattr(model, key) for key in [*PLAIN, *SIZES, "bias", "activation"]}
 
     def tensors(self) -> "Tensors":
         from nanogpt.run_directory import RunDirectory
@@ -167,9 +167,6 @@ class Run:
 
     def tokenizer(self) -> Tokenizer | None:
         return tokenizers.load(self.path)
-
-
-SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "activation")
 
 
 def find_source(init_from: str) -> Source:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conf.compose import points
 from conf.door import dispatch
-from nanogpt.config import BenchConfig, EvaluateConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, EvaluateConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
 from nanogpt.errors import BadInput, Diverged, LabError
 from nanogpt.schema import leaves
 from tests.conftest import Run
@@ -22,6 +22,7 @@ DOORS: dict[str, Any] = {
     "prepare": PrepareConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
 }
 
 TABLE = [

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from conf.compose import points
 from conf.door import help_page
 from conf.groups import choices, groups
-from nanogpt.config import BenchConfig, EvaluateConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, EvaluateConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
 from nanogpt.schema import leaves, signature
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +23,7 @@ DOORS: dict[str, Any] = {
     "prepare": PrepareConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
 }
 SOURCE = "data.source=a.txt"
 
