@@ -136,8 +136,8 @@ def message(schema: type[BaseModel], error: ErrorDetails) -> str:
     path = [str(part) for part in error["loc"]]
     if error["type"] == "refused":
         return shown(context["key"], context["value"]) + ": " + context["why"]
-    while ".".join(path) not in keys and len(path) > 1 and path[-1].isdigit():
-        path.pop()  # a place in a list: name the list
+    while ".".join(path) not in keys and len(path) > 1 and error["type"] != "extra_forbidden":
+        path.pop()  # a place in a list, a kind among several: name the key
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{escaped(key)}: no such key{hint(key, keys)}"
@@ -162,7 +162,8 @@ def shown(key: str, value: object) -> str:
 def allowed(field: FieldInfo) -> str:
     """What a field takes, in words: `one of a, b`, `integer in [1, 1000]`, `number in (0, 10] or null`."""
     kinds = get_args(field.annotation) or (field.annotation,)
-    null = " or null" if type(None) in kinds else ""
+    words = [word for kind in kinds for word in choices_of(kind)]
+    null = "".join(f" or {word}" for word in words) + (" or null" if type(None) in kinds else "")
     choices = choices_of(field.annotation)
     if choices:
         return "one of " + ", ".join(choices) + null

@@ -77,9 +77,11 @@ def test_default_micro_batch_divides_and_fits(config: Build, batch: int, world: 
 
 
 def test_horizons(config: Build) -> None:
-    assert config(**{"training.steps": 20}).steps(10**9) == 20
-    assert config(**{"training.steps": None, "training.tokens": 1281}).steps(0) == 11
-    assert config(**{"training.steps": None, "training.tokens_per_param": 2.0}).steps(640) == 10
+    assert config(**{"training.steps": 20}).steps(10**9, 1.0) == 20
+    assert config(**{"training.steps": None, "training.tokens": 1281}).steps(0, 1.0) == 11
+    assert config(**{"training.steps": None, "training.tokens_per_param": 2.0}).steps(640, 1.0) == 10
+    for flops, steps in ((5000.0 * 128 * 9, 9), (5000.0 * 128 * 9 + 1, 10), (1.0, 1)):
+        assert config(**{"training.steps": None, "training.flops": flops}).steps(0, 5000.0) == steps
 
 
 def test_configs_are_frozen(config: Build) -> None:

@@ -8,10 +8,10 @@ tokens over all micro-batches and ranks, losses are nats per token. Sizes keep t
 
 from nanogpt.config.corpus import DataConfig
 from nanogpt.config.doors import BenchConfig, BenchSettings, PrepareConfig, SampleConfig, TrainedConfig
-from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
+from nanogpt.config.machine import CheckpointConfig, Gpu, HardwareConfig, Precision, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
 from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
-from nanogpt.config.run import TrainConfig, check_horizon
+from nanogpt.config.run import TrainConfig, check_horizon, divisors
 
 __all__ = [
     "BenchConfig",
@@ -19,9 +19,11 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "Gpu",
     "HardwareConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Precision",
     "PrepareConfig",
     "ResumeConfig",
     "SampleConfig",
@@ -31,4 +33,5 @@ __all__ = [
     "TrainedConfig",
     "TrainingConfig",
     "check_horizon",
+    "divisors",
 ]

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from nanogpt.model.memory import CHUNK_BYTES
+
 IGNORED = -1  # a target that doesn't count
-CHUNK_BYTES = 64 * 2**20  # of fp32 logits at a time
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
