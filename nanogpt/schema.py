@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -196,8 +196,11 @@ WORDS = {
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, also of an optional one."""
+    """The values of a Literal, also of an optional one; nothing for a Literal among other kinds."""
     parts = get_args(annotation)
+    kinds = [part for part in parts if part is not type(None)]
+    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
+        parts = get_args(kinds[0])
     return tuple(part for part in parts if isinstance(part, str))
 
 

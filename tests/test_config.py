@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, ScalingConfig, SizingConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.schema import leaves, science, signature, to_json
 
@@ -25,6 +25,8 @@ Build = Callable[..., TrainConfig]
         ("data.workers", 3),
         ("model.name", "label"),
         ("fresh", True),
+        ("plan", True),
+        ("hardware.micro_batch_size", "auto"),
     ],
 )
 def test_what_is_not_science_leaves_the_signature(config: Build, key: str, value: object) -> None:
@@ -89,7 +91,7 @@ def test_configs_are_frozen(config: Build) -> None:
         config().optimizer.lr = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, BenchConfig, PrepareConfig, SampleConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, BenchConfig, PrepareConfig, SampleConfig, SizingConfig, ScalingConfig])
 def test_every_knob_has_a_meaning(kind: type[TrainConfig]) -> None:
     for key, field in leaves(kind):
         assert field.description and len(field.description) < 120, key

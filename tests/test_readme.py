@@ -9,7 +9,7 @@ import pytest
 
 from conf.compose import points
 from conf.door import split
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, ScalingConfig, SizingConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 DOORS: dict[str, Any] = {
@@ -17,19 +17,23 @@ DOORS: dict[str, Any] = {
     "bench.py": BenchConfig,
     "prepare.py": PrepareConfig,
     "sample.py": SampleConfig,
+    "sizing": SizingConfig,
+    "scaling": ScalingConfig,
 }
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
 
 
 def commands() -> list[str]:
-    """`python <door>.py …` in code blocks, tables and help pages, without trailing explanation."""
+    """`python <door>.py …`, `python -m experiments …` in code blocks, tables and help pages, without explanation."""
     found: dict[str, None] = {}
     for page in PAGES:
         for line in page.read_text().splitlines():
             if line.startswith("$"):
                 continue  # a session that shows an error
             line = line.partition("| ")[2].partition("| ")[2] if line.startswith("| ") else line  # not nanoGPT's own
-            for match in re.finditer(r"python (?:train|bench|prepare|sample)\.py(?: [^`|#]*)?", line):
+            for match in re.finditer(
+                r"python (?:(?:train|bench|prepare|sample)\.py|-m experiments)(?: [^`|#]*)?", line
+            ):
                 command = re.split(r"\s{3,}|\s+# ", match[0])[0].strip()
                 found[command.rstrip('")').strip() if "-sc" in command else command] = None
     return list(found)
@@ -37,7 +41,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", [c for c in commands() if "…" not in c and "-sc" not in c])
 def test_commands_compose(command: str) -> None:
-    _, door, *words = shlex.split(command)
+    _, door, *words = shlex.split(command.replace("-m experiments ", ""))
     if "--help" in words:
         return  # asked for in test_compose
     flags, overrides = split(words)

@@ -7,7 +7,16 @@ tokens over all micro-batches and ranks, losses are nats per token. Sizes keep t
 """
 
 from nanogpt.config.corpus import DataConfig
-from nanogpt.config.doors import BenchConfig, BenchSettings, PrepareConfig, SampleConfig, TrainedConfig
+from nanogpt.config.doors import (
+    BenchConfig,
+    BenchSettings,
+    LawConfig,
+    PrepareConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    TrainedConfig,
+)
 from nanogpt.config.machine import CheckpointConfig, Gpu, HardwareConfig, Precision, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
 from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -21,13 +30,16 @@ __all__ = [
     "EvalConfig",
     "Gpu",
     "HardwareConfig",
+    "LawConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Precision",
     "PrepareConfig",
     "ResumeConfig",
     "SampleConfig",
+    "ScalingConfig",
     "ScheduleConfig",
+    "SizingConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainedConfig",
