@@ -8,6 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_module
@@ -21,6 +22,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 from conf.groups import choices, groups
 from nanogpt import schema
 from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.interop.sources import adopted
 from nanogpt.schema import Section
 
 Config = TypeVar("Config", bound=Section)
@@ -144,10 +146,13 @@ def expand(override: Override, multirun: bool) -> list[str]:
 
 
 def one_point(door: str, kind: type[Config], overrides: list[str], literals: dict[str, str]) -> Config:
-    """Compose and check one point. `literals` are top-level keys that Hydra never sees."""
+    """Compose and check one point. `literals` are free texts that Hydra never sees."""
     given = {text.partition("=")[0] for text in overrides}
     if sum(key in given for key in HORIZON) == 1:  # the horizon asked for replaces the preset's
         overrides = [*overrides, *(f"{key}=null" for key in HORIZON if key not in given and has(kind, key))]
+    weights = next((text for text in overrides if text.startswith("init_from=")), "init_from=scratch")
+    if "model" in groups(door) and weights != "init_from=scratch" and not given & {"model", "experiment"}:
+        overrides = [*overrides, "model=pretrained"]
     try:
         composed = compose(door, overrides)
         refuse_secrets(OmegaConf.to_container(composed))
@@ -162,7 +167,23 @@ def one_point(door: str, kind: type[Config], overrides: list[str], literals: dic
         raise BadInput(f"{error.full_key}: {why}") from None
     except (HydraException, OmegaConfBaseException, RecursionError) as error:
         raise BadInput(str(error).splitlines()[0]) from None
-    return schema.from_dict(kind, plain | literals)
+    plain = with_weights(plain)
+    for key, text in literals.items():
+        *path, name = key.split(".")
+        reduce(lambda inner, part: inner[part], path, plain)[name] = text
+    return schema.from_dict(kind, plain)
+
+
+def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
+    """A composed config whose model is that of the weights it starts from. Raises BadInput for a contradiction."""
+    model, init_from = plain.get("model"), plain.get("init_from")
+    if not isinstance(model, dict) or not isinstance(init_from, str):
+        return plain
+    if init_from != "scratch":
+        return plain | {"model": adopted(init_from, model)}
+    if model["n_layer"] is None:
+        raise BadInput("model=pretrained: takes its shape from weights; say which, e.g. init_from=gpt2")
+    return plain
 
 
 def as_yaml(config: Section) -> str:

@@ -108,6 +108,14 @@ class Checkpoints:
                 losses[step] = loss
         return min(losses, key=lambda step: (losses[step], step)) if losses else None
 
+    def choose(self, which: str) -> Loaded:
+        """The checkpoint that is `best`, or else the newest good one. Raises BadCheckpoint."""
+        step = self.best_step() if which == "best" else None
+        loaded = verify(self.path(step)) if step is not None else self.newest()[0]
+        if loaded is None:
+            raise BadCheckpoint(f"{escaped(self.folder.parent)}: no checkpoint yet")
+        return loaded
+
     def clean(self) -> None:
         """Remove what a killed process left half done, and put back what it was about to replace."""
         for old in self.folder.glob(".old-step-*"):

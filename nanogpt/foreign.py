@@ -1,18 +1,23 @@
 """Files of other programs that are pickles: the one place that opens them, without running anything in them.
 
 python -m nanogpt.foreign path/to/meta.pkl      writes tokenizer.json beside nanoGPT's character vocabulary
+
+nanoGPT's checkpoints are read for `init_from=path/ckpt.pt`, and both are written for `python -m nanogpt.export`.
 """
 
 import io
 import pickle
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nanogpt import tokenizer as tokenizers
-from nanogpt.errors import BadData, LabError, escaped
+from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, LabError, escaped
 from nanogpt.files import write_atomic
 from nanogpt.tokenizer import CharTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIZE_LIMIT = 4 * 2**20  # bytes; a character vocabulary takes a few thousand
 
@@ -47,6 +52,46 @@ def convert_meta(path: Path) -> Path:
     target = path.with_name(tokenizers.FILE)
     write_atomic(target, tokenizers.to_json(CharTokenizer(text)))
     return target
+
+
+def write_meta(path: Path, chars: str) -> None:
+    """A character vocabulary as nanoGPT keeps it."""
+    numbered = dict(enumerate(chars))
+    content = {"vocab_size": len(chars), "itos": numbered, "stoi": {char: i for i, char in numbered.items()}}
+    path.write_bytes(pickle.dumps(content))
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """What nanoGPT's train.py saves and loads. Raises OSError."""
+    import torch
+
+    torch.save(content, path)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
+    """(model_args, fp32 tensors by name) of a checkpoint that nanoGPT saved. Raises BadCheckpoint, BadEnvironment.
+
+    torch reads tensors and plain values alone and refuses all else; before 2.10 that could be got round
+    (CVE-2026-24747), so an older torch isn't asked.
+    """
+    import torch
+
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+        raise BadEnvironment(f"{escaped(path)}: torch {torch.__version__} can't read it safely; 2.10 or newer can")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a broken or hostile file leads to
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadCheckpoint(
+            f"{escaped(path)}: not a checkpoint that can be read safely: {escaped(why[0], 200)}"
+        ) from None
+    arguments = content.get("model_args") if isinstance(content, dict) else None
+    tensors = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(arguments, dict) or not isinstance(tensors, dict):
+        raise BadCheckpoint(f"{escaped(path)}: not a checkpoint of nanoGPT: it has no model and model_args")
+    if wrong := [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]:
+        raise BadCheckpoint(f"{escaped(path)}: {escaped(wrong[0])} is not a tensor")
+    return dict(arguments), {str(name): tensor.float() for name, tensor in tensors.items()}
 
 
 if __name__ == "__main__":

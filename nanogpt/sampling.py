@@ -1,84 +1,173 @@
-"""`python sample.py`: text from a trained run, on the console as it is drawn."""
+"""`python sample.py`: text from a trained model, on the console as it is drawn, or as JSON lines."""
 
-import codecs
+import io
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
-import torch
-
-from nanogpt import tokenizer as tokenizers
-from nanogpt.checkpoint import Loaded, verify
+from nanogpt.completion import answers, encode_prompt
 from nanogpt.config import SampleConfig
-from nanogpt.data.sampler import seed_of
 from nanogpt.device import find_device
-from nanogpt.errors import BadCheckpoint, BadInput, escaped
-from nanogpt.generate import Draw, generate
-from nanogpt.model.gpt import GPT
-from nanogpt.run_directory import RunDirectory, find
-from nanogpt.tokenizer import Tokenizer
+from nanogpt.errors import BadInput, escaped
+from nanogpt.generate import lay_out
 from nanogpt.tracking.console import visible
+from nanogpt.trained import Trained, load_trained
+
+FILE = "FILE:"
+MOST_BYTES = 2**20  # of a prompt file
 
 
 def sample(config: SampleConfig) -> int:
-    """Print `num_samples` continuations of the prompt. Raises BadInput, BadCheckpoint, BadEnvironment."""
-    run = find(config.run, config.runs_dir)
-    tokenizer = tokenizers.load(run.path)
-    prompt = encode_prompt(tokenizer, config.prompt)
-    device = find_device(config.device, "device")
-    model = load_model(run, len(tokenizer.tokens), config.checkpoint).to(device)
-    if len(prompt) > model.config.block_size:
-        print(
-            f"note: the prompt has {len(prompt)} tokens, the model sees the last {model.config.block_size}",
-            file=sys.stderr,
-        )
-    draw = Draw(config.temperature, config.top_k, config.top_p, len(tokenizer.tokens))
-    for number in range(config.num_samples):
-        if config.num_samples > 1:
-            print(f"--- sample {number + 1} of {config.num_samples}")
-        generator = torch.Generator(device).manual_seed(seed_of(config.seed, number))
-        drawn = generate(model, prompt, config.max_new_tokens, draw, generator)
-        write(tokenizer, [*prompt] if config.prompt else [], drawn, config.stream)
+    """Print `num_samples` answers to each prompt. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
+    config = settled(config)
+    texts = [] if config.interactive else prompt_texts(config)  # before the model: it may take a while
+    trained = load_trained(config, find_device(config.device, "device"))
+    if config.precision == "bf16":
+        trained.model.bfloat16()
+    else:
+        lay_out(trained.model, config.batch_size)
+    if config.interactive:
+        return converse(trained, config)
+    prompts = [(text, encode_prompt(trained, config, text)) for text in texts]
+    jobs = [(text, ids, number) for text, ids in prompts for number in range(config.num_samples)]
+    if config.out is not None:
+        return write_lines(trained, config, jobs, config.out)
+    for first in range(0, len(jobs), config.batch_size):
+        show(trained, config, jobs, first)
     return 0
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of the prompt. Raises BadInput for what is not text or not in the vocabulary."""
-    if not text:
-        return tokenizers.start_ids(tokenizer)
-    if any(0xD800 <= ord(char) < 0xE000 for char in text):
-        raise BadInput(f"prompt={escaped(text)}: not valid UTF-8")
+Job = tuple[str, list[int], int]
+"""A prompt as it was given, its ids, and which of its texts this is."""
+
+
+def settled(config: SampleConfig) -> SampleConfig:
+    """A config whose task also stops at `stop`, newlines written out. Raises BadInput for keys that exclude others."""
+    if config.prompt and config.prompts is not None:
+        raise BadInput(f"prompts={escaped(config.prompts)}: prompt={escaped(config.prompt)} is given too; give one")
+    if config.interactive and (config.prompt or config.prompts is not None or config.out is not None):
+        raise BadInput(
+            "interactive=true: asks for the prompts and shows the answers; prompt, prompts and out don't apply"
+        )
+    stop = (*config.task.stop, *([] if config.stop is None else [written_out(config.stop)]))
+    task = config.task.model_copy(update={"stop": stop, "template": written_out(config.task.template)})
+    return config.model_copy(update={"task": task})
+
+
+def written_out(text: str) -> str:
+    """Newlines and tabs in place of \\n and \\t, which are easier to type in a shell."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def prompt_texts(config: SampleConfig) -> list[str]:
+    """What the prompts say. Raises BadInput for a file that isn't there or isn't text."""
+    if config.prompts is None:
+        text = config.prompt
+        return [read_text("prompt", text.removeprefix(FILE)) if text.startswith(FILE) else text]
+    lines = [line for line in read_text("prompts", config.prompts).splitlines() if line.strip()]
+    if not lines:
+        raise BadInput(f"prompts={escaped(config.prompts)}: no prompt in it")
+    return (
+        [prompt_of(line, config.prompts, n) for n, line in enumerate(lines, 1)] if is_table(config.prompts) else lines
+    )
+
+
+def is_table(path: str) -> bool:
+    return path.endswith(".jsonl")
+
+
+def prompt_of(line: str, path: str, number: int) -> str:
+    """The prompt in a JSON line. Raises BadInput."""
+    row: object = None
+    with suppress(ValueError):
+        row = json.loads(line)
+    text: object = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise BadInput(f'prompts={escaped(path)}: line {number} is not a JSON object with a text "prompt"')
+    return text
+
+
+def read_text(key: str, path: str) -> str:
+    """A text file of at most 1 MiB. Raises BadInput."""
     try:
-        return tokenizer.encode(text).tolist()
-    except BadInput as error:
-        raise BadInput(f"prompt={escaped(text)}: {error}") from None
-
-
-def load_model(run: RunDirectory, vocab_size: int, which: str) -> GPT:
-    """The model of a run at its best or latest checkpoint, in evaluation mode. Raises BadCheckpoint."""
-    step = run.checkpoints.best_step() if which == "best" else None
-    loaded: Loaded | None = verify(run.checkpoints.path(step)) if step is not None else run.checkpoints.newest()[0]
-    if loaded is None:
-        raise BadCheckpoint(f"{escaped(run.path)}: no checkpoint yet")
-    model = GPT(run.config().model.with_vocab(vocab_size))
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise BadInput(f"{key}={escaped(path)}: {error.strerror}") from None
+    if len(content) > MOST_BYTES:
+        raise BadInput(f"{key}={escaped(path)}: larger than {MOST_BYTES:,} bytes")
     try:
-        model.load_state_dict({**loaded.model, "lm_head.weight": loaded.model["transformer.wte.weight"]})
-    except (RuntimeError, KeyError) as error:
-        raise BadCheckpoint(f"{escaped(loaded.path)}: not this model's: {escaped(error, 200)}") from None
-    return model.eval()
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{key}={escaped(path)}: not valid UTF-8 at byte {error.start}") from None
 
 
-def write(tokenizer: Tokenizer, prompt: list[int], drawn: Iterable[int], stream: bool) -> None:
-    """Print tokens as they come; bytes of an unfinished character wait for the rest of it."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    sys.stdout.write(shown(decoder.decode(tokenizers.decode_bytes(tokenizer, prompt))))
-    for token in drawn:
-        sys.stdout.write(shown(decoder.decode(tokenizers.decode_bytes(tokenizer, [token]))))
-        if stream:
-            sys.stdout.flush()
-    sys.stdout.write(shown(decoder.decode(b"", final=True)) + "\n")
-    sys.stdout.flush()
+def show(trained: Trained, config: SampleConfig, jobs: list[Job], first: int) -> None:
+    """Print the texts from `first` on that are drawn together: a single one as it comes, several when all are whole."""
+    batch = jobs[first : first + config.batch_size]
+    texts = [prompt for prompt, _, _ in batch]
+    numbers = list(range(first, first + len(batch)))
+    titles = [f"--- sample {number + 1} of {len(jobs)}\n" if len(jobs) > 1 else "" for number in numbers]
+    alone = len(batch) == 1
+    if alone:
+        put(titles[0] + texts[0], config.stream)
+    for row, piece, _ in answers(trained, config, [ids for _, ids, _ in batch], numbers):
+        if alone:
+            put(piece, config.stream)
+        else:
+            texts[row] += piece
+    put("\n" if alone else "".join(f"{title}{text}\n" for title, text in zip(titles, texts, strict=True)), True)
 
 
-def shown(text: str) -> str:
-    """Text as it is for a file or a pipe, without power over a terminal."""
-    return "\n".join(map(visible, text.split("\n"))) if sys.stdout.isatty() else text
+def write_lines(trained: Trained, config: SampleConfig, jobs: list[Job], out: str) -> int:
+    """Append {"prompt", "sample", "text", "model", "seed"} of every text to a file, as they are finished."""
+    with Path(out).open("a", encoding="utf-8") as file:
+        for first in range(0, len(jobs), config.batch_size):
+            batch = jobs[first : first + config.batch_size]
+            texts = [""] * len(batch)
+            numbers = range(first, first + len(batch))
+            for row, piece, _ in answers(trained, config, [ids for _, ids, _ in batch], numbers):
+                texts[row] += piece
+            for (prompt, _, number), text in zip(batch, texts, strict=True):
+                about = {"prompt": prompt, "sample": number, "text": text, "model": trained.name, "seed": config.seed}
+                file.write(json.dumps(about, ensure_ascii=False) + "\n")
+            file.flush()
+    print(f"{len(jobs)} texts appended to {out}")
+    return 0
+
+
+def converse(trained: Trained, config: SampleConfig) -> int:
+    """Ask for prompts until there are no more. Ctrl-C ends an answer, or, while asked, the whole."""
+    if sys.stdin.isatty():
+        print(f"{trained.name}, task {config.task.name}; Ctrl-C ends an answer, Ctrl-D the session", file=sys.stderr)
+    for number, text in enumerate(asked()):
+        try:
+            ids = encode_prompt(trained, config.model_copy(update={"truncate": True}), text)
+            for _, piece, _ in answers(trained, config, [ids], [number]):
+                put(piece, config.stream)
+            put("\n", True)
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            put("\n", True)
+    return 0
+
+
+def asked() -> Iterator[str]:
+    """What a person types, line by line; the mark to type at is shown only to a person."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # told as not UTF-8 when it is encoded
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+
+
+def put(text: str, flush: bool) -> None:
+    """Print text as it is into a file or a pipe, and without power over a terminal."""
+    sys.stdout.write("\n".join(map(visible, text.split("\n"))) if sys.stdout.isatty() else text)
+    if flush:
+        sys.stdout.flush()

@@ -85,9 +85,7 @@ class ByteTokenizer:
 
 
 class BPETokenizer:
-    """Byte-level BPE through Hugging Face tokenizers; id 0 ends a document."""
-
-    end_of_text: int | None = 0
+    """Byte-level BPE through Hugging Face tokenizers."""
 
     def __init__(self, serialized: str) -> None:
         from tokenizers import Tokenizer as HFTokenizer
@@ -97,6 +95,7 @@ class BPETokenizer:
         self.inner.encode_special_tokens = True  # "<|endoftext|>" inside a text is text
         byte_of = {char: value for value, char in byte_alphabet().items()}
         vocabulary = self.inner.get_vocab()
+        self.end_of_text: int | None = vocabulary.get(END_OF_TEXT)
         names = sorted(vocabulary, key=lambda name: vocabulary[name])
         self.tokens = [b"" if name == END_OF_TEXT else bytes(byte_of[char] for char in name) for name in names]
 

@@ -35,12 +35,15 @@ LAYERS = [
     ("nanogpt.data", "nanogpt.foreign"),
     ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generate"),
     ("nanogpt.run_directory",),
-    ("nanogpt.training", "nanogpt.sampling"),
+    ("nanogpt.interop",),
+    ("nanogpt.trained",),
+    ("nanogpt.completion",),
+    ("nanogpt.training", "nanogpt.sampling", "nanogpt.exporting"),
     ("nanogpt.saving_benchmark",),
     ("nanogpt.benchmark", "conf"),
     ("launch",),
     ("experiments",),
-    ("train", "prepare", "sample", "bench"),
+    ("train", "prepare", "sample", "bench", "nanogpt.export"),
 ]
 THIRD_PARTY = {  # library -> the only places that may import it
     "hydra": ("conf",),
@@ -54,7 +57,8 @@ THIRD_PARTY = {  # library -> the only places that may import it
     "rich": ("nanogpt.tracking.console",),
     "datasets": ("nanogpt.data.corpora",),
     "tiktoken": ("nanogpt.tokenizer",),
-    "tokenizers": ("nanogpt.tokenizer",),
+    "tokenizers": ("nanogpt.tokenizer", "nanogpt.interop.hf_tokenizer"),
+    "huggingface_hub": ("nanogpt.interop.sources",),
 }
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "instantiate", "torch.load", "os.system", "yaml.load", "yaml.unsafe_load"}
 
@@ -115,7 +119,8 @@ def test_files_and_functions_stay_small_and_say_what_they_are(path: Path) -> Non
 def test_nothing_dangerous(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in FORBIDDEN_CALLS, ast.unparse(node)
+            safe = ast.unparse(node.func) == "torch.load" and "weights_only=True" in ast.unparse(node)
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS or safe, ast.unparse(node)
             for word in node.keywords:
                 assert word.arg not in ("shell", "trust_remote_code", "allow_pickle"), ast.unparse(node)
 

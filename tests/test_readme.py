@@ -9,7 +9,15 @@ import pytest
 
 from conf.compose import points
 from conf.door import split
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, ScalingConfig, SizingConfig, TrainConfig
+from nanogpt.config import (
+    BenchConfig,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    TrainConfig,
+)
 
 ROOT = Path(__file__).parents[1]
 DOORS: dict[str, Any] = {
@@ -17,9 +25,11 @@ DOORS: dict[str, Any] = {
     "bench.py": BenchConfig,
     "prepare.py": PrepareConfig,
     "sample.py": SampleConfig,
-    "sizing": SizingConfig,
-    "scaling": ScalingConfig,
+    "-m nanogpt.export": ExportConfig,
+    "-m experiments sizing": SizingConfig,
+    "-m experiments scaling": ScalingConfig,
 }
+MODULE = r"(-m (?:nanogpt\.export|experiments \w+))"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
 
 
@@ -31,9 +41,7 @@ def commands() -> list[str]:
             if line.startswith("$"):
                 continue  # a session that shows an error
             line = line.partition("| ")[2].partition("| ")[2] if line.startswith("| ") else line  # not nanoGPT's own
-            for match in re.finditer(
-                r"python (?:(?:train|bench|prepare|sample)\.py|-m experiments)(?: [^`|#]*)?", line
-            ):
+            for match in re.finditer(rf"python (?:{'|'.join(map(re.escape, DOORS))})(?: [^`|#]*)?", line):
                 command = re.split(r"\s{3,}|\s+# ", match[0])[0].strip()
                 found[command.rstrip('")').strip() if "-sc" in command else command] = None
     return list(found)
@@ -41,11 +49,11 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", [c for c in commands() if "…" not in c and "-sc" not in c])
 def test_commands_compose(command: str) -> None:
-    _, door, *words = shlex.split(command.replace("-m experiments ", ""))
+    _, door, *words = shlex.split(re.sub(MODULE, r"'\1'", command))
     if "--help" in words:
         return  # asked for in test_compose
     flags, overrides = split(words)
-    assert points(door.removesuffix(".py"), DOORS[door], overrides, multirun="-m" in flags)
+    assert points(re.split(r"[. ]", door.removesuffix(".py"))[-1], DOORS[door], overrides, multirun="-m" in flags)
 
 
 def test_there_are_commands() -> None:

@@ -10,11 +10,13 @@ from nanogpt.config.corpus import DataConfig
 from nanogpt.config.doors import (
     BenchConfig,
     BenchSettings,
+    ExportConfig,
     LawConfig,
     PrepareConfig,
     SampleConfig,
     ScalingConfig,
     SizingConfig,
+    TaskConfig,
     TrainedConfig,
 )
 from nanogpt.config.machine import CheckpointConfig, Gpu, HardwareConfig, Precision, ResumeConfig, TrackingConfig
@@ -28,6 +30,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "ExportConfig",
     "Gpu",
     "HardwareConfig",
     "LawConfig",
@@ -40,6 +43,7 @@ __all__ = [
     "ScalingConfig",
     "ScheduleConfig",
     "SizingConfig",
+    "TaskConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainedConfig",

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.corpus import DataConfig
+from nanogpt.config.fields import Name
 from nanogpt.config.machine import Gpu
 from nanogpt.config.run import TrainConfig
 from nanogpt.schema import Section, free, refuse
@@ -28,17 +29,55 @@ class TrainedConfig(Section):
     )
 
 
+class TaskConfig(Section):
+    """How a prompt is put to the model, and where its answer ends."""
+
+    name: Name = free("custom", "label")
+    template: str = free("{prompt}", "what the model sees; {prompt} is replaced, \\n is a newline", literal=True)
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = free(
+        (), "texts that end the answer and are not shown"
+    )
+    sentences: int | None = free(None, "the answer ends after so many sentences", ge=1, le=1000)
+    until_end: bool = free(True, "the end of a document ends the answer")
+
+    @model_validator(mode="after")
+    def _template_has_a_place(self) -> Self:
+        if "{prompt}" not in self.template:
+            raise refuse("task.template", self.template, "must contain {prompt}")
+        return self
+
+
 class SampleConfig(TrainedConfig):
     """Text from a trained model."""
 
-    prompt: str = free("", "text to continue; empty: the start of a document", literal=True)
-    num_samples: int = free(1, "samples, one after the other", ge=1, le=100_000)
-    max_new_tokens: int = free(500, "tokens to generate per sample", ge=0, le=10_000_000)
+    task: TaskConfig = free(TaskConfig(), "how the prompt is put")
+    prompt: str = free("", "text to continue, or FILE:path; empty: the start of a document", literal=True)
+    prompts: str | None = free(None, 'file of many prompts: .jsonl with "prompt", else one a line')
+    num_samples: int = free(1, "texts for each prompt", ge=1, le=100_000)
+    batch_size: int = free(1, "texts drawn at once; more than one are shown when they are whole", ge=1, le=4096)
+    max_new_tokens: int = free(500, "tokens to generate per text at most", ge=0, le=10_000_000)
     temperature: float = free(0.8, "divides the logits; 0 is greedy", ge=0, le=100, allow_inf_nan=False)
     top_k: int | None = free(None, "keep the k likeliest tokens; null: all", ge=1, le=2**31)
     top_p: float = free(1.0, "keep the likeliest tokens that together reach this probability", gt=0, le=1)
-    seed: int = free(1337, "of the draws; sample i uses (seed, i)", ge=0, lt=2**63)
+    min_p: float = free(0.0, "keep tokens at least this share as probable as the likeliest", ge=0, le=1)
+    repetition_penalty: float = free(1.0, "above 1: less of the tokens that the text has already", gt=0, le=100)
+    stop: str | None = free(None, "text that ends the answer; \\n is a newline", literal=True, min_length=1)
+    truncate: bool = free(False, "of a prompt longer than model.block_size take the end, instead of refusing it")
+    precision: Literal["fp32", "bf16"] = free("fp32", "of the weights; bf16 halves the memory that each token reads")
+    seed: int = free(1337, "of the draws; text i uses (seed, i)", ge=0, lt=2**63)
     stream: bool = free(True, "show every token as it is drawn")
+    interactive: bool = free(False, "ask for one prompt after the other")
+    out: str | None = free(None, "file to append a JSON line to for every text, instead of showing them")
+
+
+class ExportConfig(TrainedConfig):
+    """A trained model for other programs."""
+
+    format: Literal["hf", "nanogpt"] = free("hf", "transformers' folder, or nanoGPT's ckpt.pt")
+    out: str | None = free(
+        None, "folder to write; null: a folder named as the format, in the run directory", min_length=1
+    )
+    overwrite: bool = free(False, "replace an earlier export")
 
 
 class PrepareConfig(Section):

@@ -1,7 +1,6 @@
 """One training run, and the checks between its sections."""
 
 import math
-from typing import Literal
 
 from pydantic import model_validator
 from typing_extensions import Self
@@ -25,7 +24,11 @@ class TrainConfig(Section):
     fresh: bool = free(False, "start another attempt beside the run that is already there")
     plan: bool = free(False, "only say what the training would take: steps, FLOPs, memory, time; nothing is written")
     replay: str | None = free(None, "incident directory: run its step again, alone, and say what is not finite")
-    init_from: Literal["scratch"] = fixed("scratch", "weights to start from")
+    init_from: str = fixed(
+        "scratch",
+        "weights to start from: gpt2, gpt2_medium, …, a Hugging Face folder, nanoGPT's ckpt.pt, a run directory",
+        min_length=1,
+    )
     model: ModelConfig = fixed(ModelConfig(), "the network")
     data: DataConfig = fixed(DataConfig(), "text and tokens")
     optimizer: OptimizerConfig = fixed(OptimizerConfig(), "update rule")

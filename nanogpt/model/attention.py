@@ -32,10 +32,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None, keys: Tensor | None = None
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). With a cache of earlier positions, T must be 1 or the cache empty.
-
-        `rotation` is that of the T positions; `keys`, (B,), switch dropout on.
-        """
+        """(B, T, C) -> (B, T, C). `rotation` is that of the T positions; `keys`, (B,), switch dropout on."""
         B, T, _ = x.shape
         q, k, v = (  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
             part.view(B, T, -1, self.head_size).transpose(1, 2) for part in self.c_attn(x).split(self.widths, dim=2)
@@ -47,9 +44,10 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(self.layer, k, v)  # (B, K, S, D)
         if self.kv_heads < self.n_head:  # each serves a group of neighbouring queries
             k, v = (part.repeat_interleave(self.n_head // self.kv_heads, dim=1) for part in (k, v))
-        # One new position may see all S: only a square of positions needs the causal mask.
         if keys is None or self.dropout == 0:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=k.shape[2] == T)
+            mask = None if cache is None else cache.mask
+            # One new position may see all S: only a square of positions needs the causal mask.
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and k.shape[2] == T)
         else:  # the fused kernels draw masks of their own
             y = dropout(causal_weights(q, k), self.dropout, keys, 3 * self.layer + 1) @ v
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, C)

@@ -70,8 +70,8 @@ class GPT(nn.Module):
 
     def features(self, ids: Tensor, cache: KVCache | None = None, keys: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T, C) of the last layer, normalised. Positions follow those in the cache."""
-        past = 0 if cache is None else cache.length
-        positions = torch.arange(past, past + ids.shape[1], device=ids.device)
+        T = ids.shape[1]
+        positions = torch.arange(T, device=ids.device) if cache is None else cache.advance(T)
         x, rotation = self.transformer["wte"](ids), None
         if self.config.position == "learned":
             x = x + self.transformer["wpe"](positions)
@@ -80,8 +80,6 @@ class GPT(nn.Module):
         x = dropout(x, self.config.dropout, keys, 0)
         for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
             x = block(x, rotation, cache, keys)
-        if cache is not None:
-            cache.length += ids.shape[1]
         return self.transformer["ln_f"](x)
 
     def forward(

@@ -1,6 +1,6 @@
 """Keys and values of the positions already seen, so that decoding computes one position at a time.
 
-B batch, T time, K heads of keys and values, D head size.
+B batch, T time, S time including the cache, K heads of keys and values, D head size.
 """
 
 import torch
@@ -10,19 +10,52 @@ from nanogpt.config import ModelConfig
 
 
 class KVCache:
-    """Preallocated for every layer: 2 * n_layer tensors of shape (B, K, block_size, D)."""
+    """Preallocated for every layer: 2 * n_layer tensors of shape (B, K, capacity, D).
 
-    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (batch, config.kv_heads, config.block_size, config.head_size)
+    Texts of several lengths stand in one batch with their ends side by side: `padding`, (B,), says how many places
+    before the beginning of each are empty.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        capacity: int | None = None,
+        padding: Tensor | None = None,
+    ) -> None:
+        self.capacity = min(capacity or config.block_size, config.block_size)
+        shape = (batch, config.kv_heads, self.capacity, config.head_size)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.capacity = config.block_size
-        self.length = 0
-        """Positions held; the model advances it once per forward pass."""
+        self.padding = padding
+        self.start = self.length = 0
+        """Places held before this forward pass, and with it."""
+        self.mask: Tensor | None = None
+        """(B or 1, 1, T, S), which places each new one may see; None where it is all, or the causal square."""
+
+    def advance(self, count: int) -> Tensor:
+        """Make room for T = `count` more places: the model does so once a forward pass. Returns their positions in the
+        text, (T,), or (B, T) with padding.
+        """
+        self.start, self.length = self.length, self.length + count
+        device = self.keys[0].device
+        places = torch.arange(self.start, self.length, device=device)
+        if self.padding is None and (count == 1 or self.start == 0):
+            self.mask = None
+            return places
+        seen = torch.arange(self.length, device=device)
+        self.mask = (seen <= places[:, None])[None, None]
+        if self.padding is None:
+            return places
+        # An empty place sees itself: a row that sees nothing would be NaN, and spread through the values.
+        text = (seen >= self.padding[:, None])[:, None, None, :] | (seen == places[:, None])
+        self.mask = self.mask & text
+        return (places - self.padding[:, None]).clamp(min=0)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, K, T, D) of the new positions; returns all so far, (B, K, length + T, D)."""
-        end = self.length + k.shape[2]
-        self.keys[layer][:, :, self.length : end] = k
-        self.values[layer][:, :, self.length : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        """Put in (B, K, T, D) of the new places; returns all so far, (B, K, S, D)."""
+        self.keys[layer][:, :, self.start : self.length] = k
+        self.values[layer][:, :, self.start : self.length] = v
+        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]

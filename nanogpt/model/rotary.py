@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of every angle, each (T, D)."""
+"""Cosine and sine of every angle, each (T, D) or (B, T, D)."""
 
 
 def rotation_of(positions: Tensor, head_size: int, base: float) -> Rotation:
-    """The rotation of (T,) positions: pair i turns by position * base ** (-2 i / D)."""
+    """The rotation of (T,) or (B, T) positions: pair i turns by position * base ** (-2 i / D)."""
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
-    angles = positions[:, None].float() * base**-exponents  # (T, D/2)
-    angles = torch.cat([angles, angles], dim=1)
+    angles = positions[..., None].float() * base**-exponents  # (…, T, D/2)
+    angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
 
 def rotated(x: Tensor, rotation: Rotation) -> Tensor:
     """(B, H, T, D) -> (B, H, T, D), every pair of channels turned by its angle."""
-    cos, sin = (part.to(x.dtype) for part in rotation)
+    cos, sin = (part.to(x.dtype).unsqueeze(-3) for part in rotation)
     first, second = x.chunk(2, dim=3)
     return x * cos + torch.cat([-second, first], dim=3) * sin

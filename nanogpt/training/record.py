@@ -156,9 +156,9 @@ class Record:
         generator = torch.Generator(device).manual_seed(seed_of(self.config.training.seed, "sample"))
         prompt = tokenizers.start_ids(self.tokenizer)
         draw = Draw(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
-        drawn = generate(state.model, prompt, self.config.tracking.sample_tokens, draw, generator)
+        drawn = generate(state.model, [prompt], self.config.tracking.sample_tokens, draw, [generator])
         ids: list[int] = []
-        for token in drawn:
-            ids.append(token)
+        for row in drawn:
+            ids += row
             self.beat(state.step)
         return tokenizers.decode(self.tokenizer, ids)

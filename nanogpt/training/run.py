@@ -18,11 +18,13 @@ from nanogpt.distributed import Peers, meet
 from nanogpt.errors import STOPPED, BadData, BadInput, Diverged, LabError
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.files import write_atomic
+from nanogpt.interop.initial import load_weights, refuse_other_tokenizer
+from nanogpt.interop.sources import find_source
 from nanogpt.model.cost import parameter_counts
 from nanogpt.model.memory import training_memory
 from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
-from nanogpt.run_directory import RunDirectory, opened
+from nanogpt.run_directory import RunDirectory, locate, opened
 from nanogpt.tracking.console import amount, say, silence
 from nanogpt.training.incidents import replay
 from nanogpt.training.loop import Loop
@@ -118,9 +120,19 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
             config = settled(config, model, compute, peers, peers.world)
             state = build_state(config, model, compute, peers)
             schema.checked(lambda: check_horizon(config, state.steps))
+        peers.leader_first(lambda: start_from(config, state, dataset))
         return train_state(config, state, dataset, watch)
     except RuntimeError as error:
         raise peers.explain(error, state.step if state else 0) from error
+
+
+def start_from(config: TrainConfig, state: TrainState, dataset: Dataset) -> None:
+    """The weights of `init_from`, unless the run has a checkpoint already: then nobody needs them any more."""
+    if config.init_from == "scratch" or RunDirectory(locate(config)).checkpoints.steps():
+        return
+    source = find_source(config.init_from)
+    refuse_other_tokenizer(source, dataset.tokenizer)
+    load_weights(state.model, source)
 
 
 def train_state(config: TrainConfig, state: TrainState, dataset: Dataset, watch: Watch) -> int:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from conf.compose import points
 from conf.door import dispatch
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, ScalingConfig, SizingConfig, TrainConfig
+from nanogpt.config import (
+    BenchConfig,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    TrainConfig,
+)
 from nanogpt.errors import BadInput, Diverged, LabError
 from nanogpt.schema import leaves
 from tests.conftest import Run
@@ -21,6 +29,7 @@ DOORS: dict[str, Any] = {
     "bench": BenchConfig,
     "prepare": PrepareConfig,
     "sample": SampleConfig,
+    "export": ExportConfig,
     "sizing": SizingConfig,
     "scaling": ScalingConfig,
 }
@@ -93,7 +102,7 @@ TABLE = [
     ("model.block_size=0", "out of range"),
     ("model.activation=GELU", "not a choice; allowed: one of gelu, gelu_tanh, relu2, swiglu; did you mean 'gelu'?"),
     ("model.bias=maybe", "model.bias=maybe: a boolean is needed; allowed: true or false"),
-    ("init_from=gpt2-xxl", "allowed: one of scratch"),
+    ("init_from=gpt2-xxl", "init_from=gpt2-xxl: no such weights; allowed: scratch, gpt2, gpt2_medium"),
     # optimizer and schedule
     ("optimizer.lr=abc", "optimizer.lr=abc: a number is needed; allowed: number in (0, 10]"),
     ("optimizer.lr=-1", "out of range"),
@@ -255,7 +264,7 @@ def wrong_values(annotation: str) -> list[str]:
 def test_every_leaf_refuses_wrong_values(door: str) -> None:
     seen: set[str] = set()
     for key, field in leaves(DOORS[door]):
-        if key == "prompt":
+        if key in ("prompt", "stop"):
             continue
         kind = str(field.annotation)
         values = wrong_values(kind)
@@ -273,11 +282,13 @@ def test_every_leaf_refuses_wrong_values(door: str) -> None:
 
 PATHS = {
     "runs",
-    "out",
     "runs_dir",
     "replay",
     "resume.run",
     "run",
+    "tokenizer",
+    "prompts",
+    "out",
     "data.source",
     "data.dir",
     "data.hub",

@@ -13,7 +13,15 @@ from omegaconf import OmegaConf
 from conf.compose import HORIZON, points
 from conf.door import help_page
 from conf.groups import choices, groups
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, ScalingConfig, SizingConfig, TrainConfig
+from nanogpt.config import (
+    BenchConfig,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    TrainConfig,
+)
 from nanogpt.schema import leaves, signature
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +30,7 @@ DOORS: dict[str, Any] = {
     "bench": BenchConfig,
     "prepare": PrepareConfig,
     "sample": SampleConfig,
+    "export": ExportConfig,
     "sizing": SizingConfig,
     "scaling": ScalingConfig,
 }
@@ -32,14 +41,15 @@ def train(*overrides: str) -> TrainConfig:
     return points("train", TrainConfig, list(overrides))[0]
 
 
+NEEDED = {"data=text": [SOURCE], "model=pretrained": ["init_from=gpt2"]}  # what a choice can't do without
 CHOICES = [f"{group}={name}" for group in groups("train") for name in choices(group)]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_is_what_its_name_says(choice: str) -> None:
-    config = train(choice, *([SOURCE] if choice == "data=text" else []))
+    config = train(choice, *NEEDED.get(choice, []))
     group, _, name = choice.partition("=")
-    if group not in ("hardware", "experiment"):
+    if group not in ("hardware", "experiment") and name != "pretrained":
         assert getattr(config, group).name == name
     if group == "experiment":
         assert config.name == name
@@ -48,13 +58,13 @@ def test_every_choice_composes_and_is_what_its_name_says(choice: str) -> None:
 @pytest.mark.parametrize("model", choices("model"))
 def test_every_model_trains_on_every_data_set(model: str) -> None:
     for data in choices("data"):
-        config = train(f"model={model}", f"data={data}", SOURCE)
-        assert (config.model.name, config.data.name) == (model, data)
+        config = train(f"model={model}", f"data={data}", SOURCE, *NEEDED.get(f"model={model}", []))
+        assert (config.model.name, config.data.name) == ("gpt2" if model == "pretrained" else model, data)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_key_in_a_yaml_is_a_knob(path: Path) -> None:
-    keys = {key for key, _ in leaves(TrainConfig)}
+    keys = {key for key, _ in leaves(SampleConfig if path.parent.name == "task" else TrainConfig)}
     text = path.read_text()
     prefix = "" if "@package _global_" in text else f"{path.parent.name}."
     content = OmegaConf.load(path)
@@ -81,7 +91,7 @@ def test_every_knob_can_be_set_from_the_command_line(door: str) -> None:
         for part in key.split("."):
             value = getattr(value, part)
         text = "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
-        if key == "prompt" or (key in HORIZON and value is None):
+        if key in ("prompt", "stop", "task.template") or (key in HORIZON and value is None):
             continue  # free text; and a horizon that is set replaces the others
         assert points(door, DOORS[door], [f"{key}={text}"])[0] == config, key
 

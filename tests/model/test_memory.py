@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from nanogpt.config import ModelConfig, OptimizerConfig, Precision
 from nanogpt.model.gpt import GPT
-from nanogpt.model.memory import checkpoint_bytes, largest_micro_batch, training_memory
+from nanogpt.model.memory import CHUNK_BYTES, checkpoint_bytes, largest_micro_batch, training_memory
 from nanogpt.optim.adamw import build_optimizer
 from tests.model.test_cost import every_combination, small
 
@@ -68,7 +68,7 @@ def test_activations_are_what_autograd_keeps_at_every_shape(
 def test_the_loss_holds_its_gradients_the_features_and_one_chunk_of_logits() -> None:
     config = small(n_embd=32, block_size=64, vocab_size=40_000)
     _, gradients = kept_by_autograd(config, "fp32", 40)
-    features, rows = 4 * 40 * 64 * 32, 64 * 2**20 // (4 * config.padded_vocab_size)
+    features, rows = 4 * 40 * 64 * 32, CHUNK_BYTES // (4 * config.padded_vocab_size)
     assert rows < 40 * 64, "the logits don't fit in one chunk"
     assert training_memory(config, "fp32", 40).loss == gradients + features + 4 * rows * config.padded_vocab_size
 

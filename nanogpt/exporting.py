@@ -1,0 +1,123 @@
+"""Writing a trained model as transformers or nanoGPT read it: a folder that appears when all of it is there."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from nanogpt.config import ExportConfig, ModelConfig, TrainConfig
+from nanogpt.errors import BadEnvironment, BadInput, escaped
+from nanogpt.files import sync, write
+from nanogpt.foreign import write_checkpoint, write_meta
+from nanogpt.interop.architecture import require, to_hf
+from nanogpt.interop.hf_tokenizer import write_tokenizer
+from nanogpt.interop.names import Tensors, cut, to_gpt2, to_llama
+from nanogpt.tokenizer import CharTokenizer
+from nanogpt.trained import Trained, load_trained
+
+
+def export(config: ExportConfig) -> int:
+    """Write the model to `out`. Raises BadInput for a switch that the format has no form of, or a folder in use."""
+    trained = load_trained(config, torch.device("cpu"))
+    folder = target(config, trained)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    writer = write_hf if config.format == "hf" else write_nanogpt
+    try:
+        writer(trained, partial, config)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+        sync(folder.parent)
+    except OSError as error:
+        raise BadEnvironment(f"{escaped(folder)}: can't be written: {error.strerror or escaped(error)}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return 0
+
+
+def target(config: ExportConfig, trained: Trained) -> Path:
+    """Where to write. Raises BadInput when something is there already that nobody said may go."""
+    if config.out is not None:
+        folder = Path(config.out)
+    elif trained.run is not None:
+        folder = trained.run.path / config.format
+    else:
+        raise BadInput("out=null: say where the folder shall be, e.g. out=exported")
+    ours = folder.is_dir() and not any(entry.name not in FILES for entry in folder.iterdir())
+    if folder.exists() and not (config.overwrite and ours):
+        why = "exists; overwrite=true replaces it" if ours else "exists, and isn't an export that could be replaced"
+        raise BadInput(f"out={escaped(folder)}: {why}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "ckpt.pt", "meta.pkl")
+
+
+def weights_of(model: nn.Module) -> Tensors:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def write_hf(trained: Trained, folder: Path, config: ExportConfig) -> None:
+    """config.json, model.safetensors and the tokenizer, for AutoModelForCausalLM and AutoTokenizer."""
+    model = trained.model.config
+    about = to_hf(model)
+    if (end := trained.tokenizer.end_of_text) is not None:
+        about |= {"bos_token_id": end, "eos_token_id": end}
+    rename = to_gpt2 if about["model_type"] == "gpt2" else to_llama
+    folder.mkdir()
+    save_file(rename(weights_of(trained.model), model), folder / "model.safetensors", {"format": "pt"})
+    write_tokenizer(trained.tokenizer, folder, model.block_size)
+    write(folder / "config.json", json.dumps(about, indent=2) + "\n")
+
+
+def write_nanogpt(trained: Trained, folder: Path, config: ExportConfig) -> None:
+    """ckpt.pt, which nanoGPT samples from and, with a run's moments, resumes; and the characters as its meta.pkl."""
+    model = trained.model.config
+    require(model, "nanoGPT", norm="layernorm", position="learned", activation="gelu", qk_norm=False, tied_head=True)
+    require(model, "nanoGPT", n_kv_head=(None, model.n_head))
+    weights = cut(weights_of(trained.model), model)
+    sizes = {name: getattr(model, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")}
+    content: dict[str, Any] = {
+        "model": weights | {"lm_head.weight": weights["transformer.wte.weight"]},
+        "model_args": sizes | {"dropout": model.dropout},
+    }
+    if trained.run is not None:
+        loaded, run_config = trained.run.checkpoints.choose(config.checkpoint), trained.run.config()
+        content |= {
+            "optimizer": optimizer_state(weights, loaded.optimizer, model, run_config),
+            "iter_num": trained.step,
+            "best_val_loss": (loaded.state.get("best") or [1e9])[0],
+            "config": {"dataset": run_config.data.name, "learning_rate": run_config.optimizer.lr},
+        }
+    folder.mkdir()
+    write_checkpoint(folder / "ckpt.pt", content)
+    if isinstance(trained.tokenizer, CharTokenizer):
+        write_meta(folder / "meta.pkl", trained.tokenizer.chars)
+
+
+def optimizer_state(
+    weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], model: ModelConfig, config: TrainConfig
+) -> dict[str, Any]:
+    """The state_dict of nanoGPT's AdamW: parameters numbered in order, those with two dimensions first."""
+    parameters = {name: nn.Parameter(tensor) for name, tensor in weights.items()}
+    settings = config.optimizer
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters.values() if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    for quantity in ("step", "exp_avg", "exp_avg_sq"):
+        of_all = {name: moments[f"{name}/{quantity}"] for name in parameters if f"{name}/{quantity}" in moments}
+        for name, tensor in (cut(of_all, model) if quantity != "step" else of_all).items():
+            optimizer.state[parameters[name]][quantity] = tensor
+    return optimizer.state_dict()

@@ -1,0 +1,108 @@
+"""Tokenizers as Hugging Face's `tokenizers` library stores them in tokenizer.json: ours written so, and theirs read.
+
+Written: byte-level BPE (ours, GPT-2's, and plain bytes as one without merges) and characters. Read: the same.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from nanogpt import tokenizer as tokenizers
+from nanogpt.errors import BadData, escaped
+from nanogpt.files import write
+from nanogpt.tokenizer import (
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+    byte_alphabet,
+)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a folder's tokenizer.json, ours or Hugging Face's; None without one. Raises BadData."""
+    path = folder / tokenizers.FILE
+    if not path.exists():
+        return None
+    try:
+        content: Any = json.loads(path.read_bytes())
+        if "kind" in content:
+            return tokenizers.load(folder)
+        if content["model"]["type"] == "WordLevel":
+            vocabulary: dict[str, int] = content["model"]["vocab"]
+            tokenizer = CharTokenizer("".join(vocabulary))
+            if [vocabulary[char] for char in tokenizer.chars] != list(range(len(vocabulary))):
+                raise BadData(f"{escaped(path)}: its characters are not in code point order")
+            return tokenizer
+        return BPETokenizer(json.dumps(content))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadData(f"{escaped(path)}: not a tokenizer of characters or byte-level BPE: {escaped(error)}") from None
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+    """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them."""
+    write(folder / tokenizers.FILE, serialized(tokenizer))
+    about: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    if tokenizer.end_of_text is not None:
+        about |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    write(folder / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
+
+
+def serialized(tokenizer: Tokenizer) -> str:
+    """The text of tokenizer.json."""
+    if isinstance(tokenizer, BPETokenizer):
+        return tokenizer.serialized
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as HFTokenizer
+
+    if isinstance(tokenizer, CharTokenizer):
+        inner = HFTokenizer(models.WordLevel({char: i for i, char in enumerate(tokenizer.chars)}, unk_token=""))
+        inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        inner.decoder = decoders.Fuse()
+        return inner.to_str()
+    assert isinstance(tokenizer, ByteTokenizer | GPT2Tokenizer)
+    alphabet = byte_alphabet()
+    names = ["".join(alphabet[byte] for byte in token) for token in tokenizer.tokens]
+    vocabulary = {name: i for i, name in enumerate(names) if name}
+    merges = [
+        ("".join(alphabet[b] for b in left), "".join(alphabet[b] for b in right)) for left, right in pairs(tokenizer)
+    ]
+    inner = HFTokenizer(models.BPE(vocabulary, merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(merges))
+    inner.decoder = decoders.ByteLevel()
+    if tokenizer.end_of_text is not None:
+        inner.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
+    return inner.to_str()
+
+
+def pairs(tokenizer: ByteTokenizer | GPT2Tokenizer) -> list[tuple[bytes, bytes]]:
+    """The merges in their order: the two parts that each token falls into under the merges before it.
+
+    tiktoken keeps only the tokens, in the order in which they were learned; byte-level BPE that may use the tokens of
+    lower rank alone leaves exactly two parts of each.
+    """
+    rank = {token: i for i, token in enumerate(tokenizer.tokens) if token}
+    found: list[tuple[bytes, bytes]] = []
+    for token, own in rank.items():
+        if len(token) > 1:
+            left, right = halves(token, rank, own)
+            found.append((left, right))
+    return found
+
+
+def halves(token: bytes, rank: dict[bytes, int], below: int) -> list[bytes]:
+    """Merge the bytes of a token, lowest rank first, with ranks under `below`."""
+    parts = [bytes([byte]) for byte in token]
+    while True:
+        candidates = [(rank.get(a + b, below), i) for i, (a, b) in enumerate(pairwise(parts))]
+        best, place = min(candidates)
+        if best >= below:
+            return parts
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]

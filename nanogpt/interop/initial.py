@@ -1,0 +1,48 @@
+"""Giving a model the weights of a source: the first thing a fine-tuning does, and a command on OpenAI's weights."""
+
+import torch
+
+from nanogpt.errors import BadCheckpoint, BadData, escaped
+from nanogpt.interop.names import fitted
+from nanogpt.interop.sources import Source
+from nanogpt.model.gpt import GPT
+from nanogpt.tokenizer import Tokenizer
+
+SHOWN = 5  # tensors named in an error
+
+
+@torch.no_grad()
+def load_weights(model: GPT, source: Source) -> None:
+    """Copy a source's weights, cut to the model's context and padded to its rows, whatever its device.
+
+    Raises BadCheckpoint naming the tensors that are missing, too many, of another shape or not finite; BadEnvironment.
+    """
+    tensors = fitted(source.tensors(), model.config)
+    named = dict(model.named_parameters())
+    wrong = [
+        f"{escaped(name)} is {shape_of(tensors.get(name))} there and {shape_of(named.get(name))} in the model"
+        for name in sorted(tensors.keys() | named.keys())
+        if shape_of(tensors.get(name)) != shape_of(named.get(name))
+    ]
+    if wrong:
+        more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise BadCheckpoint(f"{source.label}: its weights don't fit: {', '.join(wrong[:SHOWN])}{more}")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BadCheckpoint(f"{source.label}: {name} is not finite")
+        named[name].copy_(tensor)
+
+
+def shape_of(tensor: torch.Tensor | None) -> str:
+    return "x".join(map(str, tensor.shape)) if tensor is not None else "absent"
+
+
+def refuse_other_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
+    """The data speaks in the tokens that the weights know, as far as that can be told. Raises BadData."""
+    theirs = source.tokenizer()
+    if theirs is not None and theirs.tokens != tokenizer.tokens:
+        raise BadData(
+            f"data.tokenizer={tokenizer.spec()['kind']}: {len(tokenizer.tokens):,} tokens, which are not the "
+            f"{len(theirs.tokens):,} that {source.label} was trained with"
+            f"{'; use data.tokenizer=gpt2' if theirs.spec()['kind'] == 'gpt2' else ''}"
+        )
