@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.fit import Parabola
 from experiments.laws import Optimum
+from nanogpt.tracking.console import amount
 
 INK, LINE, NEXT = "#222222", "#3b6ea8", "#d1495b"
 
@@ -26,9 +29,12 @@ def draw(
     figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
+    left.set_xscale("log")
+    right.set_xscale("log")
     colors = [colormaps["viridis"](0.85 * i / max(1, len(curves) - 1)) for i in range(len(curves))]
     for curve, color in zip(curves, colors, strict=True):
         draw_budget(left, curve, color)
+    counted(left.xaxis)
     finish(left, "Loss of models trained for the same FLOPs", "parameters", "validation loss, nats per token")
     minima = [(curve.optimum, color) for curve, color in zip(curves, colors, strict=True) if curve.optimum]
     for best, color in minima:
@@ -42,8 +48,8 @@ def draw(
     label = f"L(N, D) at {ahead.flops:.2g} FLOPs, 90 % interval"
     right.errorbar([ahead.flops], [ahead.n_params], yerr=bars, fmt="D", color=NEXT, capsize=4, label=label, zorder=4)
     right.set_yscale("log")
+    counted(right.yaxis)
     finish(right, "Best size of a budget", "training FLOPs", "parameters")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp")
     figure.savefig(partial, format="png")
     partial.replace(path)
@@ -61,8 +67,18 @@ def draw_budget(axes: Axes, curve: Parabola, color: tuple[float, float, float, f
         axes.plot(*at, "*", markersize=15, color=color, markeredgecolor="white", zorder=5)
 
 
+def counted(axis: Axis) -> None:
+    """Numbers of parameters as people write them: 20k, 1M."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(written))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def written(value: float, _: int) -> str:
+    return amount(value)
+
+
 def finish(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_xscale("log")
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -132,8 +132,8 @@ class LawConfig(Section):
     """
 
     E: float = free(1.69, "loss that no model goes below", ge=0, le=100)
-    A: float = free(406.4, "what few parameters cost", gt=0, le=1e12)
-    B: float = free(410.7, "what few tokens cost", gt=0, le=1e12)
+    A: float = free(406.4, "what few parameters cost", gt=0, le=1e100)
+    B: float = free(410.7, "what few tokens cost", gt=0, le=1e100)
     alpha: float = free(0.34, "exponent of the parameters", gt=0, le=10)
     beta: float = free(0.28, "exponent of the tokens", gt=0, le=10)
 
