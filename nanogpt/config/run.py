@@ -65,7 +65,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        if self.training.steps or self.training.tokens:  # else the horizon depends on the vocabulary; see check_horizon
+        if self.training.steps is not None or self.training.tokens:  # else it depends on the model; see check_horizon
             check_horizon(self, self.steps(0, 0.0))
         return self
 

@@ -31,7 +31,9 @@ class Device:
 
 DEVICES: dict[Gpu, Device] = {
     "b200": Device(r"B200", 180, 2250.0),
-    "gh200": Device(r"GH200 \d+GB?( HBM3e)?", 96, 989.4),
+    "gh200": Device(
+        r"GH200 \d+GB?( HBM3e)?", 96, 989.4
+    ),  # the newer one has 144 GB; the number in its name isn't the GPU's
     "h200": Device(r"H200", 141, 989.4),
     "h100": Device(r"H100( 80GB HBM3)?", 80, 989.4),
     "h100_nvl": Device(r"H100 NVL", 94, 835.5),
