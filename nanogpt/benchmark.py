@@ -17,7 +17,8 @@ from nanogpt.config import BenchConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, set_up
-from nanogpt.model.cost import flops_per_token, parameter_counts, peak_flops
+from nanogpt.model.cost import flops_per_token
+from nanogpt.model.devices import peak_flops
 from nanogpt.provenance import git_state
 from nanogpt.saving_benchmark import Rows, saving_rows
 from nanogpt.tracking.console import amount, say
@@ -30,7 +31,7 @@ from nanogpt.training.step import train_step
 def bench(config: BenchConfig) -> int:
     """Measure the step of this config on its real data, and print (and append to `bench.out`) a Markdown table."""
     compute = set_up(config.hardware)
-    refuse_too_large(config.model, compute)
+    refuse_too_large(config, compute)
     rows = [*step_rows(config, compute), *rank_rows(config), *(startup_rows() if config.bench.startup else [])]
     lines = [
         f"### {config.run_name}, {time.strftime('%Y-%m-%d')}",
@@ -78,7 +79,7 @@ def step_rows(config: BenchConfig, compute: Compute) -> Rows:
     loads = [timed(lambda i=i: batches.batch(state.samples + i * config.micro_batch_size())) for i in range(200)]
     median = statistics.median(steps)
     rate = config.training.batch_tokens / median
-    flops = flops_per_token(state.model.config, parameter_counts(state.model)["total"])
+    flops = flops_per_token(state.model.config)
     peak = peak_flops(compute.name, compute.precision)
     mfu = f", MFU {100 * rate * flops / peak:.1f} %" if peak else ""
     gpu_memory = compute.peak_memory()

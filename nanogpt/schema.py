@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -136,8 +136,8 @@ def message(schema: type[BaseModel], error: ErrorDetails) -> str:
     path = [str(part) for part in error["loc"]]
     if error["type"] == "refused":
         return shown(context["key"], context["value"]) + ": " + context["why"]
-    while ".".join(path) not in keys and len(path) > 1 and path[-1].isdigit():
-        path.pop()  # a place in a list: name the list
+    while ".".join(path) not in keys and len(path) > 1 and error["type"] != "extra_forbidden":
+        path.pop()  # a place in a list, a kind among several: name the key
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{escaped(key)}: no such key{hint(key, keys)}"
@@ -162,8 +162,9 @@ def shown(key: str, value: object) -> str:
 def allowed(field: FieldInfo) -> str:
     """What a field takes, in words: `one of a, b`, `integer in [1, 1000]`, `number in (0, 10] or null`."""
     kinds = get_args(field.annotation) or (field.annotation,)
-    null = " or null" if type(None) in kinds else ""
     choices = choices_of(field.annotation)
+    words = [] if choices else [word for kind in kinds for word in choices_of(kind)]
+    null = "".join(f" or {word}" for word in words) + (" or null" if type(None) in kinds else "")
     if choices:
         several = "a list of " if "tuple" in str(field.annotation) else "one of "
         return several + ", ".join(choices) + null
@@ -196,8 +197,11 @@ WORDS = {
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, also of an optional one, and of the elements of a list."""
-    parts = [inner for part in get_args(annotation) for inner in (get_args(part) or (part,))]
+    """The values of a Literal, also of an optional one and of a list; nothing for a Literal among other kinds."""
+    parts = get_args(annotation)
+    kinds = [part for part in parts if part not in (type(None), ...)]
+    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
+        parts = get_args(kinds[0])
     return tuple(part for part in parts if isinstance(part, str))
 
 

@@ -5,7 +5,15 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from nanogpt.config import BenchConfig, EvaluateConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import (
+    BenchConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    TrainConfig,
+)
 from nanogpt.errors import BadInput
 from nanogpt.schema import leaves, science, signature, to_json
 
@@ -22,9 +30,12 @@ Build = Callable[..., TrainConfig]
         ("name", "other"),
         ("runs_dir", "elsewhere"),
         ("data.dir", "elsewhere"),
+        ("eval.hellaswag", "elsewhere"),
         ("data.workers", 3),
         ("model.name", "label"),
         ("fresh", True),
+        ("plan", True),
+        ("hardware.micro_batch_size", "auto"),
     ],
 )
 def test_what_is_not_science_leaves_the_signature(config: Build, key: str, value: object) -> None:
@@ -42,6 +53,7 @@ def test_what_is_not_science_leaves_the_signature(config: Build, key: str, value
         ("data.order", "random"),
         ("data.tokenizer", "byte"),
         ("eval.tokens", 512),
+        ("training.eval_tasks", ["hellaswag"]),
     ],
 )
 def test_science_changes_the_signature(config: Build, key: str, value: object) -> None:
@@ -77,9 +89,11 @@ def test_default_micro_batch_divides_and_fits(config: Build, batch: int, world: 
 
 
 def test_horizons(config: Build) -> None:
-    assert config(**{"training.steps": 20}).steps(10**9) == 20
-    assert config(**{"training.steps": None, "training.tokens": 1281}).steps(0) == 11
-    assert config(**{"training.steps": None, "training.tokens_per_param": 2.0}).steps(640) == 10
+    assert config(**{"training.steps": 20}).steps(10**9, 1.0) == 20
+    assert config(**{"training.steps": None, "training.tokens": 1281}).steps(0, 1.0) == 11
+    assert config(**{"training.steps": None, "training.tokens_per_param": 2.0}).steps(640, 1.0) == 10
+    for flops, steps in ((5000.0 * 128 * 9, 9), (5000.0 * 128 * 9 + 1, 10), (1.0, 1)):
+        assert config(**{"training.steps": None, "training.flops": flops}).steps(0, 5000.0) == steps
 
 
 def test_configs_are_frozen(config: Build) -> None:
@@ -87,7 +101,9 @@ def test_configs_are_frozen(config: Build) -> None:
         config().optimizer.lr = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, BenchConfig, PrepareConfig, SampleConfig, EvaluateConfig])
+@pytest.mark.parametrize(
+    "kind", [TrainConfig, BenchConfig, PrepareConfig, SampleConfig, EvaluateConfig, SizingConfig, ScalingConfig]
+)
 def test_every_knob_has_a_meaning(kind: type[TrainConfig]) -> None:
     for key, field in leaves(kind):
         assert field.description and len(field.description) < 120, key

@@ -12,16 +12,19 @@ from nanogpt.config.doors import (
     BenchSettings,
     EvaluateConfig,
     ExportConfig,
+    LawConfig,
     PrepareConfig,
     SampleConfig,
+    ScalingConfig,
+    SizingConfig,
     TaskConfig,
     TrainedConfig,
 )
 from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName, EvaluationConfig
-from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
+from nanogpt.config.machine import CheckpointConfig, Gpu, HardwareConfig, Precision, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
 from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
-from nanogpt.config.run import TrainConfig, check_horizon
+from nanogpt.config.run import TrainConfig, check_horizon, divisors
 
 __all__ = [
     "BenchConfig",
@@ -34,17 +37,23 @@ __all__ = [
     "EvaluateConfig",
     "EvaluationConfig",
     "ExportConfig",
+    "Gpu",
     "HardwareConfig",
+    "LawConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Precision",
     "PrepareConfig",
     "ResumeConfig",
     "SampleConfig",
+    "ScalingConfig",
     "ScheduleConfig",
+    "SizingConfig",
     "TaskConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainedConfig",
     "TrainingConfig",
     "check_horizon",
+    "divisors",
 ]

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from conf.compose import points
 from conf.door import dispatch
-from nanogpt.config import BenchConfig, EvaluateConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import (
+    BenchConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    TrainConfig,
+)
 from nanogpt.errors import BadInput, Diverged, LabError
 from nanogpt.schema import leaves
 from tests.conftest import Run
@@ -23,6 +32,8 @@ DOORS: dict[str, Any] = {
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "sizing": SizingConfig,
+    "scaling": ScalingConfig,
 }
 
 TABLE = [
@@ -114,7 +125,14 @@ TABLE = [
     ("schedule=cosin", "did you mean 'cosine'?"),
     ("training.steps=-1", "out of range"),
     ("training.steps=5 training.tokens=1000", "exactly one of"),
+    ("training.steps=5 training.flops=1e12", "training.tokens_per_param, training.flops; set the others to null"),
+    ("training.flops=0", "training.flops=0: out of range; allowed: number in (0, 1e+30] or null"),
+    ("training.flop=1e12", "did you mean 'training.flops'?"),
     ("training.seed=-1", "out of range"),
+    ("training.eval_tasks=hellaswag", "a list is needed; allowed: a list of hellaswag, lambada, wikitext"),
+    ("training.eval_tasks=[helaswag]", "training.eval_tasks=helaswag: not a choice; allowed: a list of hellaswag"),
+    ("eval=hellaswag", "eval=hellaswag: a group of keys; set one of eval.hellaswag"),
+    ("plan=maybe", "plan=maybe: a boolean is needed"),
     # batch and hardware
     ("training.batch_tokens=0", "out of range"),
     ("training.batch_tokens=-3", "out of range"),
@@ -123,6 +141,9 @@ TABLE = [
     ("hardware.micro_batch_size=7", "must divide the 24 sequences of training.batch_tokens=1536; nearest 6, 8"),
     ("training.batch_tokens=640000000000 hardware.micro_batch_size=7", "must divide"),
     ("hardware.micro_batch_size=48", "must divide the 24 sequences"),
+    ("hardware.micro_batch_size=0", "out of range; allowed: integer in [1, 9007199254740992] or auto or null"),
+    ("hardware.micro_batch_size=all", "hardware.micro_batch_size=all: an integer is needed; allowed: integer in [1,"),
+    ("hardware.micro_batch_size=1.5", "hardware.micro_batch_size=1.5: an integer is needed"),
     ("hardware.device=tpu", "allowed: auto, cpu, mps, cuda or cuda:N"),
     ("hardware.precision=float64", "allowed: one of auto, fp32, bf16, fp16"),
     ("hardware.compile=maybe", "a boolean is needed"),
@@ -189,6 +210,45 @@ def test_sampling(words: str, expected: str) -> None:
     assert expected in refused("sample", [words])
 
 
+@pytest.mark.parametrize(
+    ("door", "words", "expected"),
+    [
+        ("sizing", "sizing.gpu=h101", "one of b200, gh200, h200, h100, h100_nvl"),
+        ("sizing", "sizing.gpu=h101", "did you mean 'h100'?"),
+        ("sizing", "sizing.mfu=40", "sizing.mfu=40: out of range; allowed: number in (0, 1]"),
+        ("sizing", "sizing.price=2", "sizing.price=2.0: is of one kind of GPU; name it, e.g. sizing.gpu=h100"),
+        ("sizing", "model.n_head=5", "must divide model.n_embd=768"),
+        ("scaling", "budget=0", "budget=0: out of range"),
+        ("scaling", "budget=1e19 n_params=1e6", "n_params=1000000.0: is a question of its own"),
+        ("scaling", "n_param=1e6", "did you mean 'n_params'?"),
+        ("scaling", "bootstrap=1", "out of range; allowed: integer in [20, 100000]"),
+        ("scaling", "law.alpha=0", "out of range"),
+        ("scaling", "model=gpt2", "model: no such key or group"),
+    ],
+)
+def test_experiments(door: str, words: str, expected: str) -> None:
+    assert expected in refused(door, words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("eval=hellaswg", "no such choice; allowed: one of all, hellaswag, lambada, loss, wikitext; did you mean"),
+        ("eval=null", "eval=: needs a value"),
+        ("eval.limit=0", "eval.limit=0: out of range"),
+        ("eval.tasks=[los]", "eval.tasks=los: not a choice; allowed: a list of loss, hellaswag, lambada, wikitext"),
+        ("eval.hellswag=x", "did you mean 'eval.hellaswag'?"),
+        ("data.source=x", "data.source=x: of which data set? choose one too, e.g. data=text"),
+        ("data=nowhere", "no such choice"),
+        ("init_from=gpt2", "data=null: eval=loss with init_from needs a data set"),
+        ("precision=fp8", "allowed: one of auto, fp32, bf16, fp16"),
+        ("hardware.device=cpu", "did you mean 'device'?"),
+    ],
+)
+def test_evaluating(words: str, expected: str) -> None:
+    assert expected in refused("evaluate", [words])
+
+
 def test_a_bad_point_stops_the_whole_sweep() -> None:
     assert "optimizer.lr=abc: a number is needed" in refused("train", ["-m", "optimizer.lr=1e-3,abc"])
 
@@ -224,7 +284,7 @@ def wrong_values(annotation: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("door", ["train", "prepare", "sample", "evaluate"])
+@pytest.mark.parametrize("door", ["train", "prepare", "sample", "evaluate", "scaling"])
 def test_every_leaf_refuses_wrong_values(door: str) -> None:
     seen: set[str] = set()
     for key, field in leaves(DOORS[door]):
@@ -245,6 +305,7 @@ def test_every_leaf_refuses_wrong_values(door: str) -> None:
 
 
 PATHS = {
+    "runs",
     "runs_dir",
     "replay",
     "resume.run",
