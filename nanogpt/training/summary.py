@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Dataset
+from nanogpt.evaluation.loss import LOSSES
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.console import say, table, visible
 from nanogpt.training.probe import plan_of
