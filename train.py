@@ -11,7 +11,7 @@ def main(config: TrainConfig) -> int:
     if (config.hardware.devices or 1) > 1 and not (config.replay or config.plan) and "RANK" not in os.environ:
         from launch.ranks import run_ranks
 
-        return run_ranks(config)
+        return run_ranks("train", config, config.hardware.devices or 1, config.checkpoint.grace)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a lost rank is told in a line, not in pages of C++
     from nanogpt.training.run import train  # torch: not for --help
 

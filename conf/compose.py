@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from conf.groups import choices, groups
+from conf.groups import choices, groups, optional
 from nanogpt import schema
 from nanogpt.errors import BadInput, escaped, hint
 from nanogpt.interop.sources import adopted
@@ -108,17 +108,17 @@ def check_keys(door: str, kind: type[Section], overrides: list[Override]) -> Non
                 raise BadInput(f"{text}: a group of keys; set one of {', '.join(inside[:6])}")
             raise BadInput(f"{escaped(key)}: no such key or group{hint(key, known)}")
         if key in groups(door):
-            check_choice(override)
+            check_choice(override, optional=key in optional(door))
 
 
-def check_choice(override: Override) -> None:
+def check_choice(override: Override, optional: bool) -> None:
     """The chosen file exists in its group."""
     group = override.key_or_group
     options = choices(group)
     swept = override.is_sweep_override()
     chosen = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS)) if swept else [override.value()]
     for name in chosen:
-        if name is None and group == "experiment":
+        if name is None and optional:
             continue
         if name in (None, ""):
             raise BadInput(f"{group}={name or ''}: needs a value; allowed: one of {', '.join(options)}")

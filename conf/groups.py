@@ -10,6 +10,12 @@ def groups(door: str) -> list[str]:
     return [name for name in named if resources.files("conf").joinpath(name).is_dir()]
 
 
+def optional(door: str) -> list[str]:
+    """Those of the groups of which nothing need be chosen: `group: null` in the defaults list."""
+    lines = resources.files("conf").joinpath(f"{door}.yaml").read_text().splitlines()
+    return [name for name in groups(door) if f"  - {name}: null" in lines]
+
+
 def choices(group: str) -> list[str]:
     """The YAML files of a group, by name."""
     names = (entry.name for entry in resources.files("conf").joinpath(group).iterdir())

@@ -1,4 +1,4 @@
-"""`hardware.devices=N` without torchrun: this command starts its ranks itself, passes signals on and sees them through.
+"""`devices=N` without torchrun: a command starts its ranks itself, passes signals on and sees them through.
 
 The ranks meet through a file, so there is no port to collide; they end with this process, however it ends.
 """
@@ -19,9 +19,10 @@ from types import FrameType
 
 from conf.door import guarded
 from nanogpt import schema
-from nanogpt.config import TrainConfig
+from nanogpt.config import EvaluateConfig, TrainConfig
 from nanogpt.errors import STOPPED, PeerLost
 from nanogpt.place import STORE
+from nanogpt.schema import Section
 from nanogpt.training.stop import SIGNALS
 
 POLL, STRAGGLE = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
@@ -29,20 +30,25 @@ PR_SET_PDEATHSIG = 1
 Rank = subprocess.Popen[str]
 
 
-def run_ranks(config: TrainConfig) -> int:
-    """Run one training on `hardware.devices` ranks of this machine. Returns the exit code of what went wrong first."""
-    world = config.hardware.devices or 1
+def run_ranks(door: str, config: Section, world: int, grace: float = 0.0) -> int:
+    """Run train or evaluate on `world` ranks of this machine. Returns the exit code of what went wrong first.
+
+    Once a rank is done the others have `grace` seconds, and some, to be done too.
+    """
     remove_stale()
+    message = json.dumps(
+        {"door": door, "parent": os.getpid(), "argv": sys.argv, "config": config.model_dump(mode="json")}
+    )
     with tempfile.TemporaryDirectory(prefix=f"nanogpt-{os.getpid()}-") as folder:
         ranks: list[Rank] = []
         with passing_on(ranks) as signals:
             for rank in range(world):
-                ranks.append(start(rank, world, Path(folder), config))
-            codes = see_through(ranks, config.checkpoint.grace)
+                ranks.append(start(rank, world, Path(folder), message))
+            codes = see_through(ranks, grace)
     return verdict(codes, signals)
 
 
-def start(rank: int, world: int, folder: Path, config: TrainConfig) -> Rank:
+def start(rank: int, world: int, folder: Path, message: str) -> Rank:
     """One rank as a process, in a session of its own so that Ctrl-C reaches it through us, once."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     root = str(Path(__file__).parents[1])
@@ -59,8 +65,7 @@ def start(rank: int, world: int, folder: Path, config: TrainConfig) -> Rank:
     )
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it is gone already, and its exit code says why
-        message = {"parent": os.getpid(), "argv": sys.argv, "config": config.model_dump(mode="json")}
-        process.stdin.write(json.dumps(message))
+        process.stdin.write(message)
         process.stdin.close()
     return process
 
@@ -130,18 +135,21 @@ def remove_stale() -> None:
 
 
 def be_a_rank() -> int:
-    """In a rank: train with the config that comes through standard input."""
+    """In a rank: do what the message on standard input says."""
     message = json.load(sys.stdin)
     with suppress(OSError, AttributeError):  # Linux: end with the process that started us
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != message["parent"]:
         return PeerLost.exit_code  # it ended before we asked to be told
     sys.argv = message["argv"]
-    config = schema.from_dict(TrainConfig, message["config"])
+    if message["door"] == "evaluate":
+        from nanogpt.evaluating import evaluate
+
+        return evaluate(schema.from_dict(EvaluateConfig, message["config"]))
     from nanogpt.training.run import train
 
-    return train(config)
+    return train(schema.from_dict(TrainConfig, message["config"]))
 
 
 if __name__ == "__main__":
-    guarded("train", be_a_rank)
+    guarded("rank", be_a_rank)

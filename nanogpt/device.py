@@ -50,11 +50,14 @@ def find_device(wanted: str, key: str = "hardware.device") -> torch.device:
     return torch.device(wanted)
 
 
-def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1) -> Compute:
-    """Choose the device and precision of a rank, and set torch's threads and TF32. Raises BadEnvironment, BadInput."""
-    device = find_device(hardware.device)
+def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1, section: str = "hardware.") -> Compute:
+    """Choose the device and precision of a rank, and set torch's threads and TF32. Raises BadEnvironment, BadInput.
+
+    `section` is what the keys of `hardware` begin with where the user wrote them.
+    """
+    device = find_device(hardware.device, f"{section}device")
     if local_world > 1:
-        device = own_device(device, hardware, local_rank, local_world)
+        device = own_device(device, hardware, local_rank, local_world, section)
     if hardware.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")):
         raise BadEnvironment("hardware.compile=true: torch.compile needs a C++ compiler and there is none here")
     if hardware.deterministic:
@@ -68,7 +71,7 @@ def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1) 
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return Compute(device, find_precision(hardware, device), name)
+    return Compute(device, find_precision(hardware, device, section), name)
 
 
 def make_deterministic() -> None:
@@ -79,13 +82,15 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def own_device(device: torch.device, hardware: HardwareConfig, local_rank: int, local_world: int) -> torch.device:
+def own_device(
+    device: torch.device, hardware: HardwareConfig, local_rank: int, local_world: int, section: str
+) -> torch.device:
     """One GPU for each rank of this machine; the CPU is shared."""
     if device.type == "mps" or ":" in hardware.device:
-        raise BadInput(f"hardware.device={hardware.device}: {local_world} ranks need hardware.device=cuda or cpu")
+        raise BadInput(f"{section}device={hardware.device}: {local_world} ranks need {section}device=cuda or cpu")
     if device.type == "cuda":
         if local_world > torch.cuda.device_count():
-            raise BadInput(f"hardware.devices={local_world}: this machine has {torch.cuda.device_count()} GPUs")
+            raise BadInput(f"{section}devices={local_world}: this machine has {torch.cuda.device_count()} GPUs")
         return torch.device("cuda", local_rank)
     return device
 
@@ -119,14 +124,14 @@ def available_bytes() -> int | None:
         return None
 
 
-def find_precision(hardware: HardwareConfig, device: torch.device) -> Precision:
+def find_precision(hardware: HardwareConfig, device: torch.device, section: str) -> Precision:
     """The precision asked for, or the best the device has. Raises BadEnvironment."""
     wanted = hardware.precision
     has_bf16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
     if wanted == "auto":
         return "fp32" if device.type != "cuda" else "bf16" if has_bf16 else "fp16"
     if wanted == "bf16" and not has_bf16:
-        raise BadEnvironment(f"hardware.precision=bf16: {device} doesn't have it; allowed: fp16, fp32")
+        raise BadEnvironment(f"{section}precision=bf16: {device} doesn't have it; allowed: fp16, fp32")
     if wanted == "fp16" and device.type != "cuda":
-        raise BadEnvironment("hardware.precision=fp16: needs a CUDA device; allowed: bf16, fp32")
+        raise BadEnvironment(f"{section}precision=fp16: needs a CUDA device; allowed: bf16, fp32")
     return wanted

@@ -36,6 +36,16 @@ def write_atomic(path: Path, text: str) -> None:
     sync(path.parent)
 
 
+def append(path: Path, line: str) -> None:
+    """Add a line to a file that others may be adding to, on disk when this returns. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, (line + "\n").encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def locked(path: Path, wait: bool) -> Generator[bool, None, None]:
     """Hold the lock file `path` while inside; yields False at once when it is taken and `wait` is not set.

@@ -162,11 +162,12 @@ def shown(key: str, value: object) -> str:
 def allowed(field: FieldInfo) -> str:
     """What a field takes, in words: `one of a, b`, `integer in [1, 1000]`, `number in (0, 10] or null`."""
     kinds = get_args(field.annotation) or (field.annotation,)
-    words = [word for kind in kinds for word in choices_of(kind)]
-    null = "".join(f" or {word}" for word in words) + (" or null" if type(None) in kinds else "")
+    null = " or null" if type(None) in kinds else ""
     choices = choices_of(field.annotation)
     if choices:
-        return "one of " + ", ".join(choices) + null
+        several = "a list of " if "tuple" in str(field.annotation) else "one of "
+        return several + ", ".join(choices) + null
+    null = "".join(f" or {word}" for kind in kinds for word in choices_of(kind)) + null
     limits = list(field.metadata)
     for kind in kinds:
         limits += getattr(kind, "__metadata__", ())
@@ -196,9 +197,9 @@ WORDS = {
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, also of an optional one; nothing for a Literal among other kinds."""
+    """The values of a Literal, of an optional one, of a list's elements; none of a Literal among other kinds."""
     parts = get_args(annotation)
-    kinds = [part for part in parts if part is not type(None)]
+    kinds = [part for part in parts if part not in (type(None), ...)]
     if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
         parts = get_args(kinds[0])
     return tuple(part for part in parts if isinstance(part, str))

@@ -39,11 +39,11 @@ LAYERS = [
     ("nanogpt.trained",),
     ("nanogpt.completion",),
     ("nanogpt.training", "nanogpt.sampling", "nanogpt.exporting"),
-    ("nanogpt.saving_benchmark",),
+    ("nanogpt.saving_benchmark", "nanogpt.evaluating"),
     ("nanogpt.benchmark", "conf"),
     ("launch",),
     ("experiments",),
-    ("train", "prepare", "sample", "bench", "nanogpt.export"),
+    ("train", "prepare", "sample", "evaluate", "bench", "nanogpt.export"),
 ]
 THIRD_PARTY = {  # library -> the only places that may import it
     "hydra": ("conf",),

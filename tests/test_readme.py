@@ -11,6 +11,7 @@ from conf.compose import points
 from conf.door import split
 from nanogpt.config import (
     BenchConfig,
+    EvaluateConfig,
     ExportConfig,
     PrepareConfig,
     SampleConfig,
@@ -25,6 +26,7 @@ DOORS: dict[str, Any] = {
     "bench.py": BenchConfig,
     "prepare.py": PrepareConfig,
     "sample.py": SampleConfig,
+    "evaluate.py": EvaluateConfig,
     "-m nanogpt.export": ExportConfig,
     "-m experiments sizing": SizingConfig,
     "-m experiments scaling": ScalingConfig,

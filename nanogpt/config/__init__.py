@@ -10,6 +10,7 @@ from nanogpt.config.corpus import DataConfig
 from nanogpt.config.doors import (
     BenchConfig,
     BenchSettings,
+    EvaluateConfig,
     ExportConfig,
     LawConfig,
     PrepareConfig,
@@ -19,6 +20,7 @@ from nanogpt.config.doors import (
     TaskConfig,
     TrainedConfig,
 )
+from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName, EvaluationConfig
 from nanogpt.config.machine import CheckpointConfig, Gpu, HardwareConfig, Precision, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
 from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -27,9 +29,13 @@ from nanogpt.config.run import TrainConfig, check_horizon, divisors
 __all__ = [
     "BenchConfig",
     "BenchSettings",
+    "BenchmarkFiles",
+    "BenchmarkName",
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "EvaluateConfig",
+    "EvaluationConfig",
     "ExportConfig",
     "Gpu",
     "HardwareConfig",

@@ -6,10 +6,11 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.corpus import DataConfig
-from nanogpt.config.fields import Name
+from nanogpt.config.evaluation import EvaluationConfig
+from nanogpt.config.fields import Count, Name
 from nanogpt.config.machine import Gpu
 from nanogpt.config.run import TrainConfig
-from nanogpt.schema import Section, free, refuse
+from nanogpt.schema import Section, free, refuse, values
 
 
 class TrainedConfig(Section):
@@ -68,6 +69,39 @@ class SampleConfig(TrainedConfig):
     stream: bool = free(True, "show every token as it is drawn")
     interactive: bool = free(False, "ask for one prompt after the other")
     out: str | None = free(None, "file to append a JSON line to for every text, instead of showing them")
+
+
+class EvaluateConfig(TrainedConfig):
+    """Numbers about a trained model."""
+
+    data: DataConfig = free(DataConfig(), "eval=loss: the data set, data=NAME; null: the one the run was trained on")
+    eval: EvaluationConfig = free(EvaluationConfig(), "tasks and their documents")
+    devices: int | None = free(
+        None, "ranks on this machine, one device each, started by this command; null: one, or torchrun's", ge=1, le=64
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = free(
+        "auto", "of matrix products; auto: bf16 on GPU, else fp32"
+    )
+    batch_tokens: Count | None = free(None, "tokens per forward pass; null: 2,048 on the CPU, else 32,768")
+    out: str | None = free(
+        None, "JSON lines file the results are added to; null: the run directory's evaluations.jsonl, if there is a run"
+    )
+
+    @model_validator(mode="after")
+    def _data_is_chosen(self) -> Self:
+        if not self.has_data:
+            usual = dict(values(DataConfig(), "data."))
+            for key, value in values(self.data, "data."):
+                if value != usual[key]:
+                    raise refuse(key, value, "of which data set? choose one too, e.g. data=text")
+            if self.init_from is not None and "loss" in self.eval.tasks:
+                raise refuse("data", None, "eval=loss with init_from needs a data set, e.g. data=openwebtext")
+        return self
+
+    @property
+    def has_data(self) -> bool:
+        """Whether a data set was chosen: every one has a name."""
+        return self.data.name != DataConfig().name
 
 
 class ExportConfig(TrainedConfig):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName
 from nanogpt.config.fields import Count, Share
 from nanogpt.schema import Section, fixed, free, guarded, refuse
 
@@ -43,6 +44,10 @@ class TrainingConfig(Section):
         None, "horizon in floating-point operations, rounded up to whole steps; 6 N + 12 L C T a token", gt=0, le=1e30
     )
     seed: int = fixed(1337, "of initialisation, data order and dropout", ge=0, lt=2**63)
+    eval_tasks: Annotated[tuple[BenchmarkName, ...], Field(strict=False)] = guarded(
+        (), "benchmarks at each evaluation, e.g. [hellaswag]; their files: eval.hellaswag and so on"
+    )
+    eval_limit: Count | None = guarded(None, "only the first documents of each of eval_tasks; null: all")
     on_nonfinite: Literal["halt", "skip"] = free("halt", "what a loss or gradient that isn't finite does to the run")
     max_skips: int = free(10, "on_nonfinite=skip: steps skipped in any 1000 before the run ends", ge=1, le=1000)
 
@@ -57,8 +62,8 @@ class TrainingConfig(Section):
         return self
 
 
-class EvalConfig(Section):
-    """Evaluation on windows that never change."""
+class EvalConfig(BenchmarkFiles):
+    """Evaluation on windows that never change, and where the documents of training.eval_tasks are."""
 
     every: Count = guarded(1000, "steps between evaluations; the last step is always evaluated")
     tokens: Count | None = guarded(

@@ -182,17 +182,19 @@ def hub_parts(config: DataConfig) -> int:
     return max(1, int(load_stream(str(config.hub), name=config.hub_config).num_shards))
 
 
-def load_stream(path: str, **arguments: Any) -> Any:
+def load_stream(
+    path: str, split: str = "train", remedy: str = "use local files with data.source='…/*.parquet'", **arguments: Any
+) -> Any:
     """A streaming `datasets` data set. Raises BadEnvironment when the library or the hub can't be reached."""
     try:
         import datasets
     except ImportError:
         raise BadEnvironment("this data set needs the 'datasets' library: pip install 'datasets>=4'") from None
     try:
-        return datasets.load_dataset(path, split="train", streaming=True, **arguments)
+        return datasets.load_dataset(path, split=split, streaming=True, **arguments)
     except Exception as error:  # the hub client raises its own, requests' and the system's
         why = escaped(f"{type(error).__name__}: {error}", 200)
-        raise BadEnvironment(f"{escaped(path)}: {why}; use local files with data.source='…/*.parquet'") from None
+        raise BadEnvironment(f"{escaped(path)}: {why}; {remedy}") from None
 
 
 def download(url: str, digest: str, to: Path) -> Path:

@@ -30,9 +30,17 @@ class CausalSelfAttention(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_size, RMS_EPS) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None, keys: Tensor | None = None
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        keys: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). `rotation` is that of the T positions; `keys`, (B,), switch dropout on."""
+        """(B, T, C) -> (B, T, C). `rotation` is that of the T positions; `keys`, (B,), switch dropout on.
+
+        `mask`, (B or 1, 1, T, S), says what each position sees where that isn't all up to itself.
+        """
         B, T, _ = x.shape
         q, k, v = (  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
             part.view(B, T, -1, self.head_size).transpose(1, 2) for part in self.c_attn(x).split(self.widths, dim=2)
@@ -45,7 +53,6 @@ class CausalSelfAttention(nn.Module):
         if self.kv_heads < self.n_head:  # each serves a group of neighbouring queries
             k, v = (part.repeat_interleave(self.n_head // self.kv_heads, dim=1) for part in (k, v))
         if keys is None or self.dropout == 0:
-            mask = None if cache is None else cache.mask
             # One new position may see all S: only a square of positions needs the causal mask.
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and k.shape[2] == T)
         else:  # the fused kernels draw masks of their own

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
 from nanogpt.model.attention import CausalSelfAttention
+from nanogpt.model.branches import Branches
 from nanogpt.model.dropout import dropout
 from nanogpt.model.kv_cache import KVCache
 from nanogpt.model.layers import MLP, norm
@@ -30,10 +31,15 @@ class Block(nn.Module):
         self.mlp = MLP(config, layer)
 
     def forward(
-        self, x: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None, keys: Tensor | None = None
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        keys: Tensor | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), rotation, cache, keys)
+        x = x + self.attn(self.ln_1(x), rotation, mask, cache, keys)
         return x + self.mlp(self.ln_2(x), keys)
 
 
@@ -73,10 +79,20 @@ class GPT(nn.Module):
         assert isinstance(module, nn.Embedding)
         return module
 
-    def features(self, ids: Tensor, cache: KVCache | None = None, keys: Tensor | None = None) -> Tensor:
-        """(B, T) ids -> (B, T, C) of the last layer, normalised. Positions follow those in the cache."""
-        T = ids.shape[1]
-        positions = torch.arange(T, device=ids.device) if cache is None else cache.advance(T)
+    def features(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        keys: Tensor | None = None,
+        branches: Branches | None = None,
+    ) -> Tensor:
+        """(B, T) ids -> (B, T, C) of the last layer, normalised. Positions follow those in the cache, or are the
+        branches'.
+        """
+        if cache is not None:
+            positions, mask = cache.advance(ids.shape[1]), cache.mask
+        else:
+            positions, mask = branches or (torch.arange(ids.shape[1], device=ids.device), None)
         x, rotation = self.transformer["wte"](ids), None
         if self.config.position == "learned":
             x = x + self.transformer["wpe"](positions)
@@ -84,7 +100,7 @@ class GPT(nn.Module):
             rotation = rotation_of(positions, self.config.head_size, self.config.rope_base)
         x = dropout(x, self.config.dropout, keys, 0)
         for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
-            x = block(x, rotation, cache, keys)
+            x = block(x, rotation, mask, cache, keys)
         return self.transformer["ln_f"](x)
 
     def forward(

@@ -1,7 +1,8 @@
 """metrics.jsonl: one JSON object a line, the only source for plots and reports.
 
-Training rows: step, tokens, loss, lr, grad_norm. Evaluation rows: step, tokens, val_loss, val_bpb, train_loss. Nothing
-in it depends on the clock, so a resumed run writes the same bytes as an undisturbed one; speeds go to timing.jsonl.
+Training rows: step, tokens, loss, lr, grad_norm. Evaluation rows: step, tokens, val_loss, val_bpb, train_loss, and of
+training.eval_tasks e.g. hellaswag_acc. Nothing in it depends on the clock, so a resumed run writes the same bytes as an
+undisturbed one; speeds go to timing.jsonl.
 """
 
 import json

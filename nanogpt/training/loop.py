@@ -9,7 +9,8 @@ from typing import Any
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch, TrainBatches
 from nanogpt.errors import Diverged
-from nanogpt.evaluation.loss import LossEvaluation, Stopped
+from nanogpt.evaluation.loss import Stopped
+from nanogpt.evaluation.tasks import Evaluations
 from nanogpt.training.incidents import describe, keep
 from nanogpt.training.record import Record
 from nanogpt.training.state import TrainState
@@ -27,7 +28,7 @@ class Loop:
     config: TrainConfig
     state: TrainState
     batches: TrainBatches
-    evaluate: LossEvaluation
+    evaluate: Evaluations
     record: Record | None
     flag: StopFlag
     watch: Watch
@@ -71,7 +72,8 @@ class Loop:
         """Evaluate and report. Raises Stopped at the next signal, Diverged for a loss that is not a finite number."""
         results = self.evaluate(self.state.model, lambda: self.asked() > asked)
         if not all(math.isfinite(value) for value in results.values()):
-            raise self.diverged(f"step {self.state.step}: the validation loss is {results['val_loss']}")
+            wrong = next(f"{name} is {value}" for name, value in results.items() if not math.isfinite(value))
+            raise self.diverged(f"step {self.state.step}: {wrong}")
         note_results(self.state, results)
         if self.record:
             self.record.evaluation(results)

@@ -24,6 +24,7 @@ from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics
 
 SHOWN_LINES = 4  # of a sample, on the console
+LOSSES = ("val_loss", "val_bpb", "train_loss")  # of an evaluation; what else it found is of benchmarks
 
 
 class Record:
@@ -126,6 +127,8 @@ class Record:
             f"step {state.step}  val {results['val_loss']:.4f} nats/token, {results['val_bpb']:.4f} bits/byte"
             f"{train}{'  best' if best else ''}"
         )
+        if tasks := [f"{name} {value:.4g}" for name, value in results.items() if name not in LOSSES]:
+            self.note(f"step {state.step}  {'  '.join(tasks)}")
         with self.tolerant():
             self.draw()
         self.status("running")

@@ -17,6 +17,7 @@ from nanogpt.device import Compute, memory_bytes, set_up
 from nanogpt.distributed import Peers, meet
 from nanogpt.errors import STOPPED, BadData, BadInput, Diverged, LabError
 from nanogpt.evaluation.loss import LossEvaluation
+from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import write_atomic
 from nanogpt.interop.initial import load_weights, refuse_other_tokenizer
 from nanogpt.interop.sources import find_source
@@ -114,16 +115,24 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
             peers.refuse_differences("config", dict(schema.values(config)))
             refuse_too_large(config, compute)
         dataset = peers.leader_first(lambda: ensure(config.data))
+        benchmarks = peers.leader_first(lambda: benchmarks_of(config))
         with peers.alike():
             peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})
+            peers.refuse_differences("benchmark", {one.name: fingerprint(one) for one in benchmarks})
             model = model_for(config, dataset)
             config = settled(config, model, compute, peers, peers.world)
             state = build_state(config, model, compute, peers)
             schema.checked(lambda: check_horizon(config, state.steps))
         peers.leader_first(lambda: start_from(config, state, dataset))
-        return train_state(config, state, dataset, watch)
+        return train_state(config, state, dataset, benchmarks, watch)
     except RuntimeError as error:
         raise peers.explain(error, state.step if state else 0) from error
+
+
+def benchmarks_of(config: TrainConfig) -> list[Benchmark]:
+    """The documents of training.eval_tasks. Raises BadData, BadEnvironment."""
+    settings = config.training
+    return [load_benchmark(name, config.eval, settings.eval_limit) for name in dict.fromkeys(settings.eval_tasks)]
 
 
 def start_from(config: TrainConfig, state: TrainState, dataset: Dataset) -> None:
@@ -135,12 +144,16 @@ def start_from(config: TrainConfig, state: TrainState, dataset: Dataset) -> None
     load_weights(state.model, source)
 
 
-def train_state(config: TrainConfig, state: TrainState, dataset: Dataset, watch: Watch) -> int:
+def train_state(
+    config: TrainConfig, state: TrainState, dataset: Dataset, benchmarks: list[Benchmark], watch: Watch
+) -> int:
     """`train`, once everything is built: restore, loop, report."""
     peers, device = state.peers, state.compute.device
     with peers.alike():
         batches = TrainBatches(dataset.train, config, device, peers.rank, peers.world)
-        evaluate = LossEvaluation(dataset, config.eval, config.model.block_size, state.compute, peers)
+        loss = LossEvaluation(dataset, config.eval, config.model.block_size, state.compute, peers)
+        tasks = [TaskEvaluation(one, dataset.tokenizer, state.compute, peers) for one in benchmarks]
+        evaluate = Evaluations(loss, tasks)
     warn_of_short_shards(batches, dataset)
     with directory(config, peers) as (path, run), StopFlag() as flag:
         restored = restore(state, dataset, run, config)

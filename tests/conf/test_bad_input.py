@@ -13,6 +13,7 @@ from conf.compose import points
 from conf.door import dispatch
 from nanogpt.config import (
     BenchConfig,
+    EvaluateConfig,
     ExportConfig,
     PrepareConfig,
     SampleConfig,
@@ -29,6 +30,7 @@ DOORS: dict[str, Any] = {
     "bench": BenchConfig,
     "prepare": PrepareConfig,
     "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "sizing": SizingConfig,
     "scaling": ScalingConfig,
@@ -260,7 +262,7 @@ def wrong_values(annotation: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("door", ["train", "prepare", "sample", "scaling"])
+@pytest.mark.parametrize("door", ["train", "prepare", "sample", "evaluate", "scaling"])
 def test_every_leaf_refuses_wrong_values(door: str) -> None:
     seen: set[str] = set()
     for key, field in leaves(DOORS[door]):

@@ -15,6 +15,7 @@ from conf.door import help_page
 from conf.groups import choices, groups
 from nanogpt.config import (
     BenchConfig,
+    EvaluateConfig,
     ExportConfig,
     PrepareConfig,
     SampleConfig,
@@ -30,6 +31,7 @@ DOORS: dict[str, Any] = {
     "bench": BenchConfig,
     "prepare": PrepareConfig,
     "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "sizing": SizingConfig,
     "scaling": ScalingConfig,
@@ -64,7 +66,8 @@ def test_every_model_trains_on_every_data_set(model: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_key_in_a_yaml_is_a_knob(path: Path) -> None:
-    keys = {key for key, _ in leaves(SampleConfig if path.parent.name == "task" else TrainConfig)}
+    door = {"eval": EvaluateConfig, "task": SampleConfig}.get(path.parent.name, TrainConfig)
+    keys = {key for key, _ in leaves(door)}
     text = path.read_text()
     prefix = "" if "@package _global_" in text else f"{path.parent.name}."
     content = OmegaConf.load(path)

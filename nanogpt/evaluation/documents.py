@@ -1,0 +1,95 @@
+"""Where the documents of a benchmark come from: local files that a key names, else the Hugging Face hub."""
+
+import bz2
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanogpt.data.corpora import load_stream, rows_of
+from nanogpt.errors import BadData, escaped
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One benchmark's documents, not read yet."""
+
+    key: str
+    """The key that names local files, e.g. `eval.hellaswag`; errors name it too."""
+    given: str | None
+    """That key's value: a file or a folder."""
+    hub: str
+    hub_config: str | None
+    split: str
+    """On the hub; a folder's files are those that have its beginning in their names."""
+    plain: tuple[str, ...]
+    """Endings of local files that aren't tables."""
+
+    def files(self) -> tuple[Path, ...]:
+        """The local files; none: the hub. Raises BadData."""
+        if self.given is None:
+            return ()
+        path, endings = Path(self.given).expanduser(), (*self.plain, ".jsonl", ".parquet")
+        if not path.exists():
+            raise BadData(f"{self.key}={escaped(self.given)}: no such file")
+        if path.is_dir():
+            found = sorted(one for one in path.iterdir() if one.name.endswith(endings) and self.split[:3] in one.name)
+            return tuple(found) or self.refused(f"no file of the {self.split} split in it; {endings_of(endings)}")
+        return (path,) if path.name.endswith(endings) else self.refused(f"can't be read; {endings_of(endings)}")
+
+    def refused(self, why: str) -> Any:
+        raise BadData(f"{self.key}={escaped(self.given)}: {why}")
+
+    def records(self) -> Iterator[Record]:
+        """The rows of local tables, or of the hub's split. Raises BadData, BadEnvironment."""
+        for path in self.files():
+            if path.suffix == ".jsonl":
+                yield from json_lines(path)
+            else:
+                yield from rows_of(path.name, load_stream("parquet", data_files=str(path)))
+        if self.given is None:
+            remedy = f"use a local file with {self.key}=PATH"
+            stream = load_stream(self.hub, split=self.split, remedy=remedy, name=self.hub_config)
+            yield from rows_of(self.hub, stream)
+
+    def column(self, row: Record, place: int, name: str, kind: type) -> Any:
+        """A value of a row. Raises BadData when it isn't of this kind."""
+        if not isinstance(row.get(name), kind):
+            columns = ", ".join(map(str, row))
+            where = self.hub if self.given is None else self.given
+            why = f"row {place} of {escaped(where)} has no {kind.__name__} '{name}'; its columns are {escaped(columns)}"
+            raise BadData(f"{self.key}: {why}")
+        return row[name]
+
+
+def endings_of(endings: tuple[str, ...]) -> str:
+    return f"allowed: {', '.join(endings)}"
+
+
+def json_lines(path: Path) -> Iterator[Record]:
+    """The objects of a JSON lines file. Raises BadData naming the first line that isn't one."""
+    for number, line in enumerate(text_of(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row: object = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise BadData(f"{escaped(path)}: line {number} is not a JSON object")
+        yield {str(name): value for name, value in row.items()}
+
+
+def text_of(path: Path) -> str:
+    """The text of a file, also of a .bz2, with plain line ends. Raises BadData."""
+    try:
+        content = path.read_bytes()
+        content = bz2.decompress(content) if path.suffix == ".bz2" else content
+        return content.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{escaped(path)}: not UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise BadData(f"{escaped(path)}: {escaped(error, 200)}") from None

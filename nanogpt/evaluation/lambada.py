@@ -1,0 +1,38 @@
+"""LAMBADA (Paperno et al. 2016): the last word of a passage. Numbers as lm-evaluation-harness' `lambada_openai`.
+
+`acc` is the share of passages of whose last word every token is the likeliest, `perplexity` that of the whole word. Its
+standard error is by the delta method, where the harness draws samples.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from nanogpt.evaluation.documents import Source
+from nanogpt.evaluation.requests import request
+from nanogpt.evaluation.scoring import Request, Score
+from nanogpt.evaluation.statistics import Metric, mean, perplexity
+from nanogpt.tokenizer import Tokenizer
+
+
+class Lambada:
+    """OpenAI's variant of the test split, whose text isn't tokenised into words (Radford et al. 2019)."""
+
+    name = "lambada"
+
+    def __init__(self, given: str | None, limit: int | None) -> None:
+        source = Source(f"eval.{self.name}", given, "EleutherAI/lambada_openai", "default", "test", ())
+        rows = islice(source.records(), limit)
+        self.documents: list[str] = [source.column(row, place, "text", str) for place, row in enumerate(rows)]
+
+    def requests(self, tokenizer: Tokenizer) -> Iterator[Request]:
+        for text in self.documents:
+            before, _, word = text.rpartition(" ")
+            yield request(tokenizer, before, [" " + word])
+
+    def metrics(self, scores: Sequence[Sequence[Score]]) -> dict[str, Metric]:
+        """{"perplexity", "acc"}."""
+        words = [word for (word,) in scores]
+        return {
+            "perplexity": perplexity([-word.log_likelihood for word in words]),
+            "acc": mean([float(word.greedy) for word in words]),
+        }
