@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup train test lint types fmt bench clean help
+.PHONY: setup train test slow lint types fmt bench clean help
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -25,6 +25,11 @@ $(VENV)/.dev: $(VENV)/.core
 	@$(PIP) install $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
 
+$(VENV)/.slow: $(VENV)/.dev
+	@echo "installing lm-evaluation-harness into $(VENV) (once)"
+	@$(PIP) install $(CONSTRAINTS) -e '.[dev,lm-eval]'
+	@touch $@
+
 setup: $(VENV)/.dev  ## create .venv with everything, for development
 
 train: $(VENV)/.core  ## install the core, prepare the embedded data, train, show the result
@@ -32,6 +37,9 @@ train: $(VENV)/.core  ## install the core, prepare the embedded data, train, sho
 
 test: $(VENV)/.dev  ## install everything and run the default tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+slow: $(VENV)/.slow  ## install lm-evaluation-harness too and run the slow tests
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.dev  ## check format and style
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -70,7 +70,7 @@ def test_links_and_pictures_are_there() -> None:
 
 def test_make_targets_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for name in ["setup", "train", "test", "lint", "types", "fmt", "bench", "clean", "help"]:
+    for name in ["setup", "train", "test", "slow", "lint", "types", "fmt", "bench", "clean", "help"]:
         assert re.search(rf"^{name}:.*##", makefile, re.MULTILINE), name
     for name in set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)):
         assert re.search(rf"^{name}:", makefile, re.MULTILINE), name

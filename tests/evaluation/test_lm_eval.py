@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt.config import BenchmarkFiles, ModelConfig
+from nanogpt.config import BenchmarkFiles, ExportConfig, ModelConfig
 from nanogpt.device import Compute
 from nanogpt.evaluation.hellaswag import HellaSwag
 from nanogpt.evaluation.lambada import Lambada
 from nanogpt.evaluation.tasks import TaskEvaluation, load_benchmark
 from nanogpt.evaluation.wikitext import WikiText
+from nanogpt.exporting import write_hf
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import Tokenizer, build
+from nanogpt.trained import Trained
 from tests.conftest import SHARED
+from tests.evaluation.harness import harness
 
 N = 24
 DATA = SHARED / "data"
@@ -49,8 +52,6 @@ def documents(tmp_path: Path) -> dict[str, Path]:
 def test_numbers_are_the_harness(tmp_path: Path, documents: dict[str, Path]) -> None:
     """A context of 64 tokens cuts most passages; pages are read in windows. Weights far from zero make it confident."""
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install '.[lm-eval]'")
-    from tests.evaluation.hf import export, harness
-
     model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=50_257), seed=3).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -58,7 +59,7 @@ def test_numbers_are_the_harness(tmp_path: Path, documents: dict[str, Path]) -> 
                 parameter.mul_(8)
     tokenizer, cpu = build("gpt2", []), Compute(torch.device("cpu"), "fp32", "test")
     add_guessed_words(documents["lambada"], model, tokenizer)
-    export(model, tmp_path / "model")
+    write_hf(Trained(model, tokenizer, "random", None, None), tmp_path / "model", ExportConfig())
     theirs = harness(tmp_path / "model", documents, tmp_path, ["--batch_size", "3"])
     for name in documents:
         benchmark = load_benchmark(name, BenchmarkFiles(**{name: str(documents[name])}), None)  # type: ignore[arg-type]
