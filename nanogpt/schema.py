@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -33,6 +33,7 @@ TYPES = {
     "tuple_type": "a list is needed",
     "missing": "a list of two values is needed",
     "too_long": "too many values",
+    "too_short": "at least one value is needed",
     "literal_error": "not a choice",
 }
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "string_pattern_mismatch")
@@ -165,7 +166,8 @@ def allowed(field: FieldInfo) -> str:
     null = " or null" if type(None) in kinds else ""
     choices = choices_of(field.annotation)
     if choices:
-        return "one of " + ", ".join(choices) + null
+        several = "a list of " if get_origin(field.annotation) is tuple else "one of "
+        return several + ", ".join(choices) + null
     limits = list(field.metadata)
     for kind in kinds:
         limits += getattr(kind, "__metadata__", ())
@@ -195,9 +197,11 @@ WORDS = {
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, also of an optional one."""
+    """The values of a Literal, also of an optional one or a list of them."""
     parts = get_args(annotation)
-    return tuple(part for part in parts if isinstance(part, str))
+    if get_origin(annotation) is Literal:
+        return tuple(part for part in parts if isinstance(part, str))
+    return tuple(choice for part in parts for choice in choices_of(part))
 
 
 def flat(metadata: list[Any]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,6 @@ from typing_extensions import Self
 
 from nanogpt.config.corpus import DataConfig
 from nanogpt.config.fields import Name
-from nanogpt.config.run import TrainConfig
 from nanogpt.schema import Section, free, refuse
 
 
@@ -84,22 +83,3 @@ class PrepareConfig(Section):
 
     data: DataConfig = free(DataConfig(), "text and tokens")
     overwrite: bool = free(False, "prepare again, replacing what is there")
-
-
-class BenchSettings(Section):
-    """How long to measure."""
-
-    warmup: int = free(5, "training steps before the clock starts", ge=1, le=10_000)
-    steps: int = free(20, "training steps that are timed", ge=1, le=100_000)
-    checkpoint: bool = free(False, "time saving, verifying and restoring too; writes below runs_dir")
-    ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(strict=False)] = free(
-        (), "numbers of ranks to compare in whole trainings, e.g. [1,2]"
-    )
-    startup: bool = free(True, "time the commands from process start too")
-    out: str | None = free(None, "Markdown file to append the result to, e.g. docs/benchmarks.md")
-
-
-class BenchConfig(TrainConfig):
-    """A training run whose step is timed instead of trained."""
-
-    bench: BenchSettings = free(BenchSettings(), "how long to measure")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt.benchmark import bench, spread
+from nanogpt.benchmark.clock import spread
+from nanogpt.benchmark.report import bench
 from nanogpt.config import BenchConfig, BenchSettings, TrainConfig
 
 
