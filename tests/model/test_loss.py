@@ -9,7 +9,7 @@ from nanogpt.model import loss as module
 from nanogpt.model.loss import IGNORED, linear_cross_entropy
 
 
-@pytest.fixture(params=[64 * 2**20, 4 * 64 * 5], ids=["one chunk", "chunks of 5 rows"])
+@pytest.fixture(params=[128 * 2**20, 4 * 64 * 5], ids=["one chunk", "chunks of 5 rows"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_BYTES", request.param)
 
