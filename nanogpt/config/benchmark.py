@@ -52,7 +52,7 @@ class BenchConfig(TrainConfig):
     @model_validator(mode="after")
     def _rivals_can_do_it(self) -> Self:
         for name in self.against:
-            if name != "transformers" and not name.removeprefix(NANOGPT) < name:
+            if name != "transformers" and (name == NANOGPT or not name.startswith(NANOGPT)):
                 raise refuse("against", escaped(name), "no such program; allowed: nanogpt:PATH, transformers")
         if self.against and "training" in self.bench.what and not self.checkouts:
             why = "can only be compared in generation: bench.what=generation; training needs nanogpt:PATH"
