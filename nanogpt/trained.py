@@ -43,7 +43,7 @@ def load_trained(config: TrainedConfig, device: torch.device) -> Trained:
     tokenizer = chosen_tokenizer(config, source)
     values = {key: None for key in ModelConfig.model_fields} | {"name": source.label, "vocab_multiple": 1}
     model_config = from_dict(ModelConfig, adopted(config.init_from, values))
-    model = GPT(model_config)
+    model = GPT(model_config, seed=None)
     load_weights(model, source)
     if len(tokenizer.tokens) > (model_config.vocab_size or 0):
         why = f"has {len(tokenizer.tokens):,} tokens, the model {model_config.vocab_size:,}"
@@ -55,7 +55,7 @@ def of_run(run: RunDirectory, which: str, device: torch.device) -> Trained:
     """A run's model at its best or latest checkpoint."""
     tokenizer = tokenizers.load(run.path)
     loaded = run.checkpoints.choose(which)
-    model = GPT(run.config().model.with_vocab(len(tokenizer.tokens)))
+    model = GPT(run.config().model.with_vocab(len(tokenizer.tokens)), seed=None)
     tied = {"lm_head.weight": loaded.model["transformer.wte.weight"]} if model.config.tied_head else {}
     try:
         model.load_state_dict(loaded.model | tied)

@@ -42,7 +42,7 @@ def from_gpt2(tensors: Tensors) -> Tensors:
     for name, tensor in tensors.items():
         name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith(MASKS) and name != "lm_head.weight":  # the head is the embedding
-            ours[name] = tensor.T.contiguous() if name.endswith(CONV1D) else tensor
+            ours[name] = tensor.T if name.endswith(CONV1D) else tensor
     return ours
 
 

@@ -42,24 +42,29 @@ class GPT(nn.Module):
 
     pad_mask: Tensor | None
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
-        """Random weights that depend on `config` and `seed` alone, whatever the device."""
+    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
+        """Random weights that depend on `config` and `seed` alone, whatever the device; without a seed they are
+        whatever was in the memory, for those who put others there.
+        """
         super().__init__()
         self.config = config
         assert config.vocab_size is not None
         rows = config.padded_vocab_size
-        self.transformer = nn.ModuleDict({"wte": nn.Embedding(rows, config.n_embd)})
-        if config.position == "learned":
-            self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
-        self.transformer["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.transformer["ln_f"] = norm(config)
-        self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
+        with torch.device("meta"):  # no module need initialise itself
+            self.transformer = nn.ModuleDict({"wte": nn.Embedding(rows, config.n_embd)})
+            if config.position == "learned":
+                self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+            self.transformer["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+            self.transformer["ln_f"] = norm(config)
+            self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
+        self.to_empty(device="cpu")
         if config.tied_head:
             self.lm_head.weight = self.token_embedding.weight
         # Added to the logits as the head's bias: padded ids get probability zero and no gradient, at no cost.
         pad = torch.zeros(rows).masked_fill(torch.arange(rows) >= config.vocab_size, -math.inf)
         self.register_buffer("pad_mask", pad if rows > config.vocab_size else None, persistent=False)
-        initialize(self, seed)
+        if seed is not None:
+            initialize(self, seed)
 
     @property
     def token_embedding(self) -> nn.Embedding:

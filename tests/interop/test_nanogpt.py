@@ -19,8 +19,10 @@ from nanogpt.interop.sources import find_source
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.sampling import sample
 from nanogpt.tokenizer import CharTokenizer
+from nanogpt.tracking.metrics import read_rows
 from nanogpt.trained import load_trained, of_run
 from nanogpt.training.run import train
+from tests import ranks
 from tests.conftest import Run
 from tests.model.test_gpt import randomize
 
@@ -139,6 +141,18 @@ def test_a_run_goes_on_from_another_run(config: Callable[..., TrainConfig]) -> N
     tuned = of_run(RunDirectory(locate(second)), "latest", CPU).model
     for name, parameter in tuned.named_parameters():
         assert torch.allclose(parameter, dict(trained.named_parameters())[name], atol=1e-9), name
+
+
+def test_every_rank_starts_from_the_weights(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """The evaluation of step 0 is that of the weights, to the bit, on one rank and on two."""
+    first = config(**{"training.steps": 10})
+    train(first)
+    last = read_rows(locate(first) / "metrics.jsonl")[-1]["val_loss"]
+    for world in (1, 2):
+        tuned = config(init_from=str(locate(first)), runs_dir=str(tmp_path / str(world)), **{"training.steps": 2})
+        codes, output = ranks.run(tuned, world)
+        assert codes == [0] * world, output
+        assert read_rows(locate(tuned) / "metrics.jsonl")[0]["val_loss"] == last
 
 
 def test_block_size_is_cut(config: Callable[..., TrainConfig], tmp_path: Path) -> None:

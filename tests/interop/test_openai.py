@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,8 +27,8 @@ CPU = torch.device("cpu")
 
 
 @contextmanager
-def cached(name: str, hub: Path) -> Generator[Any, None, None]:
-    """transformers' model of that size with random weights, its file in a cache of the hub as downloading leaves it."""
+def cached(name: str, hub: Path, ids: torch.Tensor) -> Generator[torch.Tensor, None, None]:
+    """The logits of transformers' model of that size, whose random weights are in a cache of the hub meanwhile."""
     n_layer, n_head, n_embd = GPT2_SIZES[name]
     torch.manual_seed(0)
     with torch.device("meta"):
@@ -44,8 +43,11 @@ def cached(name: str, hub: Path) -> Generator[Any, None, None]:
     model.transformer.save_pretrained(snapshot)  # without the head: names as in OpenAI's files
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
+    with torch.no_grad():
+        logits = model(ids).logits
+    del model
     try:
-        yield model
+        yield logits
     finally:
         shutil.rmtree(folder)
 
@@ -57,10 +59,7 @@ def test_logits_of_every_size(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     """fp32, within 1e-4."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     ids = torch.randint(50_257, (1, 24))
-    with cached(name, tmp_path) as theirs:
-        with torch.no_grad():
-            expected = theirs(ids).logits
-        del theirs
+    with cached(name, tmp_path, ids) as expected:
         model = load_trained(TrainedConfig(init_from=name), CPU).model
     with torch.no_grad():
         assert torch.allclose(model(ids), expected, atol=1e-4)
@@ -76,9 +75,9 @@ def test_fine_tuning_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model = GPT(config.model).eval()
     ids = torch.randint(50_257, (1, 64))
-    with cached("gpt2", tmp_path) as theirs, torch.no_grad():
+    with cached("gpt2", tmp_path, ids) as expected, torch.no_grad():
         load_weights(model, find_source("gpt2"))
-        assert torch.allclose(model(ids)[..., :50_257], theirs(ids).logits, atol=1e-4)
+        assert torch.allclose(model(ids)[..., :50_257], expected, atol=1e-4)
     assert model.token_embedding.weight.shape[0] == 50_304 and (model.token_embedding.weight[50_257:] == 0).all()
 
 
