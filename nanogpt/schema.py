@@ -33,6 +33,7 @@ TYPES = {
     "tuple_type": "a list is needed",
     "missing": "a list of two values is needed",
     "too_long": "too many values",
+    "too_short": "at least one value is needed",
     "literal_error": "not a choice",
 }
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "string_pattern_mismatch")
