@@ -33,6 +33,7 @@ TYPES = {
     "tuple_type": "a list is needed",
     "missing": "a list of two values is needed",
     "too_long": "too many values",
+    "too_short": "at least one value is needed",
     "literal_error": "not a choice",
 }
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "string_pattern_mismatch")
@@ -162,12 +163,12 @@ def shown(key: str, value: object) -> str:
 def allowed(field: FieldInfo) -> str:
     """What a field takes, in words: `one of a, b`, `integer in [1, 1000]`, `number in (0, 10] or null`."""
     kinds = get_args(field.annotation) or (field.annotation,)
+    null = " or null" if type(None) in kinds else ""
     choices = choices_of(field.annotation)
-    words = [] if choices else [word for kind in kinds for word in choices_of(kind)]
-    null = "".join(f" or {word}" for word in words) + (" or null" if type(None) in kinds else "")
     if choices:
         several = "a list of " if "tuple" in str(field.annotation) else "one of "
         return several + ", ".join(choices) + null
+    null = "".join(f" or {word}" for kind in kinds for word in choices_of(kind)) + null
     limits = list(field.metadata)
     for kind in kinds:
         limits += getattr(kind, "__metadata__", ())
@@ -197,7 +198,7 @@ WORDS = {
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, also of an optional one and of a list; nothing for a Literal among other kinds."""
+    """The values of a Literal, of an optional one, of a list's elements; none of a Literal among other kinds."""
     parts = get_args(annotation)
     kinds = [part for part in parts if part not in (type(None), ...)]
     if len(kinds) == 1 and get_origin(kinds[0]) is Literal:

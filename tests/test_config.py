@@ -101,9 +101,10 @@ def test_configs_are_frozen(config: Build) -> None:
         config().optimizer.lr = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    "kind", [TrainConfig, BenchConfig, PrepareConfig, SampleConfig, EvaluateConfig, SizingConfig, ScalingConfig]
-)
+KINDS = [TrainConfig, BenchConfig, PrepareConfig, SampleConfig, EvaluateConfig, SizingConfig, ScalingConfig]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_knob_has_a_meaning(kind: type[TrainConfig]) -> None:
     for key, field in leaves(kind):
         assert field.description and len(field.description) < 120, key

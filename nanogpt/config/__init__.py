@@ -6,10 +6,9 @@ result and belongs to the run's identity, its `signature`. Units: `steps` are op
 tokens over all micro-batches and ranks, losses are nats per token. Sizes keep the names of GPT-2 and nanoGPT.
 """
 
+from nanogpt.config.benchmark import BenchConfig, BenchSettings
 from nanogpt.config.corpus import DataConfig
 from nanogpt.config.doors import (
-    BenchConfig,
-    BenchSettings,
     EvaluateConfig,
     ExportConfig,
     LawConfig,

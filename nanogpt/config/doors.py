@@ -121,25 +121,6 @@ class PrepareConfig(Section):
     overwrite: bool = free(False, "prepare again, replacing what is there")
 
 
-class BenchSettings(Section):
-    """How long to measure."""
-
-    warmup: int = free(5, "training steps before the clock starts", ge=1, le=10_000)
-    steps: int = free(20, "training steps that are timed", ge=1, le=100_000)
-    checkpoint: bool = free(False, "time saving, verifying and restoring too; writes below runs_dir")
-    ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(strict=False)] = free(
-        (), "numbers of ranks to compare in whole trainings, e.g. [1,2]"
-    )
-    startup: bool = free(True, "time the commands from process start too")
-    out: str | None = free(None, "Markdown file to append the result to, e.g. docs/benchmarks.md")
-
-
-class BenchConfig(TrainConfig):
-    """A training run whose step is timed instead of trained."""
-
-    bench: BenchSettings = free(BenchSettings(), "how long to measure")
-
-
 class SizingSettings(Section):
     """What is assumed of devices."""
 

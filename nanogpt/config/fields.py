@@ -16,6 +16,14 @@ def file_name(text: str | None) -> str | None:
     )
 
 
+def parts(value: object) -> object:
+    """The parts of a list written as one text, `a,b` or `[a,b]`; anything else as it is."""
+    if not isinstance(value, str):
+        return (value,) if isinstance(value, int) else value
+    inside = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    return tuple(part.strip() for part in inside.split(",") if part.strip())
+
+
 Name = Annotated[str, AfterValidator(file_name)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]

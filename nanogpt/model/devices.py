@@ -13,7 +13,7 @@ class Device:
     pattern: str
     """Its whole name as torch tells it: a laptop's, a slice's (MIG) or a successor's name is another device."""
     gigabytes: float
-    """Memory as sold, 10**9 bytes each; what the device itself counts is up to 7 % more."""
+    """Memory as sold, 10**9 bytes each; what the device itself counts may be a little more."""
     tflops: float
     """Peak of dense bf16 or fp16 matrix products with fp32 accumulation, 10**12 FLOP/s."""
     bf16: bool = True

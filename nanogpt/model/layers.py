@@ -1,8 +1,9 @@
 """The parts of a block that look at one position at a time.
 
-B batch, T time, C channels, F channels inside the MLP.
+B batch, T time, C channels, F channels inside the MLP, P rows of a wide matrix.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,6 +11,7 @@ from nanogpt.config import ModelConfig
 from nanogpt.model.dropout import dropout
 
 RMS_EPS = 1e-6
+FEW, WIDE, PIECES = 16, 8192, 128  # rows up to which, outputs from which, and at most how many pieces
 
 
 class MLP(nn.Module):
@@ -42,3 +44,17 @@ def norm(config: ModelConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, RMS_EPS)
     return nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
+
+
+def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, C), (P, C) -> (B, P), x weight^T.
+
+    For a few rows and a very wide matrix a CPU's fp32 product is far slower than memory; in pieces it isn't: 9 ms
+    instead of 24 for 8 rows, 768 channels and 50,304 outputs on two cores.
+    """
+    B, P = len(x), len(weight)
+    if not (1 < B <= FEW and P >= WIDE and weight.dtype == torch.float32 and weight.device.type == "cpu"):
+        return F.linear(x, weight)
+    count = next(n for n in range(PIECES, 0, -1) if P % n == 0)
+    pieces = weight.unflatten(0, (count, -1)).transpose(1, 2)  # (count, C, P / count)
+    return (x.expand(count, *x.shape) @ pieces).transpose(0, 1).flatten(1)

@@ -5,7 +5,6 @@ once, so nothing is computed twice (the idea of Wijmans et al. 2024 and of Liger
 N rows, C channels, P vocabulary with its padding.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -53,16 +52,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = F.linear(part, matrix, bias if bias is None else bias.to(product)).float()
             counted = (target != IGNORED)[:, None]
             chosen = target[:, None].where(counted, 0)
-            norm = logits.logsumexp(dim=1, keepdim=True)
-            losses.append((norm - logits.gather(1, chosen)).where(counted, 0.0).sum())
-            norm = norm.where(counted, math.inf)  # makes the row's probabilities zero
-            logits.sub_(norm).exp_().scatter_add_(1, chosen, -counted.float())  # the gradient, in its place
+            highest, own = logits.amax(dim=1, keepdim=True), logits.gather(1, chosen)
+            logits.sub_(highest).exp_()
+            total = logits.sum(dim=1, keepdim=True)
+            losses.append((highest + total.log() - own).where(counted, 0.0).sum())
+            share = total.reciprocal().where(counted, 0.0)
+            logits.mul_(share).scatter_add_(1, chosen, -counted.float())  # the gradient, in its place
             piece = logits.to(product)
             grad.copy_(piece @ matrix)
             if product == weight.dtype:
                 grad_weight.addmm_(piece.T, part)
             else:  # sums over pieces are kept in fp32
                 grad_weight += piece.T @ part
+            del logits, piece  # before the next are made
         ctx.grads = grad_x, grad_weight
         return torch.stack(losses).sum()
 

@@ -2,7 +2,7 @@
 
 Counted is what lives at the end of a forward pass, where a step needs most: weights, gradients, moments, all that
 autograd keeps of a micro-batch (to within a few per cent, tests/model/test_memory.py), the loss with its chunk of
-logits. Not counted are the allocator's gaps, the kernels' workspace, a GPU's context of about half a GB, and the two or
+logits. Not counted are the allocator's gaps, the kernels' workspace, a GPU's context, and the two or
 three tensors of one layer that its backward pass is just computing. torch.compile keeps less than this.
 
 T time, C channels, F channels inside the MLP, H heads, K heads of keys and values, D head size, L layers, P vocabulary

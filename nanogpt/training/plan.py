@@ -12,7 +12,7 @@ from nanogpt.model.cost import flops_per_token, horizon, parameter_counts
 from nanogpt.model.memory import Memory, checkpoint_bytes, training_memory
 from nanogpt.tracking.console import amount, seconds
 
-MFU = 0.4  # assumed where a device's peak is known: well-run training of such models has 0.3 to 0.5
+MFU = 0.4  # assumed, not measured, where a device's peak is known; the line of the time says so
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from nanogpt.benchmark.clock import Rows, spread, timed
 from nanogpt.checkpoint import verify
 from nanogpt.config import BenchConfig
 from nanogpt.data.batches import TrainBatches
@@ -19,12 +19,8 @@ from nanogpt.training.step import train_step
 ROUNDS = 3
 SAVE_EVERY = 10  # steps, in the comparison of a training with and without saves
 
-Rows = list[tuple[str, str]]
-Timed = Callable[[Callable[[], object]], float]
-Spread = Callable[[list[float]], str]
 
-
-def saving_rows(config: BenchConfig, state: TrainState, batches: TrainBatches, timed: Timed, spread: Spread) -> Rows:
+def saving_rows(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:
     """Rows for the state of this config, written below `runs_dir`: that is the disk that matters."""
     folder = Path(config.runs_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,136 @@
+"""Programs in turn on the same work, each time in a fresh process: A B A B …, so that a noisy moment meets all."""
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+
+from nanogpt.benchmark.clock import Table, between
+from nanogpt.benchmark.rivals import checkout, refuse_rival
+from nanogpt.benchmark.work import OURS, Measurement, Work, measured, with_vocabulary
+from nanogpt.config import BenchConfig
+from nanogpt.data.prepare import ensure
+from nanogpt.device import Compute
+from nanogpt.errors import BadInput
+from nanogpt.tracking.console import amount
+from nanogpt.training.run import expected_model
+
+FEW_IDS = 64  # a vocabulary whose logits are nothing
+LARGE_LOGITS = 256 * 2**20  # bytes from which their share is told apart from the noise of a process's memory
+
+Found = dict[str, list[Measurement]]
+"""By program, ours first, one of each round."""
+
+
+def refuse_rivals(config: BenchConfig) -> None:
+    """Rivals that aren't there or have no such model, before anything starts. Raises BadInput, BadEnvironment."""
+    for program in config.against:
+        refuse_rival(program, config.model)
+
+
+def in_turn(programs: Sequence[str], rounds: int, work: Callable[[str], Work]) -> Found:
+    """Measure all programs `rounds` times. Raises BadInput where a model isn't the same network as ours."""
+    found: Found = {program: [] for program in programs}
+    for number in range(1, rounds + 1):
+        for program in programs:
+            asked = work(program)
+            what = f"{asked.what}, batch {asked.batch}" if asked.what == "generation" else asked.what
+            print(f"{what}, round {number} of {rounds}: {program}", file=sys.stderr, flush=True)
+            found[program].append(measured(asked))
+            theirs, ours = found[program][0].parameters, found[OURS][0].parameters
+            if theirs != ours:
+                raise BadInput(f"against={program}: its model has {theirs:,} parameters, ours {ours:,}")
+    return found
+
+
+def training_table(config: BenchConfig, compute: Compute) -> Table:
+    """Steps of the same random batch; and where the vocabulary is large, what its logits take."""
+    programs = (OURS, *config.checkouts)
+    config = known_vocabulary(config)
+    micro = config.micro_batch_size()
+
+    def work(program: str) -> Work:
+        return Work(program=program, what="training", batch=micro, config=config)
+
+    found = in_turn(programs, config.bench.rounds, work)
+    medians = {program: [statistics.median(one.seconds) for one in runs] for program, runs in found.items()}
+    shape = f"{config.grad_accum()} x {micro} x {config.model.block_size}"
+    title = f"training, {shape} tokens, vocabulary {config.model.padded_vocab_size:,}, {compute.precision}"
+    tokens = config.training.batch_tokens
+    first = ("ms of the first step", *(between([1e3 * run.first for run in runs]) for runs in found.values()))
+    rows = [
+        ("ms a step", *(between([1e3 * value for value in runs]) for runs in medians.values())),
+        ("tokens a second", *(amount(tokens / statistics.median(runs)) for runs in medians.values())),
+        ratio_row(medians),
+        *([first] if config.hardware.compile else []),
+        memory_row(found),
+    ]
+    if 4 * micro * config.model.block_size * config.model.padded_vocab_size >= LARGE_LOGITS:
+        rows += logits_rows(config, found)
+    return Table((title, *map(column, programs)), rows)
+
+
+def logits_rows(config: BenchConfig, found: Found) -> list[tuple[str, ...]]:
+    """What logits add to the peak: it less that of the same step with few ids, less the embedding's own state."""
+    model, micro = config.model, config.micro_batch_size()
+    few = with_vocabulary(config, FEW_IDS)
+    few = few.model_copy(update={"bench": config.bench.model_copy(update={"steps": 1, "warmup": 1})})
+    state = 4 * 4 * model.n_embd * (model.padded_vocab_size - few.model.padded_vocab_size)
+    shares: dict[str, float] = {}
+    for program, runs in found.items():
+        without = measured(Work(program=program, what="training", batch=micro, config=few)).memory
+        shares[program] = max(0.0, statistics.median(run.memory for run in runs) - without - state)
+    whole = amount(4.0 * micro * model.block_size * model.padded_vocab_size, "G")
+    name = f"of which logits (whole, in fp32: {whole}B): less the peak with {FEW_IDS} ids, less the embedding's state"
+    ours = shares.pop(OURS)
+    cut = [f"{amount(share, 'G')}B, {share / max(ours, 1.0):.3g} x ours" for share in shares.values()]
+    return [(name, f"{amount(ours, 'G')}B", *cut)]
+
+
+def generation_tables(config: BenchConfig, compute: Compute) -> list[Table]:
+    """One for each batch size: the rate, the time to the first token, memory; ours alone where there is no rival."""
+    programs = (OURS, *config.against)
+    config = known_vocabulary(config)
+    settings = config.bench
+    tables: list[Table] = []
+    for batch in settings.batch_sizes:
+
+        def work(program: str, batch: int = batch) -> Work:
+            return Work(program=program, what="generation", batch=batch, config=config)
+
+        found = in_turn(programs, settings.rounds, work)
+        seconds = {program: [run.seconds[0] for run in runs] for program, runs in found.items()}
+        rates = [[batch * settings.new_tokens / value for value in runs] for runs in seconds.values()]
+        each = [[1e3 * value / settings.new_tokens for value in runs] for runs in seconds.values()]
+        title = f"generation, batch {batch}, {settings.new_tokens} new tokens after {settings.prompt_tokens}"
+        rows = [
+            ("tokens a second", *(between(values) for values in rates)),
+            ("ms a token of every text", *(between(values) for values in each)),
+            *([ratio_row(seconds)] if config.against else []),
+            ("ms to the first token", *(between([1e3 * run.first for run in runs]) for runs in found.values())),
+            memory_row(found),
+        ]
+        tables.append(Table((f"{title}, {compute.precision} weights", *map(column, programs)), rows))
+    return tables
+
+
+def ratio_row(seconds: dict[str, list[float]]) -> tuple[str, ...]:
+    """How many times as long the others take, pair by pair."""
+    ours = seconds[OURS]
+    pairs = [[b / a for a, b in zip(ours, runs, strict=True)] for program, runs in seconds.items() if program != OURS]
+    return ("time against ours, pair by pair", "1 x", *(between(values, " x") for values in pairs))
+
+
+def memory_row(found: Found) -> tuple[str, ...]:
+    peaks = [statistics.median(run.memory for run in runs) for runs in found.values()]
+    return ("peak memory", *(f"{amount(peak, 'G')}B" for peak in peaks))
+
+
+def column(program: str) -> str:
+    """A program's name in a table: of a checkout only its folder."""
+    return checkout(program).name if ":" in program else program
+
+
+def known_vocabulary(config: BenchConfig) -> BenchConfig:
+    """The config with its model's vocabulary; data is prepared only where nothing else tells it."""
+    model, sure = expected_model(config)
+    return with_vocabulary(config, model.vocab_size if sure else ensure(config.data).vocab_size)

@@ -1,0 +1,78 @@
+"""`profile=true`: the same work under torch.profiler, as a trace for chrome://tracing or Perfetto and a table."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, record_function, schedule
+from torch.profiler import profile as profiler
+
+from nanogpt.benchmark.clock import digits
+from nanogpt.benchmark.comparison import known_vocabulary
+from nanogpt.benchmark.ours import generator, random_prompts
+from nanogpt.benchmark.training import prepared
+from nanogpt.benchmark.work import OURS, Work
+from nanogpt.config import BenchConfig
+from nanogpt.device import Compute
+from nanogpt.tracking.console import say, table
+from nanogpt.training.step import train_step
+
+SKIPPED, WARM_UP, ACTIVE = 2, 1, 3  # steps
+GENERATED = 16  # tokens of each of those, in generation
+TOP = 15
+
+
+def profile(config: BenchConfig, compute: Compute) -> None:
+    """Profile all that `bench.what` names, write a trace of each and show its costliest kernels."""
+    if "training" in config.bench.what:
+        profile_training(config, compute)
+    if "generation" in config.bench.what:
+        profile_generation(config, compute)
+
+
+def profile_training(config: BenchConfig, compute: Compute) -> None:
+    """Steps on the config's data, their phases labelled."""
+    state, batches = prepared(config, compute)
+    profiled(
+        config, compute, "training", lambda: train_step(state, batches.step(state.samples), config, record_function)
+    )
+
+
+def profile_generation(config: BenchConfig, compute: Compute) -> None:
+    """A few tokens of each batch size."""
+    config = known_vocabulary(config)
+    for batch in config.bench.batch_sizes:
+        work = Work(program=OURS, what="generation", batch=batch, config=config)
+        _, draw = generator(work, compute, random_prompts(work, compute.device))
+        profiled(config, compute, f"generation-{batch}", lambda d=draw: d(GENERATED))
+
+
+def profiled(config: BenchConfig, compute: Compute, name: str, step: Callable[[], object]) -> None:
+    """Run a step a few times, the last of them recorded."""
+    gpu = compute.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    plan = schedule(wait=SKIPPED, warmup=WARM_UP, active=ACTIVE, repeat=1)
+    with profiler(activities=activities, schedule=plan, acc_events=True) as found:
+        for _ in range(SKIPPED + WARM_UP + ACTIVE):
+            step()
+            found.step()
+    folder = Path(config.bench.trace or config.runs_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"trace-{config.run_name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    found.export_chrome_trace(str(path))
+    title = f"{name}: top kernels by their own time, of {ACTIVE} steps on the {'GPU' if gpu else 'CPU'}"
+    say(table(title, ("kernel", "share", "calls", "ms"), top(found, gpu)))
+    say(f"trace of {ACTIVE} steps: {path}")
+
+
+def top(found: profiler, gpu: bool) -> list[tuple[str, str, str, str]]:
+    """(name, share of the time, calls, ms) of the costliest, without what only labels others."""
+    rows: list[tuple[float, int, str]] = []
+    for event in found.key_averages():
+        spent = event.self_device_time_total if gpu else event.self_cpu_time_total
+        kernel = event.device_type.name == ("CUDA" if gpu else "CPU")
+        if spent > 0 and kernel and not event.is_user_annotation and not event.key.startswith("ProfilerStep"):
+            rows.append((spent, event.count, event.key))
+    whole = sum(spent for spent, _, _ in rows)
+    rows = sorted(rows, reverse=True)[:TOP]
+    return [(key[:70], f"{100 * us / whole:.1f} %", f"{count:,}", digits(us / 1e3)) for us, count, key in rows]

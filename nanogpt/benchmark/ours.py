@@ -1,0 +1,59 @@
+"""This program's side of a comparison, and the random tokens that both sides get. B batch, T time."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nanogpt.benchmark.work import Work
+from nanogpt.data.batches import Batch
+from nanogpt.device import DTYPES, Compute
+from nanogpt.generate import Draw, generate, lay_out
+from nanogpt.model.gpt import GPT
+from nanogpt.training.state import build_state
+from nanogpt.training.step import train_step
+
+Batches = list[Batch]
+Trainer = tuple[nn.Module, Callable[[], object]]
+"""A model and what trains it for one step."""
+Generator = tuple[nn.Module, Callable[[int], object]]
+"""A model and what draws so many new tokens for each prompt."""
+
+
+def random_batches(work: Work, device: torch.device) -> Batches:
+    """The micro-batches of a step, ids and targets (B, T)."""
+    model = work.config.model
+    source = torch.Generator().manual_seed(work.config.training.seed)
+    shape = (work.config.grad_accum(), work.batch, model.block_size + 1)
+    ids = torch.randint(model.vocab_size or 0, shape, generator=source).to(device)
+    keys = torch.arange(work.batch, device=device) if model.dropout else None
+    return [Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous(), keys) for row in ids]
+
+
+def random_prompts(work: Work, device: torch.device) -> Tensor:
+    """(B, T) ids."""
+    source = torch.Generator().manual_seed(work.config.training.seed)
+    shape = (work.batch, work.config.bench.prompt_tokens)
+    return torch.randint(work.config.model.vocab_size or 0, shape, generator=source).to(device)
+
+
+def trainer(work: Work, compute: Compute, batches: Batches) -> Trainer:
+    """The step that train.py makes."""
+    state = build_state(work.config, work.config.model, compute)
+    return state.model, lambda: train_step(state, batches, work.config)
+
+
+def generator(work: Work, compute: Compute, prompts: Tensor) -> Generator:
+    """The decoding that sample.py does, from the whole distribution."""
+    model = GPT(work.config.model, work.config.training.seed).eval().to(compute.device)
+    if compute.precision == "fp32":
+        lay_out(model, work.batch)
+    else:
+        model.to(DTYPES[compute.precision])
+
+    def draw(count: int) -> None:
+        sources = [torch.Generator(compute.device).manual_seed(number) for number in range(work.batch)]
+        for _ in generate(model, prompts.tolist(), count, Draw(), sources):
+            pass
+
+    return model, draw

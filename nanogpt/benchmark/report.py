@@ -1,0 +1,62 @@
+"""`python bench.py`: measures what it is asked for, and prints it as tables that can be kept."""
+
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from nanogpt.benchmark.clock import Rows, Table
+from nanogpt.benchmark.commands import rank_rows, startup_rows
+from nanogpt.benchmark.comparison import generation_tables, refuse_rivals, training_table
+from nanogpt.benchmark.kernels import profile
+from nanogpt.benchmark.training import training_rows
+from nanogpt.config import BenchConfig
+from nanogpt.device import Compute, set_up
+from nanogpt.provenance import git_state
+from nanogpt.tracking.console import say
+from nanogpt.training.run import refuse_too_large
+
+
+def bench(config: BenchConfig) -> int:
+    """Print Markdown tables, and append them to `bench.out`. Raises BadInput, BadData, BadEnvironment."""
+    refuse_rivals(config)
+    compute = set_up(config.hardware)
+    refuse_too_large(config, compute)
+    parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", machine(compute)]
+    if "training" in config.bench.what:
+        found = (
+            training_table(config, compute) if config.against else Table(("what", "measured"), rows(config, compute))
+        )
+        parts.append(found.markdown())
+    if "generation" in config.bench.what:
+        parts += [found.markdown() for found in generation_tables(config, compute)]
+    text = "\n\n".join(parts)
+    say(text)
+    if config.bench.out:
+        with open(config.bench.out, "a", encoding="utf-8") as file:
+            file.write(f"\n{text}\n")
+    if config.profile:
+        profile(config, compute)
+    return 0
+
+
+def rows(config: BenchConfig, compute: Compute) -> Rows:
+    """What is measured of training when there is nothing to compare it with."""
+    return [
+        *training_rows(config, compute),
+        *rank_rows(config),
+        *(startup_rows() if config.bench.startup else []),
+    ]
+
+
+def machine(compute: Compute) -> str:
+    """Processor, precision, versions and commit, in one line."""
+    git = git_state(Path(__file__).parent)
+    commit = git["commit"][:10] + ("+" if git["changed"] else "") if git else "none"
+    threads = f", {torch.get_num_threads()} threads" if compute.device.type == "cpu" else ""
+    return (
+        f"{compute.name} ({os.cpu_count()} cores){threads}, {compute.precision}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, commit {commit}"
+    )

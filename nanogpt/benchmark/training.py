@@ -1,0 +1,99 @@
+"""The training step of a config on its own data: time, rate, MFU, phases, memory; and the time to load a batch."""
+
+import statistics
+from collections.abc import Iterator
+
+from nanogpt.benchmark.clock import Rows, Stopwatch, peak_resident, spread, synchronizer, timed
+from nanogpt.benchmark.saving import saving_rows
+from nanogpt.config import BenchConfig
+from nanogpt.data.batches import Batch, TrainBatches
+from nanogpt.data.prepare import ensure
+from nanogpt.device import Compute
+from nanogpt.model.cost import flops_per_token
+from nanogpt.model.devices import peak_flops
+from nanogpt.tracking.console import amount
+from nanogpt.training.run import model_for
+from nanogpt.training.state import TrainState, build_state
+from nanogpt.training.step import train_step
+
+PHASES = ("data", "forward", "backward", "clip", "optimizer")
+MOST_PHASED = 10  # steps of their own that are measured by phase
+
+
+def prepared(config: BenchConfig, compute: Compute) -> tuple[TrainState, TrainBatches]:
+    """The state before the first step, and its data."""
+    dataset = ensure(config.data)
+    state = build_state(config, model_for(config, dataset), compute)
+    return state, TrainBatches(dataset.train, config, compute.device)
+
+
+def training_rows(config: BenchConfig, compute: Compute) -> Rows:
+    """Whole steps first, undisturbed; then steps by phase; then loading alone."""
+    state, batches = prepared(config, compute)
+    synchronize = synchronizer(compute.device)
+
+    def step() -> None:
+        train_step(state, batches.step(state.samples), config)
+        synchronize()
+
+    first = timed(step)
+    for _ in range(config.bench.warmup):
+        step()
+    steps = [timed(step) for _ in range(config.bench.steps)]
+    median = statistics.median(steps)
+    gpu_memory = compute.peak_memory()
+    memory = peak_resident()
+    batch = f"{config.grad_accum()} x {config.micro_batch_size()} x {config.model.block_size}"
+    compiling = [("compiling: the first step less a steady one", f"{first - median:.3g} s")]
+    loads = [timed(lambda i=i: batches.batch(state.samples + i * config.micro_batch_size())) for i in range(200)]
+    return [
+        (f"step of {config.training.batch_tokens:,} tokens ({batch})", spread(steps)),
+        ("tokens a second", amount(config.training.batch_tokens / median)),
+        ("achieved", achieved(config.training.batch_tokens / median, state, compute)),
+        *phase_rows(config, state, batches),
+        ("first step", f"{1e3 * first:.0f} ms"),
+        *(compiling if config.hardware.compile else []),
+        (f"loading a micro-batch of {config.micro_batch_size()} x {config.model.block_size}", spread(loads)),
+        ("peak memory of the process", f"{amount(memory, 'G')}B"),
+        *([("peak memory of the GPU", f"{amount(gpu_memory, 'G')}B")] if gpu_memory else []),
+        *(saving_rows(config, state, batches) if config.bench.checkpoint else []),
+    ]
+
+
+def achieved(rate: float, state: TrainState, compute: Compute) -> str:
+    """FLOP/s at a rate in tokens a second, and the share of the device's peak where that is known."""
+    flops = rate * flops_per_token(state.model.config)
+    peak = peak_flops(compute.name, compute.precision)
+    return f"{amount(flops, 'G')}FLOP/s" + (f", MFU {100 * flops / peak:.1f} %" if peak else "")
+
+
+def phase_rows(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:
+    """Where the time of a step goes, in steps that wait for the device after each phase."""
+    synchronize = synchronizer(state.compute.device)
+    watches: list[Stopwatch] = []
+    steps: list[float] = []
+    for _ in range(min(config.bench.steps, MOST_PHASED)):
+        watch = Stopwatch(synchronize)
+        watches.append(watch)
+        data = watched(batches.step(state.samples), watch)
+        steps.append(timed(lambda d=data, w=watch: train_step(state, d, config, w.phase)))
+    times = {name: [watch.seconds.get(name, 0.0) for watch in watches] for name in PHASES}
+    times["rest"] = [step - sum(watch.seconds.values()) for step, watch in zip(steps, watches, strict=True)]
+    whole = statistics.median(steps)
+    return [
+        (
+            f"of a step, each phase waited for: {name}",
+            f"{spread(found)}, {100 * statistics.median(found) / whole:.1f} %",
+        )
+        for name, found in times.items()
+    ]
+
+
+def watched(batches: Iterator[Batch], watch: Stopwatch) -> Iterator[Batch]:
+    """The same batches, each with the time it takes to come."""
+    while True:
+        with watch.phase("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch

@@ -1,0 +1,80 @@
+"""bench.py measures a step and prints a table that can be kept; profile=true says which kernels take the time."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt.benchmark.clock import Stopwatch, between, spread
+from nanogpt.benchmark.report import bench
+from nanogpt.config import BenchConfig, BenchSettings, TrainConfig
+from tests.conftest import ROOT
+
+Build = Callable[..., TrainConfig]
+
+
+def test_the_table(config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "benchmarks.md"
+    settings = BenchSettings(warmup=1, steps=2, startup=False, out=str(out))
+    built = BenchConfig(**dict(config()), bench=settings)
+    assert bench(built) == 0
+    text = out.read_text()
+    assert text.strip() == capsys.readouterr().out.strip()
+    for row in ("step of 128 tokens (1 x 8 x 16)", "tokens a second", "loading a micro-batch", "peak memory"):
+        assert f"| {row}" in text
+    assert "torch" in text and "MFU" not in text, "no MFU for a device whose peak isn't known"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_phases_make_up_the_step(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    built = BenchConfig(**dict(config()), bench=BenchSettings(warmup=1, steps=9, startup=False))
+    bench(built)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "each phase waited for" in line]
+    names = [line.split("for: ")[1].split(" ")[0] for line in lines]
+    assert names == ["data", "forward", "backward", "clip", "optimizer", "rest"]
+    shares = [float(line.split(", ")[-1].split(" %")[0]) for line in lines]
+    assert min(shares[1:3]) > 5 and 60 < sum(shares) < 140, "medians of noisy parts, but of the whole"
+
+
+def test_a_profile_is_a_trace_with_phases_and_a_table(
+    config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = BenchSettings(
+        what=("training", "generation"), warmup=1, steps=1, startup=False, rounds=1, new_tokens=4, batch_sizes=(2,)
+    )
+    built = BenchConfig(**dict(config()), bench=settings, profile=True)
+    assert bench(built) == 0
+    output = capsys.readouterr().out
+    assert "aten::" in output and "generation-2: top kernels" in output
+    training, generation = (next((tmp_path / "runs").glob(f"trace-*-{name}-*.json")) for name in ("training", "gener*"))
+    assert str(training) in output and str(generation) in output
+    names = [event.get("name") for event in json.loads(training.read_text())["traceEvents"]]
+    assert names.count("forward") == names.count("optimizer") == 3, "three steps were recorded, phases labelled"
+    assert "aten::addmm" in names or "aten::mm" in names
+
+
+def test_spread() -> None:
+    assert spread([0.001, 0.003, 0.002]) == "2 ms (1 to 3, n=3)"
+    assert between([1234.5], " x") == "1,234 x"
+
+
+def test_a_stopwatch_adds_up_and_waits() -> None:
+    waits: list[float] = []
+    watch = Stopwatch(lambda: waits.append(time.perf_counter()))
+    for _ in range(2):
+        with watch.phase("sleep"):
+            time.sleep(0.02)
+    assert 0.04 <= watch.seconds["sleep"] < 1 and len(waits) == 4
+
+
+def test_memory_is_that_of_the_process_alone() -> None:
+    """getrusage would tell what this one holds."""
+    ballast = torch.ones(2**30 // 4)
+    code = "from nanogpt.benchmark.clock import peak_resident; print(peak_resident())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 50e6 < int(done.stdout) < ballast.nbytes
