@@ -42,6 +42,8 @@ class Peers:
     ) -> None:
         self.rank, self.world, self.store = place.rank, place.world, store
         self.leading = place.rank == 0
+        self.remedy = "the same command continues from the last checkpoint"
+        """What a lost rank calls for."""
         self.neighbours = neighbours or {}
         """Process ids of the ranks that this one can see live and die: those of its machine and container."""
 
@@ -172,7 +174,7 @@ class Peers:
     def lost_error(self, gone: list[int], step: int) -> PeerLost:
         """`rank 1 lost at step 7; …`."""
         who = ("rank " if len(gone) == 1 else "ranks ") + ", ".join(map(str, gone)) if gone else "another rank"
-        error = PeerLost(f"{who} lost at step {step}; the same command continues from the last checkpoint")
+        error = PeerLost(f"{who} lost at step {step}; {self.remedy}")
         error.told = not self.leading and 0 not in gone  # the leader tells, if it lives
         return error
 

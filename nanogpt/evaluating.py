@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 from nanogpt import schema
-from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import read_json
 from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareConfig
 from nanogpt.data.prepare import ensure
@@ -30,7 +29,9 @@ from nanogpt.training.stop import StopFlag
 from nanogpt.training.watch import Watch
 
 FILE = "evaluations.jsonl"
+MOST_TOKENS = 2**53  # more than any data set has
 TIMEOUT = 120.0  # seconds that the ranks have to meet
+TaskName = Literal["loss", BenchmarkName]
 Evaluate = Callable[[GPT, Callable[[], bool]], dict[str, Metric]]
 
 
@@ -64,6 +65,7 @@ def evaluate(config: EvaluateConfig) -> int:
     compute, problem = set_up_or_say(config, place)
     peers = meet(place, TIMEOUT, problem)
     assert compute is not None, "a problem was raised by meet"
+    peers.remedy = "give the same command again"
     with Watch(peers) as watch:
         watch.patience = TIMEOUT
         peers.join(compute.device)
@@ -103,7 +105,7 @@ def evaluate_with(config: EvaluateConfig, compute: Compute, peers: Peers, watch:
         refuse_no_folder(config.out)
         trained = load_trained(config, compute.device)
         peers.refuse_differences("model", {"name": trained.name, "step": trained.step})
-    tasks = [prepare(name, config, trained, compute, peers) for name in dict.fromkeys(config.eval.tasks)]
+    tasks = [prepare(name, config, trained, compute, peers) for name in chosen(config, trained)]
     with peers.alike():
         peers.refuse_differences("data set", {task.name: task.data for task in tasks})
     results: list[Result] = []
@@ -133,6 +135,15 @@ def evaluate_with(config: EvaluateConfig, compute: Compute, peers: Peers, watch:
     return STOPPED if stopped else 0
 
 
+def chosen(config: EvaluateConfig, trained: Trained) -> list[TaskName]:
+    """The tasks that were asked for, each once; of weights from elsewhere not the loss unless there is a data set."""
+    names = list(dict.fromkeys(config.eval.tasks))
+    if "loss" in names and trained.run is None and not config.has_data:
+        say(f"note: no loss, {trained.name} has no data set of its own; data=NAME says which")
+        names.remove("loss")
+    return names
+
+
 def refuse_no_folder(out: str | None) -> None:
     """Results of hours shall not be lost to a wrong path. Raises BadInput."""
     if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
@@ -144,9 +155,7 @@ def destination(config: EvaluateConfig, trained: Trained) -> Path | None:
     return Path(config.out) if config.out else trained.run.path / FILE if trained.run else None
 
 
-def prepare(
-    name: Literal["loss", BenchmarkName], config: EvaluateConfig, trained: Trained, compute: Compute, peers: Peers
-) -> Task:
+def prepare(name: TaskName, config: EvaluateConfig, trained: Trained, compute: Compute, peers: Peers) -> Task:
     """Read the documents of a task, the leader first. Raises BadInput, BadData and BadEnvironment, on all ranks."""
     if name == "loss":
         return loss_task(config, trained, compute, peers)
@@ -161,14 +170,14 @@ def loss_task(config: EvaluateConfig, trained: Trained, compute: Compute, peers:
     own = config.data if config.has_data or trained.run is None else trained.run.config().data
     dataset = peers.leader_first(lambda: ensure(own))
     with peers.alike():
-        if tokenizers.fingerprint(dataset.tokenizer) != tokenizers.fingerprint(trained.tokenizer):
+        if dataset.tokenizer.tokens != trained.tokenizer.tokens:
             ours, theirs = (one.spec()["kind"] for one in (trained.tokenizer, dataset.tokenizer))
             raise BadData(
                 f"data={own.name}: its {len(dataset.tokenizer.tokens)} tokens ({theirs}) aren't the model's "
                 f"{len(trained.tokenizer.tokens)} ({ours}); evaluate on text prepared with the model's tokenizer"
             )
         block_size = trained.model.config.block_size
-        tokens = config.eval.limit and config.eval.limit * block_size
+        tokens = config.eval.limit and min(config.eval.limit * block_size, MOST_TOKENS)
         loss = LossEvaluation(dataset, EvalConfig(tokens=tokens, train=False), block_size, compute, peers)
 
     def evaluate(model: GPT, should_stop: Callable[[], bool]) -> dict[str, Metric]:

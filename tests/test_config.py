@@ -30,6 +30,7 @@ Build = Callable[..., TrainConfig]
         ("name", "other"),
         ("runs_dir", "elsewhere"),
         ("data.dir", "elsewhere"),
+        ("eval.hellaswag", "elsewhere"),
         ("data.workers", 3),
         ("model.name", "label"),
         ("fresh", True),
@@ -52,6 +53,7 @@ def test_what_is_not_science_leaves_the_signature(config: Build, key: str, value
         ("data.order", "random"),
         ("data.tokenizer", "byte"),
         ("eval.tokens", 512),
+        ("training.eval_tasks", ["hellaswag"]),
     ],
 )
 def test_science_changes_the_signature(config: Build, key: str, value: object) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from nanogpt.config import EvaluateConfig, TrainConfig
+from nanogpt.config import EvaluateConfig, ExportConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
 from nanogpt.evaluating import evaluate
 from nanogpt.evaluation import scoring
+from nanogpt.exporting import export
 from nanogpt.files import locked
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.schema import from_dict
@@ -177,3 +178,21 @@ def test_impossible_questions(values: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput) as error:
         from_dict(EvaluateConfig, values)
     assert message in str(error.value)
+
+
+def test_weights_from_elsewhere(trained: TrainConfig, files: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    """The run's own model as another program has it: the same numbers, written where one says, or nowhere."""
+    target = tmp_path / "hf"
+    export(ExportConfig(runs_dir=trained.runs_dir, out=str(target)))
+    elsewhere = {"init_from": str(target)}
+    data = trained.data.model_dump()
+    evaluate(wanted(trained, files, *ALL, out=str(tmp_path / "a.jsonl")))
+    evaluate(wanted(trained, files, *ALL, out=str(tmp_path / "b.jsonl"), data=data, **elsewhere))
+    a, b = lines(tmp_path / "a.jsonl"), lines(tmp_path / "b.jsonl")
+    for ours, theirs in zip(a, b, strict=True):
+        assert theirs["metrics"] == pytest.approx(ours["metrics"], rel=1e-5)
+        assert (theirs["model"], theirs["step"], theirs["sha256"]) == (str(target), None, None)
+    capsys.readouterr()
+    assert evaluate(wanted(trained, files, *ALL, **elsewhere)) == 0
+    out = capsys.readouterr().out
+    assert "note: no loss" in out and "val_loss" not in out and "not written anywhere" in out

@@ -94,7 +94,7 @@ class EvaluateConfig(TrainedConfig):
             for key, value in values(self.data, "data."):
                 if value != usual[key]:
                     raise refuse(key, value, "of which data set? choose one too, e.g. data=text")
-            if self.init_from is not None and "loss" in self.eval.tasks:
+            if self.init_from is not None and set(self.eval.tasks) == {"loss"}:
                 raise refuse("data", None, "eval=loss with init_from needs a data set, e.g. data=openwebtext")
         return self
 

@@ -77,7 +77,8 @@ def six_lines(path: Path) -> Iterator[Item]:
 
 def item_of(source: Source, row: Record, place: int) -> Item:
     """A row of the original data as lm-evaluation-harness words it."""
-    a, b, activity, label = (source.column(row, place, c, str) for c in ("ctx_a", "ctx_b", "activity_label", "label"))
+    a, b, activity = (source.column(row, place, name, str) for name in ("ctx_a", "ctx_b", "activity_label"))
+    label = str(row.get("label", ""))
     endings = source.column(row, place, "endings", list)
     if len(endings) != ENDINGS or not all(isinstance(one, str) for one in endings):
         raise BadData(f"{source.key}: row {place} has other than {ENDINGS} endings")

@@ -144,8 +144,8 @@ def score_batch(model: GPT, batch: list[Row], compute: Compute) -> Tensor:
         chosen = x.flatten(0, 1)[torch.from_numpy(predictors(batch, ids.shape[1])).to(device)]  # (N, C)
         likelihoods, hits = token_scores(model, chosen, torch.from_numpy(targets).to(device))
     starts = np.cumsum(lengths) - lengths
-    nats = np.add.reduceat(likelihoods.double().cpu().numpy(), starts)
-    return torch.from_numpy(np.stack([nats, np.minimum.reduceat(hits.double().cpu().numpy(), starts)]))
+    nats = np.add.reduceat(likelihoods.cpu().double().numpy(), starts)
+    return torch.from_numpy(np.stack([nats, np.minimum.reduceat(hits.cpu().double().numpy(), starts)]))
 
 
 def packed(batch: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

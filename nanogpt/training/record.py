@@ -11,6 +11,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
 from nanogpt.data.sampler import seed_of
 from nanogpt.errors import escaped
+from nanogpt.evaluation.loss import LOSSES
 from nanogpt.files import write_atomic
 from nanogpt.generate import Draw, generate
 from nanogpt.model.cost import flops_per_token
@@ -24,7 +25,6 @@ from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics
 
 SHOWN_LINES = 4  # of a sample, on the console
-LOSSES = ("val_loss", "val_bpb", "train_loss")  # of an evaluation; what else it found is of benchmarks
 
 
 class Record:

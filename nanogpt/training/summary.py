@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Dataset
+from nanogpt.evaluation.loss import LOSSES
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.console import say, table, visible
 from nanogpt.training.probe import plan_of
@@ -29,6 +30,7 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
         ("train loss", f"{results['train_loss']:.4f} nats/token" if "train_loss" in results else "not evaluated"),
         ("val loss", f"{results['val_loss']:.4f} nats/token, {results['val_bpb']:.4f} bits/byte"),
         ("best val loss", best),
+        *((name, f"{value:.4g}") for name, value in results.items() if name not in LOSSES),
         ("tokens", f"{state.samples * config.model.block_size:,} in {state.step:,} steps"),
     ]
     say()

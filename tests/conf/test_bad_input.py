@@ -129,6 +129,9 @@ TABLE = [
     ("training.flops=0", "training.flops=0: out of range; allowed: number in (0, 1e+30] or null"),
     ("training.flop=1e12", "did you mean 'training.flops'?"),
     ("training.seed=-1", "out of range"),
+    ("training.eval_tasks=hellaswag", "a list is needed; allowed: a list of hellaswag, lambada, wikitext"),
+    ("training.eval_tasks=[helaswag]", "training.eval_tasks=helaswag: not a choice; allowed: a list of hellaswag"),
+    ("eval=hellaswag", "eval=hellaswag: a group of keys; set one of eval.hellaswag"),
     ("plan=maybe", "plan=maybe: a boolean is needed"),
     # batch and hardware
     ("training.batch_tokens=0", "out of range"),
@@ -225,6 +228,25 @@ def test_sampling(words: str, expected: str) -> None:
 )
 def test_experiments(door: str, words: str, expected: str) -> None:
     assert expected in refused(door, words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("eval=hellaswg", "no such choice; allowed: one of all, hellaswag, lambada, loss, wikitext; did you mean"),
+        ("eval=null", "eval=: needs a value"),
+        ("eval.limit=0", "eval.limit=0: out of range"),
+        ("eval.tasks=[los]", "eval.tasks=los: not a choice; allowed: a list of loss, hellaswag, lambada, wikitext"),
+        ("eval.hellswag=x", "did you mean 'eval.hellaswag'?"),
+        ("data.source=x", "data.source=x: of which data set? choose one too, e.g. data=text"),
+        ("data=nowhere", "no such choice"),
+        ("init_from=gpt2", "data=null: eval=loss with init_from needs a data set"),
+        ("precision=fp8", "allowed: one of auto, fp32, bf16, fp16"),
+        ("hardware.device=cpu", "did you mean 'device'?"),
+    ],
+)
+def test_evaluating(words: str, expected: str) -> None:
+    assert expected in refused("evaluate", [words])
 
 
 def test_a_bad_point_stops_the_whole_sweep() -> None:
