@@ -165,8 +165,6 @@ def allowed(field: FieldInfo) -> str:
     kinds = get_args(field.annotation) or (field.annotation,)
     null = " or null" if type(None) in kinds else ""
     choices = choices_of(field.annotation)
-    words = [] if choices else [word for kind in kinds for word in choices_of(kind)]
-    null = "".join(f" or {word}" for word in words) + (" or null" if type(None) in kinds else "")
     if choices:
         several = "a list of " if "tuple" in str(field.annotation) else "one of "
         return several + ", ".join(choices) + null
