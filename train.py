@@ -8,7 +8,7 @@ from nanogpt.config import TrainConfig
 
 def main(config: TrainConfig) -> int:
     """Train, or continue, or say that the run is finished."""
-    if (config.hardware.devices or 1) > 1 and config.replay is None and "RANK" not in os.environ:
+    if (config.hardware.devices or 1) > 1 and not (config.replay or config.plan) and "RANK" not in os.environ:
         from launch.ranks import run_ranks
 
         return run_ranks(config)

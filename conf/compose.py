@@ -27,7 +27,7 @@ from nanogpt.schema import Section
 
 Config = TypeVar("Config", bound=Section)
 
-HORIZON = ("training.steps", "training.tokens", "training.tokens_per_param")
+HORIZON = ("training.steps", "training.tokens", "training.tokens_per_param", "training.flops")
 MOST_POINTS = 100_000
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 

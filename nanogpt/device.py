@@ -6,14 +6,12 @@ import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from nanogpt.config import HardwareConfig
+from nanogpt.config import HardwareConfig, Precision
 from nanogpt.errors import BadEnvironment, BadInput
 
-Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -109,6 +107,15 @@ def memory_bytes(device: torch.device) -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
+        return None
+
+
+def available_bytes() -> int | None:
+    """Memory of this machine that nobody uses, or None where it can't be told."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
         return None
 
 

@@ -11,17 +11,20 @@ import socket
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanogpt import schema
-from nanogpt.checkpoint import Checkpoints
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, escaped, hint
 from nanogpt.files import locked, write_atomic
 from nanogpt.schema import signature
 from nanogpt.tracking.metrics import RowLog
+
+if TYPE_CHECKING:
+    from nanogpt.checkpoint import Checkpoints
 
 SHORT = 8  # digits of the signature in a folder's name
 
@@ -30,12 +33,18 @@ class RunDirectory:
     """Paths and small files of one run."""
 
     def __init__(self, path: Path, keep: int = 2, keep_every: int | None = None) -> None:
-        self.path = path
+        self.path, self.keep, self.keep_every = path, keep, keep_every
         self.changes: list[str] = []
         """Keys that differ from the start before, as `key: old -> new`."""
         self.metrics = RowLog(path / "metrics.jsonl")
         self.timing = RowLog(path / "timing.jsonl")
-        self.checkpoints = Checkpoints(path / "checkpoints", keep, keep_every)
+
+    @cached_property
+    def checkpoints(self) -> "Checkpoints":
+        """Its saved states."""
+        from nanogpt.checkpoint import Checkpoints  # torch: not for those who only read about runs
+
+        return Checkpoints(self.path / "checkpoints", self.keep, self.keep_every)
 
     @property
     def plot(self) -> Path:

@@ -137,8 +137,8 @@ def message(schema: type[BaseModel], error: ErrorDetails) -> str:
     path = [str(part) for part in error["loc"]]
     if error["type"] == "refused":
         return shown(context["key"], context["value"]) + ": " + context["why"]
-    while ".".join(path) not in keys and len(path) > 1 and path[-1].isdigit():
-        path.pop()  # a place in a list: name the list
+    while ".".join(path) not in keys and len(path) > 1 and error["type"] != "extra_forbidden":
+        path.pop()  # a place in a list, a kind among several: name the key
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{escaped(key)}: no such key{hint(key, keys)}"
@@ -163,8 +163,9 @@ def shown(key: str, value: object) -> str:
 def allowed(field: FieldInfo) -> str:
     """What a field takes, in words: `one of a, b`, `integer in [1, 1000]`, `number in (0, 10] or null`."""
     kinds = get_args(field.annotation) or (field.annotation,)
-    null = " or null" if type(None) in kinds else ""
     choices = choices_of(field.annotation)
+    words = [] if choices else [word for kind in kinds for word in choices_of(kind)]
+    null = "".join(f" or {word}" for word in words) + (" or null" if type(None) in kinds else "")
     if choices:
         several = "a list of " if get_origin(field.annotation) is tuple else "one of "
         return several + ", ".join(choices) + null
@@ -197,11 +198,12 @@ WORDS = {
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, also of an optional one or a list of them."""
+    """The values of a Literal, also of an optional one or of a list; nothing for a Literal among other kinds."""
     parts = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        return tuple(part for part in parts if isinstance(part, str))
-    return tuple(choice for part in parts for choice in choices_of(part))
+    kinds = [part for part in parts if part not in (type(None), Ellipsis)]
+    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
+        parts = get_args(kinds[0])
+    return tuple(part for part in parts if isinstance(part, str))
 
 
 def flat(metadata: list[Any]) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
-    [*ROOT.glob("*.py"), *ROOT.glob("nanogpt/**/*.py"), *ROOT.glob("conf/**/*.py"), *ROOT.glob("launch/**/*.py")]
+    [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("nanogpt/**/*.py"),
+        *ROOT.glob("conf/**/*.py"),
+        *ROOT.glob("launch/**/*.py"),
+        *ROOT.glob("experiments/**/*.py"),
+    ]
 )
 FILE_LINES, FUNCTION_LINES = 320, 60
 
@@ -35,6 +41,7 @@ LAYERS = [
     ("nanogpt.training", "nanogpt.sampling", "nanogpt.exporting"),
     ("nanogpt.benchmark", "conf"),
     ("launch",),
+    ("experiments",),
     ("train", "prepare", "sample", "bench", "nanogpt.export"),
 ]
 THIRD_PARTY = {  # library -> the only places that may import it
@@ -44,7 +51,8 @@ THIRD_PARTY = {  # library -> the only places that may import it
     "wandb": ("nanogpt.tracking.wandb",),
     "submitit": ("launch",),
     "transformers": ("nanogpt.benchmark.rivals",),
-    "matplotlib": ("nanogpt.tracking.plots",),
+    "matplotlib": ("nanogpt.tracking.plots", "experiments.picture"),
+    "scipy": ("experiments.fit",),
     "rich": ("nanogpt.tracking.console",),
     "datasets": ("nanogpt.data.corpora",),
     "tiktoken": ("nanogpt.tokenizer",),
@@ -84,7 +92,7 @@ def test_imports_point_one_way(path: Path) -> None:
     module = module_name(path)
     layer, room = place(module)
     for name in imports(ast.parse(path.read_text())):
-        if name.split(".")[0] in ("nanogpt", "conf", "launch"):
+        if name.split(".")[0] in ("nanogpt", "conf", "launch", "experiments"):
             below, other = place(name)
             assert below < layer or other == room, f"{module} imports {name}, which is not below it"
         root = name.split(".")[0]

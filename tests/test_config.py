@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import BenchConfig, PrepareConfig, SampleConfig, ScalingConfig, SizingConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.schema import leaves, science, signature, to_json
 
@@ -25,6 +25,8 @@ Build = Callable[..., TrainConfig]
         ("data.workers", 3),
         ("model.name", "label"),
         ("fresh", True),
+        ("plan", True),
+        ("hardware.micro_batch_size", "auto"),
     ],
 )
 def test_what_is_not_science_leaves_the_signature(config: Build, key: str, value: object) -> None:
@@ -77,9 +79,11 @@ def test_default_micro_batch_divides_and_fits(config: Build, batch: int, world: 
 
 
 def test_horizons(config: Build) -> None:
-    assert config(**{"training.steps": 20}).steps(10**9) == 20
-    assert config(**{"training.steps": None, "training.tokens": 1281}).steps(0) == 11
-    assert config(**{"training.steps": None, "training.tokens_per_param": 2.0}).steps(640) == 10
+    assert config(**{"training.steps": 20}).steps(10**9, 1.0) == 20
+    assert config(**{"training.steps": None, "training.tokens": 1281}).steps(0, 1.0) == 11
+    assert config(**{"training.steps": None, "training.tokens_per_param": 2.0}).steps(640, 1.0) == 10
+    for flops, steps in ((5000.0 * 128 * 9, 9), (5000.0 * 128 * 9 + 1, 10), (1.0, 1)):
+        assert config(**{"training.steps": None, "training.flops": flops}).steps(0, 5000.0) == steps
 
 
 def test_configs_are_frozen(config: Build) -> None:
@@ -87,7 +91,7 @@ def test_configs_are_frozen(config: Build) -> None:
         config().optimizer.lr = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, BenchConfig, PrepareConfig, SampleConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, BenchConfig, PrepareConfig, SampleConfig, SizingConfig, ScalingConfig])
 def test_every_knob_has_a_meaning(kind: type[TrainConfig]) -> None:
     for key, field in leaves(kind):
         assert field.description and len(field.description) < 120, key

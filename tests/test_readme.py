@@ -9,7 +9,15 @@ import pytest
 
 from conf.compose import points
 from conf.door import split
-from nanogpt.config import BenchConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import (
+    BenchConfig,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    TrainConfig,
+)
 
 ROOT = Path(__file__).parents[1]
 DOORS: dict[str, Any] = {
@@ -18,12 +26,15 @@ DOORS: dict[str, Any] = {
     "prepare.py": PrepareConfig,
     "sample.py": SampleConfig,
     "-m nanogpt.export": ExportConfig,
+    "-m experiments sizing": SizingConfig,
+    "-m experiments scaling": ScalingConfig,
 }
+MODULE = r"(-m (?:nanogpt\.export|experiments \w+))"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
 
 
 def commands() -> list[str]:
-    """`python <door>.py …` in code blocks, tables and help pages, without trailing explanation."""
+    """`python <door>.py …`, `python -m experiments …` in code blocks, tables and help pages, without explanation."""
     found: dict[str, None] = {}
     for page in PAGES:
         for line in page.read_text().splitlines():
@@ -38,11 +49,11 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", [c for c in commands() if "…" not in c and "-sc" not in c])
 def test_commands_compose(command: str) -> None:
-    _, door, *words = shlex.split(command.replace("-m nanogpt.export", "'-m nanogpt.export'"))
+    _, door, *words = shlex.split(re.sub(MODULE, r"'\1'", command))
     if "--help" in words:
         return  # asked for in test_compose
     flags, overrides = split(words)
-    assert points(door.removesuffix(".py").rpartition(".")[2], DOORS[door], overrides, multirun="-m" in flags)
+    assert points(re.split(r"[. ]", door.removesuffix(".py"))[-1], DOORS[door], overrides, multirun="-m" in flags)
 
 
 def test_there_are_commands() -> None:

@@ -11,8 +11,8 @@ from nanogpt.config import BenchConfig
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute
 from nanogpt.errors import BadInput
-from nanogpt.interop.architecture import openai_values
 from nanogpt.tracking.console import amount
+from nanogpt.training.run import expected_model
 
 FEW_IDS = 64  # a vocabulary whose logits are nothing
 LARGE_LOGITS = 256 * 2**20  # bytes from which their share is told apart from the noise of a process's memory
@@ -131,9 +131,6 @@ def column(program: str) -> str:
 
 
 def known_vocabulary(config: BenchConfig) -> BenchConfig:
-    """The config with the vocabulary of its data, which is prepared only where it decides it."""
-    if config.model.vocab_size is not None:
-        return config
-    if config.data.tokenizer == "gpt2":
-        return with_vocabulary(config, openai_values("gpt2")["vocab_size"])
-    return with_vocabulary(config, ensure(config.data).vocab_size)
+    """The config with its model's vocabulary; data is prepared only where nothing else tells it."""
+    model, sure = expected_model(config)
+    return with_vocabulary(config, model.vocab_size if sure else ensure(config.data).vocab_size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, record_function, schedule
 from torch.profiler import profile as profiler
 
+from nanogpt.benchmark.clock import digits
 from nanogpt.benchmark.comparison import known_vocabulary
 from nanogpt.benchmark.ours import generator, random_prompts
 from nanogpt.benchmark.training import prepared
@@ -74,4 +75,4 @@ def top(found: profiler, gpu: bool) -> list[tuple[str, str, str, str]]:
             rows.append((spent, event.count, event.key))
     whole = sum(spent for spent, _, _ in rows)
     rows = sorted(rows, reverse=True)[:TOP]
-    return [(key[:70], f"{100 * us / whole:.1f} %", f"{count:,}", f"{us / 1e3:.3g}") for us, count, key in rows]
+    return [(key[:70], f"{100 * us / whole:.1f} %", f"{count:,}", digits(us / 1e3)) for us, count, key in rows]

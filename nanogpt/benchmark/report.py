@@ -23,7 +23,7 @@ def bench(config: BenchConfig) -> int:
     """Print Markdown tables, and append them to `bench.out`. Raises BadInput, BadData, BadEnvironment."""
     refuse_rivals(config)
     compute = set_up(config.hardware)
-    refuse_too_large(config.model, compute)
+    refuse_too_large(config, compute)
     parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", machine(compute)]
     if "training" in config.bench.what:
         found = (

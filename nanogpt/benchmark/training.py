@@ -9,7 +9,8 @@ from nanogpt.config import BenchConfig
 from nanogpt.data.batches import Batch, TrainBatches
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute
-from nanogpt.model.cost import flops_per_token, parameter_counts, peak_flops
+from nanogpt.model.cost import flops_per_token
+from nanogpt.model.devices import peak_flops
 from nanogpt.tracking.console import amount
 from nanogpt.training.run import model_for
 from nanogpt.training.state import TrainState, build_state
@@ -61,7 +62,7 @@ def training_rows(config: BenchConfig, compute: Compute) -> Rows:
 
 def achieved(rate: float, state: TrainState, compute: Compute) -> str:
     """FLOP/s at a rate in tokens a second, and the share of the device's peak where that is known."""
-    flops = rate * flops_per_token(state.model.config, parameter_counts(state.model)["total"])
+    flops = rate * flops_per_token(state.model.config)
     peak = peak_flops(compute.name, compute.precision)
     return f"{amount(flops, 'G')}FLOP/s" + (f", MFU {100 * flops / peak:.1f} %" if peak else "")
 
@@ -78,11 +79,10 @@ def phase_rows(config: BenchConfig, state: TrainState, batches: TrainBatches) ->
         steps.append(timed(lambda d=data, w=watch: train_step(state, d, config, w.phase)))
     times = {name: [watch.seconds.get(name, 0.0) for watch in watches] for name in PHASES}
     times["rest"] = [step - sum(watch.seconds.values()) for step, watch in zip(steps, watches, strict=True)]
-    whole = statistics.median(steps)
     return [
         (
             f"of a step, each phase waited for: {name}",
-            f"{spread(found)}, {100 * statistics.median(found) / whole:.1f} %",
+            f"{spread(found)}, {100 * sum(found) / sum(steps):.1f} %",
         )
         for name, found in times.items()
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nanogpt
 from nanogpt.config import BenchConfig
+from nanogpt.config.benchmark import What
 from nanogpt.errors import BadEnvironment, BadInput, LabError, error_of, escaped
 from nanogpt.schema import Section
 
@@ -18,8 +19,7 @@ class Work(Section):
 
     program: str
     """OURS, or a word of `against`."""
-    what: str
-    """training or generation."""
+    what: What
     batch: int
     """Sequences of a micro-batch, or texts drawn at once."""
     config: BenchConfig
@@ -64,11 +64,6 @@ def explained(work: Work, code: int, lines: list[str]) -> LabError:
     return BadInput(f"{name}: its {work.what} ended with {escaped(last, 300)}")
 
 
-def with_vocabulary(config: BenchConfig, vocab_size: int) -> BenchConfig:
+def with_vocabulary(config: BenchConfig, vocab_size: int | None) -> BenchConfig:
     """The same with another vocabulary."""
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
-
-
-def read(text: str) -> Work:
-    """The work in a line of JSON."""
-    return Work.model_validate_json(text)

@@ -10,15 +10,18 @@ from nanogpt.config.benchmark import BenchConfig, BenchSettings
 from nanogpt.config.corpus import DataConfig
 from nanogpt.config.doors import (
     ExportConfig,
+    LawConfig,
     PrepareConfig,
     SampleConfig,
+    ScalingConfig,
+    SizingConfig,
     TaskConfig,
     TrainedConfig,
 )
-from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
+from nanogpt.config.machine import CheckpointConfig, Gpu, HardwareConfig, Precision, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
 from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
-from nanogpt.config.run import TrainConfig, check_horizon
+from nanogpt.config.run import TrainConfig, check_horizon, divisors
 
 __all__ = [
     "BenchConfig",
@@ -27,17 +30,23 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "ExportConfig",
+    "Gpu",
     "HardwareConfig",
+    "LawConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Precision",
     "PrepareConfig",
     "ResumeConfig",
     "SampleConfig",
+    "ScalingConfig",
     "ScheduleConfig",
+    "SizingConfig",
     "TaskConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainedConfig",
     "TrainingConfig",
     "check_horizon",
+    "divisors",
 ]

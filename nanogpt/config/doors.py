@@ -7,6 +7,8 @@ from typing_extensions import Self
 
 from nanogpt.config.corpus import DataConfig
 from nanogpt.config.fields import Name
+from nanogpt.config.machine import Gpu
+from nanogpt.config.run import TrainConfig
 from nanogpt.schema import Section, free, refuse
 
 
@@ -83,3 +85,55 @@ class PrepareConfig(Section):
 
     data: DataConfig = free(DataConfig(), "text and tokens")
     overwrite: bool = free(False, "prepare again, replacing what is there")
+
+
+class SizingSettings(Section):
+    """What is assumed of devices."""
+
+    gpu: Gpu | None = free(None, "only this kind of GPU; null: all that are known")
+    mfu: float = free(0.4, "share of a GPU's peak that training is assumed to reach", gt=0, le=1)
+    price: float | None = free(None, "dollars for an hour of one sizing.gpu; null: no costs are shown", gt=0, le=1e6)
+
+    @model_validator(mode="after")
+    def _price_of_one_kind(self) -> Self:
+        if self.price is not None and self.gpu is None:
+            raise refuse("sizing.price", self.price, "is of one kind of GPU; name it, e.g. sizing.gpu=h100")
+        return self
+
+
+class SizingConfig(TrainConfig):
+    """A training run that is only calculated: parameters, FLOPs, memory, time and cost on known GPUs."""
+
+    sizing: SizingSettings = free(SizingSettings(), "assumptions")
+
+
+class LawConfig(Section):
+    """Loss in nats per token of N parameters after D tokens: E + A / N^alpha + B / D^beta. The defaults are those of
+    Hoffmann et al. 2022, approach 3.
+    """
+
+    E: float = free(1.69, "loss that no model goes below", ge=0, le=100)
+    A: float = free(406.4, "what few parameters cost", gt=0, le=1e100)
+    B: float = free(410.7, "what few tokens cost", gt=0, le=1e100)
+    alpha: float = free(0.34, "exponent of the parameters", gt=0, le=10)
+    beta: float = free(0.28, "exponent of the tokens", gt=0, le=10)
+
+
+class ScalingConfig(Section):
+    """How to spend a budget: the published laws, or those of one's own runs."""
+
+    budget: float | None = free(
+        None, "FLOPs to spend; with runs: to predict, null then is 10 times the largest", gt=0, le=1e40
+    )
+    n_params: float | None = free(None, "parameters: the tokens and FLOPs they are the best size for", ge=1, le=1e20)
+    runs: str | None = free(None, "finished run directories to fit instead, a glob, e.g. 'runs/isoflop*'", min_length=1)
+    out: str = free(".", "runs: folder for scaling.json and scaling.png", min_length=1)
+    bootstrap: int = free(200, "runs: resamples that give the 90 % intervals", ge=20, le=100_000)
+    seed: int = free(1337, "runs: of the resamples", ge=0, lt=2**63)
+    law: LawConfig = free(LawConfig(), "constants of the loss")
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        if self.n_params is not None and (self.budget is not None or self.runs is not None):
+            raise refuse("n_params", self.n_params, "is a question of its own; leave out budget and runs")
+        return self

@@ -7,6 +7,28 @@ from pydantic import Field
 from nanogpt.config.fields import Count
 from nanogpt.schema import Section, free, guarded
 
+Precision = Literal["fp32", "bf16", "fp16"]
+Gpu = Literal[  # nanogpt/model/devices.py has what they can
+    "b200",
+    "gh200",
+    "h200",
+    "h100",
+    "h100_nvl",
+    "h100_pcie",
+    "a100_80gb",
+    "a100_40gb",
+    "a800_80gb",
+    "l40s",
+    "l4",
+    "a40",
+    "rtx_a6000",
+    "rtx_4090",
+    "rtx_3090",
+    "v100_32gb",
+    "v100_16gb",
+    "t4",
+]
+
 
 class HardwareConfig(Section):
     """The machine. Nothing here changes data, dropout or updates: the loss curve is the same up to rounding."""
@@ -20,8 +42,9 @@ class HardwareConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = guarded(
         "auto", "of matrix products; auto: bf16 on GPU, else fp32"
     )
-    micro_batch_size: Count | None = free(
-        None, "sequences per forward pass; null: the most that divide the batch within 16,384 tokens"
+    micro_batch_size: Count | Literal["auto"] | None = free(
+        None,
+        "sequences per forward pass; null: those of up to 16,384 tokens; auto: on GPUs the most that fit, by trying",
     )
     compile: bool = free(False, "torch.compile the model")
     threads: int | None = free(None, "CPU threads of a rank; null: torch's choice, shared by the ranks", ge=1, le=1024)

@@ -31,7 +31,7 @@ class ScheduleConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How much to train, on which batches. Exactly one of steps, tokens and tokens_per_param is set."""
+    """How much to train, on which batches. Exactly one of steps, tokens, tokens_per_param and flops is set."""
 
     batch_tokens: int = guarded(
         491_520, "tokens per optimizer step over all ranks, a multiple of model.block_size", ge=1, le=2**40
@@ -39,18 +39,20 @@ class TrainingConfig(Section):
     steps: int | None = guarded(None, "horizon in optimizer steps", ge=0, le=2**53)
     tokens: Count | None = guarded(None, "horizon in tokens, rounded up to whole steps")
     tokens_per_param: float | None = guarded(None, "horizon in tokens per parameter; 20 is Chinchilla's", gt=0, le=1e6)
+    flops: float | None = guarded(
+        None, "horizon in floating-point operations, rounded up to whole steps; 6 N + 12 L C T a token", gt=0, le=1e30
+    )
     seed: int = fixed(1337, "of initialisation, data order and dropout", ge=0, lt=2**63)
     on_nonfinite: Literal["halt", "skip"] = free("halt", "what a loss or gradient that isn't finite does to the run")
     max_skips: int = free(10, "on_nonfinite=skip: steps skipped in any 1000 before the run ends", ge=1, le=1000)
 
     @model_validator(mode="after")
     def _one_horizon(self) -> Self:
-        names = ("steps", "tokens", "tokens_per_param")
+        names = ("steps", "tokens", "tokens_per_param", "flops")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
-            why = (
-                "give exactly one of training.steps, training.tokens, training.tokens_per_param; set the others to null"
-            )
+            keys = ", ".join(f"training.{name}" for name in names)
+            why = f"give exactly one of {keys}; set the others to null"
             raise refuse("training." + (given[-1] if given else "steps"), given and getattr(self, given[-1]), why)
         return self
 

@@ -22,6 +22,7 @@ class TrainConfig(Section):
     name: Name | None = free(None, "of the run directory; null: <model>-<data>")
     runs_dir: str = free("runs", "folder of all run directories", min_length=1)
     fresh: bool = free(False, "start another attempt beside the run that is already there")
+    plan: bool = free(False, "only say what the training would take: steps, FLOPs, memory, time; nothing is written")
     replay: str | None = free(None, "incident directory: run its step again, alone, and say what is not finite")
     init_from: str = fixed(
         "scratch",
@@ -64,8 +65,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        if self.training.tokens_per_param is None:  # else the horizon needs the parameter count; see check_horizon
-            check_horizon(self, self.steps(0))
+        if self.training.steps is not None or self.training.tokens:  # else it depends on the model; see check_horizon
+            check_horizon(self, self.steps(0, 0.0))
         return self
 
     @property
@@ -79,27 +80,33 @@ class TrainConfig(Section):
         if self.batch_sequences % world:
             raise refuse(key, world, f"must divide {batch}; nearest {nearest_divisors(self.batch_sequences, world)}")
         micro, share = self.hardware.micro_batch_size, self.batch_sequences // world
-        if micro and share % micro:
+        if isinstance(micro, int) and share % micro:
             among = f", {share} on each of {world} ranks" if world > 1 else ""
             why = f"must divide {batch}{among}; nearest {nearest_divisors(share, micro)}"
             raise refuse("hardware.micro_batch_size", micro, why)
 
     def micro_batch_size(self, world: int = 1) -> int:
-        """Sequences per forward pass of each of `world` ranks."""
-        if self.hardware.micro_batch_size:
+        """Sequences per forward pass of each of `world` ranks; of `auto`, before it is tried, what null means."""
+        if isinstance(self.hardware.micro_batch_size, int):
             return self.hardware.micro_batch_size
         most, share = max(1, MICRO_BATCH_TOKENS // self.model.block_size), self.batch_sequences // world
         return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+
+    def with_micro_batch_size(self, micro: int) -> Self:
+        """This config with a micro-batch that was found."""
+        return self.model_copy(update={"hardware": self.hardware.model_copy(update={"micro_batch_size": micro})})
 
     def grad_accum(self, world: int = 1) -> int:
         """Micro-batches per optimizer step on each of `world` ranks."""
         return self.batch_sequences // world // self.micro_batch_size(world)
 
-    def steps(self, n_params: int) -> int:
-        """The horizon in optimizer steps, for a model of `n_params` parameters (used by tokens_per_param only)."""
+    def steps(self, n_params: int, flops_per_token: float) -> int:
+        """The horizon in optimizer steps; tokens_per_param and flops need the model's numbers."""
         training = self.training
         if training.steps is not None:
             return training.steps
+        if training.flops is not None:
+            return math.ceil(training.flops / flops_per_token / training.batch_tokens)
         tokens = training.tokens or math.ceil((training.tokens_per_param or 0) * n_params)
         return -(-tokens // training.batch_tokens)
 
@@ -111,10 +118,14 @@ class TrainConfig(Section):
 
 def nearest_divisors(number: int, wanted: int) -> str:
     """The two divisors of `number` that are nearest to `wanted`, in words."""
-    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
-    divisors = {*small, *(number // n for n in small)}
-    nearest = sorted(sorted(divisors, key=lambda n: (abs(n - wanted), n))[:2])
+    nearest = sorted(sorted(divisors(number), key=lambda n: (abs(n - wanted), n))[:2])
     return ", ".join(map(str, nearest))
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, in order."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def check_horizon(config: TrainConfig, steps: int) -> None:

@@ -116,6 +116,19 @@ def is_token_folder(source: str | None) -> bool:
     return source is not None and Path(source).is_dir() and any(Path(source).glob("*.bin"))
 
 
+def expected_vocab_size(config: DataConfig) -> tuple[int, bool]:
+    """How many ids there are or will be, and whether that is sure. Only reads, and prepares nothing.
+
+    Of data that isn't prepared the kind of tokenizer says it, but for characters, of which 256 are assumed.
+    """
+    if is_token_folder(config.source) and (Path(str(config.source)) / tokenizers.FILE).exists():
+        return len(tokenizers.load(Path(str(config.source))).tokens), True
+    if (meta := folder_of(config) / "meta.json").exists():
+        return read_meta(meta).vocab_size, True
+    known = {"byte": 256, "gpt2": 50_257, "bpe": config.vocab_size}.get(config.tokenizer)
+    return known or 256, known is not None
+
+
 def open_dataset(config: DataConfig) -> Dataset:
     """The prepared data set, checked. Raises BadData with the command that prepares or repairs it."""
     if is_token_folder(config.source):

@@ -1,59 +1,72 @@
-"""What a model costs: parameters per part, floating-point operations per token, and the peaks of devices."""
+"""What a model costs by its shape alone: parameters per part, floating-point operations per part and per token.
 
-import re
+T time, C channels, F channels inside the MLP, H heads, K heads of keys and values, D head size, L layers, P vocabulary
+padded to a multiple, N parameters. A product of (m, k) and (k, n) is 2 m k n operations.
+"""
 
-from torch import nn
-
-from nanogpt.config import ModelConfig
-
-# Dense bf16 or fp16 matrix products with fp32 accumulation, from the makers' data sheets, by the device's whole name: a
-# laptop's, a slice's (MIG) or a successor's name is another device.
-PEAK_TFLOPS = {
-    r"B200": 2250.0,
-    r"GH200 \d+GB?( HBM3e)?": 989.4,
-    r"H200": 989.4,
-    r"H100( 80GB HBM3)?": 989.4,
-    r"H100 NVL": 835.5,
-    r"H100 PCIe": 756.5,
-    r"A100(-SXM4-\d+GB|-PCIE-\d+GB|-SXM-\d+GB| 80GB PCIe)": 311.9,
-    r"A800-SXM4-\d+GB": 311.9,
-    r"L40S": 362.1,
-    r"L4": 121.0,
-    r"A40": 149.7,
-    r"RTX A6000": 154.8,
-    r"GeForce RTX 4090": 165.2,
-    r"GeForce RTX 3090": 71.2,
-}
-PEAK_TFLOPS_FP16 = {r"Tesla V100-SXM2-\d+GB": 125.0, r"Tesla T4": 65.1}  # these have no bf16
+from nanogpt.config import ModelConfig, TrainConfig
 
 
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Parameters per part, tied weights once: token embedding, position embedding, attention, MLP, norms, total."""
-    parts = {"token embedding": 0, "position embedding": 0, "attention": 0, "mlp": 0, "norms": 0}
-    words = {"wte": "token embedding", "wpe": "position embedding", "attn": "attention", "mlp": "mlp"}
-    for name, parameter in model.named_parameters():
-        part = next((part for word, part in words.items() if f".{word}." in name), "norms")
-        parts[part] += parameter.numel()
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
+    """Parameters per part, tied weights once; what the model doesn't have is left out; the last is the total."""
+    C, rows, bias = config.n_embd, config.padded_vocab_size, int(config.bias)
+    parts = {
+        "token embedding": rows * C,
+        "position embedding": config.block_size * C if config.position == "learned" else 0,
+        "attention": config.n_layer * attention_parameters(config),
+        "mlp": config.n_layer * sum(n_in * n_out + bias * n_out for n_in, n_out in mlp_shapes(config)),
+        "norms": (2 * config.n_layer + 1) * C * (2 if config.bias and config.norm == "layernorm" else 1),
+        "head": 0 if config.tied_head else rows * C,
+    }
+    return {name: count for name, count in parts.items() if count} | {"total": sum(parts.values())}
+
+
+def attention_parameters(config: ModelConfig) -> int:
+    """Of one layer: (C, C + 2 K D) and (C, C), their biases, the gains of query and key norms."""
+    C, bias = config.n_embd, int(config.bias)
+    qkv = qkv_width(config)
+    return C * qkv + C * C + bias * (qkv + C) + (2 * config.head_size if config.qk_norm else 0)
+
+
+def qkv_width(config: ModelConfig) -> int:
+    """Channels of a position's queries, keys and values together, C + 2 K D."""
+    return config.n_embd + 2 * config.kv_heads * config.head_size
+
+
+def mlp_shapes(config: ModelConfig) -> list[tuple[int, int]]:
+    """(in, out) of one layer's two matrices: (C, F) and (F, C); the gated form has its gate beside its values."""
+    inside = config.mlp_width
+    return [(config.n_embd, 2 * inside if config.activation == "swiglu" else inside), (inside, config.n_embd)]
+
+
+def forward_flops(config: ModelConfig) -> dict[str, float]:
+    """Operations of one sequence's forward pass per part, of all layers; the last is the total.
+
+    Matrix products alone, and the whole square of positions, causal or not, as in nanoGPT's transformer_sizing.
+    """
+    T, C, L = config.block_size, config.n_embd, config.n_layer
+    parts = {
+        "attention: queries, keys, values": 2.0 * L * T * C * qkv_width(config),
+        "attention: scores": 2.0 * L * T * T * C,
+        "attention: weighted sums": 2.0 * L * T * T * C,
+        "attention: projection": 2.0 * L * T * C * C,
+        "mlp": 2.0 * L * T * sum(n_in * n_out for n_in, n_out in mlp_shapes(config)),
+        "head": 2.0 * T * C * config.padded_vocab_size,
+    }
     return parts | {"total": sum(parts.values())}
 
 
-def parameter_estimate(config: ModelConfig) -> int:
-    """The number of parameters without building the model: matrices and embeddings, an unset vocabulary as 50,257."""
-    embeddings = (config.vocab_size or 50_257) + config.block_size
-    return config.n_embd * (embeddings + 12 * config.n_layer * config.n_embd)
+def flops_per_token(config: ModelConfig) -> float:
+    """Forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, appendix B), counting the square as above.
 
-
-def flops_per_token(config: ModelConfig, n_params: int) -> float:
-    """Forward and backward: 6 N + 12 L C T, N without position embeddings (Chowdhery et al. 2022, appendix B).
-
-    The attention term counts the full square of positions, causal or not, as is usual for MFU.
+    N is without what is looked up instead of multiplied: position embeddings, and token embeddings that aren't the
+    head's matrix too.
     """
-    n = n_params - config.block_size * config.n_embd
-    return 6.0 * n + 12.0 * config.n_layer * config.n_embd * config.block_size
+    counts = parameter_counts(config)
+    looked_up = counts.get("position embedding", 0) + (0 if config.tied_head else counts["token embedding"])
+    return 6.0 * (counts["total"] - looked_up) + 12.0 * config.n_layer * config.n_embd * config.block_size
 
 
-def peak_flops(device_name: str, precision: str) -> float | None:
-    """A device's peak for this precision in FLOP/s, or None where it isn't known: then there is no MFU."""
-    table = {"bf16": PEAK_TFLOPS, "fp16": PEAK_TFLOPS | PEAK_TFLOPS_FP16}.get(precision, {})
-    name = device_name.removeprefix("NVIDIA ")
-    return next((tflops * 1e12 for pattern, tflops in table.items() if re.fullmatch(pattern, name)), None)
+def horizon(config: TrainConfig, model: ModelConfig) -> int:
+    """Where a run of `model`, whose vocabulary is known, ends: the step."""
+    return config.steps(parameter_counts(model)["total"], flops_per_token(model))

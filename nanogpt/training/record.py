@@ -13,7 +13,8 @@ from nanogpt.data.sampler import seed_of
 from nanogpt.errors import escaped
 from nanogpt.files import write_atomic
 from nanogpt.generate import Draw, generate
-from nanogpt.model.cost import flops_per_token, parameter_counts, peak_flops
+from nanogpt.model.cost import flops_per_token
+from nanogpt.model.devices import peak_flops
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.console import Steps, amount, say, seconds, visible
@@ -41,7 +42,7 @@ class Record:
         self.steps = Steps(state.step, state.steps)
         self.saver = Saver(run, config.checkpoint.max_failed, self.note)
         self.block_size, self.batch_tokens = config.model.block_size, config.training.batch_tokens
-        self.flops = flops_per_token(state.model.config, parameter_counts(state.model)["total"])
+        self.flops = flops_per_token(state.model.config)
         self.peak = peak_flops(state.compute.name, state.compute.precision)
         self.first, self.logged = state.step, state.step
         self.trained = self.interval = 0.0

@@ -11,30 +11,30 @@ from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ModelConfig, TrainConfig, check_horizon
 from nanogpt.data.batches import TrainBatches
-from nanogpt.data.dataset import Dataset
+from nanogpt.data.dataset import Dataset, expected_vocab_size
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, memory_bytes, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, BadData, BadEnvironment, BadInput, Diverged, LabError
+from nanogpt.errors import STOPPED, BadData, BadInput, Diverged, LabError
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.files import write_atomic
 from nanogpt.interop.initial import load_weights, refuse_other_tokenizer
 from nanogpt.interop.sources import find_source
-from nanogpt.model.cost import parameter_estimate
+from nanogpt.model.cost import parameter_counts
+from nanogpt.model.memory import training_memory
 from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
 from nanogpt.run_directory import RunDirectory, locate, opened
 from nanogpt.tracking.console import amount, say, silence
 from nanogpt.training.incidents import replay
 from nanogpt.training.loop import Loop
+from nanogpt.training.probe import advice, out_of_memory, plan_of, settled
 from nanogpt.training.record import Record
 from nanogpt.training.restore import restore
 from nanogpt.training.state import TrainState, build_state, settle_buckets
 from nanogpt.training.stop import Stop, StopFlag
 from nanogpt.training.summary import conclude, introduce
 from nanogpt.training.watch import Watch
-
-TRAINING_BYTES = 16  # per parameter: weight, gradient and two moments in fp32
 
 
 def train(config: TrainConfig) -> int:
@@ -47,25 +47,45 @@ def train(config: TrainConfig) -> int:
         return replay(config)
     place = place_from(os.environ)
     silence(place.rank > 0)
+    if config.plan:
+        return show_plan(config, place)
     try:
-        compute, problem = set_up_or_say(config, place)
-        peers = meet(place, config.hardware.timeout, problem)
-        assert compute is not None, "a problem was raised by meet"
-        with Watch(peers) as watch:
-            watch.patience = config.hardware.timeout
-            peers.join(compute.device)
-            watch.patience = float("inf")  # until the loop: the leader may prepare data for hours
-            code = train_with(config, compute, peers, watch)
-        peers.close()
-        return code
-    except (MemoryError, RuntimeError) as error:  # the CPU allocator raises a plain RuntimeError
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return train_on(config, place)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
-        micro = config.micro_batch_size(place.world)
-        raise BadEnvironment(
-            f"hardware.micro_batch_size={micro}: out of memory; "
-            f"try hardware.micro_batch_size={max(1, micro // 2)}, which changes nothing but the speed"
-        ) from None
+    # Out of the handler, whose error holds on to everything that the training had in memory.
+    compute = set_up(config.hardware, place.local_rank, place.local_world)
+    raise advice(config, expected_model(config)[0], compute, place.world)
+
+
+def show_plan(config: TrainConfig, place: Place) -> int:
+    """`plan=true`: what a training would begin with saying, and nothing else."""
+    if place.rank > 0:
+        return 0
+    world = config.hardware.devices or place.world
+    schema.checked(lambda: config.refuse_ranks(world, "WORLD_SIZE"))
+    compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
+    refuse_too_large(config, compute)
+    model, sure = expected_model(config)
+    plan = plan_of(settled(config, model, compute, Peers(), world), model, compute, world, sure)
+    schema.checked(lambda: check_horizon(config, plan.steps))
+    say("\n".join(plan.lines()))
+    return 0
+
+
+def train_on(config: TrainConfig, place: Place) -> int:
+    """`train`, on one of the ranks."""
+    compute, problem = set_up_or_say(config, place)
+    peers = meet(place, config.hardware.timeout, problem)
+    assert compute is not None, "a problem was raised by meet"
+    with Watch(peers) as watch:
+        watch.patience = config.hardware.timeout
+        peers.join(compute.device)
+        watch.patience = float("inf")  # until the loop: the leader may prepare data for hours
+        code = train_with(config, compute, peers, watch)
+    peers.close()
+    return code
 
 
 def set_up_or_say(config: TrainConfig, place: Place) -> tuple[Compute | None, LabError | None]:
@@ -92,11 +112,13 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
         with peers.alike():
             peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
             peers.refuse_differences("config", dict(schema.values(config)))
-            refuse_too_large(config.model, compute)
+            refuse_too_large(config, compute)
         dataset = peers.leader_first(lambda: ensure(config.data))
         with peers.alike():
             peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})
-            state = build_state(config, model_for(config, dataset), compute, peers)
+            model = model_for(config, dataset)
+            config = settled(config, model, compute, peers, peers.world)
+            state = build_state(config, model, compute, peers)
             schema.checked(lambda: check_horizon(config, state.steps))
         peers.leader_first(lambda: start_from(config, state, dataset))
         return train_state(config, state, dataset, watch)
@@ -213,7 +235,7 @@ def refuse_shorter(config: TrainConfig, state: TrainState) -> None:
     """The run isn't past the horizon already. Raises BadInput."""
     if state.step > state.steps:
         raise BadInput(
-            f"the horizon of training.steps, tokens or tokens_per_param is step {state.steps:,}, "
+            f"the horizon of training.steps, tokens, tokens_per_param or flops is step {state.steps:,}, "
             f"but the run is at step {state.step:,} already"
         )
 
@@ -229,10 +251,17 @@ def model_for(config: TrainConfig, dataset: Dataset) -> ModelConfig:
     return model
 
 
-def refuse_too_large(model: ModelConfig, compute: Compute) -> None:
+def expected_model(config: TrainConfig) -> tuple[ModelConfig, bool]:
+    """The model before its data is opened, and whether the vocabulary is sure."""
+    vocab_size, sure = expected_vocab_size(config.data)
+    return config.model.with_vocab(vocab_size), sure or config.model.vocab_size is not None
+
+
+def refuse_too_large(config: TrainConfig, compute: Compute) -> None:
     """A model whose training state alone can't fit is an input error, not a crash minutes later."""
-    n_params = parameter_estimate(model)
-    needed, there = n_params * TRAINING_BYTES, memory_bytes(compute.device)
+    model, _ = expected_model(config)
+    n_params, needed = parameter_counts(model)["total"], training_memory(model, "fp32", 1).state
+    there = memory_bytes(compute.device)
     if there and needed > there:
         raise BadInput(
             f"model.n_layer={model.n_layer} model.n_embd={model.n_embd}: {amount(n_params)} parameters need "

@@ -15,7 +15,7 @@ from nanogpt.data.sampler import seed_of
 from nanogpt.device import Compute
 from nanogpt.distributed import Peers
 from nanogpt.errors import BadCheckpoint, escaped
-from nanogpt.model.cost import parameter_counts
+from nanogpt.model.cost import horizon
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.adamw import build_optimizer
 from nanogpt.training.spikes import Spikes
@@ -136,7 +136,7 @@ def build_state(
         scaler=GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
         compute=compute,
         peers=peers,
-        steps=config.steps(parameter_counts(model)["total"]),
+        steps=horizon(config, model_config),
         arithmetic={
             "device": compute.device.type,
             "precision": compute.precision,

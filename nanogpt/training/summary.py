@@ -5,36 +5,20 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Dataset
-from nanogpt.model.cost import flops_per_token, parameter_counts
 from nanogpt.run_directory import RunDirectory
-from nanogpt.tracking.console import amount, say, table, visible
+from nanogpt.tracking.console import say, table, visible
+from nanogpt.training.probe import plan_of
 from nanogpt.training.state import TrainState
 
 
 def introduce(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDirectory) -> None:
-    """What is about to happen, in five lines."""
-    counts = parameter_counts(state.model)
-    parts = ", ".join(f"{name} {amount(count)}" for name, count in counts.items() if name != "total")
-    flops = flops_per_token(state.model.config, counts["total"])
-    tokens = state.steps * config.training.batch_tokens
-    compute = state.compute
+    """What is about to happen, in seven lines."""
     where = f"continuing at step {state.step}" if state.step else "new"
-    threads = f", {torch.get_num_threads()} threads" if compute.device.type == "cpu" else ""
-    world = state.peers.world
-    micro, count = config.micro_batch_size(world), config.grad_accum(world)
-    ranks = f"{world} ranks, each " if world > 1 else ""
     say(f"run     {run.path} ({where})")
     say(f"data    {config.data.name}: {dataset.description}")
-    say(f"model   {config.model.name}: {amount(counts['total'])} parameters ({parts}), {amount(flops, 'G')}FLOP/token")
-    say(
-        f"plan    {state.steps:,} steps of {config.training.batch_tokens:,} tokens = {amount(tokens)} tokens; "
-        f"{ranks}{count} micro-batches of {micro} x {config.model.block_size}"
-    )
-    say(f"device  {compute.device} ({compute.name}), {compute.precision}{threads}")
+    say("\n".join(plan_of(config, state.model.config, state.compute, state.peers.world).lines()))
 
 
 def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:

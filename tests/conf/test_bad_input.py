@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from conf.compose import points
 from conf.door import dispatch
-from nanogpt.config import BenchConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import (
+    BenchConfig,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    TrainConfig,
+)
 from nanogpt.errors import BadInput, Diverged, LabError
 from nanogpt.schema import leaves
 from tests.conftest import Run
@@ -22,6 +30,8 @@ DOORS: dict[str, Any] = {
     "prepare": PrepareConfig,
     "sample": SampleConfig,
     "export": ExportConfig,
+    "sizing": SizingConfig,
+    "scaling": ScalingConfig,
 }
 
 TABLE = [
@@ -113,7 +123,11 @@ TABLE = [
     ("schedule=cosin", "did you mean 'cosine'?"),
     ("training.steps=-1", "out of range"),
     ("training.steps=5 training.tokens=1000", "exactly one of"),
+    ("training.steps=5 training.flops=1e12", "training.tokens_per_param, training.flops; set the others to null"),
+    ("training.flops=0", "training.flops=0: out of range; allowed: number in (0, 1e+30] or null"),
+    ("training.flop=1e12", "did you mean 'training.flops'?"),
     ("training.seed=-1", "out of range"),
+    ("plan=maybe", "plan=maybe: a boolean is needed"),
     # batch and hardware
     ("training.batch_tokens=0", "out of range"),
     ("training.batch_tokens=-3", "out of range"),
@@ -122,6 +136,9 @@ TABLE = [
     ("hardware.micro_batch_size=7", "must divide the 24 sequences of training.batch_tokens=1536; nearest 6, 8"),
     ("training.batch_tokens=640000000000 hardware.micro_batch_size=7", "must divide"),
     ("hardware.micro_batch_size=48", "must divide the 24 sequences"),
+    ("hardware.micro_batch_size=0", "out of range; allowed: integer in [1, 9007199254740992] or auto or null"),
+    ("hardware.micro_batch_size=all", "hardware.micro_batch_size=all: an integer is needed; allowed: integer in [1,"),
+    ("hardware.micro_batch_size=1.5", "hardware.micro_batch_size=1.5: an integer is needed"),
     ("hardware.device=tpu", "allowed: auto, cpu, mps, cuda or cuda:N"),
     ("hardware.precision=float64", "allowed: one of auto, fp32, bf16, fp16"),
     ("hardware.compile=maybe", "a boolean is needed"),
@@ -188,6 +205,26 @@ def test_sampling(words: str, expected: str) -> None:
     assert expected in refused("sample", [words])
 
 
+@pytest.mark.parametrize(
+    ("door", "words", "expected"),
+    [
+        ("sizing", "sizing.gpu=h101", "one of b200, gh200, h200, h100, h100_nvl"),
+        ("sizing", "sizing.gpu=h101", "did you mean 'h100'?"),
+        ("sizing", "sizing.mfu=40", "sizing.mfu=40: out of range; allowed: number in (0, 1]"),
+        ("sizing", "sizing.price=2", "sizing.price=2.0: is of one kind of GPU; name it, e.g. sizing.gpu=h100"),
+        ("sizing", "model.n_head=5", "must divide model.n_embd=768"),
+        ("scaling", "budget=0", "budget=0: out of range"),
+        ("scaling", "budget=1e19 n_params=1e6", "n_params=1000000.0: is a question of its own"),
+        ("scaling", "n_param=1e6", "did you mean 'n_params'?"),
+        ("scaling", "bootstrap=1", "out of range; allowed: integer in [20, 100000]"),
+        ("scaling", "law.alpha=0", "out of range"),
+        ("scaling", "model=gpt2", "model: no such key or group"),
+    ],
+)
+def test_experiments(door: str, words: str, expected: str) -> None:
+    assert expected in refused(door, words.split())
+
+
 def test_a_bad_point_stops_the_whole_sweep() -> None:
     assert "optimizer.lr=abc: a number is needed" in refused("train", ["-m", "optimizer.lr=1e-3,abc"])
 
@@ -223,7 +260,7 @@ def wrong_values(annotation: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("door", ["train", "prepare", "sample"])
+@pytest.mark.parametrize("door", ["train", "prepare", "sample", "scaling"])
 def test_every_leaf_refuses_wrong_values(door: str) -> None:
     seen: set[str] = set()
     for key, field in leaves(DOORS[door]):
@@ -244,6 +281,7 @@ def test_every_leaf_refuses_wrong_values(door: str) -> None:
 
 
 PATHS = {
+    "runs",
     "runs_dir",
     "replay",
     "resume.run",

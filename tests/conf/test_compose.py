@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from conf.compose import points
+from conf.compose import HORIZON, points
 from conf.door import help_page
 from conf.groups import choices, groups
-from nanogpt.config import BenchConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
+from nanogpt.config import (
+    BenchConfig,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    TrainConfig,
+)
 from nanogpt.schema import leaves, signature
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +31,8 @@ DOORS: dict[str, Any] = {
     "prepare": PrepareConfig,
     "sample": SampleConfig,
     "export": ExportConfig,
+    "sizing": SizingConfig,
+    "scaling": ScalingConfig,
 }
 SOURCE = "data.source=a.txt"
 
@@ -81,7 +91,7 @@ def test_every_knob_can_be_set_from_the_command_line(door: str) -> None:
         for part in key.split("."):
             value = getattr(value, part)
         text = "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
-        if key in ("prompt", "stop", "task.template") or (key in ("training.tokens", "training.tokens_per_param")):
+        if key in ("prompt", "stop", "task.template") or (key in HORIZON and value is None):
             continue  # free text; and a horizon that is set replaces the others
         assert points(door, DOORS[door], [f"{key}={text}"])[0] == config, key
 
@@ -109,13 +119,15 @@ def test_the_command_line_wins_over_every_file() -> None:
     assert (config.model.n_embd, config.optimizer.lr, config.model.dropout) == (384, 3e-4, 0.3)
 
 
-@pytest.mark.parametrize("word", ["training.steps=7", "training.tokens=5000", "training.tokens_per_param=3"])
+@pytest.mark.parametrize(
+    "word", ["training.steps=7", "training.tokens=5000", "training.tokens_per_param=3", "training.flops=1e15"]
+)
 @pytest.mark.parametrize("model", ["tiny", "gpt2"])
 def test_a_horizon_on_the_command_line_replaces_the_presets(model: str, word: str) -> None:
     training = train(f"model={model}", word, "schedule.warmup_steps=0").training
-    given = {name: getattr(training, name) for name in ("steps", "tokens", "tokens_per_param")}
+    given = {name: getattr(training, name) for name in ("steps", "tokens", "tokens_per_param", "flops")}
     key, _, value = word.removeprefix("training.").partition("=")
-    assert given[key] == float(value) and list(given.values()).count(None) == 2
+    assert given[key] == float(value) and list(given.values()).count(None) == 3
 
 
 def test_no_arguments_is_the_quickstart_in_science() -> None:

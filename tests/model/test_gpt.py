@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
-from nanogpt.model.cost import flops_per_token, parameter_counts, parameter_estimate, peak_flops
 from nanogpt.model.gpt import GPT
 
 
@@ -138,69 +137,3 @@ def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
     again, other = GPT(small(), seed=7).state_dict(), GPT(small(), seed=8).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
-
-
-GPT2_SIZES = {  # layers, heads, width: parameters of OpenAI's models, as transformers counts them
-    (12, 12, 768): 124_439_808,
-    (24, 16, 1024): 354_823_168,
-    (36, 20, 1280): 774_030_080,
-    (48, 25, 1600): 1_557_611_200,
-}
-
-
-def test_gpt2_has_its_published_number_of_parameters() -> None:
-    model = GPT(ModelConfig(vocab_size=50_257))
-    assert parameter_counts(model)["total"] == GPT2_SIZES[12, 12, 768]
-
-
-@pytest.mark.parametrize("shape", GPT2_SIZES)
-def test_the_estimate_is_near_the_published_number(shape: tuple[int, int, int]) -> None:
-    layers, heads, width = shape
-    config = ModelConfig(n_layer=layers, n_head=heads, n_embd=width, vocab_size=50_257)
-    assert abs(parameter_estimate(config) / GPT2_SIZES[shape] - 1) < 0.002
-
-
-def test_parameter_counts_add_up() -> None:
-    model = GPT(small(vocab_multiple=64))
-    counts = parameter_counts(model)
-    assert counts["total"] == sum(p.numel() for p in model.parameters())
-    assert counts["token embedding"] == 64 * 24 and counts["position embedding"] == 12 * 24
-    assert counts["norms"] == 2 * 24 * 5
-
-
-def test_flops_agree_with_torchs_own_count() -> None:
-    """Matrix products of a forward and backward pass, counted by torch, against the formula."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    config = small(n_embd=96, n_layer=4, block_size=32)
-    model = GPT(config)
-    ids = torch.randint(50, (2, 32))
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(ids, ids).backward()
-    counted = counter.get_total_flops() / ids.numel()
-    assert abs(flops_per_token(config, parameter_counts(model)["total"]) / counted - 1) < 0.05
-
-
-@pytest.mark.parametrize(
-    ("name", "precision", "tflops"),
-    [
-        ("NVIDIA H200", "bf16", 989.4),
-        ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
-        ("NVIDIA H100 PCIe", "bf16", 756.5),
-        ("NVIDIA A100-SXM4-40GB", "fp16", 311.9),
-        ("NVIDIA A100-SXM4-40GB", "fp32", None),
-        ("Some CPU", "bf16", None),
-        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
-        ("NVIDIA L40S", "bf16", 362.1),
-        ("NVIDIA L4", "bf16", 121.0),
-        ("Tesla T4", "fp16", 65.1),
-        ("Tesla T4", "bf16", None),
-        ("NVIDIA H200 NVL", "bf16", None),
-        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
-        ("NVIDIA GeForce RTX 3090 Ti", "bf16", None),
-    ],
-)
-def test_peaks(name: str, precision: str, tflops: float | None) -> None:
-    assert peak_flops(name, precision) == (None if tflops is None else tflops * 1e12)

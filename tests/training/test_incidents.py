@@ -20,7 +20,7 @@ from tests.ranks import Fault
 Build = Callable[..., TrainConfig]
 Reference = Callable[..., dict[str, str]]
 QUIET = {"eval.every": 1000, "tracking.sample_tokens": 0, "tracking.log_every": 1}
-LOSS = "nanogpt.model.gpt.F.cross_entropy"
+LOSS = "nanogpt.model.gpt.linear_cross_entropy"
 
 
 def evaluations(rank: int, world: int) -> int:

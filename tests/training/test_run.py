@@ -107,7 +107,10 @@ def test_out_of_memory_names_a_smaller_micro_batch(config: Build, monkeypatch: p
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(loop, "train_step", exhausted)
-    with pytest.raises(BadEnvironment, match=r"out of memory; try hardware.micro_batch_size=4"):
+    with pytest.raises(
+        BadEnvironment,
+        match=r"micro_batch_size=8: out of memory; the largest that fits here is hardware.micro_batch_size=4",
+    ):
         train(config())
 
 

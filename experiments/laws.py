@@ -1,0 +1,68 @@
+"""The laws of Chinchilla (Hoffmann et al. 2022): loss of N parameters after D tokens, the best N and D of a budget.
+
+N parameters, D tokens, C FLOPs.
+"""
+
+import math
+from dataclasses import dataclass
+
+from nanogpt.config import LawConfig
+
+FLOPS_PER_PARAMETER = 6.0  # and token, C = 6 N D
+
+# Their approach 2: the best number of tokens for some numbers of parameters (table A3).
+PUBLISHED_OPTIMA = [
+    (400e6, 7.7e9),
+    (1e9, 20.0e9),
+    (10e9, 219.5e9),
+    (67e9, 1.7e12),
+    (175e9, 4.3e12),
+    (280e9, 7.1e12),
+    (520e9, 13.4e12),
+    (1e12, 26.5e12),
+    (10e12, 292.0e12),
+]
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best that a budget gives."""
+
+    flops: float
+    n_params: float
+    tokens: float
+    loss: float
+
+
+def loss_of(law: LawConfig, n_params: float, tokens: float) -> float:
+    """Nats per token."""
+    return law.E + law.A / n_params**law.alpha + law.B / tokens**law.beta
+
+
+def optimum(law: LawConfig, flops: float, factor: float = FLOPS_PER_PARAMETER) -> Optimum:
+    """Of a budget where C = factor N D: the minimum of the loss in closed form (equation 4 of the paper)."""
+    balance = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
+    n_params = balance * (flops / factor) ** (law.beta / (law.alpha + law.beta))
+    tokens = flops / factor / n_params
+    return Optimum(flops, n_params, tokens, loss_of(law, n_params, tokens))
+
+
+def optimum_of_size(law: LawConfig, n_params: float, factor: float = FLOPS_PER_PARAMETER) -> Optimum:
+    """The budget that a model size is the best for."""
+    balance = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
+    return optimum(law, factor * (n_params / balance) ** ((law.alpha + law.beta) / law.beta), factor)
+
+
+def published_line() -> tuple[float, float]:
+    """(slope, intercept) of log10 D over log10 N through the published optima."""
+    import numpy as np
+
+    n_params, tokens = zip(*PUBLISHED_OPTIMA, strict=True)
+    slope, intercept = np.polyfit(np.log10(n_params), np.log10(tokens), 1)
+    return float(slope), float(intercept)
+
+
+def published_tokens(n_params: float) -> float:
+    """Approach 2: the best number of tokens for a model size."""
+    slope, intercept = published_line()
+    return 10 ** (intercept + slope * math.log10(n_params))

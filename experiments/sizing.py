@@ -1,0 +1,105 @@
+"""`python -m experiments sizing`: what a training would take, calculated: what nanoGPT's transformer_sizing shows, for
+every form of the model, and time and cost on the GPUs that are known.
+"""
+
+from collections.abc import Iterator
+
+from nanogpt import schema
+from nanogpt.config import Gpu, ModelConfig, Precision, SizingConfig, check_horizon, divisors
+from nanogpt.data.dataset import expected_vocab_size
+from nanogpt.model.cost import flops_per_token, forward_flops, horizon, parameter_counts
+from nanogpt.model.devices import DEVICES, Device
+from nanogpt.model.memory import checkpoint_bytes, largest_micro_batch, training_memory
+from nanogpt.tracking.console import amount, say, seconds, table
+
+ROOM = 0.9  # of a GPU's memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
+
+
+def size(config: SizingConfig) -> int:
+    """Print four tables."""
+    vocab_size, sure = expected_vocab_size(config.data)
+    model = config.model.with_vocab(vocab_size)
+    steps = horizon(config, model)
+    schema.checked(lambda: check_horizon(config, steps))
+    if not sure and config.model.vocab_size is None:
+        say(f"a vocabulary of {vocab_size} is assumed until the data is prepared")
+    say(parameter_table(config.model.name, model))
+    say()
+    say(flops_table(model))
+    say()
+    say(memory_table(config, model))
+    say()
+    say(device_table(config, model, steps * config.training.batch_tokens))
+    return 0
+
+
+def parameter_table(name: str, model: ModelConfig) -> str:
+    counts = parameter_counts(model)
+    rows = [(part, f"{count:,}", f"{count / counts['total']:.1%}") for part, count in counts.items()]
+    return table(f"{name}: parameters", ("part", "parameters", "share"), rows)
+
+
+def flops_table(model: ModelConfig) -> str:
+    """Of one sequence, and how near the formula of flops_per_token, which MFU uses, is to it."""
+    flops = forward_flops(model)
+    rows = [(part, f"{count:,.0f}", f"{count / flops['total']:.1%}") for part, count in flops.items()]
+    whole, formula = 3 * flops["total"], flops_per_token(model) * model.block_size
+    rows += [
+        ("forward and backward", f"{whole:,.0f}", ""),
+        ("6 N + 12 L C T, times T", f"{formula:,.0f}", f"{formula / whole:.4f} of it"),
+    ]
+    return table(f"forward FLOPs of a sequence of {model.block_size:,} tokens", ("part", "FLOPs", "share"), rows)
+
+
+def memory_table(config: SizingConfig, model: ModelConfig) -> str:
+    """On each device, of the micro-batch the config has."""
+    world = config.hardware.devices or 1
+    precision = precision_on(config, None)
+    micro = config.micro_batch_size(world)
+    memory = training_memory(model, precision, micro, gpu=True)
+    kinds = [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer's moments", memory.moments),
+        (f"activations of {micro} x {model.block_size:,} tokens in {precision}", memory.activations),
+        ("loss", memory.loss),
+        ("total", memory.total),
+    ]
+    rows = [(kind, f"{amount(count, 'G')}B", f"{count / memory.total:.1%}") for kind, count in kinds]
+    rows.append(("a checkpoint, on disk", f"{amount(checkpoint_bytes(model), 'G')}B", ""))
+    return table("memory of a device, estimated", ("kind", "size", "share"), rows)
+
+
+def precision_on(config: SizingConfig, device: Device | None) -> Precision:
+    """What `hardware.precision` is on a GPU."""
+    if config.hardware.precision != "auto":
+        return config.hardware.precision
+    return "bf16" if device is None else device.precision
+
+
+def device_table(config: SizingConfig, model: ModelConfig, tokens: int) -> str:
+    """Whether it fits on each kind of GPU, how long the config's horizon takes there, and what it costs."""
+    world, settings = config.hardware.devices or 1, config.sizing
+    flops = tokens * flops_per_token(model)
+    each = f"{world} GPUs" if world > 1 else "one GPU"
+    title = f"{amount(tokens)} tokens, {flops:.3g} FLOPs, on {each} at an assumed MFU of {settings.mfu:.0%}"
+    columns = ["GPU", "memory", "micro-batch", "time", "GPU-hours", *(["cost"] if settings.price else [])]
+    return table(title, columns, device_rows(config, model, flops, world))
+
+
+def device_rows(config: SizingConfig, model: ModelConfig, flops: float, world: int) -> Iterator[list[str]]:
+    settings, sizes = config.sizing, divisors(config.batch_sequences // world)
+    chosen: list[Gpu] = [settings.gpu] if settings.gpu else list(DEVICES)
+    for name in chosen:
+        device = DEVICES[name]
+        precision = precision_on(config, device)
+        largest = largest_micro_batch(model, precision, sizes, ROOM * device.memory, gpu=True)
+        row = [name, f"{device.gigabytes:g} GB", f"up to {largest}" if largest else "doesn't fit"]
+        if precision == "fp32" or (precision == "bf16" and not device.bf16):
+            yield [*row, f"no peak for {precision} is known", ""]
+        elif largest:
+            hours = flops / (settings.mfu * device.tflops * 1e12) / 3600
+            cost = [f"${hours * settings.price:,.2f}"] if settings.price else []
+            yield [*row, seconds(hours * 3600 / world), f"{hours:,.1f}", *cost]
+        else:
+            yield row

@@ -1,0 +1,62 @@
+"""GPUs that the platform knows: memory, and the peaks of their matrix units, as the makers' data sheets have them."""
+
+import re
+from dataclasses import dataclass
+
+from nanogpt.config import Gpu, Precision
+
+
+@dataclass(frozen=True)
+class Device:
+    """One kind of GPU."""
+
+    pattern: str
+    """Its whole name as torch tells it: a laptop's, a slice's (MIG) or a successor's name is another device."""
+    gigabytes: float
+    """Memory as sold, 10**9 bytes each; what the device itself counts is up to 7 % more."""
+    tflops: float
+    """Peak of dense bf16 or fp16 matrix products with fp32 accumulation, 10**12 FLOP/s."""
+    bf16: bool = True
+
+    @property
+    def memory(self) -> int:
+        """Bytes."""
+        return round(self.gigabytes * 1e9)
+
+    @property
+    def precision(self) -> Precision:
+        """What `hardware.precision=auto` takes there."""
+        return "bf16" if self.bf16 else "fp16"
+
+
+DEVICES: dict[Gpu, Device] = {
+    "b200": Device(r"B200", 180, 2250.0),
+    "gh200": Device(
+        r"GH200 \d+GB?( HBM3e)?", 96, 989.4
+    ),  # the newer one has 144 GB; the number in its name isn't the GPU's
+    "h200": Device(r"H200", 141, 989.4),
+    "h100": Device(r"H100( 80GB HBM3)?", 80, 989.4),
+    "h100_nvl": Device(r"H100 NVL", 94, 835.5),
+    "h100_pcie": Device(r"H100 PCIe", 80, 756.5),
+    "a100_80gb": Device(r"A100(-SXM4-80GB|-SXM-80GB|-PCIE-80GB| 80GB PCIe)", 80, 311.9),
+    "a100_40gb": Device(r"A100(-SXM4-40GB|-SXM-40GB|-PCIE-40GB)", 40, 311.9),
+    "a800_80gb": Device(r"A800-SXM4-80GB", 80, 311.9),
+    "l40s": Device(r"L40S", 48, 362.1),
+    "l4": Device(r"L4", 24, 121.0),
+    "a40": Device(r"A40", 48, 149.7),
+    "rtx_a6000": Device(r"RTX A6000", 48, 154.8),
+    "rtx_4090": Device(r"GeForce RTX 4090", 24, 165.2),
+    "rtx_3090": Device(r"GeForce RTX 3090", 24, 71.2),
+    "v100_32gb": Device(r"Tesla V100-SXM2-32GB", 32, 125.0, bf16=False),
+    "v100_16gb": Device(r"Tesla V100-SXM2-16GB", 16, 125.0, bf16=False),
+    "t4": Device(r"Tesla T4", 16, 65.1, bf16=False),
+}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """A device's peak for this precision in FLOP/s, or None where it isn't known: then there is no MFU."""
+    name = device_name.removeprefix("NVIDIA ")
+    found = next((device for device in DEVICES.values() if re.fullmatch(device.pattern, name)), None)
+    if found is None or precision not in ("fp16", found.precision):
+        return None
+    return found.tflops * 1e12

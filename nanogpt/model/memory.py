@@ -1,0 +1,125 @@
+"""What a training step holds in memory, in bytes, by the model's shape alone; and what a checkpoint takes on disk.
+
+Counted is what lives at the end of a forward pass, where a step needs most: weights, gradients, moments, all that
+autograd keeps of a micro-batch (to within a few per cent, tests/model/test_memory.py), the loss with its chunk of
+logits. Not counted are the allocator's gaps, the kernels' workspace, a GPU's context of about half a GB, and the two or
+three tensors of one layer that its backward pass is just computing. torch.compile keeps less than this.
+
+T time, C channels, F channels inside the MLP, H heads, K heads of keys and values, D head size, L layers, P vocabulary
+padded to a multiple. Sizes are of one position in all layers unless they say otherwise.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nanogpt.config import ModelConfig, Precision
+from nanogpt.model.cost import mlp_shapes, parameter_counts, qkv_width
+
+CHUNK_BYTES = 128 * 2**20  # of fp32 logits at a time; on a CPU 64 MiB takes 8 % longer, 256 MiB 3 % less
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each rank, by kind."""
+
+    weights: int
+    gradients: int
+    moments: int
+    """The optimizer's: two for each weight."""
+    activations: int
+    """Of one micro-batch; in bf16 and fp16 with the weights' copies in that precision."""
+    loss: int
+    """Features and their gradient, the gradient of the head's matrix, a chunk of logits."""
+
+    @property
+    def state(self) -> int:
+        """What is there whatever the micro-batch."""
+        return self.weights + self.gradients + self.moments
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations + self.loss
+
+
+def training_memory(config: ModelConfig, precision: Precision, sequences: int, gpu: bool = False) -> Memory:
+    """Of a micro-batch of so many sequences. On a GPU autocast leaves softmax in fp32, on a CPU it doesn't."""
+    n_params = parameter_counts(config)["total"]
+    size = FP32 if precision == "fp32" else 2
+    return Memory(
+        weights=FP32 * n_params,
+        gradients=FP32 * n_params,
+        moments=2 * FP32 * n_params,
+        activations=activation_bytes(config, size, sequences, FP32 if gpu else size),
+        loss=loss_bytes(config, size, sequences),
+    )
+
+
+def checkpoint_bytes(config: ModelConfig) -> int:
+    """On disk: weights and two moments in fp32. The headers and the sampler's state are some kB more."""
+    return 3 * FP32 * parameter_counts(config)["total"]
+
+
+def largest_micro_batch(
+    config: ModelConfig, precision: Precision, sizes: Iterable[int], available: float, gpu: bool = False
+) -> int | None:
+    """The largest of `sizes`, in sequences, whose training memory is at most `available` bytes, or None."""
+    fitting = (n for n in sizes if training_memory(config, precision, n, gpu).total <= available)
+    return max(fitting, default=None)
+
+
+def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int) -> int:
+    """What autograd keeps of a whole micro-batch, matrix products being in elements of `size` bytes."""
+    T, C, L, D = config.block_size, config.n_embd, config.n_layer, config.head_size
+    rms = config.norm == "rmsnorm"
+    norm = (2 * FP32 * C + FP32) if rms else (FP32 * C + 2 * FP32)  # input and statistics; RMS keeps its result too
+    masks = C if config.dropout else 0  # a byte for each element
+    ids = 8
+    position = ids + masks + norm + L * (2 * norm + 2 * masks + attention_bytes(config, size, softmax_size))
+    position += L * size * mlp_channels(config)
+    copies = 0 if size == FP32 else size * L * matrix_elements(config)
+    once = L * T * T if config.dropout else 0  # which positions are hidden
+    if config.position == "rotary":  # cosines and sines: the same for all layers, unless copied in half precision
+        once += 2 * FP32 * T * D if size == FP32 else L * 4 * size * T * D
+    return sequences * T * position + copies + once
+
+
+def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:
+    """One layer's: its input, queries, keys and values in each form they take, its result, and with dropout the whole
+    square of weights (the fused kernels, without dropout, keep one number of each row).
+    """
+    T, C, H, kv = config.block_size, config.n_embd, config.n_head, config.kv_heads * config.head_size
+    grouped, changed = config.kv_heads < H, config.qk_norm or config.position == "rotary"
+    kept = size * C  # the input
+    if config.dropout:
+        kept += 3 * size * C + H * T * (softmax_size + 1 + size)  # the square: softmax, mask, what is left of it
+        whole = False
+    else:
+        kept += (size * C if changed else 0) + FP32 * H
+        kept += 2 * size * C if grouped else size * kv if changed else 0
+        kept += size * C if config.qk_norm else 0  # the result once more, in another order of its dimensions
+        whole = not grouped or not changed  # a view of it is kept
+    if config.qk_norm:  # in fp32 always: results and statistics, and inputs, of which fp32 needs no copy
+        kept += FP32 * (C + kv + H + config.kv_heads) + (0 if size == FP32 else FP32 * (C + kv))
+        whole = whole or size == FP32
+    return kept + size * C + (size * qkv_width(config) if whole else 0)
+
+
+def mlp_channels(config: ModelConfig) -> int:
+    """Elements one layer's MLP keeps: its input, the activation's input and result, of the gated form also its gate."""
+    return config.n_embd + (4 if config.activation == "swiglu" else 2) * config.mlp_width
+
+
+def matrix_elements(config: ModelConfig) -> int:
+    """Of one layer's matrices, which half precision copies for the forward and backward pass."""
+    C = config.n_embd
+    return C * (qkv_width(config) + C) + sum(n_in * n_out for n_in, n_out in mlp_shapes(config))
+
+
+def loss_bytes(config: ModelConfig, size: int, sequences: int) -> int:
+    """See nanogpt/model/loss.py; in half precision logits and the head's matrix are there in both precisions."""
+    rows, C = config.padded_vocab_size, config.n_embd
+    positions = sequences * config.block_size
+    chunk = min(positions, max(1, CHUNK_BYTES // (FP32 * rows))) * rows * FP32
+    half = 0 if size == FP32 else size * rows * C + chunk
+    return 2 * FP32 * positions * C + FP32 * rows * C + chunk + half

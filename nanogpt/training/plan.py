@@ -1,0 +1,117 @@
+"""What a training would take: steps, tokens, FLOPs, memory and time, as values and as the lines a person reads.
+
+Estimates, from the shape of the model and a rate that is either measured or said to be assumed; see
+nanogpt/model/cost.py and memory.py for what they count. The time is that of the training steps alone, without
+evaluations, saving and compiling. Without torch.
+"""
+
+from dataclasses import dataclass
+
+from nanogpt.config import ModelConfig, Precision, TrainConfig
+from nanogpt.model.cost import flops_per_token, horizon, parameter_counts
+from nanogpt.model.memory import Memory, checkpoint_bytes, training_memory
+from nanogpt.tracking.console import amount, seconds
+
+MFU = 0.4  # assumed where a device's peak is known: well-run training of such models has 0.3 to 0.5
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Floating-point operations a second of one device in training."""
+
+    flops: float
+    how: str
+    """Where the number is from, in words."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan needs to know of each rank's device."""
+
+    where: str
+    """Device, name and precision, for a person."""
+    gpu: bool
+    precision: Precision
+    memory: int | None
+    """Bytes, or None where it can't be told; ranks on a CPU share them."""
+    rate: Rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config on a machine. `model` has its vocabulary size, `sure` unless it had to be assumed."""
+
+    config: TrainConfig
+    model: ModelConfig
+    world: int
+    machine: Machine
+    sure: bool = True
+
+    @property
+    def steps(self) -> int:
+        return horizon(self.config, self.model)
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.config.training.batch_tokens
+
+    @property
+    def flops(self) -> float:
+        """Of the whole training, forward and backward."""
+        return self.tokens * flops_per_token(self.model)
+
+    @property
+    def memory(self) -> Memory:
+        """Of each rank."""
+        micro = self.config.micro_batch_size(self.world)
+        return training_memory(self.model, self.machine.precision, micro, self.machine.gpu)
+
+    @property
+    def seconds(self) -> float:
+        return self.flops / self.machine.rate.flops / self.world
+
+    def lines(self) -> list[str]:
+        """Five lines: the model, the steps, the device, memory, time."""
+        return [
+            f"model   {self.config.model.name}: {model_line(self)}",
+            f"plan    {plan_line(self)}",
+            f"device  {self.machine.where}",
+            f"memory  {memory_line(self)}",
+            f"time    about {seconds(self.seconds)} of training at {amount(self.machine.rate.flops, 'G')}FLOP/s"
+            f"{' on each device' if self.world > 1 else ''}, {self.machine.rate.how}",
+        ]
+
+
+def model_line(plan: Plan) -> str:
+    counts = parameter_counts(plan.model)
+    parts = ", ".join(f"{name} {amount(count)}" for name, count in counts.items() if name != "total")
+    assumed = "" if plan.sure else f"; a vocabulary of {plan.model.vocab_size} is assumed until the data is prepared"
+    flops = f"{amount(flops_per_token(plan.model), 'G')}FLOP/token"
+    return f"{amount(counts['total'])} parameters ({parts}), {flops}{assumed}"
+
+
+def plan_line(plan: Plan) -> str:
+    config, world = plan.config, plan.world
+    ranks = f"{world} ranks, each " if world > 1 else ""
+    batches = (
+        f"{config.grad_accum(world)} micro-batches of {config.micro_batch_size(world)} x {config.model.block_size}"
+    )
+    return (
+        f"{plan.steps:,} steps of {config.training.batch_tokens:,} tokens = {amount(plan.tokens)} tokens, "
+        f"{plan.flops:.3g} FLOPs; {ranks}{batches}"
+    )
+
+
+def memory_line(plan: Plan) -> str:
+    memory, there = plan.memory, plan.machine.memory
+    alike = plan.world > 1 and not plan.machine.gpu
+    times = f"{plan.world} x " if alike else ""
+    needed = memory.total * (plan.world if alike else 1)
+    against = "" if there is None else f" of {amount(there, 'G')}B"
+    if there is not None and needed > there:
+        against = f", more than the {amount(there, 'G')}B there are"
+    return (
+        f"about {times}{amount(memory.total, 'G')}B{against}: weights, gradients, moments "
+        f"{amount(memory.state, 'G')}B, activations {amount(memory.activations, 'G')}B, loss "
+        f"{amount(memory.loss, 'G')}B; a checkpoint {amount(checkpoint_bytes(plan.model), 'G')}B"
+    )

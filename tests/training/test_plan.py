@@ -1,0 +1,131 @@
+"""The plan before a training: its numbers, what it may assume, and that it leaves nothing behind."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt.config import ModelConfig, TrainConfig
+from nanogpt.data.prepare import ensure
+from nanogpt.device import Compute
+from nanogpt.errors import BadInput
+from nanogpt.model.gpt import GPT
+from nanogpt.training.plan import Machine, Plan, Rate
+from nanogpt.training.probe import measured_rate, rate_of
+from nanogpt.training.run import train
+from tests.conftest import Run
+
+Build = Callable[..., TrainConfig]
+MACHINE = Machine("cuda:0 (NVIDIA H100 80GB HBM3), bf16", True, "bf16", 80 * 10**9, Rate(4e14, "assumed"))
+CPU = Compute(torch.device("cpu"), "fp32", "a processor")
+
+
+def gpt2(**training: object) -> TrainConfig:
+    """nanoGPT's GPT-2 run: 300 B tokens in steps of 491,520."""
+    values = {"training": {"batch_tokens": 491_520, "steps": 600_000} | training, "model": {"bias": False}}
+    return TrainConfig.model_validate(values | {"hardware": {"micro_batch_size": 12}})
+
+
+def test_nanogpts_run() -> None:
+    """transformer_sizing: 300 B tokens take 8 A100 at 30 % of 312 TFLOP/s 3.46 days. That is 6 N D alone, N without
+    position embeddings; our count has the attention's square too.
+    """
+    config = gpt2(steps=None, tokens=300_000_000_000)
+    machine = replace(MACHINE, rate=Rate(0.3 * 312e12, "assumed"))
+    plan = Plan(config, config.model.with_vocab(50_257), 8, machine)
+    attention = 12 * 12 * 768 * 1024
+    share = 6 * 124_337_664 / (6 * (124_337_664 - 1024 * 768) + attention)
+    assert plan.seconds / 86_400 * share == pytest.approx(3.46, abs=0.01)
+
+
+def test_the_numbers_of_a_plan() -> None:
+    plan = Plan(gpt2(), gpt2().model.with_vocab(50_257), 8, MACHINE)
+    assert (plan.steps, plan.tokens) == (600_000, 294_912_000_000)
+    assert plan.flops == 294_912_000_000 * 875_062_886_400 / 1024
+    assert plan.seconds == plan.flops / 4e14 / 8
+    text = "\n".join(plan.lines())
+    for expected in (
+        "124M parameters (token embedding 38.6M, position embedding 786k, attention 28.3M, mlp 56.6M, norms 19.2k)",
+        "600,000 steps of 491,520 tokens = 295B tokens, 2.52e+20 FLOPs; 8 ranks, each 5 micro-batches of 12 x 1024",
+        "of 80GB: weights, gradients, moments 1.99GB",
+        "a checkpoint 1.49GB",
+        "at 400TFLOP/s on each device, assumed",
+    ):
+        assert expected in text
+    assert len(plan.lines()) == 5 and all(line.isprintable() for line in plan.lines())
+
+
+def test_a_horizon_in_flops() -> None:
+    config = gpt2(steps=None, flops=1e19)
+    plan = Plan(config, config.model.with_vocab(50_257), 1, MACHINE)
+    assert plan.flops >= 1e19 > plan.flops - 491_520 * 875_062_886_400 / 1024
+
+
+def test_ranks_on_a_cpu_share_its_memory() -> None:
+    config = gpt2()
+    machine = replace(MACHINE, gpu=False, memory=30 * 10**9)
+    lines = [Plan(config, config.model.with_vocab(50_257), world, machine).lines()[3] for world in (1, 8)]
+    assert "of 30GB" in lines[0] and "8 x " in lines[1] and "more than the 30GB there are" in lines[1]
+
+
+def test_a_known_peak_is_assumed_to_be_used_in_part_and_any_other_device_is_measured() -> None:
+    model = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=50)
+    known = rate_of(Compute(torch.device("cpu"), "bf16", "NVIDIA A100-SXM4-40GB"), model, 8)
+    assert known.flops == pytest.approx(0.4 * 311.9e12) and known.how == "40% of its peak, assumed"
+    other = rate_of(CPU, model, 8)
+    assert 1e6 < other.flops < 1e14 and other.how == "measured here on 8 x 16 tokens, forward and backward"
+
+
+def test_measuring_a_large_model_takes_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[ModelConfig] = []
+    original = GPT.__init__
+
+    def noted(self: GPT, config: ModelConfig, seed: int = 0) -> None:
+        built.append(config)
+        original(self, config, seed)
+
+    monkeypatch.setattr(GPT, "__init__", noted)
+    measured_rate(CPU, ModelConfig(vocab_size=256), 16)
+    (part,) = built
+    assert (part.n_layer, part.n_embd, part.block_size) == (1, 768, 128)
+
+
+def test_plan_writes_nothing_and_guesses_only_what_it_says(
+    config: Build, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    assert train(config(plan=True)) == 0
+    assumed = capsys.readouterr().out
+    assert set(tmp_path.rglob("*")) == before
+    assert "a vocabulary of 256 is assumed until the data is prepared" in assumed
+    size = ensure(config().data).vocab_size
+    assert train(config(plan=True)) == 0
+    known = capsys.readouterr().out
+    assert "assumed until" not in known and known != assumed
+    model = GPT(config().model.with_vocab(size))
+    assert f"{sum(p.numel() for p in model.parameters()) / 1000:.3g}k parameters" in known
+    assert train(config(plan=True, **{"data.tokenizer": "byte", "data.dir": str(tmp_path / "none")})) == 0
+    assert "assumed until" not in capsys.readouterr().out
+
+
+def test_training_begins_with_the_plan(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(config(**{"training.steps": 2})) == 0
+    begun = capsys.readouterr().out.splitlines()[:7]
+    assert train(config(plan=True, **{"training.steps": 2})) == 0
+    planned = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in begun] == ["run", "data", "model", "plan", "device", "memory", "time"]
+    assert begun[2:6] == planned[:4], "all but the measured time"
+
+
+def test_a_plan_is_refused_like_the_training(config: Build) -> None:
+    with pytest.raises(BadInput, match=r"schedule.warmup_steps=50: is above the run's length in steps"):
+        train(config(plan=True, **{"training.steps": None, "training.flops": 1e8, "schedule.warmup_steps": 50}))
+
+
+def test_one_block_for_several_ranks_and_each_point(run: Run) -> None:
+    done = run("train.py", "plan=true", "hardware.devices=2", "hardware.device=cpu", "data.tokenizer=byte")
+    assert done.returncode == 0 and done.stdout.count("plan    ") == 1 and "2 ranks, each 1 micro-batch" in done.stdout
+    done = run("train.py", "-m", "plan=true", "model.n_embd=64,128", "hardware.threads=1")
+    assert done.returncode == 0 and done.stdout.count("plan    ") == 2

@@ -1,0 +1,146 @@
+"""The micro-batch that fits: found by `auto`, and named when memory really ran out."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt.config import TrainConfig, divisors
+from nanogpt.device import Compute
+from nanogpt.distributed import Peers
+from nanogpt.model.memory import training_memory
+from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.schema import signature, to_json
+from nanogpt.training import probe
+from nanogpt.training.run import train
+from tests import ranks
+
+Build = Callable[..., TrainConfig]
+CPU = Compute(torch.device("cpu"), "fp32", "a processor")
+ROOT = Path(__file__).parents[2]
+
+
+def test_auto_on_a_cpu_is_what_null_means_unless_memory_is_short(
+    config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = config(**{"hardware.micro_batch_size": "auto"})
+    model = built.model.with_vocab(50)
+    assert probe.settled(built, model, CPU, Peers(), 1).hardware.micro_batch_size == 8
+    for sequences in (1, 2, 4, 8):
+        monkeypatch.setattr(probe, "available_bytes", lambda n=sequences: training_memory(model, "fp32", n).total)
+        assert probe.settled(built, model, CPU, Peers(), 1).hardware.micro_batch_size == sequences
+    monkeypatch.setattr(probe, "available_bytes", lambda: 2 * training_memory(model, "fp32", 2).total)
+    assert probe.settled(built, model, CPU, Peers(), 2).hardware.micro_batch_size == 2, "two ranks share"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_auto_is_the_same_run(config: Build, world: int, tmp_path: Path) -> None:
+    """It has the same signature, continues the same folder, and with the size it finds gives the same bytes."""
+    auto = config(**{"hardware.micro_batch_size": "auto"})
+    assert signature(auto) == signature(config())
+    codes, output = ranks.run(auto, world)
+    assert codes == [0] * world, output
+    other = config(runs_dir=str(tmp_path / "other"))
+    assert ranks.run(other, world)[0] == [0] * world
+    assert ranks.result(auto) == ranks.result(other)
+    assert RunDirectory(locate(auto)).config().hardware.micro_batch_size == 8 // world
+    assert ranks.run(config(), world)[1].count("finished already") == 1
+
+
+def test_bisection_finds_the_largest_that_fits(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = config(**{"training.batch_tokens": 16 * 360})
+    for largest in (0, 1, 7, 8, 100, 360, 1000):
+
+        def limited(model: object, compute: object, sequences: int, most: int = largest) -> None:
+            if sequences > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(probe, "forward_backward", limited)
+        expected = max((n for n in divisors(360) if n <= largest), default=None)
+        assert probe.largest_fitting(built, built.model.with_vocab(50), CPU, divisors(360)) == expected
+
+
+def test_only_a_lack_of_memory_is_one(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(probe, "forward_backward", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        probe.largest_fitting(config(), config().model.with_vocab(50), CPU, [1, 2])
+
+
+LIMITED = """
+import json, resource, sys
+from conf.door import guarded
+from nanogpt import schema
+from nanogpt.config import TrainConfig
+from nanogpt.training.run import train  # what torch itself maps comes before the limit
+import nanogpt.tracking.plots, torch._dynamo
+config = schema.from_dict(TrainConfig, json.loads(sys.argv[1]))
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+guarded("train", lambda: train(config))
+"""
+
+
+def train_within(config: TrainConfig, megabytes: int) -> "subprocess.CompletedProcess[str]":
+    """A training in a process that gets so much more address space than it has at its start."""
+    command = [sys.executable, "-c", LIMITED, to_json(config), str(megabytes * 2**20)]
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}  # else each thread reserves 64 MB that it doesn't use
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
+
+
+BIG: dict[str, object] = {
+    "model.n_layer": 4,
+    "model.n_embd": 128,
+    "model.n_head": 4,
+    "model.block_size": 64,
+    "model.dropout": 0.0,
+    "training.batch_tokens": 64 * 512,
+    "training.steps": 1,
+    "eval.train": False,
+    "tracking.sample_tokens": 0,
+    "hardware.micro_batch_size": 512,
+}
+
+
+def test_out_of_memory_names_the_largest_micro_batch_that_fits(config: Build) -> None:
+    """The allocator really fails; what the error names then really trains, within the same limit, to the same end."""
+    done = train_within(config(**BIG), 600)
+    assert done.returncode == 5, done.stderr
+    named = re.fullmatch(
+        r"error: hardware.micro_batch_size=512: out of memory; the largest that fits here is "
+        r"hardware.micro_batch_size=(\d+) \(the loss curve doesn't change\)\n",
+        done.stderr,
+    )
+    assert named, done.stderr
+    size = int(named[1])
+    model = config(**BIG).model.with_vocab(50)
+    assert 32 <= size < 512 and training_memory(model, "fp32", size).total < 600 * 2**20, "at most what the limit is"
+    again = train_within(config(**BIG | {"hardware.micro_batch_size": size}), 600)
+    assert again.returncode == 0, again.stderr
+
+
+def test_out_of_memory_says_when_nothing_fits(config: Build) -> None:
+    wide = BIG | {"model.n_embd": 1024, "model.n_layer": 6}
+    done = train_within(config(**wide), 900)
+    assert done.returncode == 5, done.stderr
+    assert re.fullmatch(
+        r"error: hardware.micro_batch_size=512: out of memory; not even 1 fits: the model needs 1.21GB for weights, "
+        r"gradients and moments, and [\d.]+MB for one sequence\n",
+        done.stderr,
+    ), done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_auto_on_a_gpu_is_found_by_trying(config: Build) -> None:
+    built = config(**BIG | {"hardware.device": "cuda", "hardware.micro_batch_size": "auto"})
+    assert train(built) == 0
+    assert RunDirectory(locate(built)).config().hardware.micro_batch_size == 512
