@@ -184,7 +184,7 @@ def test_the_command_dies_and_its_ranks_with_it(config: Build, tmp_path: Path) -
     code = (
         "import json, sys; from nanogpt import schema; from nanogpt.config import TrainConfig; "
         "from launch.ranks import run_ranks; "
-        "sys.exit(run_ranks(schema.from_dict(TrainConfig, json.load(open(sys.argv[1])))))"
+        "sys.exit(run_ranks('train', schema.from_dict(TrainConfig, json.load(open(sys.argv[1]))), 2, 120.0))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
