@@ -79,11 +79,10 @@ def phase_rows(config: BenchConfig, state: TrainState, batches: TrainBatches) ->
         steps.append(timed(lambda d=data, w=watch: train_step(state, d, config, w.phase)))
     times = {name: [watch.seconds.get(name, 0.0) for watch in watches] for name in PHASES}
     times["rest"] = [step - sum(watch.seconds.values()) for step, watch in zip(steps, watches, strict=True)]
-    whole = statistics.median(steps)
     return [
         (
             f"of a step, each phase waited for: {name}",
-            f"{spread(found)}, {100 * statistics.median(found) / whole:.1f} %",
+            f"{spread(found)}, {100 * sum(found) / sum(steps):.1f} %",
         )
         for name, found in times.items()
     ]

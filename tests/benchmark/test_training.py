@@ -32,13 +32,13 @@ def test_the_table(config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_phases_make_up_the_step(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    built = BenchConfig(**dict(config()), bench=BenchSettings(warmup=1, steps=9, startup=False))
+    built = BenchConfig(**dict(config()), bench=BenchSettings(warmup=1, steps=20, startup=False))
     bench(built)
     lines = [line for line in capsys.readouterr().out.splitlines() if "each phase waited for" in line]
     names = [line.split("for: ")[1].split(" ")[0] for line in lines]
     assert names == ["data", "forward", "backward", "clip", "optimizer", "rest"]
     shares = [float(line.split(", ")[-1].split(" %")[0]) for line in lines]
-    assert min(shares[1:3]) > 5 and 60 < sum(shares) < 140, "medians of noisy parts, but of the whole"
+    assert min(shares) >= 0 and min(shares[1:3]) > 0 and abs(sum(shares) - 100) < 0.5
 
 
 def test_a_profile_is_a_trace_with_phases_and_a_table(
