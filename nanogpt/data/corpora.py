@@ -16,6 +16,7 @@ from typing import Any
 
 from nanogpt.config import DataConfig
 from nanogpt.errors import BadData, BadEnvironment, escaped
+from nanogpt.hub import refuse_silence
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -191,6 +192,8 @@ def load_stream(
     except ImportError:
         raise BadEnvironment("this data set needs the 'datasets' library: pip install 'datasets>=4'") from None
     try:
+        if path not in TABLES.values() and not Path(path).exists():
+            refuse_silence()
         return datasets.load_dataset(path, split=split, streaming=True, **arguments)
     except Exception as error:  # the hub client raises its own, requests' and the system's
         why = escaped(f"{type(error).__name__}: {error}", 200)

@@ -5,7 +5,6 @@ starts; torch is only imported to read tensors. Only safetensors and, with `weig
 """
 
 import json
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped, hint
+from nanogpt.hub import refuse_silence
 from nanogpt.interop.architecture import GPT2_SIZES, PLAIN, SIZES, Values, from_hf, gpt2_values, openai_values
 from nanogpt.interop.hf_tokenizer import read_tokenizer
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 HUB = {name: "openai-community/" + name.replace("_", "-") for name in GPT2_SIZES}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-PATIENCE = 5.0  # seconds for the hub to answer at all
 
 
 class Source(Protocol):
@@ -234,7 +233,7 @@ def stamp(init_from: str) -> int:
 
 def downloaded(repository: str, name: str) -> Path:
     """A file of the hub, from the cache where it is there. Raises BadEnvironment within seconds when offline."""
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
@@ -242,9 +241,7 @@ def downloaded(repository: str, name: str) -> Path:
     except LocalEntryNotFoundError:
         pass
     try:
-        if constants.HF_HUB_OFFLINE:
-            raise OSError("HF_HUB_OFFLINE is set")
-        urllib.request.urlopen(f"{constants.ENDPOINT}/robots.txt", timeout=PATIENCE).close()  # else: 23 s of retries
+        refuse_silence()
         return Path(hf_hub_download(repository, name))
     except (OSError, HfHubHTTPError) as error:
         why = escaped(getattr(error, "reason", None) or error, 120)
