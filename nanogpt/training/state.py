@@ -1,5 +1,6 @@
 """All that changes while training, and its way into a checkpoint and back."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -128,7 +129,7 @@ def build_state(
     """Step 0: weights from the seed, on the device."""
     peers = peers or Peers()
     model = GPT(model_config, seed_of(config.training.seed, "init")).to(compute.device)
-    forward = cast(nn.Module, torch.compile(model)) if config.hardware.compile else model
+    forward = compiled(model) if config.hardware.compile else model
     return TrainState(
         model=model,
         forward=peers.wrap(forward, compute.device),
@@ -147,6 +148,12 @@ def build_state(
             "torch": str(torch.__version__),
         },
     )
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The model through torch.compile, which asks every tensor that enters our loss for a gradient and then warns."""
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    return cast(nn.Module, torch.compile(model))
 
 
 def settle_buckets(state: TrainState, batch: Batch) -> None:

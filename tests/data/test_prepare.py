@@ -188,7 +188,7 @@ def test_a_hub_data_set_is_streamed_file_by_file(data: Make, tmp_path: Path) -> 
 def test_an_unreachable_hub_is_a_message(data: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(BadEnvironment, match="some/set: .*refused"):
+    with pytest.raises(BadEnvironment, match=r"some/set: .*refused"):
         prepare(data(corpus="hub", hub="some/set", source=None))
 
 
