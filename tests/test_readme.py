@@ -3,34 +3,16 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from conf.compose import points
 from conf.door import split
-from nanogpt.config import (
-    BenchConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PrepareConfig,
-    SampleConfig,
-    ScalingConfig,
-    SizingConfig,
-    TrainConfig,
-)
+from tests.doors import DOORS
 
 ROOT = Path(__file__).parents[1]
-DOORS: dict[str, Any] = {
-    "train.py": TrainConfig,
-    "bench.py": BenchConfig,
-    "prepare.py": PrepareConfig,
-    "sample.py": SampleConfig,
-    "evaluate.py": EvaluateConfig,
-    "-m nanogpt.export": ExportConfig,
-    "-m experiments sizing": SizingConfig,
-    "-m experiments scaling": ScalingConfig,
-}
+COMMANDS = {"export": "-m nanogpt.export", "sizing": "-m experiments sizing", "scaling": "-m experiments scaling"}
+BY_COMMAND = {COMMANDS.get(name, f"{name}.py"): (name, kind) for name, kind in DOORS.items()}
 MODULE = r"(-m (?:nanogpt\.export|experiments \w+))"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
 
@@ -43,7 +25,7 @@ def commands() -> list[str]:
             if line.startswith("$"):
                 continue  # a session that shows an error
             line = line.partition("| ")[2].partition("| ")[2] if line.startswith("| ") else line  # not nanoGPT's own
-            for match in re.finditer(rf"python (?:{'|'.join(map(re.escape, DOORS))})(?: [^`|#]*)?", line):
+            for match in re.finditer(rf"python (?:{'|'.join(map(re.escape, BY_COMMAND))})(?: [^`|#]*)?", line):
                 command = re.split(r"\s{3,}|\s+# ", match[0])[0].strip()
                 found[command.rstrip('")').strip() if "-sc" in command else command] = None
     return list(found)
@@ -55,7 +37,8 @@ def test_commands_compose(command: str) -> None:
     if "--help" in words:
         return  # asked for in test_compose
     flags, overrides = split(words)
-    assert points(re.split(r"[. ]", door.removesuffix(".py"))[-1], DOORS[door], overrides, multirun="-m" in flags)
+    name, kind = BY_COMMAND[door]
+    assert points(name, kind, overrides, multirun="-m" in flags)
 
 
 def test_there_are_commands() -> None:

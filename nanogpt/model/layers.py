@@ -11,7 +11,7 @@ from nanogpt.config import ModelConfig
 from nanogpt.model.dropout import dropout
 
 RMS_EPS = 1e-6
-FEW, WIDE, PIECES = 16, 8192, 128  # rows up to which, outputs from which, and at most how many pieces
+FEW, WIDE, PIECES = 16, 8192, 32  # rows up to which, outputs from which, and at most how many pieces
 
 
 class MLP(nn.Module):

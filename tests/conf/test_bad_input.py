@@ -3,7 +3,6 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,30 +10,11 @@ from hypothesis import strategies as st
 
 from conf.compose import points
 from conf.door import dispatch
-from nanogpt.config import (
-    BenchConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PrepareConfig,
-    SampleConfig,
-    ScalingConfig,
-    SizingConfig,
-    TrainConfig,
-)
+from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, Diverged, LabError
 from nanogpt.schema import leaves
 from tests.conftest import Run
-
-DOORS: dict[str, Any] = {
-    "train": TrainConfig,
-    "bench": BenchConfig,
-    "prepare": PrepareConfig,
-    "sample": SampleConfig,
-    "evaluate": EvaluateConfig,
-    "export": ExportConfig,
-    "sizing": SizingConfig,
-    "scaling": ScalingConfig,
-}
+from tests.doors import DOORS
 
 TABLE = [
     # override syntax

@@ -13,29 +13,11 @@ from omegaconf import OmegaConf
 from conf.compose import HORIZON, points
 from conf.door import help_page
 from conf.groups import choices, groups
-from nanogpt.config import (
-    BenchConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PrepareConfig,
-    SampleConfig,
-    ScalingConfig,
-    SizingConfig,
-    TrainConfig,
-)
+from nanogpt.config import EvaluateConfig, SampleConfig, TrainConfig
 from nanogpt.schema import leaves, signature
+from tests.doors import DOORS
 
 ROOT = Path(__file__).parents[2]
-DOORS: dict[str, Any] = {
-    "train": TrainConfig,
-    "bench": BenchConfig,
-    "prepare": PrepareConfig,
-    "sample": SampleConfig,
-    "evaluate": EvaluateConfig,
-    "export": ExportConfig,
-    "sizing": SizingConfig,
-    "scaling": ScalingConfig,
-}
 SOURCE = "data.source=a.txt"
 
 
