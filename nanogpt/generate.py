@@ -118,6 +118,6 @@ def lay_out(model: GPT, rows: int) -> None:
         return
     for module in model.modules():
         if module is model.lm_head and rows > 1:
-            continue  # `wide_linear` reads it as it is
+            continue  # several rows are multiplied in pieces of it as it is
         if isinstance(module, nn.Linear) and module.out_features > module.in_features:
             module.weight.data = module.weight.data.T.contiguous().T

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nanogpt.config import ModelConfig
 from nanogpt.model.dropout import dropout
 from nanogpt.model.kv_cache import KVCache
-from nanogpt.model.layers import RMS_EPS
+from nanogpt.model.layers import RMS_EPS, Linear
 from nanogpt.model.rotary import Rotation, rotated
 
 
@@ -24,8 +24,8 @@ class CausalSelfAttention(nn.Module):
         self.layer, self.dropout, self.head_size = layer, config.dropout, config.head_size
         self.n_head, self.kv_heads = config.n_head, config.kv_heads
         self.widths = [config.n_embd, *[config.kv_heads * config.head_size] * 2]  # of queries, keys, values
-        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, sum(self.widths), bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.q_norm = nn.RMSNorm(config.head_size, RMS_EPS) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(config.head_size, RMS_EPS) if config.qk_norm else nn.Identity()
 

@@ -15,7 +15,7 @@ from nanogpt.model.attention import CausalSelfAttention
 from nanogpt.model.branches import Branches
 from nanogpt.model.dropout import dropout
 from nanogpt.model.kv_cache import KVCache
-from nanogpt.model.layers import MLP, norm, wide_linear
+from nanogpt.model.layers import MLP, linear, norm
 from nanogpt.model.loss import linear_cross_entropy
 from nanogpt.model.rotary import Rotation, rotation_of
 
@@ -123,7 +123,7 @@ class GPT(nn.Module):
     def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) ids -> (B, V) logits of the token after the last, padded ids cut off."""
         last = self.features(ids, cache)[:, -1]
-        return wide_linear(last, self.lm_head.weight)[:, : self.config.vocab_size]
+        return linear(last, self.lm_head.weight)[:, : self.config.vocab_size]
 
 
 @torch.no_grad()

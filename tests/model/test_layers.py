@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from nanogpt.model.layers import FEW, WIDE, wide_linear
+from nanogpt.model.layers import FEW, WIDE, linear
 
 
 @pytest.mark.parametrize("outputs", [WIDE, WIDE + 1, 8209, 100])  # even, odd, a prime, narrow
 @pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_wide_linear(rows: int, outputs: int, transposed: bool) -> None:
+def test_linear(rows: int, outputs: int, transposed: bool) -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(rows, 24), torch.randn(outputs, 24)
+    x, weight, bias = torch.randn(1, rows, 24), torch.randn(outputs, 24), torch.randn(outputs)
     stored = weight.T.contiguous().T if transposed else weight
     expected = (x.double() @ weight.double().T).float()
-    torch.testing.assert_close(wide_linear(x, stored), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(linear(x, stored), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(linear(x, stored, bias), expected + bias, rtol=1e-5, atol=1e-5)
