@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nanogpt.data.shards import sha256
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
-from nanogpt.files import sync, write
+from nanogpt.files import read_json, sync, write
 from nanogpt.tensor_file import write_tensors
 
 FORMAT = 2  # 1 had no digest of the manifest itself
@@ -230,16 +230,3 @@ def verify_file(file: Path, entry: Any) -> None:
             raise BadCheckpoint(f"{escaped(file)}: corrupt, sha256 {digest[:12]}…, the manifest says {theirs[:12]}…")
     except (OSError, BadData, KeyError, TypeError) as error:
         raise BadCheckpoint(f"{escaped(file)}: {escaped(error)}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises BadCheckpoint."""
-    try:
-        value: object = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadCheckpoint(f"{escaped(path)}: missing") from None
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{escaped(path)}: {escaped(error)}") from None
-    if not isinstance(value, dict):
-        raise BadCheckpoint(f"{escaped(path)}: not a JSON object")
-    return {str(name): entry for name, entry in value.items()}

@@ -100,8 +100,8 @@ def draw_of(trained: Trained, config: SampleConfig) -> Draw:
 
 def answers(
     trained: Trained, config: SampleConfig, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
-) -> Iterator[tuple[int, str, bool]]:
-    """Answer B prompts at once; yields (row, piece of text, whether the row is finished) as they come.
+) -> Iterator[tuple[int, str]]:
+    """Answer B prompts at once; yields (row, piece of text) as they come.
 
     `numbers` are those of the texts in the whole command: with the seed they decide the draws.
     """
@@ -112,10 +112,9 @@ def answers(
     for tokens in drawn:
         for row, (answer, token) in enumerate(zip(rows, tokens, strict=True)):
             if not answer.finished:
-                piece = answer.add(token)
-                yield row, piece, answer.finished
+                yield row, answer.add(token)
         if all(answer.finished for answer in rows):
             return
     for row, answer in enumerate(rows):
         if not answer.finished:
-            yield row, answer.close(), True
+            yield row, answer.close()

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from nanogpt import schema
-from nanogpt.checkpoint import read_json
 from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareConfig
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, set_up
@@ -20,11 +17,12 @@ from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadI
 from nanogpt.evaluation.loss import LossEvaluation, Stopped
 from nanogpt.evaluation.statistics import Metric, exp
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
-from nanogpt.files import append
+from nanogpt.files import append, read_json
 from nanogpt.model.gpt import GPT
 from nanogpt.place import Place, place_from
 from nanogpt.tracking.console import say, silence, table
 from nanogpt.trained import Trained, load_trained
+from nanogpt.training.probe import out_of_memory
 from nanogpt.training.stop import StopFlag
 from nanogpt.training.watch import Watch
 
@@ -91,7 +89,7 @@ def explained(config: EvaluateConfig, compute: Compute, peers: Peers, watch: Wat
     try:
         return evaluate_with(config, compute, peers, watch)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not out_of_memory(error):
             raise peers.explain(error, 0) from error
         raise BadEnvironment(
             f"batch_tokens={config.batch_tokens or 'null'}: out of memory; a smaller one changes nothing but the speed"

@@ -16,7 +16,7 @@ from nanogpt.config import ExportConfig, ModelConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, BadInput, escaped
 from nanogpt.files import sync, write
 from nanogpt.foreign import write_checkpoint, write_meta
-from nanogpt.interop.architecture import require, to_hf
+from nanogpt.interop.architecture import require_nanogpt, to_hf
 from nanogpt.interop.hf_tokenizer import write_tokenizer
 from nanogpt.interop.names import Tensors, cut, to_gpt2, to_llama
 from nanogpt.tokenizer import CharTokenizer
@@ -83,8 +83,7 @@ def write_hf(trained: Trained, folder: Path, config: ExportConfig) -> None:
 def write_nanogpt(trained: Trained, folder: Path, config: ExportConfig) -> None:
     """ckpt.pt, which nanoGPT samples from and, with a run's moments, resumes; and the characters as its meta.pkl."""
     model = trained.model.config
-    require(model, "nanoGPT", norm="layernorm", position="learned", activation="gelu", qk_norm=False, tied_head=True)
-    require(model, "nanoGPT", n_kv_head=(None, model.n_head))
+    require_nanogpt(model)
     weights = cut(weights_of(trained.model), model)
     sizes = {name: getattr(model, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")}
     content: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import socket
 import threading
@@ -9,6 +10,9 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from nanogpt.errors import BadCheckpoint, escaped
 
 
 def sync(path: Path) -> None:
@@ -44,6 +48,19 @@ def append(path: Path, line: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises BadCheckpoint."""
+    try:
+        value: object = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{escaped(path)}: missing") from None
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{escaped(path)}: {escaped(error)}") from None
+    if not isinstance(value, dict):
+        raise BadCheckpoint(f"{escaped(path)}: not a JSON object")
+    return {str(name): entry for name, entry in value.items()}
 
 
 @contextmanager

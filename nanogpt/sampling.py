@@ -113,7 +113,7 @@ def show(trained: Trained, config: SampleConfig, jobs: list[Job], first: int) ->
     alone = len(batch) == 1
     if alone:
         put(titles[0] + texts[0], config.stream)
-    for row, piece, _ in answers(trained, config, [ids for _, ids, _ in batch], numbers):
+    for row, piece in answers(trained, config, [ids for _, ids, _ in batch], numbers):
         if alone:
             put(piece, config.stream)
         else:
@@ -128,7 +128,7 @@ def write_lines(trained: Trained, config: SampleConfig, jobs: list[Job], out: st
             batch = jobs[first : first + config.batch_size]
             texts = [""] * len(batch)
             numbers = range(first, first + len(batch))
-            for row, piece, _ in answers(trained, config, [ids for _, ids, _ in batch], numbers):
+            for row, piece in answers(trained, config, [ids for _, ids, _ in batch], numbers):
                 texts[row] += piece
             for (prompt, _, number), text in zip(batch, texts, strict=True):
                 about = {"prompt": prompt, "sample": number, "text": text, "model": trained.name, "seed": config.seed}
@@ -145,7 +145,7 @@ def converse(trained: Trained, config: SampleConfig) -> int:
     for number, text in enumerate(asked()):
         try:
             ids = encode_prompt(trained, config.model_copy(update={"truncate": True}), text)
-            for _, piece, _ in answers(trained, config, [ids], [number]):
+            for _, piece in answers(trained, config, [ids], [number]):
                 put(piece, config.stream)
             put("\n", True)
         except BadInput as error:

@@ -21,7 +21,7 @@ from nanogpt.config import ModelConfig
 from nanogpt.config.benchmark import NANOGPT
 from nanogpt.device import DTYPES, Compute
 from nanogpt.errors import BadEnvironment, BadInput, escaped
-from nanogpt.interop.architecture import require, to_hf
+from nanogpt.interop.architecture import require, require_nanogpt, to_hf
 
 
 def refuse_rival(program: str, model: ModelConfig) -> None:
@@ -45,8 +45,7 @@ def refuse_rival(program: str, model: ModelConfig) -> None:
     missing = {"GPT", "GPTConfig"} - {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     if missing:
         raise BadInput(f"against={escaped(program, 200)}: {path.name} has no {' and no '.join(sorted(missing))}")
-    gpt2 = {"norm": "layernorm", "position": "learned", "qk_norm": False, "tied_head": True, "activation": "gelu"}
-    require(model, "nanoGPT", **gpt2, n_kv_head=(None, model.n_head))
+    require_nanogpt(model)
 
 
 def checkout(program: str) -> Path:

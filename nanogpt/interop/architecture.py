@@ -141,6 +141,12 @@ def require(model: ModelConfig, form: str, **expected: object) -> None:
             raise BadInput(f"model.{key}={given}: {form} has no such form; it needs model.{key}={words}")
 
 
+def require_nanogpt(model: ModelConfig) -> None:
+    """The one form that nanoGPT has. Raises BadInput naming the switch that is another."""
+    require(model, "nanoGPT", norm="layernorm", position="learned", activation="gelu", qk_norm=False, tied_head=True)
+    require(model, "nanoGPT", n_kv_head=(None, model.n_head))
+
+
 def gpt2_config(model: ModelConfig) -> dict[str, Any]:
     """GPT2LMHeadModel, without dropout: it is for training."""
     form = "GPT2LMHeadModel (model.position=learned)"

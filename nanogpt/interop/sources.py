@@ -4,7 +4,6 @@ Each source tells the network its weights are for before it reads them, so that 
 starts; torch is only imported to read tensors. Only safetensors and, with `weights_only`, nanoGPT's .pt are read.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped, hint
+from nanogpt.files import read_json
 from nanogpt.hub import refuse_silence
 from nanogpt.interop.architecture import GPT2_SIZES, PLAIN, SIZES, Values, from_hf, gpt2_values, openai_values
 from nanogpt.interop.hf_tokenizer import read_tokenizer
@@ -77,7 +77,7 @@ class Folder:
         return self.path.resolve().name
 
     def values(self) -> Values:
-        return from_hf(read_object(self.path / CONFIG), f"{escaped(self.path)}/{CONFIG}")
+        return from_hf(read_json(self.path / CONFIG), f"{escaped(self.path)}/{CONFIG}")
 
     def tensors(self) -> "Tensors":
         from nanogpt.interop.names import from_gpt2, from_llama
@@ -85,7 +85,7 @@ class Folder:
         theirs: Tensors = {}
         for file in self.files():
             theirs |= read_tensors(file)
-        kind = read_object(self.path / CONFIG).get("model_type")
+        kind = read_json(self.path / CONFIG).get("model_type")
         return from_gpt2(theirs) if kind == "gpt2" else from_llama(theirs)
 
     def files(self) -> list[Path]:
@@ -95,7 +95,7 @@ class Folder:
         if not (self.path / f"{WEIGHTS}.index.json").exists():
             why = f"has no {WEIGHTS}, and pickles (pytorch_model.bin) aren't read; save it again with transformers"
             raise BadCheckpoint(f"{escaped(self.path)}: {why}")
-        names = read_object(self.path / f"{WEIGHTS}.index.json").get("weight_map")
+        names = read_json(self.path / f"{WEIGHTS}.index.json").get("weight_map")
         files = sorted({str(name) for name in names.values()} if isinstance(names, dict) else ())
         if not files or any(Path(name).name != name for name in files):
             raise BadCheckpoint(f"{escaped(self.path)}/{WEIGHTS}.index.json: not an index of files in this folder")
@@ -176,7 +176,7 @@ def find_source(init_from: str) -> Source:
     if path.is_file():
         return NanoGPT(path)
     if (path / CONFIG).exists():
-        return Run(path) if "training" in read_object(path / CONFIG) else Folder(path)
+        return Run(path) if "training" in read_json(path / CONFIG) else Folder(path)
     if path.is_dir():
         raise BadCheckpoint(f"init_from={escaped(init_from)}: a folder without {CONFIG}")
     names = ["scratch", *GPT2_SIZES]
@@ -259,14 +259,3 @@ def read_tensors(path: Path) -> "Tensors":
         return {name: tensor.float() for name, tensor in load_file(path).items()}
     except Exception as error:  # safetensors raises its own
         raise BadCheckpoint(f"{escaped(path)}: can't be read: {escaped(error, 200)}") from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises BadCheckpoint."""
-    try:
-        value: object = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{escaped(path)}: {escaped(error)}") from None
-    if not isinstance(value, dict):
-        raise BadCheckpoint(f"{escaped(path)}: not a JSON object")
-    return {str(name): entry for name, entry in value.items()}
