@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup train test slow lint types fmt bench clean help
+.PHONY: setup train test slow slurm slurm-up slurm-status slurm-down lint types fmt bench clean help
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -41,6 +41,19 @@ test: $(VENV)/.dev  ## install everything and run the default tests
 slow: $(VENV)/.slow  ## install lm-evaluation-harness too and run the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+slurm: $(VENV)/.dev  ## install Slurm too (Debian, Ubuntu; root) and run the tests that need a cluster
+	@$(BIN)/python -m launch.cluster.packages
+	@$(BIN)/python -m pytest -m slurm $(ARGS)
+
+slurm-up: $(VENV)/.core  ## start a throw-away Slurm on this machine, two nodes
+	@$(BIN)/python -m launch.cluster up
+
+slurm-status: $(VENV)/.core  ## its nodes and jobs
+	@$(BIN)/python -m launch.cluster status
+
+slurm-down: $(VENV)/.core  ## stop it; ARGS=--wipe removes its files too
+	@$(BIN)/python -m launch.cluster down $(ARGS)
+
 lint: $(VENV)/.dev  ## check format and style
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
@@ -58,4 +71,4 @@ clean:  ## remove the virtual environment and caches; data/ and runs/ stay
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'

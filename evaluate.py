@@ -4,10 +4,12 @@ import os
 
 from conf.door import enter
 from nanogpt.config import EvaluateConfig
+from nanogpt.place import adopt_slurm
 
 
 def main(config: EvaluateConfig) -> int:
     """Evaluate and print."""
+    adopt_slurm(os.environ)
     if (config.devices or 1) > 1 and "RANK" not in os.environ:
         from launch.ranks import run_ranks
 

@@ -1,177 +1,243 @@
-"""Overrides -> Hydra's compose -> plain dict -> typed config, with every refusal in our own words.
+"""Overrides -> Hydra's compose -> plain dict -> typed config, for every point of a sweep.
 
-Hydra alone accepts `+new.key=1`, `~model`, a key given twice and `optimizer.lr=-1`, and its advice for a typo is to add
-the key. So overrides are checked here first, against the groups on disk and the keys of the schema.
+What launches the points (`hydra/launcher=…`) is read here too, as one more typed config: no class that a YAML names is
+ever looked up, so it is the same whether other launcher plugins are installed or not (docs/decisions/0006).
 """
 
-import itertools
-import math
+import copy
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from hydra import compose, initialize_config_module
+from hydra import compose
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError
 
-from conf.groups import choices, groups, optional
+from conf.grid import left_out
+from conf.groups import choices, groups
+from conf.launchers import KINDS, BasicLauncher, Launcher
+from conf.overrides import (
+    ASIDE,
+    LAUNCHER,
+    LAUNCHER_KEYS,
+    SWEEP_KEYS,
+    SWEEPER,
+    SWEEPER_KEYS,
+    Value,
+    parse,
+)
+from conf.sweeps import SWEEPERS, AllPoints, SweepConfig, Sweeper, sweeper_with
 from nanogpt import schema
 from nanogpt.errors import BadInput, escaped, hint
 from nanogpt.interop.sources import adopted
-from nanogpt.schema import Section
+from nanogpt.schema import SECRET, Section, leaves
 
 Config = TypeVar("Config", bound=Section)
 
 HORIZON = ("training.steps", "training.tokens", "training.tokens_per_param", "training.flops")
-MOST_POINTS = 100_000
-SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
-def points(door: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> list[Config]:
-    """One checked config for every point of the sweep; one point without `-m`. Raises BadInput; creates nothing."""
-    literals, rest = take_literals(kind, overrides)
-    parsed = [parse(text) for text in rest]
-    register(door, kind)
-    with initialize_config_module("conf", version_base="1.3"):
-        swept = [expand(override, multirun) for override in parsed]
-        check_keys(door, kind, parsed)
-        if math.prod(map(len, swept)) > MOST_POINTS:
-            raise BadInput(f"-m: {math.prod(map(len, swept)):,} points; allowed: at most {MOST_POINTS:,}")
-        return [one_point(door, kind, list(point), literals) for point in itertools.product(*swept)]
+@dataclass(frozen=True)
+class Point(Generic[Config]):
+    """One point of a sweep; `changes` are the swept keys with this point's values, as text."""
 
-
-def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, str], list[str]]:
-    """({key: value} of free-text keys, the other overrides). A value in quotes is left to Hydra."""
-    extras = {key: field.json_schema_extra for key, field in schema.leaves(kind)}
-    free = {key for key, extra in extras.items() if isinstance(extra, dict) and extra.get("literal")}
-    literals: dict[str, str] = {}
-    rest: list[str] = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if equals and key in free and not (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
-            if key in literals:
-                raise BadInput(f"{escaped(text)}: {key} is given twice")
-            literals[key] = value
-        else:
-            rest.append(text)
-    return literals, rest
+    config: Config
+    changes: dict[str, str]
 
 
 def register(door: str, kind: type[Section]) -> None:
-    """Give Hydra every key of the schema with its default, so YAML files need only say what they choose."""
-    ConfigStore.instance().store(name=f"{door}_schema", node=schema.defaults(kind))
+    """Give Hydra every key of the schemas with its default, so YAML files need only say what they choose.
+
+    Launchers and sweepers that installed plugins bring under our names are dropped: their schemas don't fit ours.
+    """
+    Plugins.instance()  # theirs are stored now, and not again
+    store = ConfigStore.instance()
+    for group in (LAUNCHER, SWEEPER):
+        for name in choices(group):
+            store.repo["hydra"][group.removeprefix("hydra/")].pop(f"{name}.yaml", None)
+    sweep = {"sweep": schema.defaults(SweepConfig)} if door == "train" else {}
+    store.store(name=f"{door}_schema", node=schema.defaults(kind) | sweep)
+    for group, kinds in ((LAUNCHER, KINDS), (SWEEPER, SWEEPERS)):
+        for name, aside in kinds.items():
+            store.store(group=group, name=f"{name}_defaults", node=schema.defaults(aside))
 
 
-def parse(text: str) -> Override:
-    """One override. Raises BadInput with the reason in a few words."""
-    key, equals, _ = text.partition("=")
-    plain = escaped(text)
-    if text.startswith("~"):
-        raise BadInput(f"{plain}: keys can't be deleted; set a value with key=value")
-    if text.startswith("+"):
-        raise BadInput(f"{plain}: keys can't be added; every key that exists is listed by --help all")
-    if not equals:
-        raise BadInput(f"{plain}: not an override; write key=value")
-    if not key:
-        raise BadInput(f"{plain}: the key before '=' is missing")
+class Composer:
+    """Points of one sweep. Hydra composes once for each choice of files (60 ms); single values are set afterwards."""
+
+    def __init__(self, door: str, kind: type[Config], literals: dict[str, str], asides: list[Value]) -> None:
+        self.door, self.kind, self.literals, self.asides = door, kind, literals, asides
+        self.keys = {key for key, _ in leaves(kind)}
+        self.groups = groups(door)
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.found: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in ASIDE}
+        """What is about sweeps in each choice of files."""
+
+    def points(self, combinations: list[list[Value]], several: set[str], exclude: tuple[str, ...]) -> list[Point[Any]]:
+        """Every point that isn't left out, checked. Raises BadInput, which says of which point of several."""
+        made: list[Point[Any]] = []
+        for number, chosen in enumerate(combinations, 1):
+            try:
+                point = self.point(chosen, several, exclude)
+            except BadInput as error:
+                changes = changes_in(chosen, several)
+                if not changes or str(error).startswith("sweep."):
+                    raise
+                words = " ".join(f"{key}={text}" for key, text in changes.items())
+                raise BadInput(f"{error}; in point {number} of {len(combinations)}: {words}") from None
+            made += [point] if point is not None else []
+        if not made:
+            raise BadInput(f"sweep.exclude: leaves out all {len(combinations)} points")
+        return made
+
+    def point(self, chosen: list[Value], several: set[str], exclude: tuple[str, ...]) -> Point[Any] | None:
+        """One point, checked; None when it is left out. Raises BadInput."""
+        plain = self.plain(chosen)
+        if exclude and left_out(exclude, self.facts(plain, chosen), parse):
+            return None
+        return Point(self.config(plain), changes_in(chosen, several))
+
+    def facts(self, plain: dict[str, Any], chosen: list[Value]) -> dict[str, Any]:
+        """A point's values by key, and of each group the file that was chosen."""
+        inner = {key: reduce(lambda part, name: part[name], key.split("."), plain) for key in self.keys}
+        labels = {group: inner.get(f"{group}.name") for group in self.groups}
+        return labels | inner | {one.key: one.text for one in chosen if one.key in self.groups}
+
+    def files(self, chosen: list[Value]) -> tuple[str, ...]:
+        """The files that a point chooses, as overrides."""
+        given = {one.key: one.value for one in chosen}
+        files = [f"{one.key}={one.text}" for one in chosen if one.key in (*self.groups, LAUNCHER, SWEEPER)]
+        weights = given.get("init_from", "scratch")
+        if "model" in self.groups and weights not in ("scratch", "") and not given.keys() & {"model", "experiment"}:
+            files.append("model=pretrained")
+        return tuple(files)
+
+    def plain(self, chosen: list[Value]) -> dict[str, Any]:
+        """One point, composed. Raises BadInput."""
+        given = {one.key for one in chosen}
+        if sum(key in given for key in HORIZON) == 1:  # the horizon asked for replaces the preset's
+            chosen = [*chosen, *(Value(key, "null", None) for key in HORIZON if key not in given and key in self.keys)]
+        composed = copy.deepcopy(self.base(self.files(chosen)))
+        for one in chosen:
+            if one.key in self.keys:
+                put(composed, one)
+        return plain_values(composed, self.keys)
+
+    def config(self, plain: dict[str, Any]) -> Any:
+        """One point, checked. Raises BadInput."""
+        plain = with_weights(plain)
+        for key, text in self.literals.items():
+            *path, name = key.split(".")
+            reduce(lambda inner, part: inner[part], path, plain)[name] = text
+        return schema.from_dict(self.kind, plain)
+
+    def base(self, files: tuple[str, ...]) -> DictConfig:
+        """What Hydra makes of a choice of files, without what is about sweeps. Raises BadInput."""
+        if files not in self.composed:
+            try:
+                composed = compose(self.door, list(files), return_hydra_config=True)
+            except (TypeError, YAMLError) as error:
+                raise BadInput(f"{' '.join(files)}: a file is not YAML with keys: {escaped(error, 300)}") from None
+            except (HydraException, OmegaConfBaseException, RecursionError) as error:
+                raise BadInput(str(error).splitlines()[0]) from None
+            for prefix in ASIDE:
+                there = OmegaConf.select(composed, prefix.rstrip("."))
+                plain = plain_values(there, self.keys) if there is not None else {}
+                if plain not in self.found[prefix]:
+                    self.found[prefix].append(plain)
+            with open_dict(composed):
+                del composed["hydra"]
+                composed.pop("sweep", None)
+            self.composed[files] = composed
+        return self.composed[files]
+
+    def given(self, prefix: str) -> dict[str, Any]:
+        """Those keys of a prefix that the command line sets, without it."""
+        return {one.key.removeprefix(prefix): one.value for one in self.asides if one.key.startswith(prefix)}
+
+    def aside(self, prefix: str) -> dict[str, Any]:
+        """What files and command line say under a prefix. Raises BadInput when an experiment's files differ in it."""
+        if len(self.found[prefix]) > 1:
+            if prefix == SWEEP_KEYS:
+                raise BadInput("experiment: these have sweep sections that differ; sweep one of them at a time")
+            what = prefix.rstrip(".").replace("hydra.", "hydra/")
+            raise BadInput(f"{what}: the points of this sweep ask for different ones; give one on the command line")
+        return self.found[prefix][0] | self.given(prefix)
+
+    def settings(self) -> SweepConfig:
+        """Which points there are, checked. Raises BadInput."""
+        return checked(SweepConfig, self.aside(SWEEP_KEYS), SWEEP_KEYS)
+
+    def sweeper(self) -> Sweeper:
+        """How far each point is trained, checked. Raises BadInput."""
+        values = self.aside(SWEEPER_KEYS)
+        if self.door != "train":
+            return AllPoints()
+        if values.get("method") not in SWEEPERS:
+            raise BadInput(f"{SWEEPER}: its file must begin with defaults: [halving, _self_], or optuna")
+        kind = SWEEPERS[values["method"]]
+        if kind is AllPoints and (given := self.given(SWEEPER_KEYS)):
+            key = next(iter(given))
+            raise BadInput(f"{SWEEPER_KEYS}{key}: choose {sweeper_with(key)}")
+        return checked(kind, values, SWEEPER_KEYS)
+
+    def launcher(self) -> Launcher:
+        """The launcher of all points, checked. Raises BadInput."""
+        values = self.aside(LAUNCHER_KEYS)
+        if values.get("executor") not in KINDS:
+            raise BadInput(
+                f"{LAUNCHER}: its file must begin with defaults: [submitit_slurm, _self_], or submitit_local"
+            )
+        kind = KINDS[values["executor"]]
+        if kind is BasicLauncher and (given := self.given(LAUNCHER_KEYS)):
+            if self.door != "train":  # about jobs that have their launcher
+                return BasicLauncher()
+            raise BadInput(
+                f"{LAUNCHER_KEYS}{next(iter(given))}: choose hydra/launcher=submitit_slurm or submitit_local"
+            )
+        return checked(kind, values, LAUNCHER_KEYS)
+
+
+def checked(kind: type[Config], values: dict[str, Any], prefix: str) -> Config:
+    """A config of what is about sweeps. Raises BadInput with the whole key."""
     try:
-        return OverridesParser.create().parse_override(text)
-    except (HydraException, RecursionError):
-        odd = next((c for c in text if not c.isascii()), None)
-        why = f"the character '{odd}' needs quotes" if odd else "can't be read; check the quotes and brackets"
-        raise BadInput(f"{plain}: {why}, e.g. {escaped(key)}=\"'…'\"") from None
+        return schema.from_dict(kind, values)
+    except BadInput as error:
+        raise BadInput(f"{prefix}{error}") from None
 
 
-def check_keys(door: str, kind: type[Section], overrides: list[Override]) -> None:
-    """Every override names a group or a key that exists, once, and a choice that exists."""
-    keys = [key for key, _ in schema.leaves(kind)]
-    known = [*groups(door), *keys]
-    seen: set[str] = set()
-    for override in overrides:
-        key = override.key_or_group
-        text = escaped(override.input_line)
-        if key in seen:
-            raise BadInput(f"{text}: {key} is given twice")
-        if override.package is not None:
-            raise BadInput(f"{text}: no such key or group; '@' is for Hydra's packages, which aren't used here")
-        seen.add(key)
-        if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-            raise BadInput(f"{text}: Hydra's own settings can't be changed here")
-        if key not in known:
-            inside = [name for name in known if name.startswith(key + ".")]
-            if inside:
-                raise BadInput(f"{text}: a group of keys; set one of {', '.join(inside[:6])}")
-            raise BadInput(f"{escaped(key)}: no such key or group{hint(key, known)}")
-        if key in groups(door):
-            check_choice(override, optional=key in optional(door))
+def changes_in(chosen: list[Value], several: set[str]) -> dict[str, str]:
+    """A point's values of the keys in which points differ, as text."""
+    return {one.key: one.text for one in chosen if one.key in several}
 
 
-def check_choice(override: Override, optional: bool) -> None:
-    """The chosen file exists in its group."""
-    group = override.key_or_group
-    options = choices(group)
-    swept = override.is_sweep_override()
-    chosen = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS)) if swept else [override.value()]
-    for name in chosen:
-        if name is None and optional:
-            continue
-        if name in (None, ""):
-            raise BadInput(f"{group}={name or ''}: needs a value; allowed: one of {', '.join(options)}")
-        if name not in options:
-            text = escaped(f"{group}={name}")
-            raise BadInput(f"{text}: no such choice; allowed: one of {', '.join(options)}{hint(str(name), options)}")
-
-
-def expand(override: Override, multirun: bool) -> list[str]:
-    """The overrides a comma-separated one stands for. Raises BadInput for several values without `-m`."""
-    text = str(override.input_line)
-    if not override.is_sweep_override():
-        return [text]
-    if not multirun:
-        raise BadInput(f"{escaped(text)}: several values are a sweep and need -m")
-    if not override.is_discrete_sweep():
-        raise BadInput(f"{escaped(text)}: a sweep needs a list of values")
+def put(composed: DictConfig, one: Value) -> None:
+    """Set a key as Hydra does. Raises BadInput."""
     try:
-        values = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1))
-    except (HydraException, ValueError) as error:
-        raise BadInput(f"{escaped(text)}: {str(error).splitlines()[0]}") from None
-    if not values:
-        raise BadInput(f"{escaped(text)}: an empty sweep")
-    return [f"{override.key_or_group}={value}" for value in values]
+        OmegaConf.update(composed, one.key, one.value, merge=True)
+    except OmegaConfBaseException as error:
+        raise BadInput(f"{one.key}={escaped(one.text)}: {escaped(str(error).splitlines()[0])}") from None
 
 
-def one_point(door: str, kind: type[Config], overrides: list[str], literals: dict[str, str]) -> Config:
-    """Compose and check one point. `literals` are free texts that Hydra never sees."""
-    given = {text.partition("=")[0] for text in overrides}
-    if sum(key in given for key in HORIZON) == 1:  # the horizon asked for replaces the preset's
-        overrides = [*overrides, *(f"{key}=null" for key in HORIZON if key not in given and has(kind, key))]
-    weights = next((text for text in overrides if text.startswith("init_from=")), "init_from=scratch")
-    if "model" in groups(door) and weights != "init_from=scratch" and not given & {"model", "experiment"}:
-        overrides = [*overrides, "model=pretrained"]
+def plain_values(composed: DictConfig, keys: set[str]) -> dict[str, Any]:
+    """The config as a plain dict, interpolations resolved. Raises BadInput for one that can't be, or is a secret."""
     try:
-        composed = compose(door, overrides)
         refuse_secrets(OmegaConf.to_container(composed))
         plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         name = re.sub(r".*'(.*)' not found.*", r"\1", str(error).splitlines()[0])
-        keys = [key for key, _ in schema.leaves(kind)]
         raise BadInput(f"{error.full_key}: refers to the unknown key '{escaped(name)}'{hint(name, keys)}") from None
     except InterpolationResolutionError as error:
         unset = re.search(r"Environment variable '(.*)' not found", str(error))
         why = f"the environment variable {unset[1]} is not set" if unset else str(error).splitlines()[0]
         raise BadInput(f"{error.full_key}: {why}") from None
-    except (HydraException, OmegaConfBaseException, RecursionError) as error:
-        raise BadInput(str(error).splitlines()[0]) from None
-    plain = with_weights(plain)
-    for key, text in literals.items():
-        *path, name = key.split(".")
-        reduce(lambda inner, part: inner[part], path, plain)[name] = text
-    return schema.from_dict(kind, plain)
+    return plain
 
 
 def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +245,7 @@ def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
     model, init_from = plain.get("model"), plain.get("init_from")
     if not isinstance(model, dict) or not isinstance(init_from, str):
         return plain
-    if init_from != "scratch":
+    if init_from not in ("scratch", ""):
         return plain | {"model": adopted(init_from, model)}
     if model["n_layer"] is None:
         raise BadInput("model=pretrained: takes its shape from weights; say which, e.g. init_from=gpt2")
@@ -189,10 +255,6 @@ def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
 def as_yaml(config: Section) -> str:
     """The config that would run, checked and resolved, as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
-
-
-def has(kind: type[Section], key: str) -> bool:
-    return any(key == name for name, _ in schema.leaves(kind))
 
 
 def refuse_secrets(raw: object) -> None:

@@ -11,9 +11,11 @@ import signal
 import sys
 from collections.abc import Callable
 from importlib import resources
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 try:
+    from pydantic.fields import FieldInfo
+
     from nanogpt import schema
     from nanogpt.errors import STOPPED, BadInput, LabError, PeerLost, escaped
     from nanogpt.schema import Section
@@ -22,6 +24,9 @@ except ModuleNotFoundError as missing:  # started with another Python than the o
         f"error: this Python has no '{missing.name}'; use .venv/bin/python, which `make setup` makes", file=sys.stderr
     )
     sys.exit(5)
+
+if TYPE_CHECKING:
+    from conf.reading import Sweep
 
 Config = TypeVar("Config", bound=Section)
 
@@ -32,9 +37,17 @@ INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchp
 FLAGS = (*HYDRA_FLAGS, "--multirun", "-m", "--help", "-h")
 
 
-def enter(name: str, kind: type[Config], main: Callable[[Config], int]) -> None:
-    """Run `main` on the config of door `name` composed from the command line, and exit with its code."""
-    guarded(name, lambda: dispatch(name, kind, main, sys.argv[1:]))
+def enter(
+    name: str,
+    kind: type[Config],
+    main: Callable[[Config], int],
+    sweep: "Callable[[Sweep[Config]], int] | None" = None,
+) -> None:
+    """Run `main` on the config of door `name` composed from the command line, and exit with its code.
+
+    The points of `-m` are run by `sweep`, without it one after the other.
+    """
+    guarded(name, lambda: dispatch(name, kind, main, sys.argv[1:], sweep))
 
 
 def guarded(name: str, call: Callable[[], int]) -> NoReturn:
@@ -60,10 +73,10 @@ def guarded(name: str, call: Callable[[], int]) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. A rank of several that failed ends at once, with its error still alive: the other ranks may be
-    gone, and torch's destructors would wait for them.
+    """End the process. A rank of several ends at once: after an error torch's destructors would wait for ranks that are
+    gone, and after a success, rarely, they abort over a thread of the connections that still runs.
     """
-    if code and is_rank():
+    if is_rank():
         flush()
         os._exit(code)
     sys.exit(code)
@@ -89,7 +102,13 @@ def tell(error: LabError) -> None:
         print(f"{'' if rank == '0' else f'rank {escaped(rank)}: '}error: {error}", file=sys.stderr, flush=True)
 
 
-def dispatch(name: str, kind: type[Config], main: Callable[[Config], int], argv: list[str]) -> int:
+def dispatch(
+    name: str,
+    kind: type[Config],
+    main: Callable[[Config], int],
+    argv: list[str],
+    sweep: "Callable[[Sweep[Config]], int] | None" = None,
+) -> int:
     """Answer a question about the configuration, or run every point the command line asks for."""
     if "--help" in argv or "-h" in argv:
         print(help_page(name, kind, [word for word in argv if not word.startswith("-")]))
@@ -97,20 +116,23 @@ def dispatch(name: str, kind: type[Config], main: Callable[[Config], int], argv:
     if "--shell-completion" in argv or "-sc" in argv:
         return to_hydra(name, kind)
     flags, overrides = split(argv)
-    from conf.compose import as_yaml, points  # imports Hydra: 0.3 s that --help doesn't wait for
+    from conf.compose import as_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
+    from conf.reading import read
 
-    configs = points(name, kind, overrides, multirun="--multirun" in flags or "-m" in flags)
+    multirun = "--multirun" in flags or "-m" in flags
+    asked_for = read(name, kind, overrides, multirun)
     if asked := [flag for flag in flags if flag.partition("=")[0] in HYDRA_FLAGS]:
         if asked[0] in ("--cfg", "-c") and flags[flags.index(asked[0]) + 1] == "job":
-            print(as_yaml(configs[0]).rstrip())
+            print(as_yaml(asked_for.points[0].config).rstrip())
             return 0
         return to_hydra(name, kind)
-    if len(configs) == 1:
-        return main(configs[0])
-    return sweep(configs, main)
+    if multirun:
+        return sweep(asked_for) if sweep else one_by_one([point.config for point in asked_for.points], main)
+    asked_for.refuse_without_m()
+    return main(asked_for.points[0].config)
 
 
-def sweep(configs: list[Config], main: Callable[[Config], int]) -> int:
+def one_by_one(configs: list[Config], main: Callable[[Config], int]) -> int:
     """Run every point, one after the other; a failing point is reported and doesn't stop the others, Ctrl-C does.
 
     Returns the first exit code that isn't 0.
@@ -183,7 +205,7 @@ def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
         text = resources.files("conf").joinpath(f"help/{name}.txt").read_text()
         return text.format(**{group: " ".join(choices(group)) for group in groups(name)}).rstrip()
     lines: list[str] = []
-    for key, field in schema.leaves(kind):
+    for key, field in [*schema.leaves(kind), *(aside() if name == "train" else [])]:
         if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
             default = "" if field.is_required() else f", default {plain(field.default)}"
             change = schema.change_of(field)
@@ -191,3 +213,10 @@ def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
     if not lines:
         raise BadInput(f"{escaped(topics[0])}: no such key or group; see --help all")
     return "\n".join(lines)
+
+
+def aside() -> list[tuple[str, FieldInfo]]:
+    """Every key about sweeps that a person may set."""
+    from conf.overrides import aside_fields
+
+    return [(key, field) for key, field in aside_fields().items() if not key.endswith((".executor", ".method"))]

@@ -1,14 +1,39 @@
-"""The commands of this room:  python -m experiments sizing model=gpt2_xl  (see --help)"""
+"""The commands of this room:  python -m experiments report runs/STUDY  (see --help)"""
 
 import sys
-from importlib import resources
-from typing import NoReturn
+from collections.abc import Callable
+from importlib import import_module, resources
+from typing import Any, NoReturn
 
-from conf.door import enter, guarded
-from nanogpt.config import ScalingConfig, SizingConfig
+from conf.door import dispatch, enter, guarded
+from conf.words import with_targets
+from nanogpt.config import (
+    CompareConfig,
+    CoordinatesConfig,
+    GcConfig,
+    ListConfig,
+    ReportConfig,
+    ScalingConfig,
+    SizingConfig,
+    WatchConfig,
+)
 from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.schema import Section
 
-COMMANDS = ("sizing", "scaling")
+# command -> its config, and the function that answers, in a module that is only imported for it
+QUESTIONS: dict[str, tuple[type[Section], str]] = {
+    "sizing": (SizingConfig, "sizing.size"),
+    "scaling": (ScalingConfig, "scaling.scale"),
+    "coordinates": (CoordinatesConfig, "coordinates.check"),
+}
+ABOUT_RUNS: dict[str, tuple[type[Section], str]] = {
+    "report": (ReportConfig, "report.report"),
+    "compare": (CompareConfig, "compare.compare"),
+    "list": (ListConfig, "listing.list_runs"),
+    "watch": (WatchConfig, "listing.watch"),
+    "gc": (GcConfig, "collecting.collect"),
+}
+COMMANDS = (*QUESTIONS, *ABOUT_RUNS)
 
 
 def main() -> None:
@@ -18,14 +43,27 @@ def main() -> None:
         guarded("experiments", lambda: explain(words))
     command = words[0]
     sys.argv = [f"{sys.argv[0]} {command}", *words[1:]]  # the door, and Hydra behind it, read them there
-    if command == "sizing":
-        from experiments.sizing import size
+    if command in QUESTIONS:
+        kind, where = QUESTIONS[command]
+        enter(command, kind, answer(where))
+    guarded(command, lambda: about_runs(command))
 
-        enter("sizing", SizingConfig, size)
-    else:
-        from experiments.scaling import scale
 
-        enter("scaling", ScalingConfig, scale)
+def about_runs(command: str) -> int:
+    """A command whose words without '=' name studies and runs."""
+    kind, where = ABOUT_RUNS[command]
+    sys.argv[1:] = with_targets(sys.argv[1:])
+    return dispatch(command, kind, answer(where), sys.argv[1:])
+
+
+def answer(where: str) -> Callable[[Any], int]:
+    """`module.function`, imported when it is called."""
+    module, _, name = where.partition(".")
+
+    def call(config: Section) -> int:
+        return getattr(import_module(f"experiments.{module}"), name)(config)
+
+    return call
 
 
 def explain(words: list[str]) -> int:

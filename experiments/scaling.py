@@ -70,7 +70,7 @@ class Study:
 def study(config: ScalingConfig, pattern: str) -> None:
     """Fit, tell, write scaling.json, draw scaling.png. Raises BadInput for too few runs; then nothing is written."""
     from experiments import fit  # scipy: half a second that the other questions needn't wait for
-    from experiments.picture import draw
+    from experiments.pictures.scaling import draw
 
     runs = finished_runs(pattern)
     fit.refuse_too_few(runs)

@@ -56,7 +56,7 @@ def memory_table(config: SizingConfig, model: ModelConfig) -> str:
     world = config.hardware.devices or 1
     precision = precision_on(config, None)
     micro = config.micro_batch_size(world)
-    memory = training_memory(model, precision, micro, gpu=True)
+    memory = training_memory(model, precision, micro, True, config.optimizer.name, config.hardware.recompute)
     kinds = [
         ("weights", memory.weights),
         ("gradients", memory.gradients),
@@ -66,7 +66,7 @@ def memory_table(config: SizingConfig, model: ModelConfig) -> str:
         ("total", memory.total),
     ]
     rows = [(kind, f"{amount(count, 'G')}B", f"{count / memory.total:.1%}") for kind, count in kinds]
-    rows.append(("a checkpoint, on disk", f"{amount(checkpoint_bytes(model), 'G')}B", ""))
+    rows.append(("a checkpoint, on disk", f"{amount(checkpoint_bytes(model, config.optimizer.name), 'G')}B", ""))
     return table("memory of a device, estimated", ("kind", "size", "share"), rows)
 
 
@@ -89,11 +89,13 @@ def device_table(config: SizingConfig, model: ModelConfig, tokens: int) -> str:
 
 def device_rows(config: SizingConfig, model: ModelConfig, flops: float, world: int) -> Iterator[list[str]]:
     settings, sizes = config.sizing, divisors(config.batch_sequences // world)
+    recompute = config.hardware.recompute
     chosen: list[Gpu] = [settings.gpu] if settings.gpu else list(DEVICES)
     for name in chosen:
         device = DEVICES[name]
         precision = precision_on(config, device)
-        largest = largest_micro_batch(model, precision, sizes, ROOM * device.memory, gpu=True)
+        room, rule = ROOM * device.memory, config.optimizer.name
+        largest = largest_micro_batch(model, precision, sizes, room, True, rule, recompute)
         row = [name, f"{device.gigabytes:g} GB", f"up to {largest}" if largest else "doesn't fit"]
         if precision == "fp32" or (precision == "bf16" and not device.bf16):
             yield [*row, f"no peak for {precision} is known", ""]

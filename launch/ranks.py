@@ -134,11 +134,16 @@ def remove_stale() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def end_with_parent() -> None:
+    """On Linux: be killed when the process that started this one ends."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def be_a_rank() -> int:
     """In a rank: do what the message on standard input says."""
     message = json.load(sys.stdin)
-    with suppress(OSError, AttributeError):  # Linux: end with the process that started us
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != message["parent"]:
         return PeerLost.exit_code  # it ended before we asked to be told
     sys.argv = message["argv"]

@@ -9,6 +9,7 @@ The manifest holds the size and sha256 of the other files and is written last. N
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -101,10 +102,10 @@ class Checkpoints:
         losses: dict[int, float] = {}
         for step in self.steps():
             try:
-                loss = json.loads((self.path(step) / "state.json").read_bytes()).get("val_loss")
-            except (OSError, ValueError, AttributeError):
+                loss = read_json(self.path(step) / "state.json").get("val_loss")
+            except BadCheckpoint:
                 continue
-            if isinstance(loss, float):
+            if isinstance(loss, float) and math.isfinite(loss):
                 losses[step] = loss
         return min(losses, key=lambda step: (losses[step], step)) if losses else None
 

@@ -3,16 +3,26 @@
 import os
 import platform
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanogpt.config import HardwareConfig, Precision
+from nanogpt.config import Attention, HardwareConfig, ModelConfig, Precision
+from nanogpt.cores import Threads, threads_for
 from nanogpt.errors import BadEnvironment, BadInput
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+KERNELS: dict[Attention, SDPBackend] = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 @dataclass(frozen=True)
@@ -23,12 +33,25 @@ class Compute:
     precision: Precision
     name: str
     """The device's own name, as in the table of peaks."""
+    threads: str = ""
+    """How many threads of the CPU, and why as many, for a person."""
+    attention: tuple[Attention, ...] = ()
+    """Kernels of attention in the order they are tried; none: torch's order."""
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Matrix products in this precision; nothing to do for fp32."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.precision])
+    @contextmanager
+    def autocast(self) -> Generator[None, None, None]:
+        """Matrix products in this precision, attention through these kernels."""
+        with self.products(), self.kernels():
+            yield
+
+    def products(self) -> AbstractContextManager[object]:
+        """Nothing to do for fp32."""
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, DTYPES[self.precision])
+
+    def kernels(self) -> AbstractContextManager[object]:
+        """Nothing to do for torch's own order."""
+        order = [KERNELS[name] for name in self.attention]
+        return sdpa_kernel(order, set_priority=True) if order else nullcontext()
 
     def peak_memory(self) -> int | None:
         """Most bytes allocated so far, on CUDA."""
@@ -58,20 +81,90 @@ def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1, 
     device = find_device(hardware.device, f"{section}device")
     if local_world > 1:
         device = own_device(device, hardware, local_rank, local_world, section)
-    if hardware.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")):
-        raise BadEnvironment("hardware.compile=true: torch.compile needs a C++ compiler and there is none here")
+    if hardware.fp8:
+        refuse_fp8(device, section)
+    if hardware.compile:
+        if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")):
+            raise BadEnvironment("hardware.compile=true: torch.compile needs a C++ compiler and there is none here")
+        keep_compiled(hardware.attention)
     if hardware.deterministic:
         make_deterministic()
-    if hardware.threads:
-        torch.set_num_threads(hardware.threads)
-    elif local_world > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // local_world))
+    threads = set_threads(hardware.threads, local_world)
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return Compute(device, find_precision(hardware, device, section), name)
+    order = kernel_order(hardware.attention, device)
+    return Compute(device, find_precision(hardware, device, section), name, threads, order)
+
+
+def set_threads(wanted: int | None, local_world: int) -> str:
+    """Let torch use so many CPU threads, or a rank's share of this machine's. Returns how many, and why, in words."""
+    found = Threads(wanted, "hardware.threads") if wanted else threads_for(os.environ, local_world)
+    found = found or Threads(max(1, torch.get_num_threads() // local_world), "torch's choice")
+    torch.set_num_threads(found.number)
+    return f"{found.number} {'thread' if found.number == 1 else 'threads'} ({found.why})"
+
+
+def keep_compiled(attention: Attention) -> None:
+    """What torch.compile makes is kept for this user's next start, where nobody else may write: it is code.
+
+    The place is TORCHINDUCTOR_CACHE_DIR where that is set, else in XDG_CACHE_HOME or ~/.cache. torch tells graphs of
+    different attention kernels apart only by this tag (torch 2.13).
+    """
+    torch.compiler.config.cache_key_tag = f"attention={attention}"
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nanogpt-lab" / "inductor"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except (OSError, RuntimeError):  # no home, or one that can't be written: torch has a place of its own
+        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def kernel_order(wanted: Attention, device: torch.device) -> tuple[Attention, ...]:
+    """The wanted kernel, then those that do what it can't, such as masks. On Hopper cuDNN's is the fastest."""
+    if wanted == "math":
+        return ("math",)
+    first: tuple[Attention, ...] = () if wanted == "auto" else (wanted,)
+    if not first and device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0):
+        first = ("cudnn", "flash")
+    rest: tuple[Attention, ...] = ("flash", "efficient", "math") if device.type == "cuda" else ("math",)
+    return (*first, *(name for name in rest if name not in first)) if first else ()
+
+
+def attention_used(wanted: Attention, compute: Compute, model: ModelConfig, section: str = "hardware.") -> str:
+    """The kernel that attention goes to in training here, in a word. Raises BadEnvironment when it isn't the wanted.
+
+    With dropout that is none: nanogpt/model/attention.py computes the square itself.
+    """
+    known = KERNELS if compute.device.type in ("cpu", "cuda") else ()
+    usable = () if wanted == "auto" else [name for name in known if works(name, compute, model)]
+    if wanted not in ("auto", *usable):
+        allowed = ", ".join(("auto", *usable))
+        what = f"{compute.device} has no such kernel for heads of {model.head_size} in {compute.precision}"
+        raise BadEnvironment(f"{section}attention={wanted}: {what}; allowed: {allowed}")
+    if model.dropout:
+        return "open"
+    return chosen(compute.attention, compute, model) if known else "torch's"
+
+
+def works(name: Attention, compute: Compute, model: ModelConfig) -> bool:
+    """Whether a kernel that is tried first is also taken."""
+    return chosen(kernel_order(name, compute.device), compute, model) == name
+
+
+def chosen(order: tuple[Attention, ...], compute: Compute, model: ModelConfig) -> str:
+    """What torch would take for a causal square, with gradients."""
+    dtype = DTYPES.get(compute.precision, torch.float32)
+    shape = (1, model.n_head, model.block_size, model.head_size)
+    q = torch.zeros(shape, dtype=dtype, device=compute.device, requires_grad=True)
+    with Compute(compute.device, "fp32", "", attention=order).kernels():
+        number = torch._fused_sdp_choice(q, q, q, is_causal=True)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    return next((name for name, kernel in KERNELS.items() if kernel.value == number), "unknown")
 
 
 def make_deterministic() -> None:
@@ -89,8 +182,11 @@ def own_device(
     if device.type == "mps" or ":" in hardware.device:
         raise BadInput(f"{section}device={hardware.device}: {local_world} ranks need {section}device=cuda or cpu")
     if device.type == "cuda":
-        if local_world > torch.cuda.device_count():
-            raise BadInput(f"{section}devices={local_world}: this machine has {torch.cuda.device_count()} GPUs")
+        count = torch.cuda.device_count()
+        if count == 1 and "SLURM_PROCID" in os.environ:  # srun --gpus-per-task: each rank sees only its own
+            return torch.device("cuda", 0)
+        if local_world > count:
+            raise BadInput(f"{section}devices={local_world}: this machine has {count} GPUs")
         return torch.device("cuda", local_rank)
     return device
 
@@ -122,6 +218,15 @@ def available_bytes() -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None
+
+
+def refuse_fp8(device: torch.device, section: str) -> None:
+    """Raises BadEnvironment where 8-bit floats can't be multiplied, or torchao isn't there to do it."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        allowed = "allowed: false, or a CUDA device of compute capability 8.9 or more"
+        raise BadEnvironment(f"{section}fp8=true: {device} has no products of 8-bit floats; {allowed}")
+    if find_spec("torchao") is None:
+        raise BadEnvironment(f"{section}fp8=true: torchao is not installed: pip install 'nanogpt-lab[fp8]'")
 
 
 def find_precision(hardware: HardwareConfig, device: torch.device, section: str) -> Precision:

@@ -80,6 +80,14 @@ class Peers:
             dist.all_reduce(tensor)
         return tensor
 
+    def concatenate(self, share: Tensor) -> Tensor:
+        """(k, …) of each rank, in order -> (world k, …), the same bits on every rank."""
+        if self.world == 1:
+            return share
+        shares = [torch.empty_like(share) for _ in range(self.world)]
+        dist.all_gather(shares, share)
+        return torch.cat(shares)
+
     def gather(self, text: str) -> list[str]:
         """Everybody's text, by rank."""
         if self.world == 1:

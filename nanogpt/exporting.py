@@ -18,7 +18,8 @@ from nanogpt.files import sync, write
 from nanogpt.foreign import write_checkpoint, write_meta
 from nanogpt.interop.architecture import require_nanogpt, to_hf
 from nanogpt.interop.hf_tokenizer import write_tokenizer
-from nanogpt.interop.names import Tensors, cut, to_gpt2, to_llama
+from nanogpt.interop.names import Tensors, cut, to_gpt2, to_llama, with_gains
+from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import CharTokenizer
 from nanogpt.trained import Trained, load_trained
 
@@ -63,8 +64,8 @@ def target(config: ExportConfig, trained: Trained) -> Path:
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "ckpt.pt", "meta.pkl")
 
 
-def weights_of(model: nn.Module) -> Tensors:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+def weights_of(model: GPT) -> Tensors:
+    return with_gains({name: parameter.detach() for name, parameter in model.named_parameters()}, model.config)
 
 
 def write_hf(trained: Trained, folder: Path, config: ExportConfig) -> None:
@@ -92,8 +93,13 @@ def write_nanogpt(trained: Trained, folder: Path, config: ExportConfig) -> None:
     }
     if trained.run is not None:
         loaded, run_config = trained.run.checkpoints.choose(config.checkpoint), trained.run.config()
+        if run_config.optimizer.name == "adamw":
+            content["optimizer"] = optimizer_state(weights, loaded.optimizer, model, run_config)
+        else:
+            print(
+                f"ckpt.pt is without moments: nanoGPT has no {run_config.optimizer.name}; it samples, but can't resume"
+            )
         content |= {
-            "optimizer": optimizer_state(weights, loaded.optimizer, model, run_config),
             "iter_num": trained.step,
             "best_val_loss": (loaded.state.get("best") or [1e9])[0],
             "config": {"dataset": run_config.data.name, "learning_rate": run_config.optimizer.lr},

@@ -24,19 +24,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
     """A small file, on disk when this returns. Raises OSError."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with path.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file: at every moment it has its old content or its new."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a small file: at every moment it has its old content or its new. Raises OSError, and leaves no rest."""
     partial = path.with_name(f".{path.name}.tmp")
-    write(partial, text)
-    partial.replace(path)
+    try:
+        write(partial, content)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
@@ -50,10 +55,18 @@ def append(path: Path, line: str) -> None:
         os.close(descriptor)
 
 
+def from_json(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError, also for one that is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises BadCheckpoint."""
     try:
-        value: object = json.loads(path.read_bytes())
+        value: object = from_json(path.read_bytes())
     except FileNotFoundError:
         raise BadCheckpoint(f"{escaped(path)}: missing") from None
     except (OSError, ValueError) as error:

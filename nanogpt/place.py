@@ -1,7 +1,7 @@
 """Which rank this process is, as the environment says; without torch, so that doors and launchers can ask."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from nanogpt.errors import BadInput, escaped
@@ -43,6 +43,46 @@ def place_from(environment: Mapping[str, str]) -> Place:
                 raise BadInput(f"{name} is not set, but WORLD_SIZE={world}; torchrun sets both")
         number(environment, "MASTER_PORT")
     return Place(rank, world, local_rank, local_world)
+
+
+def adopt_slurm(environment: MutableMapping[str, str]) -> None:
+    """In one of several tasks that srun started: RANK and its like, from what Slurm says. Else nothing.
+
+    The port follows from job, step and restart, below those that systems hand out by themselves, so that jobs sharing a
+    node don't meet each other and a restart after a taken port tries another.
+    """
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # SLURM_NTASKS is there outside of steps too
+    if tasks == "1" or "SLURM_PROCID" not in environment or {"RANK", "WORLD_SIZE"} & environment.keys():
+        return
+    node = number(environment, "SLURM_NODEID", 0)
+    job, step, restart = (number(environment, f"SLURM_{name}", 0) for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+    port = 10_000 + (job + 104_729 * (step % 1000) + 7_919 * restart) % 20_000
+    environment.update(
+        {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": tasks,
+            "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+            "LOCAL_WORLD_SIZE": str(tasks_on(environment.get("SLURM_STEP_TASKS_PER_NODE", tasks), node)),
+        }
+    )
+    environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "localhost")))
+    environment.setdefault("MASTER_PORT", str(port))
+
+
+def tasks_on(counts: str, node: int) -> int:
+    """Of Slurm's `4(x3),2`, tasks per node with repetitions, those of the node with this number."""
+    each: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
+        each += [int(count)] * int(times or 1)
+    if node >= len(each):
+        raise BadInput(f"SLURM_NODEID={node}: but SLURM_STEP_TASKS_PER_NODE={escaped(counts)}")
+    return each[node]
+
+
+def first_host(hosts: str) -> str:
+    """The first of Slurm's list of hosts, e.g. `gpu-007.rack` of `gpu-[007-009,12].rack,login1`."""
+    name = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^\[,]*)", hosts)
+    return "".join(part or "" for part in name.groups()) if name else hosts
 
 
 def number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -1,18 +1,21 @@
 """Where a run came from: code, packages, machine, command. Enough to repeat it, and no secret."""
 
 import hashlib
+import json
 import os
 import platform
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "tokenizers", "tiktoken", "safetensors")
+GIT_STATE = "git.json"
 DIFF_LIMIT = 200_000  # characters of uncommitted changes kept
 
 
@@ -33,11 +36,15 @@ def provenance(device: str) -> dict[str, Any]:
     }
 
 
-@cache
 def code_digest() -> str:
     """sha256 over the library's own sources."""
+    return digest_of(Path(__file__).parent)
+
+
+@cache
+def digest_of(folder: Path) -> str:
+    """The same of another copy of the library. Raises OSError."""
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -51,7 +58,12 @@ def version(package: str) -> str | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the checkout that holds this code, or None outside one."""
+    """Commit and uncommitted changes of the checkout that holds this code, or None outside one.
+
+    A copy of the code made for jobs (launch/snapshot.py) has the state of the checkout it is of beside it.
+    """
+    with suppress(OSError, ValueError):
+        return json.loads((folder.parent / GIT_STATE).read_bytes())
     commit = git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None

@@ -1,7 +1,7 @@
 """A run's folder: found again by the signature of its science config, owned by one process at a time.
 
 runs/<name>-<signature>/{config.json, tokenizer.json, metrics.jsonl, timing.jsonl, status.json, provenance.json,
-                         log.txt, checkpoints/, samples/, plots/}
+                         log.txt, checkpoints/, samples/, plots/, and of trackers wandb.json, wandb/, tensorboard/}
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, escaped, hint
-from nanogpt.files import locked, write_atomic
+from nanogpt.files import from_json, locked, write_atomic
 from nanogpt.schema import signature
 from nanogpt.tracking.metrics import RowLog
 
@@ -62,14 +62,15 @@ class RunDirectory:
     def status(self) -> dict[str, Any]:
         """What status.json says, or nothing."""
         try:
-            return json.loads((self.path / "status.json").read_bytes())
+            status: object = from_json((self.path / "status.json").read_bytes())
         except (OSError, ValueError):
             return {}
+        return {str(name): fact for name, fact in status.items()} if isinstance(status, dict) else {}
 
     def starts(self) -> list[dict[str, Any]]:
         """The lineage: every start of the run, oldest first, as provenance.json has it."""
         try:
-            starts: Any = json.loads((self.path / "provenance.json").read_bytes())
+            starts: Any = from_json((self.path / "provenance.json").read_bytes())
         except (OSError, ValueError):
             return []
         return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
@@ -87,13 +88,32 @@ def locate(config: TrainConfig) -> Path:
     """The folder of this config's run: its latest attempt, or a new one with `fresh`; or the one `resume.run` names."""
     if config.resume.run is not None:
         return find(config.resume.run, config.runs_dir, "resume.run").path
-    base = Path(config.runs_dir) / f"{config.run_name}-{signature(config)[:SHORT]}"
-    attempts = [1] if base.exists() else []
-    for path in base.parent.glob(f"{base.name}-*"):
-        if number := re.fullmatch(re.escape(base.name) + r"-(\d+)", path.name):
-            attempts.append(int(number[1]))
-    latest = max(attempts, default=0) + (1 if config.fresh else 0)
-    return base if latest <= 1 else base.with_name(f"{base.name}-{latest}")
+    folder, name = Path(config.runs_dir), f"{config.run_name}-{signature(config)[:SHORT]}"
+    if config.attempt is not None:
+        return folder / nth(name, config.attempt)
+    return folder / attempt(name, os.listdir(folder) if folder.is_dir() else [], config.fresh)
+
+
+def attempt(name: str, names: Iterable[str], fresh: bool) -> str:
+    """Of the folders `name`, `name`-2, `name`-3 … among `names` the latest, or with `fresh` the one after it."""
+    found = [1 if one == name else int(one[len(name) + 1 :]) for one in names if is_attempt(name, one)]
+    return nth(name, max(found, default=0) + (1 if fresh else 0))
+
+
+def nth(name: str, number: int) -> str:
+    """The folder of an attempt."""
+    return name if number <= 1 else f"{name}-{number}"
+
+
+def is_attempt(name: str, other: str) -> bool:
+    return other.startswith(name) and re.fullmatch(r"|-\d+", other[len(name) :]) is not None
+
+
+def newest_step(path: Path) -> int:
+    """The step of a run directory's newest checkpoint, unverified; 0 when there is none. Without torch."""
+    folder = path / "checkpoints"
+    names = os.listdir(folder) if folder.is_dir() else []
+    return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=0)
 
 
 @contextmanager
@@ -132,7 +152,11 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
                 else f"resume.allow_change=[{','.join(refused)}] goes on with them"
             )
             raise BadCheckpoint(f"{escaped(run.path)}: was made with other values: {what}; {remedy}")
-    return [f"{key}: {before[key]} -> {now[key]}" for key in changed if not key.startswith(("resume.", "fresh"))]
+    return [
+        f"{key}: {before[key]} -> {now[key]}"
+        for key in changed
+        if not key.startswith(("resume.", "fresh", "attempt", "pause_at"))
+    ]
 
 
 def write_owner(path: Path) -> None:
@@ -144,7 +168,7 @@ def write_owner(path: Path) -> None:
 def owner(path: Path) -> str:
     """`process 17 on node3 (job 5) since 2026-01-02 10:00:00`, or what of it is known."""
     try:
-        facts = json.loads((path / ".lock").read_bytes())
+        facts = from_json((path / ".lock").read_bytes())
         job = f" (job {escaped(facts['job'])})" if facts["job"] else ""
         return f"process {int(facts['pid'])} on {escaped(facts['host'])}{job}, since {escaped(facts['since'])},"
     except (OSError, ValueError, KeyError, TypeError):

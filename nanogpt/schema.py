@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ class Section(BaseModel):
 
 
 Config = TypeVar("Config", bound=Section)
+SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+"""Names of environment variables that must not get into a config."""
 
 TYPES = {
     "int_type": "an integer is needed",
@@ -31,6 +34,7 @@ TYPES = {
     "string_type": "text is needed",
     "model_type": "a group of keys is needed",
     "tuple_type": "a list is needed",
+    "dict_type": "keys with values are needed",
     "missing": "a list of two values is needed",
     "too_long": "too many values",
     "too_short": "at least one value is needed",
@@ -76,6 +80,20 @@ def from_dict(schema: type[Config], values: Mapping[str, Any]) -> Config:
         raise BadInput(message(schema, details[0])) from None
 
 
+def check_value(schema: type[BaseModel], key: str, value: object) -> None:
+    """A value for a key is of its kind and in its range, whatever the other keys are. Raises BadInput."""
+    path = key.split(".")
+    nested: Any = value
+    for name in reversed(path):
+        nested = {name: nested}
+    try:
+        schema.model_validate(nested)
+    except ValidationError as error:
+        mine = [one for one in error.errors() if [str(part) for part in one["loc"]][: len(path)] == path]
+        if mine:
+            raise BadInput(message(schema, mine[0])) from None
+
+
 def checked(check: Callable[[], None]) -> None:
     """Run a cross-field check that had to wait for facts from outside. Raises BadInput."""
     try:
@@ -91,7 +109,9 @@ def read(schema: type[Config], path: Path) -> Config:
         return from_dict(schema, json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise BadCheckpoint(f"{escaped(path)}: not found; is {escaped(path.parent)} a run directory?") from None
-    except (ValueError, TypeError, BadInput) as error:
+    except OSError as error:
+        raise BadCheckpoint(f"{escaped(path)}: can't be read: {error.strerror}") from None
+    except (ValueError, TypeError, RecursionError, BadInput) as error:
         raise BadCheckpoint(f"{escaped(path)}: not a valid config: {escaped(error)}") from None
 
 
@@ -142,8 +162,9 @@ def message(schema: type[BaseModel], error: ErrorDetails) -> str:
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{escaped(key)}: no such key{hint(key, keys)}"
-    if error["type"] == "file_name":
-        return f"{shown(key, error['input'])}: not a name; allowed: {error['msg']}"
+    if error["type"] in ("file_name", "form"):
+        what = "not a name" if error["type"] == "file_name" else "not possible"
+        return f"{shown(key, error['input'])}: {what}; allowed: {error['msg']}"
     why = TYPES.get(error["type"]) or ("out of range" if error["type"] in OUTSIDE else error["msg"])
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         why += f", and this reads as a number or a boolean; quote it: {key}=\"'{error['input']}'\""
@@ -188,8 +209,12 @@ def allowed(field: FieldInfo) -> str:
 
 WORDS = {
     "tuple[str, ...": "a list of keys",
+    "tuple[dict": "a list of {key: value}",
+    "dict[str": "{key: value}",
+    "tuple[typing.Annotated[str": "a list of texts",
     "tuple[typing.Annotated[int": "a list of integers",
-    "tuple": "two numbers",
+    "tuple[typing.Annotated[float": "two numbers",
+    "tuple": "a list of texts",
     "bool": "true or false",
     "int": "integer",
     "float": "number",

@@ -41,8 +41,8 @@ def load_trained(config: TrainedConfig, device: torch.device) -> Trained:
         raise BadInput(f"init_from={escaped(config.init_from)}: run={escaped(config.run)} is given too; give one")
     source = find_source(config.init_from)
     tokenizer = chosen_tokenizer(config, source)
-    values = {key: None for key in ModelConfig.model_fields} | {"name": source.label, "vocab_multiple": 1}
-    model_config = from_dict(ModelConfig, adopted(config.init_from, values))
+    plain = {"name": source.label, "vocab_multiple": 1}
+    model_config = from_dict(ModelConfig, adopted(config.init_from, plain))
     model = GPT(model_config, seed=None)
     load_weights(model, source)
     if len(tokenizer.tokens) > (model_config.vocab_size or 0):

@@ -2,15 +2,23 @@
 
 from typing import Any
 
+from conf.launchers import LaunchConfig
 from nanogpt.config import (
     BenchConfig,
+    CompareConfig,
+    CoordinatesConfig,
     EvaluateConfig,
     ExportConfig,
+    GcConfig,
+    ListConfig,
     PrepareConfig,
+    ReportConfig,
     SampleConfig,
     ScalingConfig,
     SizingConfig,
+    SyncConfig,
     TrainConfig,
+    WatchConfig,
 )
 
 DOORS: dict[str, Any] = {
@@ -20,6 +28,14 @@ DOORS: dict[str, Any] = {
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "sync": SyncConfig,
     "sizing": SizingConfig,
+    "coordinates": CoordinatesConfig,
     "scaling": ScalingConfig,
+    "launch": LaunchConfig,
+    "report": ReportConfig,
+    "compare": CompareConfig,
+    "list": ListConfig,
+    "watch": WatchConfig,
+    "gc": GcConfig,
 }

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,9 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     ["nanogpt.training.run", "nanogpt.tracking.plots", "conf.door", "torch._dynamo", "tests.ranks"]
 )
+
+
+ALIKE: Mapping[str, str] = {}  # nothing but what this process has
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def plant(fault: Fault) -> None:
         if calls == fault.call and not fault.after:
             happen(fault.action)
         result = real(*arguments, **named)
+        if calls == fault.call and fault.action == "true":
+            return True
         if calls == fault.call and fault.action == "nan":
             return result * float("nan")
         if calls == fault.call and fault.action == "spike":
@@ -79,6 +84,9 @@ def happen(action: str) -> None:
         raise OSError(5, "Input/output error")
     if action == "sleep":
         time.sleep(1)
+    elif action.startswith("until "):  # a file is there
+        while not Path(action.removeprefix("until ")).exists():
+            time.sleep(0.01)
     elif "+" in action:  # signals one after the other
         for name in action.split("+"):
             happen(name)
@@ -90,12 +98,15 @@ def happen(action: str) -> None:
     elif action == "full output":
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, 1)
-    elif action not in ("nan", "spike", "other data"):
+    elif action not in ("nan", "spike", "other data", "true"):
         os.kill(os.getpid(), signal.Signals[action])
 
 
-def rank_main(config: str, rank: int, world: int, folder: str, faults: list[Fault]) -> None:
+def rank_main(
+    config: str, rank: int, world: int, folder: str, faults: list[Fault], environment: Mapping[str, str] = ALIKE
+) -> None:
     """The body of one process."""
+    os.environ.update(environment)
     from conf.door import guarded
     from nanogpt.training.run import train
 
@@ -126,12 +137,18 @@ def begun() -> None:
 class Started:
     """A training on `world` ranks that runs."""
 
-    def __init__(self, config: TrainConfig, world: int = 1, faults: list[Fault] | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: int = 1,
+        faults: list[Fault] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         near = Path(config.runs_dir).parent
         near.mkdir(parents=True, exist_ok=True)
         self.config, self.folder = config, Path(tempfile.mkdtemp(prefix="ranks-", dir=near))
         text = schema.to_json(config)
-        arguments = [(text, rank, world, str(self.folder), faults or []) for rank in range(world)]
+        arguments = [(text, rank, world, str(self.folder), faults or [], environment or {}) for rank in range(world)]
         self.ranks = [processes.Process(target=rank_main, args=one, daemon=True) for one in arguments]
         for rank in self.ranks:
             rank.start()

@@ -21,7 +21,7 @@ FILE_LINES, FUNCTION_LINES = 320, 60
 # A module may import modules of lower layers, and its own room.
 LAYERS = [
     ("nanogpt.errors",),
-    ("nanogpt.files", "nanogpt.schema", "nanogpt.tensor_file", "nanogpt.place", "nanogpt.hub"),
+    ("nanogpt.files", "nanogpt.schema", "nanogpt.tensor_file", "nanogpt.place", "nanogpt.cores", "nanogpt.hub"),
     ("nanogpt.config",),
     (
         "nanogpt.tokenizer",
@@ -38,22 +38,27 @@ LAYERS = [
     ("nanogpt.interop",),
     ("nanogpt.trained",),
     ("nanogpt.completion",),
-    ("nanogpt.training", "nanogpt.sampling", "nanogpt.exporting"),
+    ("nanogpt.training", "nanogpt.sampling", "nanogpt.exporting", "nanogpt.syncing"),
     ("nanogpt.evaluating",),
     ("nanogpt.benchmark", "conf"),
     ("launch",),
     ("experiments",),
-    ("train", "prepare", "sample", "evaluate", "bench", "nanogpt.export"),
+    ("train", "prepare", "sample", "evaluate", "bench", "nanogpt.export", "nanogpt.tracking.__main__"),
 ]
 THIRD_PARTY = {  # library -> the only places that may import it
     "hydra": ("conf",),
     "omegaconf": ("conf",),
     "pickle": ("nanogpt.foreign",),
     "wandb": ("nanogpt.tracking.wandb",),
+    "tensorboard": ("nanogpt.tracking.tensorboard",),
+    "trackio": ("nanogpt.tracking.trackio",),
     "submitit": ("launch",),
+    "optuna": ("launch.search",),
+    "torchao": ("nanogpt.model.float8",),
     "transformers": ("nanogpt.benchmark.rivals",),
-    "matplotlib": ("nanogpt.tracking.plots", "experiments.picture"),
-    "scipy": ("experiments.fit",),
+    "matplotlib": ("nanogpt.tracking.plots", "experiments.pictures"),
+    "scipy": ("experiments.fit", "experiments.statistics"),
+    "jinja2": ("experiments.document",),
     "rich": ("nanogpt.tracking.console",),
     "datasets": ("nanogpt.data.corpora",),
     "tiktoken": ("nanogpt.tokenizer",),
@@ -85,7 +90,7 @@ def inside(module: str, room: str) -> bool:
 def place(module: str) -> tuple[int, str]:
     found = [(i, room) for i, layer in enumerate(LAYERS) for room in layer if inside(module, room)]
     assert found or module in ("nanogpt",), f"{module} has no place in LAYERS"
-    return found[0] if found else (0, module)
+    return max(found, key=lambda one: len(one[1])) if found else (0, module)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -133,5 +138,5 @@ def test_yaml_holds_values_only() -> None:
     for path in ROOT.glob("conf/**/*.yaml"):
         text = path.read_text()
         assert "_target_" not in text and "${" not in text, path
-        assert len(text.splitlines()) <= 30, path
+        assert len(text.splitlines()) <= 40, path
         assert text.startswith("#"), f"{path} begins with what it is"

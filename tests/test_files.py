@@ -1,4 +1,4 @@
-"""Locks: one owner, gone with the process, also on file systems that have none."""
+"""Locks: one owner, gone with the process, also on file systems that have none. Small files, whole or as before."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt import files
-from nanogpt.files import locked
+from nanogpt.files import from_json, locked, write_atomic
 
 
 @pytest.fixture
@@ -68,3 +68,16 @@ def test_waiting_for_an_owner_file(tmp_path: Path, no_locks: None) -> None:
         order.append("first")
     waiting.join(10)
     assert order == ["first", "second True"]
+
+
+def test_a_file_that_can_t_be_replaced_leaves_no_rest(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_atomic(tmp_path / "there", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_json_that_is_too_deep_is_an_ordinary_error() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        from_json("[" * 200_000)
+    assert from_json(b"[1]") == [1]

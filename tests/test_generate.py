@@ -25,14 +25,21 @@ MODERN = ModelConfig(
     tied_head=False,
     bias=False,
 )
+FAST = ModelConfig.model_validate(
+    MODERN.model_dump()
+    | {"softcap": 3.0, "conv": ["attention", "qkv", "mlp"], "conv_taps": 4, "norm_weight": False, "block_size": 16}
+)
 
 
-@pytest.fixture(params=[CONFIG, MODERN], ids=["gpt2", "modern"])
+@pytest.fixture(params=[CONFIG, MODERN, FAST], ids=["gpt2", "modern", "fast"])
 def model(request: pytest.FixtureRequest) -> GPT:
     model = GPT(request.param, seed=1).eval()
+    generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             parameter.mul_(3)  # sharper than at initialisation, so that mistakes show
+            if "conv" in name:
+                parameter.normal_(0, 0.5, generator=generator)
     return model
 
 

@@ -6,14 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import points
 from conf.door import split
+from conf.reading import points
+from conf.words import with_targets
+from experiments.__main__ import ABOUT_RUNS, QUESTIONS
 from tests.doors import DOORS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"export": "-m nanogpt.export", "sizing": "-m experiments sizing", "scaling": "-m experiments scaling"}
-BY_COMMAND = {COMMANDS.get(name, f"{name}.py"): (name, kind) for name, kind in DOORS.items()}
-MODULE = r"(-m (?:nanogpt\.export|experiments \w+))"
+COMMANDS = {"export": "-m nanogpt.export", "sync": "-m nanogpt.tracking sync"}
+COMMANDS |= {name: f"-m experiments {name}" for name in (*QUESTIONS, *ABOUT_RUNS)}
+JOBS = ("status", "logs", "wait", "cancel", "retry", "resubmit")
+BY_COMMAND = {f"-m launch {word}": ("launch", DOORS["launch"]) for word in JOBS} | {
+    "-m launch submit": ("train", DOORS["train"])
+}
+BY_COMMAND |= {COMMANDS.get(name, f"{name}.py"): (name, kind) for name, kind in DOORS.items() if name != "launch"}
+MODULE = r"(-m (?:nanogpt\.export|nanogpt\.tracking sync|(?:experiments|launch) \w+))"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
 
 
@@ -36,8 +43,14 @@ def test_commands_compose(command: str) -> None:
     _, door, *words = shlex.split(re.sub(MODULE, r"'\1'", command))
     if "--help" in words:
         return  # asked for in test_compose
-    flags, overrides = split(words)
     name, kind = BY_COMMAND[door]
+    words = [word for word in words if word != "STUDY|RUN"]
+    keys = dict.fromkeys(ABOUT_RUNS, "targets") | {"sync": "runs"}
+    flags, overrides = split(with_targets(words, keys[name]) if name in keys else words)
+    if name == "launch":
+        overrides = [word if "=" in word else f"target={word}" for word in overrides]
+    if door == "-m launch submit":  # its default
+        overrides.append("hydra/launcher=submitit_slurm")
     assert points(name, kind, overrides, multirun="-m" in flags)
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conf.compose import points
 from conf.groups import choices
+from conf.reading import points
 from nanogpt.completion import Answer
 from nanogpt.config import SampleConfig, TaskConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput

@@ -12,7 +12,7 @@ from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute
 from nanogpt.errors import BadInput
 from nanogpt.tracking.console import amount
-from nanogpt.training.run import expected_model
+from nanogpt.training.checks import expected_model
 
 FEW_IDS = 64  # a vocabulary whose logits are nothing
 LARGE_LOGITS = 256 * 2**20  # bytes from which their share is told apart from the noise of a process's memory

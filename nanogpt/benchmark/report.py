@@ -16,7 +16,7 @@ from nanogpt.config import BenchConfig
 from nanogpt.device import Compute, set_up
 from nanogpt.provenance import git_state
 from nanogpt.tracking.console import say
-from nanogpt.training.run import refuse_too_large
+from nanogpt.training.checks import refuse_too_large
 
 
 def bench(config: BenchConfig) -> int:

@@ -12,7 +12,7 @@ from nanogpt.device import Compute
 from nanogpt.model.cost import flops_per_token
 from nanogpt.model.devices import peak_flops
 from nanogpt.tracking.console import amount
-from nanogpt.training.run import model_for
+from nanogpt.training.checks import model_for
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import train_step
 

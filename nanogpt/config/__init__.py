@@ -9,6 +9,7 @@ tokens over all micro-batches and ranks, losses are nats per token. Sizes keep t
 from nanogpt.config.benchmark import BenchConfig, BenchSettings
 from nanogpt.config.corpus import DataConfig
 from nanogpt.config.doors import (
+    CoordinatesConfig,
     EvaluateConfig,
     ExportConfig,
     LawConfig,
@@ -16,43 +17,89 @@ from nanogpt.config.doors import (
     SampleConfig,
     ScalingConfig,
     SizingConfig,
+    SyncConfig,
     TaskConfig,
     TrainedConfig,
 )
 from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName, EvaluationConfig
-from nanogpt.config.machine import CheckpointConfig, Gpu, HardwareConfig, Precision, ResumeConfig, TrackingConfig
-from nanogpt.config.network import ModelConfig
-from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from nanogpt.config.machine import (
+    Attention,
+    CheckpointConfig,
+    CompileMode,
+    Gpu,
+    HardwareConfig,
+    MirrorName,
+    Precision,
+    ResumeConfig,
+    TrackingConfig,
+)
+from nanogpt.config.network import ConvPlace, ModelConfig
+from nanogpt.config.recipe import (
+    EvalConfig,
+    OptimizerConfig,
+    ParametrizationConfig,
+    Rule,
+    ScheduleConfig,
+    TrainingConfig,
+)
 from nanogpt.config.run import TrainConfig, check_horizon, divisors
+from nanogpt.config.studies import (
+    Against,
+    CompareConfig,
+    GcConfig,
+    ListConfig,
+    Metric,
+    ReportConfig,
+    TargetsConfig,
+    Waste,
+    WatchConfig,
+)
 
 __all__ = [
+    "Against",
+    "Attention",
     "BenchConfig",
     "BenchSettings",
     "BenchmarkFiles",
     "BenchmarkName",
     "CheckpointConfig",
+    "CompareConfig",
+    "CompileMode",
+    "ConvPlace",
+    "CoordinatesConfig",
     "DataConfig",
     "EvalConfig",
     "EvaluateConfig",
     "EvaluationConfig",
     "ExportConfig",
+    "GcConfig",
     "Gpu",
     "HardwareConfig",
     "LawConfig",
+    "ListConfig",
+    "Metric",
+    "MirrorName",
     "ModelConfig",
     "OptimizerConfig",
+    "ParametrizationConfig",
     "Precision",
     "PrepareConfig",
+    "ReportConfig",
     "ResumeConfig",
+    "Rule",
     "SampleConfig",
     "ScalingConfig",
     "ScheduleConfig",
     "SizingConfig",
+    "SyncConfig",
+    "TargetsConfig",
     "TaskConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainedConfig",
     "TrainingConfig",
+    "Waste",
+    "WatchConfig",
     "check_horizon",
     "divisors",
 ]

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.corpus import DataConfig
 from nanogpt.config.evaluation import EvaluationConfig
-from nanogpt.config.fields import Count, Name
-from nanogpt.config.machine import Gpu
+from nanogpt.config.fields import Count, Name, parts
+from nanogpt.config.machine import Gpu, MirrorNames
 from nanogpt.config.run import TrainConfig
 from nanogpt.schema import Section, free, refuse, values
 
@@ -114,6 +114,19 @@ class ExportConfig(TrainedConfig):
     overwrite: bool = free(False, "replace an earlier export")
 
 
+class SyncConfig(Section):
+    """Show trackers what they lack of runs that were trained."""
+
+    runs: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(parts)] = free(
+        (), "run directories; none: the latest under runs_dir"
+    )
+    runs_dir: str = free("runs", "folder of all run directories", min_length=1)
+    mirrors: Annotated[MirrorNames, Field(min_length=1), BeforeValidator(parts)] = free(("wandb",), "which trackers")
+    project: Name | None = free(None, "null: the run's own tracking.project")
+    entity: Name | None = free(None, "null: the run's own tracking.entity")
+    timeout: float = free(60.0, "seconds that a tracker may take to start, and to finish", ge=1, le=86_400)
+
+
 class PrepareConfig(Section):
     """Tokenise a data set before training on it."""
 
@@ -139,6 +152,32 @@ class SizingConfig(TrainConfig):
     """A training run that is only calculated: parameters, FLOPs, memory, time and cost on known GPUs."""
 
     sizing: SizingSettings = free(SizingSettings(), "assumptions")
+
+
+class CoordinatesSettings(Section):
+    """Which models are compared, and for how long."""
+
+    widths: Annotated[tuple[Count, ...], Field(strict=False, min_length=2)] = free(
+        (64, 128, 256, 512), "model.n_embd of each, multiples of the size of a head"
+    )
+    steps: Count = free(5, "optimizer steps, each on the same random tokens")
+    sequences: Count = free(8, "sequences of a step")
+    out: str = free("coordinates.png", "the picture", min_length=1)
+
+
+class CoordinatesConfig(TrainConfig):
+    """A recipe at several widths, a few steps each: how far activations move."""
+
+    coordinates: CoordinatesSettings = free(CoordinatesSettings(), "the comparison")
+
+    @model_validator(mode="after")
+    def _heads_of_one_size(self) -> Self:
+        size = self.model.head_size
+        for width in self.coordinates.widths:
+            if width % size:
+                why = f"must be multiples of {size}, the size of a head (model.n_embd / model.n_head)"
+                raise refuse("coordinates.widths", width, why)
+        return self
 
 
 class LawConfig(Section):

@@ -2,12 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from nanogpt.config.fields import Count
-from nanogpt.schema import Section, free, guarded
+from nanogpt.config.fields import Count, Name
+from nanogpt.schema import Section, free, guarded, refuse
 
 Precision = Literal["fp32", "bf16", "fp16"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+Attention = Literal["auto", "flash", "cudnn", "efficient", "math"]
+MirrorName = Literal["wandb", "tensorboard", "trackio"]
+MirrorNames = Annotated[tuple[MirrorName, ...], Field(strict=False)]
+Tag = Annotated[str, Field(min_length=1, max_length=64)]
 Gpu = Literal[  # nanogpt/model/devices.py has what they can
     "b200",
     "gh200",
@@ -39,15 +45,36 @@ class HardwareConfig(Section):
     devices: int | None = free(
         None, "ranks on this machine, one device each, started by this command; null: one, or torchrun's", ge=1, le=64
     )
+    nodes: int | None = free(
+        None, "machines, each with as many ranks, started by Slurm or torchrun; null: those that were", ge=1, le=10_000
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = guarded(
         "auto", "of matrix products; auto: bf16 on GPU, else fp32"
+    )
+    fp8: bool = guarded(
+        False, "8-bit floats for the blocks' matrix products in training, by torchao; needs compile, bf16, a recent GPU"
     )
     micro_batch_size: Count | Literal["auto"] | None = free(
         None,
         "sequences per forward pass; null: those of up to 16,384 tokens; auto: on GPUs the most that fit, by trying",
     )
     compile: bool = free(False, "torch.compile the model")
-    threads: int | None = free(None, "CPU threads of a rank; null: torch's choice, shared by the ranks", ge=1, le=1024)
+    compile_mode: CompileMode = free(
+        "default",
+        "of hardware.compile; reduce-overhead: CUDA graphs; max-autotune: also kernels found by trying",
+    )
+    attention: Attention = free(
+        "auto", "kernel tried first; auto: torch's choice, on Hopper cudnn, then flash; what it can't do goes to others"
+    )
+    recompute: bool = free(
+        False, "keep only each block's input and compute the rest again in the backward pass: less memory, slower"
+    )
+    threads: int | None = free(
+        None,
+        "CPU threads of a rank; null: OMP_NUM_THREADS, else its share of the physical cores allowed to it",
+        ge=1,
+        le=1024,
+    )
     deterministic: bool = free(False, "kernels that give the same bits every time; on GPUs slower, CPUs are so anyway")
     timeout: float = free(
         120.0,
@@ -56,13 +83,48 @@ class HardwareConfig(Section):
         le=1e6,
     )
 
+    @model_validator(mode="after")
+    def _mode_of_compile(self) -> Self:
+        if self.compile_mode != "default" and not self.compile:
+            raise refuse("hardware.compile_mode", self.compile_mode, "is a way of compiling; hardware.compile=true too")
+        return self
+
+    @model_validator(mode="after")
+    def _what_fp8_needs(self) -> Self:
+        if self.fp8 and self.precision not in ("auto", "bf16"):
+            raise refuse("hardware.fp8", "true", f"needs hardware.precision=bf16 or auto, not {self.precision}")
+        if self.fp8 and not self.compile:
+            raise refuse("hardware.fp8", "true", "is slow without hardware.compile=true; give that too")
+        return self
+
 
 class TrackingConfig(Section):
     """What is written and shown while training."""
 
-    name: Literal["local"] = free("local", "metrics.jsonl, log, plots and samples in the run directory")
+    name: Literal["local", MirrorName] = free("local", "label; local: the run directory has everything")
     log_every: Count = free(10, "steps between metrics rows")
     sample_tokens: int = free(200, "length of the sample written at each evaluation; 0: none", ge=0, le=100_000)
+    mirrors: MirrorNames = free((), "trackers that are shown metrics.jsonl too; several at once: [wandb,tensorboard]")
+    mode: Literal["online", "offline", "disabled"] | None = free(
+        None, "wandb: sent at once, kept in the run directory, or neither; null: WANDB_MODE, else online"
+    )
+    project: Name | None = free(None, "wandb, trackio: null: WANDB_PROJECT, else nanogpt-lab")
+    entity: Name | None = free(None, "wandb: user or team; null: WANDB_ENTITY, else yours")
+    group: str | None = free(
+        None, "wandb, trackio: null: the folder of the run directory, if not runs", min_length=1, max_length=128
+    )
+    job_type: str = free("train", "wandb: kind of work", min_length=1, max_length=64)
+    tags: Annotated[tuple[Tag, ...], Field(strict=False)] = free((), "wandb: labels, e.g. [a,b]")
+    timeout: float = free(20.0, "seconds that a tracker may take to start, and to finish", ge=1, le=86_400)
+    required: bool = free(False, "a tracker that can't start ends the run with code 5; otherwise it costs a warning")
+    system_stats: bool = free(True, "wandb: load of GPUs, CPUs and memory too")
+    upload_checkpoint: bool = free(False, "wandb: the final weights as an artifact; allow a longer tracking.timeout")
+
+    @model_validator(mode="after")
+    def _mode_of_wandb(self) -> Self:
+        if self.mode is not None and "wandb" not in self.mirrors:
+            raise refuse("tracking.mode", self.mode, "is wandb's; give tracking=wandb too")
+        return self
 
 
 class CheckpointConfig(Section):

@@ -1,12 +1,14 @@
 """The network."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.fields import Name, Share
 from nanogpt.schema import Section, fixed, free, refuse
+
+ConvPlace = Literal["attention", "qkv", "mlp"]
 
 
 class ModelConfig(Section):
@@ -27,6 +29,7 @@ class ModelConfig(Section):
         "gelu_tanh", "of the MLP: exact erf form, the tanh form of OpenAI's GPT-2, squared ReLU, or gated SiLU"
     )
     norm: Literal["layernorm", "rmsnorm"] = fixed("layernorm", "normalisation before each part of a block")
+    norm_weight: bool = fixed(True, "learned gains, and with bias shifts, in norms; without they only normalise")
     position: Literal["learned", "rotary"] = fixed(
         "learned", "an embedding of each position, or rotated queries and keys"
     )
@@ -34,6 +37,17 @@ class ModelConfig(Section):
     qk_norm: bool = fixed(False, "RMS norm of each query and key head")
     n_kv_head: int | None = fixed(None, "heads of keys and values, a divisor of n_head; null: n_head", ge=1, le=1024)
     tied_head: bool = fixed(True, "the output layer's matrix is the token embedding")
+    softcap: float | None = fixed(
+        None, "logits become s tanh(logits / s), s being this; null: they stay", gt=0, le=1e6, allow_inf_nan=False
+    )
+    conv: Annotated[tuple[ConvPlace, ...], Field(strict=False)] = fixed(
+        (), "short causal convolutions of the normed input of attention, of mlp, of queries, keys and values (qkv)"
+    )
+    conv_taps: int = fixed(3, "positions before its own that each convolution sees", ge=1, le=64)
+    init: Literal["gpt2", "fan_in"] = fixed(
+        "gpt2", "normal(0, 0.02); or embeddings normal(0, 1) and matrices uniform of deviation 0.5 / sqrt(inputs)"
+    )
+    zero_init: bool = fixed(False, "an untied head, and what writes to the residual stream, begin at zero")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -49,6 +63,8 @@ class ModelConfig(Section):
         if self.position == "rotary" and self.head_size % 2:
             why = f"heads of {self.head_size} channels (n_embd / n_head) can't be rotated in pairs"
             raise refuse("model.position", self.position, why)
+        if twice := [place for place in self.conv if self.conv.count(place) > 1]:
+            raise refuse("model.conv", f"[{','.join(self.conv)}]", f"names {twice[0]} more than once")
         return self
 
     @property
@@ -60,6 +76,11 @@ class ModelConfig(Section):
     def kv_heads(self) -> int:
         """Heads of keys and values: fewer than `n_head` share them among groups of queries (Ainslie et al. 2023)."""
         return self.n_kv_head or self.n_head
+
+    @property
+    def qkv_widths(self) -> tuple[int, int, int]:
+        """Channels of a position's queries, keys and values, which lie in one matrix in this order."""
+        return self.n_embd, self.kv_heads * self.head_size, self.kv_heads * self.head_size
 
     @property
     def mlp_width(self) -> int:

@@ -9,16 +9,45 @@ from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName
 from nanogpt.config.fields import Count, Share
 from nanogpt.schema import Section, fixed, free, guarded, refuse
 
+Rule = Literal["adamw", "muon", "normuon"]
+Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+MUONS = ("momentum", "momentum_start", "momentum_warmup_steps", "orthogonal_steps", "cautious_decay")
+
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov & Hutter 2019): decay on matrices, none on vectors."""
+    """AdamW (Loshchilov & Hutter 2019); for hidden matrices also Muon (Jordan 2024) and NorMuon (Li et al. 2025)."""
 
-    name: Literal["adamw"] = fixed("adamw", "update rule")
-    lr: float = guarded(6e-4, "peak learning rate", gt=0, le=10, allow_inf_nan=False)
-    betas: Annotated[tuple[Share, Share], Field(strict=False)] = guarded((0.9, 0.95), "decay of the two moments")
+    name: Rule = fixed("adamw", "update rule; muon and normuon are for hidden matrices, all else is then adamw's")
+    lr: Rate = guarded(6e-4, "peak learning rate; muon: of hidden matrices")
+    embedding_lr: Rate | None = guarded(None, "peak for token and position embeddings; null: lr")
+    head_lr: Rate | None = guarded(None, "peak for a head that is not tied to the embedding; null: lr")
+    vector_lr: Rate | None = guarded(None, "peak for gains, biases and short convolutions; null: lr")
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = guarded((0.9, 0.95), "adamw: decay of the two moments")
     eps: float = guarded(1e-8, "added to the root of the second moment", gt=0, le=1, allow_inf_nan=False)
-    weight_decay: float = guarded(0.1, "decoupled, per unit of learning rate", ge=0, le=10, allow_inf_nan=False)
+    weight_decay: float = guarded(
+        0.1,
+        "decoupled, per unit of learning rate; never of vectors, muon: of hidden matrices alone",
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+    )
     grad_clip: float = guarded(1.0, "largest global gradient norm; 0 turns clipping off", ge=0, allow_inf_nan=False)
+    momentum: Share = guarded(0.95, "muon: decay of the gradient's running mean")
+    momentum_start: Share = guarded(0.85, "muon: momentum of the first step, if it is warmed up")
+    momentum_warmup_steps: int = guarded(0, "muon: steps from momentum_start to momentum", ge=0, le=2**53)
+    orthogonal_steps: int = guarded(5, "muon: iterations that make an update orthogonal", ge=1, le=10)
+    cautious_decay: bool = guarded(False, "muon: decay only weights that the update makes smaller too")
+    row_beta: Share = guarded(0.95, "normuon: decay of the mean square of each row's updates")
+
+    @model_validator(mode="after")
+    def _keys_are_this_rules(self) -> Self:
+        defaults = type(self).model_fields
+        foreign = [(key, "muon") for key in MUONS if self.name == "adamw"]
+        foreign += [("row_beta", "normuon")] if self.name != "normuon" else []
+        for key, owner in foreign:
+            if (value := getattr(self, key)) != defaults[key].default:
+                raise refuse(f"optimizer.{key}", value, f"is {owner}'s; give optimizer={owner}")
+        return self
 
 
 class ScheduleConfig(Section):
@@ -29,6 +58,19 @@ class ScheduleConfig(Section):
     decay_steps: Count | None = guarded(None, "step at which the lowest rate is reached; null: the last")
     decay_fraction: float = guarded(0.2, "wsd: share of the steps, at the end, in which the rate falls", gt=0, le=1)
     min_lr_ratio: float = guarded(0.1, "lowest learning rate as a share of optimizer.lr", ge=0, le=1)
+
+
+class ParametrizationConfig(Section):
+    """How initialisation and learning rates depend on the model's width (Yang et al. 2022, Tensor Programs V)."""
+
+    name: Literal["standard", "mup"] = fixed(
+        "standard", "as given whatever the width; or as given at base_width, so that the best ones stay the best"
+    )
+    base_width: int = fixed(128, "mup: the model.n_embd that optimizer's rates are for", ge=1, le=65_536)
+
+    def width(self, n_embd: int) -> float:
+        """How many times wider a model is than the one its recipe is for."""
+        return n_embd / self.base_width if self.name == "mup" else 1.0
 
 
 class TrainingConfig(Section):
@@ -70,3 +112,7 @@ class EvalConfig(BenchmarkFiles):
         None, "tokens of each split, in windows spread over it; null: the whole validation split"
     )
     train: bool = guarded(True, "evaluate as many tokens of the training split too")
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether a run of `steps` is evaluated at `step`: at every interval, at step 0 and at the end."""
+        return step % self.every == 0 or step == steps

@@ -6,10 +6,10 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from nanogpt.config.corpus import DataConfig
-from nanogpt.config.fields import Name
+from nanogpt.config.fields import Count, Name
 from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
-from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ParametrizationConfig, ScheduleConfig, TrainingConfig
 from nanogpt.errors import escaped, hint
 from nanogpt.schema import Section, change_of, fixed, free, leaves, refuse
 
@@ -22,7 +22,11 @@ class TrainConfig(Section):
     name: Name | None = free(None, "of the run directory; null: <model>-<data>")
     runs_dir: str = free("runs", "folder of all run directories", min_length=1)
     fresh: bool = free(False, "start another attempt beside the run that is already there")
+    attempt: Count | None = free(None, "which of the attempts that fresh=true made; null: the latest")
     plan: bool = free(False, "only say what the training would take: steps, FLOPs, memory, time; nothing is written")
+    pause_at: float | None = free(
+        None, "share of the steps after which it stops, evaluated and saved; its schedule stays that of all", gt=0, le=1
+    )
     replay: str | None = free(None, "incident directory: run its step again, alone, and say what is not finite")
     init_from: str = fixed(
         "scratch",
@@ -33,6 +37,7 @@ class TrainConfig(Section):
     data: DataConfig = fixed(DataConfig(), "text and tokens")
     optimizer: OptimizerConfig = fixed(OptimizerConfig(), "update rule")
     schedule: ScheduleConfig = fixed(ScheduleConfig(), "learning rate over steps")
+    parametrization: ParametrizationConfig = fixed(ParametrizationConfig(), "what the width changes")
     training: TrainingConfig = fixed(..., "batch and horizon")
     eval: EvalConfig = fixed(EvalConfig(), "validation")
     hardware: HardwareConfig = free(HardwareConfig(), "machine")
@@ -47,7 +52,15 @@ class TrainConfig(Section):
             nearest = sorted({max(block, batch // block * block), -(-batch // block) * block})
             why = f"must be a multiple of model.block_size={block}; nearest {', '.join(map(str, nearest))}"
             raise refuse("training.batch_tokens", batch, why)
-        self.refuse_ranks(self.hardware.devices or 1, "hardware.devices")
+        nodes, devices = self.hardware.nodes or 1, self.hardware.devices or 1
+        self.refuse_ranks(nodes * devices, "hardware.devices" if nodes == 1 else "hardware.nodes x hardware.devices")
+        return self
+
+    @model_validator(mode="after")
+    def _head_of_its_own(self) -> Self:
+        if self.parametrization.name == "mup" and self.model.tied_head:
+            why = "the head and the embedding need unlike learning rates; give model.tied_head=false too"
+            raise refuse("parametrization.name", "mup", why)
         return self
 
     @model_validator(mode="after")
@@ -57,6 +70,8 @@ class TrainConfig(Section):
             raise refuse(
                 "resume.run", self.resume.run, "fresh=true starts another run, this continues one; give one of them"
             )
+        if self.attempt is not None and self.fresh:
+            raise refuse("attempt", self.attempt, "is one that is there, fresh=true makes another; give one of them")
         for key in self.resume.allow_change:
             if key not in changeable:
                 why = f"{escaped(key)} is not a guarded key{hint(key, changeable)}"
@@ -109,6 +124,14 @@ class TrainConfig(Section):
             return math.ceil(training.flops / flops_per_token / training.batch_tokens)
         tokens = training.tokens or math.ceil((training.tokens_per_param or 0) * n_params)
         return -(-tokens // training.batch_tokens)
+
+    def goal(self, steps: int) -> int:
+        """The step at which a run of `steps` ends, or pauses."""
+        return steps if self.pause_at is None else min(steps, max(1, math.ceil(round(self.pause_at * steps, 6))))
+
+    def evaluated_at(self, step: int, steps: int) -> bool:
+        """Whether a run of `steps` is evaluated at `step`."""
+        return self.eval.due(step, steps) or step == self.goal(steps)
 
     @property
     def run_name(self) -> str:

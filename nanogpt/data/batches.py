@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from nanogpt.config import TrainConfig
+from nanogpt.data.ahead import Ahead
 from nanogpt.data.dataset import Split
 from nanogpt.data.sampler import Offsets, Sampler, key
 from nanogpt.errors import BadData
 
-AHEAD = 4096  # samples placed by one call of the sampler, which costs the same for one as for hundreds
+PLACED = 4096  # samples placed by one call of the sampler, which costs the same for one as for hundreds
 
 
 class Batch(NamedTuple):
@@ -29,64 +30,109 @@ class Batch(NamedTuple):
     """(B,) int64, which dropout masks each sequence gets; None without dropout."""
 
 
+HostBatch = tuple[Tensor, Tensor | None]
+"""Windows, (B, T + 1), and keys of a Batch, on the CPU."""
+
+
 class TrainBatches:
     """The micro-batches of any optimizer step: a function of the config's seed and the step's first sample alone.
 
     A step of `world` ranks is cut into micro-batches, and rank r takes number r, r + world, r + 2 world, …
     """
 
-    def __init__(self, split: Split, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        split: Split,
+        config: TrainConfig,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        ahead: bool | None = None,
+    ) -> None:
+        """With `ahead` a thread prepares the next ones; null: on a GPU alone, which works meanwhile."""
         self.split, self.device, self.rank, self.world = split, device, rank, world
         self.block_size, self.seed, self.dropout = config.model.block_size, config.training.seed, config.model.dropout
         self.micro_batch_size, self.grad_accum = config.micro_batch_size(world), config.grad_accum(world)
         self.sampler = Sampler(split.shard_tokens, self.block_size, config.training.seed, config.data.order)
-        self.placed_at = -1
-        self.placed: tuple[Offsets, Offsets]
+        self.stride = world * self.micro_batch_size
+        self.placed: tuple[int, Offsets, Offsets] | None = None
         if self.sampler.n_windows < 1:
             raise BadData(
                 f"the {split.name} split has {split.n_tokens} tokens in {len(split.shards)} files; "
                 f"model.block_size={self.block_size} needs {2 * self.block_size} in one of them"
             )
+        threaded = device.type == "cuda" if ahead is None else ahead
+        self.ahead = Ahead(self.host_batch, self.stride, device) if threaded else None
+
+    def close(self) -> None:
+        """End the thread, if there is one."""
+        if self.ahead:
+            self.ahead.close()
 
     def firsts(self, first_sample: int) -> list[int]:
         """The first sample of each of this rank's micro-batches of the step that starts at `first_sample`."""
-        stride = self.world * self.micro_batch_size
-        return [first_sample + self.rank * self.micro_batch_size + i * stride for i in range(self.grad_accum)]
+        return [first_sample + self.rank * self.micro_batch_size + i * self.stride for i in range(self.grad_accum)]
 
     def step(self, first_sample: int) -> Iterator[Batch]:
         """This rank's micro-batches of the step that starts at a sample."""
-        return map(self.batch, self.firsts(first_sample))
+        take = self.ahead.take if self.ahead else self.host_batch
+        return (self.on_device(take(first)) for first in self.firsts(first_sample))
 
     def batch(self, first: int) -> Batch:
         """Samples first..first+B-1."""
-        ids, targets = read_windows(self.split, self.places(first), self.block_size, self.device)
+        return self.on_device(self.host_batch(first))
+
+    def host_batch(self, first: int) -> HostBatch:
+        """The same in the memory of the CPU."""
+        windows = host_windows(self.split, self.places(first), self.block_size, self.device)
         keys = self.keys(range(first, first + self.micro_batch_size)) if self.dropout else None
-        return Batch(ids, targets, keys)
+        return windows, keys
+
+    def on_device(self, batch: HostBatch) -> Batch:
+        """Copied without waiting for it."""
+        windows, keys = batch
+        keys = keys if keys is None else keys.to(self.device, non_blocking=self.device.type == "cuda")
+        return Batch(*shifted(windows, self.device), keys)
 
     def places(self, first: int) -> list[tuple[int, int]]:
         """(shard, offset) of the samples of a micro-batch."""
         return [self.place(g) for g in range(first, first + self.micro_batch_size)]
 
     def keys(self, samples: range) -> Tensor:
-        """The dropout key of every sample of the run."""
+        """The dropout key of every sample of the run, on the CPU."""
         numbers = np.arange(samples.start, samples.stop, dtype=np.uint64)
-        return torch.from_numpy(key(self.seed, "dropout", numbers).astype(np.int64)).to(self.device)
+        return pinned(torch.from_numpy(key(self.seed, "dropout", numbers).astype(np.int64)), self.device)
 
     def place(self, sample: int) -> tuple[int, int]:
-        """(shard, offset) of one sample."""
-        group, index = divmod(sample, AHEAD)
-        if group != self.placed_at:
-            self.placed_at, self.placed = group, self.sampler.windows(group * AHEAD, AHEAD)
-        return int(self.placed[0][index]), int(self.placed[1][index])
+        """(shard, offset) of one sample; from any thread."""
+        group, index = divmod(sample, PLACED)
+        placed = self.placed
+        if placed is None or placed[0] != group:
+            self.placed = placed = group, *self.sampler.windows(group * PLACED, PLACED)
+        return int(placed[1][index]), int(placed[2][index])
 
 
 def read_windows(
     split: Split, places: list[tuple[int, int]], block_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(inputs, targets), each (B, T): T + 1 tokens from every place, targets one to the right."""
+    return shifted(host_windows(split, places, block_size, device), device)
+
+
+def host_windows(split: Split, places: list[tuple[int, int]], block_size: int, device: torch.device) -> Tensor:
+    """(B, T + 1) tokens from every place, on the CPU, ready to be copied to `device`."""
     rows = np.stack([split.read(shard, offset, block_size + 1) for shard, offset in places])
-    windows = torch.from_numpy(rows)
-    windows = windows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else windows.to(device)
+    return pinned(torch.from_numpy(rows), device)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """In memory that a GPU copies from by itself."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def shifted(windows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, T + 1) -> inputs and targets on the device, each (B, T)."""
+    windows = windows.to(device, non_blocking=device.type == "cuda")
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 

@@ -42,12 +42,17 @@ BPE_CHARACTERS = 200_000_000  # a vocabulary is learned from this much text at m
 
 def ensure(config: DataConfig) -> Dataset:
     """The data set, prepared now if it is small. Raises BadData with the command that prepares a large one."""
+    refuse_unprepared(config)
+    return prepare(config)
+
+
+def refuse_unprepared(config: DataConfig) -> None:
+    """Raises BadData for a large data set that isn't prepared, or sources that aren't there."""
     folder = folder_of(config)
     if not is_token_folder(config.source) and not (folder / "meta.json").exists():
         files = () if config.corpus == "hub" and config.source is None else find(config).files
         if not files or sum(path.stat().st_size for path in files) > SMALL_BYTES:
             raise BadData(f"{escaped(folder)}: not prepared; run: {command(config)}")
-    return prepare(config)
 
 
 def prepare(config: DataConfig, overwrite: bool = False) -> Dataset:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nanogpt.device import Compute
 from nanogpt.distributed import Peers
@@ -177,11 +176,11 @@ def token_scores(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
     Of equally likely ids the first counts as the likeliest.
     """
-    weight, n = model.lm_head.weight, rows_of(model.lm_head.weight)
+    n = rows_of(model.lm_head.weight)
     likelihoods: list[Tensor] = []
     hits: list[Tensor] = []
     for part, target in zip(x.split(n), targets.split(n), strict=True):
-        logits = F.linear(part, weight, model.pad_mask).float()
+        logits = model.logits(part).float()
         likelihoods.append(logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(dim=1))
         hits.append(logits.argmax(dim=1) == target)
     return torch.cat(likelihoods), torch.cat(hits)

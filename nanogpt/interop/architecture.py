@@ -28,6 +28,10 @@ PLAIN: Values = {
     "qk_norm": False,
     "n_kv_head": None,
     "tied_head": True,
+    "norm_weight": True,
+    "softcap": None,
+    "conv": [],
+    "conv_taps": 3,
 }
 
 
@@ -103,7 +107,7 @@ def from_llama(config: Mapping[str, Any], where: str) -> Values:
     n_embd, n_head = config["hidden_size"], config["num_attention_heads"]
     bias = bool(config.get("attention_bias", False))
     rope: Mapping[str, Any] = config.get("rope_parameters") or {}
-    values: Values = {
+    values: Values = PLAIN | {
         "n_layer": config["num_hidden_layers"],
         "n_head": n_head,
         "n_embd": n_embd,
@@ -127,6 +131,7 @@ def from_llama(config: Mapping[str, Any], where: str) -> Values:
 
 def to_hf(model: ModelConfig) -> dict[str, Any]:
     """The config.json of a model, without padding. Raises BadInput naming the switch that has no form there."""
+    require(model, "Hugging Face", softcap=None, conv=((),))
     return gpt2_config(model) if model.position == "learned" else llama_config(model)
 
 
@@ -136,15 +141,21 @@ def require(model: ModelConfig, form: str, **expected: object) -> None:
         value = getattr(model, key)
         choices = allowed if isinstance(allowed, tuple) else (allowed,)
         if value not in choices:
-            words = " or ".join(str(choice).lower() for choice in choices)  # pyright: ignore[reportUnknownVariableType]
-            given = escaped(str(value).lower())
-            raise BadInput(f"model.{key}={given}: {form} has no such form; it needs model.{key}={words}")
+            words = " or ".join(map(shown, choices))  # pyright: ignore[reportUnknownArgumentType]
+            raise BadInput(f"model.{key}={shown(value)}: {form} has no such form; it needs model.{key}={words}")
+
+
+def shown(value: object) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(shown, value))}]"  # pyright: ignore[reportUnknownArgumentType]
+    return "null" if value is None else escaped(str(value).lower())
 
 
 def require_nanogpt(model: ModelConfig) -> None:
     """The one form that nanoGPT has. Raises BadInput naming the switch that is another."""
     require(model, "nanoGPT", norm="layernorm", position="learned", activation="gelu", qk_norm=False, tied_head=True)
-    require(model, "nanoGPT", n_kv_head=(None, model.n_head))
+    require(model, "nanoGPT", n_kv_head=(None, model.n_head), softcap=None, conv=((),))
 
 
 def gpt2_config(model: ModelConfig) -> dict[str, Any]:

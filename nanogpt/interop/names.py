@@ -81,8 +81,8 @@ def to_llama(tensors: Tensors, model: ModelConfig) -> Tensors:
     """Our tensors as LlamaForCausalLM or Qwen3ForCausalLM has them, padding cut off."""
     theirs: Tensors = {}
     sizes = {
-        "attn.c_attn": [model.n_embd, *[model.kv_heads * model.head_size] * 2],
-        "mlp.c_fc": [model.mlp_width, model.mlp_width],
+        "attn.c_attn": model.qkv_widths,
+        "mlp.c_fc": (model.mlp_width, model.mlp_width),
     }
     for name, tensor in cut(tensors, model).items():
         if name in WHOLE:
@@ -97,6 +97,17 @@ def to_llama(tensors: Tensors, model: ModelConfig) -> Tensors:
             for other, piece in zip(JOINED[part], tensor.split(sizes[part]), strict=True):
                 theirs[f"{prefix}{other}.{kind}"] = piece.contiguous()
     return theirs
+
+
+def with_gains(tensors: Tensors, model: ModelConfig) -> Tensors:
+    """The tensors, and for a model whose norms have no gains those that change nothing: other programs have them."""
+    if model.norm_weight:
+        return tensors
+    inner = {"ln_1": model.n_embd, "ln_2": model.n_embd}
+    inner |= {"attn.q_norm": model.head_size, "attn.k_norm": model.head_size} if model.qk_norm else {}
+    widths = {f"transformer.h.{i}.{name}": width for i in range(model.n_layer) for name, width in inner.items()}
+    widths["transformer.ln_f"] = model.n_embd
+    return tensors | {f"{name}.weight": torch.ones(width) for name, width in widths.items()}
 
 
 def cut(tensors: Tensors, model: ModelConfig) -> Tensors:

@@ -157,7 +157,7 @@ class Run:
     def values(self) -> Values:
         model = schema.read(TrainConfig, self.path / CONFIG).model
         model = model.with_vocab(len(tokenizers.load(self.path).tokens))
-        return {key: getattr(model, key) for key in [*PLAIN, *SIZES, "bias", "activation"]}
+        return {key: getattr(model, key) for key in [*PLAIN, *SIZES, "bias", "activation"]} | {"conv": [*model.conv]}
 
     def tensors(self) -> "Tensors":
         from nanogpt.run_directory import RunDirectory

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
+from nanogpt.model.convolution import convolution
 from nanogpt.model.dropout import dropout
-from nanogpt.model.kv_cache import KVCache
+from nanogpt.model.forward_pass import Pass
 from nanogpt.model.layers import RMS_EPS, Linear
-from nanogpt.model.rotary import Rotation, rotated
+from nanogpt.model.rotary import rotated
+
+ALONE = Pass()
 
 
 class CausalSelfAttention(nn.Module):
@@ -23,27 +26,22 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.layer, self.dropout, self.head_size = layer, config.dropout, config.head_size
         self.n_head, self.kv_heads = config.n_head, config.kv_heads
-        self.widths = [config.n_embd, *[config.kv_heads * config.head_size] * 2]  # of queries, keys, values
+        self.widths = list(config.qkv_widths)
         self.c_attn = Linear(config.n_embd, sum(self.widths), bias=config.bias)
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.q_norm = nn.RMSNorm(config.head_size, RMS_EPS) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(config.head_size, RMS_EPS) if config.qk_norm else nn.Identity()
+        self.conv = convolution(config, "qkv", sum(self.widths), layer)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(config.head_size, RMS_EPS, config.norm_weight) if config.qk_norm else nn.Identity()
+            for _ in range(2)
+        )
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None = None,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        keys: Tensor | None = None,
-    ) -> Tensor:
-        """(B, T, C) -> (B, T, C). `rotation` is that of the T positions; `keys`, (B,), switch dropout on.
-
-        `mask`, (B or 1, 1, T, S), says what each position sees where that isn't all up to itself.
-        """
+    def forward(self, x: Tensor, shared: Pass = ALONE) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
+        rotation, cache, keys, mask = shared.rotation, shared.cache, shared.keys, shared.mask
+        qkv = self.conv(self.c_attn(x), shared)  # (B, T, C + 2 K D)
         q, k, v = (  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
-            part.view(B, T, -1, self.head_size).transpose(1, 2) for part in self.c_attn(x).split(self.widths, dim=2)
+            part.view(B, T, -1, self.head_size).transpose(1, 2) for part in qkv.split(self.widths, dim=2)
         )
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:

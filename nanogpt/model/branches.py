@@ -1,6 +1,6 @@
 """Several continuations of one text in one sequence: each sees the text and itself, as if the others weren't there.
 
-So the text is computed once. B batch, T time.
+So the text is computed once. B batch, T time, C channels.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,11 @@ class Branches(NamedTuple):
     """(B, T): of a branch they go on from the end of the text."""
     mask: Tensor
     """(B, 1, T, T), whether a token (third) sees another (fourth)."""
+
+    def before(self, x: Tensor, count: int) -> Tensor:
+        """(B, T, C) -> (B, T, C), what is `count` positions before each in what it sees, zero where nothing is."""
+        there = self.positions[:, None, :] == self.positions[:, :, None] - count  # (B, T, T)
+        return (there & self.mask[:, 0]).to(x.dtype) @ x
 
 
 def branches_of(positions: Tensor, branch: Tensor) -> Branches:

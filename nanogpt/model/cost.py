@@ -10,12 +10,14 @@ from nanogpt.config import ModelConfig, TrainConfig
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Parameters per part, tied weights once; what the model doesn't have is left out; the last is the total."""
     C, rows, bias = config.n_embd, config.padded_vocab_size, int(config.bias)
+    gains = config.norm_weight * (2 if config.bias and config.norm == "layernorm" else 1)
     parts = {
         "token embedding": rows * C,
         "position embedding": config.block_size * C if config.position == "learned" else 0,
         "attention": config.n_layer * attention_parameters(config),
         "mlp": config.n_layer * sum(n_in * n_out + bias * n_out for n_in, n_out in mlp_shapes(config)),
-        "norms": (2 * config.n_layer + 1) * C * (2 if config.bias and config.norm == "layernorm" else 1),
+        "norms": (2 * config.n_layer + 1) * C * gains,
+        "convolutions": config.n_layer * config.conv_taps * sum(conv_widths(config)),
         "head": 0 if config.tied_head else rows * C,
     }
     return {name: count for name, count in parts.items() if count} | {"total": sum(parts.values())}
@@ -25,12 +27,17 @@ def attention_parameters(config: ModelConfig) -> int:
     """Of one layer: (C, C + 2 K D) and (C, C), their biases, the gains of query and key norms."""
     C, bias = config.n_embd, int(config.bias)
     qkv = qkv_width(config)
-    return C * qkv + C * C + bias * (qkv + C) + (2 * config.head_size if config.qk_norm else 0)
+    return C * qkv + C * C + bias * (qkv + C) + config.qk_norm * config.norm_weight * 2 * config.head_size
 
 
 def qkv_width(config: ModelConfig) -> int:
     """Channels of a position's queries, keys and values together, C + 2 K D."""
-    return config.n_embd + 2 * config.kv_heads * config.head_size
+    return sum(config.qkv_widths)
+
+
+def conv_widths(config: ModelConfig) -> list[int]:
+    """Channels of each of a layer's convolutions."""
+    return [qkv_width(config) if place == "qkv" else config.n_embd for place in config.conv]
 
 
 def mlp_shapes(config: ModelConfig) -> list[tuple[int, int]]:

@@ -8,39 +8,37 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nanogpt.config import ModelConfig
 from nanogpt.model.attention import CausalSelfAttention
 from nanogpt.model.branches import Branches
+from nanogpt.model.convolution import convolution
 from nanogpt.model.dropout import dropout
+from nanogpt.model.forward_pass import Pass
+from nanogpt.model.initial import initialize
 from nanogpt.model.kv_cache import KVCache
 from nanogpt.model.layers import MLP, linear, norm
-from nanogpt.model.loss import linear_cross_entropy
-from nanogpt.model.rotary import Rotation, rotation_of
+from nanogpt.model.loss import capped, linear_cross_entropy, logits
+from nanogpt.model.rotary import rotation_of
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x))."""
+    """x + attention(norm(x)), then x + MLP(norm(x)), each norm perhaps with a short convolution after it."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = norm(config)
+        self.conv_1 = convolution(config, "attention", config.n_embd, layer)
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = norm(config)
+        self.conv_2 = convolution(config, "mlp", config.n_embd, layer)
         self.mlp = MLP(config, layer)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None = None,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        keys: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), rotation, mask, cache, keys)
-        return x + self.mlp(self.ln_2(x), keys)
+        x = x + self.attn(self.conv_1(self.ln_1(x), shared), shared)
+        return x + self.mlp(self.conv_2(self.ln_2(x), shared), shared.keys)
 
 
 class GPT(nn.Module):
@@ -48,12 +46,14 @@ class GPT(nn.Module):
 
     pad_mask: Tensor | None
 
-    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
-        """Random weights that depend on `config` and `seed` alone, whatever the device; without a seed they are
-        whatever was in the memory, for those who put others there.
+    def __init__(self, config: ModelConfig, seed: int | None = 0, width: float = 1.0) -> None:
+        """Random weights that depend on the arguments alone, whatever the device (see `initialize`); without a seed
+        they are whatever was in the memory, for those who put others there.
         """
         super().__init__()
         self.config = config
+        self.recompute = False
+        """Whether the backward pass computes a block's activations again: dropout is keyed, so to the same bits."""
         assert config.vocab_size is not None
         rows = config.padded_vocab_size
         with torch.device("meta"):  # no module need initialise itself
@@ -70,7 +70,7 @@ class GPT(nn.Module):
         pad = torch.zeros(rows).masked_fill(torch.arange(rows) >= config.vocab_size, -math.inf)
         self.register_buffer("pad_mask", pad if rows > config.vocab_size else None, persistent=False)
         if seed is not None:
-            initialize(self, seed)
+            initialize(self, config, seed, width)
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -90,17 +90,18 @@ class GPT(nn.Module):
         branches'.
         """
         if cache is not None:
-            positions, mask = cache.advance(ids.shape[1]), cache.mask
+            positions = cache.advance(ids.shape[1])
         else:
-            positions, mask = branches or (torch.arange(ids.shape[1], device=ids.device), None)
+            positions = branches.positions if branches else torch.arange(ids.shape[1], device=ids.device)
         x, rotation = self.transformer["wte"](ids), None
         if self.config.position == "learned":
             x = x + self.transformer["wpe"](positions)
         else:
             rotation = rotation_of(positions, self.config.head_size, self.config.rope_base)
         x = dropout(x, self.config.dropout, keys, 0)
+        shared = Pass(rotation, cache, branches, keys)
         for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
-            x = block(x, rotation, mask, cache, keys)
+            x = again(block, x, shared) if self.recompute and torch.is_grad_enabled() else block(x, shared)
         return self.transformer["ln_f"](x)
 
     def forward(
@@ -117,26 +118,23 @@ class GPT(nn.Module):
         """
         x = self.features(ids, cache, keys)
         if targets is None:
-            return F.linear(x, self.lm_head.weight, self.pad_mask)
-        return linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, self.pad_mask, targets.flatten())
+            return self.logits(x)
+        head = self.lm_head.weight
+        return linear_cross_entropy(x.flatten(0, 1), head, self.pad_mask, targets.flatten(), self.config.softcap)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(…, C) features -> (…, P), -inf on padded ids."""
+        return logits(x, self.lm_head.weight, self.pad_mask, self.config.softcap)
 
     def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) ids -> (B, V) logits of the token after the last, padded ids cut off."""
         last = self.features(ids, cache)[:, -1]
-        return linear(last, self.lm_head.weight)[:, : self.config.vocab_size]
+        likely = linear(last, self.lm_head.weight)[:, : self.config.vocab_size]
+        return likely if self.config.softcap is None else capped(likely, self.config.softcap)
 
 
-@torch.no_grad()
-def initialize(model: GPT, seed: int) -> None:
-    """nanoGPT's initialisation: normal(0, 0.02) for matrices, 0.02 / sqrt(2 * n_layer) for those that write to the
-    residual stream (GPT-2 paper, section 2.3), zero biases, unit norms.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    residual = 0.02 / math.sqrt(2 * model.config.n_layer)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() >= 2:
-            parameter.normal_(0.0, residual if name.endswith("c_proj.weight") else 0.02, generator=generator)
-        elif name.endswith("bias"):
-            parameter.zero_()
-        else:
-            parameter.fill_(1.0)
+def again(block: nn.Module, x: Tensor, shared: Pass) -> Tensor:
+    """The block's result, of which only the arguments are kept for the backward pass."""
+    result = checkpoint(block, x, shared, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(result, Tensor)
+    return result

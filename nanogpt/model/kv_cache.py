@@ -1,10 +1,11 @@
-"""Keys and values of the positions already seen, so that decoding computes one position at a time.
+"""Keys and values of the positions already seen, so that decoding computes one position at a time; convolutions too.
 
-B batch, T time, S time including the cache, K heads of keys and values, D head size.
+B batch, T time, S time including the cache, K heads of keys and values, D head size, C channels.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
 
@@ -29,6 +30,8 @@ class KVCache:
         shape = (batch, config.kv_heads, self.capacity, config.head_size)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.last: dict[int, Tensor] = {}
+        """The last inputs of each convolution, (B, taps, C)."""
         self.padding = padding
         self.start = self.length = 0
         """Places held before this forward pass, and with it."""
@@ -59,3 +62,13 @@ class KVCache:
         self.keys[layer][:, :, self.start : self.length] = k
         self.values[layer][:, :, self.start : self.length] = v
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
+    def preceded(self, x: Tensor, count: int, number: int) -> Tensor:
+        """(B, T, C) of the new places -> (B, count + T, C), after the last `count` inputs of the same convolution."""
+        if self.padding is not None:  # what stands in an empty place isn't there
+            places = torch.arange(self.start, self.length, device=x.device)
+            x = x.masked_fill((places < self.padding[:, None])[:, :, None], 0.0)
+        before = self.last.get(number)
+        x = F.pad(x, (0, 0, count, 0)) if before is None else torch.cat([before, x], dim=1)
+        self.last[number] = x[:, -count:].clone()
+        return x

@@ -42,8 +42,8 @@ class MLP(nn.Module):
 def norm(config: ModelConfig) -> nn.Module:
     """Normalises each position over its channels; the RMS form (Zhang & Sennrich 2019) has no mean and no bias."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, RMS_EPS)
-    return nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
+        return nn.RMSNorm(config.n_embd, RMS_EPS, config.norm_weight)
+    return nn.LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_weight, bias=config.bias)
 
 
 class Linear(nn.Linear):

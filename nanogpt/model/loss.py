@@ -17,15 +17,30 @@ from nanogpt.model.memory import CHUNK_BYTES
 IGNORED = -1  # a target that doesn't count
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Summed -log softmax(x weight^T + bias)[target] in nats, fp32: (N, C), (P, C), (P,), (N,) -> ().
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None = None
+) -> Tensor:
+    """Summed -log softmax(capped(x weight^T) + bias)[target] in nats, fp32: (N, C), (P, C), (P,), (N,) -> ().
 
     `bias` is a constant. Rows whose target is IGNORED don't count. Under autocast the products are in its precision.
     """
     if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(x, weight, bias, targets)  # pyright: ignore[reportReturnType]
+        return _LinearCrossEntropy.apply(x, weight, bias, targets, softcap)  # pyright: ignore[reportReturnType]
     pieces = zip(x.split(rows_of(weight)), targets.split(rows_of(weight)), strict=True)
-    return torch.stack([summed(F.linear(part, weight, bias), target) for part, target in pieces]).sum()
+    return torch.stack([summed(logits(part, weight, bias, softcap), target) for part, target in pieces]).sum()
+
+
+def capped(logits: Tensor, softcap: float) -> Tensor:
+    """Bounded to (-softcap, softcap), as in Gemma 2 (2024)."""
+    return softcap * torch.tanh(logits.float() / softcap)
+
+
+def logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    """(…, C), (P, C), (P,) -> (…, P)."""
+    if softcap is None:
+        return F.linear(x, weight, bias)
+    y = capped(F.linear(x, weight), softcap)
+    return y if bias is None else y + bias
 
 
 def rows_of(weight: Tensor) -> int:
@@ -41,7 +56,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and gradients of a unit of it in one pass; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+    ) -> Tensor:
         rows = rows_of(weight)
         product = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         matrix = weight.to(product)
@@ -49,7 +66,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses: list[Tensor] = []
         for part, target, grad in zip(x.split(rows), targets.split(rows), grad_x.split(rows), strict=True):
             part = part.to(product)
-            logits = F.linear(part, matrix, bias if bias is None else bias.to(product)).float()
+            logits = F.linear(part, matrix, bias if bias is None or softcap else bias.to(product)).float()
+            slope = None
+            if softcap:
+                bounded = logits.div_(softcap).tanh_()
+                slope = 1 - bounded.square()
+                logits = bounded.mul_(softcap) if bias is None else bounded.mul_(softcap).add_(bias)
             counted = (target != IGNORED)[:, None]
             chosen = target[:, None].where(counted, 0)
             highest, own = logits.amax(dim=1, keepdim=True), logits.gather(1, chosen)
@@ -58,13 +80,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses.append((highest + total.log() - own).where(counted, 0.0).sum())
             share = total.reciprocal().where(counted, 0.0)
             logits.mul_(share).scatter_add_(1, chosen, -counted.float())  # the gradient, in its place
-            piece = logits.to(product)
+            piece = (logits if slope is None else logits.mul_(slope)).to(product)
             grad.copy_(piece @ matrix)
             if product == weight.dtype:
                 grad_weight.addmm_(piece.T, part)
             else:  # sums over pieces are kept in fp32
                 grad_weight += piece.T @ part
-            del logits, piece  # before the next are made
+            del logits, piece, slope  # before the next are made
         ctx.grads = grad_x, grad_weight
         return torch.stack(losses).sum()
 
@@ -74,4 +96,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x, grad_weight = ctx.grads
         del ctx.grads  # they are scaled in place, once
         (scale,) = grad_outputs
-        return grad_x.mul_(scale), grad_weight.mul_(scale), None, None
+        return grad_x.mul_(scale), grad_weight.mul_(scale), None, None, None

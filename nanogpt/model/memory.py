@@ -12,8 +12,8 @@ padded to a multiple. Sizes are of one position in all layers unless they say ot
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nanogpt.config import ModelConfig, Precision
-from nanogpt.model.cost import mlp_shapes, parameter_counts, qkv_width
+from nanogpt.config import ModelConfig, Precision, Rule
+from nanogpt.model.cost import conv_widths, mlp_shapes, parameter_counts, qkv_width
 
 CHUNK_BYTES = 128 * 2**20  # of fp32 logits at a time; on a CPU 64 MiB takes 8 % longer, 256 MiB 3 % less
 FP32 = 4
@@ -26,7 +26,7 @@ class Memory:
     weights: int
     gradients: int
     moments: int
-    """The optimizer's: two for each weight."""
+    """The optimizer's: two for each weight, of hidden matrices under Muon one."""
     activations: int
     """Of one micro-batch; in bf16 and fp16 with the weights' copies in that precision."""
     loss: int
@@ -42,45 +42,78 @@ class Memory:
         return self.state + self.activations + self.loss
 
 
-def training_memory(config: ModelConfig, precision: Precision, sequences: int, gpu: bool = False) -> Memory:
-    """Of a micro-batch of so many sequences. On a GPU autocast leaves softmax in fp32, on a CPU it doesn't."""
+def training_memory(
+    config: ModelConfig,
+    precision: Precision,
+    sequences: int,
+    gpu: bool = False,
+    rule: Rule = "adamw",
+    recompute: bool = False,
+) -> Memory:
+    """Of a micro-batch of so many sequences. On a GPU autocast leaves softmax in fp32, on a CPU it doesn't.
+
+    With `recompute` only the input of each block is kept, and all of the one that is in its backward pass.
+    """
     n_params = parameter_counts(config)["total"]
     size = FP32 if precision == "fp32" else 2
     return Memory(
         weights=FP32 * n_params,
         gradients=FP32 * n_params,
-        moments=2 * FP32 * n_params,
-        activations=activation_bytes(config, size, sequences, FP32 if gpu else size),
+        moments=FP32 * moment_count(config, rule),
+        activations=activation_bytes(config, size, sequences, FP32 if gpu else size, recompute),
         loss=loss_bytes(config, size, sequences),
     )
 
 
-def checkpoint_bytes(config: ModelConfig) -> int:
-    """On disk: weights and two moments in fp32. The headers and the sampler's state are some kB more."""
-    return 3 * FP32 * parameter_counts(config)["total"]
+def moment_count(config: ModelConfig, rule: Rule) -> int:
+    """Numbers an optimizer keeps: two of a weight; Muon one of a hidden matrix's, NorMuon one more of each row."""
+    count = 2 * parameter_counts(config)["total"]
+    if rule == "adamw":
+        return count
+    rows = qkv_width(config) + config.n_embd + sum(n_out for _, n_out in mlp_shapes(config))
+    return count - config.n_layer * (matrix_elements(config) - (rows if rule == "normuon" else 0))
+
+
+def checkpoint_bytes(config: ModelConfig, rule: Rule = "adamw") -> int:
+    """On disk: weights and moments in fp32. The headers and the sampler's state are some kB more."""
+    return FP32 * (parameter_counts(config)["total"] + moment_count(config, rule))
 
 
 def largest_micro_batch(
-    config: ModelConfig, precision: Precision, sizes: Iterable[int], available: float, gpu: bool = False
+    config: ModelConfig,
+    precision: Precision,
+    sizes: Iterable[int],
+    available: float,
+    gpu: bool = False,
+    rule: Rule = "adamw",
+    recompute: bool = False,
 ) -> int | None:
     """The largest of `sizes`, in sequences, whose training memory is at most `available` bytes, or None."""
-    fitting = (n for n in sizes if training_memory(config, precision, n, gpu).total <= available)
-    return max(fitting, default=None)
+    needed = ((n, training_memory(config, precision, n, gpu, rule, recompute).total) for n in sizes)
+    return max((n for n, total in needed if total <= available), default=None)
 
 
-def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int) -> int:
+def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int, recompute: bool = False) -> int:
     """What autograd keeps of a whole micro-batch, matrix products being in elements of `size` bytes."""
     T, C, L, D = config.block_size, config.n_embd, config.n_layer, config.head_size
-    rms = config.norm == "rmsnorm"
-    norm = (2 * FP32 * C + FP32) if rms else (FP32 * C + 2 * FP32)  # input and statistics; RMS keeps its result too
+    rms, gains = config.norm == "rmsnorm", config.norm_weight
+    norm = FP32 * C + (FP32 * (C * gains + 1) if rms else 2 * FP32)  # input, statistics; RMS what gains multiply too
     masks = C if config.dropout else 0  # a byte for each element
     ids = 8
-    position = ids + masks + norm + L * (2 * norm + 2 * masks + attention_bytes(config, size, softmax_size))
-    position += L * size * mlp_channels(config)
+    block = 2 * norm + 2 * masks + attention_bytes(config, size, softmax_size) + size * mlp_channels(config)
+    convolved = sum(
+        (size if place == "qkv" else FP32) * width
+        for place, width in zip(config.conv, conv_widths(config), strict=True)
+    )
+    block += convolved
+    whole = 1 if recompute else L  # blocks of which all is kept at a time; its input is a part of that
+    position = ids + masks + norm + whole * block + (L - whole) * FP32 * C
     copies = 0 if size == FP32 else size * L * matrix_elements(config)
-    once = L * T * T if config.dropout else 0  # which positions are hidden
+    once = whole * T * T if config.dropout else 0  # which positions are hidden
+    once += whole * sequences * config.conv_taps * convolved
     if config.position == "rotary":  # cosines and sines: the same for all layers, unless copied in half precision
-        once += 2 * FP32 * T * D if size == FP32 else L * 4 * size * T * D
+        once += 2 * FP32 * T * D if size == FP32 or recompute else 0
+        once += whole * 4 * size * T * D if size != FP32 else 0
     return sequences * T * position + copies + once
 
 
@@ -100,7 +133,8 @@ def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:
         kept += size * C if config.qk_norm else 0  # the result once more, in another order of its dimensions
         whole = not grouped or not changed  # a view of it is kept
     if config.qk_norm:  # in fp32 always: results and statistics, and inputs, of which fp32 needs no copy
-        kept += FP32 * (C + kv + H + config.kv_heads) + (0 if size == FP32 else FP32 * (C + kv))
+        results = FP32 * (C + kv) if config.norm_weight else 0
+        kept += results + FP32 * (H + config.kv_heads) + (0 if size == FP32 else FP32 * (C + kv))
         whole = whole or size == FP32
     return kept + size * C + (size * qkv_width(config) if whole else 0)
 
@@ -122,4 +156,5 @@ def loss_bytes(config: ModelConfig, size: int, sequences: int) -> int:
     positions = sequences * config.block_size
     chunk = min(positions, max(1, CHUNK_BYTES // (FP32 * rows))) * rows * FP32
     half = 0 if size == FP32 else size * rows * C + chunk
-    return 2 * FP32 * positions * C + FP32 * rows * C + chunk + half
+    slopes = 0 if config.softcap is None else chunk
+    return 2 * FP32 * positions * C + FP32 * rows * C + chunk + half + slopes

@@ -1,8 +1,10 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""Learning rate and momentum as pure functions of the step: nothing to save, nothing to restore."""
 
 import math
 
-from nanogpt.config import ScheduleConfig
+from torch.optim import Optimizer
+
+from nanogpt.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
 
 def lr_scale(step: int, steps: int, schedule: ScheduleConfig) -> float:
@@ -24,3 +26,20 @@ def lr_scale(step: int, steps: int, schedule: ScheduleConfig) -> float:
     done = (step - begin) / (end - begin)
     falling = 0.5 * (1 + math.cos(math.pi * done)) if schedule.name == "cosine" else 1 - done
     return low + (1 - low) * falling
+
+
+def momentum_at(step: int, optimizer: OptimizerConfig) -> float:
+    """Muon's momentum in 0-based `step`: a straight line from momentum_start, over momentum_warmup_steps."""
+    if step >= optimizer.momentum_warmup_steps:
+        return optimizer.momentum
+    done = step / optimizer.momentum_warmup_steps
+    return optimizer.momentum_start + (optimizer.momentum - optimizer.momentum_start) * done
+
+
+def set_rates(optimizer: Optimizer, step: int, steps: int, config: TrainConfig) -> float:
+    """Give each group what 0-based `step` of `steps` calls for. Returns the rate of those that have optimizer.lr."""
+    scale = lr_scale(step, steps, config.schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * scale
+        group["momentum"] = momentum_at(step, config.optimizer)
+    return config.optimizer.lr * scale

@@ -9,8 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 PLAIN_SECONDS = 10.0  # between lines of a Meter that has no terminal
 
@@ -37,6 +39,14 @@ def visible(line: str) -> str:
     return "".join(c if c.isprintable() or c in "\t\ufffd" else ascii(c)[1:-1] for c in line)
 
 
+def shortened(text: str, most: int) -> str:
+    """A text with its beginning and, of twice the length, its end: where names of runs and files differ."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 3
+    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+
+
 class _Voice:
     silent = False
 
@@ -58,9 +68,9 @@ def say(text: str = "") -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as text, as wide as it needs to be."""
-    drawn = Table(*columns, title=title, title_justify="left", show_header=any(columns))
+    drawn = Table(*map(Column, map(Text, columns)), title=Text(title), title_justify="left", show_header=any(columns))
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))  # Text: a bracket or a colon in a name is no markup
     console = Console(width=120, color_system=None, force_terminal=False)
     with console.capture() as captured:
         console.print(drawn)
@@ -100,6 +110,33 @@ class Steps:
     def close(self) -> None:
         if self.live is not None:
             with suppress(OSError):
+                self.live.stop()
+            self.live = None
+
+
+class Board:
+    """A text that is replaced in place on a terminal; elsewhere only its notes are printed, one line each."""
+
+    def __init__(self) -> None:
+        self.live: Live | None = None
+        if sys.stdout.isatty():
+            self.live = Live(auto_refresh=False)
+            self.live.start()
+
+    def show(self, text: str) -> None:
+        if self.live is not None:
+            with suppress(OSError):
+                self.live.update(Text(text), refresh=True)
+
+    def note(self, text: str) -> None:
+        """A line for those who have no terminal."""
+        if self.live is None:
+            say(text)
+
+    def close(self) -> None:
+        if self.live is not None:
+            with suppress(OSError):
+                self.live.update(Text(""), refresh=True)
                 self.live.stop()
             self.live = None
 

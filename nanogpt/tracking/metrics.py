@@ -10,10 +10,32 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeGuard
 
-from nanogpt.files import sync, write_atomic
+from nanogpt.files import from_json, sync, write_atomic
 
 Row = dict[str, float]
+LARGEST = 1e100  # far beyond all that is measured, and small enough to be squared
+
+
+def number(value: object) -> float | None:
+    """A number of a size that can be counted with, or None for what isn't one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        return None
+    return float(value)
+
+
+def whole(value: object) -> int | None:
+    """A count, such as a step, or None for what can't be one."""
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
+
+
+def sound(row: object) -> TypeGuard[Row]:
+    """Whether something is a row: a step, and nothing but numbers."""
+    if not isinstance(row, dict):
+        return False
+    values: dict[object, object] = row  # pyright: ignore[reportUnknownVariableType]
+    return whole(values.get("step")) is not None and all(number(value) is not None for value in values.values())
 
 
 class RowLog:
@@ -62,12 +84,28 @@ class RowLog:
 
 def read_rows(path: Path) -> list[Row]:
     """All whole rows of a JSON lines file; lines that aren't one are passed over."""
+    return read_lines(path)[0]
+
+
+def read_lines(path: Path) -> tuple[list[Row], int]:
+    """The same, and how many lines were passed over: torn by a crash, being written just now, or corrupt. Raises
+    OSError.
+    """
+    try:
+        return parse_rows(path.read_text(errors="replace"))
+    except FileNotFoundError:
+        return [], 0
+
+
+def parse_rows(text: str) -> tuple[list[Row], int]:
+    """The rows of some lines, and how many lines aren't one."""
     rows: list[Row] = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    lines = text.splitlines()
+    for line in lines:
         try:
-            row: object = json.loads(line)
+            row: object = from_json(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)  # pyright: ignore[reportUnknownArgumentType]
-    return rows
+        if sound(row):
+            rows.append(row)
+    return rows, len(lines) - len(rows)

@@ -12,6 +12,7 @@ from nanogpt.errors import Diverged
 from nanogpt.evaluation.loss import Stopped
 from nanogpt.evaluation.tasks import Evaluations
 from nanogpt.training.incidents import describe, keep
+from nanogpt.training.pending import Pending
 from nanogpt.training.record import Record
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics, pass_over, train_step
@@ -37,23 +38,34 @@ class Loop:
     agreed: Stop = Stop.NO
     """What the ranks agreed on last."""
 
+    def __post_init__(self) -> None:
+        self.pending = Pending(self.state, self.config)
+
     def run(self) -> bool:
-        """Train from the state's step to the last. Returns True at the end, False when asked to stop; all is saved."""
+        """Train from the state's step to the last, or to where it shall pause. Returns True there, False when asked to
+        stop; all is saved.
+        """
         state = self.state
         while True:
             asked = self.asked()
+            if asked:
+                self.read()
             if evaluation_due(state, self.config) and self.may_evaluate(asked):
                 try:
                     self.evaluated(asked)
                 except Stopped:
                     asked = self.asked()  # evaluated again after the restart
-            finished = state.step == state.steps and state.evaluated == state.step
+            finished = state.step == self.goal and state.evaluated == state.step
             if (finished or asked or save_due(state, self.config)) and asked < Stop.NOW:
                 self.save()
             if finished or asked:
                 self.settle(asked)
                 return finished
             self.step()
+
+    @property
+    def goal(self) -> int:
+        return self.config.goal(self.state.steps)
 
     def asked(self) -> Stop:
         """Whether any rank was asked to stop. Raises on all ranks what keeps the leader from saving."""
@@ -66,7 +78,7 @@ class Loop:
 
     def may_evaluate(self, asked: Stop) -> bool:
         """Not when asked to stop, unless the evaluation is all that is left to do."""
-        return not asked or (asked == Stop.SOON and self.state.step == self.state.steps)
+        return not asked or (asked == Stop.SOON and self.state.step == self.goal)
 
     def evaluated(self, asked: Stop) -> None:
         """Evaluate and report. Raises Stopped at the next signal, Diverged for a loss that is not a finite number."""
@@ -105,16 +117,27 @@ class Loop:
             self.record.saver.outcome()
 
     def step(self) -> None:
-        """One step, or, when its numbers aren't finite, what `training.on_nonfinite` says."""
-        state, started = self.state, time.monotonic()
-        metrics = train_step(state, self.micro_batches(), self.config)
-        if not metrics.finite:
-            self.not_finite(metrics)
-            return
-        spike = state.spikes.see(metrics.loss, metrics.grad_norm)
-        if self.record:
-            self.record.stepped(metrics, spike, time.monotonic() - started)
-            self.record.saver.reserve(state)
+        """One step, whose numbers are read now or later."""
+        self.pending.begin()
+        self.pending.steps.append(train_step(self.state, self.micro_batches(), self.config))
+        if self.pending.due() or self.eventful():
+            self.read()
+
+    def eventful(self) -> bool:
+        """Whether something is due that must know how the steps so far went."""
+        state = self.state
+        return state.step == self.goal or evaluation_due(state, self.config) or save_due(state, self.config)
+
+    def read(self) -> None:
+        """Report the steps so far. One whose numbers aren't finite: what `training.on_nonfinite` says."""
+        for metrics, seconds in self.pending.read():
+            if not metrics.finite:
+                self.not_finite(metrics)
+                continue
+            spike = self.state.spikes.see(metrics.loss, metrics.grad_norm)
+            if self.record:
+                self.record.stepped(metrics, spike, seconds)
+                self.record.saver.reserve(self.state)
 
     def micro_batches(self) -> Iterator[Batch]:
         """This rank's, with a sign of life before each."""
@@ -152,9 +175,8 @@ class Loop:
 
 
 def evaluation_due(state: TrainState, config: TrainConfig) -> bool:
-    """At every interval, at step 0 and at the end; once."""
-    at_boundary = state.step % config.eval.every == 0 or state.step == state.steps
-    return at_boundary and state.evaluated != state.step
+    """At every step that is evaluated; once."""
+    return config.evaluated_at(state.step, state.steps) and state.evaluated != state.step
 
 
 def save_due(state: TrainState, config: TrainConfig) -> bool:

@@ -64,7 +64,8 @@ class Plan:
     def memory(self) -> Memory:
         """Of each rank."""
         micro = self.config.micro_batch_size(self.world)
-        return training_memory(self.model, self.machine.precision, micro, self.machine.gpu)
+        rule, recompute = self.config.optimizer.name, self.config.hardware.recompute
+        return training_memory(self.model, self.machine.precision, micro, self.machine.gpu, rule, recompute)
 
     @property
     def seconds(self) -> float:
@@ -104,6 +105,7 @@ def plan_line(plan: Plan) -> str:
 
 def memory_line(plan: Plan) -> str:
     memory, there = plan.memory, plan.machine.memory
+    saved = checkpoint_bytes(plan.model, plan.config.optimizer.name)
     alike = plan.world > 1 and not plan.machine.gpu
     times = f"{plan.world} x " if alike else ""
     needed = memory.total * (plan.world if alike else 1)
@@ -113,5 +115,5 @@ def memory_line(plan: Plan) -> str:
     return (
         f"about {times}{amount(memory.total, 'G')}B{against}: weights, gradients, moments "
         f"{amount(memory.state, 'G')}B, activations {amount(memory.activations, 'G')}B, loss "
-        f"{amount(memory.loss, 'G')}B; a checkpoint {amount(checkpoint_bytes(plan.model), 'G')}B"
+        f"{amount(memory.loss, 'G')}B; a checkpoint {amount(saved, 'G')}B"
     )

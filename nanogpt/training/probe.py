@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from nanogpt.config import ModelConfig, TrainConfig, divisors
-from nanogpt.device import Compute, available_bytes, memory_bytes
+from nanogpt.device import Compute, attention_used, available_bytes, memory_bytes
 from nanogpt.distributed import Peers
 from nanogpt.errors import BadEnvironment
 from nanogpt.model.cost import flops_per_token
@@ -25,9 +25,10 @@ SPARE_CPU = 160 * 2**20  # trainings of micro-batches of 155 and 297 MB took 110
 
 def plan_of(config: TrainConfig, model: ModelConfig, compute: Compute, world: int, sure: bool = True) -> Plan:
     """The plan of a training here. On a device whose peak isn't known its speed is measured, for a moment."""
-    threads = f", {torch.get_num_threads()} threads" if compute.device.type == "cpu" else ""
+    threads = f", {compute.threads}" if compute.device.type == "cpu" and compute.threads else ""
+    attention = attention_used(config.hardware.attention, compute, model)
     machine = Machine(
-        where=f"{compute.device} ({compute.name}), {compute.precision}{threads}",
+        where=f"{compute.device} ({compute.name}), {compute.precision}{threads}, {attention} attention",
         gpu=compute.device.type != "cpu",
         precision=compute.precision,
         memory=memory_bytes(compute.device),
@@ -87,11 +88,14 @@ def settled(config: TrainConfig, model: ModelConfig, compute: Compute, peers: Pe
     if compute.device.type == "cuda":
         found = largest_fitting(config, model, compute, sizes, peers)
         if found is None:
-            raise BadEnvironment(f"hardware.micro_batch_size=auto: {nothing_fits(model, compute)}")
+            raise BadEnvironment(f"hardware.micro_batch_size=auto: {nothing_fits(config, model, compute)}")
     else:
         free = available_bytes()
         sizes = [n for n in sizes if n <= config.micro_batch_size(world)]
-        fitting = largest_micro_batch(model, compute.precision, sizes, free / world) if free else sizes[-1]
+        rule, recompute, each = config.optimizer.name, config.hardware.recompute, free and free / world
+        fitting = sizes[-1]
+        if each:
+            fitting = largest_micro_batch(model, compute.precision, sizes, each, rule=rule, recompute=recompute)
         found = -peers.agree(-(fitting or 1))
     return config.with_micro_batch_size(found)
 
@@ -136,7 +140,8 @@ def fits(state: TrainState, sequences: int) -> bool:
     """Whether a micro-batch of this size gets through while a tenth of what it takes lies idle, and SPARE_CPU where
     everything is in one memory: for the copy that is saved, evaluations, pictures, the gaps between tensors.
     """
-    memory = training_memory(state.model.config, state.compute.precision, sequences)
+    model = state.model
+    memory = training_memory(model.config, state.compute.precision, sequences, recompute=model.recompute)
     idle = memory.total // 10 + (SPARE_CPU if state.compute.device.type == "cpu" else 0)
     try:
         spare = torch.empty(idle, dtype=torch.uint8, device=state.compute.device)
@@ -175,13 +180,14 @@ def advice(config: TrainConfig, model: ModelConfig, compute: Compute, world: int
     what = (
         f"the largest that fits here is hardware.micro_batch_size={found} (the loss curve doesn't change)"
         if found
-        else nothing_fits(model, compute)
+        else nothing_fits(config, model, compute)
     )
     return BadEnvironment(f"hardware.micro_batch_size={tried}: out of memory; {what}")
 
 
-def nothing_fits(model: ModelConfig, compute: Compute) -> str:
+def nothing_fits(config: TrainConfig, model: ModelConfig, compute: Compute) -> str:
     """What the model needs, where one sequence is too much."""
-    memory = training_memory(model, compute.precision, 1, compute.device.type != "cpu")
+    gpu, recompute = compute.device.type != "cpu", config.hardware.recompute
+    memory = training_memory(model, compute.precision, 1, gpu, config.optimizer.name, recompute)
     state, one = amount(memory.state, "G"), amount(memory.activations + memory.loss, "G")
     return f"not even 1 fits: the model needs {state}B for weights, gradients and moments, and {one}B for one sequence"

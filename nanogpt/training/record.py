@@ -18,8 +18,10 @@ from nanogpt.model.cost import flops_per_token
 from nanogpt.model.devices import peak_flops
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
+from nanogpt.tracking.about import about
 from nanogpt.tracking.console import Steps, amount, say, seconds, visible
 from nanogpt.tracking.metrics import read_rows
+from nanogpt.tracking.mirrors import Mirrors
 from nanogpt.training.saver import Saver
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics
@@ -50,6 +52,12 @@ class Record:
         """Seconds inside training steps, over this start and since the last row."""
         self.deaf = False
         """Whether the disk was told to be full already."""
+        self.mirrors = Mirrors(
+            about(config, run.path, run.starts()[0]),
+            lambda step: config.evaluated_at(step, state.steps),
+            self.note,
+            self.log,
+        )
 
     def note(self, text: str) -> None:
         """A line on the console and in log.txt."""
@@ -80,6 +88,11 @@ class Record:
             self.deaf = False
         else:
             self.tell_full("no space for a row of metrics.jsonl")
+        self.mirrors.row()
+
+    def require_mirrors(self) -> None:
+        """Wait for the trackers to start. Raises BadEnvironment."""
+        self.mirrors.require(lambda: self.beat(self.state.step))
 
     def stepped(self, metrics: StepMetrics, spike: str | None, duration: float) -> None:
         """Take note of a step that went well: every so often with a row and a line."""
@@ -138,6 +151,7 @@ class Record:
                 folder = self.run.path / "samples"
                 folder.mkdir(exist_ok=True)
                 write_atomic(folder / f"step-{state.step:08d}.txt", text)
+            self.mirrors.sample(state.step, text)
             lines = [visible(line) for line in text.splitlines() if line.strip()]
             self.steps.note("\n".join(f"  | {line[:100]}" for line in lines[:SHOWN_LINES]))
 

@@ -84,6 +84,8 @@ def compare_arithmetic(loaded: Loaded, state: TrainState, config: TrainConfig) -
             f"hardware.precision={now['precision']}: the run was trained in {escaped(before.get('precision'))}; give "
             "that, or resume.allow_change=[hardware.precision]"
         )
-    changed = [f"{key} {escaped(before.get(key))} -> {value}" for key, value in now.items() if before.get(key) != value]
+    before = {"fp8": False, **before}  # what older checkpoints were trained with
+    then = {key: before.get(key, value) for key, value in now.items()}  # older checkpoints don't know every key
+    changed = [f"{key} {escaped(then[key])} -> {value}" for key, value in now.items() if then[key] != value]
     if changed:
         say(f"warning: {', '.join(changed)}: the same data in the same order, but rounding can differ")

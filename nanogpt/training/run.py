@@ -1,32 +1,40 @@
 """A training run from config to exit code, on one rank of it: device, peers, data, model, run directory, loop."""
 
 import os
+import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
 
 from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
-from nanogpt.config import ModelConfig, TrainConfig, check_horizon
+from nanogpt.config import TrainConfig, check_horizon
 from nanogpt.data.batches import TrainBatches
-from nanogpt.data.dataset import Dataset, expected_vocab_size
+from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import ensure
-from nanogpt.device import Compute, memory_bytes, set_up
+from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, BadData, BadInput, Diverged, LabError
+from nanogpt.errors import STOPPED, Diverged, LabError
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import write_atomic
 from nanogpt.interop.initial import load_weights, refuse_other_tokenizer
 from nanogpt.interop.sources import find_source
-from nanogpt.model.cost import parameter_counts
-from nanogpt.model.memory import training_memory
 from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
 from nanogpt.run_directory import RunDirectory, locate, opened
-from nanogpt.tracking.console import amount, say, silence
+from nanogpt.tracking.console import say, silence
+from nanogpt.tracking.mirrors import refuse_missing
+from nanogpt.training.checks import (
+    expected_model,
+    model_for,
+    refuse_ranks,
+    refuse_shorter,
+    refuse_too_large,
+    warn_of_short_shards,
+)
 from nanogpt.training.incidents import replay
 from nanogpt.training.loop import Loop
 from nanogpt.training.probe import advice, out_of_memory, plan_of, settled
@@ -64,7 +72,7 @@ def show_plan(config: TrainConfig, place: Place) -> int:
     """`plan=true`: what a training would begin with saying, and nothing else."""
     if place.rank > 0:
         return 0
-    world = config.hardware.devices or place.world
+    world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else place.world
     schema.checked(lambda: config.refuse_ranks(world, "WORLD_SIZE"))
     compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
     refuse_too_large(config, compute)
@@ -98,14 +106,6 @@ def set_up_or_say(config: TrainConfig, place: Place) -> tuple[Compute | None, La
         return None, error
 
 
-def refuse_ranks(config: TrainConfig, place: Place) -> None:
-    """The ranks that were started fit the config. Raises BadInput."""
-    devices = config.hardware.devices
-    if devices is not None and devices != place.local_world:
-        raise BadInput(f"hardware.devices={devices}: but {place.local_world} ranks were started on this machine")
-    schema.checked(lambda: config.refuse_ranks(place.world, "WORLD_SIZE"))
-
-
 def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch) -> int:
     """`train`, once the ranks have met."""
     state = None
@@ -114,6 +114,7 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
             peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
             peers.refuse_differences("config", dict(schema.values(config)))
             refuse_too_large(config, compute)
+        peers.from_leader(lambda: refuse_missing(config.tracking))
         dataset = peers.leader_first(lambda: ensure(config.data))
         benchmarks = peers.leader_first(lambda: benchmarks_of(config))
         with peers.alike():
@@ -155,33 +156,54 @@ def train_state(
         tasks = [TaskEvaluation(one, dataset.tokenizer, state.compute, peers) for one in benchmarks]
         evaluate = Evaluations(loss, tasks)
     warn_of_short_shards(batches, dataset)
-    with directory(config, peers) as (path, run), StopFlag() as flag:
+    with directory(config, peers) as (path, run), StopFlag() as flag, closing(batches):
         restored = restore(state, dataset, run, config)
         with peers.alike():
             refuse_shorter(config, state)
         if run:
             introduce(config, state, dataset, run)
         peers.agree(0)  # nobody leaves, or waits, before the leader has read and written all it must
-        if state.step == state.steps and state.evaluated == state.step and restored:
+        if restored and is_done(config, state):
             watch.end()
-            say(f"finished already, at step {state.step}; fresh=true trains it again beside this one")
             if run:
-                conclude(config, state, run)
+                say_done(config, state, run)
             return 0
         record = begin(config, state, dataset, run, watch) if run else None
         watch.arm(flag, path, config.hardware.timeout, config.checkpoint.grace)
-        with reporting(record, watch):
+        with reporting(record, watch, flag):
+            if config.tracking.required:
+                peers.from_leader(lambda: record.require_mirrors() if record else None)
             settle_buckets(state, batches.batch(batches.firsts(state.samples)[0]))
             saved = (state.step, state.evaluated) if restored else None
             loop = Loop(config, state, batches, evaluate, record, flag, watch, saved)
             finished = loop.run()
         if record:
-            record.status("finished" if finished else "stopped")
-            if finished:
+            outcome = "stopped" if not finished else "finished" if state.step == state.steps else "paused"
+            record.status(outcome)
+            if outcome == "finished":
                 conclude(config, state, record.run)
             else:
                 farewell(config, record, flag, loop.agreed)
+            close_mirrors(record, flag, outcome)
         return 0 if finished else STOPPED
+
+
+def is_done(config: TrainConfig, state: TrainState) -> bool:
+    """Whether a restored run has nothing left to do before its end, or where it shall pause."""
+    goal = config.goal(state.steps)
+    return state.step > goal or (state.step == goal and state.evaluated == goal)
+
+
+def say_done(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
+    """What the same command says then; status.json may have been lost."""
+    outcome = "paused" if state.step < state.steps else "finished"
+    if run.status().get("state") != outcome:
+        run.write_status(outcome, step=state.step, steps=state.steps, best=state.best)
+    if outcome == "paused":
+        say(f"paused already, at step {state.step} of {state.steps}; pause_at=null goes on")
+        return
+    say(f"finished already, at step {state.step}; fresh=true trains it again beside this one")
+    conclude(config, state, run)
 
 
 @contextmanager
@@ -216,13 +238,15 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
 
 
 @contextmanager
-def reporting(record: Record | None, watch: Watch) -> Generator[None, None, None]:
+def reporting(record: Record | None, watch: Watch, flag: StopFlag) -> Generator[None, None, None]:
     """Whatever ends the loop, the writer is done, the bar is closed, and an error is in status.json and the log."""
+    failed = ""
     try:
         yield
     except Exception as error:
+        failed = "diverged" if isinstance(error, Diverged) else "failed"
         if record:
-            record.status("diverged" if isinstance(error, Diverged) else "failed")
+            record.status(failed)
             record.log(f"{type(error).__name__}: {error}")
         raise
     finally:
@@ -230,11 +254,25 @@ def reporting(record: Record | None, watch: Watch) -> Generator[None, None, None
         if record:
             record.saver.close()
             record.steps.close()
+            if failed:
+                close_mirrors(record, flag, failed)
+
+
+def close_mirrors(record: Record, flag: StopFlag, state: str) -> None:
+    """Let trackers have what they lack, within tracking.timeout and checkpoint.grace; another signal cuts it short."""
+    before, config = flag.level, record.config
+    left = config.tracking.timeout
+    if before:
+        left = min(left, flag.first + config.checkpoint.grace - time.monotonic()) if before < Stop.NOW else 1.0
+    record.mirrors.finish(state, left, lambda: flag.level > before)
 
 
 def farewell(config: TrainConfig, record: Record, flag: StopFlag, agreed: Stop) -> None:
     """Why it stopped, and how it goes on."""
     step, steps = record.state.step, record.run.checkpoints.steps()
+    if not agreed:
+        say(f"paused at step {step} of {record.state.steps}, all saved; pause_at=null goes on")
+        return
     again = "the same command without fresh=true" if config.fresh else "the same command"
     reason = flag.reason or "a signal to another rank"
     if agreed < Stop.NOW or step in steps:
@@ -242,49 +280,3 @@ def farewell(config: TrainConfig, record: Record, flag: StopFlag, agreed: Stop) 
     else:
         where = f"continues at step {steps[-1]}" if steps else "starts anew"
         say(f"{reason} twice: stopped at step {step} without saving; {again} {where}")
-
-
-def refuse_shorter(config: TrainConfig, state: TrainState) -> None:
-    """The run isn't past the horizon already. Raises BadInput."""
-    if state.step > state.steps:
-        raise BadInput(
-            f"the horizon of training.steps, tokens, tokens_per_param or flops is step {state.steps:,}, "
-            f"but the run is at step {state.step:,} already"
-        )
-
-
-def model_for(config: TrainConfig, dataset: Dataset) -> ModelConfig:
-    """The model with the data's vocabulary. Raises BadData when the model's own is too small."""
-    model = config.model.with_vocab(dataset.vocab_size)
-    assert model.vocab_size is not None
-    if model.vocab_size < dataset.vocab_size:
-        raise BadData(f"model.vocab_size={model.vocab_size}: the data needs at least {dataset.vocab_size}")
-    if model.vocab_size > dataset.vocab_size + 64:
-        say(f"warning: model.vocab_size={model.vocab_size}, but the data has only {dataset.vocab_size} ids")
-    return model
-
-
-def expected_model(config: TrainConfig) -> tuple[ModelConfig, bool]:
-    """The model before its data is opened, and whether the vocabulary is sure."""
-    vocab_size, sure = expected_vocab_size(config.data)
-    return config.model.with_vocab(vocab_size), sure or config.model.vocab_size is not None
-
-
-def refuse_too_large(config: TrainConfig, compute: Compute) -> None:
-    """A model whose training state alone can't fit is an input error, not a crash minutes later."""
-    model, _ = expected_model(config)
-    n_params, needed = parameter_counts(model)["total"], training_memory(model, "fp32", 1).state
-    there = memory_bytes(compute.device)
-    if there and needed > there:
-        raise BadInput(
-            f"model.n_layer={model.n_layer} model.n_embd={model.n_embd}: {amount(n_params)} parameters need "
-            f"{amount(needed, 'G')}B for weights, gradients and moments; {compute.device} has {amount(there, 'G')}B"
-        )
-
-
-def warn_of_short_shards(batches: TrainBatches, dataset: Dataset) -> None:
-    """Windows don't cross files, so many short ones can hide most of the text from training."""
-    reached = batches.sampler.n_windows * (batches.block_size if batches.sampler.order == "permutation" else 1)
-    if reached < 0.8 * dataset.train.n_tokens and len(dataset.train.shards) > 1:
-        share = 100 * reached / dataset.train.n_tokens
-        say(f"warning: only {share:.0f} % of the training tokens are in files long enough for model.block_size")

@@ -5,20 +5,21 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from nanogpt.checkpoint import Loaded, Tensors
-from nanogpt.config import ModelConfig, TrainConfig
+from nanogpt.config import CompileMode, ModelConfig, TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.data.sampler import seed_of
-from nanogpt.device import Compute
+from nanogpt.device import Compute, attention_used
 from nanogpt.distributed import Peers
 from nanogpt.errors import BadCheckpoint, escaped
 from nanogpt.model.cost import horizon
+from nanogpt.model.float8 import in_float8
 from nanogpt.model.gpt import GPT
-from nanogpt.optim.adamw import build_optimizer
+from nanogpt.optim.build import build_optimizer
 from nanogpt.training.spikes import Spikes
 
 
@@ -28,7 +29,8 @@ class TrainState:
 
     model: GPT
     forward: nn.Module
-    """The model, compiled and averaging gradients over ranks where asked for; it shares the weights of `model`."""
+    """The model, compiled and averaging gradients over ranks where asked for; with fp8 in another form;
+    it shares the weights of `model`."""
     optimizer: Optimizer
     scaler: GradScaler
     compute: Compute
@@ -50,10 +52,25 @@ class TrainState:
     files: dict[str, str] = field(default_factory=dict[str, str])
     """Digest of each of its files."""
     arithmetic: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What rounding depends on: precision, ranks, micro-batch, compile, threads, versions."""
+    """What rounding depends on: precision, fp8, ranks, micro-batch, compile, attention, threads, versions."""
+    graphs: bool = False
+    """Whether the model may run as CUDA graphs, whose results are overwritten by the next run."""
     spikes: Spikes = field(default_factory=Spikes)
     skipped: list[int] = field(default_factory=list[int])
     """Steps whose update was left out because a number was not finite."""
+    broken: Tensor | None = None
+    """(), 1 on the device from a step on whose numbers aren't finite until they are read: the optimizer, which has it
+    as `found_inf`, then changes nothing. None where the numbers of every step are read before its update.
+    """
+
+    def clear_gradients(self) -> None:
+        """Before the next step. Beside CUDA graphs they stay where they are: a gradient that is taken over from the
+        graph instead of added to these would be lost at the next micro-batch.
+        """
+        self.optimizer.zero_grad(set_to_none=not self.graphs)
+        if self.graphs:
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
     def tensors(self) -> dict[str, Tensors]:
         """Weights by name, and the optimizer's state by `<parameter>/<quantity>`."""
@@ -128,12 +145,20 @@ def build_state(
 ) -> TrainState:
     """Step 0: weights from the seed, on the device."""
     peers = peers or Peers()
-    model = GPT(model_config, seed_of(config.training.seed, "init")).to(compute.device)
-    forward = compiled(model) if config.hardware.compile else model
-    return TrainState(
+    hardware, width = config.hardware, config.parametrization.width(model_config.n_embd)
+    attention = attention_used(hardware.attention, compute, model_config)
+    model = GPT(model_config, seed_of(config.training.seed, "init"), width).to(compute.device)
+    model.recompute = hardware.recompute
+    trained = in_float8(model) if hardware.fp8 else model
+    forward = compiled(trained, hardware.compile_mode) if hardware.compile else trained
+    optimizer = build_optimizer(model, config.optimizer, compute.device.type, peers, width)
+    broken = torch.zeros((), device=compute.device) if reads_late(compute) else None
+    if broken is not None:
+        optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]  # torch's own convention
+    state = TrainState(
         model=model,
         forward=peers.wrap(forward, compute.device),
-        optimizer=build_optimizer(model, config.optimizer, compute.device.type),
+        optimizer=optimizer,
         scaler=GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
         compute=compute,
         peers=peers,
@@ -141,19 +166,34 @@ def build_state(
         arithmetic={
             "device": compute.device.type,
             "precision": compute.precision,
+            "fp8": hardware.fp8,
             "ranks": peers.world,
             "micro_batch_size": config.micro_batch_size(peers.world),
-            "compile": config.hardware.compile,
+            "compile": hardware.compile,
+            "compile_mode": hardware.compile_mode,
+            "attention": attention,
+            "recompute": hardware.recompute,
             "threads": torch.get_num_threads() if compute.device.type == "cpu" else None,
             "torch": str(torch.__version__),
         },
+        broken=broken,
+        graphs=compute.device.type == "cuda" and hardware.compile_mode != "default",
     )
+    state.clear_gradients()
+    return state
 
 
-def compiled(model: nn.Module) -> nn.Module:
+def reads_late(compute: Compute) -> bool:
+    """Whether steps are given to the device without waiting for their numbers. fp16's scaler has to know them, and on a
+    CPU there is nothing to wait for.
+    """
+    return compute.device.type == "cuda" and compute.precision != "fp16"
+
+
+def compiled(model: nn.Module, mode: CompileMode = "default") -> nn.Module:
     """The model through torch.compile, which asks every tensor that enters our loss for a gradient and then warns."""
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-    return cast(nn.Module, torch.compile(model))
+    return cast(nn.Module, torch.compile(model, mode=mode))
 
 
 def settle_buckets(state: TrainState, batch: Batch) -> None:
@@ -165,5 +205,5 @@ def settle_buckets(state: TrainState, batch: Batch) -> None:
     if state.peers.world > 1:
         with state.compute.autocast():
             (state.forward(batch.ids, batch.targets, keys=batch.keys) * 0.0).backward()
-            state.optimizer.zero_grad(set_to_none=True)
+            state.clear_gradients()
             state.forward(batch.ids, batch.targets, keys=batch.keys)

@@ -37,12 +37,15 @@ class StopFlag:
         self.before: dict[signal.Signals, Any] = {}
         self.wakeup, self.waker = socket.socketpair()
 
-    def receive(self, number: int, _: FrameType | None) -> None:
+    def receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.reason is None:
             self.reason, self.level, self.first = signal.Signals(number).name, Stop.SOON, now
         elif now - self.first > AT_ONCE:
             self.level = Stop.NOW
+        before = self.before.get(signal.Signals(number))
+        if callable(before) and before is not signal.default_int_handler:
+            before(number, frame)  # whoever runs several trainings wants to know too
 
     def __enter__(self) -> "StopFlag":
         self.waker.setblocking(False)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conf.compose import points
 from conf.door import dispatch
+from conf.reading import points
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, Diverged, LabError
 from nanogpt.schema import leaves
@@ -43,7 +43,10 @@ TABLE = [
     ("name=${oc.env:WANDB_API_KEY}", "WANDB_API_KEY looks like a secret"),
     ("data.source=${oc.env:HF_TOKEN,x}", "HF_TOKEN looks like a secret"),
     ("hydra.run.dir=/proc/x", "Hydra's own settings can't be changed"),
-    ("hydra/launcher=nope", "Hydra's own settings can't be changed"),
+    (
+        "hydra/launcher=submitit_slrum",
+        "allowed: one of basic, submitit_local, submitit_slurm; did you mean 'submitit_slurm'?",
+    ),
     ("model={n_layer:3}", "no such choice"),
     ("model=glob(*)", "several values are a sweep and need -m"),
     ("model=range(1,100000000)", "several values are a sweep and need -m"),
@@ -60,14 +63,18 @@ TABLE = [
     ("model@x=gpt2", "no such key or group"),
     ("model._target_=os.system", "no such key"),
     # group choice
-    ("model=gpt3", "model=gpt3: no such choice; allowed: one of baby, gpt2, gpt2_large"),
+    ("model=gpt3", "model=gpt3: no such choice; allowed: one of baby, baby_modern, gpt2"),
     ("model=GPT2", "did you mean 'gpt2'?"),
     ("model=null", "needs a value"),
     ("model=", "needs a value"),
-    ("optimizer=sgd", "no such choice; allowed: one of adamw"),
+    ("optimizer=sgd", "no such choice; allowed: one of adamw, muon, normuon"),
     ("model=../../etc/passwd", "no such choice"),
     ("experiment=quikstart", "did you mean 'quickstart'?"),
-    ("hardware=8xh100", "no such choice; allowed: one of auto, cpu, gpu"),
+    (
+        "hardware=8h100",
+        "no such choice; allowed: one of 2x8xh100, 8xa100, 8xh100, 8xh200, a100, auto, cpu, gpu, h100, h200; "
+        "did you mean '8xh100'?",
+    ),
     # model
     ("model.n_head=5", "model.n_head=5: must divide model.n_embd=128; nearest 4, 8"),
     ("model.n_head=200", "model.n_head=200: must divide model.n_embd=128; nearest 128"),
@@ -98,6 +105,17 @@ TABLE = [
     ("optimizer.betas=0.9", "a list is needed"),
     ("optimizer.weight_decay=-0.1", "out of range"),
     ("optimizer.grad_clip=-1", "out of range"),
+    ("optimizer.momentum=0.9", "optimizer.momentum=0.9: is muon's; give optimizer=muon"),
+    ("optimizer.cautious_decay=true", "optimizer.cautious_decay=True: is muon's; give optimizer=muon"),
+    ("optimizer.row_beta=0.9", "optimizer.row_beta=0.9: is normuon's; give optimizer=normuon"),
+    ("optimizer=muon optimizer.row_beta=0.9", "optimizer.row_beta=0.9: is normuon's; give optimizer=normuon"),
+    ("optimizer=moun", "did you mean 'muon'?"),
+    ("optimizer=muon optimizer.momentum=1.0", "optimizer.momentum=1.0: out of range; allowed: number in [0, 1)"),
+    ("optimizer=muon optimizer.orthogonal_steps=0", "out of range; allowed: integer in [1, 10]"),
+    ("optimizer=muon optimizer.orthogonal_steps=11", "out of range; allowed: integer in [1, 10]"),
+    ("optimizer=muon optimizer.momentum_warmup_steps=-1", "out of range"),
+    ("optimizer.embedding_lr=0", "optimizer.embedding_lr=0: out of range; allowed: number in (0, 10] or null"),
+    ("optimizer.head_lr=fast", "optimizer.head_lr=fast: a number is needed"),
     ("schedule.min_lr_ratio=1.1", "out of range"),
     ("schedule.warmup_steps=1001", "schedule.warmup_steps=1001: is above the run's length in steps=1000"),
     ("schedule.decay_steps=0", "out of range"),
@@ -132,6 +150,12 @@ TABLE = [
     ("hardware.devices=5", "must divide the 24 sequences of training.batch_tokens=1536; nearest 4, 6"),
     ("hardware.devices=2 hardware.micro_batch_size=24", "24 sequences of training.batch_tokens=1536, 12 on each of 2"),
     ("hardware.timeout=0", "out of range"),
+    ("tracking=wandb tracking.mode=onlin", "one of online, offline, disabled or null; did you mean 'online'?"),
+    ("tracking=wand", "no such choice; allowed: one of local, tensorboard, trackio, wandb; did you mean 'wandb'?"),
+    ("tracking.mode=offline", "tracking.mode=offline: is wandb's; give tracking=wandb too"),
+    ("tracking.mirrors=[tensorbord]", "a list of wandb, tensorboard, trackio; did you mean 'tensorboard'?"),
+    ("tracking=wandb tracking.project=a/b", "tracking.project=a/b: not a name"),
+    ("tracking=wandb tracking.timeout=0", "out of range; allowed: number in [1, 86400]"),
     ("checkpoint.keep=1", "out of range; allowed: integer in [2, 1000]"),
     ("checkpoint.keep_every=0", "out of range"),
     ("training.on_nonfinite=ignore", "allowed: one of halt, skip"),
@@ -204,6 +228,18 @@ def test_sampling(words: str, expected: str) -> None:
         ("scaling", "bootstrap=1", "out of range; allowed: integer in [20, 100000]"),
         ("scaling", "law.alpha=0", "out of range"),
         ("scaling", "model=gpt2", "model: no such key or group"),
+        (
+            "report",
+            "x=token",
+            "x=token: not a choice; allowed: one of steps, tokens, flops, time; did you mean 'tokens'?",
+        ),
+        ("report", "metric=worst", "allowed: one of final, best"),
+        ("report", "otu=x", "did you mean 'out'?"),
+        ("compare", "out=''", "out=: "),
+        ("list", "state=fail", "did you mean 'failed'?"),
+        ("watch", "poll_s=0", "poll_s=0: out of range; allowed: number in [0.2, 3600]"),
+        ("gc", "what=[trash]", "allowed: a list of leftovers, checkpoints, code, damaged, attempts, empty"),
+        ("gc", "delete=1", "delete=1: a boolean is needed"),
     ],
 )
 def test_experiments(door: str, words: str, expected: str) -> None:

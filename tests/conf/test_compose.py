@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from conf.compose import HORIZON, points
+from conf.compose import HORIZON
 from conf.door import help_page
 from conf.groups import choices, groups
+from conf.overrides import aside_fields
+from conf.reading import points
 from nanogpt.config import EvaluateConfig, SampleConfig, TrainConfig
-from nanogpt.schema import leaves, signature
+from nanogpt.model.cost import parameter_counts
+from nanogpt.schema import leaves
 from tests.doors import DOORS
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +28,11 @@ def train(*overrides: str) -> TrainConfig:
     return points("train", TrainConfig, list(overrides))[0]
 
 
-NEEDED = {"data=text": [SOURCE], "model=pretrained": ["init_from=gpt2"]}  # what a choice can't do without
+NEEDED = {
+    "data=text": [SOURCE],
+    "hardware=2x8xh100": ["model=gpt2"],
+    "model=pretrained": ["init_from=gpt2"],
+}  # what a choice can't do without
 CHOICES = [f"{group}={name}" for group in groups("train") for name in choices(group)]
 
 
@@ -55,7 +62,9 @@ def test_every_key_in_a_yaml_is_a_knob(path: Path) -> None:
     content = OmegaConf.load(path)
     assert isinstance(OmegaConf.to_container(content), dict)
     content.pop("defaults", None)
-    flat = OmegaConf.to_container(content)
+    flat: Any = OmegaConf.to_container(content)
+    sweep = flat.pop("sweep", {})
+    assert {f"sweep.{name}" for name in sweep} <= aside_fields().keys() and sweep.get("grid", {}).keys() <= keys
 
     def walk(value: Any, at: str) -> None:
         for name, inner in value.items():
@@ -76,7 +85,7 @@ def test_every_knob_can_be_set_from_the_command_line(door: str) -> None:
         for part in key.split("."):
             value = getattr(value, part)
         text = "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
-        if key in ("prompt", "stop", "task.template") or (key in HORIZON and value is None):
+        if key in ("prompt", "stop", "task.template", "target") or (key in HORIZON and value is None):
             continue  # free text; and a horizon that is set replaces the others
         assert points(door, DOORS[door], [f"{key}={text}"])[0] == config, key
 
@@ -99,6 +108,12 @@ def test_nanogpts_recipes() -> None:
     assert gpt2.model.with_vocab(50_257).padded_vocab_size == 50_304
 
 
+def test_an_optimizer_chosen_brings_its_rates_and_adamw_takes_the_models() -> None:
+    assert [train(f"model={name}").optimizer.lr for name in ("tiny", "baby", "gpt2")] == [5e-3, 1e-3, 6e-4]
+    for words in (("optimizer=muon", "model=gpt2"), ("optimizer=normuon", "model=tiny")):
+        assert (train(*words).optimizer.lr, train(*words).optimizer.embedding_lr) == (0.02, 3e-3)
+
+
 def test_the_command_line_wins_over_every_file() -> None:
     config = train("experiment=shakespeare_char_cpu", "model=baby", "optimizer.lr=3e-4", "model.dropout=0.3")
     assert (config.model.n_embd, config.optimizer.lr, config.model.dropout) == (384, 3e-4, 0.3)
@@ -115,8 +130,18 @@ def test_a_horizon_on_the_command_line_replaces_the_presets(model: str, word: st
     assert given[key] == float(value) and list(given.values()).count(None) == 3
 
 
-def test_no_arguments_is_the_quickstart_in_science() -> None:
-    assert signature(train()) == signature(train("experiment=quickstart"))
+@pytest.mark.parametrize(
+    "name", ["quickstart", "shakespeare_char_fast_cpu", "shakespeare_char_fast", "modern_124m", "fast_rates"]
+)
+def test_fast_recipes(name: str) -> None:
+    """The modern form and Muon; rates that were found at 128 channels stay so, or are carried over by muP."""
+    config = train(f"experiment={name}")
+    assert config.optimizer.name == "muon" and config.schedule.name == "wsd" and not config.model.tied_head
+    assert config.model.n_embd == 128 or (config.parametrization.name, config.parametrization.base_width) == (
+        "mup",
+        128,
+    )
+    assert parameter_counts(config.model.with_vocab(50_257))["total"] < 124_439_808, "not more than GPT-2 small"
 
 
 def test_sweeps_are_every_combination_checked() -> None:
@@ -178,4 +203,4 @@ def test_tab_completion(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "-sc", "query=bash"]
     environment = {"COMP_LINE": "python train.py model=gpt2_", "COMP_POINT": "27", "PATH": ""}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split() == ["model=gpt2_large", "model=gpt2_medium", "model=gpt2_xl"]
+    assert done.stdout.split() == ["model=gpt2_large", "model=gpt2_medium", "model=gpt2_modern", "model=gpt2_xl"]

@@ -1,12 +1,13 @@
 """Batches are windows of the text, targets one to the right."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from nanogpt.config import TrainConfig
-from nanogpt.data.batches import TrainBatches, evaluation_places, read_windows
+from nanogpt.data.batches import Batch, TrainBatches, evaluation_places, read_windows
 from nanogpt.data.dataset import Split
 from nanogpt.data.prepare import prepare
 from nanogpt.errors import BadData
@@ -49,6 +50,49 @@ def test_ranks_share_the_samples_of_a_step(config: Callable[..., TrainConfig], w
     assert (torch.cat([batch.ids for batch in rounds]) == whole.ids).all()
     assert whole.keys is not None
     assert (torch.cat([batch.keys for batch in rounds if batch.keys is not None]) == whole.keys).all()
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    assert a.keys is not None and b.keys is not None
+    return all(
+        torch.equal(one, other) for one, other in zip(a, b, strict=True) if one is not None and other is not None
+    )
+
+
+def test_batches_made_ahead_are_the_same_in_any_order(config: Callable[..., TrainConfig]) -> None:
+    """Of rank 1 of 2, over the border of what is placed at once: in order, back, far ahead, and left half way."""
+    built = config(**{"hardware.micro_batch_size": 2})
+    split = prepare(built.data).train
+    plain, ahead = (TrainBatches(split, built, CPU, 1, 2, ahead=threaded) for threaded in (False, True))
+    for first in (4080, 4088, 4096, 4104, 4088, 4096, 0, 8, 800):
+        for expected, found in zip(plain.step(first), ahead.step(first), strict=True):
+            assert equal(expected, found)
+    next(ahead.step(808))
+    assert equal(next(ahead.step(808)), next(plain.step(808)))
+    ahead.close()
+
+
+def test_the_thread_of_batches_tells_its_errors_and_ends(config: Callable[..., TrainConfig]) -> None:
+    """An error is raised for the batch it is about, in the caller; close leaves no thread behind."""
+    built = config()
+    batches = TrainBatches(prepare(built.data).train, built, CPU, ahead=True)
+    real, makers = batches.places, set[str]()
+
+    def places(first: int) -> list[tuple[int, int]]:
+        makers.add(threading.current_thread().name)
+        if first == 16:
+            raise BadData("cut off")
+        return real(first)
+
+    batches.places = places
+    assert [len(list(batches.step(first))) for first in (0, 8)] == [1, 1]
+    with pytest.raises(BadData, match="cut off"):
+        next(batches.step(16))
+    assert equal(next(batches.step(24)), batches.batch(24))
+    names = {name for name in makers if name.startswith("batches")}
+    assert len(names) == 1
+    batches.close()
+    assert names.isdisjoint(thread.name for thread in threading.enumerate())
 
 
 def test_evaluation_windows_are_disjoint_and_whole(config: Callable[..., TrainConfig]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import points
+from conf.reading import points
 from experiments.sizing import size
 from nanogpt.config import SizingConfig
 from nanogpt.model.devices import DEVICES
@@ -115,7 +115,8 @@ def test_questions_are_answered_fast_and_without_torch(words: list[str], code: i
 
 def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:
     told = command("scalling", folder=tmp_path).stderr
-    assert told.startswith("error: scalling: no such command; allowed: one of sizing, scaling; did you mean 'scaling'?")
+    assert told.startswith("error: scalling: no such command; allowed: one of sizing, scaling, coordinates")
+    assert told.splitlines()[0].endswith("did you mean 'scaling'?")
 
 
 def test_a_fit_needs_no_torch_either(tmp_path: Path) -> None:

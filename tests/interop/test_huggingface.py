@@ -32,10 +32,13 @@ FORMS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "gpt2, erf": {"activation": "gelu"},
     "gpt2, no biases, padded": {"bias": False, "vocab_multiple": 64},
+    "gpt2, no gains": {"norm_weight": False},
     "llama": MODERN,
+    "llama, no gains": MODERN | {"norm_weight": False},
     "llama, biases, grouped": MODERN | {"bias": True, "n_kv_head": 2},
     "llama, untied, padded": MODERN | {"tied_head": False, "vocab_multiple": 64, "rope_base": 500_000.0},
     "qwen3": MODERN | {"qk_norm": True},
+    "qwen3, no gains": MODERN | {"qk_norm": True, "norm_weight": False},
     "qwen3, grouped, untied": MODERN | {"qk_norm": True, "n_kv_head": 1, "tied_head": False, "vocab_multiple": 32},
 }
 
@@ -109,7 +112,9 @@ def test_a_sharded_folder_and_the_names_of_the_hub(tmp_path: Path) -> None:
         (MODERN | {"activation": "gelu"}, "model.activation=gelu: LlamaForCausalLM .* needs model.activation=swiglu"),
         (MODERN | {"qk_norm": True, "bias": True}, "model.bias=true: Qwen3ForCausalLM .* needs model.bias=false"),
         ({"tied_head": False}, "model.tied_head=false"),
-        ({"n_kv_head": 2}, "model.n_kv_head=2: .* needs model.n_kv_head=none or 4"),
+        ({"softcap": 15.0}, "model.softcap=15.0: Hugging Face has no such form; it needs model.softcap=null"),
+        ({"conv": ["mlp", "qkv"]}, r"model.conv=\[mlp,qkv\]: Hugging Face has no such form; it needs model.conv=\[\]"),
+        ({"n_kv_head": 2}, "model.n_kv_head=2: .* needs model.n_kv_head=null or 4"),
     ],
 )
 def test_a_switch_without_a_form_is_named(changes: dict[str, Any], message: str) -> None:

@@ -167,6 +167,19 @@ def test_block_size_is_cut(config: Callable[..., TrainConfig], tmp_path: Path) -
     assert torch.equal(cut.transformer["wpe"].weight, weights["transformer.wpe.weight"][:8])
 
 
+def test_export_of_what_muon_trained(
+    config: Callable[..., TrainConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """nanoGPT has no Muon: the weights are there, its optimizer's state isn't, and the user is told."""
+    built = config(**{"training.steps": 2, "model.activation": "gelu", "optimizer.name": "muon"})
+    train(built)
+    export(ExportConfig(runs_dir=built.runs_dir, format="nanogpt", out=str(tmp_path / "out"), checkpoint="latest"))
+    assert "ckpt.pt is without moments: nanoGPT has no muon; it samples, but can't resume" in capsys.readouterr().out
+    content = torch.load(tmp_path / "out" / "ckpt.pt", weights_only=True)
+    assert "optimizer" not in content and content["iter_num"] == 2
+    assert content["model"].keys() >= {"transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"}
+
+
 def test_export_for_nanogpt(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """The file has what nanoGPT's sample.py and its resume read, under its names; its optimizer takes the moments."""
     built = config(**{"training.steps": 4, "model.activation": "gelu", "model.vocab_multiple": 64})

@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from conf.compose import points
+from conf.reading import points
 from nanogpt.config import TrainConfig, TrainedConfig
 from nanogpt.interop.architecture import GPT2_SIZES
 from nanogpt.interop.initial import load_weights

@@ -22,6 +22,8 @@ SWITCHES: dict[str, tuple[object, ...]] = {
     "tied_head": (True, False),
     "activation": ("gelu", "swiglu", "relu2"),
     "bias": (True, False),
+    "norm_weight": (True, False),
+    "conv": ((), ("attention", "qkv", "mlp")),
 }
 
 
@@ -37,6 +39,9 @@ def every_combination() -> Iterator[dict[str, object]]:
 def counted_parts(model: GPT) -> dict[str, int]:
     """Parameters of a built model by their names."""
     words = {
+        "conv": "convolutions",
+        "conv_1": "convolutions",
+        "conv_2": "convolutions",
         "wte": "token embedding",
         "wpe": "position embedding",
         "attn": "attention",

@@ -137,3 +137,28 @@ def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
     again, other = GPT(small(), seed=7).state_dict(), GPT(small(), seed=8).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch's, of RMS norms under autocast
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("modern", [False, True])
+def test_recomputing_changes_no_bit(precision: torch.dtype, modern: bool) -> None:
+    """Loss and gradients, with dropout, whose masks must be drawn again."""
+    switches = {"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "qk_norm": True} if modern else {}
+    config = ModelConfig.model_validate(
+        {"n_layer": 3, "n_head": 2, "n_embd": 16, "block_size": 16, "vocab_size": 50, "dropout": 0.2, **switches}
+    )
+    ids = torch.randint(50, (4, 16), generator=torch.Generator().manual_seed(1))
+    found: list[list[torch.Tensor]] = []
+    for recompute in (False, True):
+        model = GPT(config)
+        model.recompute = recompute
+        calls: list[object] = []
+        model.transformer["h"][1].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
+        with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+            loss = model(ids, ids, keys=torch.arange(4))
+            loss.backward()
+        assert len(calls) == 1 + recompute
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == 1 + len(list(GPT(config).parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -1,7 +1,6 @@
 """The memory estimate against what autograd keeps, what the loss holds, and what a checkpoint takes on disk."""
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from nanogpt.config import ModelConfig, OptimizerConfig, Precision
+from nanogpt.config import ModelConfig, OptimizerConfig, Precision, Rule
 from nanogpt.model.gpt import GPT
 from nanogpt.model.memory import CHUNK_BYTES, checkpoint_bytes, largest_micro_batch, training_memory
-from nanogpt.optim.adamw import build_optimizer
+from nanogpt.optim.build import build_optimizer
 from tests.model.test_cost import every_combination, small
 
 SHAPES: list[dict[str, object]] = [  # of several proportions of width, length, heads and depth
@@ -23,9 +22,12 @@ SHAPES: list[dict[str, object]] = [  # of several proportions of width, length, 
 ]
 
 
-def kept_by_autograd(config: ModelConfig, precision: Precision, sequences: int) -> tuple[int, int]:
+def kept_by_autograd(
+    config: ModelConfig, precision: Precision, sequences: int, recompute: bool = False
+) -> tuple[int, int]:
     """(bytes of all storages that a forward pass saves, parameters apart; bytes of the loss's own gradients)."""
     model = GPT(config)
+    model.recompute = recompute
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     alive: dict[int, Tensor] = {}
 
@@ -73,18 +75,22 @@ def test_the_loss_holds_its_gradients_the_features_and_one_chunk_of_logits() -> 
     assert training_memory(config, "fp32", 40).loss == gradients + features + 4 * rows * config.padded_vocab_size
 
 
-def test_the_state_is_what_the_optimizer_and_the_model_hold(tmp_path: Path) -> None:
-    config = small()
+@pytest.mark.parametrize("rule", ["adamw", "muon", "normuon"])
+@pytest.mark.parametrize("shape", [{}, {"activation": "swiglu", "n_kv_head": 2, "tied_head": False}], ids=str)
+def test_the_state_is_what_the_optimizer_and_the_model_hold(rule: Rule, shape: dict[str, object]) -> None:
+    config = small(**shape)
     model = GPT(config)
-    optimizer = build_optimizer(model, OptimizerConfig(), "cpu")
+    optimizer = build_optimizer(model, OptimizerConfig(name=rule), "cpu")
     ids = torch.randint(50, (2, 12))
     model(ids, ids).backward()
+    gradients = sum(parameter.grad.nbytes for parameter in model.parameters())  # Muon uses some of them up
     optimizer.step()
-    estimate = training_memory(config, "fp32", 2)
+    estimate = training_memory(config, "fp32", 2, rule=rule)
     assert estimate.weights == sum(parameter.nbytes for parameter in model.parameters())
-    assert estimate.gradients == sum(parameter.grad.nbytes for parameter in model.parameters())
+    assert estimate.gradients == gradients
     states = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
     assert estimate.moments == sum(value.nbytes for value in states)
+    assert checkpoint_bytes(config, rule) == estimate.weights + estimate.moments
     assert estimate.state == estimate.weights + estimate.gradients + estimate.moments
 
 
@@ -115,3 +121,24 @@ def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
     assert largest_micro_batch(config, "fp32", [1, 2, 3, 6, 12], needed) == 6
     assert largest_micro_batch(config, "fp32", [1, 2, 3, 6, 12], needed - 1) == 3
     assert largest_micro_batch(config, "fp32", [1, 2], 1000) is None
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch's, of RMS norms under autocast
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("modern", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_activations_are_inputs_and_one_block(
+    shape: dict[str, object], modern: bool, dropout: float, precision: Precision
+) -> None:
+    """What the forward pass keeps, and beside it a block: what a model of one block more keeps without recomputing."""
+    switches = {"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "qk_norm": True} if modern else {}
+    config = small(**shape, **switches, dropout=dropout)
+    one, two = (kept_by_autograd(config.model_copy(update={"n_layer": n}), precision, 4)[0] for n in (1, 2))
+    kept, _ = kept_by_autograd(config, precision, 4, recompute=True)
+    matrices = sum(p.numel() for p in GPT(config).transformer["h"].parameters() if p.dim() == 2)
+    copies = 2 * matrices * (config.n_layer - 1) // config.n_layer if precision == "bf16" else 0  # autocast has them
+    inputs = 4 * config.block_size * config.n_embd * 4  # of the block itself, in both
+    estimate = training_memory(config, precision, 4, recompute=True).activations
+    assert abs(estimate / (kept + two - one + copies - inputs) - 1) < 0.03
+    assert config.n_layer < 3 or kept < 0.5 * kept_by_autograd(config, precision, 4)[0]

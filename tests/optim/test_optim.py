@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanogpt.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from nanogpt.model.gpt import GPT
-from nanogpt.optim.adamw import build_optimizer
+from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.schedule import lr_scale
 
 
@@ -32,6 +32,9 @@ def test_shapes() -> None:
     assert [lr_scale(step, 9, constant) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     wsd = ScheduleConfig(name="wsd", warmup_steps=1, decay_fraction=0.4, min_lr_ratio=0.0)
     assert [lr_scale(step, 10, wsd) for step in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    recipe = ScheduleConfig(name="wsd", warmup_steps=5, decay_fraction=0.6, min_lr_ratio=0.0)
+    rising, falling = [(s + 1) / 6 for s in range(5)], [1 - n / 60 for n in range(60)]
+    assert [lr_scale(step, 100, recipe) for step in range(100)] == [*rising, *[1.0] * 35, *falling]
     early = ScheduleConfig(name="linear", decay_steps=2, min_lr_ratio=0.5)
     assert [lr_scale(step, 9, early) for step in (0, 1, 2, 8)] == [1.0, 0.75, 0.5, 0.5]
 

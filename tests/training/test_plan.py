@@ -124,8 +124,8 @@ def test_a_plan_is_refused_like_the_training(config: Build) -> None:
         train(config(plan=True, **{"training.steps": None, "training.flops": 1e8, "schedule.warmup_steps": 50}))
 
 
-def test_one_block_for_several_ranks_and_each_point(run: Run) -> None:
+def test_one_block_for_several_ranks_and_for_a_study(run: Run) -> None:
     done = run("train.py", "plan=true", "hardware.devices=2", "hardware.device=cpu", "data.tokenizer=byte")
     assert done.returncode == 0 and done.stdout.count("plan    ") == 1 and "2 ranks, each 1 micro-batch" in done.stdout
     done = run("train.py", "-m", "plan=true", "model.n_embd=64,128", "hardware.threads=1")
-    assert done.returncode == 0 and done.stdout.count("plan    ") == 2
+    assert done.returncode == 0 and done.stdout.count("plan    ") == 1 and "2 points, 2 to run" in done.stdout

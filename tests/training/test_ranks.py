@@ -237,3 +237,13 @@ def test_gradients_cross_ranks_once_a_step(config: Build, tmp_path: Path) -> Non
         assert set(seen) == {4} and len(seen) >= 1
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_recomputing_changes_no_bit_of_a_run(config: Build, tmp_path: Path, world: int) -> None:
+    """With dropout, through DistributedDataParallel, weights and metrics are those of a run that kept everything."""
+    kept, again = (
+        config(**{"hardware.recompute": on}, runs_dir=str(tmp_path / str(on)), name="same") for on in (False, True)
+    )
+    assert ranks.run(kept, world)[0] == ranks.run(again, world)[0] == [0] * world
+    assert ranks.result(kept) == ranks.result(again)

@@ -27,7 +27,7 @@ def start(config: TrainConfig) -> tuple[TrainState, TrainBatches]:
 
 def steps(config: TrainConfig, count: int) -> tuple[TrainState, list[StepMetrics]]:
     state, batches = start(config)
-    return state, [train_step(state, batches.step(state.samples), config) for _ in range(count)]
+    return state, [train_step(state, batches.step(state.samples), config).read() for _ in range(count)]
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_over_all_micro_batches(config: Build) -> None:
     state, batches = start(built)
     with torch.no_grad():
         losses = [F.cross_entropy(state.model(x).flatten(0, 1), y.flatten()) for x, y, _ in batches.step(0)]
-    metrics = train_step(state, batches.step(0), built)
+    metrics = train_step(state, batches.step(0), built).read()
     assert abs(metrics.loss - float(torch.stack(losses).mean())) < 1e-6
     assert (state.step, state.samples) == (1, 8)
 
@@ -81,7 +81,7 @@ def test_dropout_depends_on_seed_and_sample_alone(config: Build) -> None:
     state, batches = start(built)
     for step in range(3):
         torch.rand(step + 5)
-        assert train_step(state, batches.step(state.samples), built).loss == expected[step].loss
+        assert train_step(state, batches.step(state.samples), built).read().loss == expected[step].loss
     _, other = steps(config(**{"training.seed": 7}), 3)
     assert other[0].loss != expected[0].loss
 
@@ -93,7 +93,7 @@ def test_bf16_on_the_cpu_learns(config: Build) -> None:
     dataset = prepare(built.data)
     state = build_state(built, built.model.with_vocab(dataset.vocab_size), compute)
     batches = TrainBatches(dataset.train, built, compute.device)
-    losses = [float(train_step(state, batches.step(state.samples), built).loss) for _ in range(20)]
+    losses = [float(train_step(state, batches.step(state.samples), built).read().loss) for _ in range(20)]
     assert losses[-1] < losses[0] - 0.5
     assert all(p.dtype == torch.float32 for p in state.model.parameters())
 
@@ -109,9 +109,15 @@ GOLDEN = [5.551, 5.374, 5.157]
 
 
 @pytest.mark.slow
-def test_compiled_is_eager(config: Build) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention": "math", "compile_mode": "reduce-overhead"}, {"recompute": True}], ids=str
+)
+def test_compiled_is_eager(config: Build, changes: dict[str, object], dropout: float) -> None:
     """torch.compile shares the weights and gives the same losses up to rounding, with dropout."""
-    eager, compiled = (config(**{"hardware.compile": on}) for on in (False, True))
+    hardware = {f"hardware.{key}": value for key, value in changes.items()}
+    eager = config(**{"model.dropout": dropout})
+    compiled = config(**{"model.dropout": dropout, "hardware.compile": True}, **hardware)
     _, expected = steps(eager, 4)
     state, found = steps(compiled, 4)
     assert isinstance(state.model, GPT)
@@ -130,5 +136,5 @@ def test_gpu_learns_what_the_cpu_learns(config: Build, precision: str) -> None:
     batches = TrainBatches(dataset.train, built, compute.device)
     _, expected = steps(config(), 10)
     for reference in expected:
-        loss = train_step(state, batches.step(state.samples), built).loss
+        loss = train_step(state, batches.step(state.samples), built).read().loss
         assert abs(loss - reference.loss) < (1e-3 if precision == "fp32" else 5e-2)

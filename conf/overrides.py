@@ -1,0 +1,175 @@
+"""Overrides of a command line, checked before Hydra sees them, with every refusal in our own words.
+
+Hydra alone accepts `+new.key=1`, `~model` and a key given twice, and its advice for a typo is to add the key.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from pydantic.fields import FieldInfo
+
+from conf.groups import choices, groups, optional
+from conf.launchers import KINDS
+from conf.sweeps import SWEEPERS, SweepConfig
+from nanogpt import schema
+from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.schema import Section
+
+MOST_POINTS = 100_000
+LAUNCHING = ("train", "launch")  # the doors whose points can be jobs
+LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
+LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS = "hydra.launcher.", "hydra.sweeper.", "sweep."
+ASIDE = (LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS)  # keys about a sweep, not about its runs
+
+
+def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """({key: value} of free-text keys, the other overrides). A value in quotes is left to Hydra."""
+    extras = {key: field.json_schema_extra for key, field in schema.leaves(kind)}
+    free = {key for key, extra in extras.items() if isinstance(extra, dict) and extra.get("literal")}
+    literals: dict[str, str] = {}
+    rest: list[str] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if equals and key in free and not (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+            if key in literals:
+                raise BadInput(f"{escaped(text)}: {key} is given twice")
+            literals[key] = value
+        else:
+            rest.append(text)
+    return literals, rest
+
+
+def parse(text: str) -> Override:
+    """One override. Raises BadInput with the reason in a few words."""
+    key, equals, _ = text.partition("=")
+    plain = escaped(text)
+    if text.startswith("~"):
+        raise BadInput(f"{plain}: keys can't be deleted; set a value with key=value")
+    if text.startswith("+"):
+        raise BadInput(f"{plain}: keys can't be added; every key that exists is listed by --help all")
+    if not equals:
+        raise BadInput(f"{plain}: not an override; write key=value")
+    if not key:
+        raise BadInput(f"{plain}: the key before '=' is missing")
+    try:
+        return OverridesParser.create().parse_override(text)
+    except (HydraException, RecursionError):
+        odd = next((c for c in text if not c.isascii()), None)
+        why = f"the character '{odd}' needs quotes" if odd else "can't be read; check the quotes and brackets"
+        raise BadInput(f"{plain}: {why}, e.g. {escaped(key)}=\"'…'\"") from None
+
+
+def check_keys(door: str, kind: type[Section], overrides: list[Override]) -> None:
+    """Every override names a group or a key that exists, once, and a choice that exists."""
+    keys = [key for key, _ in schema.leaves(kind)]
+    files = [*groups(door), *aside_groups(door)]
+    known = [*files, *keys, *aside_keys(door)]
+    seen: set[str] = set()
+    for override in overrides:
+        key = override.key_or_group
+        text = escaped(override.input_line)
+        if key in seen:
+            raise BadInput(f"{text}: {key} is given twice")
+        if override.package is not None:
+            raise BadInput(f"{text}: no such key or group; '@' is for Hydra's packages, which aren't used here")
+        seen.add(key)
+        if key not in known:
+            refuse_unknown(key, text, known, door)
+        if key.startswith((*ASIDE, LAUNCHER, SWEEPER)) and override.is_sweep_override():
+            raise BadInput(f"{text}: is one for all points and can't be swept")
+        if key in files:
+            check_choice(override, optional=key in optional(door))
+
+
+def refuse_unknown(key: str, text: str, known: list[str], door: str) -> NoReturn:
+    """Raises BadInput with the nearest key that exists."""
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        mine = ("hydra.launcher", "hydra/l", "hydra.sweeper", "hydra/s")[: 4 if door == "train" else 2]
+        if door not in LAUNCHING or not key.startswith(mine):
+            raise BadInput(f"{text}: Hydra's own settings can't be changed here")
+        raise BadInput(f"{escaped(key)}: no such key or group{hint(key, [k for k in known if k.startswith('hydra')])}")
+    inside = [name for name in known if name.startswith(key + ".")]
+    if inside:
+        raise BadInput(f"{text}: a group of keys; set one of {', '.join(inside[:6])}")
+    raise BadInput(f"{escaped(key)}: no such key or group{hint(key, known)}")
+
+
+def aside_groups(door: str) -> list[str]:
+    """The groups of a door that aren't about runs."""
+    return {"train": [LAUNCHER, SWEEPER], "launch": [LAUNCHER]}.get(door, [])
+
+
+def aside_keys(door: str) -> list[str]:
+    """`hydra.launcher.partition` and so on, of all launchers; of `train` what a sweep takes too."""
+    mine = {"train": ASIDE, "launch": (LAUNCHER_KEYS,)}.get(door, ())
+    return [key for key in aside_fields() if key.startswith(mine)]
+
+
+def aside_fields() -> dict[str, FieldInfo]:
+    """Every key about a sweep, each once."""
+    kinds: list[tuple[str, type[Section]]] = [
+        *((LAUNCHER_KEYS, kind) for kind in KINDS.values()),
+        *((SWEEPER_KEYS, kind) for kind in SWEEPERS.values()),
+        (SWEEP_KEYS, SweepConfig),
+    ]
+    return {prefix + key: field for prefix, kind in kinds for key, field in schema.leaves(kind)}
+
+
+def check_choice(override: Override, optional: bool) -> None:
+    """The chosen file exists in its group."""
+    group = override.key_or_group
+    options = choices(group)
+    swept = override.is_sweep_override()
+    if override.is_interval_sweep():
+        raise BadInput(f"{escaped(override.input_line)}: needs names; allowed: {', '.join(options)}")
+    chosen = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS)) if swept else [override.value()]
+    for name in chosen:
+        if name is None and optional:
+            continue
+        if name in (None, ""):
+            raise BadInput(f"{group}={name or ''}: needs a value; allowed: one of {', '.join(options)}")
+        if name not in options:
+            text = escaped(f"{group}={name}")
+            raise BadInput(f"{text}: no such choice; allowed: one of {', '.join(options)}{hint(str(name), options)}")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value for one key: as typed, and as Hydra reads it."""
+
+    key: str
+    text: str
+    value: Any
+
+
+def first(override: Override, multirun: bool) -> Value:
+    """The first of the values, of an interval its text. Raises BadInput as `expand`."""
+    if multirun and override.is_interval_sweep():
+        return Value(override.key_or_group, str(override.input_line).partition("=")[2], None)
+    return expand(override, multirun, 1)[0]
+
+
+def expand(override: Override, multirun: bool, most: int = MOST_POINTS + 1) -> list[Value]:
+    """The values a comma-separated override stands for, the first `most` of them. Raises BadInput for several values
+    without `-m`.
+    """
+    text, key = str(override.input_line), override.key_or_group
+    if not override.is_sweep_override():
+        return [Value(key, text.partition("=")[2], override.value())]
+    if not multirun:
+        raise BadInput(f"{escaped(text)}: several values are a sweep and need -m")
+    if not override.is_discrete_sweep():
+        raise BadInput(f"{escaped(text)}: a sweep needs a list of values; hydra/sweeper=optuna takes intervals")
+    try:
+        texts = list(itertools.islice(override.sweep_string_iterator(), most))
+    except (HydraException, ValueError) as error:
+        raise BadInput(f"{escaped(text)}: {str(error).splitlines()[0]}") from None
+    if not texts:
+        raise BadInput(f"{escaped(text)}: an empty sweep")
+    if len(texts) > MOST_POINTS:  # before each is read, which takes seconds for so many
+        raise BadInput(f"{escaped(text)}: too many points; allowed: at most {MOST_POINTS:,}")
+    return [Value(key, one, parse(f"{key}={one}").value()) for one in texts]

@@ -1,0 +1,106 @@
+"""What `-m` takes: how the points of a sweep come about (`sweep.…`), and how far each is trained (`hydra/sweeper=…`).
+
+None of it is part of a run's identity, and none of it gets into a run's config.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from nanogpt.config import Gpu
+from nanogpt.schema import Section, free
+
+CONDITION = re.compile(r"([A-Za-z_][\w./]*)(>=|<=|!=|=|>|<)(\S+)")
+
+
+def conditions(text: str) -> str:
+    """Comparisons of keys with values, separated by blanks."""
+    if text.split() and all(CONDITION.fullmatch(word) for word in text.split()):
+        return text
+    raise PydanticCustomError("form", "comparisons separated by blanks, e.g. 'optimizer.lr>=1e-2 model.dropout=0'")
+
+
+def swept_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Keys with a list of values, or values as on a command line."""
+    if all(
+        value not in ([], (), "") and isinstance(value, list | tuple | str | int | float) for value in values.values()
+    ):
+        return values
+    raise PydanticCustomError("form", "{key: [value, value]}, with one value at least for each key")
+
+
+def point_list(points: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """Points, each as {key: value}."""
+    if all(points):
+        return points
+    raise PydanticCustomError("form", "a list of {key: value}, none of them empty")
+
+
+def in_groups(value: Any) -> Any:
+    """`[a,b]` as `[[a,b]]`: mostly there is one group of keys that go together."""
+    flat = isinstance(value, list) and value and not any(isinstance(one, list) for one in value)  # pyright: ignore[reportUnknownVariableType]
+    return [value] if flat else value  # pyright: ignore[reportUnknownVariableType]
+
+
+Keys = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
+Conditions = Annotated[str, AfterValidator(conditions)]
+
+
+class SweepConfig(Section):
+    """Which points there are, and which of them are trained again."""
+
+    grid: Annotated[dict[str, Any], AfterValidator(swept_keys)] = free(
+        {}, "for files of conf/experiment: {key: [values]}; a key on the command line replaces the file's"
+    )
+    points: Annotated[tuple[dict[str, Any], ...], Field(strict=False), AfterValidator(point_list)] = free(
+        (), "a list of points, e.g. [{optimizer.lr:1e-3,model:tiny},{optimizer.lr:1e-4,model:gpt2}]; times the grid"
+    )
+    zip: Annotated[tuple[Keys, ...], Field(strict=False), BeforeValidator(in_groups)] = free(
+        (), "keys whose values go in pairs, e.g. [optimizer.lr,batch_tokens], or several such lists"
+    )
+    exclude: Annotated[tuple[Conditions, ...], Field(strict=False)] = free(
+        (), "points to leave out, e.g. ['optimizer.lr>=1e-2 model.dropout=0']: where all comparisons of a text hold"
+    )
+    retry: Literal["failed"] | None = free(None, "failed: train points again that failed or diverged; null: show them")
+    gpu: Gpu | None = free(None, "GPU to estimate time and memory for, before anything starts")
+
+
+class AllPoints(Section):
+    """Every point to its end."""
+
+    method: Literal["all"] = free("all", "how far points are trained")
+
+
+class Halving(Section):
+    """Synchronous successive halving (Jamieson & Talwalkar 2016): in every rung all points that are left are trained to
+    the same share of their steps, and the best of them, one in eta, to the next; learning rates follow the schedule of
+    the whole run from the start.
+    """
+
+    method: Literal["halving"] = free("halving", "how far points are trained")
+    eta: int = free(
+        3, "one point in this many, rounded up, is left after a rung and trained this many times as far", ge=2, le=100
+    )
+    rungs: int = free(3, "how often points are compared, the last time at the end of the run", ge=2, le=20)
+
+
+class Search(Section):
+    """Points that are chosen one after the other by what those before came to, each trained to its end."""
+
+    method: Literal["optuna"] = free("optuna", "how far points are trained")
+    trials: int = free(20, "points to try; more of them later go on from those that are there", ge=1, le=10_000)
+    at_once: int = free(1, "trials that are chosen together, and trained, before the next are chosen", ge=1, le=1000)
+    sampler: Literal["tpe", "random"] = free("tpe", "tpe: ten at random, then where the best ones were; random: all so")
+    seed: int = free(0, "of the sampler", ge=0, le=2**31 - 1)
+
+
+Sweeper = AllPoints | Halving | Search
+SWEEPERS: dict[str, type[Sweeper]] = {"all": AllPoints, "halving": Halving, "optuna": Search}
+
+
+def sweeper_with(key: str) -> str:
+    """The sweepers that have a key, as one would choose them."""
+    names = [name for name, kind in SWEEPERS.items() if key in kind.model_fields and key != "method"]
+    return " or ".join(f"hydra/sweeper={name}" for name in names)

@@ -1,0 +1,59 @@
+"""The command that trains a config again: choices of files first, then what differs from them."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from conf.compose import HORIZON
+from conf.groups import choices
+from conf.reading import read
+from conf.words import override
+from nanogpt import schema
+from nanogpt.config import TrainConfig
+from nanogpt.errors import LabError
+from nanogpt.schema import signature
+
+GROUPS = ("model", "data", "optimizer", "schedule")
+APART = ("name", "runs_dir", "fresh", "plan", "replay")  # which run it is, not what it trains
+
+
+def repeat(config: TrainConfig) -> str | None:
+    """`python train.py …`, checked to give the same science; None for a config that a command line can't give, or
+    whose weights would have to be read to tell.
+    """
+    if config.init_from != "scratch":
+        return None
+    commands = [command for start in beginnings(config) if (command := command_from(config, start))]
+    commands = [command for command in commands if command.isprintable()]  # else a terminal might obey it
+    return min(commands, key=len, default=None)
+
+
+def beginnings(config: TrainConfig) -> Iterator[list[str]]:
+    """Files to start from: the experiment the run was named for, or those its groups are named for."""
+    if config.name in choices("experiment"):
+        yield [f"experiment={config.name}"]
+    named = [(group, getattr(config, group).name) for group in GROUPS]
+    files = [f"{group}={name}" for group, name in named if name in choices(group)]
+    yield files
+    yield [file for file in files if file.startswith(("model=", "data="))]
+
+
+def command_from(config: TrainConfig, files: Sequence[str]) -> str | None:
+    """The command that starts from these files."""
+    wanted = dict(schema.values(config))
+    source = [override("data.source", config.data.source)] if config.data.source is not None else []
+    try:
+        start = dict(schema.values(read("train", TrainConfig, [*files, *source]).points[0].config))
+        differing = [key for key in wanted if wanted[key] != start[key] and not left_out(key)]
+        given = {key for key in differing if wanted[key] is not None} & set(HORIZON)
+        words = [override(key, wanted[key]) for key in differing if key not in HORIZON or key in given]
+        words = [*files, *source, *words]
+        if signature(read("train", TrainConfig, words).points[0].config) != signature(config):
+            return None
+    except LabError:
+        return None
+    return "python train.py " + " ".join(shlex.quote(word) for word in words)
+
+
+def left_out(key: str) -> bool:
+    """What only says which run it is, where and how it was started; the source is given with the files."""
+    return key in (*APART, "data.source") or key.startswith("resume.")

@@ -1,0 +1,103 @@
+"""`python -m experiments coordinates`: how far a few steps move activations at several widths, with muP and without.
+
+The check of Yang et al. 2022 (Tensor Programs V, appendix D.1): what grows with the width is wrongly parametrized.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.pictures.coordinates import draw
+from nanogpt.config import CoordinatesConfig, ModelConfig, ScheduleConfig
+from nanogpt.data.batches import Batch, shifted
+from nanogpt.data.dataset import expected_vocab_size
+from nanogpt.device import Compute, set_up
+from nanogpt.model.gpt import GPT
+from nanogpt.tracking.console import say, table
+from nanogpt.training.state import build_state
+from nanogpt.training.step import train_step
+
+Moves = dict[str, list[float]]
+"""Of each part, by step: the mean over its coordinates of |what it is - what it was before the first step|."""
+NAMES: tuple[Literal["standard", "mup"], ...] = ("standard", "mup")
+
+
+def check(config: CoordinatesConfig) -> int:
+    """Train, tell the slopes, draw."""
+    compute, widths = set_up(config.hardware), config.coordinates.widths
+    vocab_size, _ = expected_vocab_size(config.data)
+    found = {name: [moved(at_width(config, name, n), vocab_size, compute) for n in widths] for name in NAMES}
+    rows = [
+        [part, *(f"{slope([moves[part][-1] for moves in found[name]], widths):+.2f}" for name in NAMES)]
+        for part in found["mup"][0]
+    ]
+    steps = config.coordinates.steps
+    say(table(f"exponent of the width in what {steps} steps moved; 0 is right", ("part", *NAMES), rows))
+    draw(found, widths, Path(config.coordinates.out))
+    say(f"picture  {config.coordinates.out}")
+    return 0
+
+
+def at_width(config: CoordinatesConfig, name: Literal["standard", "mup"], n_embd: int) -> CoordinatesConfig:
+    """The same recipe in another width, heads keeping their size; at its full rate, in one micro-batch a step."""
+    heads = n_embd // config.model.head_size
+    kv_heads = config.model.n_kv_head and max(1, config.model.n_kv_head * heads // config.model.n_head)
+    wider = {"n_embd": n_embd, "n_head": heads, "n_kv_head": kv_heads, "tied_head": False, "dropout": 0.0}
+    model = ModelConfig.model_validate(config.model.model_dump() | wider)
+    sequences = config.coordinates.sequences
+    sections = {
+        "parametrization": config.parametrization.model_copy(update={"name": name}),
+        "schedule": ScheduleConfig(name="constant"),
+        "training": config.training.model_copy(update={"batch_tokens": sequences * model.block_size}),
+        "hardware": config.hardware.model_copy(update={"micro_batch_size": sequences}),
+    }
+    return config.model_copy(update={"model": model, **sections})
+
+
+def moved(config: CoordinatesConfig, vocab_size: int, compute: Compute) -> Moves:
+    """Train at the full rate for some steps, always on the same random tokens."""
+    state = build_state(config, config.model.with_vocab(vocab_size), compute)
+    generator = torch.Generator().manual_seed(config.training.seed)
+    shape = (config.coordinates.sequences, config.model.block_size + 1)
+    tokens = torch.randint(vocab_size, shape, generator=generator)
+    batch = Batch(*shifted(tokens, compute.device), None)
+    first, moves = activations(state.model, batch.ids, compute), dict[str, list[float]]()
+    for _ in range(config.coordinates.steps):
+        train_step(state, [batch], config)
+        for part, now in activations(state.model, batch.ids, compute).items():
+            moves.setdefault(part, []).append(float((now - first[part]).abs().mean()))
+    return moves
+
+
+@torch.no_grad()
+def activations(model: GPT, ids: Tensor, compute: Compute) -> dict[str, Tensor]:
+    """What the last block's attention and MLP write, and the logits."""
+    with recorded(model) as found, compute.autocast():
+        found["logits"] = model(ids)[..., : model.config.vocab_size]
+    return {part: x.float() for part, x in found.items()}
+
+
+@contextmanager
+def recorded(model: GPT) -> Generator[dict[str, Tensor]]:
+    """The results of the last block's parts, filled in by a forward pass."""
+    found: dict[str, Tensor] = {}
+    block = model.get_submodule(f"transformer.h.{model.config.n_layer - 1}")
+    hooks = [
+        block.get_submodule(name).register_forward_hook(lambda _, __, x, part=part: found.update({part: x}))
+        for name, part in (("attn", "attention"), ("mlp", "mlp"))
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def slope(values: list[float], widths: tuple[int, ...]) -> float:
+    """Of the straight line through the logarithms."""
+    return float(np.polyfit(np.log(widths), np.log(np.maximum(values, 1e-12)), 1)[0])

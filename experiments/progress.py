@@ -1,0 +1,149 @@
+"""What every run is doing: from the records of its study where it was submitted, else from what it wrote itself."""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.finding import Found, touched
+from launch.states import OPEN, Cluster, Point, last_rows, points_of
+from launch.study import RECORDS
+from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.run_directory import RunDirectory
+from nanogpt.tracking.metrics import number, whole
+
+ENDS = ("finished", "paused", "stopped", "diverged", "failed", "running")
+GOING = OPEN  # the states in which a run isn't over
+WRONG = ("failed", "diverged", "lost", "cancelled")  # those that a person should know the reason of
+LONG_SILENCE = 3600.0
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One run, or one point that hasn't become a run, as it is now."""
+
+    path: Path
+    state: str
+    """finished, running, queued, paused, stopped, failed, diverged, cancelled, lost, unknown, new, missing."""
+    why: str = ""
+    step: int = 0
+    steps: int | None = None
+    val: float | None = None
+    """The last validation loss."""
+    best: float | None = None
+    updated: float = 0.0
+    """When it last gave a sign of life; 0: never."""
+    rate: float | None = None
+    """Tokens a second, lately."""
+    job: str = ""
+    log: Path | None = None
+    point: Point | None = field(default=None, compare=False)
+
+    @property
+    def going(self) -> bool:
+        return self.state in GOING
+
+
+def look(found: Found, cluster: Cluster | None = None) -> tuple[list[Progress], list[str]]:
+    """All runs, and points of their studies that haven't begun; and what of the records can't be read."""
+    points, problems = submitted(found.studies, cluster or Cluster())
+    problems += [f"{escaped(folder)}: this folder can't be read" for folder in found.closed]
+    known = [progress_of(run, points.pop(run.resolve(), None)) for run in found.runs]
+    wanted = [folder.resolve() for folder in found.asked]
+    rest = [point for path, point in points.items() if any(path.is_relative_to(folder) for folder in wanted)]
+    return known + [progress_of(near(point.run), point) for point in rest], problems
+
+
+def submitted(studies: Iterable[Path], cluster: Cluster) -> tuple[dict[Path, Point], list[str]]:
+    """The points of studies by run directory."""
+    points: dict[Path, Point] = {}
+    problems: list[str] = []
+    for study in studies:
+        if (study / RECORDS).is_dir():
+            try:
+                points |= {point.run.resolve(): point for point in points_of(study, cluster)}
+            except (BadCheckpoint, OSError, ValueError, KeyError, TypeError) as error:
+                problems.append(f"{escaped(study / RECORDS)}: can't be read: {escaped(error, 200)}")
+    return points, problems
+
+
+def near(path: Path) -> Path:
+    """As seen from the current folder, where it is in there."""
+    with suppress(ValueError):
+        return path.relative_to(Path.cwd())
+    return path
+
+
+def progress_of(path: Path, point: Point | None = None) -> Progress:
+    """One run. Reads the ends of its files alone, however long they are."""
+    status = RunDirectory(path).status()
+    rows = last_rows(path / "metrics.jsonl")
+    timing = last_rows(path / "timing.jsonl", 1024)
+    losses = [loss for row in rows if (loss := number(row.get("val_loss"))) is not None]
+    best = status.get("best")
+    lowest = number(best[0]) if isinstance(best, list) and best else None  # pyright: ignore[reportUnknownArgumentType]
+    state, why = (point.state, point.why) if point else own_state(path, status)
+    return Progress(
+        path=path,
+        state=state,
+        why=why or cause(path, state),
+        step=max([whole(status.get("step")) or 0, *(whole(row.get("step")) or 0 for row in [*rows, *timing])]),
+        steps=whole(status.get("steps")),
+        val=losses[-1] if losses else None,
+        best=min([loss for loss in (lowest, *losses) if loss is not None], default=None),
+        updated=touched(path),
+        rate=number(timing[-1].get("tokens_per_second")) if timing else None,
+        job=point.job if point else "",
+        log=point.log if point else None,
+        point=point,
+    )
+
+
+def own_state(path: Path, status: dict[str, Any]) -> tuple[str, str]:
+    """(state, why) of a run that was started without a launcher."""
+    state = status.get("state")
+    if state not in ENDS:
+        return (
+            ("unknown", "its status.json can't be read") if (path / "status.json").exists() else ("new", "no step yet")
+        )
+    if state != "running":
+        return str(state), ""
+    silent = time.time() - touched(path)
+    if status.get("host") == socket.gethostname():
+        return (
+            ("running", "") if alive(status.get("pid")) else ("lost", "its process is gone; the same command continues")
+        )
+    if silent > LONG_SILENCE:
+        return "running", f"on {escaped(status.get('host'))}; no sign of life for {silent / 3600:.0f} hours"
+    return "running", ""
+
+
+def alive(pid: object) -> bool:
+    """Whether this machine has the process."""
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # another user's
+    return True
+
+
+def cause(path: Path, state: str) -> str:
+    """Why a run ended badly: the last line of its log."""
+    if state not in ("failed", "diverged"):
+        return ""
+    with suppress(OSError), (path / "log.txt").open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        lines = file.read().decode(errors="replace").splitlines()
+        if lines and (match := LOG_LINE.match(lines[-1])):
+            return match[1]
+    return "no reason in log.txt"

@@ -1,0 +1,197 @@
+"""The tables of reports and comparisons: settings by rank, every run, what differs in config and in code."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from experiments.command import left_out
+from experiments.document import Cell, Table
+from experiments.progress import WRONG
+from experiments.ranking import LABELS, Axis, Setting, brief, name, science, short, shown
+from experiments.results import Result
+from experiments.statistics import Estimate, mean
+from nanogpt import schema
+from nanogpt.config import Metric
+from nanogpt.errors import escaped
+from nanogpt.tracking.console import amount, say, seconds, shortened, table
+
+Column = tuple[str, Callable[[Setting], Cell]]
+
+
+def ranking_table(settings: Sequence[Setting], ranks: int, varied: Sequence[Axis], metric: Metric) -> Table:
+    """One row a setting; the first `ranks` are ranked, the others have no finished run."""
+    labels: list[Column] = [(short(axis, varied), lambda s, a=axis: value_cell(a.value(s))) for axis in varied]
+    if not varied:
+        labels = [("run", lambda s: Cell(escaped(s.first.path.name)))]
+    if any(setting.attempt > 1 for setting in settings):
+        labels.append(("attempt", lambda s: Cell(str(s.attempt), s.attempt)))
+    columns: list[Column] = [*labels, *numbers(settings, metric)]
+    if any(reason(setting) for setting in settings):
+        columns.append(("why", why_cell))
+    rows = [
+        [Cell(str(i) if i <= ranks else "", float(i) if i <= ranks else None), *(cell(s) for _, cell in columns)]
+        for i, s in enumerate(settings, 1)
+    ]
+    return Table(["#", *(title for title, _ in columns)], rows, marked=0 if ranks else None)
+
+
+def numbers(settings: Sequence[Setting], metric: Metric) -> list[Column]:
+    """What was measured, what ranks first."""
+    final: Column = ("final val", lambda s: loss_cell(s, "final"))
+    best: Column = ("best val", lambda s: loss_cell(s, "best"))
+    return [
+        ("seeds", seeds_cell),
+        ("status", status_cell),
+        *((final, best) if metric == "final" else (best, final)),
+        ("bits/byte", lambda s: Cell("-") if s.bits is None else Cell(f"{s.bits.mean:.4f}", s.bits.mean)),
+        ("steps", lambda s: mean_cell((r.step for r in s.counted), lambda v: f"{v:,.0f}")),
+        ("tokens", lambda s: mean_cell((r.tokens for r in s.counted), amount)),
+        ("time", lambda s: mean_cell((r.seconds for r in s.counted), duration)),
+        ("tok/s", lambda s: mean_cell((r.tokens_per_second for r in s.counted), amount)),
+        (hours_title(settings), lambda s: total_cell(r.device_seconds for r in s.results if r.step)),
+    ]
+
+
+def duration(time: float) -> str:
+    """`3.2s` where whole seconds say too little."""
+    return f"{time:.2g}s" if time < 1 else f"{time:.1f}s" if time < 20 else seconds(time)
+
+
+def hours_title(settings: Sequence[Setting]) -> str:
+    kinds = {result.gpu for setting in settings for result in setting.results if result.step}
+    return {frozenset({True}): "GPU-hours", frozenset({False}): "CPU-hours"}.get(frozenset(kinds), "device-hours")
+
+
+def value_cell(value: Any) -> Cell:
+    """Something that was varied, sorted as a number if it is one."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return Cell(shortened(escaped(brief(value), 4000), 60), number)
+
+
+def seeds_cell(setting: Setting) -> Cell:
+    done, n = len(setting.finished), len(setting.results)
+    return Cell(str(n) if done in (0, n) else f"{done} of {n}", n)
+
+
+def loss_cell(setting: Setting, metric: Metric) -> Cell:
+    """Of runs that aren't over, with the step they are at."""
+    cell = estimate_cell(setting.loss(metric))
+    if setting.finished or cell.value is None:
+        return cell
+    return Cell(f"({cell.text} at step {max(r.evals[-1]['step'] for r in setting.counted):,.0f})", cell.value)
+
+
+def estimate_cell(found: Estimate | None) -> Cell:
+    """`2.5137 ± 0.0719`; of a single value without an interval."""
+    if found is None:
+        return Cell("-")
+    return Cell(f"{found.mean:.4f}" + ("" if found.half is None else f" ± {found.half:.4f}"), found.mean)
+
+
+def mean_cell(values: Iterable[float | None], write: Callable[[float], str]) -> Cell:
+    there = [value for value in values if value is not None]
+    return Cell(write(mean(there)), mean(there)) if there else Cell("-")
+
+
+def total_cell(values: Iterable[float | None]) -> Cell:
+    """Hours of all seeds together; unknown where one is."""
+    found = list(values)
+    there = [value for value in found if value is not None]
+    if not there or len(there) < len(found):
+        return Cell("-")
+    return Cell(f"{sum(there) / 3600:.3g}", sum(there) / 3600)
+
+
+def status_cell(setting: Setting) -> Cell:
+    """`finished`, or how many are what, the finished ones first."""
+    counts = sorted(setting.states.items(), key=lambda one: one[0] != "finished")
+    return Cell(counts[0][0] if len(counts) == 1 else ", ".join(f"{count} {state}" for state, count in counts))
+
+
+def reason(setting: Setting) -> str:
+    """The first reason why a run of it isn't finished."""
+    return next((r.progress.why for r in setting.results if r.progress.why and not r.finished), "")
+
+
+def why_cell(setting: Setting) -> Cell:
+    return Cell(escaped(reason(setting), 100) or "-")
+
+
+def run_table(results: Sequence[Result]) -> Table:
+    """Every run by itself."""
+    rows = [
+        [
+            Cell(escaped(r.path.name, 120)),
+            Cell(str(r.config.training.seed), r.config.training.seed),
+            Cell(r.progress.state),
+            Cell(f"{r.step:,} of {r.progress.steps:,}" if r.progress.steps else f"{r.step:,}", r.step),
+            *(Cell("-") if (loss := r.loss(m)) is None else Cell(f"{loss:.4f}", loss) for m in ("final", "best")),
+            mean_cell([r.seconds], duration),
+            mean_cell([r.tokens_per_second], amount),
+        ]
+        for r in results
+    ]
+    return Table(("run", "seed", "state", "step", "last val", "best val", "time", "tok/s"), rows)
+
+
+def trouble_table(results: Sequence[Result]) -> Table | None:
+    """What isn't finished, why, and where to read on."""
+    rows = [
+        [
+            Cell(escaped(r.path.name, 120)),
+            Cell(r.progress.state),
+            Cell(escaped(r.progress.why, 500) or "-"),
+            Cell(escaped(r.progress.log) if r.progress.log else "-"),
+        ]
+        for r in results
+        if not r.finished
+    ]
+    return Table(("run", "state", "why", "log"), rows) if rows else None
+
+
+def config_table(sides: Sequence[tuple[str, Result]]) -> Table | None:
+    """Every key that differs, what can change the result first."""
+    configs = [dict(schema.values(result.config)) for _, result in sides]
+    keys = [key for key in configs[0] if len({shown(config[key]) for config in configs}) > 1]
+    first = science(sides[0][1].config)
+    kept = [key for key in keys if not left_out(key) and key not in LABELS.values()]
+    rows = [
+        [Cell(key), *(Cell(escaped(shown(c[key]), 100)) for c in configs), Cell("yes" if key in first else "no")]
+        for key in sorted(kept, key=lambda key: key not in first)
+    ]
+    return Table(("key", *(label for label, _ in sides), "changes the result"), rows) if rows else None
+
+
+def along_table(settings: Sequence[Setting], varied: Sequence[Axis]) -> Table | None:
+    """Of axes that are several keys: which values go together."""
+    rows: list[list[Cell]] = []
+    for axis in varied:
+        if axis.along:
+            for value, setting in {shown(axis.value(s)): s for s in reversed(settings)}.items():
+                words = ", ".join(f"{key}={shown(setting.values[key])}" for key in axis.along)
+                rows.append([Cell(axis.key), Cell(escaped(value, 60)), Cell(escaped(words, 1000))])
+    return Table(("varied", "value", "changes with it"), rows[::-1]) if rows else None
+
+
+def label(setting: Setting, varied: Sequence[Axis]) -> str:
+    """A setting's name, fit for a page."""
+    return escaped(name(setting, varied), 120)
+
+
+def as_text(page_table: Table, title: str, without: Collection[str] = ()) -> str:
+    """For a terminal."""
+    kept = [i for i, column in enumerate(page_table.columns) if column not in without]
+    rows = [[fitting(row[i].text) for i in kept] for row in page_table.rows]
+    return table(title, [page_table.columns[i] for i in kept], rows)
+
+
+def fitting(text: str, most: int = 44) -> str:
+    """Short enough for a column: names keep their end, sentences their beginning."""
+    return escaped(text, most) if " " in text else shortened(text, most)
+
+
+def tell_trouble(results: Sequence[Result]) -> None:
+    """Below a table, in full: what went wrong, and where it can be read."""
+    for result in results:
+        if result.progress.state in WRONG:
+            log = f"; log: {escaped(result.progress.log)}" if result.progress.log else ""
+            say(f"{escaped(result.path.name)}: {result.progress.state}: {escaped(result.progress.why, 300)}{log}")

@@ -1,0 +1,168 @@
+"""Successive halving (Jamieson & Talwalkar 2016), synchronous: rungs of a study, each a larger share of fewer points.
+
+A point's learning rates are those of its whole run from the start, so what a rung compares is what a run in one go
+would show there. The losses that decided are noted in the study's folder, so the same command decides the same again.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conf.sweeps import Halving
+from launch.preview import goal_loss, goal_step, states
+from launch.states import FAILED
+from launch.study import Member, Study
+from nanogpt.errors import STOPPED, BadInput, escaped
+from nanogpt.files import append, from_json
+from nanogpt.run_directory import newest_step
+from nanogpt.schema import signature
+from nanogpt.tracking.console import say, table
+
+FILE = "rungs.jsonl"  # in the study's folder: the losses that decided
+
+
+@dataclass
+class Candidate:
+    """A setting with all its seeds."""
+
+    members: list[Member] = field(default_factory=list[Member])
+    val: float = math.inf
+    """Mean validation loss over the seeds, nats/token; infinite when one of them failed."""
+
+    @property
+    def name(self) -> str:
+        """Of the run, or of what its seeds have in common."""
+        name = self.members[0].run.name
+        if len(self.members) > 1:
+            name = re.sub(r"-?\bseed\d+", "", name).rpartition("-")[0].strip("-")
+        return escaped(name or "base", 60)
+
+
+def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
+    """Train all points a little way, the best of them further. Returns 0 when one got to its end.
+
+    `run` trains or submits points and waits for them. Raises BadInput.
+    """
+    config = study.members[0].config
+    if config.fresh or config.pause_at is not None:
+        what = "fresh=true" if config.fresh else f"pause_at={config.pause_at}"
+        raise BadInput(f"{what}: hydra/sweeper=halving decides how far runs go on; leave it out")
+    left = candidates(study.members)
+    say_plan(left, sweeper)
+    for rung in range(sweeper.rungs):
+        share = sweeper.eta ** (rung + 1 - sweeper.rungs)
+        last = rung == sweeper.rungs - 1
+        left = [Candidate([paused(member, None if last else share) for member in one.members]) for one in left]
+        part = Study(study.path, [member for one in left for member in one.members])
+        refuse_past(part)
+        say(f"=== rung {rung + 1} of {sweeper.rungs}: {len(part.members)} points to {100 * share:.3g} % of their steps")
+        code = run(part)
+        if code == STOPPED or code >= 128 or config.plan:
+            return code
+        if missing := judge(part, left):
+            say(f"rung {rung + 1} isn't complete: {missing}; the same command goes on")
+            return code or 1
+        left.sort(key=lambda one: one.val)
+        keep = 1 if last else math.ceil(len(left) / sweeper.eta)
+        say(standing(left, keep, "best" if last else "goes on", f"rung {rung + 1}"))
+        left = [one for one in left[:keep] if one.val < math.inf]
+        if not left:
+            return code or 1
+    runs = ", ".join(escaped(member.run) for member in left[0].members)
+    say(f"best    {left[0].name}, val {left[0].val:.4f}: {runs}")
+    return 0
+
+
+def candidates(members: list[Member]) -> list[Candidate]:
+    """Points that differ in their seed alone are compared with others by their mean."""
+    found: dict[str, Candidate] = {}
+    for member in members:
+        training = member.config.training.model_copy(update={"seed": 0})
+        setting = signature(member.config.model_copy(update={"training": training}))
+        found.setdefault(setting, Candidate()).members.append(member)
+    return list(found.values())
+
+
+def paused(member: Member, share: float | None) -> Member:
+    """The point with the share of its steps that a rung trains."""
+    return Member(member.run, member.config.model_copy(update={"pause_at": share}))
+
+
+def judge(part: Study, left: list[Candidate]) -> str:
+    """Give every candidate its loss, and note it. Returns what is missing to do so, in words."""
+    noted, now = decided(part.path), states(part)
+    found: dict[str, float] = {}
+    missing: list[str] = []
+    for one in left:
+        losses: list[float] = []
+        for member in one.members:
+            point = now[member.run]
+            loss = noted.get(name_of(member), goal_loss(member))
+            if loss is not None:
+                found[name_of(member)] = loss
+            elif point.state not in FAILED:
+                missing.append(f"{escaped(member.run.name)} {point.state}")
+            losses.append(math.inf if loss is None else loss)
+        one.val = sum(losses) / len(losses)
+    if not missing:
+        for name, loss in found.items():
+            if name not in noted:
+                append(part.path / FILE, json.dumps({"at": name, "val": loss}))
+    return ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+
+
+def name_of(member: Member) -> str:
+    """A point and the share of its steps, as rungs.jsonl has them."""
+    return f"{member.run.name} {member.config.pause_at or 1.0!r}"
+
+
+def decided(study: Path) -> dict[str, float]:
+    """The losses that rungs were decided by. They stay what they were, whatever becomes of runs and their rows."""
+    losses: dict[str, float] = {}
+    path = study / FILE
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError, TypeError, KeyError):  # a line that a crash has torn
+            row = from_json(line)
+            losses[str(row["at"])] = float(row["val"])
+    return losses
+
+
+def refuse_past(part: Study) -> None:
+    """A point that is past its rung's step already and wasn't evaluated there can't be compared. Raises BadInput."""
+    noted = decided(part.path)
+    for member in part.members:
+        goal = goal_step(member)
+        if goal is None or name_of(member) in noted or goal_loss(member) is not None:
+            continue
+        if newest_step(member.run) > goal:
+            where = f"{escaped(member.run)} is past step {goal}, where this rung compares"
+            raise BadInput(f"hydra/sweeper=halving: {where}, and wasn't evaluated there; another name= begins anew")
+
+
+def standing(left: list[Candidate], keep: int, word: str, title: str) -> str:
+    """The table of a rung, best first."""
+    rows = [
+        (
+            one.name,
+            str(len(one.members)),
+            f"{one.val:.4f}" if one.val < math.inf else "failed",
+            word if place < keep and one.val < math.inf else "",
+        )
+        for place, one in enumerate(left)
+    ]
+    return table(title, ("setting", "seeds", "val", ""), rows)
+
+
+def say_plan(left: list[Candidate], sweeper: Halving) -> None:
+    """How many points each rung trains how far, and what that is of the whole grid."""
+    counts, shares = [len(left)], [sweeper.eta ** (rung + 1 - sweeper.rungs) for rung in range(sweeper.rungs)]
+    for _ in shares[1:]:
+        counts.append(math.ceil(counts[-1] / sweeper.eta))
+    new = [share - before for share, before in zip(shares, [0, *shares], strict=False)]
+    work = sum(count * share for count, share in zip(counts, new, strict=True)) / len(left)
+    rungs = ", ".join(f"{count} to {100 * share:.3g} %" for count, share in zip(counts, shares, strict=True))
+    say(f"halving {rungs} of their steps: {100 * work:.0f} % of the work of all points")

@@ -1,0 +1,190 @@
+"""Where a point runs, on a node of the cluster or here: `begin` before its ranks, `task` as each of them, `end` after.
+
+    python -m launch.job begin|task|end SUBMISSION FIRST [EXIT_CODE]
+
+FIRST is the number of the array's first point. The batch script calls `begin` and `end`, srun calls `task` on every
+node; all run the code that was frozen at submission, which is the current folder.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from conf.door import guarded
+from launch import slurm, verdict
+from launch.ranks import end_with_parent
+from launch.submission import Submission
+from launch.verdict import History, Limits
+from nanogpt import place
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, escaped
+from nanogpt.files import write_atomic
+from nanogpt.place import STORE, adopt_slurm
+from nanogpt.run_directory import newest_step
+
+ATTEMPT, INDEX = "NANOGPT_ATTEMPT", "NANOGPT_INDEX"  # what launch/local.py says in place of Slurm's variables
+START = "=== attempt "  # what each rank's log has before what an attempt says
+TAIL = 20_000  # bytes of a log that are looked through for a reason
+
+
+class Attempt:
+    """One attempt at one point, as the environment of this process says."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self.submission = Submission(folder)
+        self.index = first + int(os.environ.get(INDEX, os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
+        self.number = int(os.environ.get(ATTEMPT, os.environ.get("SLURM_RESTART_COUNT", "0")))
+        self.run = self.submission.runs[self.index]
+        launcher = self.submission.facts.launcher
+        self.limits = Limits(launcher["max_requeues"], launcher["max_fruitless"])
+
+    @property
+    def job(self) -> str:
+        """`123_4`, or the process that runs the point here."""
+        if "SLURM_ARRAY_JOB_ID" in os.environ:
+            return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        return os.environ.get("SUBMITIT_LOCAL_JOB_ID", str(os.getpid()))
+
+    def exit_file(self, rank: int) -> Path:
+        return self.submission.path / "exits" / f"{self.index}-{self.number}-{rank}.json"
+
+    def history(self) -> History:
+        starts = [event["step"] for event in self.submission.events(self.index) if event["event"] == "start"]
+        return History(newest_step(self.run), starts)
+
+
+def begin(attempt: Attempt) -> int:
+    """Note the start. One more that can't be expected to get any further ends here, before it takes GPUs for hours."""
+    before = attempt.history()
+    refusal = verdict.refuse(before, attempt.limits) if before.from_steps else None
+    facts = {"job": attempt.job, "attempt": attempt.number, "step": before.step, "host": os.uname().nodename}
+    attempt.submission.note(attempt.index, "start", **facts)
+    if refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        attempt.submission.note(attempt.index, "end", state="failed", why=refusal, code=1, step=before.step)
+        return 1
+    (attempt.submission.path / "exits").mkdir(exist_ok=True)
+    return 0
+
+
+def task(attempt: Attempt) -> int:
+    """Be one rank of the training, and note how it ended. Returns srun's exit code: 0 also when stopped in good order,
+    since srun ends all the others as soon as one has another code.
+    """
+    adopt_slurm(os.environ)
+    adopt_local(attempt)
+    rank = int(os.environ.get("RANK", "0"))
+    if rank > 0:
+        print(f"{START}{attempt.number}, rank {rank}", flush=True)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    try:
+        os.chdir(attempt.submission.facts.cwd)
+        from nanogpt.training.run import train
+
+        code, why = train(attempt.submission.config(attempt.index)), ""
+    except LabError as error:
+        note_exit(attempt, rank, error.exit_code, str(error))
+        raise
+    except OSError as error:
+        what = f"{escaped(error.filename or attempt.run)}: {error.strerror or error}"
+        note_exit(attempt, rank, BadEnvironment.exit_code, what)
+        raise BadEnvironment(what) from None
+    except Exception as error:
+        traceback.print_exc()
+        note_exit(attempt, rank, 1, f"{type(error).__name__}: {escaped(error, 300)}")
+        os._exit(1)  # not by way of torch's destructors, which may wait for the other ranks
+    note_exit(attempt, rank, code, "asked to stop" if code == STOPPED else why)
+    return 0 if code == STOPPED else code
+
+
+def adopt_local(attempt: Attempt) -> None:
+    """In a rank that launch/local.py started: RANK and its like; the ranks meet through a file."""
+    if "SUBMITIT_LOCAL_NTASKS" not in os.environ:
+        return
+    end_with_parent()
+    world = os.environ["SUBMITIT_LOCAL_NTASKS"]
+    if world == "1":
+        return
+    rank = os.environ["SUBMITIT_LOCAL_GLOBALID"]
+    os.environ.update({"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world})
+    os.environ[STORE] = str(attempt.exit_file(0).with_suffix(".store"))
+
+
+def note_exit(attempt: Attempt, rank: int, code: int, why: str) -> None:
+    """Leave word for `end`; a full disk must not turn a success into a failure."""
+    with suppress(OSError):
+        write_atomic(attempt.exit_file(rank), json.dumps({"code": code, "why": why}))
+
+
+def end(attempt: Attempt, code: int) -> int:
+    """Judge the attempt; put the point back into the queue, or let the job end as it shall be seen in Slurm."""
+    state, why, final = judge(attempt, code)
+    here = slurm.job_facts(attempt.job) if state == "requeued" else {}
+    if here.get("JobState", "RUNNING") != "RUNNING":  # cancelled, or Slurm is putting it back by itself
+        print(f"left to Slurm: the job is {here['JobState']}", flush=True)
+        return final
+    why = reason_of_stop(attempt, here) if why == "asked to stop" else why
+    attempt.submission.note(attempt.index, "end", state=state, why=why, code=final, step=newest_step(attempt.run))
+    print(f"{state}{f': {why}' if why else ''}", flush=True)
+    if state == "requeued":
+        slurm.requeue(attempt.job)  # SLURM_JOB_ID of an array's last element is that of the whole array
+        time.sleep(60)  # Slurm ends this script; ending by itself now would look like a job that is done
+    return final
+
+
+def judge(attempt: Attempt, code: int) -> tuple[verdict.State, str, int]:
+    """(what becomes of the point, why, exit code)."""
+    exits: dict[int, dict[str, Any]] = {}
+    for path in attempt.submission.path.glob(f"exits/{attempt.index}-{attempt.number}-*.json"):
+        with suppress(OSError, ValueError):
+            exits[int(path.stem.rpartition("-")[2])] = json.loads(path.read_bytes())
+    how = verdict.ended(code, exits, tail(attempt))
+    state, why = verdict.decide(how, attempt.history(), attempt.limits)
+    return state, why, how.code if how.code >= 0 else 128 - how.code
+
+
+def tail(attempt: Attempt) -> str:
+    """What this attempt's ranks said last."""
+    text = ""
+    for path in sorted(Path(attempt.submission.facts.logs).glob(f"{attempt.job}_*_log.out")):
+        with suppress(OSError), path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            text += file.read().decode(errors="replace").rpartition(START)[2]
+    return text
+
+
+def reason_of_stop(attempt: Attempt, here: dict[str, str]) -> str:
+    """What a signal to stop was about."""
+    if here.get("PreemptTime", "None") not in ("None", "Unknown"):
+        return "preempted"
+    launcher = attempt.submission.facts.launcher
+    started = next(e["time"] for e in reversed(attempt.submission.events(attempt.index)) if e["event"] == "start")
+    left = 60 * launcher["timeout_min"] - (time.time() - started)
+    return "time limit" if left < launcher["signal_delay_s"] + 90 else "asked to stop"
+
+
+def main() -> int:
+    """See the module's docstring."""
+    what, folder, first, *rest = sys.argv[1:]
+    attempt = Attempt(Path(folder), int(first))
+    for module in (__file__, place.__file__):
+        if Path(attempt.submission.facts.code) not in Path(module).parents:
+            raise BadEnvironment(
+                f"{escaped(attempt.submission.facts.code)}: the frozen code is gone; resubmit the point"
+            )
+    if what == "begin":
+        print(f"{START}{attempt.number}, job {attempt.job}: {attempt.run}", flush=True)
+        return begin(attempt)
+    if what == "task":
+        return task(attempt)
+    if what == "end":
+        return end(attempt, int(rest[0]))
+    raise BadInput(f"{escaped(what)}: allowed: begin, task, end")
+
+
+if __name__ == "__main__":
+    guarded("job", main)

@@ -1,0 +1,201 @@
+"""A queue of this machine: `python -m launch.local SUBMISSION` runs its points, several at once, whoever logs out.
+
+Each point runs under submitit's local controller, which keeps its logs, tells it to save before the time limit, and
+passes SIGTERM on. What is interrupted is put back, by the same rules as on Slurm.
+"""
+
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from conf.door import guarded
+from launch.job import ATTEMPT, INDEX, Attempt, begin, judge, reason_of_stop, tail
+from launch.resources import visible_gpus
+from launch.slurm import environment, plain_environment
+from launch.submission import Submission
+from nanogpt.run_directory import newest_step
+
+LOOK = 0.2  # seconds between looks at the points that run
+LOCK = "pool.lock"
+
+
+def start(submission: Submission) -> int:
+    """Start the queue as a process of its own. Returns its process id."""
+    facts = submission.facts
+    with (submission.path / "pool.log").open("a") as log:
+        process = subprocess.Popen(
+            [facts.python, "-u", "-m", "launch.local", str(submission.path.absolute())],
+            cwd=facts.code,
+            env=plain_environment() | {"PYTHONPATH": paths(facts.code)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return process.pid
+
+
+def paths(code: str) -> str:
+    """PYTHONPATH with the frozen code first."""
+    return os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def runs(submission: Submission) -> bool:
+    """Whether its queue lives: it holds a lock as long as it does."""
+    path = submission.path / LOCK
+    if not path.exists():
+        return time.time() - submission.facts.time < 30  # Python is being loaded
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def controls(job: str) -> bool:
+    """Whether the process that runs a point lives, though its queue may not."""
+    try:
+        return b"submitit" in Path(f"/proc/{int(job)}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
+
+
+def stop(job: str) -> None:
+    """Tell the process that runs a point to end; its ranks save first."""
+    if controls(job):
+        with suppress(ProcessLookupError):
+            os.kill(int(job), signal.SIGTERM)
+
+
+class Pool:
+    """The points that wait and those that run."""
+
+    def __init__(self, submission: Submission) -> None:
+        self.submission, self.facts = submission, submission.facts
+        self.waiting = list(range(len(submission.runs)))
+        self.running: dict[int, tuple[Any, int]] = {}
+        """By point: submitit's job and the slot it has."""
+        self.attempts = [0] * len(self.waiting)
+        self.slots = list(range(slots(self.facts.launcher["array_parallelism"], self.facts.resources)))
+        self.over = False
+
+    def run(self) -> None:
+        """Until every point is done, or the queue was told to end."""
+        while self.running or (self.waiting and not self.over):
+            while self.waiting and self.slots and not self.over:
+                self.begin(self.waiting.pop(0))
+            for index, (job, slot) in list(self.running.items()):
+                if job.done():
+                    del self.running[index]
+                    self.slots.append(slot)
+                    self.end(index)
+            time.sleep(LOOK)
+
+    def begin(self, index: int) -> None:
+        """Start a point, unless somebody has cancelled it meanwhile."""
+        if self.settled(index):
+            return
+        slot = self.slots.pop(0)
+        job = self.start(index, slot)
+        with self.about(index, job.job_id):
+            if begin(Attempt(self.submission.path, 0)):
+                job.cancel()
+        self.running[index] = (job, slot)
+
+    def start(self, index: int, slot: int) -> Any:
+        """submitit's controller and the point's ranks under it."""
+        from submitit.local.local import LocalExecutor
+
+        class Here(LocalExecutor):
+            """submitit's controller around a command of ours: nothing is pickled, and nothing unpickled."""
+
+            def hand_over(self, command: str) -> Any:
+                return self._submit_command(command)
+
+        executor = Here(self.facts.logs)
+        executor.update_parameters(
+            tasks_per_node=self.facts.resources["tasks_per_node"],
+            timeout_min=self.facts.launcher["timeout_min"],
+            signal_delay_s=self.facts.launcher["signal_delay_s"],
+            stderr_to_stdout=True,
+        )
+        os.environ.update({INDEX: str(index), ATTEMPT: str(self.attempts[index])})
+        return executor.hand_over(shlex.join(self.command(slot)))
+
+    def command(self, slot: int) -> list[str]:
+        """A rank's. It becomes the training's process, so that signals reach that; its GPUs are those of the slot."""
+        each = self.facts.resources["gpus_per_node"]
+        gpus = ",".join(visible_gpus()[slot * each : (slot + 1) * each])
+        rank = [self.facts.python, "-u", "-m", "launch.job", "task", str(self.submission.path), "0"]
+        lines = [*self.facts.launcher["setup"], f"export CUDA_VISIBLE_DEVICES={gpus}", f"exec {shlex.join(rank)}"]
+        return ["bash", "-c", "\n".join(lines)]
+
+    def about(self, index: int, job: str) -> AbstractContextManager[None]:
+        """While inside, this process's environment is that of the point's job."""
+        point = {INDEX: str(index), ATTEMPT: str(self.attempts[index]), "SUBMITIT_LOCAL_JOB_ID": job}
+        return environment(dict(os.environ) | point)
+
+    def end(self, index: int) -> None:
+        """Judge a point whose ranks have ended; put it back or let it be."""
+        if self.settled(index) or self.over:
+            return
+        job = next(event["job"] for event in reversed(self.submission.events(index)) if event["event"] == "start")
+        with self.about(index, job):
+            attempt = Attempt(self.submission.path, 0)
+            silent = "rror" not in tail(attempt)  # neither an error of ours nor a traceback: it was killed
+            state, why, code = judge(attempt, 128 + signal.SIGKILL if silent else 1)
+            why = reason_of_stop(attempt, {}) if why == "asked to stop" else why
+        self.submission.note(index, "end", state=state, why=why, code=code, step=newest_step(attempt.run))
+        if state == "requeued":
+            self.attempts[index] += 1
+            self.waiting.append(index)
+
+    def settled(self, index: int) -> bool:
+        """Whether somebody cancelled the point, or its start was refused."""
+        events = self.submission.events(index)
+        return bool(events) and events[-1].get("state") in ("cancelled", "failed")
+
+    def stop(self, _number: int, _: FrameType | None) -> None:
+        """Told to end: everything that runs saves, nothing is started any more."""
+        self.over = True
+        for index, (job, _slot) in self.running.items():
+            self.submission.note(index, "end", state="cancelled", why="the queue was told to end", step=0)
+            os.kill(int(job.job_id), signal.SIGTERM)
+
+
+def slots(wanted: int | None, resources: Mapping[str, Any]) -> int:
+    """How many points run at once: as many as `wanted`, or as the GPUs or cores allow."""
+    each = resources["gpus_per_node"]
+    if each:
+        most = max(1, len(visible_gpus()) // each)
+        return min(wanted, most) if wanted else most
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = resources["cpus_per_task"]
+    most = cores // (resources["tasks_per_node"] * threads) if threads else 1
+    return wanted or max(1, most)
+
+
+def main() -> int:
+    """See the module's docstring."""
+    submission = Submission(Path(sys.argv[1]))
+    with (submission.path / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pool = Pool(submission)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, pool.stop)
+        pool.run()
+    return 0
+
+
+if __name__ == "__main__":
+    guarded("local", main)

@@ -1,0 +1,126 @@
+"""What the points of a study are doing before anything starts, and what is about to be done, in some lines."""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from conf.launchers import JobLauncher, SlurmLauncher
+from conf.sweeps import SweepConfig
+from launch import local
+from launch.estimate import estimate
+from launch.resources import Resources
+from launch.states import AGAIN, FAILED, Point, points_of, read_run
+from launch.study import Member, Study
+from nanogpt.errors import escaped
+from nanogpt.run_directory import RunDirectory, newest_step
+from nanogpt.tracking.console import say
+from nanogpt.tracking.metrics import read_rows
+
+
+def todo(members: list[Member], before: dict[Path, Point], settings: SweepConfig) -> list[Member]:
+    """The points that are to be started: neither done, nor on their way, nor failed, unless sweep.retry says so."""
+    again = (*AGAIN, *FAILED) if settings.retry else AGAIN
+    start = [one for one in members if before[one.run].state in again]
+    return [one for one in start if one.config.pause_at is None or goal_loss(one) is None]
+
+
+def states(study: Study) -> dict[Path, Point]:
+    """What every point is doing, whoever started it, by the run directory that the study has for it."""
+    before = {point.run: point for point in points_of(study.path)}
+    return {member.run: state(member, before.get(member.run.resolve())) for member in study.members}
+
+
+def state(member: Member, point: Point | None) -> Point:
+    """One point."""
+    if member.config.fresh:
+        return Point(member.run)
+    if point is None:
+        point = Point(member.run)
+        read_run(point)
+        status = RunDirectory(member.run).status()
+        if status.get("state") in FAILED:  # in a sweep that ran here
+            point.state, point.why = status["state"], last_words(member.run)
+    return point
+
+
+def last_words(run: Path) -> str:
+    """The end of a run's log."""
+    try:
+        lines = (run / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return lines[-1][21:] if lines else ""
+
+
+def goal_step(member: Member) -> int | None:
+    """The step at which a point pauses or ends; None until its run has said how many steps there are."""
+    steps = RunDirectory(member.run).status().get("steps")
+    return member.config.goal(steps) if isinstance(steps, int) else None
+
+
+def goal_loss(member: Member) -> float | None:
+    """The validation loss where a point pauses, or at its end; None until it is there, and its checkpoint with it."""
+    goal = goal_step(member)
+    if goal is None:
+        return None
+    if RunDirectory(member.run).status().get("state") != "finished" and newest_step(member.run) < goal:
+        return None
+    rows = read_rows(member.run / "metrics.jsonl")
+    return next((row["val_loss"] for row in rows if row["step"] == goal and "val_loss" in row), None)
+
+
+def preview(
+    study: Study,
+    before: dict[Path, Point],
+    settings: SweepConfig,
+    where: tuple[JobLauncher, dict[Resources, list[Member]]] | None = None,
+) -> None:
+    """What is there and what is about to be done; on which machines, when a launcher does it."""
+    start = todo(study.members, before, settings)
+    runs = {member.run for member in start}
+    counts = Counter(point.state for run, point in before.items() if run not in runs)
+    rest = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+    verb = "submit" if where else "run"
+    size = f"{len(study.members)} point{'s' if len(study.members) > 1 else ''}"
+    say(f"study   {escaped(study.path)}: {size}, {len(start)} to {verb}{f' ({rest})' if rest else ''}")
+    if where:
+        say_needs(*where)
+    say_estimate(study, start, settings, where)
+    failed = [point for point in before.values() if point.state in FAILED]
+    for point in failed[:5]:
+        say(f"{point.state:<8}{escaped(point.run.name)}: {escaped(point.why, 200)}")
+    if failed and not settings.retry:
+        jobs = f", or python -m launch retry {escaped(study.path)}" if where else ""
+        say(f"        not {'submitted' if where else 'run'} again; sweep.retry=failed does{jobs}")
+
+
+def say_estimate(
+    study: Study,
+    start: list[Member],
+    settings: SweepConfig,
+    where: tuple[JobLauncher, dict[Resources, list[Member]]] | None,
+) -> None:
+    """About how long it will take, and whether it fits into memory."""
+    at_once: int | None = 1
+    here = True
+    if where:
+        launcher, groups = where
+        here = not isinstance(launcher, SlurmLauncher)
+        at_once = launcher.array_parallelism
+        if here:
+            at_once = min(local.slots(at_once, asdict(resources)) for resources in groups)
+        placed = {member.run: member for members in groups.values() for member in members}
+        start = [placed[member.run] for member in start]
+    for line in estimate(start, settings.gpu, at_once, study.path.parent, here):
+        say(line)
+
+
+def say_needs(launcher: JobLauncher, groups: dict[Resources, list[Member]]) -> None:
+    """The machines of a job."""
+    for resources, members in groups.items():
+        most = launcher.array_parallelism or (256 if isinstance(launcher, SlurmLauncher) else "as fit")
+        count = f"{len(members)} points: " if len(groups) > 1 else ""
+        say(f"needs   {count}{resources.line()}; {launcher.timeout_min} min in one go; at most {most} at once")
+    points = [member for members in groups.values() for member in members]
+    if isinstance(launcher, SlurmLauncher) and any(one.config.hardware.device == "auto" for one in points):
+        say("note    hardware.device=auto asks Slurm for no GPU; hardware=gpu asks for one a rank")

@@ -1,0 +1,181 @@
+"""How fast a point will train, before it starts: from earlier runs that did the same work, else from a GPU's peak.
+
+Nothing is tried out here: the process that submits has neither torch nor, on a cluster, the device.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import harmonic_mean
+from typing import Any, Literal
+
+from launch.states import last_rows
+from nanogpt.config import DataConfig, Gpu, ModelConfig, Precision, Rule
+from nanogpt.errors import LabError
+from nanogpt.model.cost import flops_per_token
+from nanogpt.model.devices import DEVICES
+from nanogpt.run_directory import RunDirectory
+from nanogpt.training.plan import MFU
+
+MOST_RUNS = 50  # that are looked at, the newest
+FAR = 10.0  # times more or fewer FLOPs a token: the speed of such a model says too little about another's
+DeviceKind = Literal["cpu", "cuda", "mps"]
+Vocabulary = Callable[[DataConfig], int]
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that the speed and the memory of a training depend on."""
+
+    model: ModelConfig
+    """With its vocabulary and without its label."""
+    rule: Rule
+    """The optimizer's."""
+    device: DeviceKind
+    gpu: Gpu | None
+    """Which GPU, when it is one and its kind is known."""
+    precision: Precision
+    ranks: int
+    ranks_per_node: int
+    micro: int
+    """Sequences of a micro-batch, on each rank."""
+    auto: bool
+    """Whether the micro-batch will be found by trying."""
+    share: int
+    """Sequences of a step, on each rank."""
+    compile: bool
+    recompute: bool
+    threads: int | None
+    """On each rank of a CPU, when it is said."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How fast a run was, and on what."""
+
+    path: Path
+    model: ModelConfig
+    device: str
+    name: str
+    """The device's own name."""
+    precision: str
+    ranks: int
+    micro: int
+    compile: bool
+    recompute: bool
+    threads: int | None
+    rate: float
+    """Tokens a second inside training steps, of all ranks together."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second of all ranks together, and where the number is from: a run directory, or a GPU's name."""
+
+    rate: float
+    how: Literal["measured", "scaled", "assumed"]
+    where: str
+
+
+def unlabelled(model: ModelConfig, vocab_size: int) -> ModelConfig:
+    """The network alone: equal for equal networks."""
+    return model.with_vocab(vocab_size).model_copy(update={"name": "custom"})
+
+
+def speed_of(work: Work, runs: list[Measured]) -> Speed | None:
+    """Of the first of `runs` that did the same; else of the one whose model is nearest, by FLOPs a token; else a share
+    of the GPU's peak; None when nothing is known.
+    """
+    alike = [run for run in runs if same_device(run, work)]
+    for run in alike:
+        if run.model == work.model and (work.auto or run.micro == work.micro):
+            return Speed(run.rate, "measured", str(run.path))
+    flops = flops_per_token(work.model)
+    ratios = [(flops_per_token(run.model) / flops, run) for run in alike]
+    if near := [(max(ratio, 1 / ratio), ratio, run) for ratio, run in ratios if 1 / FAR <= ratio <= FAR]:
+        _, ratio, run = min(near, key=lambda one: one[0])
+        return Speed(run.rate * ratio, "scaled", str(run.path))
+    if work.gpu and work.precision in ("fp16", DEVICES[work.gpu].precision):
+        return Speed(MFU * DEVICES[work.gpu].tflops * 1e12 * work.ranks / flops, "assumed", work.gpu)
+    return None
+
+
+def same_device(run: Measured, work: Work) -> bool:
+    """Whether a run was on as many devices of this kind, used in the same way. bf16 and fp16 are equally fast."""
+    return (
+        run.device == work.device
+        and (work.gpu is None or is_gpu(run.name, work.gpu))
+        and (run.precision == "fp32") == (work.precision == "fp32")
+        and run.ranks == work.ranks
+        and (run.compile, run.recompute) == (work.compile, work.recompute)
+        and (work.threads is None or work.device != "cpu" or run.threads == work.threads)
+    )
+
+
+def is_gpu(name: str, gpu: Gpu) -> bool:
+    return re.fullmatch(DEVICES[gpu].pattern, name.removeprefix("NVIDIA ")) is not None
+
+
+def measured(folders: Iterable[Path], vocabulary: Vocabulary) -> list[Measured]:
+    """The speeds of the newest runs in these folders and in the studies there, those of the first folder first."""
+    runs = dict.fromkeys(run for folder in folders for run in islice(below(folder), MOST_RUNS))
+    return [found for run in islice(runs, MOST_RUNS) if (found := measured_in(run, vocabulary))]
+
+
+def below(folder: Path, depth: int = 2) -> Iterator[Path]:
+    """Run directories that have a speed, newest first; of folders in the folder only those that are no run."""
+    for path in newest_first(folder):
+        if (path / "timing.jsonl").exists():
+            yield path
+        elif depth > 1 and not (path / "config.json").exists():
+            yield from below(path, depth - 1)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The folders in a folder, by when something was last made in them."""
+    found: list[tuple[float, str]] = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if not entry.name.startswith(".") and entry.is_dir():
+                    found.append((entry.stat().st_mtime, entry.name))
+    return [folder / name for _, name in sorted(found, reverse=True)]
+
+
+def measured_in(path: Path, vocabulary: Vocabulary) -> Measured | None:
+    """What a run's last start came to, or None: when it has no row yet, or its files can't be read."""
+    run = RunDirectory(path)
+    with suppress(LabError, OSError, ValueError, TypeError, LookupError):
+        start = run.starts()[-1]
+        facts: dict[str, Any] = start["arithmetic"]
+        config = run.config()
+        return Measured(
+            path=path,
+            model=unlabelled(config.model, vocabulary(config.data)),
+            device=facts["device"],
+            name=str(start["device"]),
+            precision=facts["precision"],
+            ranks=facts["ranks"],
+            micro=facts["micro_batch_size"],
+            compile=facts["compile"],
+            recompute=facts.get("recompute", False),
+            threads=facts["threads"],
+            rate=rate_of(path, start["from_step"]),
+        )
+    return None
+
+
+def rate_of(path: Path, from_step: int) -> float:
+    """Tokens by time over the last rows of timing.jsonl that are after a step; each is of as many tokens. The first, in
+    which a start warms up, counts only when it is alone. Raises ValueError when there is none.
+    """
+    rows = [row for row in last_rows(path / "timing.jsonl") if row["step"] > from_step]
+    rates = [float(row["tokens_per_second"]) for row in rows]
+    rate = harmonic_mean(rates[1:] or rates)  # of an empty list: StatisticsError, a ValueError
+    if not 0 < rate < float("inf"):
+        raise ValueError
+    return rate

@@ -1,0 +1,185 @@
+"""A study: the points of a sweep in one folder, each in a run directory named by what it changes.
+
+The folder follows from the command, and a point's directory from its science config, so the same command, here or on a
+cluster, today or tomorrow, finds what it did; a grid that has grown or was put in another order keeps its runs.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.compose import Point
+from conf.overrides import LAUNCHER
+from conf.reading import Sweep
+from nanogpt import schema
+from nanogpt.config import TrainConfig
+from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.run_directory import SHORT, locate
+from nanogpt.schema import change_of, leaves, signature
+
+RECORDS = ".launch"  # folder in a study's that holds what was submitted
+LONGEST = 100  # characters of a name before its signature
+
+
+@dataclass(frozen=True)
+class Member:
+    """One point: the directory its run has or will have, and its config."""
+
+    run: Path
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder and the points in it."""
+
+    path: Path
+    members: list[Member]
+
+    @property
+    def records(self) -> Path:
+        return self.path / RECORDS
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+
+def study_of(sweep: Sweep[TrainConfig]) -> Study:
+    """The study that a sweep is. Raises BadInput for points that are the same run."""
+    configs = [point.config for point in sweep.points]
+    if any(config.resume.run for config in configs):
+        raise BadInput("resume.run: continues one run; it can't be a point of a sweep")
+    path = Path(configs[0].runs_dir) / study_name(sweep)
+    if (path / "config.json").exists():
+        raise BadInput(f"name={escaped(path.name)}: {escaped(path)} is a run, not a study; give another name")
+    refuse_twins(sweep, [digits_of(config) for config in configs])
+    return Study(path, members_of(path, sweep.points))
+
+
+def members_of(path: Path, points: Sequence[Point[TrainConfig]]) -> list[Member]:
+    """Points of the study in a folder, each with the directory that its run has there or will have."""
+    there = os.listdir(path) if path.is_dir() else []
+    known = {match[2]: match[1] for name in there if (match := re.fullmatch(r"(.+)-([0-9a-f]{8})(-\d+)?", name))}
+    short = short_names(swept_keys(points))
+    members: list[Member] = []
+    for point in points:
+        digits = digits_of(point.config)
+        name = known.get(digits) or point_name(point.config, point.changes, short)
+        config = point.config.model_copy(update={"runs_dir": str(path), "name": name})
+        members.append(Member(path / f"{name}-{digits}", config))
+    return [latest_attempt(member, there) for member in members]
+
+
+def digits_of(config: TrainConfig) -> str:
+    """What ends the name of its run directory."""
+    return signature(config)[:SHORT]
+
+
+def latest_attempt(member: Member, there: list[str]) -> Member:
+    """The member with the directory its run is in, when there were several attempts or a new one is asked for."""
+    if not member.config.fresh and not any(name.startswith(f"{member.run.name}-") for name in there):
+        return member
+    return Member(locate(member.config), member.config)
+
+
+def study_of_one(config: TrainConfig) -> Study:
+    """A single run as a study of its own, in its own directory."""
+    run = locate(config)
+    return Study(run, [Member(run, config)])
+
+
+def study_name(sweep: Sweep[TrainConfig]) -> str:
+    """The given name, or `<model>-<data>-<swept keys>` and four digits of what else was set that can change results."""
+    first = sweep.points[0].config
+    swept = [key for key in swept_keys(sweep.points) if key not in sweep.in_files]
+    base = first.name or "-".join(getattr(first, group).name for group in ("model", "data") if group not in swept)
+    if first.name and "name" in sweep.shared:
+        return base
+    free = {key for key, field in leaves(TrainConfig) if change_of(field) == "free"}
+    named = {"experiment", LAUNCHER} | ({"model", "data"} if not first.name else set[str]())
+    rest = sorted(f"{key}={text}" for key, text in sweep.shared.items() if key not in named and is_science(key, free))
+    digits = [hashlib.sha256("\n".join(rest).encode()).hexdigest()[:4]] if rest else []
+    return clean("-".join(filter(None, [base, *sorted(short_names(swept).values())])))[:LONGEST] + "".join(
+        f"-{one}" for one in digits
+    )
+
+
+def is_science(key: str, free: set[str]) -> bool:
+    """Whether a setting can change a result; so may every group but these."""
+    return key not in free and key not in ("hardware", "tracking") and not key.startswith("hydra")
+
+
+def swept_keys(points: Sequence[Point[TrainConfig]]) -> list[str]:
+    """The keys in which points differ; listed points needn't all have the same."""
+    return list(dict.fromkeys(key for point in points for key in point.changes))
+
+
+def short_names(keys: list[str]) -> dict[str, str]:
+    """`optimizer.lr` as `lr`, unless another key ends so too."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return {key: end if ends.count(end) == 1 else key.replace(".", "_") for key, end in zip(keys, ends, strict=True)}
+
+
+def point_name(config: TrainConfig, changes: dict[str, str], short: dict[str, str]) -> str:
+    """`dropout0.1-lr0.001`: the swept keys in alphabetical order with their values; `base` for a point without any."""
+    values = dict(schema.values(config))
+    words = sorted(f"{short[key]}{shown(values.get(key, text))}" for key, text in changes.items())
+    return clean("-".join(words))[:LONGEST] or "base"
+
+
+def shown(value: Any) -> str:
+    """A value as it is told apart from others of its kind."""
+    if isinstance(value, tuple):
+        return "_".join(shown(one) for one in value)  # pyright: ignore[reportUnknownVariableType]
+    return "null" if value is None else f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
+
+
+def clean(text: str) -> str:
+    """Letters, digits, dot, dash, underscore: what a name may have, beginning with a letter or digit."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+
+
+def refuse_twins(sweep: Sweep[TrainConfig], signatures: list[str]) -> None:
+    """Two points that are one run would train it twice. Raises BadInput."""
+    first: dict[str, int] = {}
+    for number, one in enumerate(signatures):
+        if one in first:
+            texts = [" ".join(f"{k}={v}" for k, v in sweep.points[n].changes.items()) for n in (first[one], number)]
+            raise BadInput(
+                f"-m: points {first[one] + 1} and {number + 1} are the same run: {escaped(texts[0])} and "
+                f"{escaped(texts[1])} give the same model, data and training"
+            )
+        first[one] = number
+
+
+def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:
+    """The folder with submissions that a person means, and the name of the run in it if that is meant: by a path or a
+    name under `runs_dir`; with None the latest study. Raises BadInput with the nearest name.
+    """
+    if target is None:
+        found = sorted(studies(Path(runs_dir)), key=lambda path: (path / RECORDS).stat().st_mtime)
+        if not found:
+            raise BadInput(f"runs_dir={escaped(runs_dir)}: nothing was submitted from here")
+        return found[-1], None
+    for path in (Path(target).resolve(), (Path(runs_dir) / target).resolve()):
+        if (path / RECORDS).is_dir():
+            return path, None
+        if (path.parent / RECORDS).is_dir():
+            return path.parent, path.name
+    begun = [path for path in studies(Path(runs_dir)) if path.name.startswith(f"{target}-")]
+    if len(begun) == 1:  # a run's name without its signature
+        return begun[0], None
+    names = [path.name for path in studies(Path(runs_dir))]
+    raise BadInput(f"{escaped(target)}: not a study or run that was submitted{hint(Path(target).name, names)}")
+
+
+def studies(runs_dir: Path) -> Iterator[Path]:
+    """Folders under `runs_dir` from which something was submitted."""
+    for path in sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []:
+        if (path / RECORDS).is_dir():
+            yield path

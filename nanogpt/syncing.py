@@ -1,0 +1,56 @@
+"""Back-filling trackers: what they lack of runs, read from metrics.jsonl."""
+
+from pathlib import Path
+
+from nanogpt.config import MirrorName, SyncConfig, TrainConfig
+from nanogpt.errors import BadEnvironment, Locked, escaped
+from nanogpt.files import locked
+from nanogpt.run_directory import RunDirectory, find, owner
+from nanogpt.tracking.about import about
+from nanogpt.tracking.console import say
+from nanogpt.tracking.follow import Follow
+from nanogpt.tracking.mirrors import backend, refuse_missing
+
+
+def sync_runs(config: SyncConfig) -> int:
+    """Bring the trackers of every run up to date. Raises BadEnvironment at the first that can't be reached."""
+    runs = [find(name, config.runs_dir, "runs") for name in config.runs or (None,)]
+    configs = [adapted(run.config(), config) for run in runs]
+    refuse_missing(configs[0].tracking)
+    for run, its in zip(runs, configs, strict=True):
+        with locked(run.path / ".lock", wait=False) as mine:
+            if not mine:
+                raise Locked(f"{escaped(run.path)}: {owner(run.path)} is training here, and sends what is missing")
+            for name in config.mirrors:
+                sync_run(run, its, name)
+    return 0
+
+
+def adapted(config: TrainConfig, asked: SyncConfig) -> TrainConfig:
+    """The run's config, with the trackers that were asked for, online and required."""
+    changes = {"mirrors": asked.mirrors, "mode": "online", "timeout": asked.timeout, "required": True}
+    changes |= {key: value for key in ("project", "entity") if (value := getattr(asked, key)) is not None}
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update=changes)})
+
+
+def sync_run(run: RunDirectory, config: TrainConfig, name: MirrorName) -> None:
+    """Bring one tracker of one run up to date. Raises BadEnvironment."""
+    status = run.status()
+    last_step = status.get("steps", -1)
+    rows = Follow(run.metrics.path, lambda step: config.eval.due(step, last_step))
+    tracker = backend(name, about(config, run.path, next(iter(run.starts()), {})), say)
+    try:
+        last, count = tracker.start(), 0
+        for row in rows.more():
+            if row["step"] > last:
+                tracker.row(row)
+                count += 1
+        state = status.get("state", "stopped")
+        tracker.finish("stopped" if state == "running" else state, picture(run))
+    except Exception as error:
+        raise BadEnvironment(f"{escaped(run.path)}: {name}: {escaped(error, 400)}") from error
+    say(f"{run.path}: {name}: {f'{count:,} steps sent' if count else 'nothing was missing'}")
+
+
+def picture(run: RunDirectory) -> Path | None:
+    return run.plot if run.plot.exists() else None

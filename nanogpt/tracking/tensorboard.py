@@ -1,0 +1,44 @@
+"""TensorBoard: event files in the run directory, written anew from metrics.jsonl at every start."""
+
+import json
+import shutil
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from nanogpt.tracking.about import About
+from nanogpt.tracking.metrics import Row
+
+
+class TensorBoard:
+    """The event files of a run, in `tensorboard/`."""
+
+    def __init__(self, about: About) -> None:
+        self.about = about
+        self.samples: set[int] = set()
+
+    def start(self) -> int:
+        folder = self.about.path / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)  # also what a killed start wrote after the checkpoint
+        self.writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10)
+        self.writer.add_text("config", f"```json\n{json.dumps(self.about.config, indent=1)}\n```")
+        for file in sorted(self.about.path.glob("samples/step-*.txt")):
+            self.text(int(file.stem.removeprefix("step-")), file.read_text(encoding="utf-8"))
+        return -1
+
+    def row(self, row: Row) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, int(row["step"]))
+
+    def text(self, step: int, text: str) -> None:
+        if step in self.samples:
+            return
+        self.samples.add(step)
+        self.writer.add_text("sample", f"```\n{text}\n```", step)
+
+    def finish(self, state: str, picture: Path | None) -> None:
+        self.writer.close()
+
+    def abandon(self) -> None:
+        pass

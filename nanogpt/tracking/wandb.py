@@ -1,0 +1,238 @@
+"""Weights & Biases: one run there for one run directory, however often it is started, stopped and killed.
+
+Steps go by the number of the optimizer step, so the server says exactly which ones it has (`starting_step`). Offline
+each start writes a file of its own; what the ones before have is read from them, and no step is in two.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import wandb
+from wandb.errors import CommError
+
+from nanogpt.config import TrackingConfig
+from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.files import from_json, write_atomic
+from nanogpt.tracking.about import About, mode_of
+from nanogpt.tracking.metrics import Row
+
+FILE = "wandb.json"
+EXIT_CODES = {"finished": 0, "paused": 0, "stopped": 85, "diverged": 6}
+SAMPLES = 100  # newest samples in the table
+NO_KEY = "no API key: `wandb login`, or WANDB_API_KEY in the environment"
+
+
+def set_up(mode: str) -> None:
+    """Before the library reads its variables: what it prints and reports of itself is not for this terminal."""
+    os.environ["WANDB_MODE"] = mode
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+
+def has_key() -> bool:
+    """Whether the library finds an API key, without asking anybody for one."""
+    set_up("online")
+    return wandb.login(prompt=False, verify=False)
+
+
+def refuse_no_key(settings: TrackingConfig) -> None:
+    """Raises BadEnvironment when the server would be asked without a key."""
+    if mode_of(settings) == "online" and not has_key():
+        raise BadEnvironment(f"tracking.required=true: wandb: {NO_KEY}")
+
+
+class Wandb:
+    """A run of W&B."""
+
+    def __init__(self, about: About, say: Any) -> None:
+        self.about, self.say = about, say
+        self.run: Any = None
+        self.step = -1
+        """The last step that was logged by this start."""
+        self.staging = ""
+        self.known = known(about.path)
+        self.id: str = self.known.get("id") or about.id
+
+    def start(self) -> int:
+        """Continue the run, or begin it. Without a key it is kept offline, unless it is required to be online."""
+        mode = mode_of(self.about.settings)
+        set_up(mode)
+        if mode == "online" and not has_key():
+            if self.about.settings.required:
+                raise BadEnvironment(NO_KEY)
+            self.say(f"warning: wandb: {NO_KEY}; kept offline in {self.about.path}/wandb for `wandb sync`")
+            mode = "offline"
+        last = self.last_offline() if mode == "offline" else -1
+        self.keep(self.known.get("last", -1))
+        try:
+            self.run = self.begin(mode)
+        except CommError as error:
+            self.clean()
+            raise BadEnvironment(reason(error)) from error
+        if mode == "online":
+            last = self.run.starting_step - 1
+            self.say(f"wandb   {self.run.url}")
+        self.run.define_metric("step")
+        self.run.define_metric("tokens")
+        self.run.define_metric("val_loss", step_metric="step", summary="min")
+        self.run.define_metric("*", step_metric="step")
+        self.keep(last)
+        return last
+
+    def begin(self, mode: str) -> Any:
+        """wandb.init with nothing of this machine in what is sent: no command line, code, git, packages, console.
+
+        Files that are uploaded are first copied to a folder whose name is sent too; the library's own is in the home.
+        """
+        about, settings = self.about, self.about.settings
+        self.staging = tempfile.mkdtemp(prefix="wandb-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
+        os.environ["WANDB_DATA_DIR"] = self.staging
+        return wandb.init(
+            project=about.project,
+            entity=settings.entity,
+            dir=about.path,
+            id=self.id,
+            name=about.name,
+            group=about.group,
+            job_type=settings.job_type,
+            tags=list(settings.tags) or None,
+            config=about.config,
+            mode=mode,  # pyright: ignore[reportArgumentType]
+            resume="allow",
+            reinit="create_new",
+            save_code=False,
+            settings=wandb.Settings(
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                disable_job_creation=True,
+                host="-",
+                label_disable=True,
+                program="train.py",
+                silent=True,
+                symlink=False,
+                x_disable_machine_info=not settings.system_stats,
+                x_disable_meta=True,
+                x_disable_stats=not settings.system_stats,
+                x_save_requirements=False,
+                x_skip_transaction_log=mode == "online",  # metrics.jsonl is what is sent again
+                init_timeout=settings.timeout,
+                finish_timeout=settings.timeout,
+                finish_timeout_raises=True,
+            ),
+        )
+
+    def keep(self, last: int) -> None:
+        """Note in the run directory which run of W&B this is, and up to where it surely has the curve."""
+        facts = {"id": self.id, "project": self.about.project}
+        if self.run is not None:
+            facts |= {"entity": self.run.entity or None, "url": self.run.url}
+        with suppress(OSError):  # a full disk
+            write_atomic(self.about.path / FILE, json.dumps(self.known | facts | {"last": last}, indent=1) + "\n")
+
+    def last_offline(self) -> int:
+        """The last step that the server, or a file of an earlier offline start, has."""
+        last = int(self.known.get("last", -1)) if self.known.get("project") == self.about.project else -1
+        for file in reversed(offline_files(self.about.path, self.id)):
+            steps = history_steps(file)
+            if steps:
+                return max(last, *steps)
+        return last
+
+    def row(self, row: Row) -> None:
+        self.step = int(row["step"])
+        self.run.log(row, step=self.step)
+
+    def text(self, step: int, text: str) -> None:
+        """The newest samples as a table: W&B shows the last one that was logged."""
+        files = sorted(self.about.path.glob("samples/step-*.txt"))[-SAMPLES:]
+        rows: Any = [[int(file.stem.removeprefix("step-")), file.read_text(encoding="utf-8")] for file in files]
+        if step == self.step and rows:
+            self.run.log({"samples": wandb.Table(columns=["step", "text"], data=rows)}, step=step)
+
+    def finish(self, state: str, picture: Path | None) -> None:
+        with suppress(Exception):  # the curve is there without its picture
+            if picture is not None and self.step >= 0:
+                self.run.log({"loss_curve": wandb.Image(str(picture))}, step=self.step)
+        if state == "finished" and self.about.settings.upload_checkpoint:
+            try:
+                self.upload()
+            except Exception as error:
+                self.say(f"warning: wandb: the checkpoint was not uploaded: {escaped(error, 200)}")
+        if state == "stopped":
+            self.run.mark_preempting()
+        last = max(self.step, self.run.starting_step - 1)
+        self.run.finish(exit_code=EXIT_CODES.get(state, 1))
+        self.keep(last)
+        for file in [] if self.run.settings.mode == "offline" else offline_files(self.about.path, self.id):
+            file.with_suffix(".wandb.synced").touch()  # `wandb sync` must not send what the server has
+        self.clean()
+
+    def upload(self) -> None:
+        """The newest checkpoint's weights and the tokenizer as an artifact of type model."""
+        newest = max(self.about.path.glob("checkpoints/step-*"), default=None)
+        if newest is None:
+            return
+        artifact = wandb.Artifact(f"model-{self.id}", type="model", metadata=self.about.config)
+        artifact.add_file(str(newest / "model.safetensors"))
+        artifact.add_file(str(self.about.path / "tokenizer.json"))
+        self.run.log_artifact(artifact, aliases=["latest", newest.name])
+
+    def abandon(self) -> None:
+        """Kill the library's service process, which otherwise may keep this process from ending."""
+        with suppress(Exception):
+            service: Any = wandb.setup()
+            service._connection._proc._process.kill()
+        self.clean()
+
+    def clean(self) -> None:
+        """End the library's service, so that the next run has one of its own, and remove its copies of files."""
+        with suppress(Exception, SystemExit):  # the latter is how it says that its service was killed
+            wandb.teardown()
+        if self.staging:
+            shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def reason(error: CommError) -> str:
+    """Why a run can't be started, in a few words."""
+    text = " ".join(str(error).split()).partition("for run ")[2].partition(": ")[2] or str(error)
+    return "the API key was rejected (401)" if re.search(r"\b401\b", text) else f"the server can't be used: {text}"
+
+
+def known(path: Path) -> dict[str, Any]:
+    """What wandb.json says of the run, or nothing; what it can't have said is left out."""
+    try:
+        facts: Any = from_json((path / FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    kinds = {"id": str, "project": str, "entity": str | None, "url": str | None, "last": int}
+    return {
+        key: facts[key]
+        for key, kind in kinds.items()
+        if isinstance(facts, dict) and key in facts and isinstance(facts[key], kind)
+    }
+
+
+def offline_files(path: Path, run_id: str) -> list[Path]:
+    """What offline starts of the run wrote, oldest first."""
+    return sorted(path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
+
+
+def history_steps(file: Path) -> list[int]:
+    """The steps in a file that the library wrote, as its own reader finds them; a torn end is passed over."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=600)
+    steps: list[int] = []
+    for line in done.stdout.splitlines():
+        if '"history"' in line:
+            with suppress(ValueError, KeyError, TypeError):
+                steps.append(int(json.loads(line)["history"]["item"]["_step"]))
+    return steps

@@ -1,0 +1,73 @@
+"""Whether config, data, ranks and machine fit each other: asked before anything is trained."""
+
+from nanogpt import schema
+from nanogpt.config import ModelConfig, TrainConfig
+from nanogpt.data.batches import TrainBatches
+from nanogpt.data.dataset import Dataset, expected_vocab_size
+from nanogpt.device import Compute, memory_bytes
+from nanogpt.errors import BadData, BadInput
+from nanogpt.model.cost import parameter_counts
+from nanogpt.model.memory import training_memory
+from nanogpt.place import Place
+from nanogpt.tracking.console import amount, say
+from nanogpt.training.state import TrainState
+
+
+def refuse_ranks(config: TrainConfig, place: Place) -> None:
+    """The ranks that were started fit the config. Raises BadInput."""
+    devices = config.hardware.devices
+    if devices is not None and devices != place.local_world:
+        raise BadInput(f"hardware.devices={devices}: but {place.local_world} ranks were started on this machine")
+    nodes = config.hardware.nodes
+    if nodes is not None and nodes * place.local_world != place.world:
+        raise BadInput(
+            f"hardware.nodes={nodes}: but {place.world} ranks were started, {place.local_world} on this machine"
+        )
+    schema.checked(lambda: config.refuse_ranks(place.world, "WORLD_SIZE"))
+
+
+def refuse_shorter(config: TrainConfig, state: TrainState) -> None:
+    """The run isn't past the horizon already. Raises BadInput."""
+    if state.step > state.steps:
+        raise BadInput(
+            f"the horizon of training.steps, tokens, tokens_per_param or flops is step {state.steps:,}, "
+            f"but the run is at step {state.step:,} already"
+        )
+
+
+def model_for(config: TrainConfig, dataset: Dataset) -> ModelConfig:
+    """The model with the data's vocabulary. Raises BadData when the model's own is too small."""
+    model = config.model.with_vocab(dataset.vocab_size)
+    assert model.vocab_size is not None
+    if model.vocab_size < dataset.vocab_size:
+        raise BadData(f"model.vocab_size={model.vocab_size}: the data needs at least {dataset.vocab_size}")
+    if model.vocab_size > dataset.vocab_size + 64:
+        say(f"warning: model.vocab_size={model.vocab_size}, but the data has only {dataset.vocab_size} ids")
+    return model
+
+
+def expected_model(config: TrainConfig) -> tuple[ModelConfig, bool]:
+    """The model before its data is opened, and whether the vocabulary is sure."""
+    vocab_size, sure = expected_vocab_size(config.data)
+    return config.model.with_vocab(vocab_size), sure or config.model.vocab_size is not None
+
+
+def refuse_too_large(config: TrainConfig, compute: Compute) -> None:
+    """A model whose training state alone can't fit is an input error, not a crash minutes later."""
+    model, _ = expected_model(config)
+    n_params = parameter_counts(model)["total"]
+    needed = training_memory(model, "fp32", 1, rule=config.optimizer.name).state
+    there = memory_bytes(compute.device)
+    if there and needed > there:
+        raise BadInput(
+            f"model.n_layer={model.n_layer} model.n_embd={model.n_embd}: {amount(n_params)} parameters need "
+            f"{amount(needed, 'G')}B for weights, gradients and moments; {compute.device} has {amount(there, 'G')}B"
+        )
+
+
+def warn_of_short_shards(batches: TrainBatches, dataset: Dataset) -> None:
+    """Windows don't cross files, so many short ones can hide most of the text from training."""
+    reached = batches.sampler.n_windows * (batches.block_size if batches.sampler.order == "permutation" else 1)
+    if reached < 0.8 * dataset.train.n_tokens and len(dataset.train.shards) > 1:
+        share = 100 * reached / dataset.train.n_tokens
+        say(f"warning: only {share:.0f} % of the training tokens are in files long enough for model.block_size")

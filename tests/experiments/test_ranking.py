@@ -1,0 +1,189 @@
+"""Seeds are one setting, keys that change together one axis; best first, and the command that repeats it."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from conf.reading import points, read
+from conf.words import quoted, with_targets
+from experiments.command import repeat
+from experiments.finding import find
+from experiments.progress import look
+from experiments.ranking import Setting, axes, name, ranked, settings
+from experiments.results import Result, missing, read_all
+from launch.study import study_of
+from nanogpt.config import ReportConfig, TargetsConfig, TrainConfig
+from nanogpt.errors import BadInput
+from nanogpt.schema import signature
+from tests.experiments.made import seeds, write_run
+
+
+def results(folder: Path) -> list[Result]:
+    progress, _ = look(find(TargetsConfig(targets=(str(folder),))))
+    return read_all(progress)[0]
+
+
+def found(folder: Path) -> list[Setting]:
+    return settings(results(folder))
+
+
+def test_seeds_are_one_setting_and_losses_their_means(tmp_path: Path) -> None:
+    seeds(tmp_path, [2.0, 2.2, 2.4], **{"optimizer.lr": 1e-2})
+    seeds(tmp_path, [1.9, 2.1], **{"optimizer.lr": 1e-3})
+    good, rest = ranked(found(tmp_path), "final")
+    (axis,) = axes([*good, *rest])
+    assert [name(setting, [axis]) for setting in good] == ["lr=0.001", "lr=0.01"] and not rest
+    means = [setting.loss("final") for setting in good]
+    assert [(one.mean, one.n) for one in means if one] == [(pytest.approx(2.0), 2), (pytest.approx(2.2), 3)]
+
+
+def test_the_metric_decides(tmp_path: Path) -> None:
+    write_run(tmp_path, [5.0, 1.5, 3.0], **{"optimizer.lr": 1e-2})
+    write_run(tmp_path, [5.0, 2.5, 2.0], **{"optimizer.lr": 1e-3})
+    rates = {
+        metric: [s.first.config.optimizer.lr for s in ranked(found(tmp_path), metric)[0]]
+        for metric in ("final", "best")
+    }
+    assert rates == {"final": [1e-3, 1e-2], "best": [1e-2, 1e-3]}
+
+
+def test_only_finished_runs_rank(tmp_path: Path) -> None:
+    write_run(tmp_path, [5.0, 3.0], **{"optimizer.lr": 1e-2, "training.seed": 1})
+    write_run(tmp_path, [5.0, 1.0], name="b", state="stopped", **{"optimizer.lr": 1e-2, "training.seed": 2})
+    write_run(tmp_path, [5.0, 1.0], name="c", state="diverged", **{"optimizer.lr": 1.0})
+    good, rest = ranked(found(tmp_path), "final")
+    assert [len(setting.results) for setting in good] == [2] and good[0].losses("final") == [3.0]
+    assert [setting.states for setting in rest] == [{"diverged": 1}]
+
+
+def test_a_diverged_seed_doesn_t_flatter_the_mean(tmp_path: Path) -> None:
+    """Two of three come far, one diverges: no better than a setting that is a little worse, and safe."""
+    for i, state in enumerate(("finished", "finished", "diverged")):
+        write_run(tmp_path, [5.0, 2.0], name=f"wild{i}", state=state, **{"optimizer.lr": 1.0, "training.seed": i})
+    seeds(tmp_path, [2.2, 2.3, 2.4], **{"optimizer.lr": 1e-3})
+    good, rest = ranked(found(tmp_path), "final")
+    assert [(s.first.config.optimizer.lr, len(s.losses("final"))) for s in good] == [(1e-3, 3), (1.0, 2)] and not rest
+
+
+def test_keys_that_change_together_are_one_axis(tmp_path: Path) -> None:
+    for lr in (1e-3, 1e-2):
+        for label, width in (("small", 16), ("large", 32)):
+            shape = {"model.name": label, "model.n_embd": width, "training.batch_tokens": 8 * width}
+            write_run(tmp_path, [5.0, 3.0], name=f"{label}{lr}", **{"optimizer.lr": lr} | shape)
+    varied = axes(found(tmp_path))
+    assert [axis.key for axis in varied] == ["optimizer.lr", "model"]
+    assert varied[1].along == ("model.n_embd", "training.batch_tokens")
+    assert {varied[1].value(setting) for setting in found(tmp_path)} == {"small", "large"}
+
+
+def test_another_attempt_is_no_other_seed(tmp_path: Path) -> None:
+    path = write_run(tmp_path, [5.0, 3.0])
+    second = path.with_name(f"{path.name}-2")
+    second.mkdir()
+    for file in path.iterdir():
+        (second / file.name).write_bytes(file.read_bytes())
+    assert [setting.attempt for setting in found(tmp_path)] == [1, 2]
+
+
+def sweep(folder: Path, *words: str) -> list[TrainConfig]:
+    """The configs that the points of `python train.py -m words…` have."""
+    return [member.config for member in study_of(read("train", TrainConfig, list(words), multirun=True)).members]
+
+
+def test_points_that_never_started_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["name=rates", "optimizer.lr=1e-3,3e-3,1e-2", "training.steps=20", "schedule.warmup_steps=0"]
+    configs = sweep(tmp_path, *words)
+    start = {"command": ["train.py", "-m", *words]}
+    for config in configs[:2]:
+        assert config.name is not None
+        write_run(tmp_path / config.runs_dir, [5.0, 4.0, 3.0], name=config.name, config=config, starts=[start])
+    study = Path("runs/rates")
+    left = missing(results(study), [study])
+    assert [(one.progress.state, one.config.optimizer.lr) for one in left] == [("missing", 1e-2)]
+    assert "never started" in left[0].progress.why
+    monkeypatch.chdir("/")
+    assert len(missing(results(tmp_path / study), [tmp_path / study])) == 1, "from wherever it is asked"
+    one = next((tmp_path / study).iterdir())
+    assert missing(results(one), [one]) == [], "a run is no study"
+    write_run(tmp_path / study, [5.0, 4.0, 3.0], name=str(configs[2].name), config=configs[2], starts=[start])
+    assert missing(results(tmp_path / study), [tmp_path / study]) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "-m", "optimizer.lr=abc,1"],
+        ["train.py", "-m", "no.such=1,2"],
+        ["sample.py"],
+        ["train.py", "-m"],
+        "x",
+        [1],
+        None,
+    ],
+    ids=str,
+)
+def test_commands_that_mean_nothing_any_more(tmp_path: Path, command: object) -> None:
+    write_run(tmp_path / "study", [5.0, 3.0], starts=[{"command": command}])
+    assert missing(results(tmp_path / "study"), [tmp_path / "study"]) == []
+
+
+CONFIGS = [
+    ["experiment=quickstart"],
+    ["experiment=shakespeare_char_cpu", "optimizer.lr=3e-4"],
+    ["model=gpt2", "data=openwebtext", "hardware=8xh100"],
+    ["model=tiny", "training.flops=1e12", "schedule.warmup_steps=3", "schedule=wsd"],
+    ["data=text", "data.source='my notes/*.txt'", "data.tokenizer=bpe", "data.vocab_size=512", "eval.tokens=null"],
+    [
+        "data=text",
+        "data.source='it\\'s = 日本, ${x}'",
+        "optimizer.betas=[0.8,0.99]",
+        "training.eval_tasks=[lambada,hellaswag]",
+    ],
+]
+
+
+@pytest.mark.parametrize("words", CONFIGS, ids=" ".join)
+def test_the_command_repeats_the_science(words: list[str]) -> None:
+    (config,) = points("train", TrainConfig, [word.replace("${", "\\${") for word in words])
+    command = repeat(config)
+    assert command is not None and command.startswith("python train.py ")
+    (again,) = points("train", TrainConfig, shlex.split(command)[2:])
+    assert signature(again) == signature(config) and again.hardware == config.hardware
+
+
+def test_weights_are_not_read_for_a_command() -> None:
+    (config,) = points("train", TrainConfig, ["init_from=gpt2", "data=shakespeare"])
+    assert repeat(config) is None
+
+
+NAMES = ["runs/a", "a b", "it's", "a\\", "${oc.env:HOME}", "a,b", "[x]", '"q"', "日本", "null", "1e-3", "{a}", "a*?"]
+
+
+@pytest.mark.parametrize("text", NAMES)
+def test_names_reach_the_config_as_they_are(text: str) -> None:
+    words = with_targets([text, "second", "x=time"])
+    (config,) = points("report", ReportConfig, words)
+    assert (config.targets, config.x) == ((text, "second"), "time")
+    assert quoted(text) in words[-1]
+
+
+def test_a_path_with_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("lr=3")
+    (config,) = points("report", ReportConfig, with_targets(["lr=3", "metric=best"]))
+    assert config.targets == ("lr=3",)
+    with pytest.raises(BadInput, match="no such option"):
+        with_targets(["runs/a", "--best"])
+
+
+def test_a_config_of_an_older_program_is_read(tmp_path: Path) -> None:
+    """Keys that came later have their defaults."""
+    path = write_run(tmp_path, [5.0, 3.0])
+    values = json.loads((path / "config.json").read_text())
+    del values["model"]["qk_norm"], values["checkpoint"]
+    (path / "config.json").write_text(json.dumps(values))
+    assert len(results(tmp_path)) == 1

@@ -1,0 +1,143 @@
+"""Studies submitted as a person does, from an empty folder, and what becomes of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from launch.cluster.cluster import Cluster
+from launch.states import Point, points_of
+from nanogpt import schema
+from nanogpt.config import TrainConfig
+from nanogpt.run_directory import RunDirectory
+from nanogpt.tracking.metrics import read_rows
+from tests import ranks
+from tests.conftest import ROOT
+from tests.tiny import tiny_config, write_corpus
+
+STEPS = 500
+
+
+class Lab:
+    """A folder to work in, with a small text; a run in it takes some seconds and saves every 20 steps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.corpus = write_corpus(folder / "corpus.txt")
+
+    def config(self, **changes: object) -> TrainConfig:
+        """The config of the study's runs, as one that a test can also train by itself."""
+        usual = {"training.steps": STEPS, "eval.every": 100, "checkpoint.every": 20}
+        return tiny_config(self.folder, self.corpus, **usual | changes)
+
+    def words(self, **changes: object) -> list[str]:
+        """The same as overrides."""
+        values = dict(schema.values(self.config(**changes)))
+        usual = dict(schema.values(TrainConfig(training={"steps": 1})))  # type: ignore[arg-type]
+        presets = ("schedule.warmup_steps",)  # which model=tiny sets to something else than the schema's default
+        rest = {key: value for key, value in values.items() if value != usual[key] or key in presets}
+        del rest["runs_dir"]
+        return [f"{key}={'null' if value is None else value}" for key, value in rest.items()]
+
+    def only(self, *words: str, **changes: object) -> list[str]:
+        """The same, but for the keys that are given."""
+        own = {word.partition("=")[0] for word in words}
+        return [*(word for word in self.words(**changes) if word.partition("=")[0] not in own), *words]
+
+    def command(self, *words: str) -> list[str]:
+        door = words[0] if words[0].endswith(".py") else "-m"
+        script = [str(ROOT / door)] if door != "-m" else ["-m"]
+        return [sys.executable, *script, *(words[1:] if door != "-m" else words)]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """`python train.py words…` or `python -m launch words…`, running."""
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            self.command(*words),
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def do(self, *words: str, seconds: float = 240) -> tuple[int, str]:
+        """The same, once it has ended: (exit code, output)."""
+        process = self.start(*words)
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"{words} still runs: {process.communicate()[0]}") from None
+        return process.returncode, output
+
+    def sweep(self, launcher: str, *words: str, **changes: object) -> list[str]:
+        """The command of a sweep, to be given to `do` or `start`."""
+        rest = self.only(*words, **changes)
+        return ["train.py", "-m", f"hydra/launcher={launcher}", "hydra.launcher.poll_s=0.5", *rest]
+
+    def study(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def points(self, name: str) -> dict[str, Point]:
+        """The study's points by the first part of their names."""
+        return {point.run.name.rpartition("-")[0]: point for point in points_of(self.study(name))}
+
+    def wait(self, name: str, done: Callable[[dict[str, Point]], bool], seconds: float = 120) -> dict[str, Point]:
+        """Look at the study until something is so."""
+        limit = time.monotonic() + seconds
+        while not done(points := self.points(name)):
+            assert time.monotonic() < limit, describe(points)
+            time.sleep(0.2)
+        return points
+
+    def wait_for(self, name: str, *states: str, seconds: float = 180) -> dict[str, Point]:
+        """Until every point has one of these states."""
+        return self.wait(name, lambda points: bool(points) and all(p.state in states for p in points.values()), seconds)
+
+    def wait_for_step(self, name: str, point: str, step: int, seconds: float = 120) -> Point:
+        """Until a point has a metrics row of this step or later."""
+
+        def there(points: dict[str, Point]) -> bool:
+            rows = read_rows(points[point].run / "metrics.jsonl") if point in points else []
+            return bool(rows) and rows[-1]["step"] >= step
+
+        return self.wait(name, there, seconds)[point]
+
+
+@contextmanager
+def lab_on(cluster: Cluster, folder: Path) -> Generator[Lab, None, None]:
+    """A lab whose commands, and this process's, speak to a cluster while inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.environment.items():
+            patch.setenv(name, value)
+        cluster.cancel_jobs()  # of other tests
+        yield Lab(folder)
+
+
+def describe(points: dict[str, Point]) -> str:
+    """For the message of a test that failed."""
+    lines: list[str] = []
+    for name, point in points.items():
+        lines.append(f"{name}: {point.state} {point.why} at step {point.step}, job {point.job}")
+        if point.log and point.log.exists():
+            lines += [f"    {line}" for line in point.log.read_text(errors="replace").splitlines()[-15:]]
+    return "\n".join(lines)
+
+
+def result(point: Point) -> dict[str, str]:
+    """Digests of a run's weights, optimizer, metrics and samples."""
+    config = RunDirectory(point.run).config()
+    return ranks.result(config.model_copy(update={"runs_dir": str(point.run.parent)}))
+
+
+def starts(point: Point) -> int:
+    return len(RunDirectory(point.run).starts())

@@ -1,0 +1,101 @@
+"""Where the points of a sweep live: the same command finds them again, whatever was changed that doesn't matter."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from conf.reading import read
+from launch.study import Study, find_study, study_of, study_of_one
+from nanogpt.config import TrainConfig
+from nanogpt.errors import BadInput
+from nanogpt.run_directory import locate
+
+
+def study(*words: str, runs_dir: Path | None = None) -> Study:
+    given = [*words, f"runs_dir={runs_dir}"] if runs_dir else list(words)
+    return study_of(read("train", TrainConfig, given, multirun=True))
+
+
+def names(one: Study) -> list[str]:
+    return [member.run.name.rpartition("-")[0] for member in one.members]
+
+
+def test_points_are_named_by_what_they_change() -> None:
+    made = study("optimizer.lr=1e-3,3e-4", "model.dropout=0,0.1")
+    assert str(made.path) == "runs/tiny-pystdlib-dropout-lr"
+    assert names(made) == ["dropout0-lr0.001", "dropout0.1-lr0.001", "dropout0-lr0.0003", "dropout0.1-lr0.0003"]
+    assert all(locate(member.config) == member.run for member in made.members)
+    assert names(study("optimizer.betas=[0.9,0.95],[0.8,0.9]")) == ["betas0.9_0.95", "betas0.8_0.9"]
+    assert str(study("model=tiny,baby").path) == "runs/pystdlib-model"
+    assert str(study("experiment=isoflop_cpu").path) == "runs/isoflop_cpu"
+    assert str(study("experiment=isoflop_cpu", "model.n_embd=16,32").path) == "runs/isoflop_cpu"
+    assert str(study("experiment=isoflop_cpu", "optimizer.lr=1e-3,1e-2").path) == "runs/isoflop_cpu-lr"
+    assert str(study("name=mine", "model.n_embd=16,32", "training.steps=400").path) == "runs/mine"
+
+
+def test_listed_points_have_the_names_of_their_own_keys() -> None:
+    made = study("sweep.points=[{model.dropout:0.1},{training.seed:2},{training.seed:3,model.dropout:0.2}]")
+    assert names(made) == ["dropout0.1", "seed2", "dropout0.2-seed3"]
+
+
+def test_order_spelling_and_hardware_do_not_matter() -> None:
+    one = study("optimizer.lr=1e-3,3e-4", "model.dropout=0,0.1", "training.steps=400")
+    other = study(
+        "model.dropout=0.1,0.0",
+        "training.steps=400",
+        "optimizer.lr=0.0003,0.001",
+        "hardware=cpu",
+        "hydra/launcher=submitit_slurm",
+    )
+    assert one.path == other.path
+    assert {member.run for member in one.members} == {member.run for member in other.members}
+    assert study("optimizer.lr=1e-3,3e-4", "model.dropout=0,0.1", "training.steps=500").path != one.path
+
+
+def test_a_run_that_is_there_keeps_its_name(tmp_path: Path) -> None:
+    """As when a key is swept that wasn't before, in a study with a given name."""
+    before = study("name=mine", "optimizer.lr=1e-3,3e-4", "training.seed=1", runs_dir=tmp_path).members[0].run
+    before.mkdir(parents=True)
+    again = study("name=mine", "optimizer.lr=1e-3,3e-4", "training.seed=1,2", runs_dir=tmp_path)
+    assert again.members[0].run == before and again.members[1].run.name.startswith("lr0.001-seed2-")
+
+
+def test_another_attempt_is_beside_the_first(tmp_path: Path) -> None:
+    words = ("name=mine", "training.seed=1,2")
+    first = study(*words, runs_dir=tmp_path).members[0].run
+    first.mkdir(parents=True)
+    fresh = study(*words, "fresh=true", runs_dir=tmp_path).members
+    assert fresh[0].run.name == f"{first.name}-2"
+    fresh[0].run.mkdir()
+    assert study(*words, runs_dir=tmp_path).members[0].run == fresh[0].run
+
+
+def test_twins_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"points 1 and 2 are the same run: hardware.threads=1 and hardware"):
+        study("hardware.threads=1,2")
+    with pytest.raises(BadInput, match="points 1 and 3 are the same run"):
+        study("optimizer.lr=1e-3,2e-3,0.001")
+
+
+def test_a_thousand_points_are_found_quickly(tmp_path: Path) -> None:
+    """Each looks at the folder's listing, not at the folder."""
+    words = [f"optimizer.lr={','.join(str(n * 1e-5) for n in range(1, 1001))}", "name=many"]
+    for member in study(*words, runs_dir=tmp_path).members:
+        os.makedirs(member.run)
+    assert len({member.run for member in study(*words, runs_dir=tmp_path).members}) == 1000
+
+
+def test_studies_are_found_by_folder_name_run_and_nearest(tmp_path: Path) -> None:
+    one = study_of_one(read("train", TrainConfig, [f"runs_dir={tmp_path}", "name=single"]).points[0].config)
+    (one.path / ".launch").mkdir(parents=True)
+    (tmp_path / "dropout-lr" / ".launch").mkdir(parents=True)
+    (tmp_path / "dropout-lr" / "lr1").mkdir()
+    runs = str(tmp_path)
+    assert find_study("dropout-lr", runs) == (tmp_path / "dropout-lr", None)
+    assert find_study(f"{tmp_path}/dropout-lr/lr1/", runs) == (tmp_path / "dropout-lr", "lr1")
+    assert find_study("single", runs) == (one.path, None)
+    with pytest.raises(BadInput, match="not a study or run that was submitted; did you mean 'dropout-lr'"):
+        find_study("dropuot-lr", runs)
+    with pytest.raises(BadInput, match="nothing was submitted"):
+        find_study(None, str(tmp_path / "nowhere"))

@@ -1,0 +1,104 @@
+"""Kernels of attention and what torch.compile keeps: what is used is what is said, and changes nothing but rounding."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt.config import HardwareConfig, ModelConfig, TrainConfig
+from nanogpt.device import Compute, attention_used, kernel_order, set_up
+from nanogpt.errors import BadEnvironment, BadInput
+from nanogpt.model.gpt import GPT
+from nanogpt.schema import from_dict, signature
+from nanogpt.training.run import train
+from tests.model.test_cost import small
+
+Build = Callable[..., TrainConfig]
+CPU = torch.device("cpu")
+
+
+def on_cpu(attention: str) -> Compute:
+    return set_up(from_dict(HardwareConfig, {"device": "cpu", "attention": attention}))
+
+
+def names_of_kernels(run: Callable[[], object]) -> set[str]:
+    """The attention operators that really ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    return {event.key for event in profile.key_averages() if "scaled_dot_product" in event.key}
+
+
+@pytest.mark.parametrize(("attention", "operator"), [("flash", "flash"), ("math", "math")])
+def test_the_kernel_that_is_said_is_the_one_that_runs(attention: str, operator: str) -> None:
+    model, compute, ids = GPT(small()), on_cpu(attention), torch.zeros(2, 12, dtype=torch.int64)
+
+    def run() -> None:
+        with compute.autocast():
+            model(ids, ids).backward()
+
+    assert attention_used(attention, compute, model.config) == attention  # type: ignore[arg-type]
+    found = {name for name in names_of_kernels(run) if name != "aten::scaled_dot_product_attention"}
+    assert found and all(operator in name for name in found)
+
+
+def test_kernels_agree_and_dropout_uses_none() -> None:
+    losses: list[float] = []
+    ids = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(1))
+    for attention in ("auto", "flash", "math"):
+        with on_cpu(attention).autocast():
+            losses.append(GPT(small())(ids, ids).item())
+    assert max(losses) - min(losses) < 1e-4
+    assert attention_used("auto", on_cpu("auto"), small(dropout=0.1)) == "open"
+
+
+@pytest.mark.parametrize("attention", ["cudnn", "efficient"])
+def test_a_kernel_the_device_lacks_is_refused_before_anything_is_written(config: Build, attention: str) -> None:
+    built = config(**{"hardware.attention": attention})
+    with pytest.raises(BadEnvironment, match=f"hardware.attention={attention}: cpu has .* allowed: auto, flash, math"):
+        train(built)
+    assert not Path(built.runs_dir).exists()
+
+
+def test_on_hopper_auto_is_cudnn_then_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert kernel_order("auto", gpu) == ("cudnn", "flash", "efficient", "math")
+    assert kernel_order("efficient", gpu) == ("efficient", "flash", "math")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert kernel_order("auto", gpu) == ()
+
+
+def test_a_mode_of_compiling_needs_compiling(config: Build) -> None:
+    with pytest.raises(BadInput, match=r"hardware.compile_mode=reduce-overhead: .*hardware.compile=true"):
+        config(**{"hardware.compile_mode": "reduce-overhead"})
+    changed = {"hardware.compile": True, "hardware.compile_mode": "max-autotune", "hardware.attention": "math"}
+    assert signature(config(**changed)) == signature(config())
+
+
+def test_what_is_compiled_is_kept_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "given")
+    set_up(HardwareConfig(device="cpu", compile=True))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "given" and not list(tmp_path.iterdir())
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    set_up(HardwareConfig(device="cpu", compile=True))
+    folder = tmp_path / "nanogpt-lab" / "inductor"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder) and folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("attention", ["auto", "flash", "cudnn", "efficient", "math"])
+def test_gpu_kernels_agree(attention: str) -> None:
+    model = ModelConfig(n_layer=2, n_head=2, n_embd=128, block_size=128, vocab_size=64)
+    compute = set_up(from_dict(HardwareConfig, {"device": "cuda", "precision": "bf16", "attention": attention}))
+    used = attention_used(attention, compute, model)  # type: ignore[arg-type]
+    assert attention in ("auto", used)
+    ids = torch.randint(64, (2, 128), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = float(GPT(model)(ids, ids))
+        with compute.autocast():
+            found = float(GPT(model).to("cuda")(ids.cuda(), ids.cuda()))
+    assert abs(found / expected - 1) < 1e-2

@@ -1,0 +1,167 @@
+"""W&B without a network: what is in the files of the run directory, read back with W&B's own reader, and sent later."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb.errors import CommError
+
+from nanogpt.config import TrainConfig
+from nanogpt.run_directory import locate
+from nanogpt.tracking.wandb import known, offline_files, reason
+from tests import ranks
+from tests.ranks import Started
+from tests.tracking.server import KEY, Server
+from tests.tracking.test_wandb_online import (
+    ROOT,
+    Build,
+    Reference,
+    curve,
+    environment,
+    halt,
+    has_curve,
+    only,
+    plain,
+    sync,
+    until,
+)
+
+CANARIES = {"MY_API_TOKEN": f"canary-{2**40}", "SOME_SETTING": "plain-value-of-the-environment"}
+
+
+def test_a_port_with_401_in_it_is_no_rejected_key() -> None:
+    down = CommError("failed for run me/x/y: Post http://127.0.0.1:40123/graphql: connection refused")
+    assert reason(down) == "the server can't be used: Post http://127.0.0.1:40123/graphql: connection refused"
+    assert "rejected (401)" in reason(CommError("failed for run me/x/y: returned error 401: bad key"))
+
+
+def test_what_wandb_json_can_t_have_said_is_left_out(tmp_path: Path) -> None:
+    good = {"id": "abc", "project": "p", "entity": None, "url": "u", "last": 5}
+    for text in (json.dumps([good]), "[" * 200_000, "{"):
+        (tmp_path / "wandb.json").write_text(text)
+        assert known(tmp_path) == {}
+    (tmp_path / "wandb.json").write_text(json.dumps(good | {"id": 5, "last": "x", "more": 1}))
+    assert known(tmp_path) == {"project": "p", "entity": None, "url": "u"}
+    (tmp_path / "wandb.json").write_text(json.dumps(good))
+    assert known(tmp_path) == good
+
+
+@pytest.fixture
+def offline(config: Build) -> Build:
+    """The config of a run with W&B in offline mode."""
+    return lambda **changes: config(
+        **{"tracking.mirrors": ["wandb"], "tracking.mode": "offline", "tracking.timeout": 30.0} | changes
+    )
+
+
+def keyless(folder: Path) -> dict[str, str]:
+    """An environment in which no API key is found."""
+    return {
+        "HOME": str(folder),
+        "NETRC": str(folder / "none"),
+        "WANDB_API_KEY": "",
+        "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",
+    }
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    """Everything in a .wandb file."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True, timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def rows_in(config: TrainConfig) -> list[list[dict[str, Any]]]:
+    """The rows in each file of the run, oldest first."""
+    kept = json.loads((locate(config) / "wandb.json").read_text())
+    found = [records(file) for file in offline_files(locate(config), kept["id"])]
+    return [[one["history"]["item"] for one in file if one["type"] == "history"] for file in found]
+
+
+def test_f29_kill_9_and_later_sync(offline: Build, undisturbed: Reference, tmp_path: Path) -> None:
+    """Two starts, two files, no step in both; together they are the whole curve, for W&B's own command and for ours."""
+    built = offline(runs_dir=str(tmp_path / "widths"))
+    started = Started(built, 1, halt(tmp_path / "never"), keyless(tmp_path)).until_rows(6)
+    until(lambda: any(file.stat().st_size > 2000 for file in locate(built).glob("wandb/offline-run-*/*.wandb")))
+    started.send(signal.SIGKILL)
+    started.wait()
+    again = Started(built, 1, [], keyless(tmp_path))
+    assert again.wait() == [0] and "warning" not in again.output(), again.output()
+    assert ranks.result(built) == undisturbed()
+    files = rows_in(built)
+    assert len(files) == 2 and all(files)
+    assert plain([row for file in files for row in file]) == curve(built)
+    with Server() as server:
+        command = [sys.executable, "-m", "wandb", "sync", *sorted(map(str, locate(built).glob("wandb/offline-run-*")))]
+        subprocess.run(command, env=os.environ | environment(server), cwd=tmp_path, capture_output=True, check=True)
+        assert has_curve(server, built)
+        assert "nothing was missing" in sync(server, str(locate(built))).stdout and has_curve(server, built)
+        sent = only(server).fields
+        assert (sent["groupName"], sent["displayName"]) == ("widths", "test-test")
+
+
+def test_without_a_key_it_is_kept_offline(config: Build, undisturbed: Reference, tmp_path: Path) -> None:
+    built = config(**{"tracking.mirrors": ["wandb"], "tracking.timeout": 30.0})
+    started = Started(built, 1, [], keyless(tmp_path) | CANARIES)
+    assert started.wait() == [0]
+    assert ranks.result(built) == undisturbed()
+    assert started.output().count("warning: ") == 1
+    assert "warning: wandb: no API key: `wandb login`, or WANDB_API_KEY in the environment" in started.output()
+    assert [plain(rows) for rows in rows_in(built)] == [curve(built)]
+    refuse_leaks(b"".join(file.read_bytes() for file in locate(built).glob("wandb/*/*.wandb")), [str(tmp_path)])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_without_a_key_it_is_refused_where_it_is_required(world: int, config: Build, tmp_path: Path) -> None:
+    built = config(**{"tracking.mirrors": ["wandb"], "tracking.required": True})
+    started = Started(built, world, [], keyless(tmp_path))
+    assert started.wait() == [5] * world
+    assert "error: tracking.required=true: wandb: no API key" in started.output()
+    assert not locate(built).exists(), "before anything is written"
+
+
+def test_a_required_server_that_is_down_ends_the_run(config: Build, tmp_path: Path) -> None:
+    built = config(**{"tracking.mirrors": ["wandb"], "tracking.required": True, "tracking.timeout": 1.0})
+    started = Started(built, 1, [], keyless(tmp_path) | {"WANDB_API_KEY": KEY})
+    assert started.wait() == [5]
+    assert "error: tracking.required=true: wandb: the server can't be used" in started.output()
+    assert json.loads((locate(built) / "status.json").read_text())["state"] == "failed"
+
+
+def refuse_leaks(sent: bytes, words: list[str]) -> None:
+    """None of what only this machine should know is in it, but the curve is."""
+    assert b"val_loss" in sent
+    for word in [*words, *CANARIES, *CANARIES.values(), KEY, str(ROOT), f'"{socket.gethostname()}"', "runs_dir"]:
+        assert word.encode() not in sent, word
+
+
+def test_nothing_of_this_machine_is_sent(tmp_path: Path, corpus: Path) -> None:
+    """Neither command line, folders, user and host, nor secrets and other variables; artifacts included."""
+    home, private = tmp_path / "home-of-someone", tmp_path / "private-folder"
+    home.mkdir()
+    private.mkdir()
+    words = ["data=text", f"data.source={corpus}", f"data.dir={private}/data", "name=word", "model.n_layer=1"]
+    words += ["model.n_embd=16", "model.n_head=1", "model.block_size=16", "training.batch_tokens=128", "hardware=cpu"]
+    words += ["training.steps=60", "schedule.warmup_steps=0", "eval.every=30", "eval.tokens=256", "hardware.threads=1"]
+    words += [f"runs_dir={private}/runs", "tracking=wandb", "tracking.mode=online", "tracking.upload_checkpoint=true"]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    with Server() as server:
+        variables = os.environ | environment(server) | CANARIES | {"HOME": str(home), "USER": "someones-name"}
+        done = subprocess.run(command, cwd=private, capture_output=True, text=True, timeout=100, env=variables)
+        assert (done.returncode, done.stderr) == (0, "") and "warning" not in done.stdout, done.stdout + done.stderr
+        assert only(server).config()["data"]["source"] == corpus.name and "system.cpu" in str(only(server).lines)
+        put = {Path(path).name.partition(".")[0].partition("_")[0] for path in server.files}
+        assert put >= {"model", "tokenizer", "samples", "loss"}
+        lines = b"\n".join(server.bodies).split(b"\n")
+    sent = b"\n".join(line for line in lines if not line.startswith(b"Authorization"))
+    hidden = [str(tmp_path), home.name, private.name, "someones-name", "hardware=cpu", "tracking.mode"]
+    refuse_leaks(sent, hidden)
+    kept = b"".join(file.read_bytes() for file in private.rglob("*") if file.is_file())
+    for word in (CANARIES["MY_API_TOKEN"], KEY):
+        assert word.encode() not in kept, "nor in the run directory"

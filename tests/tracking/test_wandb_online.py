@@ -1,0 +1,277 @@
+"""The real W&B client against a server on loopback: each step arrives once, whatever happens, and training never waits.
+
+`server.py` is the server. What is trained is compared with a run that has no tracker: same rows, same weights.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanogpt.config import TrainConfig
+from nanogpt.run_directory import locate
+from nanogpt.tracking.follow import Follow
+from tests import ranks
+from tests.ranks import Fault, Started
+from tests.tracking.server import KEY, Bucket, Server
+
+ROOT = Path(__file__).parents[2]
+Build = Callable[..., TrainConfig]
+Reference = Callable[..., dict[str, str]]
+
+
+def halt(gate: Path) -> list[Fault]:
+    """The training stands still at step 9 until the file is there, so that what is sent can be sent."""
+    return [Fault("nanogpt.training.loop.train_step", 9, f"until {gate}")]
+
+
+@pytest.fixture
+def servers() -> Generator[Callable[[], Server], None, None]:
+    """Starts a server; all end with the test."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Server())
+
+
+@pytest.fixture
+def server(servers: Callable[[], Server]) -> Server:
+    return servers()
+
+
+@pytest.fixture
+def tracked(config: Build) -> Build:
+    """The config of a run with W&B."""
+    return lambda **changes: config(**{"tracking.mirrors": ["wandb"], "tracking.timeout": 30.0} | changes)
+
+
+def environment(server: Server) -> dict[str, str]:
+    """What makes the client talk to the server, and at once."""
+    return {
+        "WANDB_BASE_URL": server.url,
+        "WANDB_API_KEY": KEY,
+        "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
+        "WANDB_X_STATS_SAMPLING_INTERVAL": "1",
+    }
+
+
+def start(config: TrainConfig, server: Server, faults: list[Fault] | None = None) -> Started:
+    return Started(config, 1, faults, environment(server))
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
+
+
+def only(server: Server) -> Bucket:
+    """The one run the server has."""
+    (bucket,) = server.buckets.values()
+    return bucket
+
+
+def has_rows(server: Server) -> bool:
+    """Whether the beginning of the curve is there: the client sends once a second."""
+    return bool(server.buckets) and len(only(server).history()) > 2
+
+
+def curve(config: TrainConfig) -> list[dict[str, float]]:
+    """What a tracker of a finished run should have."""
+    return list(Follow(locate(config) / "metrics.jsonl", lambda step: config.eval.due(step, 20)).more())
+
+
+def plain(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Rows without what W&B adds, and without samples."""
+    return [{key: row[key] for key in row if not key.startswith(("_", "samples"))} for row in rows]
+
+
+def has_curve(server: Server, config: TrainConfig) -> bool:
+    """Whether the server has each step exactly once, with all its numbers."""
+    bucket = only(server)
+    rows = plain(bucket.history())
+    return rows == curve(config) and [row["_step"] for row in bucket.history()] == [row["step"] for row in rows]
+
+
+def sync(server: Server, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nanogpt.tracking", "sync", *words]
+    variables = os.environ | environment(server) | {"PYTHONPATH": str(ROOT)} | more
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=variables)
+
+
+def test_each_step_arrives_once(tracked: Build, undisturbed: Reference, server: Server) -> None:
+    built = tracked(**{"tracking.tags": ["a", "b"], "tracking.entity": "me", "tracking.job_type": "try"})
+    started = start(built, server)
+    assert started.wait() == [0], started.output()
+    assert ranks.result(built) == undisturbed()
+    assert has_curve(server, built)
+    assert "warning" not in started.output() and f"{server.url}/me/nanogpt-lab/runs/" in started.output()
+    sent, bucket = only(server).fields, only(server)
+    assert (sent["displayName"], sent["jobType"], sent["tags"]) == (locate(built).name, "try", ["a", "b"])
+    assert "groupName" not in sent, "a folder called runs is no study"
+    assert bucket.exit_codes == [0] and not bucket.preempting and not bucket.overwritten
+    assert bucket.config()["optimizer"]["lr"] == 0.01 and bucket.config()["data"]["source"] == "corpus.txt"
+    axes = json.loads(sent["config"])["_wandb"]["value"]["m"]
+    assert {axis.get("1") or axis.get("2") for axis in axes} == {"step", "tokens", "val_loss", "*"}
+    kept = json.loads((locate(built) / "wandb.json").read_text())
+    assert kept["id"] in server.buckets and kept["last"] == 20
+
+
+def test_f26_a_server_that_cannot_be_used_costs_one_warning(
+    tracked: Build, undisturbed: Reference, servers: Callable[[], Server], tmp_path: Path
+) -> None:
+    """Five kinds of it at the same time; later one of the runs is sent after all."""
+    faults: tuple[Any, ...] = ("down", "401", "500", "garbage", "stall")
+    by_fault = {fault: servers() for fault in faults}
+    expected = undisturbed()
+    built = {fault: tracked(runs_dir=str(tmp_path / fault / "runs"), **{"tracking.timeout": 1.0}) for fault in faults}
+    for fault, server in by_fault.items():
+        server.fault = fault if fault != "down" else "none"
+    by_fault["down"].die()
+    gate = tmp_path / "gate"
+    started = {fault: start(built[fault], server, halt(gate)) for fault, server in by_fault.items()}
+    until(lambda: all("warning" in one.output() or not one.alive() for one in started.values()))
+    gate.touch()
+    for fault in faults:
+        assert started[fault].wait(30) == [0], started[fault].output()
+        assert ranks.result(built[fault]) == expected
+        output, again = started[fault].output(), f"`python -m nanogpt.tracking sync {locate(built[fault])}`"
+        why = "the API key was rejected (401)" if fault == "401" else "the server can't be used"
+        assert f"warning: wandb: {why}" in output and f"{again} sends what is missing" in output, output
+        assert output.count("warning: ") == 1, output
+    server, late = by_fault["down"], str(locate(built["down"]))
+    refused = sync(server, late, "timeout=1")
+    assert refused.returncode == 5 and "wandb: the server can't be used" in refused.stderr
+    server.revive()
+    done = sync(server, late)
+    assert done.returncode == 0 and "13 steps sent" in done.stdout, done.stderr
+    assert has_curve(server, built["down"]) and only(server).exit_codes == [0]
+    assert "nothing was missing" in sync(server, late).stdout and has_curve(server, built["down"])
+
+
+def test_f26_a_server_that_goes_in_the_middle(
+    tracked: Build, undisturbed: Reference, servers: Callable[[], Server], tmp_path: Path
+) -> None:
+    """For good, in two ways; for a while; and (F27) the client's own service, which Slurm's TERM reaches too."""
+    names = ("dies", "500", "away", "service")
+    by_name, expected = {name: servers() for name in names}, undisturbed()
+    built = {
+        name: tracked(
+            runs_dir=str(tmp_path / name / "runs"), **{"tracking.timeout": 30.0 if name in ("away", "service") else 3.0}
+        )
+        for name in names
+    }
+    gate = tmp_path / "gate"
+    started = {name: start(built[name], server, halt(gate)) for name, server in by_name.items()}
+    until(lambda: all(has_rows(server) for server in by_name.values()))
+    for name, server in by_name.items():
+        if name == "500":
+            server.fault = "500"
+        elif name == "service":
+            for pid in children(started[name]):
+                os.kill(pid, signal.SIGTERM)
+        else:
+            server.die()
+    gate.touch()
+    time.sleep(0.3)
+    by_name["away"].revive()
+    for name in names:
+        assert started[name].wait(30) == [0], started[name].output()
+        assert ranks.result(built[name]) == expected
+        lost = name in ("dies", "500")
+        assert started[name].output().count("warning: ") == lost, started[name].output()
+        steps = [row["_step"] for row in only(by_name[name]).history()]
+        assert has_curve(by_name[name], built[name]) != lost, f"{name}: {steps}"
+    assert only(by_name["service"]).starts == 2 and only(by_name["away"]).starts == 1
+    by_name["dies"].revive()
+    assert sync(by_name["dies"], str(locate(built["dies"]))).returncode == 0
+    assert has_curve(by_name["dies"], built["dies"])
+
+
+@pytest.mark.slow
+def test_f28_a_slow_server_holds_up_nothing(tracked: Build, undisturbed: Reference, server: Server) -> None:
+    server.delay = 0.15
+    built = tracked()
+    started = start(built, server)
+    assert started.wait() == [0]
+    assert ranks.result(built) == undisturbed() and has_curve(server, built)
+    assert "warning" not in started.output()
+
+
+def children(started: Started) -> list[int]:
+    """Processes that the training started."""
+    found: list[int] = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == started.ranks[0].pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def test_f01_kill_9_and_the_same_command(
+    tracked: Build, undisturbed: Reference, server: Server, tmp_path: Path
+) -> None:
+    built = tracked()
+    started = start(built, server, halt(tmp_path / "never"))
+    until(lambda: has_rows(server))
+    started.send(signal.SIGKILL)
+    started.wait()
+    before = len(only(server).history())
+    again = start(built, server)
+    assert again.wait() == [0]
+    assert "continuing at step" in again.output() and 2 < before < 13
+    assert ranks.result(built) == undisturbed() and has_curve(server, built)
+    assert only(server).starts == 2 and not only(server).overwritten
+
+
+def test_f04_a_requeued_run_goes_on_there(
+    tracked: Build, undisturbed: Reference, servers: Callable[[], Server], tmp_path: Path
+) -> None:
+    """SIGUSR1 to the training, and SIGTERM to every process of it, the client's service too, as Slurm sends it."""
+    names, expected = ("SIGUSR1", "SIGTERM"), undisturbed()
+    by_name = {name: servers() for name in names}
+    built = {name: tracked(runs_dir=str(tmp_path / name / "runs")) for name in names}
+    gate = tmp_path / "gate"
+    started = {name: start(built[name], server, halt(gate)) for name, server in by_name.items()}
+    until(lambda: all(has_rows(server) for server in by_name.values()))
+    for pid in children(started["SIGTERM"]):
+        os.kill(pid, signal.SIGTERM)
+    for name, one in started.items():
+        one.send(signal.Signals[name])
+    gate.touch()
+    for name, one in started.items():
+        assert one.wait(60) == [85] and "warning" not in one.output(), one.output()
+        assert only(by_name[name]).preempting and only(by_name[name]).exit_codes == [85]
+    built = {name: tracked(runs_dir=str(tmp_path / name / "runs"), **{"hardware.timeout": 99.0}) for name in names}
+    again = {name: start(built[name], by_name[name]) for name in names}
+    for name, one in again.items():
+        assert one.wait() == [0], one.output()
+        assert ranks.result(built[name]) == expected and has_curve(by_name[name], built[name])
+        assert only(by_name[name]).exit_codes == [85, 0]
+        assert only(by_name[name]).config()["hardware"]["timeout"] == 99
+
+
+@pytest.mark.slow
+def test_f04_a_signal_ends_the_wait_for_a_server(
+    tracked: Build, undisturbed: Reference, server: Server, tmp_path: Path
+) -> None:
+    built, gate = tracked(**{"tracking.timeout": 120.0}), tmp_path / "gate"
+    started = start(built, server, halt(gate))
+    until(lambda: has_rows(server))
+    server.fault = "stall"
+    gate.touch()
+    status = locate(built) / "status.json"
+    until(lambda: json.loads(status.read_text())["state"] == "finished")
+    time.sleep(0.3)
+    began = time.monotonic()
+    started.send(signal.SIGTERM)
+    assert started.wait(20) == [0]
+    assert time.monotonic() - began < 3 and started.output().count("warning: ") == 1
+    assert ranks.result(built) == undisturbed()
