@@ -54,7 +54,7 @@ def at_width(config: CoordinatesConfig, name: Literal["standard", "mup"], n_embd
         "parametrization": config.parametrization.model_copy(update={"name": name}),
         "schedule": ScheduleConfig(name="constant"),
         "training": config.training.model_copy(update={"batch_tokens": sequences * model.block_size}),
-        "hardware": config.hardware.model_copy(update={"micro_batch_size": sequences}),
+        "hardware": config.hardware.model_copy(update={"micro_batch_size": sequences, "strategy": "ddp"}),
     }
     return config.model_copy(update={"model": model, **sections})
 

@@ -56,7 +56,8 @@ def memory_table(config: SizingConfig, model: ModelConfig) -> str:
     world = config.hardware.devices or 1
     precision = precision_on(config, None)
     micro = config.micro_batch_size(world)
-    memory = training_memory(model, precision, micro, True, config.optimizer.name, config.hardware.recompute)
+    rule, recompute, shards = config.optimizer.name, config.hardware.recompute, config.shards(world)
+    memory = training_memory(model, precision, micro, True, rule, recompute, shards)
     kinds = [
         ("weights", memory.weights),
         ("gradients", memory.gradients),
@@ -89,13 +90,13 @@ def device_table(config: SizingConfig, model: ModelConfig, tokens: int) -> str:
 
 def device_rows(config: SizingConfig, model: ModelConfig, flops: float, world: int) -> Iterator[list[str]]:
     settings, sizes = config.sizing, divisors(config.batch_sequences // world)
-    recompute = config.hardware.recompute
+    recompute, shards = config.hardware.recompute, config.shards(world)
     chosen: list[Gpu] = [settings.gpu] if settings.gpu else list(DEVICES)
     for name in chosen:
         device = DEVICES[name]
         precision = precision_on(config, device)
         room, rule = ROOM * device.memory, config.optimizer.name
-        largest = largest_micro_batch(model, precision, sizes, room, True, rule, recompute)
+        largest = largest_micro_batch(model, precision, sizes, room, True, rule, recompute, shards)
         row = [name, f"{device.gigabytes:g} GB", f"up to {largest}" if largest else "doesn't fit"]
         if precision == "fp32" or (precision == "bf16" and not device.bf16):
             yield [*row, f"no peak for {precision} is known", ""]

@@ -112,6 +112,7 @@ def work_of(config: TrainConfig, vocab_size: int, gpu: Gpu | None, gpus_here: bo
         share=config.batch_sequences // ranks,
         compile=hardware.compile,
         recompute=hardware.recompute,
+        shards=config.shards(ranks),
         threads=hardware.threads,
     )
 
@@ -218,7 +219,7 @@ def memory_of(work: Work, here: bool) -> tuple[int | None, str]:
 def memory(work: Work, sequences: int) -> int:
     """Bytes of one rank with micro-batches of so many sequences."""
     gpu = work.device != "cpu"
-    return training_memory(work.model, work.precision, sequences, gpu, work.rule, work.recompute).total
+    return training_memory(work.model, work.precision, sequences, gpu, work.rule, work.recompute, work.shards).total
 
 
 @cache

@@ -49,6 +49,8 @@ class Work:
     """Sequences of a step, on each rank."""
     compile: bool
     recompute: bool
+    shards: int
+    """Parts of the weights, each on a rank; 1: all of them have all."""
     threads: int | None
     """On each rank of a CPU, when it is said."""
 
@@ -67,6 +69,7 @@ class Measured:
     micro: int
     compile: bool
     recompute: bool
+    shards: int
     threads: int | None
     rate: float
     """Tokens a second inside training steps, of all ranks together."""
@@ -111,7 +114,7 @@ def same_device(run: Measured, work: Work) -> bool:
         and (work.gpu is None or is_gpu(run.name, work.gpu))
         and (run.precision == "fp32") == (work.precision == "fp32")
         and run.ranks == work.ranks
-        and (run.compile, run.recompute) == (work.compile, work.recompute)
+        and (run.compile, run.recompute, run.shards) == (work.compile, work.recompute, work.shards)
         and (work.threads is None or work.device != "cpu" or run.threads == work.threads)
     )
 
@@ -163,6 +166,7 @@ def measured_in(path: Path, vocabulary: Vocabulary) -> Measured | None:
             micro=facts["micro_batch_size"],
             compile=facts["compile"],
             recompute=facts.get("recompute", False),
+            shards=facts["ranks"] if facts.get("strategy") == "fsdp" else 1,
             threads=facts["threads"],
             rate=rate_of(path, start["from_step"]),
         )

@@ -16,14 +16,15 @@ from nanogpt.config import BenchConfig
 from nanogpt.device import Compute, set_up
 from nanogpt.provenance import git_state
 from nanogpt.tracking.console import say
-from nanogpt.training.checks import refuse_too_large
+from nanogpt.training.checks import refuse_alone, refuse_too_large
 
 
 def bench(config: BenchConfig) -> int:
     """Print Markdown tables, and append them to `bench.out`. Raises BadInput, BadData, BadEnvironment."""
     refuse_rivals(config)
     compute = set_up(config.hardware)
-    refuse_too_large(config, compute)
+    refuse_alone(config, 1)
+    refuse_too_large(config, compute, 1)
     parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", machine(compute)]
     if "training" in config.bench.what:
         found = (

@@ -10,6 +10,7 @@ from nanogpt.schema import Section, free, guarded, refuse
 
 Precision = Literal["fp32", "bf16", "fp16"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+Strategy = Literal["ddp", "fsdp"]
 Attention = Literal["auto", "flash", "cudnn", "efficient", "math"]
 MirrorName = Literal["wandb", "tensorboard", "trackio"]
 MirrorNames = Annotated[tuple[MirrorName, ...], Field(strict=False)]
@@ -47,6 +48,9 @@ class HardwareConfig(Section):
     )
     nodes: int | None = free(
         None, "machines, each with as many ranks, started by Slurm or torchrun; null: those that were", ge=1, le=10_000
+    )
+    strategy: Strategy = free(
+        "ddp", "what each rank keeps of weights, gradients and moments; ddp: all, fsdp: its part, for what doesn't fit"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = guarded(
         "auto", "of matrix products; auto: bf16 on GPU, else fp32"
@@ -87,6 +91,23 @@ class HardwareConfig(Section):
     def _mode_of_compile(self) -> Self:
         if self.compile_mode != "default" and not self.compile:
             raise refuse("hardware.compile_mode", self.compile_mode, "is a way of compiling; hardware.compile=true too")
+        return self
+
+    @model_validator(mode="after")
+    def _what_sharding_excludes(self) -> Self:
+        if self.strategy == "ddp":
+            return self
+        for key, value, other in (
+            ("fp8", self.fp8, "false"),
+            ("precision", self.precision == "fp16", "bf16, fp32 or auto"),
+            ("compile_mode", self.compile_mode != "default", "default"),
+        ):
+            if value:
+                shown = str(getattr(self, key)).lower()
+                why = f"can't be with hardware.{key}={shown}; it needs {other} there, or hardware.strategy=ddp"
+                raise refuse("hardware.strategy", "fsdp", why)
+        if self.devices == 1 and self.nodes in (None, 1):
+            raise refuse("hardware.strategy", "fsdp", "needs two ranks or more, but hardware.devices=1")
         return self
 
     @model_validator(mode="after")

@@ -64,6 +64,15 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _whole_matrices(self) -> Self:
+        if self.hardware.strategy == "fsdp" and self.optimizer.name != "adamw":
+            why = (
+                f"can't be with optimizer={self.optimizer.name}, which needs whole matrices; hardware.strategy=ddp can"
+            )
+            raise refuse("hardware.strategy", "fsdp", why)
+        return self
+
+    @model_validator(mode="after")
     def _changes_exist(self) -> Self:
         changeable = {key for key, field in leaves(TrainConfig) if change_of(field) == "guarded"} | {"data"}
         if self.fresh and self.resume.run is not None:
@@ -106,6 +115,10 @@ class TrainConfig(Section):
             return self.hardware.micro_batch_size
         most, share = max(1, MICRO_BATCH_TOKENS // self.model.block_size), self.batch_sequences // world
         return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+
+    def shards(self, world: int) -> int:
+        """Parts that weights, gradients and moments are cut into over `world` ranks."""
+        return world if self.hardware.strategy == "fsdp" else 1
 
     def with_micro_batch_size(self, micro: int) -> Self:
         """This config with a micro-batch that was found."""

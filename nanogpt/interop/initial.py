@@ -6,6 +6,7 @@ from nanogpt.errors import BadCheckpoint, BadData, escaped
 from nanogpt.interop.names import fitted
 from nanogpt.interop.sources import Source
 from nanogpt.model.gpt import GPT
+from nanogpt.model.sharding import part_of
 from nanogpt.tokenizer import Tokenizer
 
 SHOWN = 5  # tensors named in an error
@@ -30,7 +31,7 @@ def load_weights(model: GPT, source: Source) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise BadCheckpoint(f"{source.label}: {name} is not finite")
-        named[name].copy_(tensor)
+        named[name].copy_(part_of(tensor, named[name]))
 
 
 def shape_of(tensor: torch.Tensor | None) -> str:

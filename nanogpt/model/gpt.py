@@ -5,6 +5,8 @@ B batch, T time, C channels, V vocabulary, P vocabulary padded to a multiple.
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +81,13 @@ class GPT(nn.Module):
         assert isinstance(module, nn.Embedding)
         return module
 
+    @property
+    def blocks(self) -> Iterator[Block]:
+        """The layers, first to last."""
+        modules = self.transformer["h"]
+        assert isinstance(modules, nn.ModuleList)
+        return iter(cast(Iterable[Block], modules))
+
     def features(
         self,
         ids: Tensor,
@@ -100,7 +109,7 @@ class GPT(nn.Module):
             rotation = rotation_of(positions, self.config.head_size, self.config.rope_base)
         x = dropout(x, self.config.dropout, keys, 0)
         shared = Pass(rotation, cache, branches, keys)
-        for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
+        for block in self.blocks:
             x = again(block, x, shared) if self.recompute and torch.is_grad_enabled() else block(x, shared)
         return self.transformer["ln_f"](x)
 

@@ -49,20 +49,31 @@ def training_memory(
     gpu: bool = False,
     rule: Rule = "adamw",
     recompute: bool = False,
+    shards: int = 1,
 ) -> Memory:
     """Of a micro-batch of so many sequences. On a GPU autocast leaves softmax in fp32, on a CPU it doesn't.
 
-    With `recompute` only the input of each block is kept, and all of the one that is in its backward pass.
+    With `recompute` only the input of each block is kept, and all of the one that is in its backward pass. Of several
+    `shards` one is here, and beside it whole what is outside the blocks, and two blocks, one being fetched.
     """
     n_params = parameter_counts(config)["total"]
     size = FP32 if precision == "fp32" else 2
+    gathered = 0 if shards == 1 else gathered_count(config)
     return Memory(
-        weights=FP32 * n_params,
-        gradients=FP32 * n_params,
-        moments=FP32 * moment_count(config, rule),
+        weights=FP32 * (-(-n_params // shards) + gathered),
+        gradients=FP32 * (-(-n_params // shards) + gathered),
+        moments=FP32 * -(-moment_count(config, rule) // shards),
         activations=activation_bytes(config, size, sequences, FP32 if gpu else size, recompute),
         loss=loss_bytes(config, size, sequences),
     )
+
+
+def gathered_count(config: ModelConfig) -> int:
+    """Parameters of the embeddings, the head and two blocks."""
+    whole, shorter = (
+        parameter_counts(config.model_copy(update={"n_layer": layers}))["total"] for layers in (config.n_layer, 0)
+    )
+    return shorter + 2 * (whole - shorter) // max(1, config.n_layer)
 
 
 def moment_count(config: ModelConfig, rule: Rule) -> int:
@@ -87,9 +98,10 @@ def largest_micro_batch(
     gpu: bool = False,
     rule: Rule = "adamw",
     recompute: bool = False,
+    shards: int = 1,
 ) -> int | None:
     """The largest of `sizes`, in sequences, whose training memory is at most `available` bytes, or None."""
-    needed = ((n, training_memory(config, precision, n, gpu, rule, recompute).total) for n in sizes)
+    needed = ((n, training_memory(config, precision, n, gpu, rule, recompute, shards).total) for n in sizes)
     return max((n for n, total in needed if total <= available), default=None)
 
 

@@ -24,6 +24,16 @@ def refuse_ranks(config: TrainConfig, place: Place) -> None:
             f"hardware.nodes={nodes}: but {place.world} ranks were started, {place.local_world} on this machine"
         )
     schema.checked(lambda: config.refuse_ranks(place.world, "WORLD_SIZE"))
+    refuse_alone(config, place.world)
+
+
+def refuse_alone(config: TrainConfig, world: int) -> None:
+    """Nothing is shared out over a single rank. Raises BadInput."""
+    if config.hardware.strategy == "fsdp" and world == 1:
+        raise BadInput(
+            "hardware.strategy=fsdp: needs two ranks or more, and there is one; "
+            "give hardware.devices, or start it with torchrun"
+        )
 
 
 def refuse_shorter(config: TrainConfig, state: TrainState) -> None:
@@ -52,11 +62,11 @@ def expected_model(config: TrainConfig) -> tuple[ModelConfig, bool]:
     return config.model.with_vocab(vocab_size), sure or config.model.vocab_size is not None
 
 
-def refuse_too_large(config: TrainConfig, compute: Compute) -> None:
+def refuse_too_large(config: TrainConfig, compute: Compute, world: int) -> None:
     """A model whose training state alone can't fit is an input error, not a crash minutes later."""
     model, _ = expected_model(config)
     n_params = parameter_counts(model)["total"]
-    needed = training_memory(model, "fp32", 1, rule=config.optimizer.name).state
+    needed = training_memory(model, "fp32", 1, rule=config.optimizer.name, shards=config.shards(world)).state
     there = memory_bytes(compute.device)
     if there and needed > there:
         raise BadInput(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nanogpt import schema
-from nanogpt.checkpoint import verify, write_checkpoint
+from nanogpt.checkpoint import Tensors, verify, write_checkpoint
 from nanogpt.config import HardwareConfig, TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import ensure
@@ -52,7 +52,18 @@ def describe(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> 
     }
 
 
-def keep(state: TrainState, run: Path, config: TrainConfig, about: dict[str, Any]) -> tuple[Path, bool]:
+def on_cpu(state: TrainState, keep: bool) -> dict[str, Tensors]:
+    """The state's tensors, or on a rank that keeps none of them nothing; all ranks call it together."""
+    tensors: dict[str, Tensors] = {}
+    for part, key, tensor in state.whole_tensors():
+        if keep:
+            tensors.setdefault(part, {})[key] = tensor.cpu()
+    return tensors
+
+
+def keep(
+    state: TrainState, tensors: dict[str, Tensors], run: Path, config: TrainConfig, about: dict[str, Any]
+) -> tuple[Path, bool]:
     """Write an incident; the first ones with the state before the step. Returns where, and whether that is there.
 
     A full disk doesn't matter here.
@@ -63,7 +74,6 @@ def keep(state: TrainState, run: Path, config: TrainConfig, about: dict[str, Any
         folder.mkdir(parents=True)
         write_atomic(folder / "incident.json", json.dumps(about, indent=1) + "\n")
         write_atomic(folder / "config.json", schema.to_json(config))
-        tensors = {name: {k: t.cpu() for k, t in part.items()} for name, part in state.tensors().items()}
         finite = all(bool(torch.isfinite(t).all()) for part in tensors.values() for t in part.values())
         if number < WITH_STATE and finite:
             partial = folder / ".tmp-checkpoint"
@@ -83,6 +93,7 @@ def replay(config: TrainConfig) -> int:
     about = read_incident(folder)
     theirs = schema.read(TrainConfig, folder / "config.json")
     same = {"micro_batch_size": about["micro_batch_size"], "precision": about["precision"], "devices": None}
+    same["strategy"] = "ddp"
     hardware = schema.from_dict(HardwareConfig, config.hardware.model_dump() | same)
     run = theirs.model_copy(update={"hardware": hardware})
     schema.checked(lambda: run.refuse_ranks(1, "hardware.devices"))

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nanogpt.checkpoint import Tensors
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch, TrainBatches
 from nanogpt.errors import Diverged
 from nanogpt.evaluation.loss import Stopped
 from nanogpt.evaluation.tasks import Evaluations
-from nanogpt.training.incidents import describe, keep
+from nanogpt.model.sharding import whole_model
+from nanogpt.training.incidents import describe, keep, on_cpu
 from nanogpt.training.pending import Pending
 from nanogpt.training.record import Record
 from nanogpt.training.state import TrainState
@@ -82,13 +84,14 @@ class Loop:
 
     def evaluated(self, asked: Stop) -> None:
         """Evaluate and report. Raises Stopped at the next signal, Diverged for a loss that is not a finite number."""
-        results = self.evaluate(self.state.model, lambda: self.asked() > asked)
+        model = whole_model(self.state.model)
+        results = self.evaluate(model, lambda: self.asked() > asked)
         if not all(math.isfinite(value) for value in results.values()):
             wrong = next(f"{name} is {value}" for name, value in results.items() if not math.isfinite(value))
             raise self.diverged(f"step {self.state.step}: {wrong}")
         note_results(self.state, results)
         if self.record:
-            self.record.evaluation(results)
+            self.record.evaluation(results, model)
 
     def save(self) -> None:
         """Begin a checkpoint of this very step, unless there is one."""
@@ -99,6 +102,9 @@ class Loop:
         self.saved = self.state.step, self.state.evaluated
         if self.record:
             self.record.saver.save(self.state)
+        else:
+            for _ in self.state.whole_tensors():
+                pass  # the leader needs this rank's parts
 
     def wait(self) -> None:
         """Let the leader's writer finish; the ranks keep in touch meanwhile."""
@@ -150,7 +156,8 @@ class Loop:
         state, settings = self.state, self.config.training
         about = describe(state, self.batches, metrics)
         why = f"step {state.step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}"
-        why += state.peers.from_leader(lambda: self.kept(about))
+        tensors = on_cpu(state, keep=self.record is not None)
+        why += state.peers.from_leader(lambda: self.kept(about, tensors))
         recent = [step for step in state.skipped if step > state.step - 1000]
         if settings.on_nonfinite == "halt" or len(recent) >= settings.max_skips:
             raise self.diverged(why)
@@ -158,10 +165,10 @@ class Loop:
         if self.record:
             self.record.skipped(metrics, why)
 
-    def kept(self, about: dict[str, Any]) -> str:
+    def kept(self, about: dict[str, Any], tensors: dict[str, Tensors]) -> str:
         """On the leader: write the incident. Returns how to look at it."""
         assert self.record is not None
-        where, whole = keep(self.state, self.record.run.path, self.config, about)
+        where, whole = keep(self.state, tensors, self.record.run.path, self.config, about)
         return f"; python train.py replay={where} runs this step alone" if whole else f"; see {where}"
 
     def diverged(self, what: str) -> Diverged:

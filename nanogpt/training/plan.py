@@ -65,7 +65,8 @@ class Plan:
         """Of each rank."""
         micro = self.config.micro_batch_size(self.world)
         rule, recompute = self.config.optimizer.name, self.config.hardware.recompute
-        return training_memory(self.model, self.machine.precision, micro, self.machine.gpu, rule, recompute)
+        shards, gpu = self.config.shards(self.world), self.machine.gpu
+        return training_memory(self.model, self.machine.precision, micro, gpu, rule, recompute, shards)
 
     @property
     def seconds(self) -> float:

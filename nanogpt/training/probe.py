@@ -20,6 +20,7 @@ from nanogpt.training.state import TrainState, build_state
 
 MEASURED_FLOPS = 5e9  # of one pass when measuring: tens of milliseconds on a CPU core
 MEASURED_SECONDS = 0.3
+ROOM = 0.9  # of a GPU's memory; the rest is for what the estimate leaves out
 SPARE_CPU = 160 * 2**20  # trainings of micro-batches of 155 and 297 MB took 110 and 174 MB more than these
 
 
@@ -79,25 +80,34 @@ def forward_backward(model: GPT, compute: Compute, sequences: int) -> None:
 def settled(config: TrainConfig, model: ModelConfig, compute: Compute, peers: Peers, world: int) -> TrainConfig:
     """The config with `hardware.micro_batch_size=auto` replaced by what fits on every rank. Raises BadEnvironment.
 
-    On a GPU the largest that fits is found by trying. On a CPU larger is not faster, so it is what null would mean, or
-    less where the memory that is free, shared by the ranks, is not enough for that by estimate.
+    On a GPU the largest that fits is found by trying, with weights in shards by estimate. On a CPU larger is not
+    faster, so it is what null would mean, or less where the memory that is free is not enough for that by estimate.
     """
     if config.hardware.micro_batch_size != "auto":
         return config
     sizes = divisors(config.batch_sequences // world)
-    if compute.device.type == "cuda":
-        found = largest_fitting(config, model, compute, sizes, peers)
-        if found is None:
-            raise BadEnvironment(f"hardware.micro_batch_size=auto: {nothing_fits(config, model, compute)}")
-    else:
-        free = available_bytes()
+    if compute.device.type != "cuda":
         sizes = [n for n in sizes if n <= config.micro_batch_size(world)]
-        rule, recompute, each = config.optimizer.name, config.hardware.recompute, free and free / world
-        fitting = sizes[-1]
-        if each:
-            fitting = largest_micro_batch(model, compute.precision, sizes, each, rule=rule, recompute=recompute)
-        found = -peers.agree(-(fitting or 1))
+        found = -peers.agree(-(largest_by_estimate(config, model, compute, sizes, world) or 1))
+    elif config.hardware.strategy == "fsdp":
+        found = largest_by_estimate(config, model, compute, sizes, world)
+    else:
+        found = largest_fitting(config, model, compute, sizes, peers)
+    if found is None:
+        raise BadEnvironment(f"hardware.micro_batch_size=auto: {nothing_fits(config, model, compute, world)}")
     return config.with_micro_batch_size(found)
+
+
+def largest_by_estimate(
+    config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], world: int
+) -> int | None:
+    """The largest of ascending `sizes` for which there is memory: most of a GPU's, or a share of what is free here."""
+    gpu, free = compute.device.type != "cpu", available_bytes()
+    each = ROOM * (memory_bytes(compute.device) or 0) if gpu else free and free / world
+    if not each:
+        return sizes[-1]
+    rule, recompute, shards = config.optimizer.name, config.hardware.recompute, config.shards(world)
+    return largest_micro_batch(model, compute.precision, sizes, each, gpu, rule, recompute, shards)
 
 
 def largest_fitting(
@@ -175,19 +185,25 @@ def advice(config: TrainConfig, model: ModelConfig, compute: Compute, world: int
     if tried != "auto":
         tried = config.micro_batch_size(world)
         sizes = [n for n in sizes if n < tried]
-    say(f"out of memory with hardware.micro_batch_size={tried}; trying which one fits")
-    found = largest_fitting(config, model, compute, sizes)
+    say(f"out of memory with hardware.micro_batch_size={tried}; looking for one that fits")
+    sharded = config.hardware.strategy == "fsdp"
+    found = (
+        largest_by_estimate(config, model, compute, sizes, world)
+        if sharded
+        else largest_fitting(config, model, compute, sizes)
+    )
     what = (
-        f"the largest that fits here is hardware.micro_batch_size={found} (the loss curve doesn't change)"
+        f"the largest that fits here{' by estimate' if sharded else ''} is hardware.micro_batch_size={found} "
+        "(the loss curve doesn't change)"
         if found
-        else nothing_fits(config, model, compute)
+        else nothing_fits(config, model, compute, world)
     )
     return BadEnvironment(f"hardware.micro_batch_size={tried}: out of memory; {what}")
 
 
-def nothing_fits(config: TrainConfig, model: ModelConfig, compute: Compute) -> str:
+def nothing_fits(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> str:
     """What the model needs, where one sequence is too much."""
     gpu, recompute = compute.device.type != "cpu", config.hardware.recompute
-    memory = training_memory(model, compute.precision, 1, gpu, config.optimizer.name, recompute)
+    memory = training_memory(model, compute.precision, 1, gpu, config.optimizer.name, recompute, config.shards(world))
     state, one = amount(memory.state, "G"), amount(memory.activations + memory.loss, "G")
     return f"not even 1 fits: the model needs {state}B for weights, gradients and moments, and {one}B for one sequence"

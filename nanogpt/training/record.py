@@ -16,6 +16,7 @@ from nanogpt.files import write_atomic
 from nanogpt.generate import Draw, generate
 from nanogpt.model.cost import flops_per_token
 from nanogpt.model.devices import peak_flops
+from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.about import about
@@ -130,7 +131,7 @@ class Record:
             facts["MFU"] = f"{100 * mfu:.1f}%"
         self.steps.show(state.step, facts | {"ETA": seconds(left)})
 
-    def evaluation(self, results: dict[str, float]) -> None:
+    def evaluation(self, results: dict[str, float], model: GPT) -> None:
         """The row, the picture, the sample and the status of an evaluation."""
         state = self.state
         self.append(results)
@@ -146,7 +147,7 @@ class Record:
             self.draw()
         self.status("running")
         if self.config.tracking.sample_tokens:
-            text = self.sample()
+            text = self.sample(model)
             with self.tolerant():
                 folder = self.run.path / "samples"
                 folder.mkdir(exist_ok=True)
@@ -166,14 +167,14 @@ class Record:
         with self.tolerant():
             self.run.write_status(state, step=self.state.step, steps=self.state.steps, best=self.state.best)
 
-    def sample(self) -> str:
+    def sample(self, model: GPT) -> str:
         """A text from the model as it is; the same weights give the same text."""
         state = self.state
         device = state.compute.device
         generator = torch.Generator(device).manual_seed(seed_of(self.config.training.seed, "sample"))
         prompt = tokenizers.start_ids(self.tokenizer)
         draw = Draw(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
-        drawn = generate(state.model, [prompt], self.config.tracking.sample_tokens, draw, [generator])
+        drawn = generate(model, [prompt], self.config.tracking.sample_tokens, draw, [generator])
         ids: list[int] = []
         for row in drawn:
             ids += row

@@ -30,6 +30,7 @@ from nanogpt.tracking.mirrors import refuse_missing
 from nanogpt.training.checks import (
     expected_model,
     model_for,
+    refuse_alone,
     refuse_ranks,
     refuse_shorter,
     refuse_too_large,
@@ -75,7 +76,8 @@ def show_plan(config: TrainConfig, place: Place) -> int:
     world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else place.world
     schema.checked(lambda: config.refuse_ranks(world, "WORLD_SIZE"))
     compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
-    refuse_too_large(config, compute)
+    refuse_alone(config, world)
+    refuse_too_large(config, compute, world)
     model, sure = expected_model(config)
     plan = plan_of(settled(config, model, compute, Peers(), world), model, compute, world, sure)
     schema.checked(lambda: check_horizon(config, plan.steps))
@@ -113,7 +115,7 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
         with peers.alike():
             peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
             peers.refuse_differences("config", dict(schema.values(config)))
-            refuse_too_large(config, compute)
+            refuse_too_large(config, compute, peers.world)
         peers.from_leader(lambda: refuse_missing(config.tracking))
         dataset = peers.leader_first(lambda: ensure(config.data))
         benchmarks = peers.leader_first(lambda: benchmarks_of(config))

@@ -38,9 +38,8 @@ class Saver:
         buffers = self.buffers.result() if self.buffers else {}
         fits = {name: part.keys() for name, part in buffers.items()} == {n: part.keys() for n, part in tensors.items()}
         copy = buffers if fits else empty_like(tensors, pinned=False)  # before the first step there are no moments
-        for name, part in tensors.items():
-            for key, tensor in part.items():
-                copy[name][key].copy_(tensor, non_blocking=True)
+        for part, key, tensor in state.whole_tensors():
+            copy[part][key].copy_(tensor, non_blocking=True)
         if state.compute.device.type == "cuda":
             torch.cuda.synchronize()
         facts = json.dumps(state.facts(), indent=1, allow_nan=False) + "\n"

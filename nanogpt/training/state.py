@@ -1,16 +1,18 @@
 """All that changes while training, and its way into a checkpoint and back."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nanogpt.checkpoint import Loaded, Tensors
-from nanogpt.config import CompileMode, ModelConfig, TrainConfig
+from nanogpt.config import CompileMode, HardwareConfig, ModelConfig, TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.data.sampler import seed_of
 from nanogpt.device import Compute, attention_used
@@ -19,6 +21,7 @@ from nanogpt.errors import BadCheckpoint, escaped
 from nanogpt.model.cost import horizon
 from nanogpt.model.float8 import in_float8
 from nanogpt.model.gpt import GPT
+from nanogpt.model.sharding import part_of, shard, whole
 from nanogpt.optim.build import build_optimizer
 from nanogpt.training.spikes import Spikes
 
@@ -82,6 +85,14 @@ class TrainState:
         }
         return {"model": {name: p.detach().contiguous() for name, p in named.items()}, "optimizer": optimizer}
 
+    def whole_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Part, key and value of each of `tensors`. Where weights are in parts all ranks must go through them together,
+        and one at a time is gathered.
+        """
+        for part, tensors in self.tensors().items():
+            for key, tensor in tensors.items():
+                yield part, key, whole(tensor)
+
     def facts(self) -> dict[str, Any]:
         """The plain numbers of the state. `val_loss` is there when this very step was evaluated."""
         facts: dict[str, Any] = {
@@ -107,12 +118,15 @@ class TrainState:
         refuse_misfits(loaded, named)
         with torch.no_grad():
             for name, parameter in named.items():
-                parameter.copy_(loaded.model[name])
+                parameter.copy_(part_of(loaded.model[name], parameter))
         for key, value in loaded.optimizer.items():
             name, _, quantity = key.rpartition("/")
             parameter = named[name]
-            device = value.device if quantity == "step" and not fused(self.optimizer) else parameter.device
-            self.optimizer.state[parameter][quantity] = value.to(device, copy=True)  # not a view of the file
+            if value.dim() == 0:  # AdamW's count of steps
+                value = value.to(parameter.device) if fused(self.optimizer) else value
+            else:
+                value = part_of(value, parameter)
+            self.optimizer.state[parameter][quantity] = value.clone()  # not a view of the file
         facts = loaded.state
         self.step, self.samples, self.evaluated = facts["step"], facts["samples"], facts["evaluated"]
         self.results, self.best = facts["results"], tuple(facts["best"]) if facts["best"] else None
@@ -147,17 +161,18 @@ def build_state(
     peers = peers or Peers()
     hardware, width = config.hardware, config.parametrization.width(model_config.n_embd)
     attention = attention_used(hardware.attention, compute, model_config)
-    model = GPT(model_config, seed_of(config.training.seed, "init"), width).to(compute.device)
+    model = GPT(model_config, seed_of(config.training.seed, "init"), width)
     model.recompute = hardware.recompute
-    trained = in_float8(model) if hardware.fp8 else model
-    forward = compiled(trained, hardware.compile_mode) if hardware.compile else trained
+    forward = (
+        in_shards(model, hardware, compute) if hardware.strategy == "fsdp" else on_device(model, hardware, compute)
+    )
     optimizer = build_optimizer(model, config.optimizer, compute.device.type, peers, width)
     broken = torch.zeros((), device=compute.device) if reads_late(compute) else None
     if broken is not None:
         optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]  # torch's own convention
     state = TrainState(
         model=model,
-        forward=peers.wrap(forward, compute.device),
+        forward=forward if hardware.strategy == "fsdp" else peers.wrap(forward, compute.device),
         optimizer=optimizer,
         scaler=GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
         compute=compute,
@@ -168,6 +183,7 @@ def build_state(
             "precision": compute.precision,
             "fp8": hardware.fp8,
             "ranks": peers.world,
+            "strategy": hardware.strategy,
             "micro_batch_size": config.micro_batch_size(peers.world),
             "compile": hardware.compile,
             "compile_mode": hardware.compile_mode,
@@ -181,6 +197,22 @@ def build_state(
     )
     state.clear_gradients()
     return state
+
+
+def on_device(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
+    """What a step calls, with the whole model on this rank's device."""
+    model.to(compute.device)
+    trained = in_float8(model) if hardware.fp8 else model
+    return compiled(trained, hardware.compile_mode) if hardware.compile else trained
+
+
+def in_shards(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
+    """What a step calls, with the weights in parts. Each block is compiled alone: around it they are gathered."""
+    if hardware.compile:
+        for block in model.blocks:
+            block.compile()
+    shard(model, compute.device)
+    return model
 
 
 def reads_late(compute: Compute) -> bool:
@@ -202,7 +234,7 @@ def settle_buckets(state: TrainState, batch: Batch) -> None:
     Sums over four and more ranks depend on that order: a run that continues would otherwise round its first step
     differently from a run that was never stopped.
     """
-    if state.peers.world > 1:
+    if isinstance(state.forward, DistributedDataParallel):
         with state.compute.autocast():
             (state.forward(batch.ids, batch.targets, keys=batch.keys) * 0.0).backward()
             state.clear_gradients()

@@ -11,6 +11,7 @@ from torch import Tensor
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.distributed import synchronised
+from nanogpt.model.sharding import whole
 from nanogpt.optim.schedule import set_rates
 from nanogpt.training.state import TrainState
 
@@ -118,7 +119,7 @@ def gradients(
         parts.append(part.detach())
     with phase("clip"):
         state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.grad_clip or math.inf)
+        norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.grad_clip or math.inf))
     loss = state.peers.sum(torch.stack(parts).sum())
     return torch.stack([loss, norm]), parts
 
