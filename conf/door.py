@@ -69,6 +69,10 @@ def guarded(name: str, call: Callable[[], int]) -> NoReturn:
     except OSError as error:  # a full disk, a folder that can't be written
         print(f"error: {escaped(error.filename or name, 400)}: {error.strerror or error}", file=sys.stderr)
         leave(5)
+    except Exception as error:
+        from conf.unforeseen import unforeseen
+
+        leave(unforeseen(name, error))
     leave(code)
 
 

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import FrameType
 
 from conf.door import is_rank, one_by_one, tell
 from conf.sweeps import SweepConfig
+from conf.unforeseen import unforeseen
 from launch.preview import preview, states, todo
 from launch.states import FAILED
 from launch.study import Study
@@ -85,5 +85,4 @@ def attempt(main: Callable[[TrainConfig], int], config: TrainConfig) -> tuple[in
         print(f"error: {why}", file=sys.stderr)
         return BadEnvironment.exit_code, why
     except Exception as error:
-        traceback.print_exc()
-        return 1, f"{type(error).__name__}: {error}"
+        return unforeseen("train", error), f"{type(error).__name__}: {error}"
