@@ -9,7 +9,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -17,7 +17,7 @@ try:
     from pydantic.fields import FieldInfo
 
     from nanogpt import schema
-    from nanogpt.errors import STOPPED, BadInput, LabError, PeerLost, escaped
+    from nanogpt.errors import STOPPED, BadInput, LabError, PeerLost, escaped, hint
     from nanogpt.schema import Section
 except ModuleNotFoundError as missing:  # started with another Python than the one that was set up
     print(
@@ -74,6 +74,26 @@ def guarded(name: str, call: Callable[[], int]) -> NoReturn:
 
         leave(unforeseen(name, error))
     leave(code)
+
+
+def command_of(room: str, commands: Sequence[str]) -> str:
+    """The command that follows `python -m ROOM`; what follows that is then in sys.argv, for a door. Without a command,
+    with --help or a word that is none, the process ends here.
+    """
+    words = sys.argv[1:]
+    if not words or words[0] not in commands:
+        guarded(room, lambda: explain(room, commands, words))
+    sys.argv = [f"{sys.argv[0]} {words[0]}", *words[1:]]
+    return words[0]
+
+
+def explain(room: str, commands: Sequence[str] = (), words: Sequence[str] = ()) -> int:
+    """Show the page of all commands. Raises BadInput for a word that is none of them."""
+    if words and words[0] not in ("--help", "-h"):
+        allowed = f"allowed: one of {', '.join(commands)}{hint(words[0], commands)}"
+        raise BadInput(f"{escaped(words[0])}: no such command; {allowed}")
+    print(resources.files("conf").joinpath(f"help/{room}.txt").read_text().rstrip())
+    return 0
 
 
 def leave(code: int) -> NoReturn:

@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Callable
-from importlib import import_module, resources
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import Any
 
-from conf.door import dispatch, enter, guarded
+from conf.door import command_of, dispatch, enter, guarded
 from conf.words import with_targets
 from nanogpt.config import (
     CompareConfig,
@@ -17,7 +17,6 @@ from nanogpt.config import (
     SizingConfig,
     WatchConfig,
 )
-from nanogpt.errors import BadInput, escaped, hint
 from nanogpt.schema import Section
 
 # command -> its config, and the function that answers, in a module that is only imported for it
@@ -38,11 +37,7 @@ COMMANDS = (*QUESTIONS, *ABOUT_RUNS)
 
 def main() -> None:
     """Hand the words after the command to its door."""
-    words = sys.argv[1:]
-    if not words or words[0] not in COMMANDS:
-        guarded("experiments", lambda: explain(words))
-    command = words[0]
-    sys.argv = [f"{sys.argv[0]} {command}", *words[1:]]  # the door, and Hydra behind it, read them there
+    command = command_of("experiments", COMMANDS)
     if command in QUESTIONS:
         kind, where = QUESTIONS[command]
         enter(command, kind, answer(where))
@@ -64,18 +59,6 @@ def answer(where: str) -> Callable[[Any], int]:
         return getattr(import_module(f"experiments.{module}"), name)(config)
 
     return call
-
-
-def explain(words: list[str]) -> int:
-    """The page of all commands, where it was asked for."""
-    if words[:1] in ([], ["--help"], ["-h"]):
-        print(resources.files("conf").joinpath("help/experiments.txt").read_text().rstrip())
-        return 0
-    refuse(words[0])
-
-
-def refuse(word: str) -> NoReturn:
-    raise BadInput(f"{escaped(word)}: no such command; allowed: one of {', '.join(COMMANDS)}{hint(word, COMMANDS)}")
 
 
 if __name__ == "__main__":

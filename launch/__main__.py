@@ -2,46 +2,28 @@
 
 import sys
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
-from typing import NoReturn
 
-from conf.door import guarded, split
+from conf.door import command_of, explain, guarded, split
 from conf.launchers import BasicLauncher, LaunchConfig
 from nanogpt.config import TrainConfig
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, escaped
 
 COMMANDS = ("status", "logs", "wait", "cancel", "retry", "resubmit", "submit")
 
 
 def main() -> None:
     """Hand the words after the command to its door."""
-    words = sys.argv[1:]
-    if not words or words[0] not in COMMANDS:
-        guarded("launch", lambda: explain(words))
-    command, rest = words[0], words[1:]
-    sys.argv = [f"{sys.argv[0]} {command}", *rest]
+    command = command_of("launch", COMMANDS)
     if command == "submit":
-        guarded("submit", lambda: submit(rest))
-    guarded("launch", lambda: about_jobs(command, rest))
-
-
-def explain(words: list[str]) -> int:
-    """The page of all commands, where it was asked for."""
-    if words[:1] in ([], ["--help"], ["-h"]):
-        print(resources.files("conf").joinpath("help/launch.txt").read_text().rstrip())
-        return 0
-    refuse(words[0])
-
-
-def refuse(word: str) -> NoReturn:
-    raise BadInput(f"{escaped(word)}: no such command; allowed: one of {', '.join(COMMANDS)}{hint(word, COMMANDS)}")
+        guarded("submit", lambda: submit(sys.argv[1:]))
+    guarded("launch", lambda: about_jobs(command, sys.argv[1:]))
 
 
 def submit(words: list[str]) -> int:
     """One run as a job: what follows is what train.py takes."""
     if "--help" in words or "-h" in words:
-        return explain([])
+        return explain("launch")
     flags, overrides = split(words)
     if flags:
         raise BadInput(f"{flags[0]}: submit takes settings of one run; sweeps: python train.py -m hydra/launcher=…")
@@ -58,7 +40,7 @@ def submit(words: list[str]) -> int:
 def about_jobs(command: str, words: list[str]) -> int:
     """What is about a study, or a run of it."""
     if "--help" in words or "-h" in words:
-        return explain([])
+        return explain("launch")
     flags, overrides = split(words)
     if flags:
         raise BadInput(f"{flags[0]}: no such option of python -m launch {command}")

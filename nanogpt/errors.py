@@ -1,7 +1,7 @@
 """Every way a run can end badly, one class an exit code. A door prints the message on one line and exits with the code.
 
-The codes are part of the interface (README, "Exit codes"): 0 done, 1 a mistake of ours, 2 bad input, 3 data, 4 checkpoint, 5 environment,
-6 diverged, 7 peer lost, 75 run directory locked, 85 stopped with a checkpoint saved.
+The codes are part of the interface (README, "Exit codes"): 0 done, 1 a mistake of ours, 2 bad input, 3 data, 4
+checkpoint, 5 environment, 6 diverged, 7 peer lost, 75 run directory locked, 85 stopped with a checkpoint saved.
 """
 
 import difflib
