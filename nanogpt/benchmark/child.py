@@ -9,13 +9,15 @@ from contextlib import redirect_stdout
 from torch import nn
 
 from nanogpt.benchmark import rivals
-from nanogpt.benchmark.clock import peak_resident, synchronizer, timed
+from nanogpt.benchmark.clock import Stopwatch, peak_resident, synchronizer, timed
 from nanogpt.benchmark.ours import Batches, generator, random_batches, random_prompts, trainer
 from nanogpt.benchmark.work import OURS, Measurement, Work
 from nanogpt.device import Compute, set_up
 from nanogpt.errors import LabError
+from nanogpt.training.step import Phase, unobserved
 
 WARM_UP_TOKENS = 4  # drawn before the clock starts
+MOST_PHASED = 3  # steps of their own that are measured by phase
 
 
 def main() -> int:
@@ -33,20 +35,26 @@ def main() -> int:
 
 
 def training(work: Work, compute: Compute) -> Measurement:
-    """Steps on the same random batch; the first, which may compile, is told apart from the warm-up."""
+    """Steps on the same random batch; the first, which may compile, is told apart from the warm-up. Then a few more,
+    whose phases are waited for.
+    """
     batches: Batches = random_batches(work, compute.device)
     make = trainer if work.program == OURS else rivals.nanogpt_trainer
     model, step = make(work, compute, batches)
     synchronize = synchronizer(compute.device)
 
-    def whole_step() -> None:
-        step()
+    def whole_step(phase: Phase = unobserved) -> None:
+        step(phase)
         synchronize()
 
     first = timed(whole_step)
     for _ in range(work.config.bench.warmup):
         whole_step()
-    return measurement([timed(whole_step) for _ in range(work.config.bench.steps)], first, model, compute)
+    found = measurement([timed(whole_step) for _ in range(work.config.bench.steps)], first, model, compute)
+    watch, count = Stopwatch(synchronize), min(MOST_PHASED, work.config.bench.steps)
+    for _ in range(count):
+        whole_step(watch.phase)
+    return found.model_copy(update={"phases": {name: total / count for name, total in watch.seconds.items()}})
 
 
 def generation(work: Work, compute: Compute) -> Measurement:

@@ -35,7 +35,8 @@ def timed(work: Callable[[], object]) -> float:
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
     """What waits for a device to have done all it was given; a CPU always has."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    return waits.get(device.type, lambda: None)
 
 
 def spread(durations: Sequence[float]) -> str:

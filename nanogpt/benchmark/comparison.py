@@ -1,11 +1,16 @@
 """Programs in turn on the same work, each time in a fresh process: A B A B …, so that a noisy moment meets all."""
 
+import itertools
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from nanogpt.benchmark.clock import Table, between
+from nanogpt.benchmark.clock import Table, between, digits
+from nanogpt.benchmark.floors import floors
 from nanogpt.benchmark.rivals import checkout, refuse_rival
+from nanogpt.benchmark.training import achieved
 from nanogpt.benchmark.work import OURS, Measurement, Work, measured, with_vocabulary
 from nanogpt.config import BenchConfig
 from nanogpt.data.prepare import ensure
@@ -28,14 +33,16 @@ def refuse_rivals(config: BenchConfig) -> None:
 
 
 def in_turn(programs: Sequence[str], rounds: int, work: Callable[[str], Work]) -> Found:
-    """Measure all programs `rounds` times. Raises BadInput where a model isn't the same network as ours."""
+    """Measure all programs `rounds` times; what torch.compile makes is kept from round to round, in a folder of each
+    program that is empty at first. Raises BadInput where a model isn't the same network as ours.
+    """
     found: Found = {program: [] for program in programs}
-    for number in range(1, rounds + 1):
-        for program in programs:
+    with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as folder:
+        for number, (place, program) in itertools.product(range(1, rounds + 1), enumerate(programs)):
             asked = work(program)
             what = f"{asked.what}, batch {asked.batch}" if asked.what == "generation" else asked.what
             print(f"{what}, round {number} of {rounds}: {program}", file=sys.stderr, flush=True)
-            found[program].append(measured(asked))
+            found[program].append(measured(asked, Path(folder) / str(place)))
             theirs, ours = found[program][0].parameters, found[OURS][0].parameters
             if theirs != ours:
                 raise BadInput(f"against={program}: its model has {theirs:,} parameters, ours {ours:,}")
@@ -55,18 +62,40 @@ def training_table(config: BenchConfig, compute: Compute) -> Table:
     medians = {program: [statistics.median(one.seconds) for one in runs] for program, runs in found.items()}
     shape = f"{config.grad_accum()} x {micro} x {config.model.block_size}"
     title = f"training, {shape} tokens, vocabulary {config.model.padded_vocab_size:,}, {compute.precision}"
-    tokens = config.training.batch_tokens
-    first = ("ms of the first step", *(between([1e3 * run.first for run in runs]) for runs in found.values()))
+    typical = [statistics.median(runs) for runs in medians.values()]
+    rates = [config.training.batch_tokens / seconds for seconds in typical]
     rows = [
         ("ms a step", *(between([1e3 * value for value in runs]) for runs in medians.values())),
-        ("tokens a second", *(amount(tokens / statistics.median(runs)) for runs in medians.values())),
+        ("tokens a second", *map(amount, rates)),
         ratio_row(medians),
-        *([first] if config.hardware.compile else []),
+        ("achieved", *(achieved(rate, config.model, compute) for rate in rates)),
+        *floors(config, compute).rows(*typical),
+        *phase_rows(found),
+        *(compiling_rows(found) if config.hardware.compile else []),
         memory_row(found),
     ]
     if 4 * micro * config.model.block_size * config.model.padded_vocab_size >= LARGE_LOGITS:
         rows += logits_rows(config, found)
     return Table((title, *map(column, programs)), rows)
+
+
+def phase_rows(found: Found) -> list[tuple[str, ...]]:
+    """Where the time of a step goes, in steps that wait for the device after each phase: ms, and the share of all."""
+    rows: list[tuple[str, ...]] = []
+    for name in found[OURS][0].phases:
+        times = [statistics.median(run.phases.get(name, 0.0) for run in runs) for runs in found.values()]
+        wholes = [statistics.median(sum(run.phases.values()) for run in runs) for runs in found.values()]
+        cells = [f"{digits(1e3 * t)} ms, {100 * t / whole:.1f} %" for t, whole in zip(times, wholes, strict=True)]
+        rows.append((f"of a step, each phase waited for: {name}", *cells))
+    return rows
+
+
+def compiling_rows(found: Found) -> list[tuple[str, ...]]:
+    """What the first step takes longer than the others: when nothing is compiled yet, and when all of it was."""
+    more = [[run.first - statistics.median(run.seconds) for run in runs] for runs in found.values()]
+    rows = [("compiling: s of the first step less a steady one", *(digits(runs[0]) for runs in more))]
+    again = [runs[1:] for runs in more]
+    return [*rows, ("the same once it is compiled", *map(between, again))] if all(again) else rows
 
 
 def logits_rows(config: BenchConfig, found: Found) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from torch.profiler import profile as profiler
 
 from nanogpt.benchmark.clock import digits
 from nanogpt.benchmark.comparison import known_vocabulary
-from nanogpt.benchmark.ours import generator, random_prompts
+from nanogpt.benchmark.ours import generator, random_batches, random_prompts, trainer
 from nanogpt.benchmark.training import prepared
 from nanogpt.benchmark.work import OURS, Work
 from nanogpt.config import BenchConfig
@@ -23,7 +23,7 @@ TOP = 15
 
 
 def profile(config: BenchConfig, compute: Compute) -> None:
-    """Profile all that `bench.what` names, write a trace of each and show its costliest kernels."""
+    """Profile this program in all that `bench.what` names, write a trace of each and show its costliest kernels."""
     if "training" in config.bench.what:
         profile_training(config, compute)
     if "generation" in config.bench.what:
@@ -31,7 +31,13 @@ def profile(config: BenchConfig, compute: Compute) -> None:
 
 
 def profile_training(config: BenchConfig, compute: Compute) -> None:
-    """Steps on the config's data, their phases labelled."""
+    """Steps on the config's data, or where programs were compared on what those got, their phases labelled."""
+    if config.against:
+        config = known_vocabulary(config)
+        work = Work(program=OURS, what="training", batch=config.micro_batch_size(), config=config)
+        _, step = trainer(work, compute, random_batches(work, compute.device))
+        profiled(config, compute, "training", lambda: step(record_function))
+        return
     state, batches = prepared(config, compute)
     profiled(
         config, compute, "training", lambda: train_step(state, batches.step(state.samples), config, record_function)

@@ -11,11 +11,11 @@ from nanogpt.device import DTYPES, Compute
 from nanogpt.generate import Draw, generate, lay_out
 from nanogpt.model.gpt import GPT
 from nanogpt.training.state import build_state
-from nanogpt.training.step import train_step
+from nanogpt.training.step import Phase, train_step
 
 Batches = list[Batch]
-Trainer = tuple[nn.Module, Callable[[], object]]
-"""A model and what trains it for one step."""
+Trainer = tuple[nn.Module, Callable[[Phase], object]]
+"""A model and what trains it for one step, with what surrounds each of its phases."""
 Generator = tuple[nn.Module, Callable[[int], object]]
 """A model and what draws so many new tokens for each prompt."""
 
@@ -40,7 +40,7 @@ def random_prompts(work: Work, device: torch.device) -> Tensor:
 def trainer(work: Work, compute: Compute, batches: Batches) -> Trainer:
     """The step that train.py makes."""
     state = build_state(work.config, work.config.model, compute)
-    return state.model, lambda: train_step(state, batches, work.config)
+    return state.model, lambda phase: train_step(state, batches, work.config, phase)
 
 
 def generator(work: Work, compute: Compute, prompts: Tensor) -> Generator:

@@ -9,14 +9,16 @@ import torch
 
 from nanogpt.benchmark.clock import Rows, Table
 from nanogpt.benchmark.commands import rank_rows, startup_rows
-from nanogpt.benchmark.comparison import generation_tables, refuse_rivals, training_table
+from nanogpt.benchmark.comparison import generation_tables, known_vocabulary, refuse_rivals, training_table
 from nanogpt.benchmark.kernels import profile
 from nanogpt.benchmark.training import training_rows
 from nanogpt.config import BenchConfig
 from nanogpt.device import Compute, set_up
+from nanogpt.distributed import Peers
 from nanogpt.provenance import git_state
 from nanogpt.tracking.console import say
 from nanogpt.training.checks import refuse_alone, refuse_too_large
+from nanogpt.training.probe import settled
 
 
 def bench(config: BenchConfig) -> int:
@@ -25,6 +27,8 @@ def bench(config: BenchConfig) -> int:
     compute = set_up(config.hardware)
     refuse_alone(config, 1)
     refuse_too_large(config, compute, 1)
+    if "training" in config.bench.what and not config.against:
+        config = fitted(config, compute)
     parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", machine(compute)]
     if "training" in config.bench.what:
         found = (
@@ -41,6 +45,16 @@ def bench(config: BenchConfig) -> int:
     if config.profile:
         profile(config, compute)
     return 0
+
+
+def fitted(config: BenchConfig, compute: Compute) -> BenchConfig:
+    """The config with the micro-batch that train.py would find for `auto`. Raises BadData, BadEnvironment."""
+    if config.hardware.micro_batch_size != "auto":
+        return config
+    found = settled(config, known_vocabulary(config).model, compute, Peers(), 1).micro_batch_size()
+    if compute.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(compute.device)  # the tries' is not the step's
+    return config.with_micro_batch_size(found)
 
 
 def rows(config: BenchConfig, compute: Compute) -> Rows:

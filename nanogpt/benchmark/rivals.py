@@ -22,6 +22,7 @@ from nanogpt.config.benchmark import NANOGPT
 from nanogpt.device import DTYPES, Compute
 from nanogpt.errors import BadEnvironment, BadInput, escaped
 from nanogpt.interop.architecture import require, require_nanogpt, to_hf
+from nanogpt.training.step import Phase
 
 
 def refuse_rival(program: str, model: ModelConfig) -> None:
@@ -65,27 +66,30 @@ def nanogpt_model(work: Work, compute: Compute) -> Any:
 
 
 def nanogpt_trainer(work: Work, compute: Compute, batches: Batches) -> Trainer:
-    """A step as its train.py makes it."""
+    """A step as its train.py makes it, its numbers waited for: attention through the kernels that torch chooses."""
     model, settings = nanogpt_model(work, compute), work.config.optimizer
     device = compute.device.type
     optimizer = model.configure_optimizers(settings.weight_decay, settings.lr, settings.betas, device)
     scaler = GradScaler(device, enabled=compute.precision == "fp16")
     forward = torch.compile(model) if work.config.hardware.compile else model
 
-    def step() -> None:
+    def step(phase: Phase) -> None:
         loss = torch.zeros(())
         for batch in batches:
-            with compute.autocast():
+            with phase("forward"), compute.products():
                 _, loss = forward(batch.ids, batch.targets)
                 loss = loss / len(batches)
-            scaler.scale(loss).backward()
+            with phase("backward"):
+                scaler.scale(loss).backward()
         if settings.grad_clip:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
+            with phase("clip"):
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        with phase("optimizer"):
+            scaler.step(optimizer)
+            scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        loss.item()  # as it logs; our step does so too
+        loss.item()
 
     return model, step
 

@@ -4,8 +4,10 @@ import statistics
 from collections.abc import Iterator
 
 from nanogpt.benchmark.clock import Rows, Stopwatch, peak_resident, spread, synchronizer, timed
+from nanogpt.benchmark.floors import floors
 from nanogpt.benchmark.saving import saving_rows
-from nanogpt.config import BenchConfig
+from nanogpt.benchmark.work import with_vocabulary
+from nanogpt.config import BenchConfig, ModelConfig
 from nanogpt.data.batches import Batch, TrainBatches
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute
@@ -44,12 +46,14 @@ def training_rows(config: BenchConfig, compute: Compute) -> Rows:
     gpu_memory = compute.peak_memory()
     memory = peak_resident()
     batch = f"{config.grad_accum()} x {config.micro_batch_size()} x {config.model.block_size}"
+    floor = floors(with_vocabulary(config, state.model.config.vocab_size), compute)
     compiling = [("compiling: the first step less a steady one", f"{first - median:.3g} s")]
     loads = [timed(lambda i=i: batches.batch(state.samples + i * config.micro_batch_size())) for i in range(200)]
     return [
         (f"step of {config.training.batch_tokens:,} tokens ({batch})", spread(steps)),
         ("tokens a second", amount(config.training.batch_tokens / median)),
-        ("achieved", achieved(config.training.batch_tokens / median, state, compute)),
+        ("achieved", achieved(config.training.batch_tokens / median, state.model.config, compute)),
+        *((name, cell) for name, cell in floor.rows(median)),
         *phase_rows(config, state, batches),
         ("first step", f"{1e3 * first:.0f} ms"),
         *(compiling if config.hardware.compile else []),
@@ -60,9 +64,9 @@ def training_rows(config: BenchConfig, compute: Compute) -> Rows:
     ]
 
 
-def achieved(rate: float, state: TrainState, compute: Compute) -> str:
+def achieved(rate: float, model: ModelConfig, compute: Compute) -> str:
     """FLOP/s at a rate in tokens a second, and the share of the device's peak where that is known."""
-    flops = rate * flops_per_token(state.model.config)
+    flops = rate * flops_per_token(model)
     peak = peak_flops(compute.name, compute.precision)
     return f"{amount(flops, 'G')}FLOP/s" + (f", MFU {100 * flops / peak:.1f} %" if peak else "")
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pydantic import Field
+
 import nanogpt
 from nanogpt.config import BenchConfig
 from nanogpt.config.benchmark import What
@@ -37,15 +39,20 @@ class Measurement(Section):
     """Peak bytes of the GPU's allocations, or where there is none of the whole process."""
     parameters: int
     """Tied weights counted once."""
+    phases: dict[str, float] = Field(default_factory=dict[str, float])
+    """Seconds of each phase of a training step, the device waited for at its ends."""
 
 
-def measured(work: Work) -> Measurement:
-    """The same work on the same settings, whoever does it. Raises the error the process ended with."""
+def measured(work: Work, compiled: Path | None = None) -> Measurement:
+    """The same work on the same settings, whoever does it. What torch.compile makes is kept in `compiled`, or where it
+    always is. Raises the error the process ended with.
+    """
     root = str(Path(nanogpt.__file__).parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "nanogpt.benchmark.child"]
+    words = {"PYTHONPATH": path} | ({"TORCHINDUCTOR_CACHE_DIR": str(compiled)} if compiled else {})
     text = work.model_dump_json()
-    done = subprocess.run(command, input=text, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=os.environ | words)
     if done.returncode == 0:
         return Measurement.model_validate_json(done.stdout.splitlines()[-1])
     raise explained(work, done.returncode, done.stderr.strip().splitlines())

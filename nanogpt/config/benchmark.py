@@ -47,7 +47,9 @@ class BenchConfig(TrainConfig):
         "compared with, in turn: nanogpt:PATH, a checkout whose code is run, and for generation transformers",
         literal=True,
     )
-    profile: bool = free(False, "measure once more under torch.profiler: a trace file, and a table of the top kernels")
+    profile: bool = free(
+        False, "this program once more under torch.profiler: a trace file, and a table of the top kernels"
+    )
 
     @model_validator(mode="after")
     def _rivals_can_do_it(self) -> Self:
@@ -63,8 +65,6 @@ class BenchConfig(TrainConfig):
                 f"has no place for more than model.block_size={self.model.block_size} tokens, and is asked for {length}"
             )
             raise refuse("against", "transformers", f"{why}; set bench.new_tokens")
-        if self.against and self.profile:
-            raise refuse("profile", "true", "profiles this program alone; leave out against")
         return self
 
     @property

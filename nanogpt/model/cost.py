@@ -66,12 +66,16 @@ def forward_flops(config: ModelConfig) -> dict[str, float]:
 def flops_per_token(config: ModelConfig) -> float:
     """Forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, appendix B), counting the square as above.
 
-    N is without what is looked up instead of multiplied: position embeddings, and token embeddings that aren't the
-    head's matrix too.
+    N are the multiplied parameters.
     """
+    return 6.0 * multiplied_parameters(config) + 12.0 * config.n_layer * config.n_embd * config.block_size
+
+
+def multiplied_parameters(config: ModelConfig) -> int:
+    """All but what is looked up: position embeddings, and token embeddings that aren't the head's matrix too."""
     counts = parameter_counts(config)
     looked_up = counts.get("position embedding", 0) + (0 if config.tied_head else counts["token embedding"])
-    return 6.0 * (counts["total"] - looked_up) + 12.0 * config.n_layer * config.n_embd * config.block_size
+    return counts["total"] - looked_up
 
 
 def horizon(config: TrainConfig, model: ModelConfig) -> int:

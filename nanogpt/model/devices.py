@@ -1,4 +1,4 @@
-"""GPUs that the platform knows: memory, and the peaks of their matrix units, as the makers' data sheets have them."""
+"""GPUs that the platform knows: memory and its peak, the peak of the matrix units, as the makers' data sheets say."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,11 @@ class Device:
     """Memory as sold, 10**9 bytes each; what the device itself counts may be a little more."""
     tflops: float
     """Peak of dense bf16 or fp16 matrix products with fp32 accumulation, 10**12 FLOP/s."""
+    bandwidth: float
+    """Peak of memory, reads and writes together, 10**12 bytes/s."""
     bf16: bool = True
+    bandwidths: tuple[tuple[str, float], ...] = ()
+    """That of forms whose memory is another, by a part of their name."""
 
     @property
     def memory(self) -> int:
@@ -30,33 +34,47 @@ class Device:
 
 
 DEVICES: dict[Gpu, Device] = {
-    "b200": Device(r"B200", 180, 2250.0),
-    "gh200": Device(
-        r"GH200 \d+GB?( HBM3e)?", 96, 989.4
-    ),  # the newer one has 144 GB; the number in its name isn't the GPU's
-    "h200": Device(r"H200", 141, 989.4),
-    "h100": Device(r"H100( 80GB HBM3)?", 80, 989.4),
-    "h100_nvl": Device(r"H100 NVL", 94, 835.5),
-    "h100_pcie": Device(r"H100 PCIe", 80, 756.5),
-    "a100_80gb": Device(r"A100(-SXM4-80GB|-SXM-80GB|-PCIE-80GB| 80GB PCIe)", 80, 311.9),
-    "a100_40gb": Device(r"A100(-SXM4-40GB|-SXM-40GB|-PCIE-40GB)", 40, 311.9),
-    "a800_80gb": Device(r"A800-SXM4-80GB", 80, 311.9),
-    "l40s": Device(r"L40S", 48, 362.1),
-    "l4": Device(r"L4", 24, 121.0),
-    "a40": Device(r"A40", 48, 149.7),
-    "rtx_a6000": Device(r"RTX A6000", 48, 154.8),
-    "rtx_4090": Device(r"GeForce RTX 4090", 24, 165.2),
-    "rtx_3090": Device(r"GeForce RTX 3090", 24, 71.2),
-    "v100_32gb": Device(r"Tesla V100-SXM2-32GB", 32, 125.0, bf16=False),
-    "v100_16gb": Device(r"Tesla V100-SXM2-16GB", 16, 125.0, bf16=False),
-    "t4": Device(r"Tesla T4", 16, 65.1, bf16=False),
+    "b200": Device(r"B200", 180, 2250.0, 8.0),
+    # the newer one has 144 GB; the number in its name isn't the GPU's
+    "gh200": Device(r"GH200 \d+GB?( HBM3e)?", 96, 989.4, 4.0, bandwidths=(("HBM3e", 4.9),)),
+    "h200": Device(r"H200", 141, 989.4, 4.8),
+    "h100": Device(r"H100( 80GB HBM3)?", 80, 989.4, 3.35),
+    "h100_nvl": Device(r"H100 NVL", 94, 835.5, 3.9),
+    "h100_pcie": Device(r"H100 PCIe", 80, 756.5, 2.0),
+    "a100_80gb": Device(
+        r"A100(-SXM4-80GB|-SXM-80GB|-PCIE-80GB| 80GB PCIe)", 80, 311.9, 2.039, bandwidths=(("PCI", 1.935),)
+    ),
+    "a100_40gb": Device(r"A100(-SXM4-40GB|-SXM-40GB|-PCIE-40GB)", 40, 311.9, 1.555),
+    "a800_80gb": Device(r"A800-SXM4-80GB", 80, 311.9, 2.039),
+    "l40s": Device(r"L40S", 48, 362.1, 0.864),
+    "l4": Device(r"L4", 24, 121.0, 0.3),
+    "a40": Device(r"A40", 48, 149.7, 0.696),
+    "rtx_a6000": Device(r"RTX A6000", 48, 154.8, 0.768),
+    "rtx_4090": Device(r"GeForce RTX 4090", 24, 165.2, 1.008),
+    "rtx_3090": Device(r"GeForce RTX 3090", 24, 71.2, 0.936),
+    "v100_32gb": Device(r"Tesla V100-SXM2-32GB", 32, 125.0, 0.9, bf16=False),
+    "v100_16gb": Device(r"Tesla V100-SXM2-16GB", 16, 125.0, 0.9, bf16=False),
+    "t4": Device(r"Tesla T4", 16, 65.1, 0.32, bf16=False),
 }
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """A device's peak for this precision in FLOP/s, or None where it isn't known: then there is no MFU."""
-    name = device_name.removeprefix("NVIDIA ")
-    found = next((device for device in DEVICES.values() if re.fullmatch(device.pattern, name)), None)
+    found = known(device_name)
     if found is None or precision not in ("fp16", found.precision):
         return None
     return found.tflops * 1e12
+
+
+def peak_bandwidth(device_name: str) -> float | None:
+    """What a device's memory reads and writes at most, in bytes/s, or None where it isn't known."""
+    found = known(device_name)
+    if found is None:
+        return None
+    return 1e12 * next((rate for part, rate in found.bandwidths if part in device_name), found.bandwidth)
+
+
+def known(device_name: str) -> Device | None:
+    """The kind of a device that torch calls so."""
+    name = device_name.removeprefix("NVIDIA ")
+    return next((device for device in DEVICES.values() if re.fullmatch(device.pattern, name)), None)

@@ -120,13 +120,17 @@ def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_siz
     block += convolved
     whole = 1 if recompute else L  # blocks of which all is kept at a time; its input is a part of that
     position = ids + masks + norm + whole * block + (L - whole) * FP32 * C
-    copies = 0 if size == FP32 else size * L * matrix_elements(config)
     once = whole * T * T if config.dropout else 0  # which positions are hidden
     once += whole * sequences * config.conv_taps * convolved
     if config.position == "rotary":  # cosines and sines: the same for all layers, unless copied in half precision
         once += 2 * FP32 * T * D if size == FP32 or recompute else 0
         once += whole * 4 * size * T * D if size != FP32 else 0
-    return sequences * T * position + copies + once
+    return sequences * T * position + copy_bytes(config, size) + once
+
+
+def copy_bytes(config: ModelConfig, size: int) -> int:
+    """The matrices of all layers once more, in half precision."""
+    return 0 if size == FP32 else size * config.n_layer * matrix_elements(config)
 
 
 def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:

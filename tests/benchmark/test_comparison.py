@@ -4,6 +4,8 @@ nanoGPT itself takes part where the environment variable NANOGPT names a checkou
 """
 
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,14 @@ import torch
 
 from nanogpt.benchmark import ours, rivals
 from nanogpt.benchmark.clock import Table
-from nanogpt.benchmark.comparison import generation_tables, in_turn, known_vocabulary, ratio_row, training_table
+from nanogpt.benchmark.comparison import (
+    compiling_rows,
+    generation_tables,
+    in_turn,
+    known_vocabulary,
+    ratio_row,
+    training_table,
+)
 from nanogpt.benchmark.report import bench
 from nanogpt.benchmark.rivals import refuse_rival
 from nanogpt.benchmark.work import OURS, Measurement, Work, measured, with_vocabulary
@@ -22,6 +31,7 @@ from nanogpt.config import BenchConfig, BenchSettings, ModelConfig, TrainConfig
 from nanogpt.device import set_up
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.schema import from_dict
+from nanogpt.training.step import unobserved
 
 Build = Callable[..., TrainConfig]
 GPT2_FORM = {"model.activation": "gelu", "model.dropout": 0.0, "model.bias": True}
@@ -97,6 +107,70 @@ def test_nanogpt_takes_part(config: Build, nanogpt: str) -> None:
         assert " x (" in rows(table)["time against ours, pair by pair"][1]
 
 
+def test_one_command_compares_and_profiles(
+    config: Build, nanogpt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Speed, floors, phases and memory of both; the kernels of this program, on the same batch."""
+    built = build(config, (nanogpt,), what=("training",), trace=str(tmp_path / "traces"))
+    assert bench(built.model_copy(update={"profile": True})) == 0
+    shown = capsys.readouterr().out
+    cells = {
+        line.split(" | ")[0][2:]: line.rstrip(" |").split(" | ")[1:] for line in shown.splitlines() if " | " in line
+    }
+    for row in ("ms a step", "tokens a second", "achieved", "peak memory"):
+        assert len(cells[row]) == 2
+    for phase in ("forward", "backward", "clip", "optimizer"):
+        assert all(re.search(r"ms, [\d.]+ %", cell) for cell in cells[f"of a step, each phase waited for: {phase}"])
+    (products,) = (found for name, found in cells.items() if name.startswith("floor by matrix products"))
+    (memory,) = (found for name, found in cells.items() if name.startswith("floor by memory"))
+    assert [cell.split("; ")[0] for cell in products] == [products[0].split("; ")[0]] * 2, "the same for both"
+    assert len(memory) == 1
+    assert "training: top kernels" in shown and len(list((tmp_path / "traces").iterdir())) == 1
+
+
+def test_both_sides_are_compiled_from_nothing_and_then_from_what_was_kept() -> None:
+    def run(first: float) -> Measurement:
+        return Measurement(seconds=(1.0, 1.0), first=first, memory=0, parameters=1)
+
+    found = {OURS: [run(31.0), run(3.0), run(4.0)], "x": [run(21.0), run(2.0), run(2.0)]}
+    assert [row[1:] for row in compiling_rows(found)] == [("30", "20"), ("2.5 (2 to 3)", "1 (1 to 1)")]
+    assert len(compiling_rows({OURS: [run(31.0)], "x": [run(21.0)]})) == 1
+
+
+def test_a_process_keeps_what_it_compiles_where_it_is_told(
+    config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def start(*_: object, env: dict[str, str], **__: object) -> subprocess.CompletedProcess[str]:
+        told.append(env.get("TORCHINDUCTOR_CACHE_DIR", "its own"))
+        text = Measurement(seconds=(1.0,), first=1.0, memory=0, parameters=1).model_dump_json()
+        return subprocess.CompletedProcess([], 0, text, "")
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr("nanogpt.benchmark.work.subprocess.run", start)
+    built = known_vocabulary(build(config))
+    in_turn((OURS, "x"), 2, lambda name: Work(program=name, what="training", batch=1, config=built))
+    assert told[:2] == told[2:] and len(set(told)) == 2 and "its own" not in told
+
+
+def test_nanogpts_attention_is_torchs_choice(config: Build, nanogpt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our order of kernels is ours alone."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    built = known_vocabulary(build(config, (nanogpt,), {"hardware.attention": "math"}))
+    compute = set_up(built.hardware)
+    work = Work(program=nanogpt, what="training", batch=8, config=built)
+    batches = ours.random_batches(work, compute.device)
+    seen: list[set[str]] = []
+    for make in (ours.trainer, rivals.nanogpt_trainer):
+        _, step = make(work, compute, batches)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            step(unobserved)
+        seen.append({event.key for event in found.key_averages() if "attention" in event.key})
+    mine, theirs = seen
+    assert not any("flash" in name for name in mine) and any("flash" in name for name in theirs)
+
+
 def test_nanogpt_and_we_make_the_same_steps(config: Build, nanogpt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same weights on the same batches the weights stay the same: it is the same work."""
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -111,8 +185,8 @@ def test_nanogpt_and_we_make_the_same_steps(config: Build, nanogpt: str, monkeyp
     theirs, their_step = rivals.nanogpt_trainer(work, compute, batches)
     theirs.load_state_dict(mine.state_dict())
     for _ in range(3):
-        step()
-        their_step()
+        step(unobserved)
+        their_step(unobserved)
     for name, value in mine.state_dict().items():
         torch.testing.assert_close(theirs.state_dict()[name], value, rtol=1e-4, atol=2e-5, msg=name)
 
@@ -136,7 +210,9 @@ def test_ratios_are_of_pairs() -> None:
 def test_another_network_is_no_comparison(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([100, 101])
     empty = {"seconds": (1.0,), "first": 0.0, "memory": 0}
-    monkeypatch.setattr("nanogpt.benchmark.comparison.measured", lambda _: Measurement(**empty, parameters=next(sizes)))
+    monkeypatch.setattr(
+        "nanogpt.benchmark.comparison.measured", lambda *_: Measurement(**empty, parameters=next(sizes))
+    )
     built = build(config)
     with pytest.raises(BadInput, match="against=x: its model has 101 parameters, ours 100"):
         in_turn((OURS, "x"), 1, lambda name: Work(program=name, what="training", batch=1, config=built))
@@ -201,7 +277,6 @@ def test_a_checkout_that_fails_is_told_in_one_line(config: Build, tmp_path: Path
             {"against": "transformers", "bench": {"what": "generation"}},
             "model.block_size=16 tokens, and is asked for 257",
         ),
-        ({"against": "nanogpt:x", "profile": True}, "profile=true: profiles this program alone"),
         ({"bench": {"what": "sampling"}}, "not a choice; allowed: a list of training, generation"),
         ({"bench": {"what": []}}, "at least one value is needed"),
         ({"bench": {"batch_sizes": [0]}}, "bench.batch_sizes=0: out of range"),

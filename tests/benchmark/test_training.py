@@ -28,6 +28,8 @@ def test_the_table(config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[
     for row in ("step of 128 tokens (1 x 8 x 16)", "tokens a second", "loading a micro-batch", "peak memory"):
         assert f"| {row}" in text
     assert "torch" in text and "MFU" not in text, "no MFU for a device whose peak isn't known"
+    floors = [line for line in text.splitlines() if line.startswith("| floor by ")]
+    assert len(floors) == 2 and all("(measured here)" in line and "the step takes" in line for line in floors)
     assert not (tmp_path / "runs").exists()
 
 
@@ -56,6 +58,16 @@ def test_a_profile_is_a_trace_with_phases_and_a_table(
     names = [event.get("name") for event in json.loads(training.read_text())["traceEvents"]]
     assert names.count("forward") == names.count("optimizer") == 3, "three steps were recorded, phases labelled"
     assert "aten::addmm" in names or "aten::mm" in names
+
+
+def test_an_automatic_micro_batch_is_the_one_that_training_takes(
+    config: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory for two sequences: it is told, and measured with it."""
+    monkeypatch.setattr("nanogpt.training.probe.largest_micro_batch", lambda *_, **__: 2)  # pyright: ignore[reportUnknownLambdaType]
+    settings = BenchSettings(warmup=1, steps=1, startup=False)
+    bench(BenchConfig(**dict(config(**{"hardware.micro_batch_size": "auto"})), bench=settings))
+    assert "step of 128 tokens (4 x 2 x 16)" in capsys.readouterr().out
 
 
 def test_spread() -> None:

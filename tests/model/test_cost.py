@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanogpt.config import Gpu, ModelConfig
 from nanogpt.model.cost import flops_per_token, forward_flops, parameter_counts
-from nanogpt.model.devices import DEVICES, peak_flops
+from nanogpt.model.devices import DEVICES, peak_bandwidth, peak_flops
 from nanogpt.model.gpt import GPT
 
 SWITCHES: dict[str, tuple[object, ...]] = {
@@ -133,6 +133,29 @@ def test_flops_per_token_agree_with_torchs_own_count(switch: dict[str, object]) 
 )
 def test_peaks(name: str, precision: str, tflops: float | None) -> None:
     assert peak_flops(name, precision) == (None if tflops is None else tflops * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("name", "terabytes"),
+    [
+        ("NVIDIA B200", 8.0),
+        ("NVIDIA H200", 4.8),
+        ("NVIDIA H100 80GB HBM3", 3.35),
+        ("NVIDIA H100 PCIe", 2.0),
+        ("NVIDIA H100 NVL", 3.9),
+        ("NVIDIA GH200 480GB", 4.0),
+        ("NVIDIA GH200 144G HBM3e", 4.9),
+        ("NVIDIA A100-SXM4-80GB", 2.039),
+        ("NVIDIA A100 80GB PCIe", 1.935),
+        ("NVIDIA A100-PCIE-80GB", 1.935),
+        ("NVIDIA A100-SXM4-40GB", 1.555),
+        ("Tesla T4", 0.32),
+        ("NVIDIA H200 NVL", None),
+        ("Some CPU", None),
+    ],
+)
+def test_bandwidths(name: str, terabytes: float | None) -> None:
+    assert peak_bandwidth(name) == (None if terabytes is None else pytest.approx(terabytes * 1e12))
 
 
 def test_every_gpu_that_can_be_named_is_known() -> None:
