@@ -13,14 +13,14 @@ from experiments.__main__ import ABOUT_RUNS, QUESTIONS
 from tests.doors import DOORS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"export": "-m nanogpt.export", "sync": "-m nanogpt.tracking sync"}
+COMMANDS = {"export": "-m nanogpt.export", "doctor": "-m nanogpt.doctor", "sync": "-m nanogpt.tracking sync"}
 COMMANDS |= {name: f"-m experiments {name}" for name in (*QUESTIONS, *ABOUT_RUNS)}
 JOBS = ("status", "logs", "wait", "cancel", "retry", "resubmit")
 BY_COMMAND = {f"-m launch {word}": ("launch", DOORS["launch"]) for word in JOBS} | {
     "-m launch submit": ("train", DOORS["train"])
 }
 BY_COMMAND |= {COMMANDS.get(name, f"{name}.py"): (name, kind) for name, kind in DOORS.items() if name != "launch"}
-MODULE = r"(-m (?:nanogpt\.export|nanogpt\.tracking sync|(?:experiments|launch) \w+))"
+MODULE = r"(-m (?:nanogpt\.export|nanogpt\.doctor|nanogpt\.tracking sync|(?:experiments|launch) \w+))"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
 
 
