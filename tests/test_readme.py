@@ -10,6 +10,7 @@ from conf.door import split
 from conf.reading import points
 from conf.words import with_targets
 from experiments.__main__ import ABOUT_RUNS, QUESTIONS
+from nanogpt.errors import STOPPED, LabError
 from tests.doors import DOORS
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,12 @@ def test_links_and_pictures_are_there() -> None:
     for page in [*PAGES, ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_exit_code_is_explained() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    codes = {kind.exit_code for kind in LabError.__subclasses__()} | {0, STOPPED}
+    assert codes <= {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
 
 
 def test_make_targets_are_there() -> None:

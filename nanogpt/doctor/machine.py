@@ -27,7 +27,7 @@ OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 9)
 MIB, GIB = 2**20, 2**30
 WRITTEN = 64 * MIB
 SLOW_DISK, FEW_BYTES, LITTLE_SHARED = 50 * MIB, 10 * GIB, GIB  # below these a note is made
-HELLO = [15496, 11, 995]  # "Hello, world" begins so in GPT-2's tokens
+HELLO = [15496, 11, 995]  # "Hello, world" in GPT-2's tokens
 
 
 def python(_: DoctorConfig) -> Finding:
