@@ -8,19 +8,21 @@ import pytest
 
 from conf.door import split
 from conf.reading import points
+from conf.unforeseen import CODE
 from conf.words import with_targets
 from experiments.__main__ import ABOUT_RUNS, QUESTIONS
+from nanogpt.errors import STOPPED, LabError
 from tests.doors import DOORS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"export": "-m nanogpt.export", "sync": "-m nanogpt.tracking sync"}
+COMMANDS = {"export": "-m nanogpt.export", "doctor": "-m nanogpt.doctor", "sync": "-m nanogpt.tracking sync"}
 COMMANDS |= {name: f"-m experiments {name}" for name in (*QUESTIONS, *ABOUT_RUNS)}
 JOBS = ("status", "logs", "wait", "cancel", "retry", "resubmit")
 BY_COMMAND = {f"-m launch {word}": ("launch", DOORS["launch"]) for word in JOBS} | {
     "-m launch submit": ("train", DOORS["train"])
 }
 BY_COMMAND |= {COMMANDS.get(name, f"{name}.py"): (name, kind) for name, kind in DOORS.items() if name != "launch"}
-MODULE = r"(-m (?:nanogpt\.export|nanogpt\.tracking sync|(?:experiments|launch) \w+))"
+MODULE = r"(-m (?:nanogpt\.export|nanogpt\.doctor|nanogpt\.tracking sync|(?:experiments|launch) \w+))"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
 
 
@@ -62,6 +64,12 @@ def test_links_and_pictures_are_there() -> None:
     for page in [*PAGES, ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_exit_code_is_explained() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    codes = {kind.exit_code for kind in LabError.__subclasses__()} | {0, CODE, STOPPED}
+    assert codes <= {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
 
 
 def test_make_targets_are_there() -> None:

@@ -10,6 +10,7 @@ from nanogpt.config.benchmark import BenchConfig, BenchSettings
 from nanogpt.config.corpus import DataConfig
 from nanogpt.config.doors import (
     CoordinatesConfig,
+    DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     LawConfig,
@@ -68,6 +69,7 @@ __all__ = [
     "ConvPlace",
     "CoordinatesConfig",
     "DataConfig",
+    "DoctorConfig",
     "EvalConfig",
     "EvaluateConfig",
     "EvaluationConfig",

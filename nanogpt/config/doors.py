@@ -127,6 +127,38 @@ class SyncConfig(Section):
     timeout: float = free(60.0, "seconds that a tracker may take to start, and to finish", ge=1, le=86_400)
 
 
+CheckName = Literal[
+    "python",
+    "torch",
+    "device",
+    "compile",
+    "disk",
+    "shared_memory",
+    "slurm",
+    "wandb",
+    "data",
+    "tokenizer",
+    "logits",
+    "cache",
+    "accumulation",
+    "ranks",
+    "resume",
+]
+
+
+class DoctorConfig(Section):
+    """Checks of the machine, and of what must hold of every training."""
+
+    checks: Annotated[tuple[CheckName, ...], Field(strict=False), BeforeValidator(parts)] = free(
+        (), "only these; none: all"
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = free(
+        "auto", "auto, cpu, cuda, cuda:N or mps"
+    )
+    runs_dir: str = free("runs", "folder of run directories, whose disk is tried", min_length=1)
+    data_dir: str = free("data", "folder that prepared data sets live in", min_length=1)
+
+
 class PrepareConfig(Section):
     """Tokenise a data set before training on it."""
 

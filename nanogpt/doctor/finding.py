@@ -1,0 +1,56 @@
+"""What a check finds out. Whatever it raises is a finding too, so one check never stops the others."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from nanogpt.config import DoctorConfig
+from nanogpt.errors import LabError, escaped
+from nanogpt.schema import SECRET
+
+State = Literal["ok", "note", "failed"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table."""
+
+    state: State
+    what: str
+    remedy: str = ""
+    """What to do, where it isn't `ok`."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something to find out."""
+
+    call: Callable[[DoctorConfig], Finding]
+    """Raises where something is wrong."""
+    remedy: str
+    """What to do then."""
+
+
+def examine(check: Check, config: DoctorConfig) -> Finding:
+    """What the check finds, an error's last line included, without the values of variables that name secrets."""
+    try:
+        found = check.call(config)
+    except (Exception, SystemExit) as error:
+        found = Finding("failed", last_line(error), check.remedy)
+    return Finding(found.state, hidden(found.what), hidden(found.remedy))
+
+
+def last_line(error: BaseException) -> str:
+    """The end of an error's message; its kind too, where it wasn't foreseen."""
+    lines = str(error).strip().splitlines()
+    kind = "" if isinstance(error, LabError) else type(error).__name__
+    return escaped(": ".join(filter(None, [kind, lines[-1].strip() if lines else ""])), 400)
+
+
+def hidden(text: str) -> str:
+    """A text with *** for the value of each environment variable whose name says that it is a secret."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) > 5 and not os.path.exists(value):  # TIKTOKEN_CACHE_DIR is none
+            text = text.replace(value, "***")
+    return text

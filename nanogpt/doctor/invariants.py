@@ -1,0 +1,179 @@
+"""What must hold of every model and training, checked with tiny ones on the user's device, in fp32."""
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanogpt.config import DoctorConfig, ModelConfig, TrainConfig
+from nanogpt.data.batches import Batch
+from nanogpt.data.prepare import prepare
+from nanogpt.device import Compute, find_device
+from nanogpt.doctor.finding import Check, Finding
+from nanogpt.doctor.trainings import tiny, train_side_by_side
+from nanogpt.errors import BadEnvironment
+from nanogpt.generate import Draw, generate
+from nanogpt.interop.architecture import to_hf
+from nanogpt.interop.names import to_gpt2
+from nanogpt.model.gpt import GPT
+from nanogpt.model.kv_cache import KVCache
+from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.tracking.metrics import read_rows
+from nanogpt.training.state import build_state
+from nanogpt.training.step import StepMetrics, train_step
+
+MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=97)
+ROUNDING = {"cpu": 1e-4, "cuda": 2e-3, "mps": 2e-3}  # most that may lie between logits of size 1
+LOSSES = {"cpu": 1e-5, "cuda": 1e-3, "mps": 1e-3}  # nats; several GPUs multiply in TF32
+
+
+def sharp_model(device: torch.device) -> GPT:
+    """Random weights, larger than at the start of a training so that mistakes show, biases and gains too."""
+    model, generator = GPT(MODEL).eval(), torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model.to(device)
+
+
+def random_ids(shape: tuple[int, int], device: torch.device, seed: int = 3) -> Tensor:
+    return torch.randint(MODEL.vocab_size or 0, shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def logits(config: DoctorConfig) -> Finding:
+    """transformers' GPT-2 with the same weights has the same logits."""
+    if find_spec("transformers") is None:
+        return Finding("note", "transformers is not installed", "pip install 'nanogpt-lab[transformers]' to compare")
+    import transformers
+
+    device = find_device(config.device, "device")
+    model, ids = sharp_model(device), random_ids((3, 16), device)
+    settings = {key: value for key, value in to_hf(MODEL).items() if key not in ("architectures", "torch_dtype")}
+    about: Any = transformers.GPT2Config(**settings, bos_token_id=None, eos_token_id=None)
+    theirs: Any = transformers.GPT2LMHeadModel(about).eval()
+    weights = to_gpt2({name: p.detach().cpu() for name, p in model.named_parameters()}, MODEL)
+    theirs.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
+    with torch.inference_mode():
+        return alike(model(ids), theirs.to(device)(ids).logits, ROUNDING[device.type], "transformers' logits")
+
+
+def cache(config: DoctorConfig) -> Finding:
+    """Decoding with a cache is decoding without one, position by position and past the context's end."""
+    device = find_device(config.device, "device")
+    model, ids = sharp_model(device), random_ids((2, 16), device)
+    kept = KVCache(MODEL, 2, device, torch.float32)
+    with torch.inference_mode():
+        whole = model(ids)
+        steps = [model.next_logits(ids[:, :5], kept)] + [
+            model.next_logits(ids[:, t : t + 1], kept) for t in range(5, 16)
+        ]
+        found = alike(torch.stack(steps, 1), whole[:, 4:], ROUNDING[device.type], "logits without a cache")
+        text = ids[0, :5].tolist()
+        drawn = [token for (token,) in generate(model, [text], 20, Draw(temperature=0.0), [torch.Generator(device)])]
+        for number, token in enumerate(drawn):
+            seen = (text + drawn[:number])[-MODEL.block_size :]
+            last = model(torch.tensor([seen], device=device))[0, -1]
+            if float(last.max() - last[token]) > ROUNDING[device.type]:  # of two that are as likely either will do
+                raise BadEnvironment(f"token {number} of 20 with a cache is not the likeliest without")
+    return found
+
+
+def accumulation(config: DoctorConfig) -> Finding:
+    """Micro-batches of 1, 2 and 4 make the steps that the whole batch makes, dropout included."""
+    device = find_device(config.device, "device")
+    with place() as folder:
+        built = tiny(folder, "micro")
+    whole, worst = steps_of(built, device, 8), 0.0
+    for size in (1, 2, 4):
+        for a, b in zip(whole, steps_of(built, device, size), strict=True):
+            worst = max(worst, abs(a.loss - b.loss), abs(a.grad_norm - b.grad_norm) / (1 + a.grad_norm))
+    return within(worst, LOSSES[device.type], "losses of the whole batch")
+
+
+def steps_of(config: TrainConfig, device: torch.device, size: int) -> list[StepMetrics]:
+    """Four steps, each in micro-batches of this many windows."""
+    config = config.with_micro_batch_size(size)
+    state = build_state(config, config.model.with_vocab(MODEL.vocab_size or 0), Compute(device, "fp32", ""))
+    found: list[StepMetrics] = []
+    for step in range(4):
+        windows = random_ids((8, config.model.block_size + 1), device, step)
+        keys = torch.arange(8 * step, 8 * step + 8, device=device)
+        cuts = [slice(first, first + size) for first in range(0, 8, size)]
+        parts = [Batch(windows[cut, :-1].contiguous(), windows[cut, 1:].contiguous(), keys[cut]) for cut in cuts]
+        found.append(train_step(state, parts, config).read())
+    return found
+
+
+def ranks(config: DoctorConfig) -> Finding:
+    """Two ranks train what one does. With fewer than two GPUs on the CPU."""
+    device = find_device(config.device, "device")
+    kind = "cuda" if device.type == "cuda" and torch.cuda.device_count() > 1 else "cpu"
+    hardware = {"device": kind, "precision": "fp32", "threads": 1}
+    with place() as folder:
+        one, two = (tiny(folder, name, hardware=hardware) for name in ("one", "two"))
+        prepare(one.data)
+        train_side_by_side(folder, (one, 1), (two, 2))
+        rows = [read_rows(locate(built) / "metrics.jsonl") for built in (one, two)]
+    if len(rows[0]) != len(rows[1]):
+        raise BadEnvironment(f"{len(rows[0])} rows of metrics on one rank and {len(rows[1])} on two")
+    worst = max(abs(a.get(key, 0) - b.get(key, 0)) for a, b in zip(*rows, strict=True) for key in ("loss", "val_loss"))
+    how = "gloo, on the CPU" if kind == "cpu" else "nccl"
+    return within(worst, LOSSES[kind], f"losses of one rank ({how})")
+
+
+def resume(config: DoctorConfig) -> Finding:
+    """Six steps, and three and three more in another process: the same bits in metrics, weights and moments."""
+    device = find_device(config.device, "device")
+    hardware = {"device": config.device, "threads": 1, "deterministic": device.type == "cuda"}
+    with place() as folder:
+        whole, parts = (tiny(folder, name, hardware=hardware) for name in ("whole", "parts"))
+        prepare(whole.data)
+        train_side_by_side(folder, (whole, 1), (parts.model_copy(update={"pause_at": 0.5}), 1))
+        train_side_by_side(folder, (parts, 1))
+        expected, found = result(whole), result(parts)
+    if differing := [name for name in expected if expected[name] != found.get(name)]:
+        raise BadEnvironment(f"after a stop these differ: {', '.join(differing)}")
+    return Finding("ok", f"stopped after 3 of 6 steps and continued: {', '.join(expected)} to the bit")
+
+
+@contextmanager
+def place() -> Generator[Path, None, None]:
+    """A folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="nanogpt-doctor-") as name:
+        yield Path(name)
+
+
+def result(config: TrainConfig) -> dict[str, bytes]:
+    """What a training leaves, by name."""
+    run = RunDirectory(locate(config))
+    last = run.checkpoints.path(run.checkpoints.steps()[-1])
+    files = [run.metrics.path, last / "model.safetensors", last / "optimizer.safetensors"]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def alike(found: Tensor, expected: Tensor, limit: float, what: str) -> Finding:
+    """Raises BadEnvironment where two tensors are not the same up to rounding."""
+    worst = (found - expected).abs().max() / expected.abs().max().clamp(min=1.0)
+    return within(float(worst), limit, what)
+
+
+def within(worst: float, limit: float, what: str) -> Finding:
+    """Raises BadEnvironment for a difference above the limit, or one that isn't a number."""
+    if not worst <= limit:
+        raise BadEnvironment(f"differ by {worst:.2g} from {what}; rounding makes at most {limit:.0e}")
+    return Finding("ok", f"the same as {what}, within {worst:.1e}")
+
+
+CODE = "if device=cpu is well, the device's driver or torch is at fault; else the code: python -m pytest"
+CHECKS = {
+    "logits": Check(logits, f"{CODE} tests/model tests/interop"),
+    "cache": Check(cache, f"{CODE} tests/test_generate.py"),
+    "accumulation": Check(accumulation, f"{CODE} tests/training/test_step.py"),
+    "ranks": Check(ranks, f"hardware.devices=1 trains without; {CODE} tests/training/test_ranks.py"),
+    "resume": Check(resume, f"don't rely on restarts before this is well; {CODE} tests/training/test_run.py"),
+}

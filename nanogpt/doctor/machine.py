@@ -1,0 +1,205 @@
+"""What this machine has: versions, device, compiler, disk, memory, cluster, trackers, data."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.cuda import nccl
+
+from nanogpt.config import DoctorConfig, TrackingConfig
+from nanogpt.data.dataset import open_prepared
+from nanogpt.device import cpu_name, find_device, keep_compiled, memory_bytes
+from nanogpt.doctor.finding import Check, Finding
+from nanogpt.errors import BadEnvironment, LabError, escaped
+from nanogpt.tokenizer import GPT2Tokenizer
+from nanogpt.tracking.about import mode_of
+from nanogpt.tracking.console import amount
+
+OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 9)
+MIB, GIB = 2**20, 2**30
+WRITTEN = 64 * MIB
+SLOW_DISK, FEW_BYTES, LITTLE_SHARED = 50 * MIB, 10 * GIB, GIB  # below these a note is made
+HELLO = [15496, 11, 995]  # "Hello, world" in GPT-2's tokens
+
+
+def python(_: DoctorConfig) -> Finding:
+    """The interpreter is recent enough."""
+    if sys.version_info < OLDEST_PYTHON:
+        raise BadEnvironment(f"Python {platform.python_version()} is too old")
+    return Finding("ok", f"{platform.python_version()}, {sys.executable}")
+
+
+def pytorch(_: DoctorConfig) -> Finding:
+    """torch is recent enough, and is built for the GPU that is there."""
+    version = str(torch.__version__)
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
+        raise BadEnvironment(f"torch {version} is too old")
+    built = f"{version}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'for CPUs'}"
+    if shutil.which("nvidia-smi") and not torch.cuda.is_available():
+        remedy = "nvidia-smi says which CUDA the driver has; install a torch for it"
+        return Finding("note", f"{built}; there is an NVIDIA driver, and this torch sees no GPU", remedy)
+    return Finding("ok", built)
+
+
+def device(config: DoctorConfig) -> Finding:
+    """The device multiplies matrices, and how: its name, memory, precision and how ranks talk there."""
+    found = find_device(config.device, "device")
+    a, b = (torch.randn(256, 256, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    wrong = float(((a.to(found) @ b.to(found)).cpu() - a.double() @ b.double()).abs().max())
+    if not wrong < 0.5:  # products of 256 normal numbers, TF32 at worst
+        raise BadEnvironment(f"{found}: a product of matrices is wrong by {wrong:.3g}")
+    memory = memory_bytes(found)
+    size = f", {memory / GIB:.0f} GiB" if memory else ""
+    if found.type != "cuda":
+        kind = "CPU" if found.type == "cpu" else "Apple GPU"
+        return Finding("ok", f"{kind}: {cpu_name()}, {os.cpu_count()} cores{size}")
+    version = ".".join(map(str, nccl.version())) if torch.distributed.is_nccl_available() else None
+    about = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(found)}{size}"
+    if version is None and torch.cuda.device_count() > 1:
+        return Finding("note", f"{about}; no nccl", "several GPUs need a torch with nccl: those of Linux have it")
+    return Finding("ok", f"{about}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}; nccl {version or 'no'}")
+
+
+def compiler(config: DoctorConfig) -> Finding:
+    """torch.compile makes a kernel that computes what it should."""
+    found = find_device(config.device, "device")
+    if found.type != "cuda" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")):
+        return Finding("note", "no C++ compiler, so no hardware.compile=true", "install g++ or clang")
+    keep_compiled("auto")
+
+    def curve(x: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(x).square().sum(-1)
+
+    x, started = torch.randn(64, 128, device=found), time.monotonic()
+    made = torch.compile(curve)(x)  # pyright: ignore[reportArgumentType]
+    if not torch.allclose(made, curve(x), rtol=1e-3, atol=1e-3):
+        raise BadEnvironment(f"{found}: torch.compile gives other numbers")
+    return Finding("ok", f"torch.compile works on {found.type}: {time.monotonic() - started:.1f} s for a small kernel")
+
+
+def disk(config: DoctorConfig) -> Finding:
+    """Where runs_dir lies, or will: free space, and how fast bytes are on disk."""
+    folder = existing(Path(config.runs_dir))
+    free = shutil.disk_usage(folder).free
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".nanogpt-doctor-") as file:
+        content, started = os.urandom(WRITTEN), time.monotonic()
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        speed = WRITTEN / (time.monotonic() - started)
+    what = f"{escaped(folder.resolve())}: {free / GIB:.0f} GiB free, writes {amount(speed, 'G')}B/s"
+    if free < FEW_BYTES:
+        return Finding("note", what, "a checkpoint has 12 bytes a parameter, GPT-2 small's 1.5 GB: runs_dir=ANOTHER")
+    if speed < SLOW_DISK:
+        return Finding(
+            "note", what, "saving will be slow, beside the training: a larger checkpoint.every, or runs_dir="
+        )
+    return Finding("ok", what)
+
+
+def existing(path: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def shared_memory(_: DoctorConfig) -> Finding:
+    """What processes of this machine share."""
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        return Finding("ok", "no /dev/shm on this system")
+    free = shutil.disk_usage(place).free
+    if free < LITTLE_SHARED:
+        return Finding(
+            "note", f"/dev/shm: {free // MIB} MiB free", "nccl may need more: docker run --shm-size=8g, or --ipc=host"
+        )
+    return Finding("ok", f"/dev/shm: {free / GIB:.0f} GiB free")
+
+
+def slurm(_: DoctorConfig) -> Finding:
+    """The commands that submit jobs and tell what became of them."""
+    there = [name for name in ("sbatch", "srun", "squeue", "scancel", "sacct") if shutil.which(name)]
+    if "sbatch" not in there:
+        return Finding("ok", "none here; hydra/launcher=submitit_local runs points side by side")
+    asked = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=20)
+    if asked.returncode:
+        raise BadEnvironment(f"sbatch --version: {escaped((asked.stderr.strip() or 'fails').splitlines()[-1])}")
+    what = f"{escaped(asked.stdout.strip())}: {', '.join(there)}"
+    if "sacct" not in there:
+        return Finding("note", what, "without sacct, ends of jobs are told from the run directories alone")
+    return Finding("ok", what)
+
+
+def wandb(_: DoctorConfig) -> Finding:
+    """Whether Weights & Biases would find a key. The key itself is never read by us."""
+    if find_spec("wandb") is None:
+        return Finding("ok", "not installed; tracking=local needs nothing")
+    login = "`wandb login`, before tracking=wandb"
+    try:
+        if (mode := mode_of(TrackingConfig())) != "online":
+            return Finding("note", f"WANDB_MODE says {mode}: nothing is sent", "unset WANDB_MODE to send at once")
+        return Finding("ok", "logged in") if logged_in() else Finding("note", "installed, not logged in", login)
+    except LabError as error:
+        return Finding("note", str(error), "unset WANDB_MODE")
+    except (Exception, SystemExit) as error:  # its message may hold what it could not use as a key
+        return Finding("note", f"its login can't be read ({type(error).__name__})", login)
+
+
+def logged_in() -> bool:
+    """Whether the library finds a key; what it changes in the environment to answer is put back."""
+    from nanogpt.tracking.wandb import has_key
+
+    before = dict(os.environ)
+    try:
+        return has_key()
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def data(config: DoctorConfig) -> Finding:
+    """The prepared data sets are whole."""
+    folders = sorted(path.parent for path in Path(config.data_dir).glob("*/meta.json"))
+    if not folders:
+        small = "train.py prepares small data sets by itself; large ones: python prepare.py data=openwebtext"
+        return Finding("note", f"none prepared in {escaped(Path(config.data_dir).absolute())}", small)
+    found = {folder.name: open_prepared(folder, "size").train.n_tokens for folder in folders}
+    return Finding("ok", ", ".join(f"{escaped(name)} ({amount(tokens)} tokens)" for name, tokens in found.items()))
+
+
+def tokenizer(_: DoctorConfig) -> Finding:
+    """GPT-2's tokens, where their files are here; nothing is downloaded."""
+    named = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    folder = Path(named) if named else Path(tempfile.gettempdir()) / "data-gym-cache"
+    if not folder.is_dir() or len(list(folder.iterdir())) < 2:
+        later = "data.tokenizer=gpt2 downloads them once; without network set TIKTOKEN_CACHE_DIR to a folder with them"
+        return Finding("note", f"GPT-2's files are not in {escaped(folder)}", later)
+    ids = GPT2Tokenizer().encode("Hello, world").tolist()
+    if ids != HELLO:
+        raise BadEnvironment(f"GPT-2's tokenizer reads 'Hello, world' as {ids}, not {HELLO}")
+    return Finding("ok", f"GPT-2's files are in {escaped(folder)}")
+
+
+CHECKS = {
+    "python": Check(python, "make setup PYTHON=python3.11, or another Python from 3.10 on"),
+    "torch": Check(pytorch, "make clean setup: it installs a torch that fits"),
+    "device": Check(device, "device=cpu; for a GPU a driver that nvidia-smi answers with, and torch for its CUDA"),
+    "compile": Check(compiler, "hardware.compile=false trains without; a compiler: apt install g++ python3-dev"),
+    "disk": Check(disk, "runs_dir=FOLDER on a disk that you may write to"),
+    "shared_memory": Check(shared_memory, "docker run --shm-size=8g, or --ipc=host"),
+    "slurm": Check(
+        slurm, "ask the cluster's help desk, or module load slurm; without it hydra/launcher=submitit_local"
+    ),
+    "wandb": Check(wandb, "tracking=local"),
+    "data": Check(data, "the same data again with python prepare.py … overwrite=true"),
+    "tokenizer": Check(tokenizer, "remove that folder's files and set TIKTOKEN_CACHE_DIR to one that has them"),
+}
