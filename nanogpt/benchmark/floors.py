@@ -37,7 +37,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Floors:
-    """Seconds below which a step can't be, and how they come about."""
+    """Seconds that a step takes at least, as cost.py and traffic.py in nanogpt/model count, and how they come about."""
 
     products: float
     memory: float
@@ -61,7 +61,7 @@ class Floors:
 
 
 def floors(config: BenchConfig, compute: Compute) -> Floors:
-    """Of a step of `config`, whose model has its vocabulary. Takes a second where a peak isn't known."""
+    """Of a step of `config`, whose model has its vocabulary. Takes some seconds where a peak isn't known."""
     flops = flops_per_token(config.model) * config.training.batch_tokens
     traffic = step_traffic(
         config.model,
