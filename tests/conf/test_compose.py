@@ -131,7 +131,8 @@ def test_a_horizon_on_the_command_line_replaces_the_presets(model: str, word: st
 
 
 @pytest.mark.parametrize(
-    "name", ["quickstart", "shakespeare_char_fast_cpu", "shakespeare_char_fast", "modern_124m", "fast_rates"]
+    "name",
+    ["quickstart", "shakespeare_char_fast_cpu", "shakespeare_char_fast", "modern_124m", "fast_rates", "recipe_parts"],
 )
 def test_fast_recipes(name: str) -> None:
     """The modern form and Muon; rates that were found at 128 channels stay so, or are carried over by muP."""
