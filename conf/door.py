@@ -7,6 +7,7 @@ ends in one line on stderr and exit code 2. `--cfg job` shows the checked config
 
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -138,6 +139,7 @@ def dispatch(
         print(help_page(name, kind, [word for word in argv if not word.startswith("-")]))
         return 0
     if "--shell-completion" in argv or "-sc" in argv:
+        refuse_beside_completion(argv)
         return to_hydra(name, kind)
     flags, overrides = split(argv)
     from conf.compose import as_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
@@ -197,6 +199,13 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
                 if flags[-1] not in CFG_TOPICS:
                     raise BadInput(f"{word} {escaped(flags[-1])}: allowed: one of {', '.join(CFG_TOPICS)}")
     return flags, overrides
+
+
+def refuse_beside_completion(argv: list[str]) -> None:
+    """Hydra reads these words itself, and has options that read files, a pickle among them. Raises BadInput."""
+    for word in argv:
+        if word not in ("--shell-completion", "-sc") and not re.fullmatch(r"(install|uninstall|query)=\w+", word):
+            raise BadInput(f"{escaped(word)}: with -sc only install=, uninstall= or query= and the name of a shell")
 
 
 def to_hydra(name: str, kind: type[Section]) -> int:

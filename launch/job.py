@@ -22,7 +22,7 @@ from launch.submission import Submission
 from launch.verdict import History, Limits
 from nanogpt import place
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, escaped
-from nanogpt.files import write_atomic
+from nanogpt.files import from_json, write_atomic
 from nanogpt.place import STORE, adopt_slurm
 from nanogpt.run_directory import newest_step
 
@@ -141,7 +141,7 @@ def judge(attempt: Attempt, code: int) -> tuple[verdict.State, str, int]:
     exits: dict[int, dict[str, Any]] = {}
     for path in attempt.submission.path.glob(f"exits/{attempt.index}-{attempt.number}-*.json"):
         with suppress(OSError, ValueError):
-            exits[int(path.stem.rpartition("-")[2])] = json.loads(path.read_bytes())
+            exits[int(path.stem.rpartition("-")[2])] = from_json(path.read_bytes())
     how = verdict.ended(code, exits, tail(attempt))
     state, why = verdict.decide(how, attempt.history(), attempt.limits)
     return state, why, how.code if how.code >= 0 else 128 - how.code

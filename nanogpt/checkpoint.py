@@ -17,14 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nanogpt.data.shards import sha256
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
 from nanogpt.files import read_json, sync, write
+from nanogpt.schema import Section
 from nanogpt.tensor_file import write_tensors
 
 FORMAT = 2  # 1 had no digest of the manifest itself
@@ -40,6 +42,24 @@ class Loaded:
     model: Tensors
     optimizer: Tensors
     state: dict[str, Any]
+
+
+class StateFile(Section):
+    """state.json, as far as a training reads it; what has a default is absent in older ones."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    step: Annotated[int, Field(ge=0)]
+    samples: Annotated[int, Field(ge=0)]
+    evaluated: int
+    results: dict[str, float]
+    best: Annotated[tuple[float, int], Field(strict=False)] | None
+    scaler: dict[str, Any]
+    data: str = ""
+    files: dict[str, str] = Field({})
+    arithmetic: dict[str, Any] = Field({})
+    spikes: dict[Literal["losses", "norms", "count"], Any] = Field({})
+    skipped: list[int] = Field([])
 
 
 class Checkpoints:
@@ -217,7 +237,19 @@ def verify(path: Path) -> Loaded:
         model, optimizer = (load_file(path / f"{name}.safetensors") for name in PARTS)
     except Exception as error:  # safetensors raises its own
         raise BadCheckpoint(f"{escaped(path)}: {escaped(error)}") from None
-    return Loaded(path, model, optimizer, read_json(path / "state.json"))
+    return Loaded(path, model, optimizer, read_state(path / "state.json"))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json. Raises BadCheckpoint naming the first key that is missing or of another kind."""
+    state = read_json(path)
+    try:
+        StateFile.model_validate(state)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = escaped(".".join(map(str, wrong["loc"])))
+        raise BadCheckpoint(f"{escaped(path)}: {key}: {escaped(wrong['msg'])}") from None
+    return state
 
 
 def verify_file(file: Path, entry: Any) -> None:

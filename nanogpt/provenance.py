@@ -1,7 +1,6 @@
 """Where a run came from: code, packages, machine, command. Enough to repeat it, and no secret."""
 
 import hashlib
-import json
 import os
 import platform
 import socket
@@ -13,6 +12,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from nanogpt.files import from_json
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "tokenizers", "tiktoken", "safetensors")
 GIT_STATE = "git.json"
@@ -63,7 +64,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     A copy of the code made for jobs (launch/snapshot.py) has the state of the checkout it is of beside it.
     """
     with suppress(OSError, ValueError):
-        return json.loads((folder.parent / GIT_STATE).read_bytes())
+        return from_json((folder.parent / GIT_STATE).read_bytes())
     commit = git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None

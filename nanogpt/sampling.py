@@ -11,6 +11,7 @@ from nanogpt.completion import answers, encode_prompt
 from nanogpt.config import SampleConfig
 from nanogpt.device import find_device
 from nanogpt.errors import BadInput, escaped
+from nanogpt.files import from_json
 from nanogpt.generate import lay_out
 from nanogpt.tracking.console import visible
 from nanogpt.trained import Trained, load_trained
@@ -82,7 +83,7 @@ def prompt_of(line: str, path: str, number: int) -> str:
     """The prompt in a JSON line. Raises BadInput."""
     row: object = None
     with suppress(ValueError):
-        row = json.loads(line)
+        row = from_json(line)
     text: object = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise BadInput(f'prompts={escaped(path)}: line {number} is not a JSON object with a text "prompt"')

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogpt.errors import BadData, BadEnvironment, BadInput, escaped
+from nanogpt.files import from_json
 
 Kind = Literal["char", "byte", "bpe", "gpt2"]
 Ids = npt.NDArray[np.uint32]
@@ -85,7 +86,7 @@ class ByteTokenizer:
 
 
 class BPETokenizer:
-    """Byte-level BPE through Hugging Face tokenizers."""
+    """Byte-level BPE through Hugging Face tokenizers, which raise plain Exceptions for what they can't read."""
 
     def __init__(self, serialized: str) -> None:
         from tokenizers import Tokenizer as HFTokenizer
@@ -97,6 +98,8 @@ class BPETokenizer:
         vocabulary = self.inner.get_vocab()
         self.end_of_text: int | None = vocabulary.get(END_OF_TEXT)
         names = sorted(vocabulary, key=lambda name: vocabulary[name])
+        if not names or [vocabulary[name] for name in names] != list(range(len(names))):
+            raise ValueError("its ids are not 0, 1, 2 …")
         self.tokens = [b"" if name == END_OF_TEXT else bytes(byte_of[char] for char in name) for name in names]
 
     @classmethod
@@ -165,7 +168,7 @@ def build(kind: Kind, texts: Iterable[str], vocab_size: int | None = None) -> To
 def from_spec(spec: dict[str, Any]) -> Tokenizer:
     """The tokenizer that `spec()` described. Raises BadData for anything else."""
     kind = spec.get("kind")
-    if kind == "char" and isinstance(spec.get("chars"), str):
+    if kind == "char" and isinstance(spec.get("chars"), str) and spec["chars"]:
         return CharTokenizer(spec["chars"])
     if kind == "bpe" and isinstance(spec.get("tokenizers"), dict):
         try:
@@ -174,7 +177,7 @@ def from_spec(spec: dict[str, Any]) -> Tokenizer:
             raise BadData(f"not a BPE tokenizer: {escaped(error)}") from None
     if kind in ("byte", "gpt2"):
         return build(kind, [])
-    raise BadData(f"unknown tokenizer kind {escaped(kind)!r}; allowed: char, byte, bpe, gpt2")
+    raise BadData(f"not a tokenizer of kind char, byte, bpe or gpt2 (kind {escaped(kind)!r})")
 
 
 def to_json(tokenizer: Tokenizer) -> str:
@@ -186,12 +189,15 @@ def load(folder: Path) -> Tokenizer:
     """The tokenizer of a prepared data set or a run. Raises BadData."""
     path = folder / FILE
     try:
-        spec: object = json.loads(path.read_bytes())
+        spec: object = from_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadData(f"{escaped(path)}: can't be read as JSON: {escaped(error)}") from None
     if not isinstance(spec, dict):
         raise BadData(f"{escaped(path)}: not a tokenizer")
-    return from_spec(spec)
+    try:
+        return from_spec({str(key): value for key, value in spec.items()})
+    except BadData as error:
+        raise BadData(f"{escaped(path)}: {error}") from None
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

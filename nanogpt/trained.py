@@ -56,8 +56,8 @@ def of_run(run: RunDirectory, which: str, device: torch.device) -> Trained:
     tokenizer = tokenizers.load(run.path)
     loaded = run.checkpoints.choose(which)
     model = GPT(run.config().model.with_vocab(len(tokenizer.tokens)), seed=None)
-    tied = {"lm_head.weight": loaded.model["transformer.wte.weight"]} if model.config.tied_head else {}
     try:
+        tied = {"lm_head.weight": loaded.model["transformer.wte.weight"]} if model.config.tied_head else {}
         model.load_state_dict(loaded.model | tied)
     except (RuntimeError, KeyError) as error:
         raise BadCheckpoint(f"{escaped(loaded.path)}: not this model's: {escaped(error, 200)}") from None

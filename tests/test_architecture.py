@@ -74,7 +74,6 @@ THIRD_PARTY = {  # library -> the only places that may import it
     "tokenizers": ("nanogpt.tokenizer", "nanogpt.interop.hf_tokenizer"),
     "huggingface_hub": ("nanogpt.interop.sources", "nanogpt.hub"),
 }
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "instantiate", "torch.load", "os.system", "yaml.load", "yaml.unsafe_load"}
 
 
 def module_name(path: Path) -> str:
@@ -127,16 +126,6 @@ def test_files_and_functions_stay_small_and_say_what_they_are(path: Path) -> Non
                 assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, node.name
             elif not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{node.name} says what it is"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_nothing_dangerous(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            safe = ast.unparse(node.func) == "torch.load" and "weights_only=True" in ast.unparse(node)
-            assert ast.unparse(node.func) not in FORBIDDEN_CALLS or safe, ast.unparse(node)
-            for word in node.keywords:
-                assert word.arg not in ("shell", "trust_remote_code", "allow_pickle"), ast.unparse(node)
 
 
 def test_no_rooms_for_odds_and_ends() -> None:

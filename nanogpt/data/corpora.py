@@ -194,9 +194,12 @@ def load_stream(
     try:
         if path not in TABLES.values() and not Path(path).exists():
             refuse_silence()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told in our words
         return datasets.load_dataset(path, split=split, streaming=True, **arguments)
     except Exception as error:  # the hub client raises its own, requests' and the system's
         why = escaped(f"{type(error).__name__}: {error}", 200)
+        if path in TABLES.values():
+            raise BadData(f"{escaped(arguments['data_files'])}: can't be read: {why}") from None
         raise BadEnvironment(f"{escaped(path)}: {why}; {remedy}") from None
 
 

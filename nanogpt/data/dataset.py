@@ -18,6 +18,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
 from nanogpt.data.shards import Shard, Tokens, open_shard, sha256
 from nanogpt.errors import BadData, escaped
+from nanogpt.files import from_json
 from nanogpt.schema import Section, signature
 from nanogpt.tokenizer import Tokenizer
 
@@ -163,7 +164,7 @@ REPAIR = "prepare it again with overwrite=true"
 def read_meta(path: Path) -> Meta:
     """meta.json, strictly. Raises BadData."""
     try:
-        meta = Meta.model_validate(json.loads(path.read_bytes()))
+        meta = Meta.model_validate(from_json(path.read_bytes()))
     except FileNotFoundError:
         raise BadData(f"{escaped(path)}: not found") from None
     except (OSError, ValueError, ValidationError) as error:
@@ -181,7 +182,7 @@ def open_split(folder: Path, name: SplitName, split: SplitMeta, vocab_size: int,
     """Open and check the shards of a split."""
     shards: list[Shard] = []
     for one in split.shards:
-        if os.path.basename(one.file) != one.file:
+        if os.path.basename(one.file) != one.file or not one.file.isprintable():
             raise BadData(f"{escaped(folder)}/meta.json: shard name {escaped(one.file)!r} leaves the folder")
         shard = open_shard(folder / one.file)
         if shard.n_tokens != one.tokens:

@@ -1,7 +1,6 @@
 """Where the documents of a benchmark come from: local files that a key names, else the Hugging Face hub."""
 
 import bz2
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from nanogpt.data.corpora import load_stream, rows_of
 from nanogpt.errors import BadData, escaped
+from nanogpt.files import from_json
 
 Record = dict[str, Any]
 
@@ -75,7 +75,7 @@ def json_lines(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            row: object = json.loads(line)
+            row: object = from_json(line)
         except ValueError:
             row = None
         if not isinstance(row, dict):

@@ -10,7 +10,7 @@ from typing import Any
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.errors import BadData, escaped
-from nanogpt.files import write
+from nanogpt.files import from_json, write
 from nanogpt.tokenizer import (
     END_OF_TEXT,
     BPETokenizer,
@@ -28,7 +28,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     if not path.exists():
         return None
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = from_json(path.read_bytes())
         if "kind" in content:
             return tokenizers.load(folder)
         if content["model"]["type"] == "WordLevel":
@@ -38,7 +38,9 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
                 raise BadData(f"{escaped(path)}: its characters are not in code point order")
             return tokenizer
         return BPETokenizer(json.dumps(content))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except BadData:
+        raise
+    except Exception as error:  # tokenizers raises plain Exception
         raise BadData(f"{escaped(path)}: not a tokenizer of characters or byte-level BPE: {escaped(error)}") from None
 
 

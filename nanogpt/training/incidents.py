@@ -18,7 +18,7 @@ from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import ensure
 from nanogpt.device import set_up
 from nanogpt.errors import BadCheckpoint, BadInput, Diverged, escaped
-from nanogpt.files import write_atomic
+from nanogpt.files import from_json, write_atomic
 from nanogpt.tracking.console import say, table
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import StepMetrics
@@ -129,7 +129,7 @@ def replay(config: TrainConfig) -> int:
 def read_incident(folder: Path) -> dict[str, Any]:
     """incident.json. Raises BadInput."""
     try:
-        about = json.loads((folder / "incident.json").read_bytes())
+        about = from_json((folder / "incident.json").read_bytes())
         if isinstance(about["step"], int) and isinstance(about["micro_batch_size"], int) and about["precision"]:
             return about
         raise ValueError("step and micro_batch_size are missing")

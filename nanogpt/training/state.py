@@ -146,9 +146,6 @@ def refuse_misfits(loaded: Loaded, named: dict[str, torch.nn.Parameter]) -> None
     theirs = {name: (tuple(t.shape), t.dtype) for name, t in loaded.model.items()}
     wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     wrong += sorted(key for key in loaded.optimizer if key.rpartition("/")[0] not in ours)
-    missing = {"step", "samples", "evaluated", "results", "best", "scaler"} - set(loaded.state)
-    if missing:
-        raise BadCheckpoint(f"{escaped(loaded.path)}/state.json: lacks {', '.join(sorted(missing))}")
     if wrong:
         names = ", ".join(escaped(name) for name in wrong[:5])
         raise BadCheckpoint(f"{escaped(loaded.path)}: is of another model; {len(wrong)} tensors differ: {names}")
