@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -158,6 +158,17 @@ def short(axis: Axis, others: Sequence[Axis]) -> str:
     """`lr` for `optimizer.lr`, unless another axis ends so too."""
     end = axis.key.rpartition(".")[2]
     return end if [one.key.rpartition(".")[2] for one in others].count(end) == 1 else axis.key
+
+
+def unusual(found: Sequence[Setting], varied: Sequence[Axis]) -> Callable[[Setting], str]:
+    """What of a setting is unlike most of them: `conv=[] lr=0.01`, or `as most`."""
+    usual = {axis: Counter(shown(axis.value(one)) for one in found).most_common(1)[0][0] for axis in varied}
+
+    def told(setting: Setting) -> str:
+        odd = [axis for axis in varied if shown(axis.value(setting)) != usual[axis]]
+        return " ".join(f"{short(axis, varied)}={brief(axis.value(setting))}" for axis in odd) or "as most"
+
+    return told
 
 
 def name(setting: Setting, varied: Sequence[Axis]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from experiments.command import left_out
 from experiments.document import Cell, Table
 from experiments.progress import WRONG
-from experiments.ranking import LABELS, Axis, Setting, brief, name, science, short, shown
+from experiments.ranking import LABELS, Axis, Setting, brief, name, science, short, shown, unusual
 from experiments.results import Result
 from experiments.statistics import Estimate, mean
 from nanogpt import schema
@@ -14,12 +14,16 @@ from nanogpt.config import Metric
 from nanogpt.errors import escaped
 from nanogpt.tracking.console import amount, say, seconds, shortened, table
 
+MANY = 6  # keys that were varied, each in a column of its own; more are told in one, as far as they are unlike most
 Column = tuple[str, Callable[[Setting], Cell]]
 
 
 def ranking_table(settings: Sequence[Setting], ranks: int, varied: Sequence[Axis], metric: Metric) -> Table:
     """One row a setting; the first `ranks` are ranked, the others have no finished run."""
     labels: list[Column] = [(short(axis, varied), lambda s, a=axis: value_cell(a.value(s))) for axis in varied]
+    if len(varied) > MANY:
+        told = unusual(settings, varied)
+        labels = [("unlike most", lambda s: Cell(shortened(escaped(told(s), 4000), 100)))]
     if not varied:
         labels = [("run", lambda s: Cell(escaped(s.first.path.name)))]
     if any(setting.attempt > 1 for setting in settings):
