@@ -1,4 +1,4 @@
-"""README and the help pages are true: every command in them is one that the doors take, every path is there."""
+"""README, docs/ and the help pages are true: the doors take every command in them, links and paths lead somewhere."""
 
 import re
 import shlex
@@ -8,6 +8,7 @@ import pytest
 
 from conf.door import split
 from conf.reading import points
+from conf.reference import slug
 from conf.unforeseen import CODE
 from conf.words import with_targets
 from experiments.__main__ import ABOUT_RUNS, QUESTIONS
@@ -23,18 +24,22 @@ BY_COMMAND = {f"-m launch {word}": ("launch", DOORS["launch"]) for word in JOBS}
 }
 BY_COMMAND |= {COMMANDS.get(name, f"{name}.py"): (name, kind) for name, kind in DOORS.items() if name != "launch"}
 MODULE = r"(-m (?:nanogpt\.export|nanogpt\.doctor|nanogpt\.tracking sync|(?:experiments|launch) \w+))"
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
+MARKDOWN = [path for room in ("*", "docs/**/*", "experiments/worked/**/*") for path in sorted(ROOT.glob(f"{room}.md"))]
+START = r"(?:python|torchrun(?: --\S+)+)"
 
 
 def commands() -> list[str]:
-    """`python <door>.py …`, `python -m experiments …` in code blocks, tables and help pages, without explanation."""
+    """`python <door>.py …`, `torchrun … <door>.py …`, `python -m experiments …` in code blocks, tables and help pages,
+    without explanation."""
     found: dict[str, None] = {}
     for page in PAGES:
         for line in page.read_text().splitlines():
             if line.startswith("$"):
                 continue  # a session that shows an error
             line = line.partition("| ")[2].partition("| ")[2] if line.startswith("| ") else line  # not nanoGPT's own
-            for match in re.finditer(rf"python (?:{'|'.join(map(re.escape, BY_COMMAND))})(?: [^`|#]*)?", line):
+            for match in re.finditer(rf"{START} (?:{'|'.join(map(re.escape, BY_COMMAND))})(?: [^`|#]*)?", line):
                 command = re.split(r"\s{3,}|\s+# ", match[0])[0].strip()
                 found[command.rstrip('")').strip() if "-sc" in command else command] = None
     return list(found)
@@ -42,7 +47,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", [c for c in commands() if "…" not in c and "-sc" not in c])
 def test_commands_compose(command: str) -> None:
-    _, door, *words = shlex.split(re.sub(MODULE, r"'\1'", command))
+    _, door, *words = shlex.split(re.sub(START, "python", re.sub(MODULE, r"'\1'", command), count=1))
     if "--help" in words:
         return  # asked for in test_compose
     name, kind = BY_COMMAND[door]
@@ -57,13 +62,31 @@ def test_commands_compose(command: str) -> None:
 
 
 def test_there_are_commands() -> None:
-    assert len(commands()) > 15
+    found = commands()
+    assert len(found) > 100 and any(one.startswith("torchrun") for one in found)
 
 
-def test_links_and_pictures_are_there() -> None:
-    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^):]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), target
+        headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in map(slug, headings), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_are_there(page: Path) -> None:
+    rooms = "docs|experiments|launch|nanogpt|tests"
+    for name in re.findall(rf"(?:`|\s)((?:{rooms})/[\w/.-]+\.(?:py|yaml|txt|md))\b", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_index_has_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in ROOT.glob("docs/*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page.name
 
 
 def test_every_exit_code_is_explained() -> None:
@@ -76,5 +99,6 @@ def test_make_targets_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name in ["setup", "train", "test", "slow", "lint", "types", "fmt", "bench", "clean", "help"]:
         assert re.search(rf"^{name}:.*##", makefile, re.MULTILINE), name
-    for name in set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)):
-        assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
+    for page in PAGES:
+        for name in set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE)):
+            assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"{page.name}: {name}"

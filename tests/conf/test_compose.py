@@ -15,7 +15,8 @@ from conf.door import help_page
 from conf.groups import choices, groups
 from conf.overrides import aside_fields
 from conf.reading import points
-from nanogpt.config import EvaluateConfig, SampleConfig, TrainConfig
+from nanogpt.config import EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
+from nanogpt.interop.architecture import PLAIN, SIZES
 from nanogpt.model.cost import parameter_counts
 from nanogpt.schema import leaves
 from tests.doors import DOORS
@@ -143,6 +144,14 @@ def test_fast_recipes(name: str) -> None:
         128,
     )
     assert parameter_counts(config.model.with_vocab(50_257))["total"] < 124_439_808, "not more than GPT-2 small"
+
+
+def test_each_switch_of_the_network_is_known_of_weights_from_elsewhere() -> None:
+    """One that isn't would be lost where a training starts from weights that have it."""
+    decided = ModelConfig.model_fields.keys() - {"name", "dropout", "vocab_multiple", "init", "zero_init"}
+    assert decided == {*PLAIN, *SIZES, "bias", "activation"}
+    chosen = OmegaConf.load(ROOT / "conf" / "model" / "pretrained.yaml").model
+    assert decided == {key for key, value in chosen.items() if value is None}
 
 
 def test_sweeps_are_every_combination_checked() -> None:
