@@ -16,6 +16,8 @@ def build_optimizer(
     work, `width` is that of `grouped`. Raises BadInput naming a parameter that the optimizer can't take.
     """
     groups, fused = grouped(model, config, width), device_type in FUSED_DEVICES
-    if config.name == "adamw":
-        return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-    return Muon(groups, config, ranks, fused)
+    match config.name:
+        case "adamw":
+            return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+        case "muon" | "normuon":
+            return Muon(groups, config, ranks, fused)

@@ -174,7 +174,7 @@ class Loop:
     def diverged(self, what: str) -> Diverged:
         """The error, told by the leader alone."""
         error = Diverged(
-            f"{what}; the last checkpoint is intact and from before; "
+            f"{what}; {'the last checkpoint is intact and from before' if self.saved else 'nothing was saved yet'}; "
             "a lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy"
         )
         error.told = self.record is None
