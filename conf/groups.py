@@ -31,7 +31,7 @@ def refuse_bombs(group: str, name: str) -> None:
 
     Raises BadInput.
     """
-    path = resources.files("conf").joinpath(group, f"{name}.yaml")
+    path = resources.files("conf").joinpath(f"{group}/{name}.yaml")
     if not path.is_file():
         return
     content = path.read_bytes()
