@@ -20,7 +20,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 from yaml import YAMLError
 
 from conf.grid import left_out
-from conf.groups import choices, groups
+from conf.groups import choices, groups, refuse_bombs
 from conf.launchers import KINDS, BasicLauncher, Launcher
 from conf.overrides import (
     ASIDE,
@@ -140,12 +140,14 @@ class Composer:
     def base(self, files: tuple[str, ...]) -> DictConfig:
         """What Hydra makes of a choice of files, without what is about sweeps. Raises BadInput."""
         if files not in self.composed:
+            for file in files:
+                refuse_bombs(*file.split("=", 1))
             try:
                 composed = compose(self.door, list(files), return_hydra_config=True)
             except (TypeError, YAMLError) as error:
                 raise BadInput(f"{' '.join(files)}: a file is not YAML with keys: {escaped(error, 300)}") from None
             except (HydraException, OmegaConfBaseException, RecursionError) as error:
-                raise BadInput(str(error).splitlines()[0]) from None
+                raise BadInput(first_line(error)) from None
             for prefix in ASIDE:
                 there = OmegaConf.select(composed, prefix.rstrip("."))
                 plain = plain_values(there, self.keys) if there is not None else {}
@@ -212,6 +214,11 @@ def checked(kind: type[Config], values: dict[str, Any], prefix: str) -> Config:
         raise BadInput(f"{prefix}{error}") from None
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or at least what it is called."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def changes_in(chosen: list[Value], several: set[str]) -> dict[str, str]:
     """A point's values of the keys in which points differ, as text."""
     return {one.key: one.text for one in chosen if one.key in several}
@@ -222,7 +229,7 @@ def put(composed: DictConfig, one: Value) -> None:
     try:
         OmegaConf.update(composed, one.key, one.value, merge=True)
     except OmegaConfBaseException as error:
-        raise BadInput(f"{one.key}={escaped(one.text)}: {escaped(str(error).splitlines()[0])}") from None
+        raise BadInput(f"{one.key}={escaped(one.text)}: {escaped(first_line(error))}") from None
 
 
 def plain_values(composed: DictConfig, keys: set[str]) -> dict[str, Any]:
@@ -231,11 +238,11 @@ def plain_values(composed: DictConfig, keys: set[str]) -> dict[str, Any]:
         refuse_secrets(OmegaConf.to_container(composed))
         plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
-        name = re.sub(r".*'(.*)' not found.*", r"\1", str(error).splitlines()[0])
+        name = re.sub(r".*'(.*)' not found.*", r"\1", first_line(error))
         raise BadInput(f"{error.full_key}: refers to the unknown key '{escaped(name)}'{hint(name, keys)}") from None
     except InterpolationResolutionError as error:
         unset = re.search(r"Environment variable '(.*)' not found", str(error))
-        why = f"the environment variable {unset[1]} is not set" if unset else str(error).splitlines()[0]
+        why = f"the environment variable {unset[1]} is not set" if unset else first_line(error)
         raise BadInput(f"{error.full_key}: {why}") from None
     return plain
 
@@ -247,7 +254,7 @@ def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
         return plain
     if init_from not in ("scratch", ""):
         return plain | {"model": adopted(init_from, model)}
-    if model["n_layer"] is None:
+    if model.get("n_layer") is None and model.get("name") == "pretrained":
         raise BadInput("model=pretrained: takes its shape from weights; say which, e.g. init_from=gpt2")
     return plain
 

@@ -2,6 +2,10 @@
 
 from importlib import resources
 
+from nanogpt.errors import BadInput
+
+LARGEST = 2**16  # bytes of a file; those that are here have a thousand
+
 
 def groups(door: str) -> list[str]:
     """The groups in the defaults list of `conf/<door>.yaml`, in its order."""
@@ -20,3 +24,26 @@ def choices(group: str) -> list[str]:
     """The YAML files of a group, by name."""
     names = (entry.name for entry in resources.files("conf").joinpath(group).iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def refuse_bombs(group: str, name: str) -> None:
+    """A chosen file isn't large, and no line of it stands for others: ten such lines can mean a billion values.
+
+    Raises BadInput.
+    """
+    path = resources.files("conf").joinpath(f"{group}/{name}.yaml")
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    if len(content) > LARGEST:
+        raise BadInput(f"{group}={name}: its file has {len(content):,} bytes; allowed: {LARGEST:,}")
+    if b"&" in content and b"*" in content:
+        import yaml
+
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=yaml.SafeLoader)):
+                raise BadInput(
+                    f"{group}={name}: its file has an alias (*name), which isn't read; write the value again"
+                )
+        except (yaml.YAMLError, RecursionError):
+            return  # told by whoever reads it

@@ -57,7 +57,7 @@ def parse(text: str) -> Override:
         raise BadInput(f"{plain}: the key before '=' is missing")
     try:
         return OverridesParser.create().parse_override(text)
-    except (HydraException, RecursionError):
+    except (HydraException, RecursionError, ValueError):  # the last for an integer of thousands of digits
         odd = next((c for c in text if not c.isascii()), None)
         why = f"the character '{odd}' needs quotes" if odd else "can't be read; check the quotes and brackets"
         raise BadInput(f"{plain}: {why}, e.g. {escaped(key)}=\"'…'\"") from None

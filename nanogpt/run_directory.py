@@ -184,7 +184,7 @@ def find(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
             raise BadInput(f"run=null: no run under {escaped(runs_dir)}; train one first: python train.py")
         return max(runs, key=lambda one: (bool(one.checkpoints.steps()), newest_change(one.path)))
     for path in (Path(run), folder / run):
-        if (path / "config.json").exists():
+        if os.path.exists(path / "config.json"):  # says no, where pathlib raises, of a name that is too long
             return RunDirectory(path)
     names = [path.parent.name for path in folder.glob("*/config.json")]
     raise BadInput(f"{key}={escaped(run)}: not a run directory{hint(Path(run).name, names)}")

@@ -114,7 +114,7 @@ def folder_of(config: DataConfig) -> Path:
 
 def is_token_folder(source: str | None) -> bool:
     """Whether `data.source` is a folder that holds .bin files."""
-    return source is not None and Path(source).is_dir() and any(Path(source).glob("*.bin"))
+    return source is not None and os.path.isdir(source) and any(Path(source).glob("*.bin"))
 
 
 def expected_vocab_size(config: DataConfig) -> tuple[int, bool]:

@@ -4,6 +4,7 @@ Each source tells the network its weights are for before it reads them, so that 
 starts; torch is only imported to read tensors. Only safetensors and, with `weights_only`, nanoGPT's .pt are read.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -172,12 +173,12 @@ def find_source(init_from: str) -> Source:
     """The weights that a name or a path means. Raises BadInput with what is allowed and the nearest name."""
     if init_from in GPT2_SIZES:
         return OpenAI(init_from)
-    path = Path(init_from)
-    if path.is_file():
+    path = Path(init_from)  # os.path's questions say no where pathlib's raise: of names that are too long
+    if os.path.isfile(path):
         return NanoGPT(path)
-    if (path / CONFIG).exists():
+    if os.path.exists(path / CONFIG):
         return Run(path) if "training" in read_json(path / CONFIG) else Folder(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise BadCheckpoint(f"init_from={escaped(init_from)}: a folder without {CONFIG}")
     names = ["scratch", *GPT2_SIZES]
     raise BadInput(
@@ -227,7 +228,7 @@ def look(init_from: str, _: int) -> tuple[str, Values]:
 
 def stamp(init_from: str) -> int:
     path = Path(init_from)
-    paths = (file for file in (path, path / CONFIG) if file.exists())
+    paths = (file for file in (path, path / CONFIG) if os.path.exists(file))
     return max((file.stat().st_mtime_ns for file in paths), default=0)
 
 

@@ -1,13 +1,23 @@
-"""A trained run to copy and spoil."""
+"""A trained run to copy and spoil, a Slurm that only takes notes, and a folder of YAML files to write to."""
 
+import os
 import shutil
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import conf
+from conf.words import override
+from nanogpt import schema
+from nanogpt.config import TrainConfig
 from nanogpt.training.run import train
+from tests.conftest import ROOT
 from tests.security.hostile import Person
 from tests.tiny import tiny_config, write_corpus
+
+SHORT = {"training.steps": 2, "eval.every": 2, "checkpoint.every": 1, "eval.tokens": 64}
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_corpus(folder / "corpus.txt")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        short = {"training.steps": 2, "eval.every": 2, "checkpoint.every": 1, "eval.tokens": 64}
-        assert train(tiny_config(Path(), Path("corpus.txt"), **short)) == 0
+        assert train(tiny_config(Path(), Path("corpus.txt"), **SHORT)) == 0
     return folder
 
 
@@ -36,3 +45,53 @@ def run(person: Person) -> Path:
     """The run in there."""
     (path,) = Path("runs").iterdir()
     return path
+
+
+@pytest.fixture
+def words() -> list[str]:
+    """What trains it, on a command line."""
+    values = dict(schema.values(tiny_config(Path(), Path("corpus.txt"), **SHORT)))
+    usual = dict(schema.values(TrainConfig(training={"steps": 1})))  # type: ignore[arg-type]
+    del values["runs_dir"]
+    presets = ("schedule.warmup_steps", "hardware.device")  # which files set to something else than the default
+    return [override(key, value) for key, value in values.items() if value != usual[key] or key in presets]
+
+
+SBATCH = """#!/bin/sh
+for script; do :; done
+cp "$script" "$NOTES/script.sh"
+env > "$NOTES/environment.txt"
+printf '%s\\n' "$@" > "$NOTES/sbatch.txt"
+echo Submitted batch job 123
+"""
+SRUN = """#!/bin/sh
+printf '%s\\n' "$@" > "$NOTES/srun.txt"
+"""
+
+
+@pytest.fixture
+def slurm(person: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where sbatch and srun note what they are given, and start nothing."""
+    programs, notes = tmp_path / "bin", tmp_path / "notes"
+    programs.mkdir()
+    notes.mkdir()
+    for name, text in {"sbatch": SBATCH, "srun": SRUN, "squeue": "#!/bin/sh\n", "scontrol": "#!/bin/sh\n"}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("NOTES", str(notes))
+    return notes
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file conf/experiment/mine.yaml to write to, with the real ones of the other groups beside it."""
+    package = tmp_path / "package" / "conf"
+    (package / "experiment").mkdir(parents=True)
+    for path in (ROOT / "conf").iterdir():
+        if path.name not in ("experiment", "__pycache__"):
+            (package / path.name).symlink_to(path)
+    spec = spec_from_file_location("conf", package / "__init__.py", submodule_search_locations=[str(package)])
+    monkeypatch.setattr(conf, "__spec__", spec)
+    monkeypatch.setattr("conf.groups.resources", SimpleNamespace(files=lambda _: package))  # type: ignore[reportUnknownLambdaType]
+    return package / "experiment" / "mine.yaml"

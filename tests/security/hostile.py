@@ -1,5 +1,6 @@
 """What an attacker would leave in files, and commands given in this process as a person gives them."""
 
+import logging
 import os
 import pickle
 import runpy
@@ -59,6 +60,7 @@ class Person:
     def give(self, *words: str) -> Said:
         """`python train.py …`, `python -m experiments report …`."""
         self.capsys.readouterr()
+        handlers, level = logging.root.handlers[:], logging.root.level
         self.patch.setattr(sys, "argv", [words[1] if words[0] == "-m" else words[0], *words[1 + (words[0] == "-m") :]])
         with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
             warnings.simplefilter("default")  # as for a person, who would see a warning on standard error
@@ -67,6 +69,7 @@ class Person:
                 runpy.run_module(words[1], run_name="__main__")
             else:
                 runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        logging.root.handlers[:], logging.root.level = handlers, level  # Hydra's, for --info, would stay
         code, said = ended.value.code, self.capsys.readouterr()
         assert isinstance(code, int), code
         done = Said(code, said.out, said.err)
