@@ -54,10 +54,10 @@ def describe(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> 
 
 def on_cpu(state: TrainState, keep: bool) -> dict[str, Tensors]:
     """The state's tensors, or on a rank that keeps none of them nothing; all ranks call it together."""
-    tensors: dict[str, Tensors] = {}
+    tensors: dict[str, Tensors] = {part: {} for part in state.tensors()}  # there are no moments before the first step
     for part, key, tensor in state.whole_tensors():
         if keep:
-            tensors.setdefault(part, {})[key] = tensor.cpu()
+            tensors[part][key] = tensor.cpu()
     return tensors
 
 
