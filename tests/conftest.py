@@ -20,6 +20,12 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What torch.compile makes is of this session, not what is left of another's code."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A small text to train on."""
