@@ -64,6 +64,8 @@ class Lab:
             cwd=self.folder,
             env=environment,
             text=True,
+            # Ctrl-C as in a terminal, also where the tests were started in the background, which ignores it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
