@@ -161,7 +161,7 @@ def test_compiled_blocks_in_parts(config: Build, tmp_path: Path) -> None:
     rows: list[list[dict[str, float]]] = []
     for compile in (False, True):
         built = config(**GENTLE, **FSDP, **{"hardware.compile": compile}, runs_dir=str(tmp_path / str(compile)))
-        assert Started(built, 2).wait(300) == [0, 0]
+        assert Started(built, 2).wait(900) == [0, 0]
         rows.append(read_rows(locate(built) / "metrics.jsonl"))
     assert all(abs(a.get("loss", 0) - b.get("loss", 0)) < 1e-5 for a, b in zip(*rows, strict=True))
 
