@@ -89,7 +89,7 @@ def test_the_controller_is_down_while_submitting(lab: Lab, small: Cluster) -> No
         assert process.poll() is None, "it waits"
     finally:
         small.start_controller()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     point = lab.points("late")["base"]
     assert point.state == "finished" and starts(point) == 1
@@ -109,7 +109,7 @@ def test_the_controller_goes_and_comes_while_watching(lab: Lab, small: Cluster) 
         assert code == 0 and "unknown" in output, output
     finally:
         small.start_controller()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert starts(lab.points("gone")["base"]) == 1
 
