@@ -38,7 +38,8 @@ def list_runs(config: ListConfig) -> int:
     say(progress_table(sorted(chosen, key=lambda one: -one.updated), config, title(chosen)))
     for one in chosen:
         if one.state in WRONG and one.why:
-            say(f"{name(one, config)}: {one.state}: {escaped(one.why, 300)}{f'; log: {one.log}' if one.log else ''}")
+            log = f"; log: {escaped(one.log)}" if one.log else ""
+            say(f"{name(one, config)}: {one.state}: {escaped(one.why, 300)}{log}")
     for problem in problems:
         say(f"warning: {problem}")
     return 0

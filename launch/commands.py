@@ -74,7 +74,7 @@ def logs(config: LaunchConfig) -> int:
     if config.follow and len(there) > 1:
         raise BadInput("follow=true: of which run? name one")
     for point, log in there:
-        say(f"=== {escaped(point.run.name)}  {point.state}  {log}")
+        say(f"=== {escaped(point.run.name)}  {point.state}  {escaped(log)}")
         for line in log.read_text(errors="replace").splitlines()[-config.lines :]:
             say(visible(line))
     if config.follow:

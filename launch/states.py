@@ -98,7 +98,7 @@ def point_of(run: Path, submission: Submission, index: int, cluster: Cluster) ->
     ended_well = bool(events) and events[-1].get("state") == "finished"
     if point.state != "finished" and not (point.state == "paused" and ended_well):
         point.state, point.why = state_of(events, queued(point, cluster), bool(point.job))
-        point.code = int(events[-1].get("code", 0)) if events else 0
+        point.code = events[-1].get("code", 0) if events else 0
     return point
 
 

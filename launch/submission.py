@@ -17,9 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from launch.study import RECORDS, Member, Study
+from launch.verdict import State
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadEnvironment, escaped
@@ -27,6 +28,7 @@ from nanogpt.files import append, from_json, locked, write, write_atomic
 from nanogpt.schema import Section
 
 Event = dict[str, Any]
+LONGEST = 4096  # bytes of a path on Linux
 
 
 class Job(Section):
@@ -53,6 +55,30 @@ class Facts(Section):
     jobs: Annotated[tuple[Job, ...], Field(strict=False)]
 
 
+class Start(Section):
+    """A point begins."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    job: Annotated[str, Field(pattern=r"^\d+(_\d+)?$")]
+    step: int
+    time: float
+
+
+class End(Section):
+    """An attempt at a point is over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    state: State
+    why: str
+    time: float
+    code: int = 0
+
+
+KINDS: dict[str, type[Section]] = {"start": Start, "end": End}
+
+
 class Submission:
     """One submission of a study."""
 
@@ -70,8 +96,8 @@ class Submission:
         path = self.path / "points.jsonl"
         try:
             points = [from_json(line) for line in path.read_text().splitlines()]
-            if any(not isinstance(point["run"], str) for point in points):
-                raise ValueError("a run directory is a text")
+            if not all(is_point(point["run"], point["config"]) for point in points):
+                raise ValueError("a point is a run directory and a config")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise BadCheckpoint(f"{escaped(path)}: damaged: {escaped(error)}") from None
         return points
@@ -104,8 +130,8 @@ class Submission:
             for line in (self.path / "events" / f"{index}.jsonl").read_text(errors="replace").splitlines():
                 with suppress(ValueError, TypeError, KeyError):  # torn by a power cut
                     event = from_json(line)
-                    needed = {"start": ("job", "step", "time"), "end": ("state", "why", "time")}[event["event"]]
-                    events += [event] if all(name in event for name in needed) else []
+                    KINDS[event["event"]].model_validate(event)
+                    events.append(event)
         return events
 
     def hand_over(self, name: str, first: int, count: int, submit: Callable[[], str]) -> None:
@@ -132,6 +158,10 @@ class Submission:
         """`123_4`, or None for what was never handed over."""
         job = next((job for job in self.facts.jobs if job.first <= index < job.first + job.count), None)
         return f"{job.id}_{index - job.first}" if job and job.id else None
+
+
+def is_point(run: object, config: object) -> bool:
+    return isinstance(run, str) and "\0" not in run and len(run) < LONGEST and isinstance(config, dict)
 
 
 @contextmanager

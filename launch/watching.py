@@ -85,7 +85,7 @@ def tell_wrong(points: list[Point]) -> None:
     """Below the table, in full: what went wrong, and where it can be read."""
     for point in points:
         if point.state in ("failed", "diverged", "lost", "cancelled"):
-            log = f"; log: {point.log}" if point.log else ""
+            log = f"; log: {escaped(point.log)}" if point.log else ""
             say(f"{escaped(point.run.name)}: {point.state}: {escaped(point.why, 300)}{log}")
 
 

@@ -24,9 +24,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def no_link(path: str, flags: int) -> int:
+    """For `open`, where only a file of ours belongs: a link that somebody put there isn't followed. Raises OSError."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write(path: Path, content: str | bytes) -> None:
     """A small file, on disk when this returns. Raises OSError."""
-    with path.open("wb") as file:
+    with open(path, "wb", opener=no_link) as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
@@ -83,7 +88,7 @@ def locked(path: Path, wait: bool) -> Generator[bool, None, None]:
     The lock belongs to the process and dies with it, however it dies. Network file systems without locks get an owner
     file with a heartbeat instead (`owned`).
     """
-    with path.open("a+") as file:
+    with open(path, "a+", opener=no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

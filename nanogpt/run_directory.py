@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, escaped, hint
-from nanogpt.files import from_json, locked, write_atomic
+from nanogpt.files import from_json, locked, no_link, write_atomic
 from nanogpt.schema import signature
 from nanogpt.tracking.metrics import RowLog
 
@@ -120,6 +120,8 @@ def newest_step(path: Path) -> int:
 def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint, BadInput."""
     path = locate(config)
+    if path.is_symlink() and not (path / "config.json").exists():
+        raise BadCheckpoint(f"{escaped(path)}: is a link, but to no run directory; remove it, or give another name")
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / ".lock", wait=False) as mine:
         run = RunDirectory(path, config.checkpoint.keep, config.checkpoint.keep_every)
@@ -162,7 +164,8 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
 def write_owner(path: Path) -> None:
     """Who holds the lock, in the lock file: for the message of those who come too late."""
     facts = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-    (path / ".lock").write_text(json.dumps(facts | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
+    with open(path / ".lock", "w", opener=no_link) as file:
+        file.write(json.dumps(facts | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
 
 
 def owner(path: Path) -> str:

@@ -60,7 +60,7 @@ class RowLog:
         """Hand over all that is pending; the file is opened anew, since log rotation may have moved it."""
         if not self.pending:
             return
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         try:
             while self.pending:
                 self.pending = self.pending[os.write(descriptor, self.pending) :]

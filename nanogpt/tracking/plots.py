@@ -38,6 +38,7 @@ def draw_loss(rows: list[Row], path: Path, title: str) -> None:
         axes.legend(frameon=False)
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp")
+    partial.unlink(missing_ok=True)  # were it a link, it would be followed
     figure.savefig(partial, format="png")
     partial.replace(path)
 

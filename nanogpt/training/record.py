@@ -12,7 +12,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.data.sampler import seed_of
 from nanogpt.errors import escaped
 from nanogpt.evaluation.loss import LOSSES
-from nanogpt.files import write_atomic
+from nanogpt.files import no_link, write_atomic
 from nanogpt.generate import Draw, generate
 from nanogpt.model.cost import flops_per_token
 from nanogpt.model.devices import peak_flops
@@ -67,7 +67,7 @@ class Record:
 
     def log(self, text: str) -> None:
         """A line in log.txt alone."""
-        with self.tolerant(), (self.run.path / "log.txt").open("a", encoding="utf-8") as file:
+        with self.tolerant(), open(self.run.path / "log.txt", "a", encoding="utf-8", opener=no_link) as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     @contextmanager
