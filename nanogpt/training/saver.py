@@ -19,7 +19,9 @@ class Saver:
 
     def __init__(self, run: RunDirectory, max_failed: int, note: Callable[[str], None]) -> None:
         self.run, self.max_failed, self.note = run, max_failed, note
-        self.thread = ThreadPoolExecutor(1, "checkpoint writer")
+        self.thread = ThreadPoolExecutor(1, "checkpoint writer", torch.set_num_threads, (1,))
+        """Without OpenMP threads of its own: with more of them than cores, those of the steps would sleep, not spin,
+        between one product and the next, and a step of a small model take twice as long."""
         self.buffers: Future[Parts] | None = None
         self.writing: Future[object] | None = None
         self.failed = 0
