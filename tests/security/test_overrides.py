@@ -22,7 +22,7 @@ from nanogpt.errors import BadInput, LabError
 from nanogpt.schema import leaves
 
 KEYS = dict(leaves(TrainConfig))
-SECONDS = 1.0  # that anything may take; of processor time, since others use the machine too
+SECONDS = 30.0  # of processor time: what hangs or grows with 2^n takes more, a slow machine does not
 Made = tuple[DictConfig, dict[str, list[dict[str, Any]]]]
 
 

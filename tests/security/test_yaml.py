@@ -65,7 +65,7 @@ def test_files_that_are_no_config(text: str, person: Person, experiment: Path) -
     experiment.write_text(HEAD + text)
     started = time.process_time()
     assert person.refused("train.py", "experiment=mine", "plan=true") == 2
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 30
 
 
 def test_targets_on_a_command_line(person: Person) -> None:
