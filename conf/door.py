@@ -5,6 +5,7 @@ ends in one line on stderr and exit code 2. `--cfg job` shows the checked config
 `--hydra-help` and tab completion are Hydra's own.
 """
 
+import gc
 import io
 import os
 import re
@@ -104,6 +105,7 @@ def leave(code: int) -> NoReturn:
     if is_rank():
         flush()
         os._exit(code)
+    gc.freeze()  # what torch imports is a million objects, and looking for garbage among them takes most of a second
     sys.exit(code)
 
 

@@ -157,10 +157,13 @@ class Record:
             self.steps.note("\n".join(f"  | {line[:100]}" for line in lines[:SHOWN_LINES]))
 
     def draw(self) -> None:
-        """plots/loss.png."""
+        """plots/loss.png, once there is a curve."""
+        rows = read_rows(self.run.metrics.path)
+        if len(rows) < 2:
+            return
         from nanogpt.tracking.plots import draw_loss  # matplotlib: half a second that the first step needn't wait for
 
-        draw_loss(read_rows(self.run.metrics.path), self.run.plot, self.run.path.name)
+        draw_loss(rows, self.run.plot, self.run.path.name)
 
     def status(self, state: str) -> None:
         """status.json."""
