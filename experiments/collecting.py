@@ -4,7 +4,6 @@ No kind takes away a run's newest or best checkpoint, its rows, or anything of a
 """
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from launch.submission import submissions
 from nanogpt.config import GcConfig, TrainConfig, Waste
 from nanogpt.errors import BadEnvironment, LabError, escaped
 from nanogpt.files import locked, read_json
-from nanogpt.run_directory import RunDirectory
+from nanogpt.run_directory import RunDirectory, parts_of
 from nanogpt.tracking.console import amount, say, table
 from nanogpt.tracking.metrics import number, read_rows
 
@@ -113,13 +112,12 @@ def old_versions(folder: Path) -> list[Path]:
 
 def superseded(run: Path, progress: Sequence[Progress]) -> bool:
     """Whether a later attempt of the same run is finished."""
-    match = re.fullmatch(r"(.+-[0-9a-f]{8})(?:-(\d+))?", run.name)
-    if match is None:
+    mine = parts_of(run.name)
+    if mine is None:
         return False
-    number = int(match[2] or 1)
-    later = re.compile(re.escape(match[1]) + r"-(\d+)")
-    names = [one.path.name for one in progress if one.path.parent == run.parent and one.state == "finished"]
-    return any((found := later.fullmatch(name)) and int(found[1]) > number for name in names)
+    names = (one.path.name for one in progress if one.path.parent == run.parent and one.state == "finished")
+    others = (parts for name in names if (parts := parts_of(name)))
+    return any(other[:2] == mine[:2] and other[2] > mine[2] for other in others)
 
 
 def is_empty(one: Progress) -> bool:

@@ -1,7 +1,6 @@
 """What every run is doing: from the records of its study where it was submitted, else from what it wrote itself."""
 
 import os
-import re
 import socket
 import time
 from collections.abc import Iterable
@@ -21,7 +20,6 @@ ENDS = ("finished", "paused", "stopped", "diverged", "failed", "running")
 GOING = OPEN  # the states in which a run isn't over
 WRONG = ("failed", "diverged", "lost", "cancelled")  # those that a person should know the reason of
 LONG_SILENCE = 3600.0
-LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,8 @@ def near(path: Path) -> Path:
 
 def progress_of(path: Path, point: Point | None = None) -> Progress:
     """One run. Reads the ends of its files alone, however long they are."""
-    status = RunDirectory(path).status()
+    run = RunDirectory(path)
+    status = run.status()
     rows = last_rows(path / "metrics.jsonl")
     timing = last_rows(path / "timing.jsonl", 1024)
     losses = [loss for row in rows if (loss := number(row.get("val_loss"))) is not None]
@@ -92,7 +91,7 @@ def progress_of(path: Path, point: Point | None = None) -> Progress:
     return Progress(
         path=path,
         state=state,
-        why=why or cause(path, state),
+        why=why or (run.last_words() or "no reason in log.txt" if state in ("failed", "diverged") else ""),
         step=max([whole(status.get("step")) or 0, *(whole(row.get("step")) or 0 for row in [*rows, *timing])]),
         steps=whole(status.get("steps")),
         val=losses[-1] if losses else None,
@@ -135,15 +134,3 @@ def alive(pid: object) -> bool:
     except OSError:
         return True  # another user's
     return True
-
-
-def cause(path: Path, state: str) -> str:
-    """Why a run ended badly: the last line of its log."""
-    if state not in ("failed", "diverged"):
-        return ""
-    with suppress(OSError), (path / "log.txt").open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-        lines = file.read().decode(errors="replace").splitlines()
-        if lines and (match := LOG_LINE.match(lines[-1])):
-            return match[1]
-    return "no reason in log.txt"

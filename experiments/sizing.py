@@ -9,10 +9,8 @@ from nanogpt.config import Gpu, ModelConfig, Precision, SizingConfig, check_hori
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.model.cost import flops_per_token, forward_flops, horizon, parameter_counts
 from nanogpt.model.devices import DEVICES, Device
-from nanogpt.model.memory import checkpoint_bytes, largest_micro_batch, training_memory
+from nanogpt.model.memory import ROOM, checkpoint_bytes, largest_micro_batch, memory_of
 from nanogpt.tracking.console import amount, say, seconds, table
-
-ROOM = 0.9  # of a GPU's memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
 
 
 def size(config: SizingConfig) -> int:
@@ -56,8 +54,7 @@ def memory_table(config: SizingConfig, model: ModelConfig) -> str:
     world = config.hardware.devices or 1
     precision = precision_on(config, None)
     micro = config.micro_batch_size(world)
-    rule, recompute, shards = config.optimizer.name, config.hardware.recompute, config.shards(world)
-    memory = training_memory(model, precision, micro, True, rule, recompute, shards)
+    memory = memory_of(config, model, precision, micro, True, world)
     kinds = [
         ("weights", memory.weights),
         ("gradients", memory.gradients),
@@ -90,13 +87,13 @@ def device_table(config: SizingConfig, model: ModelConfig, tokens: int) -> str:
 
 def device_rows(config: SizingConfig, model: ModelConfig, flops: float, world: int) -> Iterator[list[str]]:
     settings, sizes = config.sizing, divisors(config.batch_sequences // world)
-    recompute, shards = config.hardware.recompute, config.shards(world)
     chosen: list[Gpu] = [settings.gpu] if settings.gpu else list(DEVICES)
     for name in chosen:
         device = DEVICES[name]
         precision = precision_on(config, device)
-        room, rule = ROOM * device.memory, config.optimizer.name
-        largest = largest_micro_batch(model, precision, sizes, room, True, rule, recompute, shards)
+        largest = largest_micro_batch(
+            sizes, ROOM * device.memory, lambda n, p=precision: memory_of(config, model, p, n, True, world).total
+        )
         row = [name, f"{device.gigabytes:g} GB", f"up to {largest}" if largest else "doesn't fit"]
         if precision == "fp32" or (precision == "bf16" and not device.bf16):
             yield [*row, f"no peak for {precision} is known", ""]

@@ -22,12 +22,11 @@ from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.errors import LabError, escaped
 from nanogpt.model.cost import horizon
 from nanogpt.model.devices import DEVICES
-from nanogpt.model.memory import training_memory
+from nanogpt.model.memory import ROOM, training_memory
 from nanogpt.run_directory import newest_step
 from nanogpt.tracking.console import amount, seconds
 from nanogpt.training.plan import MFU
 
-ROOM = 0.9  # of a memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
 Value = TypeVar("Value")
 
 

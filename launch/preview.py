@@ -37,19 +37,10 @@ def state(member: Member, point: Point | None) -> Point:
     if point is None:
         point = Point(member.run)
         read_run(point)
-        status = RunDirectory(member.run).status()
-        if status.get("state") in FAILED:  # in a sweep that ran here
-            point.state, point.why = status["state"], last_words(member.run)
+        run = RunDirectory(member.run)
+        if (ended := run.status().get("state")) in FAILED:  # in a sweep that ran here
+            point.state, point.why = str(ended), run.last_words()
     return point
-
-
-def last_words(run: Path) -> str:
-    """The end of a run's log."""
-    try:
-        lines = (run / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return lines[-1][21:] if lines else ""
 
 
 def goal_step(member: Member) -> int | None:

@@ -4,7 +4,6 @@ Nothing is tried out here: the process that submits has neither torch nor, on a 
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from launch.states import last_rows
 from nanogpt.config import DataConfig, Gpu, ModelConfig, Precision, Rule
 from nanogpt.errors import LabError
 from nanogpt.model.cost import flops_per_token
-from nanogpt.model.devices import DEVICES
+from nanogpt.model.devices import DEVICES, known
 from nanogpt.run_directory import RunDirectory
 from nanogpt.training.plan import MFU
 
@@ -111,16 +110,12 @@ def same_device(run: Measured, work: Work) -> bool:
     """Whether a run was on as many devices of this kind, used in the same way. bf16 and fp16 are equally fast."""
     return (
         run.device == work.device
-        and (work.gpu is None or is_gpu(run.name, work.gpu))
+        and (work.gpu is None or known(run.name) is DEVICES[work.gpu])
         and (run.precision == "fp32") == (work.precision == "fp32")
         and run.ranks == work.ranks
         and (run.compile, run.recompute, run.shards) == (work.compile, work.recompute, work.shards)
         and (work.threads is None or work.device != "cpu" or run.threads == work.threads)
     )
-
-
-def is_gpu(name: str, gpu: Gpu) -> bool:
-    return re.fullmatch(DEVICES[gpu].pattern, name.removeprefix("NVIDIA ")) is not None
 
 
 def measured(folders: Iterable[Path], vocabulary: Vocabulary) -> list[Measured]:

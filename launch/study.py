@@ -18,7 +18,7 @@ from conf.reading import Sweep
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, escaped, hint
-from nanogpt.run_directory import SHORT, locate
+from nanogpt.run_directory import SHORT, locate, parts_of
 from nanogpt.schema import change_of, leaves, signature
 
 RECORDS = ".launch"  # folder in a study's that holds what was submitted
@@ -64,7 +64,7 @@ def study_of(sweep: Sweep[TrainConfig]) -> Study:
 def members_of(path: Path, points: Sequence[Point[TrainConfig]]) -> list[Member]:
     """Points of the study in a folder, each with the directory that its run has there or will have."""
     there = os.listdir(path) if path.is_dir() else []
-    known = {match[2]: match[1] for name in there if (match := re.fullmatch(r"(.+)-([0-9a-f]{8})(-\d+)?", name))}
+    known = {parts[1]: parts[0] for one in there if (parts := parts_of(one))}
     short = short_names(swept_keys(points))
     members: list[Member] = []
     for point in points:

@@ -27,6 +27,7 @@ from launch.watching import verdict, watch
 from nanogpt.config import TrainConfig
 from nanogpt.data.prepare import refuse_unprepared
 from nanogpt.errors import BadInput, escaped
+from nanogpt.run_directory import parts_of
 from nanogpt.tracking.console import say
 
 
@@ -146,8 +147,8 @@ def hand_over(study: Study, members: list[Member], launcher: JobLauncher, resour
 def frozen(member: Member) -> Member:
     """As it will be read again and again: its attempt is made, or found, once, now."""
     member.run.mkdir(parents=True, exist_ok=True)
-    number = re.fullmatch(r".*-[0-9a-f]{8}-(\d+)", member.run.name)
-    attempt = {"fresh": False, "attempt": int(number[1]) if number else 1}
+    parts = parts_of(member.run.name)
+    attempt = {"fresh": False, "attempt": parts[2] if parts else 1}
     return Member(member.run, member.config.model_copy(update=attempt))
 
 

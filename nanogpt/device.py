@@ -84,7 +84,7 @@ def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1, 
     if hardware.fp8:
         refuse_fp8(device, section)
     if hardware.compile:
-        if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")):
+        if not has_compiler():
             raise BadEnvironment("hardware.compile=true: torch.compile needs a C++ compiler and there is none here")
         keep_compiled(hardware.attention)
     if hardware.deterministic:
@@ -105,6 +105,11 @@ def set_threads(wanted: int | None, local_world: int) -> str:
     found = found or Threads(max(1, torch.get_num_threads() // local_world), "torch's choice")
     torch.set_num_threads(found.number)
     return f"{found.number} {'thread' if found.number == 1 else 'threads'} ({found.why})"
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile will find the C++ compiler that it needs."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc"))
 
 
 def keep_compiled(attention: Attention) -> None:

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nanogpt.checkpoint import Checkpoints
 
 SHORT = 8  # digits of the signature in a folder's name
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)")
 
 
 class RunDirectory:
@@ -83,6 +84,15 @@ class RunDirectory:
         """How many of the last starts, without a break, began at this very step, and so got to no later checkpoint."""
         return sum(1 for _ in takewhile(lambda start: start.get("from_step") == step, reversed(self.starts())))
 
+    def last_words(self) -> str:
+        """The last line of log.txt without its time, or nothing."""
+        with suppress(OSError), (self.path / "log.txt").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+            if lines and (line := LOG_LINE.match(lines[-1])):
+                return line[1]
+        return ""
+
 
 def locate(config: TrainConfig) -> Path:
     """The folder of this config's run: its latest attempt, or a new one with `fresh`; or the one `resume.run` names."""
@@ -98,6 +108,12 @@ def attempt(name: str, names: Iterable[str], fresh: bool) -> str:
     """Of the folders `name`, `name`-2, `name`-3 … among `names` the latest, or with `fresh` the one after it."""
     found = [1 if one == name else int(one[len(name) + 1 :]) for one in names if is_attempt(name, one)]
     return nth(name, max(found, default=0) + (1 if fresh else 0))
+
+
+def parts_of(folder: str) -> tuple[str, str, int] | None:
+    """(name, digits of the signature, number of the attempt) of a run directory's name; None for another name."""
+    match = re.fullmatch(rf"(.+)-([0-9a-f]{{{SHORT}}})(?:-(\d+))?", folder)
+    return (match[1], match[2], int(match[3] or 1)) if match else None
 
 
 def nth(name: str, number: int) -> str:

@@ -16,7 +16,7 @@ from torch.cuda import nccl
 
 from nanogpt.config import DoctorConfig, TrackingConfig
 from nanogpt.data.dataset import open_prepared
-from nanogpt.device import cpu_name, find_device, keep_compiled, memory_bytes
+from nanogpt.device import cpu_name, find_device, has_compiler, keep_compiled, memory_bytes
 from nanogpt.doctor.finding import Check, Finding
 from nanogpt.errors import BadEnvironment, LabError, escaped
 from nanogpt.tokenizer import GPT2Tokenizer
@@ -71,7 +71,7 @@ def device(config: DoctorConfig) -> Finding:
 def compiler(config: DoctorConfig) -> Finding:
     """torch.compile makes a kernel that computes what it should."""
     found = find_device(config.device, "device")
-    if found.type != "cuda" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")):
+    if found.type != "cuda" and not has_compiler():
         return Finding("note", "no C++ compiler, so no hardware.compile=true", "install g++ or clang")
     keep_compiled("auto")
 

@@ -9,14 +9,15 @@ T time, C channels, F channels inside the MLP, H heads, K heads of keys and valu
 padded to a multiple. Sizes are of one position in all layers unless they say otherwise.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from nanogpt.config import ModelConfig, Precision, Rule
+from nanogpt.config import ModelConfig, Precision, Rule, TrainConfig
 from nanogpt.model.cost import conv_widths, mlp_shapes, parameter_counts, qkv_width
 
 CHUNK_BYTES = 128 * 2**20  # of fp32 logits at a time; on a CPU 64 MiB takes 8 % longer, 256 MiB 3 % less
 FP32 = 4
+ROOM = 0.9  # of a memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
 
 
 @dataclass(frozen=True)
@@ -90,19 +91,17 @@ def checkpoint_bytes(config: ModelConfig, rule: Rule = "adamw") -> int:
     return FP32 * (parameter_counts(config)["total"] + moment_count(config, rule))
 
 
-def largest_micro_batch(
-    config: ModelConfig,
-    precision: Precision,
-    sizes: Iterable[int],
-    available: float,
-    gpu: bool = False,
-    rule: Rule = "adamw",
-    recompute: bool = False,
-    shards: int = 1,
-) -> int | None:
-    """The largest of `sizes`, in sequences, whose training memory is at most `available` bytes, or None."""
-    needed = ((n, training_memory(config, precision, n, gpu, rule, recompute, shards).total) for n in sizes)
-    return max((n for n, total in needed if total <= available), default=None)
+def memory_of(
+    config: TrainConfig, model: ModelConfig, precision: Precision, sequences: int, gpu: bool = False, world: int = 1
+) -> Memory:
+    """The same of one of `world` ranks that train a model as a config says."""
+    rule, recompute = config.optimizer.name, config.hardware.recompute
+    return training_memory(model, precision, sequences, gpu, rule, recompute, config.shards(world))
+
+
+def largest_micro_batch(sizes: Iterable[int], available: float, needed: Callable[[int], float]) -> int | None:
+    """The largest of `sizes`, in sequences, that needs at most `available` bytes, or None."""
+    return max((n for n in sizes if needed(n) <= available), default=None)
 
 
 def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int, recompute: bool = False) -> int:

@@ -7,7 +7,7 @@ from nanogpt.data.dataset import Dataset, expected_vocab_size
 from nanogpt.device import Compute, memory_bytes
 from nanogpt.errors import BadData, BadInput
 from nanogpt.model.cost import parameter_counts
-from nanogpt.model.memory import training_memory
+from nanogpt.model.memory import memory_of
 from nanogpt.place import Place
 from nanogpt.tracking.console import amount, say
 from nanogpt.training.state import TrainState
@@ -66,7 +66,7 @@ def refuse_too_large(config: TrainConfig, compute: Compute, world: int) -> None:
     """A model whose training state alone can't fit is an input error, not a crash minutes later."""
     model, _ = expected_model(config)
     n_params = parameter_counts(model)["total"]
-    needed = training_memory(model, "fp32", 1, rule=config.optimizer.name, shards=config.shards(world)).state
+    needed = memory_of(config, model, "fp32", 1, world=world).state
     there = memory_bytes(compute.device)
     if there and needed > there:
         raise BadInput(

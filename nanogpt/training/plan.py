@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nanogpt.config import ModelConfig, Precision, TrainConfig
 from nanogpt.model.cost import flops_per_token, horizon, parameter_counts
-from nanogpt.model.memory import Memory, checkpoint_bytes, training_memory
+from nanogpt.model.memory import Memory, checkpoint_bytes, memory_of
 from nanogpt.tracking.console import amount, seconds
 
 MFU = 0.4  # assumed, not measured, where a device's peak is known; the line of the time says so
@@ -63,10 +63,8 @@ class Plan:
     @property
     def memory(self) -> Memory:
         """Of each rank."""
-        micro = self.config.micro_batch_size(self.world)
-        rule, recompute = self.config.optimizer.name, self.config.hardware.recompute
-        shards, gpu = self.config.shards(self.world), self.machine.gpu
-        return training_memory(self.model, self.machine.precision, micro, gpu, rule, recompute, shards)
+        micro, machine = self.config.micro_batch_size(self.world), self.machine
+        return memory_of(self.config, self.model, machine.precision, micro, machine.gpu, self.world)
 
     @property
     def seconds(self) -> float:

@@ -13,14 +13,13 @@ from nanogpt.errors import BadEnvironment
 from nanogpt.model.cost import flops_per_token
 from nanogpt.model.devices import peak_flops
 from nanogpt.model.gpt import GPT
-from nanogpt.model.memory import largest_micro_batch, training_memory
+from nanogpt.model.memory import ROOM, largest_micro_batch, memory_of
 from nanogpt.tracking.console import amount, say
 from nanogpt.training.plan import MFU, Machine, Plan, Rate
 from nanogpt.training.state import TrainState, build_state
 
 MEASURED_FLOPS = 5e9  # of one pass when measuring: tens of milliseconds on a CPU core
 MEASURED_SECONDS = 0.3
-ROOM = 0.9  # of a GPU's memory; the rest is for what the estimate leaves out
 SPARE_CPU = 160 * 2**20  # trainings of micro-batches of 155 and 297 MB took 110 and 174 MB more than these
 
 
@@ -106,8 +105,7 @@ def largest_by_estimate(
     each = ROOM * (memory_bytes(compute.device) or 0) if gpu else free and free / world
     if not each:
         return sizes[-1]
-    rule, recompute, shards = config.optimizer.name, config.hardware.recompute, config.shards(world)
-    return largest_micro_batch(model, compute.precision, sizes, each, gpu, rule, recompute, shards)
+    return largest_micro_batch(sizes, each, lambda n: memory_of(config, model, compute.precision, n, gpu, world).total)
 
 
 def largest_fitting(
@@ -122,7 +120,7 @@ def largest_fitting(
     low, high = 0, len(sizes)
     while low < high:
         middle = (low + high) // 2
-        failed = state is None or not fits(state, sizes[middle])
+        failed = state is None or not fits(config, state, sizes[middle])
         if peers.agree(int(failed)):
             high = middle
         else:
@@ -146,13 +144,13 @@ def training_state(config: TrainConfig, model: ModelConfig, compute: Compute) ->
         return None
 
 
-def fits(state: TrainState, sequences: int) -> bool:
+def fits(config: TrainConfig, state: TrainState, sequences: int) -> bool:
     """Whether a micro-batch of this size gets through while a tenth of what it takes lies idle, and SPARE_CPU where
     everything is in one memory: for the copy that is saved, evaluations, pictures, the gaps between tensors.
     """
-    model = state.model
-    memory = training_memory(model.config, state.compute.precision, sequences, recompute=model.recompute)
-    idle = memory.total // 10 + (SPARE_CPU if state.compute.device.type == "cpu" else 0)
+    gpu = state.compute.device.type != "cpu"
+    memory = memory_of(config, state.model.config, state.compute.precision, sequences, gpu)
+    idle = memory.total // 10 + (0 if gpu else SPARE_CPU)
     try:
         spare = torch.empty(idle, dtype=torch.uint8, device=state.compute.device)
         forward_backward(state.model, state.compute, sequences)
@@ -203,7 +201,6 @@ def advice(config: TrainConfig, model: ModelConfig, compute: Compute, world: int
 
 def nothing_fits(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> str:
     """What the model needs, where one sequence is too much."""
-    gpu, recompute = compute.device.type != "cpu", config.hardware.recompute
-    memory = training_memory(model, compute.precision, 1, gpu, config.optimizer.name, recompute, config.shards(world))
+    memory = memory_of(config, model, compute.precision, 1, compute.device.type != "cpu", world)
     state, one = amount(memory.state, "G"), amount(memory.activations + memory.loss, "G")
     return f"not even 1 fits: the model needs {state}B for weights, gradients and moments, and {one}B for one sequence"

@@ -117,10 +117,13 @@ def test_nanogpts_checkpoint() -> None:
 
 def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
     config = small()
-    needed = training_memory(config, "fp32", 6).total
-    assert largest_micro_batch(config, "fp32", [1, 2, 3, 6, 12], needed) == 6
-    assert largest_micro_batch(config, "fp32", [1, 2, 3, 6, 12], needed - 1) == 3
-    assert largest_micro_batch(config, "fp32", [1, 2], 1000) is None
+
+    def needed(sequences: int) -> int:
+        return training_memory(config, "fp32", sequences).total
+
+    assert largest_micro_batch([1, 2, 3, 6, 12], needed(6), needed) == 6
+    assert largest_micro_batch([1, 2, 3, 6, 12], needed(6) - 1, needed) == 3
+    assert largest_micro_batch([1, 2], 1000, needed) is None
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch's, of RMS norms under autocast
