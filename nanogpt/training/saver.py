@@ -19,6 +19,7 @@ class Saver:
 
     def __init__(self, run: RunDirectory, max_failed: int, note: Callable[[str], None]) -> None:
         self.run, self.max_failed, self.note = run, max_failed, note
+        torch.get_num_threads()  # settles this thread's number; else its first parallel work would take the writer's
         self.thread = ThreadPoolExecutor(1, "checkpoint writer", torch.set_num_threads, (1,))
         """Without OpenMP threads of its own: with more of them than cores, those of the steps would sleep, not spin,
         between one product and the next, and a step of a small model take twice as long."""
