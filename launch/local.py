@@ -41,6 +41,7 @@ def start(submission: Submission) -> int:
             stderr=log,
             start_new_session=True,
         )
+    process.returncode = 0  # it outlives this process, which never waits for it; Python warns of one that it should
     return process.pid
 
 
