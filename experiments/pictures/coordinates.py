@@ -8,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from nanogpt.tracking.plots import save
+
 
 def draw(found: Mapping[str, Sequence[Mapping[str, list[float]]]], widths: Sequence[int], path: Path) -> None:
     """One row of panels for each parametrization, one column for each part; axes are logarithmic and shared."""
@@ -33,6 +35,4 @@ def draw(found: Mapping[str, Sequence[Mapping[str, list[float]]]], widths: Seque
     handles, labels = grid[0][0].get_legend_handles_labels()
     shown = sorted({0, len(labels) // 2, len(labels) - 1})
     grid[0][0].legend([handles[i] for i in shown], [labels[i] for i in shown], fontsize=8, frameon=False)
-    partial = path.with_name(f".{path.name}.tmp")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    save(figure, path)

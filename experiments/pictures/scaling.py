@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from experiments.fit import Parabola
 from experiments.laws import Optimum
 from nanogpt.tracking.console import amount
+from nanogpt.tracking.plots import save
 
 INK, LINE, NEXT = "#222222", "#3b6ea8", "#d1495b"
 
@@ -50,9 +51,7 @@ def draw(
     right.set_yscale("log")
     counted(right.yaxis)
     finish(right, "Best size of a budget", "training FLOPs", "parameters")
-    partial = path.with_name(f".{path.name}.tmp")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    save(figure, path)
 
 
 def draw_budget(axes: Axes, curve: Parabola, color: tuple[float, float, float, float]) -> None:

@@ -1,10 +1,12 @@
 """The loss curve of a run as a picture."""
 
+import io
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nanogpt.files import write_atomic
 from nanogpt.tracking.metrics import Row
 
 INK, FAINT, TRAIN, VAL = "#222222", "#b8c4d6", "#3b6ea8", "#d1495b"
@@ -37,10 +39,14 @@ def draw_loss(rows: list[Row], path: Path, title: str) -> None:
     if train or val:
         axes.legend(frameon=False)
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.unlink(missing_ok=True)  # were it a link, it would be followed
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Replace a picture, a PNG: at every moment it is the old one or the new. Raises OSError."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomic(path, content.getvalue())
 
 
 def smooth(values: tuple[float, ...]) -> list[float]:
