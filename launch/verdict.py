@@ -12,6 +12,8 @@ from typing import Any, Literal
 from nanogpt.errors import STOPPED, Diverged, Locked, PeerLost
 
 State = Literal["finished", "requeued", "failed", "diverged", "cancelled"]
+TO_STOP = (signal.SIGUSR1, signal.SIGUSR2)
+"""Sent before a time limit and at preemption; they kill a rank that has not got as far as to take them."""
 AGAIN = (STOPPED, PeerLost.exit_code, Locked.exit_code)
 MEMORY = re.compile(r"^(slurmstepd|srun): error: .*(oom[-_ ]kill|out of memory)", re.IGNORECASE | re.MULTILINE)
 LAST_ERROR = re.compile(r"^(?:rank \d+: )?error: (.+)$", re.MULTILINE)
@@ -72,6 +74,8 @@ def ended(code: int, exits: Mapping[int, Mapping[str, Any]], log: str) -> Ended:
     if noted:
         return Ended(*noted[min(noted)])
     said = LAST_ERROR.findall(log)
+    if code - 128 in TO_STOP:
+        return Ended(128 - code, "asked to stop")
     if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
         return Ended(128 - code, f"killed by {name}")

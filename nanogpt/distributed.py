@@ -206,22 +206,27 @@ def synchronised(forward: nn.Module, last: bool) -> AbstractContextManager[None]
     return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
 
 
-def meet(place: Place, timeout: float, problem: LabError | None = None) -> Peers:
-    """Learn where the other ranks are, and whether one has a problem: then all end with it, and it is told once.
+def meet(place: Place, timeout: float, prepare: Callable[[], T]) -> tuple[T, Peers]:
+    """Make this rank ready and find the others; when one can't be, all end with its problem, and it is told once.
 
-    Raises PeerLost naming the ranks that didn't come within `timeout` seconds.
+    Raises LabError of `prepare`, here or on another rank, and PeerLost naming the ranks that didn't come within
+    `timeout` seconds.
     """
     if place.world == 1:
-        if problem:
-            raise problem
-        return Peers()
+        return prepare(), Peers()
+    ready, problem = list[T](), None
+    try:
+        ready.append(prepare())
+    except LabError as error:
+        problem = error
     try:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's, which keeps its store
         store = dist.PrefixStore(f"{attempt}/{next(MEETINGS)}", meeting_point(place, timeout))
-        return Peers(place, store, check_in(store, place, timeout, problem))
+        neighbours = check_in(store, place, timeout, problem)
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
         raise PeerLost(f"{escaped(where)}: {escaped(str(error).splitlines()[0], 200)}") from None
+    return ready[0], Peers(place, store, neighbours)
 
 
 def meeting_point(place: Place, timeout: float) -> dist.Store:

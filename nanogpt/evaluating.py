@@ -13,7 +13,7 @@ from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareCo
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput, LabError, escaped
+from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput, escaped
 from nanogpt.evaluation.loss import LossEvaluation, Stopped
 from nanogpt.evaluation.statistics import Metric, exp
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
@@ -24,7 +24,7 @@ from nanogpt.tracking.console import say, silence, table
 from nanogpt.trained import Trained, load_trained
 from nanogpt.training.probe import out_of_memory
 from nanogpt.training.stop import StopFlag
-from nanogpt.training.watch import Watch
+from nanogpt.training.watch import Watch, watched
 
 FILE = "evaluations.jsonl"
 MOST_TOKENS = 2**53  # more than any data set has
@@ -60,28 +60,18 @@ def evaluate(config: EvaluateConfig) -> int:
     """
     place = place_from(os.environ)
     silence(place.rank > 0)
-    compute, problem = set_up_or_say(config, place)
-    peers = meet(place, TIMEOUT, problem)
-    assert compute is not None, "a problem was raised by meet"
+    compute, peers = meet(place, TIMEOUT, lambda: device_of(config, place))
     peers.remedy = "give the same command again"
-    with Watch(peers) as watch:
-        watch.patience = TIMEOUT
-        peers.join(compute.device)
-        watch.patience = float("inf")  # a lost rank is seen, a slow one is waited for
-        code = explained(config, compute, peers, watch)
-    peers.close()
-    return code
+    with watched(peers, compute.device, TIMEOUT) as watch:
+        return explained(config, compute, peers, watch)
 
 
-def set_up_or_say(config: EvaluateConfig, place: Place) -> tuple[Compute | None, LabError | None]:
-    """The device, or why there is none: the other ranks shall know."""
-    try:
-        if config.devices is not None and config.devices != place.local_world:
-            raise BadInput(f"devices={config.devices}: but {place.local_world} ranks were started on this machine")
-        hardware = HardwareConfig(device=config.device, precision=config.precision)
-        return set_up(hardware, place.local_rank, place.local_world, section=""), None
-    except LabError as error:
-        return None, error
+def device_of(config: EvaluateConfig, place: Place) -> Compute:
+    """What this rank computes on. Raises LabError."""
+    if config.devices is not None and config.devices != place.local_world:
+        raise BadInput(f"devices={config.devices}: but {place.local_world} ranks were started on this machine")
+    hardware = HardwareConfig(device=config.device, precision=config.precision)
+    return set_up(hardware, place.local_rank, place.local_world, section="")
 
 
 def explained(config: EvaluateConfig, compute: Compute, peers: Peers, watch: Watch) -> int:

@@ -52,12 +52,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def append(path: Path, line: str) -> None:
     """Add a line to a file that others may be adding to, on disk when this returns. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, (line + "\n").encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(path, "ab", buffering=0, opener=no_link) as file:
+        file.write((line + "\n").encode())
+        os.fsync(file.fileno())
 
 
 def from_json(text: str | bytes) -> Any:

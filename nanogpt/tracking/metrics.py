@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeGuard
 
-from nanogpt.files import from_json, sync, write_atomic
+from nanogpt.files import from_json, no_link, sync, write_atomic
 
 Row = dict[str, float]
 LARGEST = 1e100  # far beyond all that is measured, and small enough to be squared
@@ -60,7 +60,7 @@ class RowLog:
         """Hand over all that is pending; the file is opened anew, since log rotation may have moved it."""
         if not self.pending:
             return
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        descriptor = no_link(str(self.path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             while self.pending:
                 self.pending = self.pending[os.write(descriptor, self.pending) :]

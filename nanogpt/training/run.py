@@ -16,7 +16,7 @@ from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, Diverged, LabError
+from nanogpt.errors import STOPPED, Diverged
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import write_atomic
@@ -44,7 +44,7 @@ from nanogpt.training.restore import restore
 from nanogpt.training.state import TrainState, build_state, settle_buckets
 from nanogpt.training.stop import Stop, StopFlag
 from nanogpt.training.summary import conclude, introduce
-from nanogpt.training.watch import Watch
+from nanogpt.training.watch import Watch, watched
 
 
 def train(config: TrainConfig) -> int:
@@ -87,25 +87,15 @@ def show_plan(config: TrainConfig, place: Place) -> int:
 
 def train_on(config: TrainConfig, place: Place) -> int:
     """`train`, on one of the ranks."""
-    compute, problem = set_up_or_say(config, place)
-    peers = meet(place, config.hardware.timeout, problem)
-    assert compute is not None, "a problem was raised by meet"
-    with Watch(peers) as watch:
-        watch.patience = config.hardware.timeout
-        peers.join(compute.device)
-        watch.patience = float("inf")  # until the loop: the leader may prepare data for hours
-        code = train_with(config, compute, peers, watch)
-    peers.close()
-    return code
+    compute, peers = meet(place, config.hardware.timeout, lambda: device_of(config, place))
+    with watched(peers, compute.device, config.hardware.timeout) as watch:
+        return train_with(config, compute, peers, watch)
 
 
-def set_up_or_say(config: TrainConfig, place: Place) -> tuple[Compute | None, LabError | None]:
-    """The device, or why there is none: the other ranks shall know."""
-    try:
-        refuse_ranks(config, place)
-        return set_up(config.hardware, place.local_rank, place.local_world), None
-    except LabError as error:
-        return None, error
+def device_of(config: TrainConfig, place: Place) -> Compute:
+    """What this rank computes on. Raises LabError."""
+    refuse_ranks(config, place)
+    return set_up(config.hardware, place.local_rank, place.local_world)
 
 
 def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch) -> int:

@@ -8,9 +8,13 @@ import faulthandler
 import os
 import select
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
+
+import torch
 
 from nanogpt.distributed import Peers
 from nanogpt.errors import STOPPED, PeerLost
@@ -120,3 +124,14 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.flag = None
         self.end()
+
+
+@contextmanager
+def watched(peers: Peers, device: torch.device, patience: float) -> Generator[Watch, None, None]:
+    """Join the ranks, watch them while inside, and leave the group if all went well. Raises PeerLost."""
+    with Watch(peers) as watch:
+        watch.patience = patience
+        peers.join(device)
+        watch.patience = float("inf")  # a lost rank is seen; a slow one is waited for: it may prepare data for hours
+        yield watch
+    peers.close()

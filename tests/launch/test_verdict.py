@@ -20,7 +20,7 @@ ENDS = [  # exit code of all, what the ranks noted, log -> one code, words in th
     (7, {0: rank(7, "rank 1 lost"), 1: rank(3, "no data")}, "", 3, "no data"),
     (137, {0: rank(7, "rank 1 lost")}, "", 7, "rank 1 lost"),
     (137, {}, "", -9, "killed by SIGKILL"),
-    (140, {}, "", -12, "killed by SIGUSR2"),
+    (140, {}, "", -12, "asked to stop"),  # before Python was loaded
     (1, {0: rank(85, "asked to stop")}, "out of memory, said a sample", 85, "asked to stop"),
     (137, {}, "text about out of memory", -9, "killed by SIGKILL"),
     (137, {}, "slurmstepd: error: Detected 1 oom_kill event in StepId=5.0", -9, "out of memory"),
