@@ -2,22 +2,37 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import conf
+from conf import reading
+from conf.compose import Composer
 from nanogpt.config import TrainConfig
 from tests import ranks
+from tests.commands import command
+from tests.composing import Remembering, register_once
 from tests.tiny import tiny_config, write_corpus
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+
+@pytest.fixture(autouse=True)
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process compose each choice of files once; those in their own compose as ever."""
+    monkeypatch.setattr(reading, "Composer", Remembering)
+    monkeypatch.setattr(reading, "register", register_once)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,6 +88,21 @@ def undisturbed(config: Callable[..., TrainConfig], tmp_path: Path) -> Callable[
     return reference
 
 
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file conf/experiment/mine.yaml to write to, with the real ones of the other groups beside it."""
+    package = tmp_path / "package" / "conf"
+    (package / "experiment").mkdir(parents=True)
+    for path in (ROOT / "conf").iterdir():
+        if path.name not in ("experiment", "__pycache__"):
+            (package / path.name).symlink_to(path)
+    spec = spec_from_file_location("conf", package / "__init__.py", submodule_search_locations=[str(package)])
+    monkeypatch.setattr(conf, "__spec__", spec)
+    monkeypatch.setattr(reading, "Composer", Composer)  # which reads the file anew
+    monkeypatch.setattr("conf.groups.resources", SimpleNamespace(files=lambda _: package))  # type: ignore[reportUnknownLambdaType]
+    return package / "experiment" / "mine.yaml"
+
+
 UNDISTURBED: dict[tuple[object, ...], dict[str, str]] = {}
 
 
@@ -83,9 +113,6 @@ def run(tmp_path: Path) -> Run:
     folder.mkdir()
 
     def call(door: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / door), *words]
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=200, env=os.environ | environment
-        )
+        return command(door, *words, folder=folder, **environment)
 
     return call

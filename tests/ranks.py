@@ -30,9 +30,6 @@ processes.set_forkserver_preload(
 )
 
 
-ALIKE: Mapping[str, str] = {}  # nothing but what this process has
-
-
 @dataclass(frozen=True)
 class Fault:
     """Something that happens to one rank (None: to each) around the n-th call of a function of the program."""
@@ -103,9 +100,10 @@ def happen(action: str) -> None:
 
 
 def rank_main(
-    config: str, rank: int, world: int, folder: str, faults: list[Fault], environment: Mapping[str, str] = ALIKE
+    config: str, rank: int, world: int, folder: str, faults: list[Fault], environment: Mapping[str, str]
 ) -> None:
     """The body of one process."""
+    os.environ.clear()  # the server's, which is that of the test that came first
     os.environ.update(environment)
     from conf.door import guarded
     from nanogpt.training.run import train
@@ -148,7 +146,8 @@ class Started:
         near.mkdir(parents=True, exist_ok=True)
         self.config, self.folder = config, Path(tempfile.mkdtemp(prefix="ranks-", dir=near))
         text = schema.to_json(config)
-        arguments = [(text, rank, world, str(self.folder), faults or [], environment or {}) for rank in range(world)]
+        there = dict(os.environ) | (environment or {})
+        arguments = [(text, rank, world, str(self.folder), faults or [], there) for rank in range(world)]
         self.ranks = [processes.Process(target=rank_main, args=one, daemon=True) for one in arguments]
         for rank in self.ranks:
             rank.start()

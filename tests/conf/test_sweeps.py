@@ -1,12 +1,9 @@
 """Which points a command line or a study's file asks for, against lists written out by hand."""
 
-from importlib.util import spec_from_file_location
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-import conf
 from conf.reading import Sweep, points, read
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
@@ -21,22 +18,6 @@ def asked(*words: str) -> Sweep[TrainConfig]:
 def values(*words: str) -> list[tuple[float, float, int]]:
     configs = [point.config for point in asked(*words).points]
     return [(one.optimizer.lr, one.model.dropout, one.training.batch_tokens) for one in configs]
-
-
-@pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A file conf/experiment/mine.yaml to write to, with the real ones beside it."""
-    real = Path(__file__).parents[2] / "conf"
-    package = tmp_path / "conf"
-    package.mkdir()
-    for path in real.iterdir():
-        if path.name not in ("experiment", "__pycache__"):
-            (package / path.name).symlink_to(path)
-    (package / "experiment").mkdir()
-    spec = spec_from_file_location("conf", package / "__init__.py", submodule_search_locations=[str(package)])
-    monkeypatch.setattr(conf, "__spec__", spec)
-    monkeypatch.setattr("conf.groups.resources", SimpleNamespace(files=lambda _: package))  # type: ignore[reportUnknownLambdaType]
-    return package / "experiment" / "mine.yaml"
 
 
 def test_a_grid_is_every_combination_in_the_order_given() -> None:
@@ -110,24 +91,24 @@ sweep:
 """
 
 
-def test_a_study_is_a_file(study: Path) -> None:
-    study.write_text(FILE)
+def test_a_study_is_a_file(experiment: Path) -> None:
+    experiment.write_text(FILE)
     made = asked("experiment=mine")
     assert len(made.points) == 6 and made.excluded == 2
     assert {p.config.model.name for p in made.points} == {"baby"} and made.points[0].config.name == "mine"
     assert [p.config.training.seed for p in made.points] == [1, 2] * 3
 
 
-def test_the_command_line_wins_over_the_file(study: Path) -> None:
-    study.write_text(FILE)
+def test_the_command_line_wins_over_the_file(experiment: Path) -> None:
+    experiment.write_text(FILE)
     made = asked("experiment=mine", "optimizer.lr=5e-3", "training.seed=7,8,9")
     assert {p.config.optimizer.lr for p in made.points} == {5e-3} and len(made.points) == 6
     assert sorted({p.config.training.seed for p in made.points}) == [7, 8, 9]
     assert len(asked("experiment=mine", "sweep.exclude=[]").points) == 8
 
 
-def test_a_study_needs_m(study: Path) -> None:
-    study.write_text(FILE)
+def test_a_study_needs_m(experiment: Path) -> None:
+    experiment.write_text(FILE)
     one = read("train", TrainConfig, ["experiment=mine"])
     assert len(one.points) == 1
     with pytest.raises(BadInput, match=r"experiment=mine: is a study of several runs; add -m"):
@@ -148,8 +129,8 @@ def test_a_study_needs_m(study: Path) -> None:
         ("hydra.launcher.partition: [a, b]", "is one for all points"),
     ],
 )
-def test_wrong_lines_of_a_study(study: Path, line: str, message: str) -> None:
-    study.write_text(f"# @package _global_\nname: mine\nsweep:\n  grid:\n    {line}\n")
+def test_wrong_lines_of_a_study(experiment: Path, line: str, message: str) -> None:
+    experiment.write_text(f"# @package _global_\nname: mine\nsweep:\n  grid:\n    {line}\n")
     with pytest.raises(BadInput) as refused:
         asked("experiment=mine")
     assert message in str(refused.value)

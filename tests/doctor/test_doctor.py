@@ -21,6 +21,7 @@ from nanogpt.doctor.trainings import tiny, train_side_by_side
 from nanogpt.errors import BadEnvironment
 from nanogpt.model.gpt import GPT
 from tests import ranks
+from tests.commands import command
 
 ROOT = Path(__file__).parents[2]
 CPU = DoctorConfig(device="cpu")
@@ -28,9 +29,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 def doctor(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nanogpt.doctor", *words]
-    there = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, env=there)
+    return command("-m", "nanogpt.doctor", *words, folder=folder, PYTHONPATH=str(ROOT), **environment)
 
 
 @pytest.mark.parametrize("name", invariants.CHECKS)

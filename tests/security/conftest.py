@@ -2,18 +2,14 @@
 
 import os
 import shutil
-from importlib.util import spec_from_file_location
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-import conf
 from conf.words import override
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.training.run import train
-from tests.conftest import ROOT
 from tests.security.hostile import Person
 from tests.tiny import tiny_config, write_corpus
 
@@ -81,17 +77,3 @@ def slurm(person: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("NOTES", str(notes))
     return notes
-
-
-@pytest.fixture
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file conf/experiment/mine.yaml to write to, with the real ones of the other groups beside it."""
-    package = tmp_path / "package" / "conf"
-    (package / "experiment").mkdir(parents=True)
-    for path in (ROOT / "conf").iterdir():
-        if path.name not in ("experiment", "__pycache__"):
-            (package / path.name).symlink_to(path)
-    spec = spec_from_file_location("conf", package / "__init__.py", submodule_search_locations=[str(package)])
-    monkeypatch.setattr(conf, "__spec__", spec)
-    monkeypatch.setattr("conf.groups.resources", SimpleNamespace(files=lambda _: package))  # type: ignore[reportUnknownLambdaType]
-    return package / "experiment" / "mine.yaml"

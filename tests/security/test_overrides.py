@@ -10,43 +10,24 @@ from typing import Any
 
 import pytest
 from hydra import initialize_config_module
-from omegaconf import DictConfig
 
 from conf import reading
-from conf.compose import Composer, register
+from conf.compose import register
 from conf.door import split
 from conf.groups import choices, groups
 from conf.overrides import aside_fields, first, parse
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, LabError
 from nanogpt.schema import leaves
+from tests.composing import Remembering
 
 KEYS = dict(leaves(TrainConfig))
 SECONDS = 30.0  # of processor time: what hangs or grows with 2^n takes more, a slow machine does not
-Made = tuple[DictConfig, dict[str, list[dict[str, Any]]]]
-
-
-class Remembering(Composer):
-    """A Composer that keeps what Hydra made of each choice of files, which takes 0.1 s and doesn't change."""
-
-    made: dict[tuple[str, ...], Made] = {}  # noqa: RUF012
-
-    def base(self, files: tuple[str, ...]) -> DictConfig:
-        if files not in self.made:
-            before, self.found = self.found, {prefix: [] for prefix in self.found}
-            self.made[files] = super().base(files), self.found
-            self.found = before
-        self.composed[files], found = self.made[files]
-        for prefix, plain in found.items():
-            self.found[prefix] += [one for one in plain if one not in self.found[prefix]]
-        return self.composed[files]
 
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
     """Where nothing may be left behind."""
-    monkeypatch.setattr(reading, "Composer", Remembering)
-    monkeypatch.setattr(reading, "register", cache(register))
     monkeypatch.chdir(tmp_path)
     yield
     assert not list(tmp_path.iterdir())

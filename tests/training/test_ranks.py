@@ -70,7 +70,9 @@ def start_odd(config: TrainConfig, odd: TrainConfig, world: int, folder: Path) -
     """All ranks with `config` but the last."""
     texts = [to_json(config)] * (world - 1) + [to_json(odd)]
     started = [
-        processes.Process(target=ranks.rank_main, args=(text, rank, world, str(folder), []), daemon=True)
+        processes.Process(
+            target=ranks.rank_main, args=(text, rank, world, str(folder), [], dict(os.environ)), daemon=True
+        )
         for rank, text in enumerate(texts)
     ]
     for process in started:
@@ -97,7 +99,9 @@ def test_f45_ranks_of_different_data(config: Build, tmp_path: Path, corpus: Path
 
 def test_f44_a_rank_that_never_comes(config: Build, tmp_path: Path) -> None:
     text = to_json(config(**{"hardware.timeout": 1.0}))
-    process = processes.Process(target=ranks.rank_main, args=(text, 0, 4, str(tmp_path), []), daemon=True)
+    process = processes.Process(
+        target=ranks.rank_main, args=(text, 0, 4, str(tmp_path), [], dict(os.environ)), daemon=True
+    )
     process.start()
     process.join(20)
     assert process.exitcode == 7

@@ -1,0 +1,64 @@
+"""Commands as a person gives them, in processes forked from a server that has loaded torch.
+
+Each has its own folder, environment, arguments and output, as if it had been started from a shell; only the 2 s of
+imports are spared. What is about starting itself (which modules are loaded, which terminal is there) is tested on real
+commands elsewhere.
+"""
+
+import atexit
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.ranks import processes
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*words: str, folder: Path, seconds: float = 200, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python train.py …` or `python -m experiments …`, given in `folder`, once it has ended."""
+    with tempfile.TemporaryDirectory() as kept:
+        out, err = Path(kept) / "out", Path(kept) / "err"
+        there = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"} | environment
+        process = processes.Process(target=body, args=(words, str(folder), there, str(out), str(err)))
+        process.start()
+        process.join(seconds)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise AssertionError(f"{words} still runs: {out.read_text()}{err.read_text()}")
+        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+
+
+def body(words: tuple[str, ...], folder: str, environment: Mapping[str, str], out: str, err: str) -> None:
+    """All of the process."""
+    take(environment, out, err)
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    module, *rest = words[1:] if words[0] == "-m" else words
+    sys.path[0] = str(ROOT)
+    sys.argv = [module if words[0] == "-m" else str(ROOT / module), *rest]
+    try:
+        if words[0] == "-m":
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+
+
+def take(environment: Mapping[str, str], out: str, err: str) -> None:
+    """Let this process have an environment, and files for what it says."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in ((1, out), (2, err)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
