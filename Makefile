@@ -35,8 +35,8 @@ setup: $(VENV)/.dev  ## create .venv with everything, for development
 train: $(VENV)/.core  ## install the core, prepare the embedded data, train, show the result
 	@$(BIN)/python train.py experiment=quickstart $(ARGS)
 
-test: $(VENV)/.dev  ## install everything and run the default tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev  ## install everything and run the default tests, one process a core
+	@$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 slow: $(VENV)/.slow  ## install lm-evaluation-harness too and run the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +39,16 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What torch.compile makes is of this session, not what is left of another's code."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Generator[None, None, None]:
+    """What a test, or a command in this process, sets in the environment ends with it."""
+    before = dict(os.environ)
+    yield
+    for name in [name for name in os.environ if name not in before]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture

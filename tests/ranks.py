@@ -204,3 +204,14 @@ def result(config: TrainConfig) -> dict[str, str]:
     files = [path / "metrics.jsonl", path / "tokenizer.json", *sorted(path.glob("samples/*"))]
     files += [last / "model.safetensors", last / "optimizer.safetensors"]
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def goes_on(config: TrainConfig, undisturbed: Callable[..., dict[str, str]], world: int = 1) -> str:
+    """The same command again continues where the newest good checkpoint is, and ends exactly. Returns what it said."""
+    checkpoints = RunDirectory(locate(config)).checkpoints
+    loaded = checkpoints.newest()[0] if checkpoints.steps() else None
+    codes, output = run(config, world)
+    assert codes == [0] * world, output
+    assert loaded is None or loaded.state["step"] in (0, 20) or f"continuing at step {loaded.state['step']}" in output
+    assert result(config) == undisturbed(world)
+    return output

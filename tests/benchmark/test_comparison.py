@@ -57,6 +57,7 @@ def rows(table: Table) -> dict[str, tuple[str, ...]]:
     return {row[0]: row[1:] for row in table.rows}
 
 
+@pytest.mark.slow
 def test_generation_alone(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
     built = build(config, what=("generation",), batch_sizes=(1, 3))
     assert bench(built) == 0
@@ -67,6 +68,7 @@ def test_generation_alone(config: Build, capsys: pytest.CaptureFixture[str]) -> 
     assert "generation, batch 3, round 2 of 2: nanogpt-lab" in shown.err
 
 
+@pytest.mark.slow
 def test_generation_against_transformers(config: Build) -> None:
     pytest.importorskip("transformers")
     built = build(config, ("transformers",), what=("generation",), prompt_tokens=3)
@@ -191,6 +193,7 @@ def test_nanogpt_and_we_make_the_same_steps(config: Build, nanogpt: str, monkeyp
         torch.testing.assert_close(theirs.state_dict()[name], value, rtol=1e-4, atol=2e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_our_logits_are_never_all_there(config: Build) -> None:
     """Peak of a step with 65,536 ids, less that with 64, less the embedding's state, against 512 MiB of logits."""
     changes = {"model.block_size": 512, "training.batch_tokens": 2048, "hardware.micro_batch_size": 4}

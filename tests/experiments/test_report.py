@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from experiments.statistics import Estimate
 from nanogpt import files
 from nanogpt.config import Against, CompareConfig, ListConfig, ReportConfig
 from nanogpt.errors import BadEnvironment, BadInput
-from tests.experiments import browser
 from tests.experiments.made import BATCH, seeds, write_run
+from tests.experiments.page import EVIL, reported
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,47 +33,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Small pictures, and dark ones only where a test looks at them: it takes a third of the time."""
-    if "browser" in request.node.name:
-        return
     monkeypatch.setattr(theme, "DPI", 30)
     if "grid" not in request.node.name:
         whole = theme.rendered
         monkeypatch.setattr(
             theme, "rendered", lambda size, look, draw: whole(size, look, draw) if look == LIGHT else b""
         )
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, tables as text, and the links that leave the page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: list[list[list[str]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.tables and self.tables[-1] and self.tables[-1][-1] and self.lasttag in ("td", "button"):
-            self.tables[-1][-1][-1] += data.strip()
-
-    def column(self, title: str, table: int = 0) -> list[str]:
-        head, *rows = self.tables[table]
-        return [row[head.index(title)] for row in rows]
-
-
-def reported(folder: Path, **changes: object) -> Page:
-    """What `report` writes about a folder."""
-    assert report(ReportConfig(targets=(str(folder),), **changes)) == 0  # type: ignore[arg-type]
-    return Page((folder / "report.html").read_text())
 
 
 def test_a_grid_with_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,9 +76,6 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy and policy.startswith("default-src 'none'") and "unsafe" not in policy
     assert "prefers-color-scheme: dark" in (tmp_path / "report.html").read_text()
-
-
-EVIL = "</td><script>alert(1)</script><img src=x onerror=alert(2)> | `x` **b** \x1b[31m"
 
 
 def test_whatever_runs_say_is_text(tmp_path: Path) -> None:
@@ -332,34 +293,3 @@ for words in {[words for words, _ in WORDS]!r}:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     found = [ast.literal_eval(line) for line in re.findall("LOADED (.*)", done.stderr)]
     assert found == [(0, loaded) for _, loaded in WORDS], done.stderr
-
-
-@pytest.mark.slow
-def test_a_browser_shows_it_and_sorts(tmp_path: Path) -> None:
-    program = browser.find()
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    for lr, loss in ((1e-3, 2.5), (3e-3, 2.0), (1e-2, 10.5)):
-        write_run(tmp_path, [5.0, loss], name=f"r{lr}", **{"optimizer.lr": lr})
-    write_run(tmp_path, [5.0], name="bad", state="failed", why=EVIL, **{"optimizer.lr": 1.0, "data.source": EVIL})
-    reported(tmp_path)
-    with browser.opened(program, tmp_path / "report.html", tmp_path / "profile") as page:
-        rows = "Array.from(document.querySelector('table').tBodies[0].rows, row => row.cells[{}].textContent)"
-        column = "Array.from(document.querySelectorAll('table th')).findIndex(th => th.textContent.trim() === '{}')"
-        at = page.ask(column.format("final val"))
-        click = f"document.querySelectorAll('table th')[{at}].querySelector('button').click()"
-        assert [text.strip() for text in page.ask(rows.format(at))][:3] == ["2.0000", "2.5000", "10.5000"]
-        page.ask(click)
-        page.ask(click)
-        assert page.ask(rows.format(at))[0].strip() == "10.5000"
-        assert page.ask(f"document.querySelectorAll('table th')[{at}].getAttribute('aria-sort')") == "descending"
-        assert page.ask("Array.from(document.images).every(image => image.complete && image.naturalWidth > 500)")
-        background = "getComputedStyle(document.body).backgroundColor"
-        seen = []
-        for scheme in ("light", "dark"):
-            page.scheme(scheme)
-            seen.append((page.ask(background), page.ask("document.images[0].currentSrc")))
-            page.screenshot(tmp_path / f"{scheme}.png")
-        assert seen[0][0] == "rgb(255, 255, 255)" and seen[1][0] == "rgb(20, 23, 28)" and seen[0][1] != seen[1][1]
-        assert page.errors == []
-        assert all(url.startswith(("file:", "data:")) for url in page.requests)

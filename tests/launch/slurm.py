@@ -94,3 +94,9 @@ def restarts(cluster: Cluster, job: str) -> int:
     """How often a job was requeued."""
     words = cluster.ask("scontrol", "show", "job", "-o", job).split()
     return int(dict(word.partition("=")[::2] for word in words)["Restarts"])
+
+
+def program(path: Path, script: str) -> None:
+    """A shell script that can be run."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)

@@ -160,6 +160,7 @@ def test_the_plan_writes_nothing(lab: Lab, capsys: pytest.CaptureFixture[str]) -
     assert "33 % of the work" in capsys.readouterr().out and not lab.study("half").exists()
 
 
+@pytest.mark.slow
 def test_rungs_are_jobs_of_this_machine(lab: Lab) -> None:
     """Each rung is a submission; points that are left go on in theirs."""
     words = ("name=half", "hydra/sweeper=halving", "hydra.sweeper.rungs=2", "optimizer.lr=1e-4,1e-2")

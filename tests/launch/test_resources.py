@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from conf import reading
+from conf.compose import register
 from conf.launchers import SlurmLauncher
 from conf.reading import read
 from launch.resources import Resources, batch_options, placed, resources_of
@@ -104,7 +106,7 @@ def test_an_option_of_every_kind_reaches_submitit() -> None:
     assert wanted.items() <= options.items()
 
 
-def test_other_plugins_of_the_same_name_change_nothing() -> None:
+def test_other_plugins_of_the_same_name_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """hydra-submitit-launcher stores a schema under the name that ours has."""
     from hydra.core.config_store import ConfigStore
 
@@ -114,6 +116,7 @@ def test_other_plugins_of_the_same_name_change_nothing() -> None:
         node={"_target_": "os.system", "partition": None},
         provider="other",
     )
+    monkeypatch.setattr(reading, "register", register)  # as in every command
     _, how = asked("hydra.launcher.qos=high")
     assert how.executor == "slurm" and how.qos == "high"
 

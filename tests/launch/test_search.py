@@ -288,6 +288,7 @@ def test_optuna_is_imported_for_searches_alone() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_real_runs_as_jobs_and_here(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """Two side by side as jobs, a third in this process; the last table has the losses of their metrics."""
     words, usual = (LR, "eval.train=false", "tracking.sample_tokens=0"), {"training.steps": 6, "eval.every": 6}

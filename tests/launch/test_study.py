@@ -78,12 +78,12 @@ def test_twins_are_refused() -> None:
         study("optimizer.lr=1e-3,2e-3,0.001")
 
 
-def test_a_thousand_points_are_found_quickly(tmp_path: Path) -> None:
+def test_points_that_are_there_are_found_by_a_listing(tmp_path: Path) -> None:
     """Each looks at the folder's listing, not at the folder."""
-    words = [f"optimizer.lr={','.join(str(n * 1e-5) for n in range(1, 1001))}", "name=many"]
+    words = [f"optimizer.lr={','.join(str(n * 1e-5) for n in range(1, 201))}", "name=many"]
     for member in study(*words, runs_dir=tmp_path).members:
         os.makedirs(member.run)
-    assert len({member.run for member in study(*words, runs_dir=tmp_path).members}) == 1000
+    assert len({member.run for member in study(*words, runs_dir=tmp_path).members}) == 200
 
 
 def test_studies_are_found_by_folder_name_run_and_nearest(tmp_path: Path) -> None:

@@ -4,9 +4,6 @@ After every fault the same command runs to its end; the weights, the optimizer's
 are the bytes of an undisturbed run.
 """
 
-import os
-import random
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +13,10 @@ import pytest
 from nanogpt.config import TrainConfig
 from nanogpt.run_directory import RunDirectory, locate
 from tests import ranks
-from tests.ranks import Fault, Started
+from tests.ranks import Fault, Started, goes_on
 
 Build = Callable[..., TrainConfig]
 Reference = Callable[..., dict[str, str]]
-
-
-def goes_on(config: TrainConfig, undisturbed: Reference, world: int = 1) -> str:
-    """The same command again continues where the newest good checkpoint is, and ends exactly. Returns what it said."""
-    checkpoints = RunDirectory(locate(config)).checkpoints
-    loaded = checkpoints.newest()[0] if checkpoints.steps() else None
-    codes, output = ranks.run(config, world)
-    assert codes == [0] * world, output
-    assert loaded is None or loaded.state["step"] in (0, 20) or f"continuing at step {loaded.state['step']}" in output
-    assert ranks.result(config) == undisturbed(world)
-    return output
 
 
 def a_good_checkpoint(config: TrainConfig) -> bool:
@@ -173,111 +159,6 @@ def test_f08_a_rank_that_hangs(config: Build, undisturbed: Reference) -> None:
     assert started.wait(15, 0) == [7, None]
     assert "no rank got anywhere for" in started.output() and "one hangs or is lost" in started.output()
     goes_on(config(), undisturbed, 2)
-
-
-def stopped_early(config: TrainConfig) -> Path:
-    """A run that ended at step 14; returns its newest checkpoint."""
-    assert ranks.run(config, 1, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85]
-    return RunDirectory(locate(config)).checkpoints.path(14)
-
-
-def test_f10_bit_flips(config: Build, undisturbed: Reference) -> None:
-    """Any bit of any file of the newest checkpoint: found, named, put aside, and the one before is used."""
-    checkpoints = RunDirectory(stopped_early(config()).parents[1]).checkpoints
-    newest = checkpoints.path(14)
-    draw = random.Random(7)
-    for _ in range(50):
-        file = draw.choice(sorted(newest.iterdir()))
-        content = bytearray(file.read_bytes())
-        place, bit = draw.randrange(len(content)), 1 << draw.randrange(8)
-        content[place] ^= bit
-        file.write_bytes(content)
-        loaded, bad = checkpoints.newest()
-        assert loaded is not None and loaded.path != newest and str(file) in str(bad[0]), (file, place, bit)
-        content[place] ^= bit
-        file.write_bytes(content)
-    (newest / "model.safetensors").write_bytes(
-        bytes([content[0] ^ 1]) + (newest / "model.safetensors").read_bytes()[1:]
-    )
-    output = goes_on(config(), undisturbed)
-    assert "model.safetensors: corrupt, sha256" in output and "continuing at step 12" in output
-    assert (newest.parent / ".bad-step-00000014").is_dir()
-
-
-def damage(kind: str, folder: Path) -> None:
-    file = folder / "optimizer.safetensors"
-    size = file.stat().st_size
-    if kind == "cut":
-        os.truncate(file, size // 2)
-    elif kind == "empty":
-        os.truncate(file, 0)
-    elif kind == "zeros":
-        os.truncate(file, size // 2)
-        os.truncate(file, size)
-    elif kind == "missing":
-        file.unlink()
-    elif kind == "no manifest":
-        (folder / "manifest.json").unlink()
-    elif kind == "manifest":
-        (folder / "manifest.json").write_text("[]")
-    elif kind == "extra":
-        (folder / "model.pkl").write_bytes(b"\x80\x04.")
-
-
-@pytest.mark.parametrize("kind", ["cut", "empty", "zeros", "missing", "no manifest", "manifest", "extra"])
-def test_f11_damaged_files(config: Build, undisturbed: Reference, kind: str) -> None:
-    damage(kind, stopped_early(config()))
-    output = goes_on(config(), undisturbed)
-    assert "warning: " in output and "step-00000014" in output and "continuing at step 12" in output
-
-
-def test_f11_damage_on_two_ranks(config: Build, undisturbed: Reference) -> None:
-    """The leader falls back, and the others go with it."""
-    assert ranks.run(config(), 2, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85, 85]
-    damage("cut", locate(config()) / "checkpoints/step-00000014")
-    goes_on(config(), undisturbed, 2)
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_f12_no_good_checkpoint_is_an_error_not_a_new_start(config: Build, world: int) -> None:
-    stopped_early(config())
-    names = sorted(path.name for path in locate(config()).glob("checkpoints/step-*"))
-    for name in names:
-        damage("cut", locate(config()) / "checkpoints" / name)
-    codes, output = ranks.run(config(), world)
-    assert codes == [4] * world
-    assert "no usable checkpoint" in output and all(name in output for name in names) and "fresh=true" in output
-    assert sorted(path.name for path in locate(config()).glob("checkpoints/*")) == names
-
-
-def test_f12_checkpoints_that_are_gone_are_not_a_new_start(config: Build) -> None:
-    stopped_early(config())
-    shutil.rmtree(locate(config()) / "checkpoints")
-    before = (locate(config()) / "metrics.jsonl").read_bytes()
-    codes, output = ranks.run(config())
-    assert codes == [4] and "its checkpoints are gone; fresh=true starts another attempt" in output
-    assert (locate(config()) / "metrics.jsonl").read_bytes() == before
-
-
-def test_f13_a_save_replaced_but_not_yet_in_place(config: Build, undisturbed: Reference) -> None:
-    """Gone between the two renames of a step that is saved again, with no other checkpoint there."""
-    assert ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 3, "SIGTERM")])[0] == [85]
-    folder = locate(config()) / "checkpoints"
-    (folder / "step-00000003").rename(folder / ".old-step-00000003")
-    output = goes_on(config(), undisturbed)
-    assert "continuing at step 3" in output
-
-
-def test_f21_a_shard_cut_while_running(config: Build, undisturbed: Reference) -> None:
-    built = config(**{"training.steps": 2000, "eval.every": 2000})
-    started = Started(built).until_rows(4)
-    (shard,) = Path(built.data.dir).glob("*/train*.bin")
-    content = shard.read_bytes()
-    os.truncate(shard, 2000)
-    assert started.wait() == [3]
-    assert f"{shard}: ends at token" in started.output()
-    shard.write_bytes(content)
-    goes_on(config(), undisturbed)
 
 
 def test_f25_one_directory_has_one_owner(config: Build, undisturbed: Reference) -> None:

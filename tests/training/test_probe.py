@@ -110,6 +110,7 @@ BIG: dict[str, object] = {
 }
 
 
+@pytest.mark.slow
 def test_out_of_memory_names_the_largest_micro_batch_that_fits(config: Build) -> None:
     """The allocator really fails; what the error names then really trains, within the same limit, to the same end."""
     done = train_within(config(**BIG), 600)

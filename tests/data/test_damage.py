@@ -1,0 +1,104 @@
+"""Sources that are wrong, change or go, and prepared data that is damaged or was never finished."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nanogpt.data import corpora
+from nanogpt.data.dataset import open_dataset
+from nanogpt.data.prepare import ensure, prepare
+from nanogpt.errors import BadData, BadEnvironment
+from tests.data.conftest import Make
+
+
+def test_killed_just_before_the_end_nothing_is_done_again(
+    data: Make, monkeypatch: pytest.MonkeyPatch, corpus: Path
+) -> None:
+    from nanogpt.data import prepare as module
+
+    class Killed(BaseException):
+        pass
+
+    def dying(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(module, "put_in_place", dying)
+    with pytest.raises(Killed):
+        prepare(data())
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "encode_parts", dying)
+    assert prepare(data()).train.n_tokens > 0
+    assert not [path for path in Path(data().dir).iterdir() if path.is_dir() and path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "there is no text in it"),
+        ("latin.txt", b"caf\xe9 " * 100, "not UTF-8 text"),
+        ("rows.jsonl", b'{"text": "a"}\n{"te', "can't be read"),
+        ("null.jsonl", b'{"text": "a"}\n{"text": null}\n', "no text in row 1 of null.jsonl"),
+    ],
+)
+def test_bad_sources_are_named_and_leave_nothing(
+    data: Make, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(BadData, match=message):
+            prepare(data(source=str(tmp_path / name)))
+    assert not list(Path(data().dir).glob(".*.partial"))
+
+
+def test_a_killed_worker_is_a_message(data: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(f"{i} " * 1000)
+    monkeypatch.setattr(corpora, "PART_BYTES", 1)
+    from nanogpt.data import prepare as module
+
+    monkeypatch.setattr(module, "work_part", os._exit)
+    with pytest.raises(BadEnvironment, match=r"a tokenising process was killed.*data.workers=1"):
+        prepare(data(source=str(folder), tokenizer="byte", workers=2))
+
+
+def test_touched_files_are_not_changed_files(data: Make, corpus: Path) -> None:
+    before = prepare(data()).fingerprint
+    os.utime(corpus, (1, 1))
+    assert prepare(data()).fingerprint == before
+
+
+def test_changed_files_are_noticed(data: Make, corpus: Path) -> None:
+    prepare(data())
+    corpus.write_text(corpus.read_text() + "more")
+    with pytest.raises(BadData, match=r"files changed since they were prepared; run: .* overwrite=true"):
+        prepare(data())
+    assert prepare(data(), overwrite=True).train.n_tokens > 0
+
+
+def test_prepared_data_works_without_its_source(data: Make, corpus: Path) -> None:
+    before = prepare(data()).fingerprint
+    corpus.unlink()
+    assert ensure(data()).fingerprint == before
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "meta", "tokenizer", "missing"])
+def test_damage_is_named(data: Make, damage: str) -> None:
+    folder = prepare(data()).folder
+    shard = folder / "train_00000_000.bin"
+    if damage == "flip":
+        content = bytearray(shard.read_bytes())
+        content[2000] ^= 1
+        shard.write_bytes(content)
+    elif damage == "cut":
+        os.truncate(shard, 5000)
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        (folder / f"{damage}.json").write_text('{"kind": "byte"}')
+    with pytest.raises(BadData) as error:
+        open_dataset(data())
+    expected = {"flip": "sha256 is not", "cut": "promises", "meta": "meta.json", "tokenizer": "is not the tokenizer"}
+    assert expected.get(damage, shard.name) in str(error.value)

@@ -1,0 +1,18 @@
+"""Points that aren't begun, and what a preview says of them."""
+
+from pathlib import Path
+
+from launch.study import Member
+from nanogpt.run_directory import locate
+from tests.experiments.made import made_config
+
+
+def point(folder: Path, **changes: object) -> Member:
+    """A point of the study in `folder`, on bytes, that isn't begun."""
+    config = made_config(**{"runs_dir": str(folder)} | changes)
+    return Member(locate(config), config)
+
+
+def line_of(lines: list[str], label: str) -> str:
+    (line,) = [line for line in lines if line.startswith(f"{label:<8}")]
+    return line
