@@ -5,7 +5,6 @@ imports are spared. What is about starting itself (which modules are loaded, whi
 commands elsewhere.
 """
 
-import atexit
 import os
 import runpy
 import signal
@@ -43,13 +42,10 @@ def body(words: tuple[str, ...], folder: str, environment: Mapping[str, str], ou
     module, *rest = words[1:] if words[0] == "-m" else words
     sys.path[0] = str(ROOT)
     sys.argv = [module if words[0] == "-m" else str(ROOT / module), *rest]
-    try:
-        if words[0] == "-m":
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    finally:
-        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+    if words[0] == "-m":
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def take(environment: Mapping[str, str], out: str, err: str) -> None:
