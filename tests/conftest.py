@@ -29,6 +29,12 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture(autouse=True)
+def seeded() -> None:
+    """A test draws the same numbers whatever ran before it in this process."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in this process compose each choice of files once; those in their own compose as ever."""
     monkeypatch.setattr(reading, "Composer", Remembering)

@@ -46,20 +46,20 @@ def model(request: pytest.FixtureRequest) -> GPT:
 @pytest.mark.parametrize("first", [1, 5, 15])
 def test_cached_logits_are_the_uncached_ones(model: GPT, first: int) -> None:
     ids = torch.randint(60, (2, 16))
-    cache = KVCache(model.config, 2, ids.device, torch.float32)
-    whole = model(ids)[..., :60]
-    assert torch.allclose(model.next_logits(ids[:, :first], cache), whole[:, first - 1], atol=5e-5)
+    cache = KVCache(model.config, 2, ids.device, torch.float64)
+    whole = model.double()(ids)[..., :60]
+    assert torch.allclose(model.next_logits(ids[:, :first], cache), whole[:, first - 1], atol=1e-9)
     for t in range(first, 16):
-        assert torch.allclose(model.next_logits(ids[:, t : t + 1], cache), whole[:, t], atol=5e-5)
+        assert torch.allclose(model.next_logits(ids[:, t : t + 1], cache), whole[:, t], atol=1e-9)
     assert cache.length == 16
 
 
 def test_several_positions_after_a_cache_see_what_they_should(model: GPT) -> None:
     ids = torch.randint(60, (2, 16))
-    cache = KVCache(model.config, 2, ids.device, torch.float32)
-    whole = model(ids)
+    cache = KVCache(model.config, 2, ids.device, torch.float64)
+    whole = model.double()(ids)
     for first, last in ((0, 5), (5, 12), (12, 16)):
-        assert torch.allclose(model(ids[:, first:last], cache=cache), whole[:, first:last], atol=5e-5)
+        assert torch.allclose(model(ids[:, first:last], cache=cache), whole[:, first:last], atol=1e-9)
 
 
 def naive(model: GPT, prompt: list[int], count: int, draw: Draw, generator: torch.Generator) -> list[int]:

@@ -1,6 +1,7 @@
 """Sources that are wrong, change or go, and prepared data that is damaged or was never finished."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,10 @@ def test_bad_sources_are_named_and_leave_nothing(
     assert not list(Path(data().dir).glob(".*.partial"))
 
 
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_killed_worker_is_a_message(data: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "docs"
     folder.mkdir()
@@ -59,7 +64,7 @@ def test_a_killed_worker_is_a_message(data: Make, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(corpora, "PART_BYTES", 1)
     from nanogpt.data import prepare as module
 
-    monkeypatch.setattr(module, "work_part", os._exit)
+    monkeypatch.setattr(module, "work_part", die)
     with pytest.raises(BadEnvironment, match=r"a tokenising process was killed.*data.workers=1"):
         prepare(data(source=str(folder), tokenizer="byte", workers=2))
 
