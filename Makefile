@@ -16,7 +16,7 @@ $(VENV)/bin/python:
 CONSTRAINTS = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo "installing the core into $(VENV) (once)"
+	@echo "installing the core into $(VENV) (once; a minute, or as long as a PyTorch for your GPU takes to download)"
 	@$(PIP) install $(CONSTRAINTS) -e .
 	@touch $@
 
@@ -35,12 +35,12 @@ setup: $(VENV)/.dev  ## create .venv with everything, for development
 train: $(VENV)/.core  ## install the core, prepare the embedded data, train, show the result
 	@$(BIN)/python train.py experiment=quickstart $(ARGS)
 
-test: $(VENV)/.dev  ## install everything and run the default tests, one process a core
-	@$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
+test: $(VENV)/.dev  ## install everything and run the default tests, several at once
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 coverage: $(VENV)/.dev  ## run the default tests and show which lines they leave out; twice the time
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
+	@$(BIN)/coverage run -m pytest -n auto --dist worksteal $(ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report --show-missing --skip-covered
 
 slow: $(VENV)/.slow  ## install lm-evaluation-harness too and run the slow tests

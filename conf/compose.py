@@ -105,9 +105,13 @@ class Composer:
 
     def facts(self, plain: dict[str, Any], chosen: list[Value]) -> dict[str, Any]:
         """A point's values by key, and of each group the file that was chosen."""
-        inner = {key: reduce(lambda part, name: part[name], key.split("."), plain) for key in self.keys}
+        inner = self.flat(plain)
         labels = {group: inner.get(f"{group}.name") for group in self.groups}
         return labels | inner | {one.key: one.text for one in chosen if one.key in self.groups}
+
+    def flat(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """A point's values by key."""
+        return {key: reduce(lambda part, name: part[name], key.split("."), plain) for key in self.keys}
 
     def files(self, chosen: list[Value]) -> tuple[str, ...]:
         """The files that a point chooses, as overrides."""
@@ -147,7 +151,11 @@ class Composer:
             except (TypeError, YAMLError) as error:
                 raise BadInput(f"{' '.join(files)}: a file is not YAML with keys: {escaped(error, 300)}") from None
             except (HydraException, OmegaConfBaseException, RecursionError) as error:
-                raise BadInput(first_line(error)) from None
+                own = "Could not find 'experiment/" in str(error)
+                remedy = "; of another group's file write e.g. - override /data: text" if own else ""
+                raise BadInput(f"{first_line(error)}{remedy}") from None
+            if "experiment" in composed:
+                raise BadInput("experiment: its file must begin with the line # @package _global_")
             for prefix in ASIDE:
                 there = OmegaConf.select(composed, prefix.rstrip("."))
                 plain = plain_values(there, self.keys) if there is not None else {}

@@ -143,7 +143,7 @@ def dispatch(
     if "--shell-completion" in argv or "-sc" in argv:
         refuse_beside_completion(argv)
         return to_hydra(name, kind)
-    flags, overrides = split(argv)
+    flags, overrides = split(argv, kind)
     from conf.compose import as_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
     from conf.reading import read
 
@@ -180,8 +180,8 @@ def one_by_one(configs: list[Config], main: Callable[[Config], int]) -> int:
     return next((code for code in codes if code), 0)
 
 
-def split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """(flags, overrides). Raises BadInput for a flag that doesn't exist."""
+def split(argv: list[str], kind: type[Section] = Section) -> tuple[list[str], list[str]]:
+    """(flags, overrides). Raises BadInput for a flag that doesn't exist, with the key of `kind` that may be meant."""
     flags: list[str] = []
     overrides: list[str] = []
     words = iter(argv)
@@ -193,7 +193,10 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
         elif word.partition("=")[0] not in FLAGS:
             key, _, value = word.lstrip("-").partition("=")
             example = f"{key}={value or '…'}"
-            raise BadInput(f"{escaped(word)}: no such option; settings are written without dashes: {escaped(example)}")
+            keys = [one for one, _ in schema.leaves(kind)]
+            near = "" if any(one == key or one.startswith(f"{key}.") for one in keys) else hint(key, keys)
+            why = f"settings are written without dashes: {escaped(example)}{near}"
+            raise BadInput(f"{escaped(word)}: no such option; {why}")
         else:
             flags.append(word)
             if word in FLAGS_WITH_VALUE:
@@ -223,7 +226,7 @@ def to_hydra(name: str, kind: type[Section]) -> int:
 
 def plain(value: object) -> str:
     """A default as one would type it."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"[{','.join(map(plain, value))}]"  # pyright: ignore[reportUnknownArgumentType]
     return (
         {None: "null", True: "true", False: "false"}.get(value, str(value))
@@ -239,14 +242,26 @@ def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
     if not topics:
         text = resources.files("conf").joinpath(f"help/{name}.txt").read_text()
         return text.format(**{group: " ".join(choices(group)) for group in groups(name)}).rstrip()
+    from conf.reading import composed
+
+    try:
+        usual = composed(name, kind, [])
+    except BadInput:  # a command that can't do without words
+        usual = {}
     lines: list[str] = []
     for key, field in [*schema.leaves(kind), *(aside() if name == "train" else [])]:
         if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
             default = "" if field.is_required() else f", default {plain(field.default)}"
+            if key in usual and default and (by_files := plain(usual[key])) != plain(field.default):
+                default += f" ({by_files} by the files of this command)"
             change = schema.change_of(field)
             lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.allowed(field)}{default}; {change}")
     if not lines:
         raise BadInput(f"{escaped(topics[0])}: no such key or group; see --help all")
+    if name == "train":
+        lines.append(
+            "\na change of what is fixed is another run; guarded: also, or resume.allow_change; free: the same run"
+        )
     return "\n".join(lines)
 
 

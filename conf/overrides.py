@@ -52,7 +52,8 @@ def parse(text: str) -> Override:
     if text.startswith("+"):
         raise BadInput(f"{plain}: keys can't be added; every key that exists is listed by --help all")
     if not equals:
-        raise BadInput(f"{plain}: not an override; write key=value")
+        file = "; what nanoGPT has as files is experiment=NAME here" if plain.endswith(".py") else ""
+        raise BadInput(f"{plain}: not an override; write key=value{file}")
     if not key:
         raise BadInput(f"{plain}: the key before '=' is missing")
     try:

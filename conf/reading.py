@@ -103,6 +103,13 @@ def read(door: str, kind: type[Config], overrides: list[str], multirun: bool = F
         )
 
 
+def composed(door: str, kind: type[Section], overrides: list[str]) -> dict[str, Any]:
+    """What files and command line say of every key, together unchecked. Raises BadInput."""
+    with initialize_config_module("conf", version_base="1.3"):
+        asked = ask(door, kind, overrides, False)
+        return asked.composer.flat(asked.composer.plain(asked.mine))
+
+
 def size(door: str, kind: type[Section], overrides: list[str]) -> int | None:
     """How many points a sweep has, or a few more, a hundred times faster than composing them; None for a search.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from conf.compose import HORIZON
 from conf.groups import choices
-from conf.reading import read
+from conf.reading import composed, read
 from conf.words import override
 from nanogpt import schema
 from nanogpt.config import TrainConfig
@@ -42,7 +42,7 @@ def command_from(config: TrainConfig, files: Sequence[str]) -> str | None:
     wanted = dict(schema.values(config))
     source = [override("data.source", config.data.source)] if config.data.source is not None else []
     try:
-        start = dict(schema.values(read("train", TrainConfig, [*files, *source]).points[0].config))
+        start = {key: as_in_configs(value) for key, value in composed("train", TrainConfig, [*files, *source]).items()}
         differing = [key for key in wanted if wanted[key] != start[key] and not left_out(key)]
         given = {key for key in differing if wanted[key] is not None} & set(HORIZON)
         words = [override(key, wanted[key]) for key in differing if key not in HORIZON or key in given]
@@ -52,6 +52,10 @@ def command_from(config: TrainConfig, files: Sequence[str]) -> str | None:
     except LabError:
         return None
     return "python train.py " + " ".join(shlex.quote(word) for word in words)
+
+
+def as_in_configs(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
 
 
 def left_out(key: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.code import code_table
-from experiments.command import left_out, repeat
+from experiments.command import APART, repeat
 from experiments.document import Block, Code, Document, Figure, Heading, Note, refuse_file
 from experiments.finding import Found, find
 from experiments.pictures.curves import Curve, loss_curves
@@ -277,4 +277,4 @@ def common(results: Sequence[Result], varied: set[str]) -> str:
     """The settings that are the same everywhere."""
     configs = [dict(schema.values(result.config)) for result in results]
     same = [key for key in configs[0] if len({shown(config[key]) for config in configs}) == 1 and key not in varied]
-    return "\n".join(f"{key}={shown(configs[0][key])}" for key in same if not left_out(key))
+    return "\n".join(f"{key}={shown(configs[0][key])}" for key in same if key not in APART)

@@ -150,7 +150,7 @@ def submit(parameters: dict[str, Any], logs: Path, count: int, command: list[str
         except (FailedJobError, FailedSubmissionError) as error:
             why = said(str(error))
             if not BUSY.search(why):
-                raise BadInput(f"sbatch refuses: {escaped(why, 300)}") from None
+                raise BadInput(f"sbatch refuses: {escaped(why, 300)}{which_cluster(why)}") from None
         except BadEnvironment as error:  # squeue is silent too, and without its answer nothing may be tried again
             why = str(error)
         if left:
@@ -173,6 +173,16 @@ def environment(values: dict[str, str]) -> Generator[None, None, None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def which_cluster(why: str) -> str:
+    """What an error means that is about Slurm's own file, or nothing."""
+    if not re.search(r"resolve_ctls|fetch_config|configuration source|slurm\.conf", why):
+        return ""
+    file = os.environ.get("SLURM_CONF")
+    if file is None:
+        return "; SLURM_CONF isn't set: export what make slurm-up said"
+    return f"; SLURM_CONF={escaped(file)}{'' if os.path.exists(file) else ': no such file, is that cluster down?'}"
 
 
 def said(text: str) -> str:

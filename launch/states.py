@@ -135,7 +135,7 @@ def queued(point: Point, cluster: Cluster) -> Queued | None:
     if point.submission.facts.executor == "local":
         alive = cluster.pool(point.submission) or (point.job != "" and local.controls(point.job))
         return Queued("RUNNING" if alive else "GONE", "")
-    jobs = cluster.slurm()
+    jobs = cluster.slurm() if point.submission.handed_over(point.index) else {}
     if jobs is None:
         return None
     return jobs.get(point.job, Queued("GONE", ""))
@@ -148,7 +148,7 @@ def state_of(events: list[Event], job: Queued | None, submitted: bool) -> tuple[
     if ended and last["state"] not in ("requeued", "finished"):
         return str(last["state"]), str(last["why"])
     if not submitted and job is not None and job.state == "GONE":
-        return "lost", "the submission was cut short"
+        return "lost", "its submission was cut short or refused; the same command submits it"
     if job is None:
         return "unknown", "Slurm doesn't answer"
     put_back = f"put back: {last['why']}" if ended else ""

@@ -23,7 +23,7 @@ from launch.study import RECORDS, Member, Study
 from launch.verdict import State
 from nanogpt import schema
 from nanogpt.config import TrainConfig
-from nanogpt.errors import BadCheckpoint, BadEnvironment, escaped
+from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped
 from nanogpt.files import append, from_json, locked, write, write_atomic
 from nanogpt.schema import Section
 
@@ -140,7 +140,12 @@ class Submission:
         """
         jobs = self.facts.jobs
         self.save((*jobs, Job(id="", name=name, first=first, count=count)))
-        self.save((*jobs, Job(id=submit(), name=name, first=first, count=count)))
+        try:
+            taken = submit()
+        except BadInput:  # refused: there is nothing to be found again
+            self.save(jobs)
+            raise
+        self.save((*jobs, Job(id=taken, name=name, first=first, count=count)))
 
     def find_lost(self, find: Callable[[str], str | None]) -> None:
         """Ask for the ids of jobs that were handed over by a process that was killed meanwhile."""
@@ -153,6 +158,10 @@ class Submission:
         """Note which jobs there are."""
         self.facts = self.facts.model_copy(update={"jobs": jobs})
         write_atomic(self.path / "submission.json", schema.to_json(self.facts))
+
+    def handed_over(self, index: int) -> bool:
+        """Whether a point was, or may have been."""
+        return any(job.first <= index < job.first + job.count for job in self.facts.jobs)
 
     def job_of(self, index: int) -> str | None:
         """`123_4`, or None for what was never handed over."""

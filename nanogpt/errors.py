@@ -97,6 +97,14 @@ ALIASES = {  # what nanoGPT and other trainers call our keys
     "warmup_iters": "warmup_steps",
     "lr_decay_iters": "decay_steps",
     "batch_size": "batch_tokens",
+    "gradient_accumulation_steps": "batch_tokens",
+    "epochs": "tokens",
+    "num_epochs": "tokens",
+    "min_lr": "min_lr_ratio",
+    "output_dir": "runs_dir",
+    "wandb_log": "mirrors",
+    "wandb_project": "project",
+    "wandb_run_name": "name",
     "eval_interval": "every",
     "eval_iters": "tokens",
     "log_interval": "log_every",
@@ -117,4 +125,14 @@ def escaped(text: object, limit: int = 80) -> str:
 def hint(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message: `; did you mean 'x'?`, or nothing when no name is near."""
     near = nearest(name, allowed)
-    return f"; did you mean '{near}'?" if near else ""
+    unit = UNITS.get(name.rpartition(".")[2], "") if near else ""
+    return f"; did you mean '{near}'{unit}?" if near else ""
+
+
+UNITS = {  # of keys that stand for others, but count something else
+    "batch_size": ", in tokens: batch_size x block_size x gradient accumulation",
+    "gradient_accumulation_steps": ", in tokens: batch_size x block_size x gradient accumulation",
+    "epochs": ", in tokens",
+    "num_epochs": ", in tokens",
+    "min_lr": ", a share of optimizer.lr",
+}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Task:
     name: str
     evaluate: Evaluate
     documents: int
+    """Of the loss: windows."""
     data: str
     """Fingerprint of the documents, or of the data set."""
 
@@ -107,6 +109,8 @@ def evaluate_with(config: EvaluateConfig, compute: Compute, peers: Peers, watch:
 
         for task in tasks:
             started = time.monotonic()
+            if peers.leading:
+                print(f"evaluating {task.name}: {task.documents:,} {unit_of(task)}", file=sys.stderr, flush=True)
             try:
                 metrics = task.evaluate(trained.model, should_stop)
             except Stopped:
@@ -207,14 +211,18 @@ def digest(trained: Trained) -> str | None:
         return None  # a run that goes on has removed it since
 
 
+def unit_of(task: Task) -> str:
+    return "windows" if task.name == "loss" else "documents"
+
+
 def drawn(results: list[Result], trained: Trained) -> str:
     """All results as a table, a row for each number."""
     rows: list[tuple[str, ...]] = []
     for result in results:
         documents, rate = result.task.documents, result.task.documents / max(result.seconds, 1e-9)
-        facts = (f"{documents:,}", f"{result.seconds:.1f}", f"{rate:.3g}")
+        facts = (f"{documents:,} {unit_of(result.task)}", f"{result.seconds:.1f}", f"{rate:.3g}")
         for name, metric in result.metrics.items():
             error = "" if metric.stderr is None else f" ± {metric.stderr:.4g}"
             rows.append((result.task.name, name, f"{metric.value:.6g}{error}", *facts))
     where = trained.name if trained.step is None else f"{trained.name}, step {trained.step:,}"
-    return table(where, ("task", "metric", "value", "documents", "seconds", "documents/s"), rows)
+    return table(where, ("task", "metric", "value", "of", "seconds", "of them a second"), rows)

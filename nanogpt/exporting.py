@@ -72,8 +72,8 @@ def write_hf(trained: Trained, folder: Path, config: ExportConfig) -> None:
     """config.json, model.safetensors and the tokenizer, for AutoModelForCausalLM and AutoTokenizer."""
     model = trained.model.config
     about = to_hf(model)
-    if (end := trained.tokenizer.end_of_text) is not None:
-        about |= {"bos_token_id": end, "eos_token_id": end}
+    end = trained.tokenizer.end_of_text
+    about |= {"bos_token_id": end, "eos_token_id": end}  # null says that there is none; the usual would be GPT-2's
     rename = to_gpt2 if about["model_type"] == "gpt2" else to_llama
     folder.mkdir()
     save_file(rename(weights_of(trained.model), model), folder / "model.safetensors", {"format": "pt"})

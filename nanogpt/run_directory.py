@@ -177,6 +177,24 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
     ]
 
 
+def relative_of(config: TrainConfig) -> tuple[Path, list[str]] | None:
+    """The newest run of the same name that differs only in guarded keys, and these: one that may be meant."""
+    here, kinds = locate(config), {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
+    now = dict(schema.values(config))
+    found = [
+        path.parent
+        for path in here.parent.glob("*/config.json")
+        if path.parent != here and (parts := parts_of(path.parent.name)) and parts[0] == config.run_name
+    ]
+    for path in sorted(found, key=newest_change, reverse=True)[:20]:
+        with suppress(BadCheckpoint):
+            before = dict(schema.values(RunDirectory(path).config()))
+            changed = [key for key in now if now[key] != before.get(key) and kinds[key] != "free"]
+            if changed and all(kinds[key] == "guarded" for key in changed):
+                return path, changed
+    return None
+
+
 def write_owner(path: Path) -> None:
     """Who holds the lock, in the lock file: for the message of those who come too late."""
     facts = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
@@ -200,11 +218,18 @@ def find(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
     if run is None:
         runs = [RunDirectory(path.parent) for path in folder.glob("**/config.json")]
         if not runs:
-            raise BadInput(f"run=null: no run under {escaped(runs_dir)}; train one first: python train.py")
+            raise BadInput(
+                f"run=null: no run under {escaped(Path(runs_dir).absolute())}; train one first: python train.py"
+            )
         return max(runs, key=lambda one: (bool(one.checkpoints.steps()), newest_change(one.path)))
     for path in (Path(run), folder / run):
         if os.path.exists(path / "config.json"):  # says no, where pathlib raises, of a name that is too long
             return RunDirectory(path)
+    inside = [
+        path for study in (run, folder / run) if os.path.isdir(study) for path in Path(study).glob("*/config.json")
+    ]
+    if inside:
+        raise BadInput(f"{key}={escaped(run)}: a folder of runs; name one of them, e.g. {escaped(inside[0].parent)}")
     names = [path.parent.name for path in folder.glob("*/config.json")]
     raise BadInput(f"{key}={escaped(run)}: not a run directory{hint(Path(run).name, names)}")
 

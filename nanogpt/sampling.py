@@ -142,7 +142,8 @@ def write_lines(trained: Trained, config: SampleConfig, jobs: list[Job], out: st
 def converse(trained: Trained, config: SampleConfig) -> int:
     """Ask for prompts until there are no more. Ctrl-C ends an answer, or, while asked, the whole."""
     if sys.stdin.isatty():
-        print(f"{trained.name}, task {config.task.name}; Ctrl-C ends an answer, Ctrl-D the session", file=sys.stderr)
+        how = "each prompt by itself; Ctrl-C ends an answer, Ctrl-D the session"
+        print(f"{trained.name}, task {config.task.name}, {how}", file=sys.stderr)
     for number, text in enumerate(asked()):
         try:
             ids = encode_prompt(trained, config.model_copy(update={"truncate": True}), text)

@@ -67,6 +67,8 @@ def change_of(field: FieldInfo) -> Change | None:
 
 def refuse(key: str, value: object, why: str) -> PydanticCustomError:
     """The error of a cross-field check: `error: key=value: why`."""
+    if isinstance(value, str):  # pydantic's texts are UTF-8, which can't hold half a surrogate pair
+        value = value.encode("utf-8", "backslashreplace").decode()
     return PydanticCustomError("refused", "{why}", {"key": key, "value": value, "why": why})
 
 

@@ -14,6 +14,7 @@ import conf
 from conf import reading
 from conf.compose import Composer
 from nanogpt.config import TrainConfig
+from nanogpt.cores import threads_for
 from tests import ranks
 from tests.commands import command
 from tests.composing import Remembering, register_once
@@ -39,6 +40,12 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in this process compose each choice of files once; those in their own compose as ever."""
     monkeypatch.setattr(reading, "Composer", Remembering)
     monkeypatch.setattr(reading, "register", register_once)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for a process or a clock. Each has torch, so not too many."""
+    found = threads_for({})
+    return min(8, 1 + (found.number if found else os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -64,7 +64,17 @@ def test_table_and_lines(trained: TrainConfig, files: dict[str, str], capsys: py
         assert mine
         assert evaluate(wanted(trained, files, *ALL)) == 0
     out = capsys.readouterr().out
-    for word in ("val_loss", "perplexity", "bits_per_byte", "word_perplexity", "acc_norm", "±", "documents/s"):
+    for word in (
+        "val_loss",
+        "perplexity",
+        "bits_per_byte",
+        "word_perplexity",
+        "acc_norm",
+        "±",
+        "92 windows",
+        "6 documents",
+        "of them a second",
+    ):
         assert word in out
     rows = lines(run.path / "evaluations.jsonl")
     assert [row["task"] for row in rows] == ALL

@@ -213,5 +213,5 @@ def test_the_command(run: Run, config: Build, tmp_path: Path) -> None:
     done = run("sample.py", "runs_dir=empty")
     assert (done.returncode, done.stderr) == (
         2,
-        "error: run=null: no run under empty; train one first: python train.py\n",
+        f"error: run=null: no run under {tmp_path / 'work' / 'empty'}; train one first: python train.py\n",
     )

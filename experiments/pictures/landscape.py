@@ -99,13 +99,14 @@ def draw_means(
     axes: Axes, means: Sequence[tuple[float, Estimate]], seeds: Sequence[float], theme: Theme, joined: bool
 ) -> None:
     """Points with their intervals, the best with a star; what is far off is only named, at the top."""
-    norm, far = color_range([one.mean for _, one in means])
-    low, high = float(norm.vmin or 0.0), float(norm.vmax or 1.0)
-    near = [(x, one) for x, one in means if not far or one.mean <= high]
+    bottom, top = reach([one for _, one in means], seeds)
+    near = [(x, one) for x, one in means if one.mean <= top]
     xs, losses = [x for x, _ in near], [one.mean for _, one in near]
     halves = [np.nan if one.half is None else one.half for _, one in near]
     style: Style = {"color": theme.cycle[0], "linewidth": 1.8, "linestyle": "-" if joined else "none", "zorder": 3}
     label = "one seed" if np.isnan(halves).all() else "mean, 95 % interval"
+    if any(abs(end - one.mean) < (one.half or 0.0) for _, one in near for end in (bottom, top)):
+        label += ", cut where it is wide"
     axes.errorbar(xs, losses, yerr=halves, marker="o", capsize=4, label=label, **style)
     best = losses.index(min(losses))
     star: Style = {"color": theme.accent, "markeredgecolor": theme.paper, "markersize": 16, "zorder": 5}
@@ -114,13 +115,20 @@ def draw_means(
         if (x, one) not in near:
             look: Style = {"ha": "center", "va": "top", "fontsize": 9, "color": theme.ink}
             axes.text(x, 0.98, f"↑\n{one.mean:.2f}", transform=axes.get_xaxis_transform(), **look)
-            axes.plot([x], [low], alpha=0)  # the axis reaches so far
-    inside = [*losses, *(loss for loss in seeds if not far or loss <= high)]
-    ends = [one.mean + side * (one.half or 0.0) for _, one in near for side in (-1, 1)]
-    bottom, top = min(inside), max(high, *inside)
-    room = top - bottom  # two seeds can have an interval that dwarfs all differences: then it is cut
-    bottom, top = max(bottom - room, min(bottom, *ends)), min(top + room, max(top, *ends))
+            axes.plot([x], [bottom], alpha=0)  # the axis reaches so far
     axes.set_ylim(bottom - 0.1 * (top - bottom), top + 0.2 * (top - bottom))
+
+
+def reach(means: Sequence[Estimate], seeds: Sequence[float]) -> tuple[float, float]:
+    """The lowest and the highest loss to be shown: all good ones, their seeds, and as much of the intervals again."""
+    norm, far = color_range([one.mean for one in means])
+    high = float(norm.vmax or 1.0)
+    near = [one for one in means if not far or one.mean <= high]
+    inside = [*(one.mean for one in near), *(loss for loss in seeds if not far or loss <= high)]
+    ends = [one.mean + side * (one.half or 0.0) for one in near for side in (-1, 1)]
+    bottom, top = min(inside), max(high, *inside)
+    room = top - bottom  # two seeds can have an interval that dwarfs all differences
+    return max(bottom - room, min(bottom, *ends)), min(top + room, max(top, *ends))
 
 
 def heat_map(found: Sequence[Setting], across: Axis, down: Axis, metric: Metric) -> Picture:

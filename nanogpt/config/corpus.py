@@ -40,6 +40,10 @@ class DataConfig(Section):
             raise refuse("data.vocab_size", None, "data.tokenizer=bpe needs a size, e.g. data.vocab_size=1024")
         if self.tokenizer != "bpe" and self.vocab_size is not None:
             raise refuse("data.vocab_size", self.vocab_size, f"data.tokenizer={self.tokenizer} has a fixed vocabulary")
+        if self.corpus == "pystdlib" and self.source is not None:
+            raise refuse(
+                "data.source", self.source, "data=pystdlib is this Python's own library; files of yours: data=text"
+            )
         if self.corpus == "text" and self.source is None:
             raise refuse("data.source", None, "data=text needs your files, e.g. data.source='notes/*.txt'")
         if self.corpus == "hub" and self.hub is None and self.source is None:

@@ -99,8 +99,10 @@ class TrainingConfig(Section):
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
             keys = ", ".join(f"training.{name}" for name in names)
+            if not given:
+                raise refuse("training.steps", None, f"nothing says how long to train; give one of {keys}")
             why = f"give exactly one of {keys}; set the others to null"
-            raise refuse("training." + (given[-1] if given else "steps"), given and getattr(self, given[-1]), why)
+            raise refuse(f"training.{given[-1]}", getattr(self, given[-1]), why)
         return self
 
 

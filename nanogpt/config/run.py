@@ -170,4 +170,5 @@ def check_horizon(config: TrainConfig, steps: int) -> None:
     end = steps if schedule.decay_steps is None else schedule.decay_steps
     if schedule.warmup_steps > end > 0:
         key = "the run's length in steps" if schedule.decay_steps is None else "schedule.decay_steps"
-        raise refuse("schedule.warmup_steps", schedule.warmup_steps, f"is above {key}={end}")
+        why = f"is above {key}={end}; e.g. schedule.warmup_steps={end // 10}"
+        raise refuse("schedule.warmup_steps", schedule.warmup_steps, why)

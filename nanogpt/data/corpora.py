@@ -144,7 +144,7 @@ def text_files(paths: tuple[Path, ...], root: str) -> Iterator[Document]:
         try:
             text = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
-            raise BadData(f"{escaped(path)}: not UTF-8 text (byte {error.start})") from None
+            raise BadData(f"{escaped(path)}: not UTF-8 text (byte {error.start}); iconv converts it") from None
         except OSError as error:
             raise BadData(f"{escaped(path)}: {error.strerror}") from None
         yield Document(str(path).removeprefix(root), text.replace("\r\n", "\n"))

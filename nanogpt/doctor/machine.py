@@ -172,8 +172,14 @@ def data(config: DoctorConfig) -> Finding:
     if not folders:
         small = "train.py prepares small data sets by itself; large ones: python prepare.py data=openwebtext"
         return Finding("note", f"none prepared in {escaped(Path(config.data_dir).absolute())}", small)
-    found = {folder.name: open_prepared(folder, "size").train.n_tokens for folder in folders}
-    return Finding("ok", ", ".join(f"{escaped(name)} ({amount(tokens)} tokens)" for name, tokens in found.items()))
+    found: list[str] = []
+    lacking: list[str] = []
+    for folder in folders:
+        try:
+            found.append(f"{escaped(folder.name)} ({amount(open_prepared(folder, 'size').train.n_tokens)} tokens)")
+        except BadEnvironment as error:  # it is whole, but GPT-2's tokenizer isn't here
+            lacking.append(f"{escaped(folder.name)}: {error}")
+    return Finding("note", "; ".join(lacking), "see tokenizer") if lacking else Finding("ok", ", ".join(found))
 
 
 def tokenizer(_: DoctorConfig) -> Finding:

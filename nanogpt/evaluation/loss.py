@@ -40,6 +40,11 @@ class LossEvaluation:
         self.splits = {"val": dataset.val, "train": dataset.train}
         self.token_bytes = np.array([len(token) for token in dataset.tokenizer.tokens])
 
+    @property
+    def tokens(self) -> int:
+        """How many are evaluated each time, of all splits."""
+        return sum(map(len, self.places.values())) * self.block_size
+
     def __call__(self, model: GPT, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """{"val_loss", "val_bpb", "train_loss"}: nats per token, bits per byte, nats per token.
 

@@ -131,18 +131,23 @@ def from_llama(config: Mapping[str, Any], where: str) -> Values:
 
 def to_hf(model: ModelConfig) -> dict[str, Any]:
     """The config.json of a model, without padding. Raises BadInput naming the switch that has no form there."""
-    require(model, "Hugging Face", softcap=None, conv=((),))
     return gpt2_config(model) if model.position == "learned" else llama_config(model)
 
 
 def require(model: ModelConfig, form: str, **expected: object) -> None:
-    """Switches as a form has them. Raises BadInput naming the first that isn't."""
-    for key, allowed in expected.items():
+    """Switches as a form has them, and none that only we have. Raises BadInput naming all that are others."""
+    found: list[str] = []
+    needed: list[str] = []
+    for key, allowed in ({"softcap": None, "conv": ((),)} | expected).items():
         value = getattr(model, key)
         choices = allowed if isinstance(allowed, tuple) else (allowed,)
         if value not in choices:
-            words = " or ".join(map(shown, choices))  # pyright: ignore[reportUnknownArgumentType]
-            raise BadInput(f"model.{key}={shown(value)}: {form} has no such form; it needs model.{key}={words}")
+            found.append(f"model.{key}={shown(value)}")
+            needed.append(f"model.{key}={' or '.join(map(shown, choices))}")  # pyright: ignore[reportUnknownArgumentType]
+    if found:
+        raise BadInput(
+            f"{' '.join(found)}: {form} has no such form; it needs {', '.join(needed)}, in a training from the start"
+        )
 
 
 def shown(value: object) -> str:
@@ -153,16 +158,18 @@ def shown(value: object) -> str:
 
 
 def require_nanogpt(model: ModelConfig) -> None:
-    """The one form that nanoGPT has. Raises BadInput naming the switch that is another."""
-    require(model, "nanoGPT", norm="layernorm", position="learned", activation="gelu", qk_norm=False, tied_head=True)
-    require(model, "nanoGPT", n_kv_head=(None, model.n_head), softcap=None, conv=((),))
+    """The one form that nanoGPT has. Raises BadInput naming the switches that are others."""
+    require(model, "nanoGPT", activation="gelu", position="learned", **gpt2_switches(model))
+
+
+def gpt2_switches(model: ModelConfig) -> dict[str, object]:
+    return {"norm": "layernorm", "qk_norm": False, "tied_head": True, "n_kv_head": (None, model.n_head)}
 
 
 def gpt2_config(model: ModelConfig) -> dict[str, Any]:
     """GPT2LMHeadModel, without dropout: it is for training."""
     form = "GPT2LMHeadModel (model.position=learned)"
-    require(model, form, norm="layernorm", activation=("gelu", "gelu_tanh"), qk_norm=False, tied_head=True)
-    require(model, form, n_kv_head=(None, model.n_head))
+    require(model, form, activation=("gelu", "gelu_tanh"), **gpt2_switches(model))
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -185,9 +192,8 @@ def llama_config(model: ModelConfig) -> dict[str, Any]:
     """LlamaForCausalLM, or with normalised queries and keys Qwen3ForCausalLM."""
     name = "Qwen3" if model.qk_norm else "Llama"
     form = f"{name}ForCausalLM (model.position=rotary, model.qk_norm={str(model.qk_norm).lower()})"
-    require(model, form, norm="rmsnorm", activation="swiglu")
-    if model.qk_norm:  # its MLP has no biases
-        require(model, form, bias=False)
+    biases = False if model.qk_norm else (False, True)  # Qwen3's MLP has none
+    require(model, form, norm="rmsnorm", activation="swiglu", bias=biases)
     return {
         "architectures": [f"{name}ForCausalLM"],
         "model_type": name.lower(),

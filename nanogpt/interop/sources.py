@@ -181,6 +181,8 @@ def find_source(init_from: str) -> Source:
     if os.path.isdir(path):
         raise BadCheckpoint(f"init_from={escaped(init_from)}: a folder without {CONFIG}")
     names = ["scratch", *GPT2_SIZES]
+    if init_from == "resume":
+        raise BadInput("init_from=resume: the same command continues a run by itself; resume.run=FOLDER another one")
     raise BadInput(
         f"init_from={escaped(init_from)}: no such weights; allowed: {', '.join(names)}, a Hugging Face folder, "
         f"nanoGPT's ckpt.pt, a run directory{hint(init_from, names)}"

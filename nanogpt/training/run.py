@@ -153,7 +153,7 @@ def train_state(
         with peers.alike():
             refuse_shorter(config, state)
         if run:
-            introduce(config, state, dataset, run)
+            introduce(config, state, dataset, loss, run)
         peers.agree(0)  # nobody leaves, or waits, before the leader has read and written all it must
         if restored and is_done(config, state):
             watch.end()

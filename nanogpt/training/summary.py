@@ -7,19 +7,28 @@ from pathlib import Path
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Dataset
-from nanogpt.evaluation.loss import LOSSES
-from nanogpt.run_directory import RunDirectory
+from nanogpt.errors import escaped
+from nanogpt.evaluation.loss import LOSSES, LossEvaluation
+from nanogpt.run_directory import RunDirectory, relative_of
 from nanogpt.tracking.console import say, table, visible
+from nanogpt.training.plan import eval_line
 from nanogpt.training.probe import plan_of
 from nanogpt.training.state import TrainState
 
 
-def introduce(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDirectory) -> None:
-    """What is about to happen, in seven lines."""
+def introduce(
+    config: TrainConfig, state: TrainState, dataset: Dataset, loss: LossEvaluation, run: RunDirectory
+) -> None:
+    """What is about to happen, in eight lines."""
     where = f"continuing at step {state.step}" if state.step else "new"
     say(f"run     {run.path} ({where})")
+    if not state.step and not run.checkpoints.steps() and (relative := relative_of(config)):
+        path, keys = relative
+        goes_on = f"resume.run={path} resume.allow_change=[{','.join(keys)}]"
+        say(f"note    {escaped(path)} differs in {', '.join(keys)} alone; to go on with it instead: {goes_on}")
     say(f"data    {config.data.name}: {dataset.description}")
-    say("\n".join(plan_of(config, state.model.config, state.compute, state.peers.world).lines()))
+    plan = plan_of(config, state.model.config, state.compute, state.peers.world)
+    say("\n".join([*plan.lines(), f"eval    {eval_line(plan, loss.tokens)}"]))
 
 
 def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
@@ -41,10 +50,11 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
         text = samples[-1].read_text(encoding="utf-8")
         say("\n".join(f"  | {visible(line)}" for line in text.splitlines()))
     say(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
-    python = interpreter()
-    say(f"  {python} sample.py run={run.path} prompt='{'def ' if config.data.corpus == 'pystdlib' else 'The '}'")
-    say(f"  {python} train.py experiment=shakespeare_char_cpu")
-    say(f"  {python} train.py data=text data.source='notes/*.txt'")
+    python, embedded = interpreter(), config.data.corpus == "pystdlib"
+    say(f"  {python} sample.py run={run.path}{' prompt=' + repr('def ') if embedded else ''}")
+    if embedded:
+        say(f"  {python} train.py experiment=shakespeare_char_cpu")
+        say(f"  {python} train.py data=text data.source='notes/*.txt'")
 
 
 def interpreter() -> str:

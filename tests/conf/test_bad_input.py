@@ -77,7 +77,7 @@ def test_experiments(door: str, words: str, expected: str) -> None:
         ("eval.limit=0", "eval.limit=0: out of range"),
         ("eval.tasks=[los]", "eval.tasks=los: not a choice; allowed: a list of loss, hellaswag, lambada, wikitext"),
         ("eval.hellswag=x", "did you mean 'eval.hellaswag'?"),
-        ("data.source=x", "data.source=x: of which data set? choose one too, e.g. data=text"),
+        ("data.source=x", "data.source=x: data=pystdlib is this Python's own library; files of yours: data=text"),
         ("data=nowhere", "no such choice"),
         ("init_from=gpt2", "data=null: eval=loss with init_from needs a data set"),
         ("precision=fp8", "allowed: one of auto, fp32, bf16, fp16"),

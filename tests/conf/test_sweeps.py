@@ -107,6 +107,15 @@ def test_the_command_line_wins_over_the_file(experiment: Path) -> None:
     assert len(asked("experiment=mine", "sweep.exclude=[]").points) == 8
 
 
+def test_a_file_that_is_not_global_or_names_others_wrongly(experiment: Path) -> None:
+    experiment.write_text("name: mine\n")
+    with pytest.raises(BadInput, match="must begin with the line # @package _global_"):
+        asked("experiment=mine")
+    experiment.write_text("# @package _global_\ndefaults:\n  - data: text\nname: mine\n")
+    with pytest.raises(BadInput, match="of another group's file write"):
+        asked("experiment=mine")
+
+
 def test_a_study_needs_m(experiment: Path) -> None:
     experiment.write_text(FILE)
     one = read("train", TrainConfig, ["experiment=mine"])

@@ -209,6 +209,10 @@ def test_a_terminal_gets_colours(tmp_path: Path) -> None:
     assert process.wait(100) == 0 and "\x1b[32mok" in said and "\x1b[33mnote" in said
 
 
+def lacking(*_: object) -> None:
+    raise BadEnvironment("no tokenizer")
+
+
 def test_disk_memory_cluster_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DoctorConfig(runs_dir=str(tmp_path / "not" / "yet"), data_dir=str(tmp_path / "data"))
     assert str(tmp_path) in machine.disk(config).what and list(tmp_path.iterdir()) == []
@@ -217,6 +221,9 @@ def test_disk_memory_cluster_and_data(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "data" / "bad-1234" / "meta.json").write_text("{}")
     found = examine(CHECKS["data"], config)
     assert found.state == "failed" and "meta.json" in found.what and "overwrite=true" in found.remedy
+    monkeypatch.setattr(machine, "open_prepared", lacking)
+    found = examine(CHECKS["data"], config)
+    assert (found.state, found.what, found.remedy) == ("note", "bad-1234: no tokenizer", "see tokenizer")
     monkeypatch.setattr(machine, "SLOW_DISK", 1e15)
     assert machine.disk(config).state == "note"
     for name in ("sbatch", "sacct"):

@@ -155,6 +155,15 @@ def test_the_command_repeats_the_science(words: list[str]) -> None:
     assert signature(again) == signature(config) and again.hardware == config.hardware
 
 
+def test_a_file_of_ones_own_that_is_no_run_by_itself(experiment: Path) -> None:
+    """Without a horizon, and with a warm-up that is longer than what was trained."""
+    experiment.write_text("# @package _global_\nname: mine\nmodel: {n_layer: 1}\ntraining: {steps: null}\n")
+    (config,) = points("train", TrainConfig, ["experiment=mine", "training.steps=4", "schedule.warmup_steps=1"])
+    command = repeat(config)
+    assert command is not None
+    assert signature(points("train", TrainConfig, shlex.split(command)[2:])[0]) == signature(config)
+
+
 def test_weights_are_not_read_for_a_command() -> None:
     (config,) = points("train", TrainConfig, ["init_from=gpt2", "data=shakespeare"])
     assert repeat(config) is None

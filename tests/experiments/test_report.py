@@ -187,6 +187,14 @@ def test_every_seed_is_inside_the_picture() -> None:
     assert 1.5 < low < 1.9 and 2.1 < high < 2.6
 
 
+def test_a_mean_that_the_axis_reaches_is_drawn() -> None:
+    """The interval of the best is so wide that the worst is inside of it."""
+    axes = Figure().add_subplot()
+    means = [(1.0, Estimate(3.84, 0.49, 2)), (2.0, Estimate(3.53, 0.89, 2)), (3.0, Estimate(3.58, 0.1, 2))]
+    draw_means(axes, means, [3.80, 3.88, 3.46, 3.6, 3.57, 3.59], LIGHT, joined=True)
+    assert next(list(line.get_xdata()) for line in axes.lines) == [1.0, 2.0, 3.0] and not axes.texts
+
+
 def test_half_a_study_says_so(tmp_path: Path) -> None:
     write_run(tmp_path, [5.0, 3.0], **{"optimizer.lr": 1e-3})
     write_run(tmp_path, [5.0, 2.0], name="b", state="running", **{"optimizer.lr": 3e-3, "training.steps": 40})
@@ -252,6 +260,12 @@ def test_many_settings_of_many_keys(tmp_path: Path) -> None:
     page = reported(tmp_path)
     assert len(page.column("#")) == 60 and page.column("#").count("") == 3
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"curves.png", "parallel.png"}
+
+
+def test_the_source_of_the_data_is_among_what_all_have_in_common(tmp_path: Path) -> None:
+    write_run(tmp_path, [5.0, 3.0], **{"data.source": "mine.txt"})
+    reported(tmp_path)
+    assert "data.source=mine.txt" in (tmp_path / "report.md").read_text()
 
 
 def test_where_the_report_goes(tmp_path: Path) -> None:

@@ -108,12 +108,15 @@ def test_a_sharded_folder_and_the_names_of_the_hub(tmp_path: Path) -> None:
     [
         ({"norm": "rmsnorm"}, "model.norm=rmsnorm: GPT2LMHeadModel .* needs model.norm=layernorm"),
         ({"activation": "relu2"}, "model.activation=relu2: .* model.activation=gelu or gelu_tanh"),
-        ({"position": "rotary"}, "model.norm=layernorm: LlamaForCausalLM .* needs model.norm=rmsnorm"),
+        (
+            {"position": "rotary"},
+            "model.norm=layernorm model.activation=gelu_tanh: LlamaForCausalLM .*norm=rmsnorm, model.activation=swiglu",
+        ),
         (MODERN | {"activation": "gelu"}, "model.activation=gelu: LlamaForCausalLM .* needs model.activation=swiglu"),
         (MODERN | {"qk_norm": True, "bias": True}, "model.bias=true: Qwen3ForCausalLM .* needs model.bias=false"),
         ({"tied_head": False}, "model.tied_head=false"),
-        ({"softcap": 15.0}, "model.softcap=15.0: Hugging Face has no such form; it needs model.softcap=null"),
-        ({"conv": ["mlp", "qkv"]}, r"model.conv=\[mlp,qkv\]: Hugging Face has no such form; it needs model.conv=\[\]"),
+        ({"softcap": 15.0}, "model.softcap=15.0: GPT2LMHeadModel .* needs model.softcap=null"),
+        ({"conv": ["mlp", "qkv"]}, r"model.conv=\[mlp,qkv\]: GPT2LMHeadModel .* needs model.conv=\[\]"),
         ({"n_kv_head": 2}, "model.n_kv_head=2: .* needs model.n_kv_head=null or 4"),
     ],
 )

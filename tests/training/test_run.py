@@ -77,6 +77,28 @@ def test_fresh_starts_beside_and_is_then_continued(config: Build, undisturbed: R
     assert ranks.result(config()) == undisturbed()
 
 
+def test_a_longer_run_is_another_and_names_the_one_it_may_go_on_with(
+    config: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = config()
+    assert train(first) == 0 and "differs in" not in capsys.readouterr().out
+    longer = config(**{"training.steps": 24})
+    assert train(longer) == 0
+    path = locate(first)
+    told = f"{path} differs in training.steps alone; to go on with it instead: resume.run={path} resume.allow_change="
+    assert f"{told}[training.steps]" in capsys.readouterr().out
+    assert train(config(**{"training.steps": 24, "training.seed": 5})) == 0
+    assert "differs in" not in capsys.readouterr().out, "another seed is another run"
+
+
+def test_what_evaluations_take_is_told(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    built = config()
+    assert train(built) == 0
+    windows = 2 * (built.eval.tokens or 0)
+    times = 1 + built.steps(0, 0.0) // built.eval.every
+    assert f"eval    {windows:,} tokens, {times} times; about " in capsys.readouterr().out
+
+
 def test_sampling_never_touches_the_checkpoints_of_a_live_run(config: Build) -> None:
     """A damaged newest checkpoint is read around, and stays where it is for the process that owns the run."""
     built = config()
@@ -166,3 +188,5 @@ def test_finding_runs(config: Build) -> None:
     assert find(None, built.runs_dir).path == find(str(path), "x").path == find(path.name, built.runs_dir).path == path
     with pytest.raises(BadInput, match=rf"did you mean '{path.name}'"):
         find(path.name[:-1], built.runs_dir)
+    with pytest.raises(BadInput, match=rf"a folder of runs; name one of them, e.g. {path}"):
+        find(built.runs_dir, built.runs_dir)

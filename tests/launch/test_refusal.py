@@ -1,0 +1,46 @@
+"""What Slurm didn't take is known not to be there, also when Slurm is silent afterwards."""
+
+from pathlib import Path
+
+import pytest
+
+from conf.reading import read
+from launch import slurm
+from launch.states import Cluster, points_of
+from launch.sweep import run_sweep
+from nanogpt.config import TrainConfig
+from nanogpt.errors import BadInput
+from nanogpt.training.run import train
+from tests.launch.jobs import Lab
+
+
+@pytest.mark.parametrize(
+    ("conf", "hint"),
+    [(None, "SLURM_CONF isn't set: export what make slurm-up said"), ("/nowhere/slurm.conf", "no such file")],
+)
+def test_a_refused_submission_leaves_nothing_on_its_way(
+    conf: str | None, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {
+        "sbatch": "echo 'sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error' >&2; exit 1",
+        "srun": "exit 1",
+        "squeue": "exit 1",
+        "scontrol": "exit 1",
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    if conf:
+        monkeypatch.setenv("SLURM_CONF", conf)
+    monkeypatch.setattr(slurm, "queue", lambda: None)  # it doesn't answer
+    monkeypatch.chdir(tmp_path)
+    lab = Lab(tmp_path)
+    words = lab.only("name=study", "hydra/launcher=submitit_slurm", "optimizer.lr=1e-3,1e-2")
+    with pytest.raises(BadInput, match="sbatch refuses: resolve_ctls") as refused:
+        run_sweep(read("train", TrainConfig, words, multirun=True), train)
+    assert hint in str(refused.value)
+    states = {(point.state, point.why) for point in points_of(lab.study("study"), Cluster())}
+    assert states == {("lost", "its submission was cut short or refused; the same command submits it")}
