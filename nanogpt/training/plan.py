@@ -93,9 +93,8 @@ def model_line(plan: Plan) -> str:
 def plan_line(plan: Plan) -> str:
     config, world = plan.config, plan.world
     ranks = f"{world} ranks, each " if world > 1 else ""
-    batches = (
-        f"{config.grad_accum(world)} micro-batches of {config.micro_batch_size(world)} x {config.model.block_size}"
-    )
+    count, size = config.grad_accum(world), config.micro_batch_size(world)
+    batches = f"{count} micro-batch{'es' if count > 1 else ''} of {size} x {config.model.block_size}"
     return (
         f"{plan.steps:,} steps of {config.training.batch_tokens:,} tokens = {amount(plan.tokens)} tokens, "
         f"{plan.flops:.3g} FLOPs; {ranks}{batches}"

@@ -123,7 +123,7 @@ def test_fine_tuning_a_checkpoint(config: Callable[..., TrainConfig], run: Run, 
     words += ["eval.tokens=256", "hardware.device=cpu", "hardware.threads=1", "tracking.log_every=1"]
     done = run("train.py", f"init_from={path}", *words)
     assert done.returncode == 0, done.stderr
-    assert "runs/ckpt-text-" in done.stdout and "micro-batches of 4 x 16" in done.stdout
+    assert "runs/ckpt-text-" in done.stdout and "1 micro-batch of 4 x 16" in done.stdout
     again = run("train.py", f"init_from={path}", *words)
     assert "finished already" in again.stdout
     path.unlink()
