@@ -47,7 +47,6 @@ def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepCo
             points[run].state, points[run].why = "failed", why
     say(status_table(study.path, list(points.values())))
     tell_wrong(list(points.values()))
-    say(f"\nnext:\n  python -m experiments report {escaped(study.path)}")
     old = {"diverged": Diverged.exit_code, "failed": 1}
     codes = [ends[run][0] if run in ends else old.get(point.state, 0) for run, point in points.items()]
     return next((code for code in codes if code), 0)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from conf.door import is_rank
 from conf.launchers import BasicLauncher, JobLauncher, SlurmLauncher
 from conf.reading import Sweep
 from conf.sweeps import AllPoints, Halving, SweepConfig
@@ -26,16 +27,25 @@ from launch.submission import Facts, Submission, create, records, submissions
 from launch.watching import verdict, watch
 from nanogpt.config import TrainConfig
 from nanogpt.data.prepare import refuse_unprepared
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import STOPPED, BadInput, escaped
 from nanogpt.run_directory import parts_of
 from nanogpt.tracking.console import say
 
 
 def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> int:
     """Run or submit all points. Returns the exit code of the first that failed. Raises LabError, before it submits."""
-    study, launcher, settings = study_of(sweep), sweep.launcher, sweep.settings
+    study = study_of(sweep)
     if sweep.excluded:
         say(f"sweep   {sweep.excluded} points left out by sweep.exclude")
+    code = run_study(sweep, study, main)
+    if code != STOPPED and not (sweep.points[0].config.plan or is_rank()):
+        say(f"\nnext:\n  python -m experiments report {escaped(study.path)}")
+    return code
+
+
+def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConfig], int]) -> int:
+    """In one go, rung by rung, or as a search."""
+    launcher, settings = sweep.launcher, sweep.settings
 
     def run(part: Study) -> int:
         if isinstance(launcher, BasicLauncher):

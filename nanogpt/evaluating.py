@@ -225,4 +225,4 @@ def drawn(results: list[Result], trained: Trained) -> str:
             error = "" if metric.stderr is None else f" ± {metric.stderr:.4g}"
             rows.append((result.task.name, name, f"{metric.value:.6g}{error}", *facts))
     where = trained.name if trained.step is None else f"{trained.name}, step {trained.step:,}"
-    return table(where, ("task", "metric", "value", "of", "seconds", "of them a second"), rows)
+    return table(where, ("task", "metric", "value", "over", "seconds", "per second"), rows)

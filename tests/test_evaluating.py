@@ -73,7 +73,7 @@ def test_table_and_lines(trained: TrainConfig, files: dict[str, str], capsys: py
         "±",
         "92 windows",
         "6 documents",
-        "of them a second",
+        "per second",
     ):
         assert word in out
     rows = lines(run.path / "evaluations.jsonl")

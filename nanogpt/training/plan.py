@@ -104,7 +104,7 @@ def plan_line(plan: Plan) -> str:
 def eval_line(plan: Plan, tokens: int) -> str:
     """How much is evaluated, how often, and how long that takes: a forward pass is a third of a step's."""
     every = plan.config.eval.every
-    times = len({*range(0, plan.steps + 1, every), plan.steps})
+    times = 1 + plan.steps // every + (plan.steps % every > 0)
     each = tokens * flops_per_token(plan.model) / 3 / plan.machine.rate.flops / plan.world
     often = f"{times} times" if times > 1 else "once"
     return f"{tokens:,} tokens, {often}; about {seconds(times * each)} (eval.tokens, eval.every)"
