@@ -207,7 +207,7 @@ def in_shards(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Modu
     """What a step calls, with the weights in parts. Each block is compiled alone: around it they are gathered."""
     if hardware.compile:
         for block in model.blocks:
-            block.compile()
+            block.compile(dynamic=False)
     shard(model, compute.device)
     return model
 
@@ -220,9 +220,13 @@ def reads_late(compute: Compute) -> bool:
 
 
 def compiled(model: nn.Module, mode: CompileMode = "default") -> nn.Module:
-    """The model through torch.compile, which asks every tensor that enters our loss for a gradient and then warns."""
+    """The model through torch.compile, which asks every tensor that enters our loss for a gradient and then warns.
+
+    For one shape alone: when a second one comes, torch compiles for all shapes at once, and then (2.13, CPU) the gradients
+    of a model with dropout are wrong. A training has one shape; a sweep in one process, or a probe, has several.
+    """
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-    return cast(nn.Module, torch.compile(model, mode=mode))
+    return cast(nn.Module, torch.compile(model, mode=mode, dynamic=False))
 
 
 def settle_buckets(state: TrainState, batch: Batch) -> None:

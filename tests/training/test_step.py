@@ -125,6 +125,17 @@ def test_compiled_is_eager(config: Build, changes: dict[str, object], dropout: f
         assert abs(a.loss - b.loss) < 1e-5
 
 
+@pytest.mark.slow
+def test_compiled_is_eager_after_another_shape(config: Build) -> None:
+    """As in a sweep in one process."""
+    hardware = {"hardware.compile": True, "model.dropout": 0.1}
+    steps(config(**hardware, **{"hardware.micro_batch_size": 2}), 1)
+    _, expected = steps(config(**{"model.dropout": 0.1}), 4)
+    _, found = steps(config(**hardware), 4)
+    for a, b in zip(expected, found, strict=True):
+        assert abs(a.loss - b.loss) < 1e-5 and abs(a.grad_norm - b.grad_norm) < 1e-4
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
