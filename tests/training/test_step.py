@@ -129,7 +129,7 @@ def test_compiled_is_eager(config: Build, changes: dict[str, object], dropout: f
 def test_compiled_is_eager_after_another_shape(config: Build) -> None:
     """As in a sweep in one process."""
     hardware = {"hardware.compile": True, "model.dropout": 0.1}
-    steps(config(**hardware, **{"hardware.micro_batch_size": 2}), 1)
+    steps(config(**hardware, **{"model.block_size": 8, "model.n_embd": 24, "hardware.micro_batch_size": 2}), 1)
     _, expected = steps(config(**{"model.dropout": 0.1}), 4)
     _, found = steps(config(**hardware), 4)
     for a, b in zip(expected, found, strict=True):
