@@ -222,8 +222,8 @@ def reads_late(compute: Compute) -> bool:
 def compiled(model: nn.Module, mode: CompileMode = "default") -> nn.Module:
     """The model through torch.compile, which asks every tensor that enters our loss for a gradient and then warns.
 
-    For one shape alone: when a second one comes, torch would compile for all at once, and then (2.13, CPU) the gradients
-    of a model with dropout were wrong. A training has one shape; a sweep in one process, or a probe, has several.
+    For one shape alone: when a second one came, torch would compile for all at once, and then (2.13, CPU) gradients
+    of a model with dropout are wrong. A training has one shape; a sweep in one process, or a probe, has several.
     """
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     return cast(nn.Module, torch.compile(model, mode=mode, dynamic=False))
