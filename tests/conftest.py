@@ -43,9 +43,9 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait for a process or a clock. Each has torch, so not too many."""
+    """Two more than there are cores: many tests wait for a process or a clock. Each has torch, so not too many."""
     found = threads_for({})
-    return min(8, 1 + (found.number if found else os.cpu_count() or 1))
+    return min(8, 2 + (found.number if found else os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session", autouse=True)
