@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.ranks import processes
+from tests.ranks import processes, take
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,15 +46,3 @@ def body(words: tuple[str, ...], folder: str, environment: Mapping[str, str], ou
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def take(environment: Mapping[str, str], out: str, err: str) -> None:
-    """Let this process have an environment, and files for what it says."""
-    os.environ.clear()
-    os.environ.update(environment)
-    for number, path in ((1, out), (2, err)):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # several tests at once
     os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 

@@ -99,21 +99,27 @@ def happen(action: str) -> None:
         os.kill(os.getpid(), signal.Signals[action])
 
 
+def take(environment: Mapping[str, str], out: str, err: str) -> None:
+    """Let this process have an environment, and files for what it says."""
+    os.environ.clear()  # the server's, which is that of the test that came first
+    os.environ.update(environment)
+    for number, path in ((1, out), (2, err)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+
+
 def rank_main(
     config: str, rank: int, world: int, folder: str, faults: list[Fault], environment: Mapping[str, str]
 ) -> None:
     """The body of one process."""
-    os.environ.clear()  # the server's, which is that of the test that came first
-    os.environ.update(environment)
+    take(environment, f"{folder}/rank-{rank}.txt", f"{folder}/rank-{rank}.txt")
     from conf.door import guarded
     from nanogpt.training.run import train
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the door is reached: Python's traceback would be the harness's
-    output = os.open(f"{folder}/rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     if world > 1:
         places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
         os.environ.update({name: str(value) for name, value in places.items()}, NANOGPT_STORE=f"{folder}/store")
@@ -168,6 +174,14 @@ class Started:
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.002)
         return self
+
+    def until_stopped(self, rank: int) -> None:
+        """Wait until a rank stands still, by SIGSTOP."""
+        about = Path(f"/proc/{self.ranks[rank].pid}/stat")
+        deadline = time.monotonic() + 30
+        while about.read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.002)
 
     def alive(self) -> bool:
         return any(rank.is_alive() for rank in self.ranks)

@@ -51,7 +51,8 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
         say("\n".join(f"  | {visible(line)}" for line in text.splitlines()))
     say(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
     python, embedded = interpreter(), config.data.corpus == "pystdlib"
-    say(f"  {python} sample.py run={run.path}{' prompt=' + repr('def ') if embedded else ''}")
+    prompt = " prompt='def '" if embedded else ""
+    say(f"  {python} sample.py run={run.path}{prompt}")
     if embedded:
         say(f"  {python} train.py experiment=shakespeare_char_cpu")
         say(f"  {python} train.py data=text data.source='notes/*.txt'")

@@ -12,6 +12,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.training.run import train
 from tests.launch.jobs import Lab
+from tests.launch.slurm import program
 
 
 @pytest.mark.parametrize(
@@ -29,8 +30,7 @@ def test_a_refused_submission_leaves_nothing_on_its_way(
         "squeue": "exit 1",
         "scontrol": "exit 1",
     }.items():
-        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
-        (programs / name).chmod(0o755)
+        program(programs / name, text)
     monkeypatch.setenv("PATH", str(programs), prepend=":")
     monkeypatch.delenv("SLURM_CONF", raising=False)
     if conf:

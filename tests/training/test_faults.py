@@ -146,6 +146,7 @@ def test_f07_a_signal_while_stuck_in_a_collective(config: Build, undisturbed: Re
     """Rank 1 is stopped, rank 0 waits for it in C++ and is told to end: its watcher does, from the last checkpoint."""
     changes = {"checkpoint.grace": 1.0}
     started = Started(config(**changes), 2, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP", 1)]).until_rows(6)
+    started.until_stopped(1)
     started.send(signal.SIGTERM, 0)
     assert started.wait(12, 0) == [85, None]
     assert "was 1 s ago and it isn't over at step 8; the same command continues" in started.output()
