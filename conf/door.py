@@ -145,8 +145,10 @@ def dispatch(
         return to_hydra(name, kind)
     flags, overrides = split(argv, kind)
     from conf.compose import as_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
+    from conf.overrides import warn_of_repeats
     from conf.reading import read
 
+    warn_of_repeats(overrides)
     multirun = "--multirun" in flags or "-m" in flags
     asked_for = read(name, kind, overrides, multirun)
     if asked := [flag for flag in flags if flag.partition("=")[0] in HYDRA_FLAGS]:

@@ -1,14 +1,16 @@
 """Overrides of a command line, checked before Hydra sees them, with every refusal in our own words.
 
-Hydra alone accepts `+new.key=1`, `~model` and a key given twice, and its advice for a typo is to add the key.
+Hydra alone accepts `+new.key=1` and `~model`, and its advice for a typo is to add the key.
 """
 
 import itertools
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, ValueType
 from hydra.errors import HydraException
 from pydantic.fields import FieldInfo
 
@@ -26,6 +28,31 @@ LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS = "hydra.launcher.", "hydra.sweeper.", "
 ASIDE = (LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS)  # keys about a sweep, not about its runs
 
 
+def take_last(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that count: of several with the same key the last, as in Hydra."""
+    last: dict[str, str] = {}
+    for text in overrides:
+        last.pop(key_in(text), None)
+        last[key_in(text)] = text
+    return list(last.values())
+
+
+def warn_of_repeats(overrides: Sequence[str]) -> None:
+    """Print a note on standard error for each key that is given more than once with different values."""
+    given: dict[str, list[str]] = {}
+    for text in overrides:
+        given.setdefault(key_in(text), []).append(text)
+    for key, texts in given.items():
+        if len(set(texts)) > 1:
+            said = f"{' '.join(map(escaped, texts))}: {escaped(key)} is given {len(texts)} times; the last one counts"
+            print(f"note: {said}", file=sys.stderr)
+
+
+def key_in(text: str) -> str:
+    """Return the key of an override as it was typed. A text without `=` is a key of its own."""
+    return text.partition("=")[0].strip()
+
+
 def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, str], list[str]]:
     """({key: value} of free-text keys, the other overrides). A value in quotes is left to Hydra."""
     extras = {key: field.json_schema_extra for key, field in schema.leaves(kind)}
@@ -35,8 +62,6 @@ def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, 
     for text in overrides:
         key, equals, value = text.partition("=")
         if equals and key in free and not (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
-            if key in literals:
-                raise BadInput(f"{escaped(text)}: {key} is given twice")
             literals[key] = value
         else:
             rest.append(text)
@@ -64,20 +89,34 @@ def parse(text: str) -> Override:
         raise BadInput(f"{plain}: {why}, e.g. {escaped(key)}=\"'…'\"") from None
 
 
+def expand_glob(door: str, kind: type[Section], override: Override) -> Override:
+    """Return `group=glob(…)` with the names of the group's files that match; any other override as it is.
+
+    Raises BadInput for a key that is not a group, and when nothing matches.
+    """
+    pattern = override.value()
+    if not isinstance(pattern, Glob):
+        return override
+    group, text = override.key_or_group, escaped(override.input_line)
+    if group not in groups(door):
+        check_keys(door, kind, [override])
+        raise BadInput(f"{text}: glob() chooses among the files of a group; of other keys list the values, with commas")
+    names = pattern.filter(choices(group))
+    if not names:
+        raise BadInput(f"{text}: matches none of {', '.join(choices(group))}")
+    return replace(override, value_type=ValueType.CHOICE_SWEEP, _value=ChoiceSweep(list=[*names]))
+
+
 def check_keys(door: str, kind: type[Section], overrides: list[Override]) -> None:
-    """Every override names a group or a key that exists, once, and a choice that exists."""
+    """Every override names a group or a key that exists, and a choice that exists."""
     keys = [key for key, _ in schema.leaves(kind)]
     files = [*groups(door), *aside_groups(door)]
     known = [*files, *keys, *aside_keys(door)]
-    seen: set[str] = set()
     for override in overrides:
         key = override.key_or_group
         text = escaped(override.input_line)
-        if key in seen:
-            raise BadInput(f"{text}: {key} is given twice")
         if override.package is not None:
             raise BadInput(f"{text}: no such key or group; '@' is for Hydra's packages, which aren't used here")
-        seen.add(key)
         if key not in known:
             refuse_unknown(key, text, known, door)
         if key.startswith((*ASIDE, LAUNCHER, SWEEPER)) and override.is_sweep_override():

@@ -23,8 +23,10 @@ from conf.overrides import (
     Value,
     check_keys,
     expand,
+    expand_glob,
     first,
     parse,
+    take_last,
     take_literals,
 )
 from conf.space import Space, space_of
@@ -157,8 +159,8 @@ class Asked:
 
 def ask(door: str, kind: type[Section], overrides: list[str], multirun: bool) -> Asked:
     """Read a command line. Raises BadInput."""
-    literals, rest = take_literals(kind, overrides)
-    parsed = [parse(text) for text in rest]
+    literals, rest = take_literals(kind, take_last(overrides))
+    parsed = [expand_glob(door, kind, parse(text)) for text in rest]
     register(door, kind)
     firsts = [first(override, multirun) for override in parsed]
     check_keys(door, kind, parsed)
@@ -186,7 +188,9 @@ def from_files(
 
     Raises BadInput.
     """
-    grid = [parsed_values(key, values) for key, values in settings.grid.items() if key not in mine]
+    grid = [
+        expand_glob(door, kind, parsed_values(key, values)) for key, values in settings.grid.items() if key not in mine
+    ]
     points = [[parse(override(key, value)) for key, value in point.items()] for point in settings.points]
     for overrides in (grid, *points):
         check_keys(door, kind, overrides)

@@ -27,9 +27,11 @@ def submit(words: list[str]) -> int:
     flags, overrides = split(words)
     if flags:
         raise BadInput(f"{flags[0]}: submit takes settings of one run; sweeps: python train.py -m hydra/launcher=…")
+    from conf.overrides import warn_of_repeats
     from conf.reading import read
     from launch.sweep import run_one
 
+    warn_of_repeats(overrides)
     chosen = any(word.startswith("hydra/launcher=") for word in overrides)
     sweep = read("train", TrainConfig, overrides if chosen else [*overrides, "hydra/launcher=submitit_slurm"])
     if isinstance(sweep.launcher, BasicLauncher):
@@ -49,9 +51,11 @@ def about_jobs(command: str, words: list[str]) -> int:
     named = [word for word in overrides if "=" not in word or Path(word).exists()]
     if len(named) > 1:
         raise BadInput(f"{escaped(named[1])}: one study or run at a time, or none for the latest")
+    from conf.overrides import warn_of_repeats
     from conf.reading import read
     from launch import commands
 
+    warn_of_repeats([word for word in overrides if word not in named])
     settings = [word for word in overrides if word not in named] + [f"target={word}" for word in named]
     asked = read("launch", LaunchConfig, settings)
     calls: dict[str, Callable[[LaunchConfig], int]] = {

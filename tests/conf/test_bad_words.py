@@ -31,8 +31,6 @@ TABLE = [
     ("training.steps=60", "is above the run's length in steps=60; e.g. schedule.warmup_steps=6"),
     ("data.source=a.txt", "data=pystdlib is this Python's own library; files of yours: data=text"),
     ("init_from=resume", "the same command continues a run by itself"),
-    ("model=gpt2 model=tiny", "model is given twice"),
-    ("optimizer.lr=1 optimizer.lr=2", "optimizer.lr is given twice"),
     ("optimizer.lr=1e-3,1e-4", "several values are a sweep and need -m"),
     ("name=${foo}", "name: refers to the unknown key 'foo'"),
     ("optimizer.lr=${optimizer.learning_rate}", "did you mean 'optimizer.lr'?"),
