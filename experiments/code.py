@@ -1,6 +1,5 @@
 """Which code made which runs, and what differs between two states of it, as far as provenance.json and git know."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from experiments.document import Block, Cell, Code, Note, Table
 from experiments.results import Result, Start
 from launch.study import RECORDS
 from nanogpt.errors import escaped
+from nanogpt.files import list_entries
 from nanogpt.provenance import digest_of, git
 
 LONGEST = 60_000  # characters of a difference that are shown
@@ -88,7 +88,7 @@ def code_difference(label: str, one: Result, other_label: str, other: Result) ->
 def at_hand(result: Result) -> Path | None:
     """A folder with the very code of a run's last start: what was frozen for its job, or this checkout."""
     folders = [place / RECORDS / "code" for place in (result.path, result.path.parent)]
-    frozen = [path for folder in folders if os.path.isdir(folder) for path in sorted(folder.iterdir())]
+    frozen = [path for folder in folders for path in list_entries(folder)]
     for path in (*frozen, Path(__file__).parents[1]):
         with suppress(OSError):
             if digest_of(path.resolve() / "nanogpt") == result.starts[-1].get("code"):

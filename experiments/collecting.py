@@ -15,8 +15,9 @@ from experiments.progress import Progress, look
 from launch.study import RECORDS
 from launch.submission import submissions
 from nanogpt.config import GcConfig, TrainConfig, Waste
+from nanogpt.entry_names import HIDDEN_STEP, step_of
 from nanogpt.errors import BadEnvironment, LabError, escaped
-from nanogpt.files import locked, read_json
+from nanogpt.files import list_entries, locked, read_json
 from nanogpt.run_directory import RunDirectory, parts_of
 from nanogpt.tracking.console import amount, say, table
 from nanogpt.tracking.metrics import number, read_rows
@@ -30,6 +31,7 @@ KINDS: dict[Waste, str] = {
     "empty": "runs that ended before their first checkpoint and first evaluation after a step",
 }
 SHOWN = 20  # paths of a kind
+DOOMED = ".del-"  # how the names of folders begin whose deletion has begun
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,25 @@ def waste(one: Progress, progress: Sequence[Progress]) -> Iterator[tuple[Waste, 
         yield "empty", one.path
         return
     folder = one.path / "checkpoints"
-    partial = [path for pattern in (".tmp-step-*", ".del-step-*") for path in sorted(folder.glob(pattern))]
+    partial = [*hidden(folder, "tmp"), *hidden(folder, "del")]
     for path in [*partial, *old_versions(folder), *sorted(one.path.glob(".*.tmp"))]:
         yield "leftovers", path
-    for path in sorted(folder.glob(".bad-step-*")):
+    for path in hidden(folder, "bad"):
         yield "damaged", path
     for path in superfluous(one.path) if one.state == "finished" else []:
         yield "checkpoints", path
 
 
+def hidden(folder: Path, kind: str) -> list[Path]:
+    """Return the entries of a checkpoints folder that are named `.KIND-step-…`, exactly as training names them."""
+    return [
+        path for path in list_entries(folder) if (match := HIDDEN_STEP.fullmatch(path.name)) and match["kind"] == kind
+    ]
+
+
 def old_versions(folder: Path) -> list[Path]:
     """Checkpoints whose replacement is there."""
-    old = sorted(folder.glob(".old-step-*"))
-    return [path for path in old if (folder / path.name.removeprefix(".old-")).exists()]
+    return [path for path in hidden(folder, "old") if (folder / path.name.removeprefix(".old-")).exists()]
 
 
 def superseded(run: Path, progress: Sequence[Progress]) -> bool:
@@ -131,7 +139,7 @@ def is_empty(one: Progress) -> bool:
 
 def superfluous(run: Path) -> list[Path]:
     """Checkpoints that neither continuing nor sampling would take."""
-    found = sorted(path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit())
+    found = [path for path in list_entries(run / "checkpoints") if step_of(path.name) is not None]
     losses: dict[Path, float] = {}
     for path in found:
         with suppress(LabError):
@@ -144,30 +152,34 @@ def superfluous(run: Path) -> list[Path]:
         return []
     every = config.checkpoint.keep_every
     kept = {found[-1], best} if found else set[Path | None]()
-    return [path for path in found if path not in kept and (every is None or int(path.name[5:]) % every)]
+    return [path for path in found if path not in kept and (every is None or (step_of(path.name) or 0) % every)]
 
 
 def of_study(study: Path, progress: Sequence[Progress]) -> Iterator[Thing]:
     """Copies of the code that were made for jobs that are all done."""
+    for path in list_entries(study):
+        if path.name.startswith(DOOMED):
+            yield Thing("leftovers", path, size_of(path), path)
     folder = study / RECORDS / "code"
-    if not folder.is_dir():
-        return
     open_points = {one.path.resolve() for one in progress if one.state != "finished"}
     needed = {
         Path(submission.facts.code).resolve()
         for submission in submissions(study)
         if any(run.resolve() in open_points or not run.exists() for run in submission.runs)
     }
-    for path in sorted(folder.iterdir()):
+    for path in list_entries(folder):
         if path.is_dir() and path.resolve() not in needed:
             yield Thing("code", path, size_of(path))
 
 
 def size_of(path: Path) -> int:
     """Bytes on disk, links not followed."""
-    if not path.is_dir() or path.is_symlink():
-        return path.lstat().st_size
-    return sum((Path(top) / name).lstat().st_size for top, _, names in os.walk(path) for name in names)
+    total = 0
+    inside = (Path(top) / name for top, _, names in os.walk(path) for name in names)
+    for file in inside if path.is_dir() and not path.is_symlink() else [path]:
+        with suppress(OSError):  # deleted meanwhile
+            total += file.lstat().st_size
+    return total
 
 
 def tell(things: Sequence[Thing], config: GcConfig) -> None:
@@ -201,7 +213,12 @@ def delete(thing: Thing, progress: Sequence[Progress]) -> str:
 
 
 def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """Delete a file or a folder. A folder is renamed first, so that nobody takes one that is half deleted for whole."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    doomed = path if path.name.startswith(".") else path.with_name(DOOMED + path.name)
+    if doomed != path:
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+    shutil.rmtree(doomed)

@@ -3,13 +3,13 @@
 import glob
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.study import RECORDS
 from nanogpt.config import TargetsConfig
 from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.files import list_entries, modified
 
 DEPTH = 2  # folders below one that is named in which runs are looked for: runs/, a study, its runs
 
@@ -95,7 +95,7 @@ def below(folder: Path, closed: list[Path] | None = None, depth: int = DEPTH) ->
             if closed is not None:
                 closed.append(folder)
             return
-        for path in sorted(folder.iterdir()):
+        for path in list_entries(folder):
             if os.path.isdir(path) and not path.name.startswith("."):
                 yield from below(path, closed, depth - 1)
 
@@ -107,7 +107,7 @@ def places(folder: Path, runs: list[Path]) -> Iterator[Path]:
         if run.is_relative_to(folder):
             yield from (run, run.parent)
     if os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK):
-        yield from (path for path in sorted(folder.iterdir()) if is_study(path))
+        yield from (path for path in list_entries(folder) if is_study(path))
 
 
 def newest(runs_dir: Path) -> Path:
@@ -121,8 +121,4 @@ def newest(runs_dir: Path) -> Path:
 
 def touched(run: Path) -> float:
     """When a run last wrote a row or its status."""
-    times = [0.0]
-    for name in ("status.json", "timing.jsonl", "metrics.jsonl", "config.json"):
-        with suppress(OSError):
-            times.append((run / name).stat().st_mtime)
-    return max(times)
+    return max(modified(run / name) for name in ("status.json", "timing.jsonl", "metrics.jsonl", "config.json"))

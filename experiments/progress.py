@@ -12,6 +12,7 @@ from typing import Any
 from experiments.finding import Found, touched
 from launch.states import OPEN, Cluster, Point, last_rows, points_of
 from launch.study import RECORDS
+from launch.submission import stray_submissions
 from nanogpt.errors import BadCheckpoint, escaped
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.metrics import number, whole
@@ -64,6 +65,9 @@ def submitted(studies: Iterable[Path], cluster: Cluster) -> tuple[dict[Path, Poi
     problems: list[str] = []
     for study in studies:
         if (study / RECORDS).is_dir():
+            if strays := stray_submissions(study):
+                names = ", ".join(escaped(name) for name in strays[:5])
+                problems.append(f"{escaped(study / RECORDS)}: not submissions of this program, ignored: {names}")
             try:
                 points |= {point.run.resolve(): point for point in points_of(study, cluster)}
             except (BadCheckpoint, OSError, ValueError, KeyError, TypeError) as error:

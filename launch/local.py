@@ -171,7 +171,8 @@ class Pool:
         self.over = True
         for index, (job, _slot) in self.running.items():
             self.submission.note(index, "end", state="cancelled", why="the queue was told to end", step=0)
-            os.kill(int(job.job_id), signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it ended a moment ago
+                os.kill(int(job.job_id), signal.SIGTERM)
 
 
 def slots(wanted: int | None, resources: Mapping[str, Any]) -> int:

@@ -20,13 +20,16 @@ from types import FrameType
 from conf.door import guarded
 from nanogpt import schema
 from nanogpt.config import EvaluateConfig, TrainConfig
+from nanogpt.entry_names import number_of
 from nanogpt.errors import STOPPED, PeerLost
+from nanogpt.files import locked
 from nanogpt.place import STORE
 from nanogpt.schema import Section
 from nanogpt.training.stop import SIGNALS
 
 POLL, STRAGGLE = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
 PR_SET_PDEATHSIG = 1
+LOCK = "lock"  # held in the ranks' folder for as long as they run
 Rank = subprocess.Popen[str]
 
 
@@ -41,7 +44,7 @@ def run_ranks(door: str, config: Section, world: int, grace: float = 0.0) -> int
     )
     with tempfile.TemporaryDirectory(prefix=f"nanogpt-{os.getpid()}-") as folder:
         ranks: list[Rank] = []
-        with passing_on(ranks) as signals:
+        with locked(Path(folder) / LOCK, wait=True), passing_on(ranks) as signals:
             for rank in range(world):
                 ranks.append(start(rank, world, Path(folder), message))
             codes = see_through(ranks, grace)
@@ -130,8 +133,11 @@ def remove_stale() -> None:
     """Folders of commands that were killed."""
     for folder in Path(tempfile.gettempdir()).glob("nanogpt-*-*"):
         pid = folder.name.split("-")[1]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        if not number_of(pid) or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
+            continue
+        with suppress(OSError), locked(folder / LOCK, wait=False) as ours:
+            if ours:  # else the process is alive in another container that shares this folder
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def end_with_parent() -> None:

@@ -87,7 +87,7 @@ def job_facts(job: str) -> dict[str, str]:
 
 def digits(job: str) -> str:
     """A job id that is one. Raises BadInput."""
-    if not re.fullmatch(r"\d+(_\d+)?", job):
+    if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
         raise BadInput(f"{escaped(job)}: not a job id")
     return job
 
@@ -115,7 +115,7 @@ def cancel(jobs: Sequence[str]) -> None:
 
 def array_limit() -> int:
     """The most points one array may have here."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config") or "", re.MULTILINE)
+    found = re.search(r"^MaxArraySize\s*=\s*([0-9]+)", ask("scontrol", "show", "config") or "", re.MULTILINE)
     return max(1, int(found[1]) - 1) if found else ARRAY_SIZE - 1
 
 

@@ -19,7 +19,12 @@ def snapshot(folder: Path) -> Path:
 
     Raises OSError.
     """
-    files = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.suffix in KINDS)
+    files = sorted(
+        path
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("*")
+        if path.suffix in KINDS and not path.name.startswith(".")
+    )
     digest = hashlib.sha256()
     for path in files:
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")

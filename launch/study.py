@@ -5,7 +5,6 @@ cluster, today or tomorrow, finds what it did; a grid that has grown or was put 
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from conf.reading import Sweep
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.files import list_entries, modified
 from nanogpt.run_directory import SHORT, locate, parts_of
 from nanogpt.schema import change_of, leaves, signature
 
@@ -63,7 +63,7 @@ def study_of(sweep: Sweep[TrainConfig]) -> Study:
 
 def members_of(path: Path, points: Sequence[Point[TrainConfig]]) -> list[Member]:
     """Points of the study in a folder, each with the directory that its run has there or will have."""
-    there = os.listdir(path) if path.is_dir() else []
+    there = [entry.name for entry in list_entries(path)]
     known = {parts[1]: parts[0] for one in there if (parts := parts_of(one))}
     short = short_names(swept_keys(points))
     members: list[Member] = []
@@ -162,7 +162,7 @@ def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:
     name under `runs_dir`; with None the latest study. Raises BadInput with the nearest name.
     """
     if target is None:
-        found = sorted(studies(Path(runs_dir)), key=lambda path: (path / RECORDS).stat().st_mtime)
+        found = sorted(studies(Path(runs_dir)), key=lambda path: modified(path / RECORDS))
         if not found:
             raise BadInput(f"runs_dir={escaped(runs_dir)}: nothing was submitted from here")
         return found[-1], None
@@ -180,6 +180,6 @@ def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:
 
 def studies(runs_dir: Path) -> Iterator[Path]:
     """Folders under `runs_dir` from which something was submitted."""
-    for path in sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []:
+    for path in list_entries(runs_dir):
         if (path / RECORDS).is_dir():
             yield path

@@ -23,8 +23,9 @@ from launch.study import RECORDS, Member, Study
 from launch.verdict import State
 from nanogpt import schema
 from nanogpt.config import TrainConfig
+from nanogpt.entry_names import number_of
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped
-from nanogpt.files import append, from_json, locked, write, write_atomic
+from nanogpt.files import append, from_json, list_entries, locked, write, write_atomic
 from nanogpt.schema import Section
 
 Event = dict[str, Any]
@@ -60,7 +61,7 @@ class Start(Section):
 
     model_config = ConfigDict(extra="ignore")
 
-    job: Annotated[str, Field(pattern=r"^\d+(_\d+)?$")]
+    job: Annotated[str, Field(pattern=r"^[0-9]+(_[0-9]+)?$")]
     step: int
     time: float
 
@@ -195,7 +196,7 @@ def refuse_others(folder: Path) -> None:
 
 def create(study: Study, members: list[Member], facts: Facts) -> Submission:
     """Freeze points, on disk when this returns; nothing is handed over yet. Raises OSError."""
-    number = 1 + max((int(path.name) for path in study.records.iterdir() if path.name.isdigit()), default=0)
+    number = 1 + max((number_of(path.name) or 0 for path in list_entries(study.records)), default=0)
     path = study.records / str(number)
     path.mkdir()
     lines = [
@@ -212,6 +213,12 @@ def create(study: Study, members: list[Member], facts: Facts) -> Submission:
 def submissions(study: Path) -> list[Submission]:
     """All of a study, oldest first; those that were cut short before anything was handed over are left out."""
     folder = study / RECORDS
-    names = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-    whole = [path for path in names if (path / "submission.json").exists()]
-    return [Submission(path) for path in sorted(whole, key=lambda path: int(path.name))]
+    named = [path for path in list_entries(folder) if number_of(path.name)]
+    whole = [Submission(path) for path in named if (path / "submission.json").exists()]
+    return sorted(whole, key=lambda one: one.number)
+
+
+def stray_submissions(study: Path) -> list[str]:
+    """Return the names among a study's records that look like numbers but were not written by this program."""
+    names = (path.name for path in list_entries(study / RECORDS))
+    return [name for name in names if name[:1].isdigit() and not number_of(name)]

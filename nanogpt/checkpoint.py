@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanogpt.data.shards import sha256
+from nanogpt.entry_names import HIDDEN_STEP, step_name, step_of
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
-from nanogpt.files import read_json, sync, write
+from nanogpt.files import list_entries, read_json, sync, write
 from nanogpt.schema import Section
 from nanogpt.tensor_file import write_tensors
 
@@ -72,11 +73,15 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(step for path in list_entries(self.folder) if (step := step_of(path.name)) is not None)
+
+    def strays(self) -> list[str]:
+        """Return the names in the folder that this program did not write. They are ignored."""
+        names = (path.name for path in list_entries(self.folder))
+        return [name for name in names if step_of(name) is None and not HIDDEN_STEP.fullmatch(name)]
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / step_name(step)
 
     def save(self, step: int, tensors: Mapping[str, Tensors], state: str) -> Path:
         """Write one checkpoint, `state` being a JSON text, then remove those that needn't be kept.
@@ -104,7 +109,7 @@ class Checkpoints:
 
     def hidden(self, kind: str, step: int) -> Path:
         """Where a checkpoint is that isn't one yet, or any more."""
-        return self.folder / f".{kind}-step-{step:08d}"
+        return self.folder / f".{kind}-{step_name(step)}"
 
     def prune(self) -> None:
         """Keep the newest `keep`, the one with the best validation loss, and every multiple of `keep_every`."""
@@ -130,20 +135,32 @@ class Checkpoints:
         return min(losses, key=lambda step: (losses[step], step)) if losses else None
 
     def choose(self, which: str) -> Loaded:
-        """The checkpoint that is `best`, or else the newest good one. Raises BadCheckpoint."""
-        step = self.best_step() if which == "best" else None
-        loaded = verify(self.path(step)) if step is not None else self.newest()[0]
+        """Return the checkpoint that is `best`, or else the newest good one. Raise BadCheckpoint if there is none.
+
+        A training that goes on meanwhile may remove the one being read; then those it has saved since are tried.
+        """
+        while True:
+            before = self.steps()
+            try:
+                step = self.best_step() if which == "best" else None
+                loaded = verify(self.path(step)) if step is not None else self.newest()[0]
+                break
+            except BadCheckpoint:
+                if self.steps() == before:
+                    raise
         if loaded is None:
             raise BadCheckpoint(f"{escaped(self.folder.parent)}: no checkpoint yet")
         return loaded
 
     def clean(self) -> None:
         """Remove what a killed process left half done, and put back what it was about to replace."""
-        for old in self.folder.glob(".old-step-*"):
-            if not (final := self.folder / old.name.removeprefix(".old-")).exists():
-                os.replace(old, final)
-        for kind in ("tmp", "old", "del"):
-            for path in self.folder.glob(f".{kind}-step-*"):
+        for path in list_entries(self.folder):
+            hidden = HIDDEN_STEP.fullmatch(path.name)
+            if hidden is None or hidden["kind"] == "bad":
+                continue
+            if hidden["kind"] == "old" and not (final := self.folder / hidden["step"]).exists():
+                os.replace(path, final)
+            else:
                 shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> tuple[Loaded | None, list[BadCheckpoint]]:
@@ -229,7 +246,7 @@ def verify(path: Path) -> Loaded:
     expected = {f"{name}.safetensors" for name in PARTS} | {"state.json"}
     if not isinstance(files, dict) or set(files) != expected:
         raise BadCheckpoint(f"{escaped(path)}/manifest.json: doesn't list {', '.join(sorted(expected))}")
-    if extra := {entry.name for entry in path.iterdir()} - expected - {"manifest.json"}:
+    if extra := {entry.name for entry in list_entries(path)} - expected - {"manifest.json"}:
         raise BadCheckpoint(f"{escaped(path)}: holds {escaped(min(extra))}, which the manifest doesn't list")
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
         list(pool.map(verify_file, (path / str(name) for name in files), files.values()))

@@ -52,7 +52,7 @@ def threads_for(environment: Mapping[str, str], local_world: int = 1) -> Threads
 def positive(environment: Mapping[str, str], name: str) -> int | None:
     """A variable's number; of OpenMP's lists, one for each level of nesting, the first."""
     text = environment.get(name, "").split(",")[0].strip()
-    return int(text) if text.isdecimal() and int(text) > 0 else None
+    return int(text) if text.isascii() and text.isdecimal() and int(text) > 0 else None
 
 
 def physical(cpus: set[int]) -> int:

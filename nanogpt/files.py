@@ -50,6 +50,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     sync(path.parent)
 
 
+def list_entries(folder: Path) -> list[Path]:
+    """Return what a folder holds, sorted by name; nothing if it does not exist or has been deleted meanwhile."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def modified(path: Path) -> float:
+    """Return when a file or folder was last changed; 0 if it does not exist or has been deleted meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def append(path: Path, line: str) -> None:
     """Add a line to a file that others may be adding to, on disk when this returns. Raises OSError."""
     with open(path, "ab", buffering=0, opener=no_link) as file:
@@ -85,19 +101,30 @@ def locked(path: Path, wait: bool) -> Generator[bool, None, None]:
     The lock belongs to the process and dies with it, however it dies. Network file systems without locks get an owner
     file with a heartbeat instead (`owned`).
     """
-    with open(path, "a+", opener=no_link) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            with owned(path.with_name(path.name + ".owner"), wait) as mine:
-                yield mine
-            return
-        yield True
+    while True:
+        with open(path, "a+", opener=no_link) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                with owned(path.with_name(path.name + ".owner"), wait) as mine:
+                    yield mine
+                return
+            if is_at(path, file.fileno()):
+                yield True
+                return
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Return whether an open file is still the one at `path`: it may have been deleted before its lock was taken."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -115,8 +142,9 @@ def owned(path: Path, wait: bool) -> Generator[bool, None, None]:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             break
         except FileExistsError:
-            if not beats(path):
-                path.unlink(missing_ok=True)
+            dead = find_dead(path)
+            if dead is not None:
+                remove_if(path, dead)
             elif not wait:
                 yield False
                 return
@@ -142,14 +170,25 @@ def beat(path: Path, over: threading.Event) -> None:
             return
 
 
-def beats(path: Path) -> bool:
-    """Whether the file changes, or goes, within four heartbeats."""
+def find_dead(path: Path) -> str | None:
+    """Return the file's text if it does not change within four heartbeats, or None if it changes or is deleted."""
     try:
         before = path.read_text()
         for _ in range(16):
             time.sleep(HEARTBEAT / 4)
             if path.read_text() != before:
-                return True
-        return False
+                return None
+        return before
     except FileNotFoundError:
-        return True
+        return None
+
+
+def remove_if(path: Path, text: str) -> None:
+    """Remove a dead owner's file. If another process has taken the lock meanwhile, its file is put back."""
+    aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    with suppress(FileNotFoundError):  # another process was faster
+        path.rename(aside)
+        if aside.read_text() != text:
+            with suppress(FileExistsError):  # its next heartbeat has written the file again
+                os.link(aside, path)
+        aside.unlink()

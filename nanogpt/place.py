@@ -72,7 +72,7 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
 def tasks_on(counts: str, node: int) -> int:
     """Of Slurm's `4(x3),2`, tasks per node with repetitions, those of the node with this number."""
     each: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
+    for count, times in re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", counts):
         each += [int(count)] * int(times or 1)
     if node >= len(each):
         raise BadInput(f"SLURM_NODEID={node}: but SLURM_STEP_TASKS_PER_NODE={escaped(counts)}")
@@ -90,7 +90,7 @@ def number(environment: Mapping[str, str], name: str, default: int | None = None
     text = environment.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not re.fullmatch(r"\d{1,9}", text):
+    if text is None or not re.fullmatch(r"[0-9]{1,9}", text):
         why = "is not set, but other variables of a rank are" if text is None else "not a whole number"
         raise BadInput(f"{name}={escaped(text or '')}: {why}; start the ranks with torchrun, or unset RANK, WORLD_SIZE")
     return int(text)

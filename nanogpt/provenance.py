@@ -44,9 +44,9 @@ def code_digest() -> str:
 
 @cache
 def digest_of(folder: Path) -> str:
-    """The same of another copy of the library. Raises OSError."""
+    """Return the digest of a copy of the library, without hidden files such as an editor's locks. Raise OSError."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(path for path in folder.rglob("*.py") if not path.name.startswith(".")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig
+from nanogpt.entry_names import ATTEMPT, step_of
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, escaped, hint
-from nanogpt.files import from_json, locked, no_link, write_atomic
+from nanogpt.files import from_json, list_entries, locked, modified, no_link, write_atomic
 from nanogpt.schema import signature
 from nanogpt.tracking.metrics import RowLog
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from nanogpt.checkpoint import Checkpoints
 
 SHORT = 8  # digits of the signature in a folder's name
-LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)")
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)", re.ASCII)
 
 
 class RunDirectory:
@@ -101,7 +102,7 @@ def locate(config: TrainConfig) -> Path:
     folder, name = Path(config.runs_dir), f"{config.run_name}-{signature(config)[:SHORT]}"
     if config.attempt is not None:
         return folder / nth(name, config.attempt)
-    return folder / attempt(name, os.listdir(folder) if folder.is_dir() else [], config.fresh)
+    return folder / attempt(name, (entry.name for entry in list_entries(folder)), config.fresh)
 
 
 def attempt(name: str, names: Iterable[str], fresh: bool) -> str:
@@ -112,7 +113,7 @@ def attempt(name: str, names: Iterable[str], fresh: bool) -> str:
 
 def parts_of(folder: str) -> tuple[str, str, int] | None:
     """(name, digits of the signature, number of the attempt) of a run directory's name; None for another name."""
-    match = re.fullmatch(rf"(.+)-([0-9a-f]{{{SHORT}}})(?:-(\d+))?", folder)
+    match = re.fullmatch(rf"(.+)-([0-9a-f]{{{SHORT}}})(?:-({ATTEMPT}))?", folder)
     return (match[1], match[2], int(match[3] or 1)) if match else None
 
 
@@ -122,14 +123,13 @@ def nth(name: str, number: int) -> str:
 
 
 def is_attempt(name: str, other: str) -> bool:
-    return other.startswith(name) and re.fullmatch(r"|-\d+", other[len(name) :]) is not None
+    return other.startswith(name) and re.fullmatch(f"|-({ATTEMPT})", other[len(name) :]) is not None
 
 
 def newest_step(path: Path) -> int:
     """The step of a run directory's newest checkpoint, unverified; 0 when there is none. Without torch."""
     folder = path / "checkpoints"
-    names = os.listdir(folder) if folder.is_dir() else []
-    return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=0)
+    return max((step for entry in list_entries(folder) if (step := step_of(entry.name)) is not None), default=0)
 
 
 @contextmanager
@@ -235,5 +235,5 @@ def find(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
 
 
 def newest_change(path: Path) -> float:
-    """When a run was last written to."""
-    return max((path / name).stat().st_mtime for name in ("config.json", "status.json") if (path / name).exists())
+    """Return when a run was last written to; 0 if it has been deleted meanwhile."""
+    return max(modified(path / name) for name in ("config.json", "status.json"))

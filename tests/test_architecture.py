@@ -20,7 +20,7 @@ FILE_LINES, FUNCTION_LINES = 320, 60
 
 # A module may import modules of lower layers, and its own room.
 LAYERS = [
-    ("nanogpt.errors",),
+    ("nanogpt.errors", "nanogpt.entry_names"),
     ("nanogpt.files", "nanogpt.schema", "nanogpt.tensor_file", "nanogpt.place", "nanogpt.cores", "nanogpt.hub"),
     ("nanogpt.config",),
     (

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -81,3 +82,31 @@ def test_json_that_is_too_deep_is_an_ordinary_error() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         from_json("[" * 200_000)
     assert from_json(b"[1]") == [1]
+
+
+def test_a_lock_file_that_was_deleted_meanwhile_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waited for a file which its owner then deleted must not hold a lock that nobody else sees."""
+    path, taken = tmp_path / ".lock", fcntl.flock
+
+    def delete_first(file: IO[str], how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", taken)
+        path.unlink()
+        taken(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", delete_first)
+    with locked(path, wait=False) as first, locked(path, wait=False) as second:
+        assert first and not second
+
+
+def test_a_dead_owner_is_replaced_by_one_process_only(tmp_path: Path) -> None:
+    """Another process has taken the lock between the decision and the removal."""
+    path = tmp_path / "owner"
+    path.write_text("alive")
+    files.remove_if(path, "dead")
+    assert path.read_text() == "alive" and list(tmp_path.iterdir()) == [path]
+    files.remove_if(path, "alive")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_deleted_between_two_looks_is_not_there(tmp_path: Path) -> None:
+    assert files.list_entries(tmp_path / "none") == [] and files.modified(tmp_path / "none") == 0.0

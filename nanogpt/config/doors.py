@@ -25,7 +25,7 @@ class TrainedConfig(Section):
     tokenizer: str | None = free(
         None, "init_from: gpt2, or a folder that has tokenizer.json; null: found with the weights"
     )
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = free(
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = free(
         "auto", "auto, cpu, cuda, cuda:N or mps"
     )
 
@@ -152,7 +152,7 @@ class DoctorConfig(Section):
     checks: Annotated[tuple[CheckName, ...], Field(strict=False), BeforeValidator(parts)] = free(
         (), "only these; none: all"
     )
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = free(
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = free(
         "auto", "auto, cpu, cuda, cuda:N or mps"
     )
     runs_dir: str = free("runs", "folder of run directories, whose disk is tried", min_length=1)

@@ -40,7 +40,7 @@ Gpu = Literal[  # nanogpt/model/devices.py has what they can
 class HardwareConfig(Section):
     """The machine. Nothing here changes data, dropout or updates: the loss curve is the same up to rounding."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = free(
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = free(
         "auto", "auto, cpu, cuda, cuda:N or mps"
     )
     devices: int | None = free(

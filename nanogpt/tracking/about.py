@@ -65,7 +65,7 @@ def about(config: TrainConfig, path: Path, born: Mapping[str, Any]) -> About:
     return About(
         path=path,
         id=identity(path, born),
-        name=re.sub(r"-[0-9a-f]{8}(?=-\d+$|$)", "", path.name) if study else path.name,
+        name=re.sub(r"-[0-9a-f]{8}(?=-[0-9]+$|$)", "", path.name) if study else path.name,
         group=study,
         config=sent(config),
         settings=config.tracking,

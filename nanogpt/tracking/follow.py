@@ -1,5 +1,6 @@
 """metrics.jsonl as trackers take it: one row for each step, once nothing can be added to it any more."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Follow:
         """The whole lines since the last look. A file that was replaced is read from its start."""
         try:
             with self.path.open("rb") as file:
-                about = self.path.stat()
+                about = os.fstat(file.fileno())
                 if about.st_ino != self.inode or about.st_size < self.offset:
                     self.inode, self.offset, self.held = about.st_ino, 0, {}
                 file.seek(self.offset)

@@ -247,8 +247,9 @@ class Mirrors:
         for mirror in self.all:
             mirror.end(state)
         deadline = time.monotonic() + seconds
-        while any(mirror.thread.is_alive() for mirror in self.all) and time.monotonic() < deadline and not hurry():
-            next(mirror for mirror in self.all if mirror.thread.is_alive()).thread.join(0.02)
+        for mirror in self.all:
+            while mirror.thread.is_alive() and (left := deadline - time.monotonic()) > 0 and not hurry():
+                mirror.thread.join(min(left, 0.02))
         for mirror in self.all:
             if mirror.thread.is_alive():
                 mirror.give_up()

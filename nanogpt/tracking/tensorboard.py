@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from nanogpt.entry_names import sample_step
+from nanogpt.files import list_entries
 from nanogpt.tracking.about import About
 from nanogpt.tracking.metrics import Row
 
@@ -22,8 +24,9 @@ class TensorBoard:
         shutil.rmtree(folder, ignore_errors=True)  # also what a killed start wrote after the checkpoint
         self.writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10)
         self.writer.add_text("config", f"```json\n{json.dumps(self.about.config, indent=1)}\n```")
-        for file in sorted(self.about.path.glob("samples/step-*.txt")):
-            self.text(int(file.stem.removeprefix("step-")), file.read_text(encoding="utf-8"))
+        for file in list_entries(self.about.path / "samples"):
+            if (step := sample_step(file.name)) is not None:
+                self.text(step, file.read_text(encoding="utf-8"))
         return -1
 
     def row(self, row: Row) -> None:

@@ -19,8 +19,9 @@ import wandb
 from wandb.errors import CommError
 
 from nanogpt.config import TrackingConfig
+from nanogpt.entry_names import sample_step, step_of
 from nanogpt.errors import BadEnvironment, escaped
-from nanogpt.files import from_json, write_atomic
+from nanogpt.files import from_json, list_entries, write_atomic
 from nanogpt.tracking.about import About, mode_of
 from nanogpt.tracking.metrics import Row
 
@@ -153,8 +154,8 @@ class Wandb:
 
     def text(self, step: int, text: str) -> None:
         """The newest samples as a table: W&B shows the last one that was logged."""
-        files = sorted(self.about.path.glob("samples/step-*.txt"))[-SAMPLES:]
-        rows: Any = [[int(file.stem.removeprefix("step-")), file.read_text(encoding="utf-8")] for file in files]
+        files = [path for path in list_entries(self.about.path / "samples") if sample_step(path.name) is not None]
+        rows: Any = [[sample_step(file.name), file.read_text(encoding="utf-8")] for file in files[-SAMPLES:]]
         if step == self.step and rows:
             self.run.log({"samples": wandb.Table(columns=["step", "text"], data=rows)}, step=step)
 
@@ -178,7 +179,8 @@ class Wandb:
 
     def upload(self) -> None:
         """The newest checkpoint's weights and the tokenizer as an artifact of type model."""
-        newest = max(self.about.path.glob("checkpoints/step-*"), default=None)
+        saved = [path for path in list_entries(self.about.path / "checkpoints") if step_of(path.name) is not None]
+        newest = max(saved, key=lambda path: step_of(path.name) or 0, default=None)
         if newest is None:
             return
         artifact = wandb.Artifact(f"model-{self.id}", type="model", metadata=self.about.config)

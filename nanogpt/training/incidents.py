@@ -17,8 +17,9 @@ from nanogpt.config import HardwareConfig, TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import ensure
 from nanogpt.device import set_up
+from nanogpt.entry_names import number_of
 from nanogpt.errors import BadCheckpoint, BadInput, Diverged, escaped
-from nanogpt.files import from_json, write_atomic
+from nanogpt.files import from_json, list_entries, write_atomic
 from nanogpt.tracking.console import say, table
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import StepMetrics
@@ -68,7 +69,8 @@ def keep(
 
     A full disk doesn't matter here.
     """
-    number = len(list(run.glob("incidents/*")))
+    numbers = (number_of(path.name) for path in list_entries(run / "incidents"))
+    number = 1 + max((one for one in numbers if one is not None), default=-1)
     folder = run / "incidents" / str(number)
     try:
         folder.mkdir(parents=True)

@@ -36,6 +36,9 @@ def fetch(state: TrainState, dataset: Dataset, run: RunDirectory | None, config:
 
     def choose() -> dict[str, Any] | None:
         assert run is not None, "the leader has the directory"
+        if strays := run.checkpoints.strays():
+            names = ", ".join(escaped(name) for name in strays[:5]) + (", …" if len(strays) > 5 else "")
+            say(f"warning: {escaped(run.checkpoints.folder)}: not checkpoints of this program, ignored: {names}")
         loaded, bad = run.checkpoints.newest()
         for warning in bad:
             say(f"warning: {warning}; set aside, an older checkpoint is used")

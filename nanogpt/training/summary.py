@@ -7,8 +7,10 @@ from pathlib import Path
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Dataset
+from nanogpt.entry_names import sample_step
 from nanogpt.errors import escaped
 from nanogpt.evaluation.loss import LOSSES, LossEvaluation
+from nanogpt.files import list_entries
 from nanogpt.run_directory import RunDirectory, relative_of
 from nanogpt.tracking.console import say, table, visible
 from nanogpt.training.plan import eval_line
@@ -44,7 +46,7 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
     ]
     say()
     say(table("result", ("", ""), rows))
-    samples = sorted((run.path / "samples").glob("step-*.txt"))
+    samples = [path for path in list_entries(run.path / "samples") if sample_step(path.name) is not None]
     if samples:
         say(f"\nsample ({samples[-1]}):")
         text = samples[-1].read_text(encoding="utf-8")

@@ -114,6 +114,30 @@ def test_a_slow_tracker_holds_up_nothing(tmp_path: Path, begin: Any, told: list[
     assert tracker.rows == WHOLE and told == []
 
 
+class EndsWhileLookedAt:
+    """A thread that is alive at the first look and has ended at every later one."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def is_alive(self) -> bool:
+        self.looks += 1
+        return self.looks == 1
+
+    def join(self, timeout: float) -> None:
+        assert timeout >= 0
+
+
+def test_a_thread_that_ends_between_two_looks(begin: Any, told: list[str]) -> None:
+    shown = begin(Tracker())
+    for mirror in shown.all:
+        mirror.end("finished")
+        mirror.thread.join(10)
+        mirror.thread = EndsWhileLookedAt()
+    shown.finish("finished", 5)
+    assert told == []
+
+
 def test_a_full_queue_loses_no_row(
     tmp_path: Path, begin: Any, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
