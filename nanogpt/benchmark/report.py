@@ -17,7 +17,7 @@ from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers
 from nanogpt.provenance import git_state
 from nanogpt.tracking.console import say
-from nanogpt.training.checks import refuse_alone, refuse_too_large
+from nanogpt.training.checks import refuse_too_large
 from nanogpt.training.probe import settled
 
 
@@ -25,7 +25,6 @@ def bench(config: BenchConfig) -> int:
     """Print Markdown tables, and append them to `bench.out`. Raises BadInput, BadData, BadEnvironment."""
     refuse_rivals(config)
     compute = set_up(config.hardware)
-    refuse_alone(config, 1)
     refuse_too_large(config, compute, 1)
     if "training" in config.bench.what and not config.against:
         config = fitted(config, compute)

@@ -12,7 +12,7 @@ from nanogpt.data.batches import Batch, TrainBatches
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute
 from nanogpt.model.cost import flops_per_token
-from nanogpt.model.devices import peak_flops
+from nanogpt.model.devices import compute_mfu
 from nanogpt.tracking.console import amount
 from nanogpt.training.checks import model_for
 from nanogpt.training.state import TrainState, build_state
@@ -67,8 +67,8 @@ def training_rows(config: BenchConfig, compute: Compute) -> Rows:
 def achieved(rate: float, model: ModelConfig, compute: Compute) -> str:
     """FLOP/s at a rate in tokens a second, and the share of the device's peak where that is known."""
     flops = rate * flops_per_token(model)
-    peak = peak_flops(compute.name, compute.precision)
-    return f"{amount(flops, 'G')}FLOP/s" + (f", MFU {100 * flops / peak:.1f} %" if peak else "")
+    mfu = compute_mfu(flops, compute.name, compute.precision)
+    return f"{amount(flops, 'G')}FLOP/s" + ("" if mfu is None else f", MFU {100 * mfu:.1f} %")
 
 
 def phase_rows(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:

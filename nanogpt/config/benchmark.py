@@ -52,6 +52,18 @@ class BenchConfig(TrainConfig):
     )
 
     @model_validator(mode="after")
+    def _measures_one_device(self) -> Self:
+        for key, value, usual in (
+            ("nodes", self.hardware.nodes or 1, 1),
+            ("devices", self.hardware.devices or 1, 1),
+            ("strategy", self.hardware.strategy, "ddp"),
+        ):
+            if value != usual:
+                why = f"one device is measured; give {usual}, and bench.ranks=[2] to time trainings on several ranks"
+                raise refuse(f"hardware.{key}", value, why)
+        return self
+
+    @model_validator(mode="after")
     def _rivals_can_do_it(self) -> Self:
         for name in self.against:
             if name != "transformers" and (name == NANOGPT or not name.startswith(NANOGPT)):

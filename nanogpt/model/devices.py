@@ -66,6 +66,15 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     return found.tflops * 1e12
 
 
+def compute_mfu(flops: float, device_name: str, precision: str, devices: int = 1) -> float | None:
+    """Return the model FLOPs utilization: the share of the peak of all `devices` together that `flops` per second are.
+
+    None where the peak isn't known.
+    """
+    peak = peak_flops(device_name, precision)
+    return None if peak is None else flops / (peak * devices)
+
+
 def peak_bandwidth(device_name: str) -> float | None:
     """What a device's memory reads and writes at most, in bytes/s, or None where it isn't known."""
     found = known(device_name)

@@ -15,7 +15,7 @@ from nanogpt.evaluation.loss import LOSSES
 from nanogpt.files import no_link, write_atomic
 from nanogpt.generate import Draw, generate
 from nanogpt.model.cost import flops_per_token
-from nanogpt.model.devices import peak_flops
+from nanogpt.model.devices import compute_mfu
 from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
@@ -47,7 +47,6 @@ class Record:
         self.saver = Saver(run, config.checkpoint.max_failed, self.note)
         self.block_size, self.batch_tokens = config.model.block_size, config.training.batch_tokens
         self.flops = flops_per_token(state.model.config)
-        self.peak = peak_flops(state.compute.name, state.compute.precision)
         self.first, self.logged = state.step, state.step
         self.trained = self.interval = 0.0
         """Seconds inside training steps, over this start and since the last row."""
@@ -118,7 +117,7 @@ class Record:
         done = state.step - self.logged
         rate = done * self.batch_tokens / max(self.interval, 1e-9)
         left = (state.steps - state.step) * self.trained / max(1, state.step - self.first)
-        mfu = rate * self.flops / self.peak if self.peak else None
+        mfu = compute_mfu(rate * self.flops, state.compute.name, state.compute.precision, state.peers.world)
         self.run.timing.append(
             {"step": state.step, "time": time.time(), "tokens_per_second": rate} | ({"mfu": mfu} if mfu else {})
         )

@@ -66,6 +66,22 @@ def test_f37_the_number_of_ranks_may_change_on_the_way(config: Build, tmp_path: 
     assert state is not None and state.state["samples"] == 30 * 8
 
 
+def test_mfu_is_a_share_of_the_peak_of_all_devices(config: Build, tmp_path: Path) -> None:
+    """Of two ranks: tokens per second times FLOPs per token, over twice the peak of one."""
+    peak = 1e9
+    built = config(**{"training.steps": 4, "tracking.log_every": 1}, runs_dir=str(tmp_path / "two"))
+    known = ranks.Fault("nanogpt.model.devices.peak_flops", 0, f"returns {peak}")
+    assert ranks.run(built, 2, [known])[0] == [0, 0]
+    loaded = RunDirectory(locate(built)).checkpoints.newest()[0]
+    assert loaded is not None
+    multiplied = sum(t.numel() for name, t in loaded.model.items() if ".wpe." not in name)
+    flops = 6 * multiplied + 12 * built.model.n_layer * built.model.n_embd * built.model.block_size
+    rows = read_rows(locate(built) / "timing.jsonl")
+    assert len(rows) == 4
+    for row in rows:
+        assert row["mfu"] == pytest.approx(row["tokens_per_second"] * flops / (2 * peak), rel=1e-12)
+
+
 def start_odd(config: TrainConfig, odd: TrainConfig, world: int, folder: Path) -> list[int | None]:
     """All ranks with `config` but the last."""
     texts = [to_json(config)] * (world - 1) + [to_json(odd)]
