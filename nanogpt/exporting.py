@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,56 +11,64 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ExportConfig, ModelConfig, TrainConfig
-from nanogpt.errors import BadEnvironment, BadInput, escaped
-from nanogpt.files import sync, write
+from nanogpt.errors import BadInput
+from nanogpt.files import write
 from nanogpt.foreign import write_checkpoint, write_meta
 from nanogpt.interop.architecture import require_nanogpt, to_hf
+from nanogpt.interop.export_folder import ExportFolder, check_export_folder, write_beside
 from nanogpt.interop.hf_tokenizer import write_tokenizer
 from nanogpt.interop.names import Tensors, cut, to_gpt2, to_llama, with_gains
+from nanogpt.interop.verify_export import verify_read_back, verify_with_transformers
 from nanogpt.model.gpt import GPT
+from nanogpt.run_directory import find
 from nanogpt.tokenizer import CharTokenizer
 from nanogpt.trained import Trained, load_trained
 
 
 def export(config: ExportConfig) -> int:
     """Write the model to `out`. Raises BadInput for a switch that the format has no form of, or a folder in use."""
+    folder = check_target(config)
     trained = load_trained(config, torch.device("cpu"))
-    folder = target(config, trained)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if config.format == "hf":
+        to_hf(trained.model.config)
+    else:
+        require_nanogpt(trained.model.config)
     writer = write_hf if config.format == "hf" else write_nanogpt
-    try:
+    with write_beside(folder, {"format": config.format}) as partial:
         writer(trained, partial, config)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-        sync(folder.parent)
-    except OSError as error:
-        raise BadEnvironment(f"{escaped(folder)}: can't be written: {error.strerror or escaped(error)}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+        verified = verify(trained, partial, config)
+    print(f"{folder.path}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}")
+    print(verified)
     return 0
 
 
-def target(config: ExportConfig, trained: Trained) -> Path:
-    """Where to write. Raises BadInput when something is there already that nobody said may go."""
-    if config.out is not None:
-        folder = Path(config.out)
-    elif trained.run is not None:
-        folder = trained.run.path / config.format
-    else:
+def verify(trained: Trained, folder: Path, config: ExportConfig) -> str:
+    """Compare the written model with the one in memory; return a sentence for the user. Raises LabError."""
+    if not config.verify:
+        return "not compared with the model (verify=false)"
+    if config.format == "hf":
+        return verify_with_transformers(trained.model, trained.tokenizer, folder)
+    return verify_read_back(trained.model, trained.tokenizer, folder / "ckpt.pt")
+
+
+def check_target(config: ExportConfig) -> ExportFolder:
+    """Return the folder to write. Raises BadInput when something is there that nobody said may go."""
+    default: Path | None = None
+    sources: dict[str, Path] = {}
+    if config.init_from is None:
+        run = find(config.run, config.runs_dir).path
+        default, sources = run / config.format, {"the run": run}
+    elif os.path.exists(config.init_from):
+        sources = {"the weights that are read": Path(config.init_from)}
+        if os.path.isfile(config.init_from):
+            sources["the folder of the weights that are read"] = Path(config.init_from).parent
+    out = default if config.out is None else Path(config.out)
+    if out is None:
         raise BadInput("out=null: say where the folder shall be, e.g. out=exported")
-    ours = folder.is_dir() and not any(entry.name not in FILES for entry in folder.iterdir())
-    if folder.exists() and not (config.overwrite and ours):
-        why = "exists; overwrite=true replaces it" if ours else "exists, and isn't an export that could be replaced"
-        raise BadInput(f"out={escaped(folder)}: {why}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "ckpt.pt", "meta.pkl")
+    inside_run = default and Path(os.path.realpath(default))
+    return check_export_folder(out, config.overwrite, inside_run, sources)
 
 
 def weights_of(model: GPT) -> Tensors:
@@ -75,7 +82,7 @@ def write_hf(trained: Trained, folder: Path, config: ExportConfig) -> None:
     end = trained.tokenizer.end_of_text
     about |= {"bos_token_id": end, "eos_token_id": end}  # null says that there is none; the usual would be GPT-2's
     rename = to_gpt2 if about["model_type"] == "gpt2" else to_llama
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     save_file(rename(weights_of(trained.model), model), folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(trained.tokenizer, folder, model.block_size)
     write(folder / "config.json", json.dumps(about, indent=2) + "\n")
@@ -104,8 +111,9 @@ def write_nanogpt(trained: Trained, folder: Path, config: ExportConfig) -> None:
             "best_val_loss": (loaded.state.get("best") or [1e9])[0],
             "config": {"dataset": run_config.data.name, "learning_rate": run_config.optimizer.lr},
         }
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     write_checkpoint(folder / "ckpt.pt", content)
+    write(folder / tokenizers.FILE, tokenizers.to_json(trained.tokenizer))  # read back by init_from=…/ckpt.pt
     if isinstance(trained.tokenizer, CharTokenizer):
         write_meta(folder / "meta.pkl", trained.tokenizer.chars)
 

@@ -64,7 +64,11 @@ THIRD_PARTY = {  # library -> the only places that may import it
     "submitit": ("launch",),
     "optuna": ("launch.search",),
     "torchao": ("nanogpt.model.float8",),
-    "transformers": ("nanogpt.benchmark.rivals", "nanogpt.doctor.invariants"),
+    "transformers": (
+        "nanogpt.benchmark.rivals",
+        "nanogpt.doctor.invariants",
+        "nanogpt.interop.verify_export",
+    ),
     "matplotlib": ("nanogpt.tracking.plots", "experiments.pictures"),
     "scipy": ("experiments.fit", "experiments.statistics"),
     "jinja2": ("experiments.document",),

@@ -111,7 +111,10 @@ class ExportConfig(TrainedConfig):
     out: str | None = free(
         None, "folder to write; null: a folder named as the format, in the run directory", min_length=1
     )
-    overwrite: bool = free(False, "replace an earlier export")
+    overwrite: bool = free(False, "replace an earlier export whose files are unchanged; no other folder is replaced")
+    verify: bool = free(
+        True, "compare the logits of the written model with the original's, by transformers if installed"
+    )
 
 
 class SyncConfig(Section):
