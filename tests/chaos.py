@@ -124,7 +124,7 @@ def disturbed(config: TrainConfig, world: int, draw: random.Random, story: list[
         words, faults, act = plan(draw, world)
         started = Started(config, world, faults)
         act(started)
-        codes = started.wait(40)
+        codes = started.wait()
         story.append(f"{words}: {codes}")
         outputs = "\n".join(started.output(rank) for rank in range(world))
         check(set(codes) <= FINE, f"unexpected exit codes\n{outputs[-3000:]}", story)

@@ -24,6 +24,8 @@ from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.tracking.metrics import read_rows
 from nanogpt.training.plan import Rate
 
+HANG = 600.0  # seconds after which a wait is given up; only a hang takes that long
+
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     ["nanogpt.training.run", "nanogpt.tracking.plots", "conf.door", "torch._dynamo", "tests.ranks"]
@@ -81,8 +83,8 @@ def plant(fault: Fault) -> None:
 def happen(action: str) -> None:
     if action == "oserror":
         raise OSError(5, "Input/output error")
-    if action == "sleep":
-        time.sleep(1)
+    if action.startswith("sleep "):
+        time.sleep(float(action.removeprefix("sleep ")))
     elif action.startswith("until "):  # a file is there
         while not Path(action.removeprefix("until ")).exists():
             time.sleep(0.01)
@@ -170,7 +172,7 @@ class Started:
     def until_rows(self, count: int) -> "Started":
         """Wait until metrics.jsonl has so many rows, or the training is over."""
         metrics = locate(self.config) / "metrics.jsonl"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG
         files = [self.folder / f"rank-{rank}.txt" for rank in range(len(self.ranks))]
         while self.alive() and (len(read_rows(metrics)) < count or not all(file.exists() for file in files)):
             assert time.monotonic() < deadline, self.output()
@@ -180,7 +182,7 @@ class Started:
     def until_stopped(self, rank: int) -> None:
         """Wait until a rank stands still, by SIGSTOP."""
         about = Path(f"/proc/{self.ranks[rank].pid}/stat")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG
         while about.read_text().rpartition(")")[2].split()[0] != "T":
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.002)
@@ -188,9 +190,9 @@ class Started:
     def alive(self) -> bool:
         return any(rank.is_alive() for rank in self.ranks)
 
-    def wait(self, seconds: float = 60, *ranks: int) -> list[int | None]:
+    def wait(self, *ranks: int) -> list[int | None]:
         """The exit codes by rank, once some ranks, or all, are done; what still runs after that has None."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + HANG
         for rank in [self.ranks[number] for number in ranks] or self.ranks:
             rank.join(max(0.0, deadline - time.monotonic()))
         codes = [rank.exitcode for rank in self.ranks]

@@ -23,12 +23,14 @@ def dropout(x: Tensor, p: float, keys: Tensor | None, place: int) -> Tensor:
 
 
 def random_bits(keys: Tensor, place: int, count: int) -> Tensor:
-    """(B, count) int16, uniform over all their values; arithmetic is modulo 2**64."""
-    words = torch.arange(1, -(-count // 4) + 1, device=keys.device)
+    """Return (B, count) int16 values, uniform over the whole range. Arithmetic is modulo 2**64.
+
+    The words are cut into 16-bit pieces by shifts. `view(torch.int16)` would give the same bits, but compiled for a CPU
+    (torch 2.13) such a view of a computed tensor reads past its end for most sizes.
+    """
+    # `^ 0` keeps the product out of index expressions, which Triton computes in 32 bits (pytorch/pytorch#175966).
+    words = torch.arange(1, -(-count // 4) + 1, device=keys.device) ^ 0
     x = mixed(mixed(keys + place)[:, None] + words * GOLDEN)
-    if count % 4 == 0:
-        return x.view(torch.int16)
-    # torch.compile gets a cut through such a view wrong (torch 2.13); this is the same, little-endian
     return torch.stack([x, x >> 16, x >> 32, x >> 48], dim=2).flatten(1)[:, :count].to(torch.int16)
 
 

@@ -81,7 +81,7 @@ def test_a_stopwatch_adds_up_and_waits() -> None:
     for _ in range(2):
         with watch.phase("sleep"):
             time.sleep(0.02)
-    assert 0.04 <= watch.seconds["sleep"] < 1 and len(waits) == 4
+    assert watch.seconds["sleep"] >= 0.04 and len(waits) == 4
 
 
 def test_memory_is_that_of_the_process_alone() -> None:

@@ -206,7 +206,7 @@ def test_a_terminal_gets_colours(tmp_path: Path) -> None:
         while part := os.read(leader, 4096):
             said += part.decode(errors="replace")
     os.close(leader)
-    assert process.wait(100) == 0 and "\x1b[32mok" in said and "\x1b[33mnote" in said
+    assert process.wait() == 0 and "\x1b[32mok" in said and "\x1b[33mnote" in said
 
 
 def lacking(*_: object) -> None:

@@ -4,7 +4,6 @@ import ast
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,12 +103,11 @@ finally:
     ],
     ids=str,
 )
-def test_questions_are_answered_fast_and_without_torch(words: list[str], code: int, tmp_path: Path) -> None:
-    started = time.perf_counter()
+def test_questions_are_answered_without_torch(words: list[str], code: int, tmp_path: Path) -> None:
     done = command(*words, folder=tmp_path)
     told, _, loaded = done.stderr.partition("LOADED ")
     assert (done.returncode, ast.literal_eval(loaded.strip())) == (code, [])
-    assert told.count("\n") == (1 if code else 0) and time.perf_counter() - started < 20
+    assert told.count("\n") == (1 if code else 0)
     assert not list(tmp_path.iterdir()), "asking creates nothing"
 
 

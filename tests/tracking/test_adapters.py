@@ -14,7 +14,7 @@ from tests.tracking.test_wandb_online import curve
 
 Build = Callable[..., TrainConfig]
 Reference = Callable[..., dict[str, str]]
-KILL = [Fault("nanogpt.training.loop.train_step", n, "sleep") for n in (9, 10)]
+KILL = [Fault("nanogpt.training.loop.train_step", n, "sleep 1") for n in (9, 10)]
 KILL += [Fault("nanogpt.training.loop.train_step", 11, "SIGKILL")]
 
 

