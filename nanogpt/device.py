@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nanogpt.config import Attention, HardwareConfig, ModelConfig, Precision
 from nanogpt.cores import Threads, threads_for
 from nanogpt.errors import BadEnvironment, BadInput
+from nanogpt.place import started_by_slurm
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KERNELS: dict[Attention, SDPBackend] = {
@@ -188,7 +189,7 @@ def own_device(
         raise BadInput(f"{section}device={hardware.device}: {local_world} ranks need {section}device=cuda or cpu")
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        if count == 1 and "SLURM_PROCID" in os.environ:  # srun --gpus-per-task: each rank sees only its own
+        if count == 1 and started_by_slurm(os.environ):  # srun --gpus-per-task: each rank sees only its own
             return torch.device("cuda", 0)
         if local_world > count:
             raise BadInput(f"{section}devices={local_world}: this machine has {count} GPUs")

@@ -69,6 +69,14 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("MASTER_PORT", str(port))
 
 
+def started_by_slurm(environment: Mapping[str, str]) -> bool:
+    """Return whether srun started one task for each rank, rather than torchrun or `devices=N` inside an allocation."""
+    if STORE in environment or "TORCHELASTIC_RUN_ID" in environment:
+        return False
+    pairs = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    return all(theirs in environment and environment.get(ours) == environment[theirs] for ours, theirs in pairs)
+
+
 def tasks_on(counts: str, node: int) -> int:
     """Of Slurm's `4(x3),2`, tasks per node with repetitions, those of the node with this number."""
     each: list[int] = []
@@ -80,9 +88,12 @@ def tasks_on(counts: str, node: int) -> int:
 
 
 def first_host(hosts: str) -> str:
-    """The first of Slurm's list of hosts, e.g. `gpu-007.rack` of `gpu-[007-009,12].rack,login1`."""
-    name = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^\[,]*)", hosts)
-    return "".join(part or "" for part in name.groups()) if name else hosts
+    """Return the first of Slurm's list of hosts: `gpu-007.rack` of `gpu-[007-009,12].rack,login1`.
+
+    Names of multi-dimensional nodes have several brackets: `r1n01` of `r[1-2]n[01-04]`.
+    """
+    name = re.match(r"(?:[^\[,]|\[[^\]]*\])*", hosts)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", name[0]) if name else hosts
 
 
 def number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
@@ -90,7 +101,7 @@ def number(environment: Mapping[str, str], name: str, default: int | None = None
     text = environment.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not re.fullmatch(r"[0-9]{1,9}", text):
+    if text is None or not re.fullmatch(r"[0-9]{1,18}", text):
         why = "is not set, but other variables of a rank are" if text is None else "not a whole number"
         raise BadInput(f"{name}={escaped(text or '')}: {why}; start the ranks with torchrun, or unset RANK, WORLD_SIZE")
     return int(text)

@@ -1,7 +1,10 @@
 """Which rank a process is, from the variables of srun, as Slurm 22.05 sets them."""
 
 import pytest
+import torch
 
+from nanogpt.config import HardwareConfig
+from nanogpt.device import own_device
 from nanogpt.errors import BadInput
 from nanogpt.place import Place, adopt_slurm, first_host, place_from, tasks_on
 
@@ -39,6 +42,25 @@ def test_others_are_left_alone(change: dict[str, str]) -> None:
     assert place_from(batch) == Place()
 
 
+def test_ranks_of_one_command_do_not_share_the_only_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch script and `srun --pty` have SLURM_PROCID too, but one GPU is shown to all ranks only by `devices=N`."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    eight = HardwareConfig(device="cuda", devices=8)
+    for name, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "RANK": "3", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match="this machine has 1 GPU"):
+        own_device(torch.device("cuda"), eight, 3, 8, "hardware.")
+    for name, value in {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}.items():  # srun --gpus-per-task=1
+        monkeypatch.setenv(name, value)
+    assert own_device(torch.device("cuda"), eight, 3, 8, "hardware.") == torch.device("cuda", 0)
+
+
+def test_a_job_number_of_ten_digits() -> None:
+    environment = STEP | {"SLURM_JOB_ID": "2147483649", "SLURM_STEP_ID": "4294967290"}
+    adopt_slurm(environment)
+    assert 10_000 <= int(environment["MASTER_PORT"]) < 30_000
+
+
 def test_ports_differ_between_jobs_steps_and_restarts() -> None:
     ports = set()
     for change in ({}, {"SLURM_JOB_ID": "42"}, {"SLURM_STEP_ID": "1"}, {"SLURM_RESTART_COUNT": "1"}):
@@ -56,6 +78,8 @@ def test_ports_differ_between_jobs_steps_and_restarts() -> None:
         ("gpu-[007-009,12].rack,login1", "gpu-007.rack"),
         ("a1,b[2-3]", "a1"),
         ("x[04]y", "x04y"),
+        ("rack1n[01-04]", "rack1n01"),
+        ("r[1-2]n[01-04],x3", "r1n01"),
     ],
 )
 def test_first_host(hosts: str, first: str) -> None:

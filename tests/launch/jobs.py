@@ -19,6 +19,7 @@ from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.metrics import read_rows
 from tests import ranks
 from tests.conftest import ROOT
+from tests.ranks import HANG
 from tests.tiny import tiny_config, write_corpus
 
 STEPS = 500
@@ -93,7 +94,7 @@ class Lab:
         """The study's points by the first part of their names."""
         return {point.run.name.rpartition("-")[0]: point for point in points_of(self.study(name))}
 
-    def wait(self, name: str, done: Callable[[dict[str, Point]], bool], seconds: float = 120) -> dict[str, Point]:
+    def wait(self, name: str, done: Callable[[dict[str, Point]], bool], seconds: float = HANG) -> dict[str, Point]:
         """Look at the study until something is so."""
         limit = time.monotonic() + seconds
         while not done(points := self.points(name)):
@@ -101,11 +102,11 @@ class Lab:
             time.sleep(0.2)
         return points
 
-    def wait_for(self, name: str, *states: str, seconds: float = 180) -> dict[str, Point]:
+    def wait_for(self, name: str, *states: str, seconds: float = HANG) -> dict[str, Point]:
         """Until every point has one of these states."""
         return self.wait(name, lambda points: bool(points) and all(p.state in states for p in points.values()), seconds)
 
-    def wait_for_step(self, name: str, point: str, step: int, seconds: float = 120) -> Point:
+    def wait_for_step(self, name: str, point: str, step: int, seconds: float = HANG) -> Point:
         """Until a point has a metrics row of this step or later."""
 
         def there(points: dict[str, Point]) -> bool:

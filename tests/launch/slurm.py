@@ -15,6 +15,7 @@ from launch.cluster.cluster import STEP, Cluster
 from launch.cluster.daemons import wait_until
 from launch.cluster.packages import FOR_ACCOUNTING, PACKAGES, missing, need_root
 from nanogpt.errors import BadEnvironment
+from tests.ranks import HANG
 
 FOLDERS = "nanogpt-slurm-test-"
 NUMBERS = itertools.count()
@@ -69,7 +70,7 @@ def state(cluster: Cluster, job: str) -> str:
     return cluster.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
 
 
-def wait_for(cluster: Cluster, job: str, *states: str, seconds: float = 60.0) -> str:
+def wait_for(cluster: Cluster, job: str, *states: str, seconds: float = HANG) -> str:
     """Wait until a job has one of these states. Returns it."""
     limit = time.monotonic() + seconds
     while (now := state(cluster, job)) not in states:

@@ -9,6 +9,7 @@ import pytest
 
 from launch.states import Point
 from tests.launch.jobs import Lab, describe, result, starts
+from tests.ranks import HANG
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_cancelled_saves_and_goes_on_with_the_same_command(lab: Lab, reference: 
     point = lab.wait_for_step("cancelled", "base", 40)
     code, output = lab.do("launch", "cancel", "cancelled")
     assert code == 0 and "1 cancelled" in output
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + HANG
     while Path(f"/proc/{point.job}").exists():
         assert time.monotonic() < limit
         time.sleep(0.1)

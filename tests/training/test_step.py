@@ -125,6 +125,22 @@ def test_compiled_is_eager(config: Build, changes: dict[str, object], dropout: f
         assert abs(a.loss - b.loss) < 1e-5
 
 
+SIZES = [(50, 2, 24, 3), (6, 1, 16, 5), (9, 2, 20, 1), (27, 3, 36, 6), (16, 2, 16, 4)]
+"""block_size, n_head, n_embd and sequences: counts of mask elements that are and are not multiples of 4 and of 64."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "heads", "width", "batch"), SIZES)
+def test_compiled_is_eager_for_odd_sizes(config: Build, block: int, heads: int, width: int, batch: int) -> None:
+    """Whole steps with dropout: losses and gradient norms."""
+    sizes = {"model.block_size": block, "model.n_head": heads, "model.n_embd": width, "model.dropout": 0.2}
+    sizes |= {"training.batch_tokens": 2 * batch * block, "hardware.micro_batch_size": batch}
+    _, expected = steps(config(**sizes), 6)
+    _, found = steps(config(**sizes, **{"hardware.compile": True}), 6)
+    for a, b in zip(expected, found, strict=True):
+        assert abs(a.loss - b.loss) < 1e-5 and abs(a.grad_norm - b.grad_norm) < 1e-4
+
+
 @pytest.mark.slow
 def test_compiled_is_eager_after_another_shape(config: Build) -> None:
     """As in a sweep in one process."""
