@@ -10,6 +10,8 @@ def main(config: PrepareConfig) -> int:
 
     dataset = prepare(config.data, config.overwrite)
     print(f"{dataset.folder}\n{dataset.description}\nfingerprint {dataset.fingerprint}")
+    for note in dataset.notes:
+        print(f"note: {note}")
     return 0
 
 

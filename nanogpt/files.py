@@ -117,6 +117,7 @@ def locked(path: Path, wait: bool) -> Generator[bool, None, None]:
             if is_at(path, file.fileno()):
                 yield True
                 return
+        path.parent.mkdir(parents=True, exist_ok=True)  # deleted too, if nothing else was in it
 
 
 def is_at(path: Path, descriptor: int) -> bool:

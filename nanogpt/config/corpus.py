@@ -21,10 +21,26 @@ class DataConfig(Section):
     )
     hub: str | None = fixed(None, "corpus=hub: data set id on the Hugging Face hub")
     hub_config: str | None = fixed(None, "corpus=hub: configuration of that data set")
-    text_column: str = fixed("text", "corpus=hub, parquet and jsonl: the column that holds the text", min_length=1)
+    text_column: str = fixed(
+        "text", "corpus=hub and files with rows (jsonl, csv, parquet …): the column that holds the text", min_length=1
+    )
+    on_bad_row: Literal["stop", "skip"] = fixed(
+        "stop", "what a row without a text does: end the preparation, or be left out and counted", earlier="stop"
+    )
+    separator: str | None = fixed(
+        None,
+        "text that ends a document in the source, \\n: newline; null: <|endoftext|>, if the tokenizer has it; '': none",
+        literal=True,
+        earlier=None,
+    )
     tokenizer: Literal["char", "byte", "bpe", "gpt2"] = fixed("char", "bpe is trained on the corpus, gpt2 is OpenAI's")
     vocab_size: int | None = fixed(None, "tokenizer=bpe: size of the trained vocabulary", ge=257, le=1_000_000)
-    val_fraction: float = fixed(0.05, "share of the text held out for validation", gt=0, lt=1)
+    val_fraction: float = fixed(
+        0.05, "share of the text held out for validation, where no file is named for it", gt=0, lt=1
+    )
+    split: Literal["auto", "val_fraction"] = fixed(
+        "auto", "auto: files named train, val or test are used so; val_fraction divides all of them", earlier="auto"
+    )
     order: Literal["permutation", "random"] = fixed(
         "permutation", "epochs without replacement, or random crops with replacement as nanoGPT"
     )

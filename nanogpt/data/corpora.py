@@ -4,25 +4,30 @@ A corpus is a list of parts, each a unit of work that one process can tokenise b
 Both are found again from the config alone, so a part can be handed to another process by its number.
 """
 
-import glob
 import hashlib
 import platform
 import sysconfig
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nanogpt.config import DataConfig
+from nanogpt.data.dataset import SplitName
+from nanogpt.data.file_kinds import BOM, FileKind, check_not_wide, conversion, detect_kind, open_content
+from nanogpt.data.hub_data import find_hub_splits, hub_rows
+from nanogpt.data.local_files import LocalFiles, find_files, join_names, relative, size_of
+from nanogpt.data.rows import Row, read_rows
+from nanogpt.data.splits import NamedFiles, divide_by_names
 from nanogpt.errors import BadData, BadEnvironment, escaped
-from nanogpt.hub import refuse_silence
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
-PART_BYTES = 64 * 2**20  # plain text files are grouped into parts of about this size
+PART_BYTES = 64 * 2**20  # local files are grouped into parts of about this size
 FEW_DOCUMENTS = 50  # below this, each document's end is held out instead of whole documents
+BAD_ROWS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -34,31 +39,146 @@ class Document:
 
 
 @dataclass(frozen=True)
+class CorpusPart:
+    """A unit of work: local files, or one file of a hub data set."""
+
+    split: SplitName | None
+    """The split that all of it belongs to, by the source's own names; None: `data.val_fraction` decides."""
+    files: tuple[Path, ...] = ()
+    hub_split: str = ""
+    hub_file: int = 0
+
+
+@dataclass
+class BadRows:
+    """Rows without a text that were left out: how many, and the first of them."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list[str])
+
+    def add(self, where: str) -> None:
+        """Record one more."""
+        self.count += 1
+        if len(self.first) < BAD_ROWS_NAMED:
+            self.first.append(where)
+
+
+@dataclass(frozen=True)
 class Corpus:
     """What a config names, found but not read."""
 
     config: DataConfig
-    parts: tuple[tuple[Path, ...], ...]
-    """Local files, in order and in groups; for a hub data set one empty group for each of its files."""
-    running_text: bool
-    """Hold out the end of each document, rather than whole documents chosen by a hash of their key."""
-    separate: bool
-    """Documents are ended by the tokenizer's end-of-text id or a newline; False for one single text."""
+    source: LocalFiles
+    """Local files; none for a hub data set."""
+    named: NamedFiles
+    hub_splits: tuple[tuple[str, int], ...] = ()
+    """The hub's splits that are used, with their numbers of files."""
+    notes: tuple[str, ...] = ()
+    """What is left out or read in an unexpected way, as far as names tell; one sentence each."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return tuple(path for part in self.parts for path in part)
+        """The local files that are read, in order."""
+        return (*self.named.train, *self.named.val)
+
+    @cached_property
+    def kinds(self) -> dict[Path, FileKind]:
+        """How each local file is read. Raises BadData for what can't be, and for files of several formats."""
+        kinds = {path: detect_kind(path) for path in self.files}
+        by_format: dict[str, list[str]] = {}
+        for path, kind in kinds.items():
+            by_format.setdefault(kind.format, []).append(self.name_of(path))
+        if len(by_format) > 1:
+            listed = "; ".join(f"{len(names):,} {kind} ({join_names(names)})" for kind, names in by_format.items())
+            with_rows = next(names[0] for kind, names in by_format.items() if kind != "text")
+            example = escaped(self.source.root / "**" / f"*{Path(with_rows).suffix}")
+            why = f"files of several kinds: {listed}; choose one kind with a glob, e.g. data.source='{example}'"
+            raise BadData(f"data.source={escaped(self.config.source)}: {why}")
+        return kinds
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether documents are rows of tables; else each is a whole file."""
+        return not self.files or self.kinds[self.files[0]].has_rows
+
+    @property
+    def running_text(self) -> bool:
+        """Hold out the end of each document, rather than whole documents chosen by a hash of their key."""
+        return len(self.named.train) < FEW_DOCUMENTS and not self.has_rows
+
+    @property
+    def separate(self) -> bool:
+        """Documents are ended by the tokenizer's end-of-text id or a newline; False for one text in each split."""
+        return self.has_rows or len(self.named.train) > 1 or len(self.named.val) > 1
+
+    @cached_property
+    def parts(self) -> tuple[CorpusPart, ...]:
+        """The units of work, in order."""
+        if not self.files:
+            splits: dict[str, SplitName | None] = {"train": None if len(self.hub_splits) == 1 else "train"}
+            return tuple(
+                CorpusPart(splits.get(name, "val"), (), name, number)
+                for name, count in self.hub_splits
+                for number in range(count)
+            )
+        whole: SplitName | None = "train" if self.named.val else None
+        train = [CorpusPart(whole, files) for files in group_files(self.named.train)]
+        return (*train, *(CorpusPart("val", files) for files in group_files(self.named.val) if files))
 
     @property
     def n_parts(self) -> int:
+        """The number of units of work."""
         return len(self.parts)
 
-    def documents(self, part: int) -> Iterator[Document]:
-        """The documents of one part, always in the same order."""
-        if (self.config.corpus == "hub" and not self.files) or is_table(self.files):
-            return table_rows(self.config, self.parts[part], part)
-        root = sysconfig.get_path("stdlib") if self.config.corpus == "pystdlib" else ""
-        return text_files(self.parts[part], root)
+    def text_bytes(self) -> int | None:
+        """Return the number of bytes of text, or None where only reading would tell."""
+        plain = not self.has_rows and not any(kind.compression for kind in self.kinds.values())
+        return sum(map(size_of, self.files)) if plain else None
+
+    def documents(self, number: int, bad_rows: BadRows | None = None) -> Iterator[Document]:
+        """Yield the documents of one part, always in the same order; rows left out are added to `bad_rows`."""
+        part = self.parts[number]
+        if not part.files:
+            yield from self.good_rows(str(number), hub_rows(self.config, part.hub_split, part.hub_file), bad_rows)
+        elif not self.has_rows:
+            root = sysconfig.get_path("stdlib") if self.config.corpus == "pystdlib" else ""
+            for path in part.files:
+                yield Document(str(path).removeprefix(root), read_text(path, self.kinds[path]))
+        else:
+            for path in part.files:
+                rows = read_rows(path, self.kinds[path], self.config.text_column)
+                yield from self.good_rows(path.name, rows, bad_rows)
+
+    def good_rows(self, name: str, rows: Iterator[Row], bad_rows: BadRows | None) -> Iterator[Document]:
+        """Yield a document for each row with a text. Raises BadData at the first without, unless it may be skipped."""
+        for row in rows:
+            if row.text is not None:
+                yield Document(f"{name}/{row.number}", row.text)
+            elif self.config.on_bad_row == "stop":
+                remedy = "data.on_bad_row=skip leaves such rows out"
+                column = f"data.text_column={escaped(self.config.text_column)}"
+                raise BadData(f"{column}: {escaped(name)}, {row.where}: {escaped(row.problem, 500)}; {remedy}")
+            elif bad_rows is not None:
+                bad_rows.add(f"{name}, {row.where}: {row.problem}")
+
+    def all_notes(self) -> list[str]:
+        """Return `notes` with what the files' contents add."""
+        what = "read as plain text, though the lines are JSON objects; a name that ends in .jsonl reads rows"
+        json_lines = [self.name_of(path) for path, kind in self.kinds.items() if kind.json_in_text]
+        empty = [self.name_of(path) for path in self.empty_files()]
+        return [
+            *self.notes,
+            *([f"{what}: {join_names(json_lines)}"] if json_lines else []),
+            *([f"empty files: {join_names(empty)}"] if empty else []),
+        ]
+
+    def empty_files(self) -> set[Path]:
+        """Return the local files of no bytes."""
+        return {path for path in self.files if not size_of(path)}
+
+    def name_of(self, path: Path) -> str:
+        """Return a file's name relative to the source."""
+        return relative(path, self.source.root)
 
     def describe(self) -> dict[str, Any]:
         """Where the text comes from, for meta.json."""
@@ -70,37 +190,29 @@ class Corpus:
         return about
 
     def stamp(self) -> str:
-        """Names, sizes and times of the local files: changes when one of them does."""
-        lines = (f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in self.files)
+        """Names, sizes and times of the local files: changes when one of them does. Raises BadData if one is gone."""
+        try:
+            lines = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in self.files]
+        except OSError as error:
+            raise BadData(f"{escaped(error.filename)}: {error.strerror}") from None
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def find(config: DataConfig, cache: Path) -> Corpus:
-    """The corpus a config names; tiny Shakespeare is downloaded to `cache`. Raises BadData or BadEnvironment."""
+    """Return the corpus a config names; tiny Shakespeare is downloaded to `cache`. Raises BadData, BadEnvironment."""
     if config.source is not None:
-        files = local_files(config.source)
-    elif config.corpus == "pystdlib":
+        source = find_files(config.source)
+        named = divide_by_names(source) if config.split == "auto" else NamedFiles(source.files)
+        return Corpus(config, source, named, notes=(*source.notes, *named.notes))
+    if config.corpus == "hub":
+        used, left_out = find_hub_splits(config)
+        notes = (f"left out, splits of the hub: {join_names(left_out)}",) if left_out else ()
+        return Corpus(config, LocalFiles(Path(), ()), NamedFiles(()), used, notes)
+    if config.corpus == "pystdlib":
         files = standard_library()
-    elif config.corpus == "shakespeare":
+    else:
         files = (download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, cache / "tinyshakespeare.txt"),)
-    else:
-        return Corpus(config, ((),) * hub_parts(config), running_text=False, separate=True)
-    few = len(files) < FEW_DOCUMENTS and not is_table(files)
-    return Corpus(config, groups(files), running_text=few, separate=len(files) > 1 or is_table(files))
-
-
-def local_files(source: str) -> tuple[Path, ...]:
-    """The files that a path, a folder or a glob names, sorted."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        inside = (one for one in path.rglob("*") if one.is_file())
-        found = [one for one in inside if not any(part.startswith(".") for part in one.relative_to(path).parts)]
-    else:
-        found = [path] if path.is_file() else [Path(one) for one in glob.glob(str(path), recursive=True)]
-    files = tuple(sorted(one for one in found if one.is_file()))
-    if not files:
-        raise BadData(f"data.source={escaped(source)}: no such file")
-    return files
+    return Corpus(config, LocalFiles(Path(), files), NamedFiles(files))
 
 
 def standard_library() -> tuple[Path, ...]:
@@ -120,13 +232,8 @@ def standard_library() -> tuple[Path, ...]:
     return files
 
 
-def is_table(files: tuple[Path, ...]) -> bool:
-    """Whether the files are parquet or JSON lines, with the text in a column."""
-    return bool(files) and all(path.suffix in TABLES for path in files)
-
-
-def groups(files: tuple[Path, ...]) -> tuple[tuple[Path, ...], ...]:
-    """Files in order, cut into parts of about PART_BYTES."""
+def group_files(files: tuple[Path, ...]) -> tuple[tuple[Path, ...], ...]:
+    """Return files in order, cut into parts of about PART_BYTES."""
     parts: list[list[Path]] = [[]]
     size = 0
     for path in files:
@@ -134,73 +241,22 @@ def groups(files: tuple[Path, ...]) -> tuple[tuple[Path, ...], ...]:
             parts.append([])
             size = 0
         parts[-1].append(path)
-        size += path.stat().st_size
+        size += size_of(path)
     return tuple(map(tuple, parts))
 
 
-def text_files(paths: tuple[Path, ...], root: str) -> Iterator[Document]:
-    """Each file as one document named by its path below `root`."""
-    for path in paths:
-        try:
-            text = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadData(f"{escaped(path)}: not UTF-8 text (byte {error.start}); iconv converts it") from None
-        except OSError as error:
-            raise BadData(f"{escaped(path)}: {error.strerror}") from None
-        yield Document(str(path).removeprefix(root), text.replace("\r\n", "\n"))
-
-
-def table_rows(config: DataConfig, files: tuple[Path, ...], part: int) -> Iterator[Document]:
-    """The rows of some local tables, or of one file of a hub data set, streamed."""
-    if files:
-        streams = ((path.name, load_stream(TABLES[path.suffix], data_files=str(path))) for path in files)
-    else:
-        stream = load_stream(str(config.hub), name=config.hub_config)
-        whole = int(stream.num_shards)
-        streams = iter([(str(part), stream.shard(num_shards=whole, index=part) if whole > 1 else stream)])
-    for name, stream in streams:
-        for place, row in enumerate(rows_of(name, stream)):
-            text = row.get(config.text_column)
-            if not isinstance(text, str):
-                columns = ", ".join(map(str, row))
-                why = f"no text in row {place} of {name}; the columns are {columns}"
-                raise BadData(f"data.text_column={config.text_column}: {why}")
-            yield Document(f"{name}/{place}", text)
-
-
-def rows_of(name: str, stream: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a stream. Raises BadEnvironment when the network, and BadData when the content fails."""
+def read_text(path: Path, kind: FileKind) -> str:
+    """Return a file's text without a byte order mark, with plain line ends. Raises BadData if it isn't UTF-8."""
+    with open_content(path, kind.compression) as file:
+        content = file.read()
+    check_not_wide(path, content)
     try:
-        yield from stream
-    except OSError as error:
-        raise BadEnvironment(f"{name}: {escaped(error, 200)}; the same command continues") from None
-    except Exception as error:  # the reader's own: a broken line, a foreign file
-        raise BadData(f"{name}: can't be read: {type(error).__name__}: {escaped(error, 200)}") from None
-
-
-def hub_parts(config: DataConfig) -> int:
-    """How many files a hub data set has."""
-    return max(1, int(load_stream(str(config.hub), name=config.hub_config).num_shards))
-
-
-def load_stream(
-    path: str, split: str = "train", remedy: str = "use local files with data.source='…/*.parquet'", **arguments: Any
-) -> Any:
-    """A streaming `datasets` data set. Raises BadEnvironment when the library or the hub can't be reached."""
-    try:
-        import datasets
-    except ImportError:
-        raise BadEnvironment("this data set needs the 'datasets' library: pip install 'datasets>=4'") from None
-    try:
-        if path not in TABLES.values() and not Path(path).exists():
-            refuse_silence()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told in our words
-        return datasets.load_dataset(path, split=split, streaming=True, **arguments)
-    except Exception as error:  # the hub client raises its own, requests' and the system's
-        why = escaped(f"{type(error).__name__}: {error}", 200)
-        if path in TABLES.values():
-            raise BadData(f"{escaped(arguments['data_files'])}: can't be read: {why}") from None
-        raise BadEnvironment(f"{escaped(path)}: {why}; {remedy}") from None
+        text = content.removeprefix(BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = error.start + (len(BOM) if content.startswith(BOM) else 0)
+        why = f"not UTF-8 text (byte {place}); if it is Latin-1, {conversion(path, 'LATIN1')}"
+        raise BadData(f"{escaped(path)}: {why}") from None
+    return text.replace("\r\n", "\n")
 
 
 def download(url: str, digest: str, to: Path) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
@@ -42,6 +42,8 @@ class SplitMeta(Section):
     bytes: int
     tokens: int
     shards: list[ShardMeta]
+    end_of_text: int | None = None
+    """How often the end-of-text id occurs; None: prepared before this was counted."""
 
 
 class Meta(Section):
@@ -60,6 +62,10 @@ class Meta(Section):
     vocab_size: int
     dtype: Literal["uint16", "uint32"]
     splits: dict[SplitName, SplitMeta]
+    bad_rows: int = 0
+    """Rows without a text that were left out."""
+    notes: list[str] = Field(default_factory=list[str])
+    """What was left out or read in an unexpected way; one sentence each."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class Dataset:
     """One line for a person."""
     files: dict[str, str]
     """Digest of every shard by its file's name."""
+    notes: tuple[str, ...] = ()
+    """What was left out of the source or read in an unexpected way."""
 
     @property
     def vocab_size(self) -> int:
@@ -105,11 +113,16 @@ class Dataset:
 
 def folder_of(config: DataConfig) -> Path:
     """Where a data set is prepared: equal choices share a folder, different ones never do."""
-    choices = [FORMAT, signature(config.model_copy(update={"order": "permutation"}))]
+    choices = [FORMAT, preparation_signature(config)]
     if config.corpus == "pystdlib" and config.source is None:
         choices.append(platform.python_version())
     key = hashlib.sha256(json.dumps(choices).encode()).hexdigest()
     return Path(config.dir) / f"{config.name}-{key[:8]}"
+
+
+def preparation_signature(config: DataConfig) -> str:
+    """Return what decides the tokens, hashed. Rows are read alike whatever is done with bad ones."""
+    return signature(config.model_copy(update={"order": "permutation", "on_bad_row": "stop"}))
 
 
 def is_token_folder(source: str | None) -> bool:
@@ -134,7 +147,11 @@ def open_dataset(config: DataConfig) -> Dataset:
     """The prepared data set, checked. Raises BadData with the command that prepares or repairs it."""
     if is_token_folder(config.source):
         return open_foreign(config, Path(str(config.source)))
-    return open_prepared(folder_of(config), config.verify)
+    folder = folder_of(config)
+    if config.on_bad_row == "stop" and (bad := read_meta(folder / "meta.json").bad_rows):
+        why = f"prepared with data.on_bad_row=skip, which left out {bad:,} rows"
+        raise BadData(f"{escaped(folder)}: {why}; give data.on_bad_row=skip, or mend the rows")
+    return open_prepared(folder, config.verify)
 
 
 def open_prepared(folder: Path, verify: str = "auto") -> Dataset:
@@ -155,6 +172,7 @@ def open_prepared(folder: Path, verify: str = "auto") -> Dataset:
         hashlib.sha256("".join([meta.tokenizer_sha256, *digests.values()]).encode()).hexdigest(),
         described(meta),
         digests,
+        tuple(meta.notes),
     )
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from nanogpt import tokenizer as tokenizers
-from nanogpt.data.corpora import Corpus, Document
+from nanogpt.config import DataConfig
+from nanogpt.data.corpora import BadRows, Corpus, Document
 from nanogpt.data.dataset import ShardMeta, SplitMeta, SplitName
 from nanogpt.data.shards import ShardWriter, dtype_for, sha256
 from nanogpt.files import write_atomic
 from nanogpt.schema import Section, to_json
-from nanogpt.tokenizer import Ids, Tokenizer
+from nanogpt.tokenizer import END_OF_TEXT, Ids, Tokenizer
 
 SHARD_TOKENS = 100_000_000
 SPLITS: tuple[SplitName, SplitName] = ("train", "val")
@@ -31,16 +33,39 @@ class Part(Section):
     characters: int
     sha256: str
     splits: dict[SplitName, SplitMeta]
+    has_text: bool
+    """Whether there is more in it than white space."""
+    separators: int
+    """How often `data.separator` was found."""
+    plain_end_of_text: int
+    """How often `<|endoftext|>` was found and stays plain text."""
+    bad_rows: int
+    first_bad_rows: list[str]
 
 
-def split(corpus: Corpus, document: Document) -> list[tuple[SplitName, str]]:
-    """A document's share in each split: all of it in one, or its end in val for running text."""
-    fraction = corpus.config.val_fraction
+def separator_of(config: DataConfig, has_end_of_text: bool) -> str:
+    """Return the text in the source that ends a document; "" for none."""
+    if config.separator is None:
+        return END_OF_TEXT if has_end_of_text else ""
+    return config.separator.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def split(corpus: Corpus, number: int, document: Document, separator: str) -> list[tuple[SplitName, str]]:
+    """Return a document's share in each split: all of it in one, or its end in val for running text."""
+    fraction, named = corpus.config.val_fraction, corpus.parts[number].split
+    if named is not None:
+        return [(named, document.text)]
     if corpus.running_text:
-        cut = int(len(document.text) * (1 - fraction))
+        cut = place_of_cut(document.text, int(len(document.text) * (1 - fraction)), separator)
         return [("train", document.text[:cut]), ("val", document.text[cut:])]
     draw = int.from_bytes(hashlib.sha256(document.key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
     return [("val" if draw < fraction * 2**64 else "train", document.text)]
+
+
+def place_of_cut(text: str, cut: int, separator: str) -> int:
+    """Return where to cut a text in two: at `cut`, or after the separator that it would divide."""
+    before = text.rfind(separator, max(0, cut - len(separator) + 1), cut + len(separator) - 1) if separator else -1
+    return before + len(separator) if 0 <= before < cut < before + len(separator) else cut
 
 
 WORKER: dict[str, Any] = {}
@@ -74,16 +99,36 @@ def work_part(number: int) -> None:
 
 def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, add: Callable[[int, int], None]) -> None:
     """Tokenise one part into shards and record it."""
-    writers = {name: SplitWriter(work, f"{name}_{number:05d}", tokenizer, corpus.separate) for name in SPLITS}
-    digest, documents, characters = hashlib.sha256(), 0, 0
-    for document in corpus.documents(number):
-        encoded = document.text.encode("utf-8", "surrogatepass")
-        digest.update(encoded)
-        documents, characters = documents + 1, characters + len(document.text)
-        n_tokens = sum(writers[name].add(text) for name, text in split(corpus, document) if text)
-        add(len(encoded), n_tokens)
-    splits: dict[SplitName, SplitMeta] = {name: writers[name].close() for name in SPLITS}
-    part = Part(documents=documents, characters=characters, sha256=digest.hexdigest(), splits=splits)
+    separator = separator_of(corpus.config, tokenizer.end_of_text is not None)
+    digest, documents, characters, bad_rows = hashlib.sha256(), 0, 0, BadRows()
+    has_text, plain = False, 0
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(
+                closing(SplitWriter(work, f"{name}_{number:05d}", tokenizer, corpus.separate, separator))
+            )
+            for name in SPLITS
+        }
+        for document in corpus.documents(number, bad_rows):
+            encoded = document.text.encode("utf-8", "surrogatepass")
+            digest.update(encoded)
+            documents, characters = documents + 1, characters + len(document.text)
+            has_text = has_text or bool(document.text.strip())
+            plain += document.text.count(END_OF_TEXT) if separator != END_OF_TEXT else 0
+            shares = split(corpus, number, document, separator)
+            add(len(encoded), sum(writers[name].add(text) for name, text in shares if text))
+        splits: dict[SplitName, SplitMeta] = {name: writers[name].finish() for name in SPLITS}
+    part = Part(
+        documents=documents,
+        characters=characters,
+        sha256=digest.hexdigest(),
+        splits=splits,
+        has_text=has_text,
+        separators=sum(writer.separators for writer in writers.values()),
+        plain_end_of_text=plain,
+        bad_rows=bad_rows.count,
+        first_bad_rows=bad_rows.first,
+    )
     write_atomic(work / f"part-{number:05d}.json", to_json(part))
 
 
@@ -106,20 +151,28 @@ def read_part(work: Path, number: int) -> Part | None:
 class SplitWriter:
     """The shards of one split of one part: a new file after SHARD_TOKENS, none for no tokens."""
 
-    def __init__(self, work: Path, prefix: str, tokenizer: Tokenizer, separate: bool) -> None:
+    def __init__(self, work: Path, prefix: str, tokenizer: Tokenizer, separate: bool, separator: str) -> None:
         self.work, self.prefix, self.tokenizer, self.separate = work, prefix, tokenizer, separate
+        self.separator, self.separators = separator, 0
         self.open: ShardWriter | None = None
         self.shards: list[ShardMeta] = []
-        self.documents = self.bytes = 0
+        self.documents = self.bytes = self.ends = 0
 
     def add(self, text: str) -> int:
         """Tokenise a document, end it, write it. Returns its number of tokens."""
+        pieces = text.split(self.separator) if self.separator else [text]
+        self.separators += len(pieces) - 1
         end = self.tokenizer.end_of_text
-        if self.separate and end is None and not text.endswith("\n"):
-            text += "\n"
-        ids = self.tokenizer.encode(text)
-        if self.separate and end is not None:
-            ids = np.append(ids, np.uint32(end))
+        if end is None:
+            text = "".join([*(end_line(piece) for piece in pieces[:-1]), pieces[-1]])
+            text = end_line(text) if self.separate else text
+            ids = self.tokenizer.encode(text)
+        else:
+            text = "".join(pieces)
+            ids = join_with(end, [self.tokenizer.encode(piece) for piece in pieces])
+            if self.separate and not (len(ids) and ids[-1] == end):
+                ids = np.append(ids, np.uint32(end))
+            self.ends += int((ids == end).sum())
         for start in range(0, len(ids), SHARD_TOKENS):
             self.write(ids[start : start + SHARD_TOKENS])
         self.documents += 1
@@ -142,7 +195,26 @@ class SplitWriter:
             self.shards.append(ShardMeta(file=path.name, tokens=self.open.n_tokens, sha256=sha256(path)))
             self.open = None
 
-    def close(self) -> SplitMeta:
+    def close(self) -> None:
+        """Close a shard that an error left open."""
+        if self.open is not None:
+            self.open.file.close()
+
+    def finish(self) -> SplitMeta:
+        """Close the last shard. Returns the record of all."""
         self.finish_shard()
         tokens = sum(shard.tokens for shard in self.shards)
-        return SplitMeta(documents=self.documents, bytes=self.bytes, tokens=tokens, shards=self.shards)
+        return SplitMeta(
+            documents=self.documents, bytes=self.bytes, tokens=tokens, shards=self.shards, end_of_text=self.ends
+        )
+
+
+def end_line(text: str) -> str:
+    """Return a text that ends with a newline."""
+    return text if text.endswith("\n") else text + "\n"
+
+
+def join_with(end: int, pieces: list[Ids]) -> Ids:
+    """Return the ids of several texts with one id between each two."""
+    between = np.array([end], np.uint32)
+    return np.concatenate([part for piece in pieces for part in (between, piece)][1:])

@@ -3,36 +3,44 @@
 Everything is written to a hidden folder beside the final one, which appears by one rename when all of it is there.
 """
 
-import hashlib
 import multiprocessing
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
 from nanogpt.data import corpora
-from nanogpt.data.corpora import Corpus
+from nanogpt.data.combine import check_parts, check_windows, combine, joint_digest
+from nanogpt.data.corpora import BadRows, Corpus
 from nanogpt.data.dataset import (
     FORMAT,
     Dataset,
-    Meta,
-    SplitMeta,
     folder_of,
     is_token_folder,
     open_dataset,
+    preparation_signature,
     read_meta,
 )
-from nanogpt.data.encode import SPLITS, Part, encode_part, part_digest, read_part, split, start_worker, work_part
-from nanogpt.data.shards import dtype_for
+from nanogpt.data.encode import (
+    encode_part,
+    part_digest,
+    read_part,
+    separator_of,
+    split,
+    start_worker,
+    work_part,
+)
+from nanogpt.data.local_files import size_of
 from nanogpt.errors import BadData, BadEnvironment, escaped
 from nanogpt.files import locked, sync, write_atomic
-from nanogpt.schema import signature, to_json
+from nanogpt.schema import to_json
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.console import Meter
 
@@ -40,10 +48,10 @@ SMALL_BYTES = 200 * 2**20  # train.py prepares local text up to this size by its
 BPE_CHARACTERS = 200_000_000  # a vocabulary is learned from this much text at most
 
 
-def ensure(config: DataConfig) -> Dataset:
-    """The data set, prepared now if it is small. Raises BadData with the command that prepares a large one."""
+def ensure(config: DataConfig, block_size: int | None = None) -> Dataset:
+    """Return the data set, prepared now if it is small. Raises BadData with the command that prepares a large one."""
     refuse_unprepared(config)
-    return prepare(config)
+    return prepare(config, block_size=block_size)
 
 
 def refuse_unprepared(config: DataConfig) -> None:
@@ -51,30 +59,56 @@ def refuse_unprepared(config: DataConfig) -> None:
     folder = folder_of(config)
     if not is_token_folder(config.source) and not (folder / "meta.json").exists():
         files = () if config.corpus == "hub" and config.source is None else find(config).files
-        if not files or sum(path.stat().st_size for path in files) > SMALL_BYTES:
+        if not files or sum(map(size_of, files)) > SMALL_BYTES:
             raise BadData(f"{escaped(folder)}: not prepared; run: {command(config)}")
 
 
-def prepare(config: DataConfig, overwrite: bool = False) -> Dataset:
-    """Prepare unless it is done already, and open. Raises BadData, BadEnvironment."""
+def prepare(config: DataConfig, overwrite: bool = False, block_size: int | None = None) -> Dataset:
+    """Prepare unless it is done already, and open. Raises BadData, BadEnvironment.
+
+    Data without a window of `block_size` tokens in each split (null: of one token and the next) is refused before it
+    is put in place.
+    """
     if is_token_folder(config.source):
         return open_dataset(config)
     folder = folder_of(config)
     if not (folder / "meta.json").exists() or overwrite:
-        corpus = find(config)  # complains before anything is created
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.parent / f".{folder.name}.lock", wait=True):
+        corpus = find(config)
+        check_source(corpus)  # complains before anything is created
+        with work_folder(folder) as work:
             if not (folder / "meta.json").exists() or overwrite:  # another process may have been faster
-                work = folder.parent / f".{folder.name}.partial"
-                try:
-                    build(corpus, work)
-                except BadData:
-                    if corpus.n_parts == 1:  # nothing that is worth continuing
-                        shutil.rmtree(work, ignore_errors=True)
-                    raise
+                build(corpus, work, block_size)
                 put_in_place(work, folder)
     refuse_stale(config, folder)
     return open_dataset(config)
+
+
+@contextmanager
+def work_folder(folder: Path) -> Generator[Path, None, None]:
+    """Lock the folder that a data set is prepared in; a refusal leaves nothing behind, an interruption leaves it.
+
+    The finished parts of a hub data set are kept in both cases: they took long and are used again.
+    """
+    new = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock, work = folder.parent / f".{folder.name}.lock", folder.parent / f".{folder.name}.partial"
+    with locked(lock, wait=True):
+        try:
+            yield work
+        except BadData:
+            if not any(work.glob("part-*.json")) or not read_plan(work).startswith("hub "):
+                shutil.rmtree(work, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+            with suppress(OSError):  # others use it
+                for parent in new:
+                    parent.rmdir()
+            raise
+
+
+def check_source(corpus: Corpus) -> None:
+    """Raise BadData for files that can't be read, are of several kinds, or hold no text at all."""
+    if corpus.files and not corpus.kinds.keys() - corpus.empty_files():
+        raise BadData(f"data.source={escaped(corpus.config.source)}: there is no text in it")
 
 
 def find(config: DataConfig) -> Corpus:
@@ -104,20 +138,16 @@ def refuse_stale(config: DataConfig, folder: Path) -> None:
         )
 
 
-def build(corpus: Corpus, work: Path) -> None:
-    """Tokenise every part, then describe the whole in meta.json."""
+def build(corpus: Corpus, work: Path, block_size: int | None) -> None:
+    """Tokenise every part, then describe the whole in meta.json. Raises BadData."""
     begin(work, corpus)
-    if (work / "meta.json").exists():
-        return  # killed just before it was put in its place
-    tokenizer = fitted(corpus, work)
-    encode_parts(corpus, tokenizer, work)
-    parts = [read_part(work, number) for number in range(corpus.n_parts)]
-    meta = combine(corpus, tokenizer, [part for part in parts if part])
-    for name in SPLITS:
-        if meta.splits[name].tokens == 0:
-            why = f"the {name} split of {meta.documents} documents is empty"
-            raise BadData(f"data.val_fraction={corpus.config.val_fraction}: {why}; choose another share or more text")
-    write_atomic(work / "meta.json", to_json(meta))
+    if not (work / "meta.json").exists():  # else killed just before it was put in its place
+        tokenizer = fitted(corpus, work)
+        encode_parts(corpus, tokenizer, work)
+        parts = [part for number in range(corpus.n_parts) if (part := read_part(work, number))]
+        check_parts(corpus, parts)
+        write_atomic(work / "meta.json", to_json(combine(corpus, tokenizer, parts)))
+    check_windows(corpus.config, read_meta(work / "meta.json"), block_size)
 
 
 def put_in_place(work: Path, folder: Path) -> None:
@@ -133,10 +163,19 @@ def put_in_place(work: Path, folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def read_plan(work: Path) -> str:
+    """Return what the work in a folder was begun for; "" if nothing was."""
+    try:
+        return (work / "plan").read_text()
+    except OSError:
+        return ""
+
+
 def begin(work: Path, corpus: Corpus) -> None:
     """The working folder, emptied when it holds another source's or another configuration's work."""
-    plan = f"{FORMAT} {signature(corpus.config)} {corpus.n_parts} {corpus.stamp()}\n"
-    if work.exists() and (not (work / "plan").exists() or (work / "plan").read_text() != plan):
+    kind = "local" if corpus.files else "hub"
+    plan = f"{kind} {FORMAT} {preparation_signature(corpus.config)} {corpus.n_parts} {corpus.stamp()}\n"
+    if work.exists() and read_plan(work) != plan:
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
     write_atomic(work / "plan", plan)
@@ -146,10 +185,11 @@ def fitted(corpus: Corpus, work: Path) -> Tokenizer:
     """The tokenizer, learned from the corpus where it must be, and kept."""
     if (work / tokenizers.FILE).exists():
         return tokenizers.load(work)
-    config = corpus.config
-    tokenizer = tokenizers.build(config.tokenizer, learning_texts(corpus), config.vocab_size)
+    config, bad_rows = corpus.config, BadRows()
+    tokenizer = tokenizers.build(config.tokenizer, learning_texts(corpus, bad_rows), config.vocab_size)
     if not tokenizer.tokens:
-        raise BadData(f"data.source={escaped(config.source)}: there is no text in it")
+        why = f"; no row has a text, e.g. {escaped(bad_rows.first[0])}" if bad_rows.count else ""
+        raise BadData(f"data.source={escaped(config.source)}: there is no text in it{why}")
     if config.vocab_size and len(tokenizer.tokens) < config.vocab_size:
         raise BadData(
             f"data.vocab_size={config.vocab_size}: the text is too small, it gives {len(tokenizer.tokens)} tokens"
@@ -158,18 +198,20 @@ def fitted(corpus: Corpus, work: Path) -> Tokenizer:
     return tokenizer
 
 
-def learning_texts(corpus: Corpus) -> Iterator[str]:
-    """Every character counts for a character vocabulary; BPE learns from training text alone."""
-    if corpus.config.tokenizer == "char" and corpus.separate:
+def learning_texts(corpus: Corpus, bad_rows: BadRows) -> Iterator[str]:
+    """Yield what a vocabulary is learned from: every character counts, but BPE learns from training text alone."""
+    kind = corpus.config.tokenizer
+    separator = separator_of(corpus.config, kind == "bpe")
+    if kind == "char" and (corpus.separate or separator):
         yield "\n"
     characters = 0
     for number in range(corpus.n_parts):
-        for document in corpus.documents(number):
-            for name, text in split(corpus, document):
-                if corpus.config.tokenizer == "char" or name == "train":
-                    yield text
+        for document in corpus.documents(number, bad_rows):
+            for name, text in split(corpus, number, document, separator):
+                if kind == "char" or name == "train":
+                    yield from text.split(separator) if separator else [text]
                     characters += len(text)
-            if corpus.config.tokenizer == "bpe" and characters > BPE_CHARACTERS:
+            if kind == "bpe" and characters > BPE_CHARACTERS:
                 return
 
 
@@ -177,8 +219,7 @@ def encode_parts(corpus: Corpus, tokenizer: Tokenizer, work: Path) -> None:
     """Tokenise the parts that are not done yet, here or over processes."""
     todo = [number for number in range(corpus.n_parts) if read_part(work, number) is None]
     workers = min(corpus.config.workers or os.cpu_count() or 1, len(todo))
-    total = sum(path.stat().st_size for path in corpus.files) if not corpora.is_table(corpus.files) else 0
-    with Meter(f"tokenising {corpus.config.name}", total or None, parts=corpus.n_parts) as meter:
+    with Meter(f"tokenising {corpus.config.name}", corpus.text_bytes(), parts=corpus.n_parts) as meter:
         meter.parts_done(corpus.n_parts - len(todo))
         if workers <= 1:
             for number in todo:
@@ -205,38 +246,6 @@ def encode_parts(corpus: Corpus, tokenizer: Tokenizer, work: Path) -> None:
                 raise
 
 
-def combine(corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]) -> Meta:
-    """meta.json of the whole."""
-    return Meta(
-        format=FORMAT,
-        source=corpus.describe(),
-        documents=sum(part.documents for part in parts),
-        characters=sum(part.characters for part in parts),
-        sha256=joint_digest(part.sha256 for part in parts),
-        stamp=corpus.stamp(),
-        tokenizer=corpus.config.tokenizer,
-        tokenizer_sha256=tokenizers.fingerprint(tokenizer),
-        vocab_size=len(tokenizer.tokens),
-        dtype="uint16" if dtype_for(len(tokenizer.tokens)).itemsize == 2 else "uint32",
-        splits={name: merge([part.splits[name] for part in parts]) for name in SPLITS},
-    )
-
-
-def joint_digest(parts: Iterable[str]) -> str:
-    """The digest of all text from the digests of its parts."""
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
 def text_digest(corpus: Corpus) -> str:
     """The digest that preparing this corpus would write to meta.json."""
     return joint_digest(part_digest(corpus, number) for number in range(corpus.n_parts))
-
-
-def merge(splits: list[SplitMeta]) -> SplitMeta:
-    """One split over all parts."""
-    return SplitMeta(
-        documents=sum(one.documents for one in splits),
-        bytes=sum(one.bytes for one in splits),
-        tokens=sum(one.tokens for one in splits),
-        shards=[shard for one in splits for shard in one.shards],
-    )

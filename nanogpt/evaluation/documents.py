@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt.data.corpora import load_stream, rows_of
+from nanogpt.data.hub_data import load_stream, rows_of
 from nanogpt.errors import BadData, escaped
 from nanogpt.files import from_json
 

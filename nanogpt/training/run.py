@@ -107,7 +107,7 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
             peers.refuse_differences("config", dict(schema.values(config)))
             refuse_too_large(config, compute, peers.world)
         peers.from_leader(lambda: refuse_missing(config.tracking))
-        dataset = peers.leader_first(lambda: ensure(config.data))
+        dataset = peers.leader_first(lambda: ensure(config.data, config.model.block_size))
         benchmarks = peers.leader_first(lambda: benchmarks_of(config))
         with peers.alike():
             peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})

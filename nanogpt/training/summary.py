@@ -29,6 +29,8 @@ def introduce(
         goes_on = f"resume.run={path} resume.allow_change=[{','.join(keys)}]"
         say(f"note    {escaped(path)} differs in {', '.join(keys)} alone; to go on with it instead: {goes_on}")
     say(f"data    {config.data.name}: {dataset.description}")
+    for note in dataset.notes:
+        say(f"note    {note}")
     plan = plan_of(config, state.model.config, state.compute, state.peers.world)
     say("\n".join([*plan.lines(), f"eval    {eval_line(plan, loss.tokens)}"]))
 

@@ -38,8 +38,12 @@ def test_killed_just_before_the_end_nothing_is_done_again(
     [
         ("empty.txt", b"", "there is no text in it"),
         ("latin.txt", b"caf\xe9 " * 100, "not UTF-8 text"),
-        ("rows.jsonl", b'{"text": "a"}\n{"te', "can't be read"),
-        ("null.jsonl", b'{"text": "a"}\n{"text": null}\n', "no text in row 1 of null.jsonl"),
+        ("rows.jsonl", b'{"text": "a"}\n{"te', "rows.jsonl, line 2: not JSON"),
+        (
+            "null.jsonl",
+            b'{"text": "a"}\n{"text": null}\n',
+            "null.jsonl, line 2: 'text' is null, not text; data.on_bad_row=skip",
+        ),
     ],
 )
 def test_bad_sources_are_named_and_leave_nothing(
@@ -49,7 +53,7 @@ def test_bad_sources_are_named_and_leave_nothing(
     for _ in range(2):
         with pytest.raises(BadData, match=message):
             prepare(data(source=str(tmp_path / name)))
-    assert not list(Path(data().dir).glob(".*.partial"))
+    assert not Path(data().dir).exists()
 
 
 def die(*_: object) -> None:

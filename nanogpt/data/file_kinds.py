@@ -1,0 +1,229 @@
+"""What a source file is: its format and its compression, by the endings of its name in any case and by its content.
+
+The name says how to read rows; the content is compared with it. A name that says nothing leaves it to the content.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import shlex
+import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+from nanogpt.errors import BadData, BadEnvironment, escaped
+
+Format = Literal["text", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
+Compression = Literal["gzip", "bzip2", "xz", "zstd"]
+
+FORMATS: dict[str, Format] = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+COMPRESSIONS: dict[str, Compression] = {
+    ".gz": "gzip",
+    ".gzip": "gzip",
+    ".bz2": "bzip2",
+    ".xz": "xz",
+    ".lzma": "xz",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+}
+COMPRESSION_MAGIC: dict[bytes, Compression] = {
+    b"\x1f\x8b": "gzip",
+    **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
+    b"\xfd7zXZ\0": "xz",
+    b"\x5d\0\0": "xz",  # .lzma
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+FORMAT_MAGIC: dict[bytes, Format] = {b"PAR1\x15": "parquet", b"ARROW1\0\0": "arrow", b"\xff\xff\xff\xff": "arrow"}
+POINTERS = {
+    b"version https://git-lfs.github.com/spec/": ("a Git LFS pointer", "git lfs pull"),
+    b"/annex/objects/": ("a git-annex pointer", "git annex get"),
+}
+FOREIGN = {
+    b"PK\x03\x04": "a zip archive (also .docx, .xlsx, .epub, .npz); unpack it",
+    b"%PDF-": "a PDF; extract its text first, e.g. with pdftotext",
+    b"\x7fELF": "a program",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF89a": "a picture",
+    b"\x89HDF": "an HDF5 file",
+    b"SQLite format 3\0": "an SQLite database",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
+    b"Rar!\x1a\x07": "a rar archive; unpack it",
+    b"\x04\x22\x4d\x18": "lz4 data; unpack it",
+    b"\x1f\x9d": "compress (.Z) data; unpack it",
+    b"\x93NUMPY": "a NumPy array",
+    b"{\\rtf": "a rich text document; save it as plain text",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old Office document; save it as plain text",
+    b"FEA1": "a Feather file of version 1; write it again as version 2 or parquet",
+    b"Obj\x01": "an Avro file; write it as parquet or .jsonl",
+}
+TAR = (257, b"ustar")
+HEAD_BYTES = 4096
+BOM = b"\xef\xbb\xbf"
+WIDE_BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """How a file is read."""
+
+    format: Format
+    compression: Compression | None = None
+    json_in_text: bool = False
+    """Named as text, or not named as anything, though its lines are JSON objects."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the text is in a column of rows; else the whole file is one document."""
+        return self.format != "text"
+
+
+def kind_from_name(path: Path) -> tuple[Format | None, Compression | None]:
+    """Return what the last two endings of a name say."""
+    endings = [ending.casefold() for ending in path.suffixes[-2:]]
+    compression = COMPRESSIONS.get(endings[-1]) if endings else None
+    if compression:
+        endings.pop()
+    return FORMATS.get(endings[-1]) if endings else None, compression
+
+
+def without_endings(name: str) -> str:
+    """Return a file name without the endings of its format and compression, or else without its last ending."""
+    path = Path(name)
+    named_format, compression = kind_from_name(path)
+    if compression:
+        path = path.with_suffix("")
+    return path.stem if named_format or not compression else path.name
+
+
+def detect_kind(path: Path) -> FileKind:
+    """Return how a file is to be read.
+
+    Raises BadData if it isn't what its name says, or can't be text: an archive, a picture, a Git LFS pointer, UTF-16.
+    """
+    named_format, named_compression = kind_from_name(path)
+    head = read_head(path, None)
+    compression = magic_of(COMPRESSION_MAGIC, head)
+    if named_compression != compression and named_compression and head:
+        check_not_foreign(path, head)
+        raise BadData(f"{escaped(path)}: is not {named_compression} data, as its name says")
+    if compression:
+        head = read_head(path, compression)
+        if inner := magic_of(COMPRESSION_MAGIC, head):
+            raise BadData(f"{escaped(path)}: is {inner} data inside {compression} data; unpack it once")
+    content = magic_of(FORMAT_MAGIC, head)
+    if content and named_format in (content, "text", None):
+        return FileKind(content, compression)
+    if content or named_format in ("parquet", "arrow"):
+        check_not_foreign(path, head)
+        why = f"its content is {content}" if content else "its content is something else"
+        raise BadData(f"{escaped(path)}: is not {named_format}, as its name says: {why if head else 'it is empty'}")
+    check_not_foreign(path, head)
+    check_not_wide(path, head)
+    plain = named_format or "text"
+    return FileKind(plain, compression, json_in_text=plain == "text" and holds_json_lines(head))
+
+
+def magic_of(table: dict[bytes, Any], head: bytes) -> Any:
+    """Return what a file that begins like this is, by a table of beginnings; None if it has none of them."""
+    return next((what for magic, what in table.items() if head.startswith(magic)), None)
+
+
+def check_not_foreign(path: Path, head: bytes) -> None:
+    """Raise BadData for a file that isn't text or rows of text, by its first bytes."""
+    if pointer := magic_of(POINTERS, head):
+        raise BadData(f"{escaped(path)}: is {pointer[0]}, not the file itself; get it with: {pointer[1]}")
+    what = magic_of(FOREIGN, head) or ("a tar archive; unpack it" if head[TAR[0] :].startswith(TAR[1]) else None)
+    if what:
+        raise BadData(f"{escaped(path)}: is {what}; text or rows of text are needed")
+
+
+def check_not_wide(path: Path, content: bytes) -> None:
+    """Raise BadData for UTF-16 and UTF-32, with a byte order mark or without, and for other bytes with NULs."""
+    wide = magic_of(WIDE_BOMS, content)
+    null = content.find(b"\0")
+    if not wide and null < 0:
+        return
+    if not wide:
+        beginning = content[:HEAD_BYTES]
+        odd, even, half = beginning[1::2].count(0), beginning[::2].count(0), len(beginning) // 2
+        wide = "UTF-32" if min(odd, even) > 0.4 * half else "UTF-16LE" if odd > even else "UTF-16BE"
+        if max(odd, even) < 0.8 * half:
+            raise BadData(f"{escaped(path)}: is not text: a NUL at byte {null}")
+    raise BadData(f"{escaped(path)}: is {wide} text, UTF-8 is needed; {conversion(path, wide)}")
+
+
+def conversion(path: Path, encoding: str) -> str:
+    """Return the command that writes a file as UTF-8."""
+    return f"convert it: iconv -f {encoding} -t UTF-8 {escaped(shlex.quote(str(path)))} > NEW"
+
+
+def holds_json_lines(head: bytes) -> bool:
+    """Whether the first line that isn't blank begins and ends as a JSON object with a first key does."""
+    line = next((line for line in head.removeprefix(BOM).splitlines() if line.strip()), b"").strip()
+    return line.startswith((b'{"', b"{ ")) and (line.endswith(b"}") or len(line) > HEAD_BYTES // 2) and b'":' in line
+
+
+def read_head(path: Path, compression: Compression | None) -> bytes:
+    """Return the first bytes of a file's content."""
+    with open_content(path, compression) as file:
+        return file.read(HEAD_BYTES)
+
+
+@contextmanager
+def open_content(path: Path, compression: Compression | None) -> Generator[IO[bytes], None, None]:
+    """Open a file's content, unpacked. Raises BadData, also from inside, for one that can't be read or unpacked."""
+    try:
+        with open(path, "rb") as file, unpacked(file, compression) as content:
+            yield content
+    except UNPACKING_ERRORS as error:
+        why = (isinstance(error, OSError) and error.strerror) or escaped(error, 200)
+        raise BadData(
+            f"{escaped(path)}: can't be read{f' as {compression} data' if compression else ''}: {why}"
+        ) from None
+
+
+def unpacked(file: IO[bytes], compression: Compression | None) -> IO[bytes]:
+    """Return a stream of the unpacked content. Raises BadEnvironment if a library is missing."""
+    match compression:
+        case None:
+            return file
+        case "gzip":
+            return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+        case "bzip2":
+            return cast(IO[bytes], bz2.BZ2File(file))
+        case "xz":
+            return cast(IO[bytes], lzma.LZMAFile(file))
+        case "zstd":
+            return cast(IO[bytes], io.BufferedReader(pyarrow("zstd data").CompressedInputStream(file, "zstd")))
+
+
+def pyarrow(what: str) -> Any:
+    """Return the pyarrow library. Raises BadEnvironment naming what needs it."""
+    try:
+        import pyarrow as library
+
+        import_module("pyarrow.parquet")  # an attribute of the library from then on, as pyarrow.ipc is already
+    except ImportError:
+        raise BadEnvironment(f"reading {what} needs the pyarrow library: pip install pyarrow") from None
+    return library

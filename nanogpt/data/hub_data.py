@@ -1,0 +1,73 @@
+"""Stream data sets of the Hugging Face hub, file by file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config import DataConfig
+from nanogpt.data.local_files import join_names
+from nanogpt.data.rows import Row, row_of
+from nanogpt.data.splits import WORDS
+from nanogpt.errors import BadData, BadEnvironment, escaped
+from nanogpt.hub import refuse_silence
+
+
+def hub_rows(config: DataConfig, split: str, number: int) -> Iterator[Row]:
+    """Yield the rows of one file of a split of a hub data set."""
+    stream = load_stream(str(config.hub), split=split, name=config.hub_config)
+    whole = int(stream.num_shards)
+    if whole > 1:
+        stream = stream.shard(num_shards=whole, index=number)
+    for index, values in enumerate(rows_of(f"{config.hub} {split} {number}", stream)):
+        yield row_of(index, f"row {index}", values, config.text_column)
+
+
+def find_hub_splits(config: DataConfig) -> tuple[tuple[tuple[str, int], ...], list[str]]:
+    """Return the splits of a hub data set that are used, with their numbers of files, and the others' names.
+
+    Training is on `train`; a split named for validation is used as such, as files of one would be.
+    """
+    streams = load_stream(str(config.hub), split=None, name=config.hub_config)
+    names = [str(name) for name in streams]
+    if "train" not in names:
+        raise BadData(f"data.hub={escaped(config.hub)}: has no train split; its splits: {join_names(names)}")
+    named = [name for name in names if WORDS.get(name) == "val"] if config.split == "auto" else []
+    used = ["train", *named]
+    counts = tuple((name, max(1, int(streams[name].num_shards))) for name in used)
+    return counts, [name for name in names if name not in used]
+
+
+def rows_of(name: str, stream: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a stream. Raises BadEnvironment when the network, and BadData when the content fails."""
+    try:
+        yield from stream
+    except OSError as error:
+        raise BadEnvironment(f"{name}: {escaped(error, 200)}; the same command continues") from None
+    except Exception as error:  # the reader's own: a broken line, a foreign file
+        raise BadData(f"{name}: can't be read: {type(error).__name__}: {escaped(error, 200)}") from None
+
+
+def load_stream(
+    path: str,
+    split: str | None = "train",
+    remedy: str = "use local files with data.source='…/*.parquet'",
+    **arguments: Any,
+) -> Any:
+    """Return a streaming `datasets` data set, or for None a mapping of all its splits.
+
+    Raises BadEnvironment when the library or the hub can't be reached.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise BadEnvironment("this data set needs the 'datasets' library: pip install 'datasets>=4'") from None
+    try:
+        if "data_files" not in arguments and not Path(path).exists():
+            refuse_silence()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told in our words
+        return datasets.load_dataset(path, split=split, streaming=True, **arguments)
+    except Exception as error:  # the hub client raises its own, requests' and the system's
+        why = escaped(f"{type(error).__name__}: {error}", 200)
+        if "data_files" in arguments:
+            raise BadData(f"{escaped(arguments['data_files'])}: can't be read: {why}") from None
+        raise BadEnvironment(f"{escaped(path)}: {why}; {remedy}") from None

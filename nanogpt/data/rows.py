@@ -1,0 +1,188 @@
+"""Read the rows of JSON lines, CSV, parquet and Arrow files, of which one column is text."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from nanogpt.data.file_kinds import BOM, Compression, FileKind, open_content, pyarrow
+from nanogpt.errors import BadData, escaped
+from nanogpt.files import from_json
+
+LONGEST_FIELD = 2**31 - 1
+COLUMNS_NAMED = 20
+
+
+class Row(NamedTuple):
+    """One row: its text, or why it has none."""
+
+    number: int
+    """Number of the row in its file, from 0; part of the document's name, so never a count of good rows alone."""
+    where: str
+    """The line or row, for a person."""
+    text: str | None
+    problem: str = ""
+
+
+def read_rows(path: Path, kind: FileKind, column: str) -> Iterator[Row]:
+    """Yield the rows of a file in order. Raises BadData for a file that can't be read, or has no such column."""
+    match kind.format:
+        case "json" | "jsonl":
+            return json_rows(path, kind.compression, column)
+        case "csv" | "tsv":
+            return csv_rows(path, kind.compression, column, "," if kind.format == "csv" else "\t")
+        case "parquet" | "arrow":
+            return table_rows(path, kind, column)
+        case "text":
+            raise AssertionError("a text file has no rows")
+
+
+def row_of(index: int, where: str, values: Any, column: str) -> Row:
+    """Return the row with the text in a column of `values`, or with what is wrong with it."""
+    if not isinstance(values, dict):
+        return Row(index, where, None, f"{kind_of(values)} instead of an object with the key {column!r}")
+    if column not in values:
+        keys: list[str] = [str(key) for key in values]  # pyright: ignore[reportUnknownVariableType]
+        return Row(index, where, None, f"no {column!r} in it; its keys are {list_columns(keys)}")
+    return text_row(index, where, values[column], column)
+
+
+def text_row(index: int, where: str, value: Any, column: str) -> Row:
+    """Return the row with this text, or with what else the value is."""
+    if not isinstance(value, str):
+        return Row(index, where, None, f"{column!r} is {kind_of(value)}, not text")
+    if any(0xD800 <= ord(char) < 0xE000 for char in value):
+        return Row(index, where, None, f"{column!r} holds half a surrogate pair, which no text file can")
+    return Row(index, where, value)
+
+
+def kind_of(value: object) -> str:
+    """Return what a JSON value is, in words."""
+    kinds: dict[type, str] = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
+    kinds |= {list: "a list", dict: "an object", bytes: "bytes"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def list_columns(names: Sequence[str]) -> str:
+    """Return the first names of columns, for a message."""
+    return ", ".join(names[:COLUMNS_NAMED]) + (" …" if len(names) > COLUMNS_NAMED else "") if names else "none"
+
+
+def json_rows(path: Path, compression: Compression | None, column: str) -> Iterator[Row]:
+    """Yield the objects of a file: one in each line, or those of one array that is the whole file."""
+    with open_content(path, compression) as file:
+        beginning = file.read(4096).removeprefix(BOM).lstrip()[:1]
+    if beginning == b"[":
+        yield from array_rows(path, compression, column)
+        return
+    with open_content(path, compression) as file:
+        index = 0
+        for number, line in enumerate(file, 1):
+            line = line.removeprefix(BOM) if number == 1 else line
+            if not line.strip():
+                continue
+            yield json_row(index, f"line {number}", line, column)
+            index += 1
+
+
+def json_row(index: int, where: str, line: bytes, column: str) -> Row:
+    """Return the row that one line holds."""
+    try:
+        return row_of(index, where, from_json(line.decode("utf-8")), column)
+    except UnicodeDecodeError as error:
+        return Row(index, where, None, f"not UTF-8 (byte {error.start} of the line)")
+    except ValueError as error:
+        why = error.msg if isinstance(error, json.JSONDecodeError) else escaped(error, 100)
+        return Row(index, where, None, f"not JSON: {why}; each line must be a JSON object")
+
+
+def array_rows(path: Path, compression: Compression | None, column: str) -> Iterator[Row]:
+    """Yield the objects of a JSON array. Raises BadData for anything else."""
+    with open_content(path, compression) as file:
+        content = file.read()
+    try:
+        values: list[Any] = from_json(content.removeprefix(BOM).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadData(f"{escaped(path)}: not UTF-8 (byte {error.start})") from None
+    except ValueError as error:
+        raise BadData(f"{escaped(path)}: not a JSON array of objects: {escaped(error, 200)}") from None
+    for index, value in enumerate(values):
+        yield row_of(index, f"row {index}", value, column)
+
+
+def csv_rows(path: Path, compression: Compression | None, column: str, delimiter: str) -> Iterator[Row]:
+    """Yield the rows below a header that names the column."""
+    csv.field_size_limit(LONGEST_FIELD)
+    with open_content(path, compression) as file:
+        reader = csv.reader(decoded_lines(path, file), delimiter=delimiter, strict=True)
+        try:
+            header = next((row for row in reader if row), [])
+            if header.count(column) != 1:
+                raise no_column(path, column, header)
+            place, index = header.index(column), 0
+            for row in reader:
+                if not row:
+                    continue
+                where = f"line {reader.line_num}"
+                if len(row) == len(header):
+                    yield Row(index, where, row[place])
+                else:
+                    yield Row(index, where, None, f"{len(row)} fields, the header has {len(header)}")
+                index += 1
+        except csv.Error as error:
+            raise BadData(f"{escaped(path)}: line {reader.line_num}: {escaped(error, 200)}") from None
+
+
+def no_column(path: Path, column: str, columns: Sequence[str]) -> BadData:
+    """Return the error of a file without the column, or with several of that name."""
+    why = "several columns of that name" if column in columns else "no such column"
+    return BadData(f"data.text_column={escaped(column)}: {escaped(path)}: {why}; its columns: {list_columns(columns)}")
+
+
+def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file with their ends. Raises BadData naming the first that isn't."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield (line.removeprefix(BOM) if number == 1 else line).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadData(f"{escaped(path)}: line {number}: not UTF-8 (byte {error.start} of the line)") from None
+
+
+def table_rows(path: Path, kind: FileKind, column: str) -> Iterator[Row]:
+    """Yield the rows of a parquet or Arrow file."""
+    arrow = pyarrow(f"{kind.format} files")
+    index = 0
+    with open_content(path, kind.compression) as file:
+        content: Any = arrow.BufferReader(file.read()) if kind.compression else file
+        for batch in record_batches(arrow, path, content, kind, column):
+            for value in batch.column(column).to_pylist():
+                yield text_row(index, f"row {index}", value, column)
+                index += 1
+
+
+def record_batches(arrow: Any, path: Path, content: Any, kind: FileKind, column: str) -> Iterator[Any]:
+    """Yield the record batches of a table. Raises BadData if it lacks the column or can't be read."""
+    try:
+        if kind.format == "parquet":
+            table = arrow.parquet.ParquetFile(content)
+            check_column(path, column, table.schema_arrow)
+            yield from table.iter_batches(batch_size=1024, columns=[column])
+            return
+        is_file = content.read(6) == b"ARROW1"
+        content.seek(0)
+        table = arrow.ipc.open_file(content) if is_file else arrow.ipc.open_stream(content)
+        check_column(path, column, table.schema)
+        yield from (table.get_batch(i) for i in range(table.num_record_batches)) if is_file else table
+    except (arrow.ArrowException, OSError) as error:
+        raise BadData(f"{escaped(path)}: can't be read as {kind.format}: {escaped(error, 200)}") from None
+
+
+def check_column(path: Path, column: str, schema: Any) -> None:
+    """Raise BadData for a schema without the column, or with one that isn't text."""
+    if list(schema.names).count(column) != 1:
+        raise no_column(path, column, schema.names)
+    kind = schema.field(column).type
+    values = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+    if str(values) not in ("string", "large_string", "string_view", "null"):
+        raise BadData(f"data.text_column={escaped(column)}: {escaped(path)}: the column holds {kind}, not text")
