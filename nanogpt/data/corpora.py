@@ -91,7 +91,7 @@ class Corpus:
         if len(by_format) > 1:
             listed = "; ".join(f"{len(names):,} {kind} ({join_names(names)})" for kind, names in by_format.items())
             with_rows = next(names[0] for kind, names in by_format.items() if kind != "text")
-            example = escaped(self.source.root / "**" / f"*{Path(with_rows).suffix}")
+            example = escaped(self.source.root / "**" / f"*{Path(with_rows).suffix}", 1000)
             why = f"files of several kinds: {listed}; choose one kind with a glob, e.g. data.source='{example}'"
             raise BadData(f"data.source={escaped(self.config.source)}: {why}")
         return kinds

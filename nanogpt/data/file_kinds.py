@@ -175,7 +175,7 @@ def check_not_wide(path: Path, content: bytes) -> None:
 
 def conversion(path: Path, encoding: str) -> str:
     """Return the command that writes a file as UTF-8."""
-    return f"convert it: iconv -f {encoding} -t UTF-8 {escaped(shlex.quote(str(path)))} > NEW"
+    return f"convert it: iconv -f {encoding} -t UTF-8 {escaped(shlex.quote(str(path)), 1000)} > NEW"
 
 
 def holds_json_lines(head: bytes) -> bool:
