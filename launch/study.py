@@ -15,11 +15,13 @@ from conf.compose import Point
 from conf.overrides import LAUNCHER
 from conf.reading import Sweep
 from nanogpt import schema
-from nanogpt.config import TrainConfig
+from nanogpt.config import DataConfig, TrainConfig
+from nanogpt.data.folders import resolve_source
 from nanogpt.errors import BadInput, escaped, hint
 from nanogpt.files import list_entries, modified
-from nanogpt.run_directory import SHORT, locate, parts_of
-from nanogpt.schema import change_of, leaves, signature
+from nanogpt.run_directory import locate, parts_of
+from nanogpt.run_identity import digits_of, earlier_digits, resolve
+from nanogpt.schema import change_of, leaves
 
 RECORDS = ".launch"  # folder in a study's that holds what was submitted
 LONGEST = 100  # characters of a name before its signature
@@ -57,27 +59,39 @@ def study_of(sweep: Sweep[TrainConfig]) -> Study:
     path = Path(configs[0].runs_dir) / study_name(sweep)
     if (path / "config.json").exists():
         raise BadInput(f"name={escaped(path.name)}: {escaped(path)} is a run, not a study; give another name")
-    refuse_twins(sweep, [digits_of(config) for config in configs])
-    return Study(path, members_of(path, sweep.points))
+    points = resolved(sweep.points)
+    refuse_twins(sweep, [digits_of(point.config) for point in points])
+    return Study(path, members_of(path, points))
+
+
+def resolved(points: Sequence[Point[TrainConfig]]) -> list[Point[TrainConfig]]:
+    """Return the points with the digests of their sources; each source is read once."""
+    sources: dict[str, DataConfig] = {}
+    for point in points:
+        data = point.config.data
+        sources.setdefault(data.model_dump_json(), data)
+    found = {key: resolve_source(data) for key, data in sources.items()}
+    return [
+        Point(point.config.model_copy(update={"data": found[point.config.data.model_dump_json()]}), point.changes)
+        for point in points
+    ]
 
 
 def members_of(path: Path, points: Sequence[Point[TrainConfig]]) -> list[Member]:
     """Points of the study in a folder, each with the directory that its run has there or will have."""
     there = [entry.name for entry in list_entries(path)]
-    known = {parts[1]: parts[0] for one in there if (parts := parts_of(one))}
+    known = {parts[1]: (parts[0], path / one) for one in sorted(there) if (parts := parts_of(one))}
+    runs = {digits: run for digits, (_, run) in known.items()}
     short = short_names(swept_keys(points))
     members: list[Member] = []
-    for point in points:
+    for point in resolved(points):
         digits = digits_of(point.config)
-        name = known.get(digits) or point_name(point.config, point.changes, short)
+        if digits not in known:
+            digits = earlier_digits(point.config, runs) or digits
+        name = known[digits][0] if digits in known else point_name(point.config, point.changes, short)
         config = point.config.model_copy(update={"runs_dir": str(path), "name": name})
         members.append(Member(path / f"{name}-{digits}", config))
     return [latest_attempt(member, there) for member in members]
-
-
-def digits_of(config: TrainConfig) -> str:
-    """What ends the name of its run directory."""
-    return signature(config)[:SHORT]
 
 
 def latest_attempt(member: Member, there: list[str]) -> Member:
@@ -89,6 +103,7 @@ def latest_attempt(member: Member, there: list[str]) -> Member:
 
 def study_of_one(config: TrainConfig) -> Study:
     """A single run as a study of its own, in its own directory."""
+    config = resolve(config)
     run = locate(config)
     return Study(run, [Member(run, config)])
 

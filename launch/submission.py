@@ -110,7 +110,7 @@ class Submission:
 
     def config(self, index: int) -> TrainConfig:
         """The frozen config of a point. Raises BadCheckpoint, BadInput."""
-        return schema.from_dict(TrainConfig, self.points[index]["config"])
+        return schema.from_stored(TrainConfig, self.points[index]["config"])
 
     def log(self, index: int, rank: int = 0) -> Path | None:
         """What a rank of a point says, or None when it wasn't started."""

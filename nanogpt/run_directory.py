@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import takewhile
@@ -21,13 +21,13 @@ from nanogpt.config import TrainConfig
 from nanogpt.entry_names import ATTEMPT, step_of
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, escaped, hint
 from nanogpt.files import from_json, list_entries, locked, modified, no_link, write_atomic
-from nanogpt.schema import signature
+from nanogpt.run_identity import SHORT, digits_of, earlier_digits, read_starts, resolve
 from nanogpt.tracking.metrics import RowLog
 
 if TYPE_CHECKING:
     from nanogpt.checkpoint import Checkpoints
 
-SHORT = 8  # digits of the signature in a folder's name
+DIGEST = "data.source_sha256"
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)", re.ASCII)
 
 
@@ -71,11 +71,7 @@ class RunDirectory:
 
     def starts(self) -> list[dict[str, Any]]:
         """The lineage: every start of the run, oldest first, as provenance.json has it."""
-        try:
-            starts: Any = from_json((self.path / "provenance.json").read_bytes())
-        except (OSError, ValueError):
-            return []
-        return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+        return read_starts(self.path)
 
     def add_start(self, facts: dict[str, Any]) -> None:
         """Append one start to the lineage."""
@@ -99,10 +95,24 @@ def locate(config: TrainConfig) -> Path:
     """The folder of this config's run: its latest attempt, or a new one with `fresh`; or the one `resume.run` names."""
     if config.resume.run is not None:
         return find(config.resume.run, config.runs_dir, "resume.run").path
-    folder, name = Path(config.runs_dir), f"{config.run_name}-{signature(config)[:SHORT]}"
+    config, folder = resolve(config), Path(config.runs_dir)
+    names = [entry.name for entry in list_entries(folder)]
+    name = name_in(folder, names, config.run_name, config)
     if config.attempt is not None:
         return folder / nth(name, config.attempt)
-    return folder / attempt(name, (entry.name for entry in list_entries(folder)), config.fresh)
+    return folder / attempt(name, names, config.fresh)
+
+
+def name_in(folder: Path, names: Sequence[str], run_name: str, config: TrainConfig) -> str:
+    """Return what a resolved config's run is called, without the number of an attempt: by today's signature, unless
+    only a run of the same identity with other digits is there.
+    """
+    name = f"{run_name}-{digits_of(config)}"
+    if config.fresh or any(is_attempt(name, other) for other in names):
+        return name
+    found = [(parts, other) for other in sorted(names) if (parts := parts_of(other)) and parts[0] == run_name]
+    earlier = earlier_digits(config, {parts[1]: folder / other for parts, other in found})
+    return name if earlier is None else f"{run_name}-{earlier}"
 
 
 def attempt(name: str, names: Iterable[str], fresh: bool) -> str:
@@ -135,6 +145,7 @@ def newest_step(path: Path) -> int:
 @contextmanager
 def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint, BadInput."""
+    config = resolve(config)
     path = locate(config)
     if path.is_symlink() and not (path / "config.json").exists():
         raise BadCheckpoint(f"{escaped(path)}: is a link, but to no run directory; remove it, or give another name")
@@ -153,13 +164,17 @@ def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
 
 
 def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
-    """What this config changes in a run. Raises BadCheckpoint naming each key that may not change, old and new."""
+    """Return what this config changes in a run. Raises BadCheckpoint naming each key that may not change, old and
+    new.
+    """
     before, now = dict(schema.values(run.config())), dict(schema.values(config))
-    changed = [key for key in now if now[key] != before[key]]
-    allowed = set(config.resume.allow_change)
+    changed = differing(before, now)
+    allowed = {*config.resume.allow_change, "hardware.precision"}  # which is compared as what it became
+    if before[DIGEST] == now[DIGEST] is not None:
+        allowed.add("data.source")
     kinds = {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
     for kind in ("fixed", "guarded"):
-        refused = [key for key in changed if kinds[key] == kind and key not in allowed and key != "hardware.precision"]
+        refused = [key for key in changed if kinds[key] == kind and key not in allowed]
         if "data" in allowed:
             refused = [key for key in refused if not key.startswith("data.")]
         if refused:
@@ -177,8 +192,17 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
     ]
 
 
+def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the keys with another value; a digest that an earlier version didn't write is no difference."""
+    found = before[DIGEST] is None and before["data.source"] == now["data.source"]
+    return [key for key in now if now[key] != before[key] and not (found and key == DIGEST)]
+
+
 def relative_of(config: TrainConfig) -> tuple[Path, list[str]] | None:
-    """The newest run of the same name that differs only in guarded keys, and these: one that may be meant."""
+    """Return the newest run of the same name that may be meant, and the keys in which it differs: guarded ones, or
+    the digest alone, where the source at the same path held something else.
+    """
+    config = resolve(config)
     here, kinds = locate(config), {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
     now = dict(schema.values(config))
     found = [
@@ -189,9 +213,12 @@ def relative_of(config: TrainConfig) -> tuple[Path, list[str]] | None:
     for path in sorted(found, key=newest_change, reverse=True)[:20]:
         with suppress(BadCheckpoint):
             before = dict(schema.values(RunDirectory(path).config()))
-            changed = [key for key in now if now[key] != before.get(key) and kinds[key] != "free"]
+            same = {"data.source"} if before[DIGEST] == now[DIGEST] else set[str]()
+            changed = [key for key in differing(before, now) if kinds[key] != "free" and key not in same]
             if changed and all(kinds[key] == "guarded" for key in changed):
                 return path, changed
+            if changed == [DIGEST] or (not changed and before[DIGEST] != now[DIGEST]):
+                return path, [DIGEST]
     return None
 
 

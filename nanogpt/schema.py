@@ -6,19 +6,24 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from nanogpt.errors import BadCheckpoint, BadInput, escaped, hint
+from nanogpt.field_values import allowed, choices_of
 
 
 class Section(BaseModel):
     """Frozen, strict about types, and closed: a key that isn't declared is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    def keys_without_effect(self) -> set[str]:
+        """Return the keys that add nothing to the identity, given the values of the others."""
+        return set()
 
 
 Config = TypeVar("Config", bound=Section)
@@ -44,16 +49,25 @@ OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal",
 
 
 Change = Literal["fixed", "guarded", "free"]
+NEVER: Any = object()  # no value of the key reproduces earlier behaviour: the key was always there
 
 
-def knob(change: Change, default: Any, doc: str, literal: bool = False, **limits: Any) -> Any:
-    """A field with its one-line meaning, and what a run that continues may do with it.
+def knob(change: Change, default: Any, doc: str, literal: bool = False, earlier: object = NEVER, **limits: Any) -> Any:
+    """Declare a field with its one-line meaning and what a run that continues may do with it.
 
     `fixed` never changes within a run, `guarded` only when `resume.allow_change` names it, `free` always. What isn't
     free is *science*: it can change the result and belongs to the run's identity. `literal` fields are free text: on
     the command line all that follows `=` is the value, with no quoting rules.
+
+    `earlier` is required for a key that is added after the first release (tests/test_identity.py has the list of
+    the first keys): the value that reproduces what the program did before the key existed. Where the key has this
+    value it adds nothing to the identity, so runs made without the key are found again, and a stored config without
+    the key is read as having it, whatever the default is.
     """
-    return Field(default, description=doc, json_schema_extra={"change": change, "literal": literal}, **limits)
+    extra: dict[str, Any] = {"change": change, "literal": literal}
+    if earlier is not NEVER:
+        extra["earlier"] = earlier
+    return Field(default, description=doc, json_schema_extra=extra, **limits)
 
 
 fixed, guarded, free = (partial(knob, change) for change in get_args(Change))
@@ -63,6 +77,12 @@ def change_of(field: FieldInfo) -> Change | None:
     """The class of a key, or None when nobody gave it one."""
     extra = field.json_schema_extra
     return extra.get("change") if isinstance(extra, Mapping) else None  # type: ignore[return-value]
+
+
+def earlier_of(field: FieldInfo) -> Any:
+    """Return the value that reproduces the behaviour before the key existed, or NEVER for one of the first keys."""
+    extra = field.json_schema_extra
+    return extra.get("earlier", NEVER) if isinstance(extra, Mapping) else NEVER
 
 
 def refuse(key: str, value: object, why: str) -> PydanticCustomError:
@@ -106,15 +126,35 @@ def checked(check: Callable[[], None]) -> None:
 
 
 def read(schema: type[Config], path: Path) -> Config:
-    """The config in a JSON file that `write` made. Raises BadCheckpoint when it can't be one."""
+    """Return the config in a JSON file that `to_json` made, now or earlier. Raises BadCheckpoint if it can't be one."""
     try:
-        return from_dict(schema, json.loads(path.read_bytes()))
+        return from_stored(schema, json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise BadCheckpoint(f"{escaped(path)}: not found; is {escaped(path.parent)} a run directory?") from None
     except OSError as error:
         raise BadCheckpoint(f"{escaped(path)}: can't be read: {error.strerror}") from None
     except (ValueError, TypeError, RecursionError, BadInput) as error:
         raise BadCheckpoint(f"{escaped(path)}: not a valid config: {escaped(error)}") from None
+
+
+def from_stored(schema: type[Config], values: Any) -> Config:
+    """Return a config that was written out in full, perhaps before some of today's keys existed. Raises BadInput."""
+    return from_dict(schema, with_earlier(schema, values))
+
+
+def with_earlier(schema: type[BaseModel], values: Any) -> Any:
+    """Return stored values with each missing later key at the value that reproduces the behaviour of then."""
+    if not isinstance(values, Mapping):
+        return values
+    whole: dict[str, Any] = dict(values)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    for name, field in schema.model_fields.items():
+        kind: Any = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if filled := with_earlier(kind, whole.get(name, {})):
+                whole[name] = filled
+        elif name not in whole and (earlier := earlier_of(field)) is not NEVER:
+            whole[name] = earlier
+    return whole
 
 
 def to_json(config: BaseModel) -> str:
@@ -183,71 +223,8 @@ def shown(key: str, value: object) -> str:
     return f"{escaped(key)}={escaped('null' if value is None else value)}"
 
 
-def allowed(field: FieldInfo) -> str:
-    """What a field takes, in words: `one of a, b`, `integer in [1, 1000]`, `number in (0, 10] or null`."""
-    kinds = get_args(field.annotation) or (field.annotation,)
-    null = " or null" if type(None) in kinds else ""
-    choices = choices_of(field.annotation)
-    if choices:
-        several = "a list of " if "tuple" in str(field.annotation) else "one of "
-        return several + ", ".join(choices) + null
-    null = "".join(f" or {word}" for kind in kinds for word in choices_of(kind)) + null
-    limits = list(field.metadata)
-    for kind in kinds:
-        limits += getattr(kind, "__metadata__", ())
-    bounds = {name: value for limit in flat(limits) for name, value in limit.items()}
-    if "pattern" in bounds:
-        return "auto, cpu, mps, cuda or cuda:N"
-    word = next((word for name, word in WORDS.items() if name in str(field.annotation)), "a value")
-    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-    if low is None and high is None:
-        return word + null
-    if "list" in word:
-        return word
-    left = f"[{low}" if "ge" in bounds else f"({low}" if "gt" in bounds else "(-inf"
-    right = f"{high}]" if "le" in bounds else f"{high})" if "lt" in bounds else "inf)"
-    return f"{word} in {left}, {right}{null}"
-
-
-WORDS = {
-    "tuple[str, ...": "a list of keys",
-    "tuple[dict": "a list of {key: value}",
-    "dict[str": "{key: value}",
-    "tuple[typing.Annotated[str": "a list of texts",
-    "tuple[typing.Annotated[int": "a list of integers",
-    "tuple[typing.Annotated[float": "two numbers",
-    "tuple": "a list of texts",
-    "bool": "true or false",
-    "int": "integer",
-    "float": "number",
-    "str": "text",
-}
-
-
-def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, of an optional one, of a list's elements; none of a Literal among other kinds."""
-    parts = get_args(annotation)
-    kinds = [part for part in parts if part not in (type(None), ...)]
-    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
-        parts = get_args(kinds[0])
-    return tuple(part for part in parts if isinstance(part, str))
-
-
-def flat(metadata: list[Any]) -> Iterator[dict[str, Any]]:
-    """Each constraint as {name: value}, out of annotated_types objects and nested Fields."""
-    for one in metadata:
-        if isinstance(one, FieldInfo):
-            yield from flat(one.metadata)
-        else:
-            yield {
-                name: value
-                for name in ("ge", "gt", "le", "lt", "pattern")
-                if (value := getattr(one, name, None)) is not None
-            }
-
-
 def science(section: BaseModel) -> dict[str, Any]:
-    """The part of a config that can change the result, as plain JSON values."""
+    """Return the part of a config that can change the result, as plain JSON values."""
     kept: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         if change_of(field) != "free":
@@ -256,7 +233,26 @@ def science(section: BaseModel) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
+def identity(section: BaseModel) -> dict[str, Any]:
+    """Return what `signature` hashes: every key that isn't free, in each section, but for two kinds.
+
+    Keys with their `earlier` value are left out (`knob`), and keys that have no effect beside the others.
+    """
+    kept: dict[str, Any] = {}
+    unused = section.keys_without_effect() if isinstance(section, Section) else set[str]()
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            if inner := identity(value):
+                kept[name] = inner
+        elif change_of(field) != "free" and name not in unused and value != earlier_of(field):
+            kept[name] = value
+    return json.loads(json.dumps(kept))
+
+
 def signature(section: BaseModel) -> str:
-    """64 hex digits that name the science of a config: equal science, equal signature, whatever the defaults were."""
-    canonical = json.dumps(science(section), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Return 64 hex digits that name the identity of a config: equal identity, equal signature, whatever the
+    defaults were.
+    """
+    canonical = json.dumps(identity(section), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -20,7 +20,7 @@ FILE_LINES, FUNCTION_LINES = 320, 60
 
 # A module may import modules of lower layers, and its own room.
 LAYERS = [
-    ("nanogpt.errors", "nanogpt.entry_names"),
+    ("nanogpt.errors", "nanogpt.entry_names", "nanogpt.field_values"),
     ("nanogpt.files", "nanogpt.schema", "nanogpt.tensor_file", "nanogpt.place", "nanogpt.cores", "nanogpt.hub"),
     ("nanogpt.config",),
     (
@@ -34,6 +34,7 @@ LAYERS = [
     ),
     ("nanogpt.data", "nanogpt.foreign"),
     ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generate"),
+    ("nanogpt.run_identity",),
     ("nanogpt.run_directory",),
     ("nanogpt.interop",),
     ("nanogpt.trained",),

@@ -19,6 +19,12 @@ class DataConfig(Section):
     source: str | None = fixed(
         None, "local files to read instead of downloading: a file, a folder, a glob, or a folder of .bin token files"
     )
+    source_sha256: str | None = fixed(
+        None,
+        "digest of what data.source holds; null: filled in at the start; given: a source with other content is refused",
+        pattern=r"^[0-9a-f]{64}$",
+        earlier=None,
+    )
     hub: str | None = fixed(None, "corpus=hub: data set id on the Hugging Face hub")
     hub_config: str | None = fixed(None, "corpus=hub: configuration of that data set")
     text_column: str = fixed(
@@ -50,6 +56,10 @@ class DataConfig(Section):
         "auto", "how shards are checked before training; auto hashes them up to 2 GB"
     )
 
+    def keys_without_effect(self) -> set[str]:
+        """The source is identified by its content where that is known, and by its path elsewhere."""
+        return {"source"} if self.source_sha256 is not None else set()
+
     @model_validator(mode="after")
     def _source_is_complete(self) -> Self:
         if self.tokenizer == "bpe" and self.vocab_size is None:
@@ -62,6 +72,8 @@ class DataConfig(Section):
             )
         if self.corpus == "text" and self.source is None:
             raise refuse("data.source", None, "data=text needs your files, e.g. data.source='notes/*.txt'")
+        if self.source_sha256 is not None and self.source is None:
+            raise refuse("data.source_sha256", self.source_sha256, "is of data.source; give that too")
         if self.corpus == "hub" and self.hub is None and self.source is None:
             raise refuse("data.hub", None, "needs a data set id, or data.source=FILES")
         return self

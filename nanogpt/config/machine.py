@@ -53,10 +53,12 @@ class HardwareConfig(Section):
         "ddp", "what each rank keeps of weights, gradients and moments; ddp: all, fsdp: its part, for what doesn't fit"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = guarded(
-        "auto", "of matrix products; auto: bf16 on GPU, else fp32"
+        "auto", "of matrix products; auto: bf16 on GPU, else fp32", earlier="auto"
     )
     fp8: bool = guarded(
-        False, "8-bit floats for the blocks' matrix products in training, by torchao; needs compile, bf16, a recent GPU"
+        False,
+        "8-bit floats for the blocks' matrix products in training, by torchao; needs compile, bf16, a recent GPU",
+        earlier=False,
     )
     micro_batch_size: Count | Literal["auto"] | None = free(
         None,
@@ -86,6 +88,11 @@ class HardwareConfig(Section):
         ge=1,
         le=1e6,
     )
+
+    def keys_without_effect(self) -> set[str]:
+        """The precision that the device has anyway adds nothing: hardware=cpu and hardware=auto are the same run."""
+        usual = "bf16" if self.device.startswith("cuda") else "fp32" if self.device in ("cpu", "mps") else None
+        return {"precision"} if self.precision == usual else set()
 
     @model_validator(mode="after")
     def _mode_of_compile(self) -> Self:

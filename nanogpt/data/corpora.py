@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config import DataConfig
-from nanogpt.data.dataset import SplitName
 from nanogpt.data.file_kinds import BOM, FileKind, check_not_wide, conversion, detect_kind, open_content
 from nanogpt.data.hub_data import find_hub_splits, hub_rows
 from nanogpt.data.local_files import LocalFiles, find_files, join_names, relative, size_of
 from nanogpt.data.rows import Row, read_rows
+from nanogpt.data.shards import SplitName
 from nanogpt.data.splits import NamedFiles, divide_by_names
 from nanogpt.errors import BadData, BadEnvironment, escaped
 
@@ -141,8 +141,8 @@ class Corpus:
         if not part.files:
             yield from self.good_rows(str(number), hub_rows(self.config, part.hub_split, part.hub_file), bad_rows)
         elif not self.has_rows:
-            root = sysconfig.get_path("stdlib") if self.config.corpus == "pystdlib" else ""
-            for path in part.files:
+            root = f"{self.source.root}/" if self.config.source else sysconfig.get_path("stdlib")
+            for path in part.files:  # the key decides the split, so it must not depend on where the source lies
                 yield Document(str(path).removeprefix(root), read_text(path, self.kinds[path]))
         else:
             for path in part.files:
@@ -183,6 +183,8 @@ class Corpus:
     def describe(self) -> dict[str, Any]:
         """Where the text comes from, for meta.json."""
         about: dict[str, Any] = {"corpus": self.config.corpus, "source": self.config.source}
+        if self.config.source_sha256 is not None:
+            about["sha256"] = self.config.source_sha256
         if self.config.corpus == "pystdlib":
             about["python"] = platform.python_version()
         if self.config.corpus == "hub":

@@ -5,9 +5,7 @@ nanoGPT's train.bin and val.bin.
 """
 
 import hashlib
-import json
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +14,15 @@ from pydantic import Field, ValidationError
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
-from nanogpt.data.shards import Shard, Tokens, open_shard, sha256
+from nanogpt.data.content import Memory, check_ids, is_token_folder, source_digest
+from nanogpt.data.folders import FORMAT, folder_of
+from nanogpt.data.shards import Shard, SplitName, Tokens, open_shard, sha256
 from nanogpt.errors import BadData, escaped
 from nanogpt.files import from_json
-from nanogpt.schema import Section, signature
+from nanogpt.schema import Section
 from nanogpt.tokenizer import Tokenizer
 
-FORMAT = 1
 FULL_CHECK_BYTES = 2 * 10**9
-SplitName = Literal["train", "val"]
 
 
 class ShardMeta(Section):
@@ -109,25 +107,6 @@ class Dataset:
     @property
     def vocab_size(self) -> int:
         return len(self.tokenizer.tokens)
-
-
-def folder_of(config: DataConfig) -> Path:
-    """Where a data set is prepared: equal choices share a folder, different ones never do."""
-    choices = [FORMAT, preparation_signature(config)]
-    if config.corpus == "pystdlib" and config.source is None:
-        choices.append(platform.python_version())
-    key = hashlib.sha256(json.dumps(choices).encode()).hexdigest()
-    return Path(config.dir) / f"{config.name}-{key[:8]}"
-
-
-def preparation_signature(config: DataConfig) -> str:
-    """Return what decides the tokens, hashed. Rows are read alike whatever is done with bad ones."""
-    return signature(config.model_copy(update={"order": "permutation", "on_bad_row": "stop"}))
-
-
-def is_token_folder(source: str | None) -> bool:
-    """Whether `data.source` is a folder that holds .bin files."""
-    return source is not None and os.path.isdir(source) and any(Path(source).glob("*.bin"))
 
 
 def expected_vocab_size(config: DataConfig) -> tuple[int, bool]:
@@ -237,9 +216,8 @@ def open_foreign(config: DataConfig, folder: Path) -> Dataset:
     for name, split in splits.items():
         if not split.shards:
             raise BadData(f"{escaped(folder)}: no {name} file; expected {name}.bin or *_{name}_*.bin")
-    size = sum(shard.path.stat().st_size for split in splits.values() for shard in split.shards)
-    shards = [shard.path for split in splits.values() for shard in split.shards]
-    prints = {path.name: print_of(path, size <= FULL_CHECK_BYTES) for path in shards}
+    check_content(config)
+    prints = check_shards([shard for split in splits.values() for shard in split.shards], vocab_size, Path(config.dir))
     return Dataset(
         folder,
         tokenizer,
@@ -252,10 +230,32 @@ def open_foreign(config: DataConfig, folder: Path) -> Dataset:
     )
 
 
-def print_of(path: Path, full: bool) -> str:
-    """A file's digest; of large files that of the size and of 64 blocks spread over it."""
-    if full:
-        return sha256(path)
+def check_content(config: DataConfig) -> None:
+    """Raise BadData if the source holds something else than `data.source_sha256` says."""
+    if config.source_sha256 is None or (found := source_digest(config)) in (None, config.source_sha256):
+        return
+    raise BadData(
+        f"data.source={escaped(config.source)}: holds something else (sha256 {str(found)[:12]}…) than "
+        f"data.source_sha256={config.source_sha256[:12]}…"
+    )
+
+
+def check_shards(shards: list[Shard], vocab_size: int, memory_folder: Path) -> dict[str, str]:
+    """Read every token file in full, unless it is remembered, and return their digests by name.
+
+    Raises BadData naming file, id and offset of the first id that the vocabulary doesn't have.
+    """
+    memory = Memory(memory_folder)
+    facts = {shard.path: memory.read(shard.path, shard) for shard in shards}
+    memory.save()
+    for shard in shards:
+        check_ids(shard, facts[shard.path], vocab_size)
+    full = sum(shard.path.stat().st_size for shard in shards) <= FULL_CHECK_BYTES
+    return {path.name: one.sha256 if full else sampled_digest(path) for path, one in facts.items()}
+
+
+def sampled_digest(path: Path) -> str:
+    """Return the digest of a large file's size and of 64 blocks spread over it, which its fingerprint always was."""
     size, block = path.stat().st_size, 2**16
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

@@ -18,16 +18,9 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
 from nanogpt.data import corpora
 from nanogpt.data.combine import check_parts, check_windows, combine, joint_digest
+from nanogpt.data.content import is_token_folder
 from nanogpt.data.corpora import BadRows, Corpus
-from nanogpt.data.dataset import (
-    FORMAT,
-    Dataset,
-    folder_of,
-    is_token_folder,
-    open_dataset,
-    preparation_signature,
-    read_meta,
-)
+from nanogpt.data.dataset import Dataset, check_content, open_dataset, read_meta
 from nanogpt.data.encode import (
     encode_part,
     part_digest,
@@ -36,6 +29,15 @@ from nanogpt.data.encode import (
     split,
     start_worker,
     work_part,
+)
+from nanogpt.data.folders import (
+    FORMAT,
+    folder_of,
+    is_prepared,
+    mark_folder,
+    path_folder,
+    preparation_signature,
+    resolve_source,
 )
 from nanogpt.data.local_files import size_of
 from nanogpt.errors import BadData, BadEnvironment, escaped
@@ -55,12 +57,13 @@ def ensure(config: DataConfig, block_size: int | None = None) -> Dataset:
 
 
 def refuse_unprepared(config: DataConfig) -> None:
-    """Raises BadData for a large data set that isn't prepared, or sources that aren't there."""
-    folder = folder_of(config)
-    if not is_token_folder(config.source) and not (folder / "meta.json").exists():
-        files = () if config.corpus == "hub" and config.source is None else find(config).files
-        if not files or sum(map(size_of, files)) > SMALL_BYTES:
-            raise BadData(f"{escaped(folder)}: not prepared; run: {command(config)}")
+    """Raise BadData for a large data set that isn't prepared, or sources that aren't there."""
+    config = resolve_source(config)
+    if is_token_folder(config.source) or is_prepared(folder_of(config)):
+        return
+    files = () if config.corpus == "hub" and config.source is None else find(config).files
+    if (not files or sum(map(size_of, files)) > SMALL_BYTES) and not adopt(config):
+        raise BadData(f"{escaped(folder_of(config))}: not prepared; run: {command(config)}")
 
 
 def prepare(config: DataConfig, overwrite: bool = False, block_size: int | None = None) -> Dataset:
@@ -69,18 +72,33 @@ def prepare(config: DataConfig, overwrite: bool = False, block_size: int | None 
     Data without a window of `block_size` tokens in each split (null: of one token and the next) is refused before it
     is put in place.
     """
+    config = resolve_source(config)
     if is_token_folder(config.source):
         return open_dataset(config)
     folder = folder_of(config)
-    if not (folder / "meta.json").exists() or overwrite:
+    if not is_prepared(folder) or overwrite:
         corpus = find(config)
         check_source(corpus)  # complains before anything is created
+        check_content(config)
         with work_folder(folder) as work:
-            if not (folder / "meta.json").exists() or overwrite:  # another process may have been faster
+            if overwrite or not (is_prepared(folder) or adopt(config)):  # another process may have been faster
                 build(corpus, work, block_size)
                 put_in_place(work, folder)
-    refuse_stale(config, folder)
     return open_dataset(config)
+
+
+def adopt(config: DataConfig) -> bool:
+    """Take over a folder that is named by the source's path, if it was made of this text. Returns whether it was.
+
+    Times that differ don't count: a file that was touched or copied is not changed.
+    """
+    folder = path_folder(config)
+    if config.source_sha256 is None or not is_prepared(folder):
+        return False
+    if text_digest(find(config)) != read_meta(folder / "meta.json").sha256:
+        return False
+    mark_folder(folder, config)
+    return True
 
 
 @contextmanager
@@ -122,28 +140,15 @@ def command(config: DataConfig) -> str:
     return " ".join(["python prepare.py", *chosen, *words])
 
 
-def refuse_stale(config: DataConfig, folder: Path) -> None:
-    """The files that were prepared are still what they were, where they are still there."""
-    if config.source is None:
-        return
-    try:
-        corpus = find(config)
-    except BadData:
-        return  # prepared elsewhere and brought here
-    meta = read_meta(folder / "meta.json")
-    if corpus.stamp() != meta.stamp and text_digest(corpus) != meta.sha256:  # touched is not changed
-        raise BadData(
-            f"data.source={escaped(config.source)}: files changed since they were prepared; "
-            f"run: {command(config)} overwrite=true"
-        )
-
-
 def build(corpus: Corpus, work: Path, block_size: int | None) -> None:
     """Tokenise every part, then describe the whole in meta.json. Raises BadData."""
     begin(work, corpus)
     if not (work / "meta.json").exists():  # else killed just before it was put in its place
         tokenizer = fitted(corpus, work)
         encode_parts(corpus, tokenizer, work)
+        if read_plan(work) != plan_of(corpus):
+            what = f"data.source={escaped(corpus.config.source)}: files changed while they were read"
+            raise BadData(f"{what}; run it again")
         parts = [part for number in range(corpus.n_parts) if (part := read_part(work, number))]
         check_parts(corpus, parts)
         write_atomic(work / "meta.json", to_json(combine(corpus, tokenizer, parts)))
@@ -173,12 +178,17 @@ def read_plan(work: Path) -> str:
 
 def begin(work: Path, corpus: Corpus) -> None:
     """The working folder, emptied when it holds another source's or another configuration's work."""
-    kind = "local" if corpus.files else "hub"
-    plan = f"{kind} {FORMAT} {preparation_signature(corpus.config)} {corpus.n_parts} {corpus.stamp()}\n"
+    plan = plan_of(corpus)
     if work.exists() and read_plan(work) != plan:
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
     write_atomic(work / "plan", plan)
+
+
+def plan_of(corpus: Corpus) -> str:
+    """Return what decides whether parts that are done can be used: choices, content, and the files as they are."""
+    kind = "local" if corpus.files else "hub"
+    return f"{kind} {FORMAT} {preparation_signature(corpus.config)} {corpus.n_parts} {corpus.stamp()}\n"
 
 
 def fitted(corpus: Corpus, work: Path) -> Tokenizer:

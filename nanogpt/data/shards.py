@@ -9,6 +9,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ HEADER_INTS = 256
 HEADER_BYTES = HEADER_INTS * 4
 FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 Tokens = npt.NDArray[np.int64]
+SplitName = Literal["train", "val"]
 
 
 def dtype_for(vocab_size: int) -> np.dtype[np.unsignedinteger]:

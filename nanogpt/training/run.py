@@ -25,6 +25,7 @@ from nanogpt.interop.sources import find_source
 from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
 from nanogpt.run_directory import RunDirectory, locate, opened
+from nanogpt.run_identity import resolve
 from nanogpt.tracking.console import say, silence
 from nanogpt.tracking.mirrors import refuse_missing
 from nanogpt.training.checks import (
@@ -73,6 +74,7 @@ def show_plan(config: TrainConfig, place: Place) -> int:
     """`plan=true`: what a training would begin with saying, and nothing else."""
     if place.rank > 0:
         return 0
+    config = resolve(config, remember=False)
     world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else place.world
     schema.checked(lambda: config.refuse_ranks(world, "WORLD_SIZE"))
     compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
@@ -105,6 +107,8 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
         with peers.alike():
             peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
             peers.refuse_differences("config", dict(schema.values(config)))
+        config = with_digest(config, peers)
+        with peers.alike():
             refuse_too_large(config, compute, peers.world)
         peers.from_leader(lambda: refuse_missing(config.tracking))
         dataset = peers.leader_first(lambda: ensure(config.data, config.model.block_size))
@@ -120,6 +124,12 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
         return train_state(config, state, dataset, benchmarks, watch)
     except RuntimeError as error:
         raise peers.explain(error, state.step if state else 0) from error
+
+
+def with_digest(config: TrainConfig, peers: Peers) -> TrainConfig:
+    """Return the config with the digest of its source, which only the leader reads."""
+    digest = peers.from_leader(lambda: resolve(config).data.source_sha256)
+    return config.model_copy(update={"data": config.data.model_copy(update={"source_sha256": digest})})
 
 
 def benchmarks_of(config: TrainConfig) -> list[Benchmark]:

@@ -11,7 +11,7 @@ from nanogpt.entry_names import sample_step
 from nanogpt.errors import escaped
 from nanogpt.evaluation.loss import LOSSES, LossEvaluation
 from nanogpt.files import list_entries
-from nanogpt.run_directory import RunDirectory, relative_of
+from nanogpt.run_directory import DIGEST, RunDirectory, relative_of
 from nanogpt.tracking.console import say, table, visible
 from nanogpt.training.plan import eval_line
 from nanogpt.training.probe import plan_of
@@ -26,8 +26,11 @@ def introduce(
     say(f"run     {run.path} ({where})")
     if not state.step and not run.checkpoints.steps() and (relative := relative_of(config)):
         path, keys = relative
-        goes_on = f"resume.run={path} resume.allow_change=[{','.join(keys)}]"
-        say(f"note    {escaped(path)} differs in {', '.join(keys)} alone; to go on with it instead: {goes_on}")
+        changed = keys == [DIGEST]
+        allow = "data" if changed else ",".join(keys)
+        what = "was trained on other content of data.source" if changed else f"differs in {', '.join(keys)} alone"
+        goes_on = f"resume.run={path} resume.allow_change=[{allow}]"
+        say(f"note    {escaped(path)} {what}; this is another run. To go on with that one: {goes_on}")
     say(f"data    {config.data.name}: {dataset.description}")
     for note in dataset.notes:
         say(f"note    {note}")

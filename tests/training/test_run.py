@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from nanogpt.config import SampleConfig, TrainConfig
-from nanogpt.errors import BadData, BadEnvironment, BadInput
+from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, BadInput
 from nanogpt.run_directory import RunDirectory, find, locate
 from nanogpt.sampling import sample
 from nanogpt.tracking.metrics import read_rows
@@ -136,13 +136,21 @@ def test_out_of_memory_names_a_smaller_micro_batch(config: Build, monkeypatch: p
         train(config())
 
 
-def test_other_data_under_the_same_run_is_refused(config: Build, corpus: Path, tmp_path: Path) -> None:
-    built = config()
-    train(built)
-    corpus.write_text(corpus.read_text()[::-1])
-    elsewhere = config(**{"data.dir": str(tmp_path / "data2")})
-    with pytest.raises(BadData, match=r"not the data this run was trained on"):
-        train(elsewhere)
+def test_other_data_at_the_same_path_is_another_run(
+    config: Build, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config())
+    old, text = locate(config()), corpus.read_text()
+    corpus.write_text(text[::-1])
+    capsys.readouterr()
+    train(config())
+    assert locate(config()) != old
+    said = capsys.readouterr().out
+    assert "(new)" in said and f"{old} was trained on other content of data.source" in said
+    with pytest.raises(BadCheckpoint, match=r"data.source_sha256 \(was [0-9a-f]{64}, now [0-9a-f]{64}\)"):
+        train(config(**{"resume.run": str(old)}))
+    assert train(config(**{"resume.run": str(old), "resume.allow_change": ["data"]})) == 0
+    corpus.write_text(text)
 
 
 def test_evaluation_doesn_t_change_training(config: Build) -> None:

@@ -1,0 +1,153 @@
+"""Identify text and token files by what they hold, wherever they lie and however their path is written.
+
+The digest of a source stands for its path in a run's identity and in the name of the prepared folder. What was found
+out about large files is remembered in the data folder by real path, size and time of change, so that the next start
+doesn't read them again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanogpt import tokenizer as tokenizers
+from nanogpt.config import DataConfig
+from nanogpt.data import corpora
+from nanogpt.data.shards import Shard, open_shard, sha256
+from nanogpt.errors import BadData, escaped
+from nanogpt.files import from_json, locked, write_atomic
+
+MEMORY = ".digests.json"
+REMEMBER_BYTES = 2**25  # smaller files are read again: that takes no time
+SETTLED_SECONDS = 2.0  # a file that was changed later than this ago may change again within one tick of its clock
+BLOCK_TOKENS = 2**22
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What reading a whole file found."""
+
+    sha256: str
+    largest_id: int = -1
+    """The largest token id in a token file; -1 in other files."""
+
+
+class Memory:
+    """Facts of large files, remembered under `folder` by real path, size and time of change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / MEMORY
+        self.known = read_memory(self.path)
+        self.new: dict[str, list[Any]] = {}
+
+    def read(self, file: Path, shard: Shard | None = None) -> FileFacts:
+        """Return the facts of a file, read in full unless they are remembered. Raises BadData."""
+        try:
+            about, key = file.stat(), os.path.realpath(file)
+        except OSError as error:
+            raise BadData(f"{escaped(file)}: {error.strerror}") from None
+        kind = "text" if shard is None else shard.dtype.str
+        stamp = [kind, about.st_size, about.st_mtime_ns]
+        known = self.known.get(key)
+        if known is not None and known[:3] == stamp:
+            return FileFacts(*known[3:])
+        facts = FileFacts(sha256(file)) if shard is None else read_tokens(shard)
+        if about.st_size >= REMEMBER_BYTES and time.time() - about.st_mtime > SETTLED_SECONDS:
+            self.new[key] = [*stamp, facts.sha256, facts.largest_id]
+        return facts
+
+    def save(self) -> None:
+        """Write what is new beside what other processes wrote meanwhile; a folder that can't be written stays."""
+        if not self.new:
+            return
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path.with_name(f"{MEMORY}.lock"), wait=True):
+                write_atomic(self.path, json.dumps(read_memory(self.path) | self.new, indent=1) + "\n")
+
+
+def read_memory(path: Path) -> dict[str, list[Any]]:
+    """Return what is remembered, by real path: kind, size, time of change, sha256, largest id."""
+    try:
+        known: Any = from_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    kinds = (str, int, int, str, int)
+    return {
+        str(key): entry
+        for key, entry in (known.items() if isinstance(known, dict) else ())
+        if isinstance(entry, list) and len(entry) == len(kinds) and all(map(isinstance, entry, kinds))
+    }
+
+
+def read_tokens(shard: Shard) -> FileFacts:
+    """Return digest and largest id of a token file, in one pass over it. Raises BadData."""
+    digest, largest = hashlib.sha256(), -1
+    try:
+        with shard.path.open("rb") as file:
+            digest.update(file.read(shard.start))
+            while block := file.read(BLOCK_TOKENS * shard.dtype.itemsize):
+                digest.update(block)
+                whole = len(block) // shard.dtype.itemsize * shard.dtype.itemsize
+                if whole:
+                    largest = max(largest, int(np.frombuffer(block[:whole], shard.dtype).max()))
+    except OSError as error:
+        raise BadData(f"{escaped(shard.path)}: {error.strerror}") from None
+    return FileFacts(digest.hexdigest(), largest)
+
+
+def check_ids(shard: Shard, facts: FileFacts, vocab_size: int) -> None:
+    """Raise BadData naming file, id and offset of the first id that the vocabulary doesn't have."""
+    if facts.largest_id >= vocab_size:
+        for offset in range(0, shard.n_tokens, BLOCK_TOKENS):
+            shard.read(offset, min(BLOCK_TOKENS, shard.n_tokens - offset), vocab_size)
+
+
+def is_token_folder(source: str | None) -> bool:
+    """Whether `data.source` is a folder that holds .bin files."""
+    return source is not None and os.path.isdir(source) and any(Path(source).glob("*.bin"))
+
+
+def source_digest(config: DataConfig, remember: bool = True) -> str | None:
+    """Return the digest of what the source holds; None where it isn't there or can't be read.
+
+    Each file counts with its path below the source, which decides order and split; the name of a single text file
+    decides nothing and doesn't count.
+    """
+    memory = Memory(Path(config.dir))
+    try:
+        lines = token_lines(Path(str(config.source)), memory) if is_token_folder(config.source) else None
+        lines = text_lines(config, memory) if lines is None else lines
+    except (BadData, OSError):
+        return None
+    if remember:
+        memory.save()
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def token_lines(folder: Path, memory: Memory) -> list[list[str]]:
+    """Return name and digest of each token file of a folder and of its tokenizer. Raises BadData."""
+    lines = [[path.name, memory.read(path, open_shard(path)).sha256] for path in sorted(folder.glob("*.bin"))]
+    tokenizer = folder / tokenizers.FILE
+    return [*lines, [tokenizer.name, memory.read(tokenizer).sha256]] if tokenizer.exists() else lines
+
+
+def text_lines(config: DataConfig, memory: Memory) -> list[list[str]]:
+    """Return name and digest of each file of a text source, in order. Raises BadData."""
+    corpus = corpora.find(config, cache=Path(config.dir) / "downloads")
+    nameless = len(corpus.files) == 1 and not corpus.has_rows
+    return [["" if nameless else corpus.name_of(path), memory.read(path).sha256] for path in corpus.files]
+
+
+def with_digest(config: DataConfig, remember: bool = True) -> DataConfig:
+    """Return the config with `source_sha256` filled in; as it is where the source isn't there or there is none."""
+    if config.source is None or config.source_sha256 is not None:
+        return config
+    digest = source_digest(config, remember)
+    return config if digest is None else config.model_copy(update={"source_sha256": digest})

@@ -1,0 +1,105 @@
+"""Find the folder of a prepared data set: named by its choices and by the content of its source, not by a path."""
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config import DataConfig
+from nanogpt.data import corpora
+from nanogpt.data.content import with_digest
+from nanogpt.errors import BadData
+from nanogpt.files import from_json, write_atomic
+from nanogpt.schema import signature
+
+FORMAT = 1
+MARK = "source.json"  # in a folder that is named by a path: the digest of what it was made of
+
+
+def folder_of(config: DataConfig) -> Path:
+    """Return where a data set is or will be prepared: equal choices of equal content share a folder, others never do.
+
+    A folder that was named by the source's path, as once all were, is used where it was made of this content; of a
+    config without a digest, such as that of a run from then, where there is one.
+    """
+    by_path = path_folder(config)
+    if config.source_sha256 is None and is_prepared(by_path):
+        return by_path
+    config = resolve_source(config)
+    by_content = keyed_folder(config)
+    if by_content == by_path or is_prepared(by_content) or not is_prepared(by_path):
+        return by_content
+    return by_path if is_made_of(by_path, config) else by_content
+
+
+def path_folder(config: DataConfig) -> Path:
+    """Return the folder that is named by the source's path."""
+    return keyed_folder(config.model_copy(update={"source_sha256": None}))
+
+
+def keyed_folder(config: DataConfig) -> Path:
+    """Return the folder for exactly these values."""
+    choices = [FORMAT, preparation_signature(config)]
+    if config.corpus == "pystdlib" and config.source is None:
+        choices.append(platform.python_version())
+    key = hashlib.sha256(json.dumps(choices).encode()).hexdigest()
+    return Path(config.dir) / f"{config.name}-{key[:8]}"
+
+
+def preparation_signature(config: DataConfig) -> str:
+    """Return what decides the tokens, hashed. Rows are read alike whatever is done with bad ones."""
+    return signature(config.model_copy(update={"order": "permutation", "on_bad_row": "stop"}))
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether the folder holds a finished data set."""
+    return (folder / "meta.json").exists()
+
+
+def resolve_source(config: DataConfig, remember: bool = True) -> DataConfig:
+    """Return the config with the digest of its source: of what is there, else of what was prepared from it.
+
+    Unchanged where there is no source, or neither it nor what was prepared from it is there.
+    """
+    found = with_digest(config, remember)
+    if found.source is None or found.source_sha256 is not None:
+        return found
+    metas = Path(config.dir).glob(f"{config.name}-*/meta.json")
+    for path in sorted(metas, key=lambda path: path.stat().st_mtime, reverse=True):
+        about = read_object(path).get("source")
+        if isinstance(about, dict) and about.get("source") == config.source and is_digest(about.get("sha256")):
+            candidate = config.model_copy(update={"source_sha256": about["sha256"]})
+            if keyed_folder(candidate).name == path.parent.name:
+                return candidate
+    return config
+
+
+def is_made_of(folder: Path, config: DataConfig) -> bool:
+    """Whether a folder that is named by a path was made of the source as it is now, as far as names and times tell."""
+    if read_object(folder / MARK).get("sha256") == config.source_sha256:
+        return True
+    try:
+        stamp = corpora.find(config, cache=Path(config.dir) / "downloads").stamp()
+    except BadData:
+        return False
+    return read_object(folder / "meta.json").get("stamp") == stamp
+
+
+def mark_folder(folder: Path, config: DataConfig) -> None:
+    """Note of which content a folder that is named by a path was made. Raises OSError."""
+    write_atomic(folder / MARK, json.dumps({"sha256": config.source_sha256}) + "\n")
+
+
+def is_digest(value: object) -> bool:
+    """Whether a value that was read from a file can be a sha256."""
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return a JSON object, empty where there is none that can be read."""
+    try:
+        value: Any = from_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}

@@ -1,0 +1,99 @@
+"""Say which run a config means: by the content of its data and by its precision, however either is written.
+
+A run directory's name ends in the first digits of a signature. A new one has those of `digits_of`; a run that exists
+may have others and be the same: its precision was left to the device, or it was made when the source's path was hashed.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config import HardwareConfig, Precision, TrainConfig
+from nanogpt.data.content import is_token_folder
+from nanogpt.data.dataset import open_dataset
+from nanogpt.data.folders import is_made_of, is_prepared, path_folder, resolve_source
+from nanogpt.data.prepare import adopt
+from nanogpt.errors import BadData
+from nanogpt.files import from_json
+from nanogpt.schema import signature
+
+SHORT = 8  # digits of the signature in a folder's name
+
+
+def resolve(config: TrainConfig, remember: bool = True) -> TrainConfig:
+    """Return the config with the digest of its source, where that can be known."""
+    data = resolve_source(config.data, remember)
+    return config if data is config.data else config.model_copy(update={"data": data})
+
+
+def digits_of(config: TrainConfig) -> str:
+    """Return what ends the name of a new run directory of a resolved config."""
+    return signature(config)[:SHORT]
+
+
+def earlier_digits(config: TrainConfig, runs: Mapping[str, Path]) -> str | None:
+    """Return the digits of the run that is this resolved config's, though its name has other digits than
+    `digits_of`; None where there is none. `runs` are run directories by their digits.
+    """
+    for other in same_runs(config):
+        path = runs.get(digits := digits_of(other))
+        by_path = other.data.source_sha256 != config.data.source_sha256
+        if path and is_same_run(path, config) and not (by_path and has_other_data(path, config)):
+            return digits
+    return None
+
+
+def same_runs(config: TrainConfig) -> Iterator[TrainConfig]:
+    """Yield this config as other commands, or the first release, would have written it."""
+    hardware, precision = config.hardware, known_precision(config.hardware)
+    left_open = hardware.model_copy(update={"precision": "auto", "fp8": False})
+    named = hardware.model_copy(update={"device": "auto", "precision": precision or "auto"})
+    by_path = config.data.model_copy(update={"source_sha256": None})
+    yield config.model_copy(update={"hardware": left_open})
+    yield config.model_copy(update={"hardware": named})
+    yield config.model_copy(update={"hardware": left_open, "data": by_path})
+
+
+def known_precision(hardware: HardwareConfig) -> Precision | None:
+    """Return the precision that the config alone decides; None where it depends on the machine."""
+    if hardware.precision != "auto":
+        return hardware.precision
+    return "fp32" if hardware.device in ("cpu", "mps") else None
+
+
+def is_same_run(path: Path, config: TrainConfig) -> bool:
+    """Whether the run in a directory was computed in the precision that this config asks for, as far as it says."""
+    precision, fp8 = recorded_precision(read_starts(path))
+    wanted = known_precision(config.hardware)
+    if precision is None:  # it never began
+        return (path / "config.json").exists() and config.hardware.precision == "auto" and not config.hardware.fp8
+    return wanted is None or (precision, fp8) == (wanted, config.hardware.fp8)
+
+
+def recorded_precision(starts: list[dict[str, Any]]) -> tuple[str | None, bool]:
+    """Return precision and fp8 of a run's last start, None where nobody noted it."""
+    about = starts[-1].get("arithmetic") if starts else None
+    if not isinstance(about, dict) or not isinstance(about.get("precision"), str):
+        return None, False
+    return about["precision"], about.get("fp8") is True
+
+
+def has_other_data(path: Path, config: TrainConfig) -> bool:
+    """Whether a run that is named by its source's path is known to be trained on something else than is there now."""
+    with suppress(BadData):
+        if is_token_folder(config.data.source):
+            starts = read_starts(path)
+            return bool(starts) and open_dataset(config.data).fingerprint != starts[-1].get("data")
+        folder = path_folder(config.data)
+        return is_prepared(folder) and not (is_made_of(folder, config.data) or adopt(config.data))
+    return False
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Return every start of a run, oldest first, as its provenance.json has it."""
+    try:
+        starts: Any = from_json((path / "provenance.json").read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []

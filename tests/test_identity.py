@@ -1,0 +1,94 @@
+"""A run's identity is stable: configs of the first release keep their signatures, whatever keys are added."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.reading import read
+from nanogpt import schema
+from nanogpt.config import TrainConfig
+from nanogpt.run_identity import same_runs
+from nanogpt.schema import NEVER, Section, change_of, earlier_of, free, from_stored, guarded, leaves, signature
+
+TABLE = json.loads((Path(__file__).parent / "signatures.json").read_text())
+"""Written by commit bb3612a: `first` has every key of a config, each of `configs` what differs from that, the command
+that gives it (null for a point of a sweep), and its signature."""
+
+
+def stored(changes: dict[str, Any]) -> dict[str, Any]:
+    """A config.json as bb3612a wrote it."""
+    nested: dict[str, Any] = {}
+    for key, value in (TABLE["first"] | changes).items():
+        *groups, leaf = key.split(".")
+        section = nested
+        for group in groups:
+            section = section.setdefault(group, {})
+        section[leaf] = value
+    return nested
+
+
+def check_signature(config: TrainConfig, row: dict[str, Any]) -> None:
+    """It is the old one; where a precision was named that the device hasn't anyway, the old one is looked for too."""
+    precision, fp8 = config.hardware.precision, config.hardware.fp8
+    if fp8 or (precision != "auto" and "precision" not in config.hardware.keys_without_effect()):
+        assert signature(config) != row["signature"] in map(signature, same_runs(config)), row
+    else:
+        assert signature(config) == row["signature"], row
+
+
+def test_stored_configs_keep_their_signatures() -> None:
+    for row in TABLE["configs"]:
+        check_signature(from_stored(TrainConfig, stored(row["changes"])), row)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in TABLE["configs"] if row["command"] is not None], ids=lambda r: r["command"]
+)
+def test_the_same_command_has_the_same_signature(row: dict[str, Any]) -> None:
+    """A preset or default that changes must not make today's command another run than yesterday's."""
+    check_signature(read("train", TrainConfig, row["command"].split()).points[0].config, row)
+
+
+def test_every_later_key_says_what_reproduces_earlier_behaviour() -> None:
+    """`earlier=` is required of each key that isn't free and that bb3612a didn't have."""
+    for key, field in leaves(TrainConfig):
+        if key not in TABLE["first"] and change_of(field) != "free":
+            assert earlier_of(field) is not NEVER, f"{key}: give earlier=…, see knob in nanogpt/schema.py"
+
+
+class Before(Section):
+    """A config with one key."""
+
+    lr: float = guarded(1.0, "a rate")
+
+
+class Inner(Section):
+    """A section that was added later."""
+
+    decay: float | None = guarded(0.9, "a decay", earlier=None)
+
+
+class After(Section):
+    """The same config with keys that were added, one of them with another default than what was."""
+
+    lr: float = guarded(1.0, "a rate")
+    mode: str = guarded("new", "a mode", earlier="old")
+    speed: int = free(1, "changes no result")
+    ema: Inner = guarded(Inner(), "a section")
+
+
+def test_an_added_key_counts_only_where_it_changes_behaviour() -> None:
+    old = signature(Before())
+    assert signature(After(mode="old", ema=Inner(decay=None))) == old
+    assert signature(After(ema=Inner(decay=None))) != old != signature(After(mode="old"))
+    assert len({signature(After()), signature(After(mode="other")), signature(After(ema=Inner(decay=0.5)))}) == 3
+
+
+def test_a_stored_config_without_the_key_is_read_as_what_it_did() -> None:
+    """Not as the new default."""
+    read_back = from_stored(After, json.loads(schema.to_json(Before(lr=2.0))))
+    assert read_back == After(lr=2.0, mode="old", ema=Inner(decay=None))
+    assert signature(read_back) == signature(Before(lr=2.0))
+    assert from_stored(After, json.loads(schema.to_json(After()))) == After()

@@ -1,0 +1,174 @@
+"""Which run a config means: by content and precision, not by spelling; runs of the first release are found."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conf.compose import Point
+from launch.study import members_of
+from nanogpt import schema
+from nanogpt.config import DataConfig, TrainConfig
+from nanogpt.data.content import MEMORY
+from nanogpt.data.folders import MARK, folder_of, path_folder, resolve_source
+from nanogpt.data.prepare import ensure, prepare
+from nanogpt.errors import BadData
+from nanogpt.run_directory import locate, relative_of
+from nanogpt.run_identity import resolve
+from nanogpt.schema import signature
+
+Build = Callable[..., TrainConfig]
+
+
+def make_run(config: TrainConfig, digits: str, precision: str = "fp32") -> Path:
+    """A run directory as a run that began leaves it; of the first release without a digest in its config."""
+    path = Path(config.runs_dir) / f"{config.run_name}-{digits[:8]}"
+    path.mkdir(parents=True)
+    stored = json.loads(schema.to_json(config))
+    if config.data.source_sha256 is None:
+        del stored["data"]["source_sha256"]
+    (path / "config.json").write_text(json.dumps(stored))
+    start = {"from_step": 0, "data": "", "arithmetic": {"precision": precision, "fp8": False}}
+    (path / "provenance.json").write_text(json.dumps([start]))
+    return path
+
+
+def test_the_same_text_elsewhere_is_the_same_run(
+    config: Build, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = locate(config())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    shutil.copy(corpus, tmp_path / "other" / "copy.txt")
+    os.symlink(corpus, tmp_path / "link.txt")
+    sources = [corpus.name, f"./{corpus.name}", f"other/../{corpus.name}", "other/copy.txt", "link.txt", "corp*.txt"]
+    assert {locate(config(**{"data.source": source})) for source in sources} == {first}
+    (tmp_path / "other" / "copy.txt").write_text("another text")
+    assert locate(config(**{"data.source": "other/copy.txt"})) != first
+
+
+def test_names_within_a_source_count(config: Build, tmp_path: Path) -> None:
+    """They decide order and split."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            (tmp_path / name / f"{i}.txt").write_text(f"text {i} " * 50)
+    a, b = (config(**{"data.source": str(tmp_path / name)}) for name in ("a", "b"))
+    assert locate(a) == locate(b) == locate(config(**{"data.source": str(tmp_path / "a" / "*.txt")}))
+    (tmp_path / "b" / "0.txt").rename(tmp_path / "b" / "3.txt")
+    assert locate(a) != locate(b)
+
+
+def test_the_split_of_many_files_doesn_t_depend_on_their_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two/deep"):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(60):
+            (tmp_path / name / f"{i:02d}.txt").write_text(f"document number {i}\n" * 5)
+    monkeypatch.chdir(tmp_path)
+    sources = ["one", str(tmp_path / "one"), "two/deep", "./two/deep/*.txt"]
+    sets = [
+        prepare(DataConfig(corpus="text", source=source, val_fraction=0.2, dir=f"data{i}"))
+        for i, source in enumerate(sources)
+    ]
+    assert len({one.fingerprint for one in sets}) == 1 and sets[0].val.n_tokens > 0
+
+
+def test_two_projects_may_share_a_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprints: set[str] = set()
+    for name in ("p", "q"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "in.txt").write_text(f"a text of {name} " * 200)
+    for name in ("p", "q", "p", "q"):
+        monkeypatch.chdir(tmp_path / name)
+        fingerprints.add(prepare(DataConfig(corpus="text", source="in.txt", dir="../data")).fingerprint)
+    assert len(fingerprints) == 2
+
+
+def test_a_run_of_the_first_release_is_found(config: Build, corpus: Path) -> None:
+    """Its signature was of the path; and not where the text is another since then."""
+    old = make_run(config(), signature(config()))
+    assert locate(config()) == old
+    assert [one.run for one in members_of(old.parent, [Point(config(), {})])] == [old]
+    folder = path_folder(config().data)
+    shutil.move(prepare(config().data).folder, folder)
+    assert locate(config()) == old and folder_of(resolve_source(config().data)) == folder
+    os.utime(corpus, (1, 1))  # touched is not changed
+    assert locate(config()) == old and (folder / MARK).exists()
+    corpus.write_text(corpus.read_text()[::-1])
+    assert locate(config()) != old
+    relative = relative_of(config())
+    assert relative == (old, ["data.source_sha256"])
+
+
+def test_a_source_that_is_gone_is_known_from_what_was_prepared(config: Build, corpus: Path) -> None:
+    found, dataset = locate(config()), prepare(config().data)
+    corpus.unlink()
+    assert locate(config()) == found and ensure(config().data).fingerprint == dataset.fingerprint
+
+
+@pytest.mark.parametrize("remake", [False, True])
+def test_a_digest_that_was_given_is_kept_to(config: Build, corpus: Path, remake: bool) -> None:
+    built = resolve(config())
+    before = prepare(built.data)
+    corpus.write_text("something else " * 500)
+    if remake:
+        shutil.rmtree(before.folder)
+        with pytest.raises(BadData, match=r"holds something else .* than data.source_sha256="):
+            prepare(built.data)
+    else:
+        assert prepare(built.data).fingerprint == before.fingerprint
+
+
+def test_precision_is_part_of_the_identity(config: Build) -> None:
+    """But for the one that the device has anyway."""
+    plain = locate(config())
+    assert locate(config(**{"hardware.precision": "fp32"})) == plain
+    assert locate(config(**{"hardware.precision": "bf16"})) != plain
+    auto, cuda = {"hardware.device": "auto"}, {"hardware.device": "cuda"}
+    assert locate(config(**auto)) == locate(config(**cuda)) == plain
+    assert locate(config(**cuda, **{"hardware.precision": "bf16"})) == plain
+    assert locate(config(**cuda, **{"hardware.precision": "fp32"})) != plain
+    fp8 = {"hardware.fp8": True, "hardware.compile": True}
+    assert locate(config(**cuda, **fp8)) != plain
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_runs_that_were_made_in_a_precision_are_found(config: Build, precision: str) -> None:
+    """The first release left it out of the signature: what the run noted counts."""
+    old = make_run(resolve(config()), signature(resolve(config())), precision)
+    asked = {other: config(**{"hardware.device": "auto", "hardware.precision": other}) for other in ("fp32", "bf16")}
+    assert {other for other, built in asked.items() if locate(built) == old} == {precision}
+
+
+def test_a_run_in_a_named_precision_is_that_of_a_device_which_has_it_anyway(config: Build) -> None:
+    named = resolve(config(**{"hardware.device": "auto", "hardware.precision": "fp32"}))
+    run = make_run(named, signature(named))
+    assert locate(config()) == run and locate(config(**{"hardware.device": "auto"})) != run
+
+
+def test_token_files_are_checked_in_full_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    ids = np.zeros(5_000_000, np.uint16)
+    ids.tofile(folder / "train.bin")
+    ids[:100].tofile(folder / "val.bin")
+    config = DataConfig(corpus="text", source=str(folder), tokenizer="byte", dir=str(tmp_path / "data"))
+    assert ensure(config).train.n_tokens == 5_000_000
+    ids[4_300_000] = 256
+    ids.tofile(folder / "train.bin")
+    with pytest.raises(BadData, match=r"train.bin: id 256 at token 4300000, but the vocabulary has 256"):
+        ensure(config)
+    for name in ("train.bin", "val.bin"):
+        os.utime(folder / name, (1, 1))
+    monkeypatch.setattr("nanogpt.data.content.REMEMBER_BYTES", 1)
+    with pytest.raises(BadData, match="id 256"):
+        ensure(config)
+    known = json.loads((tmp_path / "data" / MEMORY).read_text())
+    assert [known[str(folder / name)][4] for name in ("train.bin", "val.bin")] == [256, 0]
+    monkeypatch.setattr("nanogpt.data.content.read_tokens", None)  # it isn't read again
+    with pytest.raises(BadData, match="id 256"):
+        ensure(config)
