@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from nanogpt.config import Gpu
+from nanogpt.config import METRIC_HELP, ChosenMetric, Gpu
 from nanogpt.schema import Section, free
 
 CONDITION = re.compile(r"([A-Za-z_][\w./]*)(>=|<=|!=|=|>|<)(\S+)")
@@ -84,6 +84,7 @@ class Halving(Section):
         3, "one point in this many, rounded up, is left after a rung and trained this many times as far", ge=2, le=100
     )
     rungs: int = free(3, "how often points are compared, the last time at the end of the run", ge=2, le=20)
+    metric: ChosenMetric = free("val_loss", f"what decides who goes on: {METRIC_HELP}")
 
 
 class Search(Section):
@@ -94,6 +95,7 @@ class Search(Section):
     at_once: int = free(1, "trials that are chosen together, and trained, before the next are chosen", ge=1, le=1000)
     sampler: Literal["tpe", "random"] = free("tpe", "tpe: ten at random, then where the best ones were; random: all so")
     seed: int = free(0, "of the sampler", ge=0, le=2**31 - 1)
+    metric: ChosenMetric = free("val_loss", f"what is minimised: {METRIC_HELP}")
 
 
 Sweeper = AllPoints | Halving | Search

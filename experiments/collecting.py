@@ -9,18 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.finding import find
 from experiments.progress import Progress, look
 from launch.study import RECORDS
 from launch.submission import submissions
+from nanogpt.comparability import best_step
 from nanogpt.config import GcConfig, TrainConfig, Waste
 from nanogpt.entry_names import HIDDEN_STEP, step_of
 from nanogpt.errors import BadEnvironment, LabError, escaped
 from nanogpt.files import list_entries, locked, read_json
 from nanogpt.run_directory import RunDirectory, parts_of
 from nanogpt.tracking.console import amount, say, table
-from nanogpt.tracking.metrics import number, read_rows
+from nanogpt.tracking.metrics import read_rows
 
 KINDS: dict[Waste, str] = {
     "leftovers": "half-written files of processes that were killed",
@@ -139,20 +141,19 @@ def is_empty(one: Progress) -> bool:
 
 def superfluous(run: Path) -> list[Path]:
     """Checkpoints that neither continuing nor sampling would take."""
-    found = [path for path in list_entries(run / "checkpoints") if step_of(path.name) is not None]
-    losses: dict[Path, float] = {}
-    for path in found:
+    entries = list_entries(run / "checkpoints")
+    found = {step: path for path in entries if (step := step_of(path.name)) is not None}
+    states: dict[int, dict[str, Any]] = {}
+    for step, path in found.items():
         with suppress(LabError):
-            if (loss := number(read_json(path / "state.json").get("val_loss"))) is not None:
-                losses[path] = loss
-    best = min(losses, key=lambda path: (losses[path], path.name)) if losses else None
+            states[step] = read_json(path / "state.json")
     try:
         config: TrainConfig = RunDirectory(run).config()
     except LabError:
         return []
     every = config.checkpoint.keep_every
-    kept = {found[-1], best} if found else set[Path | None]()
-    return [path for path in found if path not in kept and (every is None or (step_of(path.name) or 0) % every)]
+    kept = {max(found, default=0), best_step(states)}
+    return [path for step, path in sorted(found.items()) if step not in kept and (every is None or step % every)]
 
 
 def of_study(study: Path, progress: Sequence[Progress]) -> Iterator[Thing]:

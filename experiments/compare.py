@@ -14,6 +14,7 @@ from experiments.ranking import Setting, settings
 from experiments.results import Result, read_all
 from experiments.statistics import Estimate, difference, estimate, mean
 from experiments.tables import (
+    COLUMNS,
     as_text,
     config_table,
     duration,
@@ -26,15 +27,17 @@ from experiments.tables import (
     total_cell,
     why_cell,
 )
+from nanogpt.comparability import IN_BITS, Comparability, agree_in_bits, compare_measurements, partition
 from nanogpt.config import Against, CompareConfig, Metric
 from nanogpt.errors import BadInput, escaped
 from nanogpt.tracking.console import amount, say, visible
 
 MOST = 26  # sides, each a letter
-PAGE_ONLY = ("best val", "bits/byte", "FLOPs")  # columns that a terminal has no room for
+PAGE_ONLY = ("best val", "FLOPs")  # columns that a terminal has no room for
 LINES = 100  # of code in a terminal
 SHARES = (0.25, 0.5, 0.75, 1.0)
 COSTS: tuple[Against, ...] = ("tokens", "flops", "time")
+SHOWN_METRICS: tuple[Metric, ...] = ("val_loss", "best_val_loss", "val_bpb")
 Side = tuple[str, Setting]
 
 
@@ -70,17 +73,24 @@ def blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
         ("side", "runs", "status", "why"),
         [[Cell(name), Cell(paths(side)), status_cell(side), why_cell(side)] for name, side in sides],
     )
+    comparability = compare_measurements([side.measurement for _, side in sides if side.counted])
+    unit = comparability.unit
+    if unit == "bits_per_byte":
+        metric = IN_BITS[metric]
     yield Heading("Numbers")
-    yield numbers(sides, metric)
+    yield from comparability_notes(comparability, sides)
+    yield numbers(sides, metric if unit else None)
     yield Note(verdict_note(sides))
     yield Heading("At equal cost")
-    table = equal_cost(sides)
+    table = equal_cost(sides, "val_loss" if unit == "nats" else "val_bpb") if unit else None
     if table:
         yield table
         yield Note(
-            "Validation loss where all sides have spent as much, in shares of what the cheapest spent; between "
-            "evaluations it is interpolated."
+            f"{'Validation loss' if unit == 'nats' else 'Bits per byte'} where all sides have spent as much, in shares "
+            "of what the cheapest spent; between evaluations it is interpolated."
         )
+    elif unit is None:
+        yield Note("Not compared: the sides were not measured on the same.")
     else:
         yield Note("No cost at which all sides have a validation loss is known.")
     yield Heading("Settings that differ")
@@ -89,22 +99,37 @@ def blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
     yield from code(sides)
 
 
+def comparability_notes(comparability: Comparability, sides: Sequence[Side]) -> Iterator[Note]:
+    """Which numbers can be compared, where not all can."""
+    if comparability.unit == "bits_per_byte":
+        yield Note(escaped(f"Compared in bits per byte, because {comparability.reason}."), warning=True)
+    elif comparability.unit is None:
+        measured = [(name, side.measurement) for name, side in sides if side.counted]
+        labels = partition([one for _, one in measured], agree_in_bits)
+        alike = [
+            ", ".join(name for (name, _), label in zip(measured, labels, strict=True) if label == own)
+            for own in dict.fromkeys(labels)
+        ]
+        why = f"Not comparable, because {comparability.reason}. Comparable with each other: {'; '.join(alike)}."
+        yield Note(escaped(why, 1000), warning=True)
+    if comparability.note:
+        yield Note(escaped(comparability.note), warning=True)
+
+
 def paths(side: Setting) -> str:
     """The runs of a side, the first few by name."""
     names = [escaped(result.path) for result in side.results]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def numbers(sides: Sequence[Side], metric: Metric) -> Table:
-    """What each came to, and how far it is from the first."""
+def numbers(sides: Sequence[Side], metric: Metric | None) -> Table:
+    """What each came to, and how far it is from the first in `metric`; None: not comparable."""
     first = sides[0][1]
     rows = [
         [
             Cell(name),
             seeds_cell(side),
-            loss_cell(side, "final"),
-            loss_cell(side, "best"),
-            Cell("-") if side.bits is None else Cell(f"{side.bits.mean:.4f}", side.bits.mean),
+            *(loss_cell(side, column) for column in SHOWN_METRICS),
             mean_cell((r.tokens for r in side.counted), amount),
             mean_cell((flops(r) for r in side.counted), lambda value: f"{value:.3g}"),
             mean_cell((r.seconds for r in side.counted), duration),
@@ -114,17 +139,18 @@ def numbers(sides: Sequence[Side], metric: Metric) -> Table:
         for name, side in sides
     ]
     hours = hours_title([side for _, side in sides])
-    columns = ("final val", "best val", "bits/byte", "tokens", "FLOPs", "time", hours, f"{metric} val - A", "p")
-    return Table(("side", "seeds", *columns), rows)
+    gap = f"{COLUMNS[metric]} - A" if metric else "- A"
+    names = [COLUMNS[column] for column in SHOWN_METRICS]
+    return Table(("side", "seeds", *names, "tokens", "FLOPs", "time", hours, gap, "p"), rows)
 
 
 def flops(result: Result) -> float | None:
     return None if result.flops_per_token is None else result.tokens * result.flops_per_token
 
 
-def apart(side: Setting, first: Setting, metric: Metric) -> list[Cell]:
+def apart(side: Setting, first: Setting, metric: Metric | None) -> list[Cell]:
     """The difference to the first side, with its 95 % interval and p where both have seeds."""
-    losses, others = side.losses(metric), first.losses(metric)
+    losses, others = (side.losses(metric), first.losses(metric)) if metric else ([], [])
     if not losses or not others:
         return [Cell("-"), Cell("-")]
     gap = mean(losses) - mean(others)
@@ -155,11 +181,11 @@ def verdict_note(sides: Sequence[Side]) -> str:
     return " ".join(words)
 
 
-def equal_cost(sides: Sequence[Side]) -> Table | None:
-    """The validation loss of every side at the same tokens, FLOPs and time."""
+def equal_cost(sides: Sequence[Side], key: str = "val_loss") -> Table | None:
+    """The validation loss, or bits per byte, of every side at the same tokens, FLOPs and time."""
     rows: list[list[Cell]] = []
     for x in COSTS:
-        curves = [[line for r in side.counted if (line := curve(r, x))] for _, side in sides]
+        curves = [[line for r in side.counted if (line := curve(r, x, key))] for _, side in sides]
         if not all(curves):
             continue
         most = min(max(xs) for xs, _ in chain.from_iterable(curves))
@@ -170,12 +196,13 @@ def equal_cost(sides: Sequence[Side]) -> Table | None:
     return Table(("cost", "at", *(name for name, _ in sides)), rows) if rows else None
 
 
-def curve(result: Result, x: Against) -> tuple[list[float], list[float]] | None:
-    """Where it was evaluated, and the losses; None without a cost that is known and grows."""
-    places = result.along(result.evals, x)
+def curve(result: Result, x: Against, key: str) -> tuple[list[float], list[float]] | None:
+    """Where it was evaluated, and the values; None without a cost that is known and grows."""
+    rows = [row for row in result.evals if key in row]
+    places = result.along(rows, x)
     if not places or max(places) <= 0:
         return None
-    return places, [row["val_loss"] for row in result.evals]
+    return places, [row[key] for row in rows]
 
 
 def loss_at(curves: Sequence[tuple[list[float], list[float]]], at: float) -> Estimate | None:
@@ -198,18 +225,21 @@ def code(sides: Sequence[Side]) -> Iterator[Block]:
 
 
 def pictures(sides: Sequence[Side]) -> Iterator[Block]:
-    """Curves over tokens, FLOPs and time."""
+    """Curves over tokens, FLOPs and time, in a unit in which all sides are comparable."""
     from experiments.pictures.curves import Curve, loss_curves
 
+    unit = compare_measurements([side.measurement for _, side in sides if side.counted]).unit
+    if unit is None:
+        return
     yield Heading("Loss curves")
     state = {name: "finished" if side.finished else next(iter(side.states)) for name, side in sides}
     curves = [
         Curve(f"{name}: {escaped(side.first.path.name, 60)}", side.counted, mean(losses), state[name])
         for name, side in sides
-        if (losses := side.losses("final"))
+        if (losses := side.losses("val_loss" if unit == "nats" else "val_bpb"))
     ]
     for x in COSTS:
-        if drawn := loss_curves(curves, x, f"compare-{x}"):
+        if drawn := loss_curves(curves, x, f"compare-{x}", unit == "nats"):
             yield Figure(drawn)
 
 

@@ -3,12 +3,16 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from experiments.finding import find
 from experiments.progress import WRONG, Progress, look
+from nanogpt.comparability import compare_measurements
 from nanogpt.config import ListConfig, TargetsConfig, TrainConfig, WatchConfig
 from nanogpt.errors import BadInput, LabError, escaped
+from nanogpt.loss_check import Trouble, find_trouble
+from nanogpt.measurement import Measurement, read_history
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.console import Board, amount, say, seconds, shortened, table
 
@@ -40,6 +44,8 @@ def list_runs(config: ListConfig) -> int:
         if one.state in WRONG and one.why:
             log = f"; log: {escaped(one.log)}" if one.log else ""
             say(f"{name(one, config)}: {one.state}: {escaped(one.why, 300)}{log}")
+        if trouble := trouble_of(one):
+            say(f"{name(one, config)}: {one.state}, {trouble.words}")
     for problem in problems:
         say(f"warning: {problem}")
     return 0
@@ -91,22 +97,53 @@ def title(found: Sequence[Progress]) -> str:
 
 
 def progress_table(found: Sequence[Progress], config: TargetsConfig, heading: str) -> str:
-    """One line a run."""
+    """One line a run; with bits per byte, and why, where the losses of these runs are not comparable."""
+    verdict = compare_measurements([measurement_of(one.path) for one in found if one.val is not None])
+    in_nats = verdict.unit == "nats"
     rows = [
         (
             name(one, config),
-            one.state,
+            f"{one.state}, {trouble.words.partition(' (')[0]}" if (trouble := trouble_of(one)) else one.state,
             f"{one.step}/{one.steps if one.steps is not None else '?'}",
             "-" if not one.steps else f"{100 * one.step // one.steps} %",
             loss(one.val),
             loss(one.best),
+            *([] if in_nats else [loss(one.bits)]),
             "-" if one.rate is None else amount(one.rate),
             left(one),
             age(one),
         )
         for one in found
     ]
-    return table(heading, ("run", "state", "step", "done", "val", "best", "tok/s", "left", "age"), rows)
+    bits = [] if in_nats else ["bits/byte"]
+    text = table(heading, ("run", "state", "step", "done", "val", "best", *bits, "tok/s", "left", "age"), rows)
+    if in_nats:
+        return text
+    also = "bits/byte are" if verdict.unit else "bits/byte neither"
+    return f"{text}\nnote: val and best are not comparable, {also}: {escaped(verdict.reason, 300)}"
+
+
+def measurement_of(path: Path) -> Measurement:
+    """Return what a run's last evaluation was measured on; for a run that can't be read nothing is known."""
+    try:
+        changed = max((path / name).stat().st_mtime_ns for name in ("provenance.json", "config.json"))
+        return read_measurement(path, changed)
+    except (LabError, OSError):
+        return Measurement()
+
+
+@lru_cache(maxsize=10_000)
+def read_measurement(path: Path, changed: int) -> Measurement:
+    """Read it from the files that were last written at `changed`. Raises BadCheckpoint."""
+    run = RunDirectory(path)
+    return read_history(run.config(), run.starts(), path)[-1][1]
+
+
+def trouble_of(one: Progress) -> Trouble | None:
+    """Return what is wrong with the loss of a finished run."""
+    if one.state != "finished" or one.val is None or one.best is None:
+        return None
+    return find_trouble(one.val, one.best, measurement_of(one.path).vocab_size, one.train)
 
 
 def name(one: Progress, config: TargetsConfig) -> str:

@@ -36,6 +36,10 @@ class Progress:
     val: float | None = None
     """The last validation loss."""
     best: float | None = None
+    bits: float | None = None
+    """Bits per byte at the last evaluation."""
+    train: float | None = None
+    """The training loss at the last evaluation."""
     updated: float = 0.0
     """When it last gave a sign of life; 0: never."""
     rate: float | None = None
@@ -88,7 +92,8 @@ def progress_of(path: Path, point: Point | None = None) -> Progress:
     status = run.status()
     rows = last_rows(path / "metrics.jsonl")
     timing = last_rows(path / "timing.jsonl", 1024)
-    losses = [loss for row in rows if (loss := number(row.get("val_loss"))) is not None]
+    evals = [row for row in rows if number(row.get("val_loss")) is not None]
+    losses = [loss for row in evals if (loss := number(row.get("val_loss"))) is not None]
     best = status.get("best")
     lowest = number(best[0]) if isinstance(best, list) and best else None  # pyright: ignore[reportUnknownArgumentType]
     state, why = (point.state, point.why) if point else own_state(path, status)
@@ -100,6 +105,8 @@ def progress_of(path: Path, point: Point | None = None) -> Progress:
         steps=whole(status.get("steps")),
         val=losses[-1] if losses else None,
         best=min([loss for loss in (lowest, *losses) if loss is not None], default=None),
+        bits=number(evals[-1].get("val_bpb")) if evals else None,
+        train=number(evals[-1].get("train_loss")) if evals else None,
         updated=touched(path),
         rate=number(timing[-1].get("tokens_per_second")) if timing else None,
         job=point.job if point else "",

@@ -2,15 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from experiments.results import Result
 from experiments.statistics import Estimate, estimate
 from nanogpt import schema
+from nanogpt.comparability import agree_in_bits, agree_in_nats, group_results, partition
 from nanogpt.config import Metric, TrainConfig
+from nanogpt.measurement import Measurement
 from nanogpt.schema import change_of, leaves
 from nanogpt.tracking.console import shortened
 
@@ -24,6 +26,8 @@ class Setting:
 
     results: tuple[Result, ...]
     attempt: int = 1
+    resolved: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Values of keys that configs may spell differently and that mean the same: data source, precision, fp8."""
 
     @property
     def first(self) -> Result:
@@ -32,8 +36,16 @@ class Setting:
     @cached_property
     def values(self) -> dict[str, Any]:
         """Science keys with their values, and the labels of the groups."""
-        config = self.first.config
-        return science(config) | {group: labelled(config, key) for group, key in LABELS.items()}
+        return {
+            **science(self.first.config),
+            **{group: labelled(self.first.config, key) for group, key in LABELS.items()},
+            **self.resolved,
+        }
+
+    @property
+    def measurement(self) -> Measurement:
+        """What its numbers were measured on."""
+        return (self.counted or self.results)[0].measurement
 
     @property
     def finished(self) -> list[Result]:
@@ -41,8 +53,16 @@ class Setting:
 
     @property
     def diverged(self) -> bool:
-        """Whether a seed didn't come through: the mean of those that did is that of a choice of them."""
-        return any(result.progress.state == "diverged" for result in self.results)
+        """Whether a seed diverged, or finished with a loss of one that did: the mean of the others flatters."""
+        return any(
+            result.progress.state == "diverged" or (result.trouble is not None and result.trouble.diverged)
+            for result in self.results
+        )
+
+    @property
+    def useless(self) -> bool:
+        """Whether every finished run ended with a loss of a model that diverged."""
+        return all(result.trouble is not None and result.trouble.diverged for result in self.finished)
 
     @property
     def counted(self) -> list[Result]:
@@ -50,16 +70,10 @@ class Setting:
         return self.finished or [result for result in self.results if result.evals]
 
     def losses(self, metric: Metric) -> list[float]:
-        return [loss for result in self.counted if (loss := result.loss(metric)) is not None]
+        return [value for result in self.counted if (value := result.value(metric)) is not None]
 
     def loss(self, metric: Metric) -> Estimate | None:
         return estimate(self.losses(metric))
-
-    @property
-    def bits(self) -> Estimate | None:
-        """Bits per byte at the end."""
-        found = [result.last["val_bpb"] for result in self.counted if result.last and "val_bpb" in result.last]
-        return estimate(found)
 
     @property
     def states(self) -> Counter[str]:
@@ -84,21 +98,98 @@ class Axis:
 
 def settings(results: Iterable[Result]) -> list[Setting]:
     """The settings in the order in which they first appear; a seed that appears twice belongs to another attempt."""
+    every = list(results)
+    labels = partition([result.measurement for result in every], agree_in_nats)
     groups: dict[tuple[str, int], list[Result]] = {}
+    resolved: dict[tuple[str, int], dict[str, Any]] = {}
     seen: Counter[str] = Counter()
-    for result in results:
-        values = science(result.config)
-        seed = values.pop(SEED)
-        rest = json.dumps(values, sort_keys=True)
+    for result, label, values in zip(every, labels, resolve_values(every, labels), strict=True):
+        setting = science(result.config) | values | {"measured": label}
+        seed = setting.pop(SEED)
+        rest = json.dumps(setting, sort_keys=True)
         seen[f"{rest} {seed}"] += 1
-        groups.setdefault((rest, seen[f"{rest} {seed}"]), []).append(result)
-    return [Setting(tuple(members), attempt) for (_, attempt), members in groups.items()]
+        key = rest, seen[f"{rest} {seed}"]
+        groups.setdefault(key, []).append(result)
+        resolved.setdefault(key, values)
+    return [Setting(tuple(members), key[1], resolved[key]) for key, members in groups.items()]
+
+
+def resolve_values(results: Sequence[Result], labels: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the values of keys whose spelling does not matter: the source of data with the same content is spelled as
+    in its first result, and precision and fp8 are those that were used. `labels` say who was measured alike.
+    """
+    sources: dict[str, str | None] = {}
+    used: dict[int, tuple[str | None, bool | None]] = {}
+    for result, label in zip(results, labels, strict=True):
+        precision, fp8 = used.get(label, (None, None))
+        about = result.measurement
+        used[label] = about.precision if precision is None else precision, about.fp8 if fp8 is None else fp8
+    known = {precision for precision, _ in used.values() if precision is not None}
+    only = known.pop() if len(known) == 1 else None  # what was not recorded does not count as another precision
+    return [
+        {
+            "data.source": sources.setdefault(result.measurement.data, result.config.data.source)
+            if result.measurement.data
+            else result.config.data.source,
+            "hardware.precision": used[label][0] or only,
+            "hardware.fp8": bool(used[label][1]),
+        }
+        for result, label in zip(results, labels, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Settings whose results are comparable, in order."""
+
+    good: Sequence[Setting]
+    """Those with a finished run, best first."""
+    rest: Sequence[Setting]
+    """The others, those that look best first."""
+    metric: Metric
+    """What they are ranked by: what was asked for, or bits per byte in its place."""
+    title: str = ""
+    """What sets them apart from other rankings; empty for the only one."""
+    in_nats: bool = True
+    """Whether losses in nats per token are comparable among them."""
+
+    @property
+    def every(self) -> list[Setting]:
+        return [*self.good, *self.rest]
+
+    @property
+    def best(self) -> Setting | None:
+        """The best setting; None where no run is finished, or none learnt anything."""
+        return self.good[0] if self.good and not self.good[0].useless else None
+
+
+def rankings(found: Sequence[Setting], metric: Metric) -> tuple[list[Ranking], tuple[str, ...]]:
+    """Return the settings ranked in comparable groups, and what is to be said above them."""
+    measured = [setting for setting in found if setting.counted]
+    grouping = group_results([setting.measurement for setting in measured], metric)
+    members = [[measured[i] for i in group.members] for group in grouping.groups] or [[]]
+    for setting in found:
+        if not setting.counted:  # it belongs to those that its config says it will be comparable with
+            home = next((mine for mine in members if mine and may_compare(setting, mine)), members[0])
+            home.append(setting)
+    if not grouping.groups:
+        return [Ranking(*ranked(members[0], metric), metric)], ()
+    made = [
+        Ranking(*ranked(mine, group.metric), group.metric, group.title, group.in_nats)
+        for mine, group in zip(members, grouping.groups, strict=True)
+    ]
+    return made, grouping.notes
+
+
+def may_compare(setting: Setting, others: Sequence[Setting]) -> bool:
+    """Whether nothing says that a setting is not comparable with others."""
+    return all(agree_in_bits(setting.measurement, other.measurement) is not False for other in others)
 
 
 def science(config: TrainConfig) -> dict[str, Any]:
     """Every key that can change a result, with its value."""
-    free = {key for key, field in leaves(TrainConfig) if change_of(field) == "free"}
-    return {key: value for key, value in schema.values(config) if key not in free and not key.startswith("hardware.")}
+    free = {key for key, about in leaves(TrainConfig) if change_of(about) == "free"}
+    return {key: value for key, value in schema.values(config) if key not in free}
 
 
 def labelled(config: TrainConfig, key: str) -> Any:
@@ -110,13 +201,13 @@ def axes(found: Sequence[Setting]) -> list[Axis]:
     is `model`, and everything that these files set is along.
     """
     patterns: dict[tuple[int, ...], list[str]] = {}
-    for key in found[0].values if found else ():
+    for key in found[0].values if found else {}:
         texts = [shown(setting.values[key]) for setting in found]
         pattern = tuple(texts.index(text) for text in texts)
         if key != SEED and any(pattern):
             patterns.setdefault(pattern, []).append(key)
     together = [axis_of(keys) for keys in patterns.values() if set(keys) - set(LABELS)]
-    return sorted(together, key=lambda axis: list(science(found[0].first.config) | LABELS).index(axis.key))
+    return sorted(together, key=lambda axis: list(found[0].values).index(axis.key))
 
 
 def axis_of(keys: Sequence[str]) -> Axis:
@@ -132,9 +223,9 @@ def ranked(found: Iterable[Setting], metric: Metric) -> tuple[list[Setting], lis
     comes after all where none did: what diverges now and then is no better for being good otherwise.
     """
 
-    def order(setting: Setting) -> tuple[bool, bool, float]:
+    def order(setting: Setting) -> tuple[bool, bool, bool, float]:
         loss = setting.loss(metric)
-        return loss is None, setting.diverged, loss.mean if loss else 0.0
+        return loss is None, setting.useless, setting.diverged, loss.mean if loss else 0.0
 
     everything = sorted(found, key=order)
     return [s for s in everything if s.finished], [s for s in everything if not s.finished]

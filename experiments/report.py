@@ -4,7 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.code import code_table
@@ -14,13 +14,14 @@ from experiments.finding import Found, find
 from experiments.pictures.curves import Curve, loss_curves
 from experiments.pictures.landscape import landscape
 from experiments.progress import look, near
-from experiments.ranking import Axis, Setting, axes, ranked, science, settings, shown
+from experiments.ranking import LABELS, Axis, Ranking, Setting, axes, rankings, science, settings, shown
 from experiments.results import Result, missing, read_all
 from experiments.statistics import difference
 from experiments.tables import (
+    COLUMNS,
     along_table,
     as_text,
-    config_table,
+    differing_keys,
     label,
     ranking_table,
     run_table,
@@ -32,11 +33,16 @@ from nanogpt.config import Metric, ReportConfig, TrainConfig
 from nanogpt.errors import BadInput, escaped
 from nanogpt.tracking.console import say, seconds
 
-PAGE_ONLY = ("best val", "steps", "tok/s", "why")  # columns that a terminal has no room for
+PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns that a terminal has no room for
 PICTURES = ("curves", "sensitivity", "heatmap", "parallel")  # those of an earlier report go when a new one has others
 RIVALS = 5  # settings next to the best that are tested against it
 UNDONE = ("missing", "new", "stopped", "lost")  # states that the same command goes on from
-WORDS: dict[Metric, str] = {"final": "the validation loss at the end", "best": "the lowest validation loss"}
+WORDS: dict[Metric, str] = {
+    "val_loss": "the validation loss at the end, in nats per token",
+    "best_val_loss": "the lowest validation loss, in nats per token",
+    "val_bpb": "bits per byte of the validation text at the end",
+    "best_val_bpb": "the lowest bits per byte of the validation text",
+}
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,14 @@ class Study:
     title: str
     results: Sequence[Result]
     problems: Sequence[str]
-    good: Sequence[Setting]
-    """Settings with a finished run, best first."""
-    rest: Sequence[Setting]
-    varied: Sequence[Axis]
-    metric: Metric
+    rankings: Sequence[Ranking]
+    """One, or several where not all results are comparable."""
+    notes: Sequence[str]
+    """Which results are not comparable, and why."""
 
     @property
     def every(self) -> list[Setting]:
-        return [*self.good, *self.rest]
+        return [setting for ranking in self.rankings for setting in ranking.every]
 
 
 def report(config: ReportConfig) -> int:
@@ -66,16 +71,22 @@ def report(config: ReportConfig) -> int:
     tell(study)  # before it is written: a full disk doesn't take the answer away
     files = Document(f"Report: {study.title}", list(blocks(study, config))).write(folder, "report")
     for name in PICTURES:
-        if (old := folder / "plots" / f"{name}.png") not in files:
-            old.unlink(missing_ok=True)
+        for old in [*folder.glob(f"plots/{name}.png"), *folder.glob(f"plots/{name}-[0-9]*.png")]:
+            if old not in files:
+                old.unlink(missing_ok=True)
     say("\n" + "\n".join(map(escaped, files)))
     return 0
 
 
 def tell(study: Study) -> None:
     """The ranking, what went wrong, what can't be read."""
-    ranking = ranking_table(study.every, len(study.good), study.varied, study.metric)
-    say(as_text(ranking, f"{study.title}: {states(study.results)}", PAGE_ONLY))
+    for note in study.notes:
+        say(f"note: {note}")
+    for ranking in study.rankings:
+        title = f"{study.title}: {ranking.title or states(study.results)}"
+        first = COLUMNS[ranking.metric]
+        without = [column for column in PAGE_ONLY if column != first]
+        say(as_text(ranking_table(ranking, axes(ranking.every)), title, without))
     tell_trouble(study.results)
     for problem in study.problems:
         say(f"warning: {problem}")
@@ -105,11 +116,10 @@ def collect(found: Found, metric: Metric) -> Study:
         raise BadInput(f"no run can be read: {'; '.join(unreadable)}")
     problems += unreadable
     problems += [f"{escaped(result.path)}: {problem}" for result in results for problem in result.problems]
-    groups = settings(results)
-    good, rest = ranked(groups, metric)
+    ranked, notes = rankings(settings(results), metric)
     names = [path.resolve().name for path in found.asked]
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return Study(escaped(title, 200), results, problems, good, rest, axes(groups), metric)
+    return Study(escaped(title, 200), results, problems, ranked, notes)
 
 
 def states(results: Sequence[Result]) -> str:
@@ -120,11 +130,10 @@ def states(results: Sequence[Result]) -> str:
 def blocks(study: Study, config: ReportConfig) -> Iterator[Block]:
     """The whole page."""
     yield from summary(study)
-    yield Heading("Ranking")
-    yield ranking_table(study.every, len(study.good), study.varied, study.metric)
-    yield Note(explanation(study))
-    yield from pictures(study, config)
-    yield from best(study)
+    for note in study.notes:
+        yield Note(escaped(note), warning=True)
+    for number, ranking in enumerate(study.rankings, 1):
+        yield from ranking_blocks(ranking, config, "" if number == 1 else f"-{number}")
     if trouble := trouble_table(study.results):
         yield Heading("What isn't finished")
         yield trouble
@@ -153,15 +162,26 @@ def summary(study: Study) -> Iterator[Block]:
         yield Note(problem, warning=True)
 
 
-def explanation(study: Study) -> str:
+def ranking_blocks(ranking: Ranking, config: ReportConfig, suffix: str) -> Iterator[Block]:
+    """A ranking with its pictures and its best setting. `suffix` tells its pictures from those of other rankings."""
+    varied, where = axes(ranking.every), f": {escaped(ranking.title)}" if ranking.title else ""
+    yield Heading(f"Ranking{where}")
+    yield ranking_table(ranking, varied)
+    yield Note(explanation(ranking))
+    yield from pictures(ranking, varied, config, where, suffix)
+    yield Heading(f"The best{where}")
+    yield from best(ranking, varied)
+
+
+def explanation(ranking: Ranking) -> str:
     """How to read the table."""
-    seeds = {len(setting.results) for setting in study.every}
-    words = [f"Ranked by {WORDS[study.metric]}, in nats per token."]
+    seeds = {len(setting.results) for setting in ranking.every}
+    words = [f"Ranked by {WORDS[ranking.metric]}."]
     if max(seeds) > 1:
         words.append("Numbers are means over the finished seeds, ± half of the mean's 95 % interval (Student's t).")
     if min(seeds) == 1:
         words.append("Where there is one seed there is no interval: how far another seed would be off isn't known.")
-    if any(setting.diverged for setting in study.good):
+    if any(setting.diverged for setting in ranking.good):
         words.append(
             "Settings of which a seed diverged come after those of which none did: the other seeds' mean flatters them."
         )
@@ -172,42 +192,43 @@ def explanation(study: Study) -> str:
     return " ".join(words)
 
 
-def pictures(study: Study, config: ReportConfig) -> Iterator[Block]:
+def pictures(
+    ranking: Ranking, varied: Sequence[Axis], config: ReportConfig, where: str, suffix: str
+) -> Iterator[Block]:
     """Curves, and the loss over what was varied."""
     curves = [
         Curve(
-            label(setting, study.varied),
+            label(setting, varied),
             setting.counted,
-            loss.mean if setting.finished and (loss := setting.loss(study.metric)) else None,
+            loss.mean if setting.finished and (loss := setting.loss(ranking.metric)) else None,
             "finished" if setting.finished else next(iter(setting.states)),
         )
-        for setting in study.every
+        for setting in ranking.every
     ]
-    yield Heading("Loss curves")
-    drawn = loss_curves(curves, config.x)
+    yield Heading(f"Loss curves{where}")
+    drawn = loss_curves(curves, config.x, f"curves{suffix}", ranking.in_nats)
     if drawn:
         yield Figure(drawn)
     else:
         why = "no run has a row yet" if config.x in ("steps", "tokens") else f"no run has rows with its {config.x}"
         yield Note(f"Nothing to draw: {why}.")
-    over = landscape(study.every, study.varied, study.metric)
+    over = landscape(ranking.every, varied, ranking.metric)
     if over:
-        yield Heading("What was varied")
-        yield Figure(over)
+        yield Heading(f"What was varied{where}")
+        yield Figure(replace(over, name=f"{over.name}{suffix}"))
 
 
-def best(study: Study) -> Iterator[Block]:
+def best(ranking: Ranking, varied: Sequence[Axis]) -> Iterator[Block]:
     """The best setting and how to have it again."""
-    yield Heading("The best")
-    if not study.good:
-        yield Note("No run is finished yet.")
+    setting = ranking.best
+    if setting is None:
+        yield Note("Every finished run diverged." if ranking.good else "No run is finished yet.")
         return
-    setting = study.good[0]
-    result = setting.finished[0]
-    yield Note(f"{label(setting, study.varied)}: {WORDS[study.metric]} is {loss_words(setting, study.metric)}.")
-    if rivals := rivals_note(study):
+    result = next(one for one in setting.finished if one.trouble is None or not one.trouble.diverged)
+    yield Note(f"{label(setting, varied)}: {WORDS[ranking.metric]} is {loss_words(setting, ranking.metric)}.")
+    if rivals := rivals_note(ranking, varied):
         yield rivals
-    if edge := edge_note(study):
+    if edge := edge_note(ranking, varied):
         yield edge
     command = repeat(result.config)
     if command is None:
@@ -225,25 +246,25 @@ def loss_words(setting: Setting, metric: Metric) -> str:
     return f"{found.mean:.4f}{spread}"
 
 
-def rivals_note(study: Study) -> Note | None:
+def rivals_note(ranking: Ranking, varied: Sequence[Axis]) -> Note | None:
     """Which of the next settings may be as good, where seeds can tell. Only the best ones are looked at."""
-    first, *others = study.good
+    first, *others = ranking.good
     words: list[str] = []
     for other in others[:RIVALS]:
-        found = difference(other.losses(study.metric), first.losses(study.metric))
+        found = difference(other.losses(ranking.metric), first.losses(ranking.metric))
         if found and not found.significant:
-            words.append(f"{label(other, study.varied)} ({found.mean:+.4f}, p={found.p:.2g})")
+            words.append(f"{label(other, varied)} ({found.mean:+.4f}, p={found.p:.2g})")
     if not words:
         return None
     return Note(f"The seeds don't tell it from {', '.join(words)}: so much may be chance (Welch's test).")
 
 
-def edge_note(study: Study) -> Note | None:
+def edge_note(ranking: Ranking, varied: Sequence[Axis]) -> Note | None:
     """Which values of the best setting are the lowest or highest that were tried, where others could be."""
     fields = dict(schema.leaves(TrainConfig))
     words: list[str] = []
-    for axis in study.varied:
-        values = [axis.value(setting) for setting in study.good]
+    for axis in varied:
+        values = [axis.value(setting) for setting in ranking.good]
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if axis.key.startswith("training.") or len(numbers) < len(values) or len(set(numbers)) < 2:
             continue  # more training is always better
@@ -256,13 +277,12 @@ def edge_note(study: Study) -> Note | None:
 def differences(study: Study) -> Iterator[Block]:
     """What varied, what all have in common, which code made it."""
     yield Heading("Settings and code")
-    if together := along_table(study.every, study.varied):
-        yield together
-    every = [(str(i), result) for i, result in enumerate(study.results)]
-    varied = {key for axis in study.varied for key in (axis.key, *axis.along)}
-    other = config_table(every)
-    apart = [str(row[0].text) for row in other.rows if row[0].text not in varied] if other else []
-    apart = [key for key in apart if key not in science(study.results[0].config)]
+    together = axes(study.every)
+    if along := along_table(study.every, together):
+        yield along
+    varied = {key for axis in together for key in (axis.key, *axis.along)}
+    effect = {*science(study.results[0].config), *APART, *LABELS.values()}
+    apart = [key for key in differing_keys([one.config for one in study.results]) if key not in effect]
     if apart:
         yield Note(f"Also different, without an effect on results: {', '.join(apart)}.")
     yield Code(common(study.results, varied), "What all runs have in common")

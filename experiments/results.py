@@ -1,8 +1,7 @@
 """What every run came to: its config, its losses, its time and what it took, read once and kept as values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,11 @@ import numpy as np
 
 from experiments.planned import never_started
 from experiments.progress import Progress, progress_of
-from nanogpt import tokenizer as tokenizers
+from nanogpt.comparability import agree_in_nats
 from nanogpt.config import Against, Metric, TrainConfig
-from nanogpt.errors import BadData, LabError, escaped
-from nanogpt.files import from_json
+from nanogpt.errors import LabError, escaped
+from nanogpt.loss_check import Trouble, find_trouble
+from nanogpt.measurement import Measurement, measured_at, read_history, requested
 from nanogpt.model.cost import flops_per_token
 from nanogpt.run_directory import RunDirectory
 from nanogpt.schema import signature
@@ -41,6 +41,8 @@ class Result:
     starts: tuple[Start, ...] = ()
     problems: tuple[str, ...] = ()
     """What of its files can't be read."""
+    measurement: Measurement = field(default_factory=Measurement)
+    """What its last evaluation was measured on; `evals` has only rows that were measured on the same."""
 
     @property
     def path(self) -> Path:
@@ -59,11 +61,21 @@ class Result:
     def last(self) -> Row | None:
         return self.evals[-1] if self.evals else None
 
-    def loss(self, metric: Metric) -> float | None:
-        """Its validation loss at its last evaluation, or the lowest of all."""
-        if not self.evals:
+    def value(self, metric: Metric) -> float | None:
+        """Return the validation loss or the bits per byte of the last evaluation, or the lowest of all."""
+        key = metric.removeprefix("best_")
+        found = [row[key] for row in self.evals if key in row]
+        if not found or (metric == key and key not in self.evals[-1]):
             return None
-        return self.evals[-1]["val_loss"] if metric == "final" else min(row["val_loss"] for row in self.evals)
+        return found[-1] if metric == key else min(found)
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """What is wrong with the loss of a finished run; None where nothing is."""
+        if not self.finished or self.last is None:
+            return None
+        best = min(row["val_loss"] for row in self.evals)
+        return find_trouble(self.last["val_loss"], best, self.measurement.vocab_size, self.last.get("train_loss"))
 
     @property
     def step(self) -> int:
@@ -120,16 +132,20 @@ def missing(results: Sequence[Result], folders: Sequence[Path]) -> list[Result]:
     """The points in one of the folders that the command of a sweep asked for and that it didn't come to."""
     whole = [one for one in results if any(one.path.resolve().parent.is_relative_to(f.resolve()) for f in folders)]
     there = {signature(result.config) for result in whole}
-    planned = never_started([(result.path, result.config, result.starts) for result in whole], there)
+    never = never_started([(result.path, result.config, result.starts) for result in whole], there)
     why = "never started"
-    return [Result(replace(progress_of(path), state="missing", why=why), config) for path, config in planned]
+    return [
+        Result(replace(progress_of(path), state="missing", why=why), config, measurement=requested(config))
+        for path, config in never
+    ]
 
 
 def read(progress: Progress) -> Result:
     """One run. Raises BadCheckpoint for a config that can't be read, OSError; what else is damaged is noted."""
     path, run = progress.path, RunDirectory(progress.path)
     if not (path / "config.json").exists() and progress.point and progress.point.submission:
-        return Result(progress, progress.point.submission.config(progress.point.index))
+        config = progress.point.submission.config(progress.point.index)
+        return Result(progress, config, measurement=requested(config))
     config = run.config()
     rows, bad = in_order(*read_lines(path / "metrics.jsonl"), "tokens")
     timing, bad_times = in_order(*read_lines(path / "timing.jsonl"), "tokens_per_second")
@@ -137,7 +153,8 @@ def read(progress: Progress) -> Result:
     problems = [f"{name}: left out what can't be read: lines: {count}" for name, count in counts if count]
     starts = tuple(run.starts())
     durations = step_times(timing, rows, config)
-    evals = tuple(row for row in rows if "val_loss" in row)
+    evals, measurement, changed = last_measured([row for row in rows if "val_loss" in row], config, starts, path)
+    problems += changed
     result = Result(
         progress=progress,
         config=config,
@@ -146,12 +163,27 @@ def read(progress: Progress) -> Result:
         clock=tuple(zip([step for step, _ in durations], np.cumsum([s for _, s in durations]).tolist(), strict=True)),
         device_seconds=device_seconds(durations, starts),
         gpu=any(arithmetic(start).get("device") in ("cuda", "mps") for start in starts),
-        flops_per_token=cost(config, path),
+        flops_per_token=cost(config, measurement.vocab_size),
         starts=starts,
+        measurement=measurement,
     )
     if result.finished and not result.whole:
         problems.append("finished, but metrics.jsonl lacks the evaluation of its last step, so it has no rank")
     return replace(result, problems=tuple(problems))
+
+
+def last_measured(
+    rows: Sequence[Row], config: TrainConfig, starts: Sequence[Start], path: Path
+) -> tuple[tuple[Row, ...], Measurement, list[str]]:
+    """Return the evaluations measured on what the last one was, that measurement, and a note about the others."""
+    history = read_history(config, starts, path)
+    if not rows:
+        return (), history[-1][1], []
+    last = measured_at(history, rows[-1]["step"])
+    same = [row for row in rows if agree_in_nats(measured_at(history, row["step"]), last) is not False]
+    left_out = len(rows) - len(same)
+    note = f"its evaluation changed: left out {left_out} earlier evaluations, which are not comparable"
+    return tuple(same), last, [note] if left_out else []
 
 
 def in_order(rows: list[Row], bad: int, needed: str) -> tuple[list[Row], int]:
@@ -196,22 +228,8 @@ def arithmetic(start: Start) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
-def cost(config: TrainConfig, path: Path) -> float | None:
+def cost(config: TrainConfig, vocab_size: int | None) -> float | None:
     """FLOPs a token; None for a run whose vocabulary isn't known any more."""
     if config.model.vocab_size is not None:
         return flops_per_token(config.model)
-    try:
-        return flops_per_token(config.model.with_vocab(vocab_size((path / tokenizers.FILE).read_text())))
-    except (OSError, ValueError, LabError):
-        return None
-
-
-@cache
-def vocab_size(text: str) -> int:
-    """Of a tokenizer.json; many runs share one. Raises BadData, ValueError."""
-    spec: object = from_json(text)
-    if not isinstance(spec, dict):
-        raise BadData("not a tokenizer")
-    if spec.get("kind") == "gpt2":
-        return 50_257  # without its files, which may have to be downloaded
-    return len(tokenizers.from_spec({str(key): value for key, value in spec.items()}).tokens)
+    return None if vocab_size is None else flops_per_token(config.model.with_vocab(vocab_size))

@@ -4,9 +4,13 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.results import last_measured
 from nanogpt import tokenizer as tokenizers
+from nanogpt.comparability import compare_measurements
 from nanogpt.config import ModelConfig
 from nanogpt.errors import BadInput, escaped
+from nanogpt.loss_check import Trouble, find_trouble
+from nanogpt.measurement import Measurement
 from nanogpt.model.cost import flops_per_token, parameter_counts
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.console import say
@@ -33,29 +37,42 @@ def finished_runs(pattern: str) -> list[Trained]:
     if not folders:
         raise BadInput(f"runs={escaped(pattern)}: no run directory; train some first, see --help")
     runs: list[Trained] = []
+    found: list[Measurement] = []
     for folder in folders:
         run = RunDirectory(folder)
-        if run.status().get("state") == "finished":
-            runs.append(read(run))
-        else:
+        if run.status().get("state") != "finished":
             say(f"left out: {escaped(folder)} isn't finished")
+            continue
+        one, measurement, trouble = read(run)
+        if trouble and trouble.diverged:
+            say(f"left out: {escaped(folder)}: {trouble.words}")
+            continue
+        runs.append(one)
+        found.append(measurement)
+    verdict = compare_measurements(found)
+    if verdict.unit != "nats":
+        why = f"their losses in nats per token are not comparable, because {escaped(verdict.reason, 500)}"
+        raise BadInput(f"runs={escaped(pattern)}: {why}; name runs that were measured on the same")
     return runs
 
 
-def read(run: RunDirectory) -> Trained:
-    """One run. Raises BadCheckpoint, BadData, BadInput for a folder that isn't whole."""
-    model = model_of(run)
-    rows = [row for row in read_rows(run.path / "metrics.jsonl") if "val_loss" in row]
-    if not rows:
+def read(run: RunDirectory) -> tuple[Trained, Measurement, Trouble | None]:
+    """One run, what its loss was measured on, and what is wrong with it. Raises BadCheckpoint, BadData, BadInput."""
+    model, config = model_of(run), run.config()
+    every = [row for row in read_rows(run.path / "metrics.jsonl") if "val_loss" in row]
+    if not every:
         raise BadInput(f"runs: {escaped(run.path)} has no validation loss in metrics.jsonl")
-    tokens = max(row["tokens"] for row in rows)
-    return Trained(
+    rows, measurement, _ = last_measured(every, config, run.starts(), run.path)
+    tokens, lowest = max(row["tokens"] for row in rows), min(row["val_loss"] for row in rows)
+    trouble = find_trouble(rows[-1]["val_loss"], lowest, model.vocab_size, rows[-1].get("train_loss"))
+    trained = Trained(
         path=str(run.path),
         n_params=parameter_counts(model)["total"],
         tokens=tokens,
         flops=tokens * flops_per_token(model),
-        loss=min(row["val_loss"] for row in rows),
+        loss=lowest,
     )
+    return trained, measurement, trouble
 
 
 def model_of(run: RunDirectory) -> ModelConfig:

@@ -3,23 +3,31 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from experiments.command import left_out
 from experiments.document import Cell, Table
 from experiments.progress import WRONG
-from experiments.ranking import LABELS, Axis, Setting, brief, name, science, short, shown, unusual
+from experiments.ranking import Axis, Ranking, Setting, brief, name, science, short, shown, unusual
 from experiments.results import Result
 from experiments.statistics import Estimate, mean
 from nanogpt import schema
-from nanogpt.config import Metric
+from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import escaped
+from nanogpt.measurement import Measurement
 from nanogpt.tracking.console import amount, say, seconds, shortened, table
 
+RUN_COLUMNS: dict[Metric, str] = {"val_loss": "last val", "best_val_loss": "best val", "val_bpb": "last bits/byte"}
 MANY = 6  # keys that were varied, each in a column of its own; more are told in one, as far as they are unlike most
 Column = tuple[str, Callable[[Setting], Cell]]
+COLUMNS: dict[Metric, str] = {
+    "val_loss": "final val",
+    "best_val_loss": "best val",
+    "val_bpb": "bits/byte",
+    "best_val_bpb": "best bits/byte",
+}
 
 
-def ranking_table(settings: Sequence[Setting], ranks: int, varied: Sequence[Axis], metric: Metric) -> Table:
-    """One row a setting; the first `ranks` are ranked, the others have no finished run."""
+def ranking_table(ranking: Ranking, varied: Sequence[Axis]) -> Table:
+    """One row a setting; the first ones are ranked, the others have no finished run."""
+    settings, ranks = ranking.every, len(ranking.good)
     labels: list[Column] = [(short(axis, varied), lambda s, a=axis: value_cell(a.value(s))) for axis in varied]
     if len(varied) > MANY:
         told = unusual(settings, varied)
@@ -28,25 +36,25 @@ def ranking_table(settings: Sequence[Setting], ranks: int, varied: Sequence[Axis
         labels = [("run", lambda s: Cell(escaped(s.first.path.name)))]
     if any(setting.attempt > 1 for setting in settings):
         labels.append(("attempt", lambda s: Cell(str(s.attempt), s.attempt)))
-    columns: list[Column] = [*labels, *numbers(settings, metric)]
+    columns: list[Column] = [*labels, *numbers(ranking)]
     if any(reason(setting) for setting in settings):
         columns.append(("why", why_cell))
     rows = [
         [Cell(str(i) if i <= ranks else "", float(i) if i <= ranks else None), *(cell(s) for _, cell in columns)]
         for i, s in enumerate(settings, 1)
     ]
-    return Table(["#", *(title for title, _ in columns)], rows, marked=0 if ranks else None)
+    return Table(["#", *(title for title, _ in columns)], rows, marked=0 if ranking.best else None)
 
 
-def numbers(settings: Sequence[Setting], metric: Metric) -> list[Column]:
-    """What was measured, what ranks first."""
-    final: Column = ("final val", lambda s: loss_cell(s, "final"))
-    best: Column = ("best val", lambda s: loss_cell(s, "best"))
+def numbers(ranking: Ranking) -> list[Column]:
+    """What was measured, what ranks first; no losses in nats where they are not comparable."""
+    settings = ranking.every
+    units: tuple[Metric, ...] = ("val_loss", "best_val_loss", "val_bpb") if ranking.in_nats else ("val_bpb",)
+    metrics = dict.fromkeys((ranking.metric, *units))
     return [
         ("seeds", seeds_cell),
         ("status", status_cell),
-        *((final, best) if metric == "final" else (best, final)),
-        ("bits/byte", lambda s: Cell("-") if s.bits is None else Cell(f"{s.bits.mean:.4f}", s.bits.mean)),
+        *((COLUMNS[metric], lambda s, m=metric: loss_cell(s, m)) for metric in metrics),
         ("steps", lambda s: mean_cell((r.step for r in s.counted), lambda v: f"{v:,.0f}")),
         ("tokens", lambda s: mean_cell((r.tokens for r in s.counted), amount)),
         ("time", lambda s: mean_cell((r.seconds for r in s.counted), duration)),
@@ -106,9 +114,11 @@ def total_cell(values: Iterable[float | None]) -> Cell:
 
 
 def status_cell(setting: Setting) -> Cell:
-    """`finished`, or how many are what, the finished ones first."""
+    """`finished`, or how many are what, the finished ones first; and what is wrong with a loss."""
     counts = sorted(setting.states.items(), key=lambda one: one[0] != "finished")
-    return Cell(counts[0][0] if len(counts) == 1 else ", ".join(f"{count} {state}" for state, count in counts))
+    words = counts[0][0] if len(counts) == 1 else ", ".join(f"{count} {state}" for state, count in counts)
+    trouble = next((result.trouble.words for result in setting.results if result.trouble), "")
+    return Cell(f"{words}, {trouble}" if trouble else words)
 
 
 def reason(setting: Setting) -> str:
@@ -126,15 +136,15 @@ def run_table(results: Sequence[Result]) -> Table:
         [
             Cell(escaped(r.path.name, 120)),
             Cell(str(r.config.training.seed), r.config.training.seed),
-            Cell(r.progress.state),
+            Cell(f"{r.progress.state}, {r.trouble.words}" if r.trouble else r.progress.state),
             Cell(f"{r.step:,} of {r.progress.steps:,}" if r.progress.steps else f"{r.step:,}", r.step),
-            *(Cell("-") if (loss := r.loss(m)) is None else Cell(f"{loss:.4f}", loss) for m in ("final", "best")),
+            *(Cell("-") if (value := r.value(m)) is None else Cell(f"{value:.4f}", value) for m in RUN_COLUMNS),
             mean_cell([r.seconds], duration),
             mean_cell([r.tokens_per_second], amount),
         ]
         for r in results
     ]
-    return Table(("run", "seed", "state", "step", "last val", "best val", "time", "tok/s"), rows)
+    return Table(("run", "seed", "state", "step", *RUN_COLUMNS.values(), "time", "tok/s"), rows)
 
 
 def trouble_table(results: Sequence[Result]) -> Table | None:
@@ -152,17 +162,46 @@ def trouble_table(results: Sequence[Result]) -> Table | None:
     return Table(("run", "state", "why", "log"), rows) if rows else None
 
 
+def differing_keys(configs: Sequence[TrainConfig]) -> list[str]:
+    """Return every key whose value differs, those that can change the result first."""
+    every = [dict(schema.values(config)) for config in configs]
+    first = science(configs[0])
+    keys = [key for key in every[0] if len({shown(values[key]) for values in every}) > 1]
+    return sorted(keys, key=lambda key: key not in first)
+
+
 def config_table(sides: Sequence[tuple[str, Result]]) -> Table | None:
-    """Every key that differs, what can change the result first."""
-    configs = [dict(schema.values(result.config)) for _, result in sides]
-    keys = [key for key in configs[0] if len({shown(config[key]) for config in configs}) > 1]
-    first = science(sides[0][1].config)
-    kept = [key for key in keys if not left_out(key) and key not in LABELS.values()]
-    rows = [
-        [Cell(key), *(Cell(escaped(shown(c[key]), 100)) for c in configs), Cell("yes" if key in first else "no")]
-        for key in sorted(kept, key=lambda key: key not in first)
-    ]
+    """Every key that differs, what can change the result first, and every difference in what was measured."""
+    results = [result for _, result in sides]
+    configs = [dict(schema.values(result.config)) for result in results]
+    first = science(results[0].config)
+    alike = {result.measurement.data for result in results}
+    same_content = len(alike) == 1 and None not in alike
+    rows: list[list[Cell]] = []
+    for key in differing_keys([result.config for result in results]):
+        effect = "yes" if key in first else "no"
+        if key == "data.source" and same_content:
+            effect = "no: same content"
+        rows.append([Cell(key), *(Cell(escaped(shown(c[key]), 100)) for c in configs), Cell(effect)])
+    rows += content_rows([result.measurement for result in results])
     return Table(("key", *(label for label, _ in sides), "changes the result"), rows) if rows else None
+
+
+def content_rows(found: Sequence[Measurement]) -> list[list[Cell]]:
+    """What was measured or used, where it differs: digests of contents, and resolved values."""
+    facts: dict[str, list[object]] = {
+        "content of the data": [one.data and one.data[:12] for one in found],
+        "content of the validation text": [one.text and one.text[:12] for one in found],
+        "content of the evaluated windows": [one.windows and one.windows[:12] for one in found],
+        "tokenizer": [one.tokenizer and f"{one.tokenizer_label}, {one.tokenizer[:12]}" for one in found],
+        "precision used": [one.precision for one in found],
+        "fp8 used": [None if one.fp8 is None else shown(one.fp8) for one in found],
+    }
+    return [
+        [Cell(name), *(Cell(escaped(value or "not recorded")) for value in values), Cell("yes")]
+        for name, values in facts.items()
+        if len(set(values)) > 1
+    ]
 
 
 def along_table(settings: Sequence[Setting], varied: Sequence[Axis]) -> Table | None:

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from conf.sweeps import Halving
-from launch.preview import goal_loss, goal_step, states
+from launch.comparing import UNITS, check_comparable, choose_metric
+from launch.preview import goal_step, goal_value, states
 from launch.states import FAILED
 from launch.study import Member, Study
+from nanogpt.config import Metric
 from nanogpt.errors import STOPPED, BadInput, escaped
 from nanogpt.files import append, from_json
 from nanogpt.run_directory import newest_step
@@ -31,7 +34,7 @@ class Candidate:
 
     members: list[Member] = field(default_factory=list[Member])
     val: float = math.inf
-    """Mean validation loss over the seeds, nats/token; infinite when one of them failed."""
+    """Mean of the metric over the seeds; infinite when one of them failed."""
 
     @property
     def name(self) -> str:
@@ -51,6 +54,7 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
     if config.fresh or config.pause_at is not None:
         what = "fresh=true" if config.fresh else f"pause_at={config.pause_at}"
         raise BadInput(f"{what}: hydra/sweeper=halving decides how far runs go on; leave it out")
+    metric = choose_metric([member.config for member in study.members], sweeper.metric, "hydra/sweeper=halving")
     left = candidates(study.members)
     say_plan(left, sweeper)
     for rung in range(sweeper.rungs):
@@ -58,22 +62,22 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
         last = rung == sweeper.rungs - 1
         left = [Candidate([paused(member, None if last else share) for member in one.members]) for one in left]
         part = Study(study.path, [member for one in left for member in one.members])
-        refuse_past(part)
+        refuse_past(part, metric)
         say(f"=== rung {rung + 1} of {sweeper.rungs}: {len(part.members)} points to {100 * share:.3g} % of their steps")
         code = run(part)
         if code == STOPPED or code >= 128 or config.plan:
             return code
-        if missing := judge(part, left):
+        if missing := judge(part, left, metric):
             say(f"rung {rung + 1} isn't complete: {missing}; the same command goes on")
             return code or 1
         left.sort(key=lambda one: one.val)
         keep = 1 if last else math.ceil(len(left) / sweeper.eta)
-        say(standing(left, keep, "best" if last else "goes on", f"rung {rung + 1}"))
+        say(standing(left, keep, "best" if last else "goes on", f"rung {rung + 1}", UNITS[metric]))
         left = [one for one in left[:keep] if one.val < math.inf]
         if not left:
             return code or 1
     runs = ", ".join(escaped(member.run) for member in left[0].members)
-    say(f"best    {left[0].name}, val {left[0].val:.4f}: {runs}")
+    say(f"best    {left[0].name}, {UNITS[metric]} {left[0].val:.4f}: {runs}")
     return 0
 
 
@@ -92,16 +96,20 @@ def paused(member: Member, share: float | None) -> Member:
     return Member(member.run, member.config.model_copy(update={"pause_at": share}))
 
 
-def judge(part: Study, left: list[Candidate]) -> str:
-    """Give every candidate its loss, and note it. Returns what is missing to do so, in words."""
-    noted, now = decided(part.path), states(part)
+def judge(part: Study, left: list[Candidate], metric: Metric) -> str:
+    """Give every candidate its value, and note it. Returns what is missing to do so, in words.
+
+    Raises BadInput for values that were not measured on the same.
+    """
+    noted, now = decided(part.path, metric), states(part)
+    check_comparable(part.members, metric)
     found: dict[str, float] = {}
     missing: list[str] = []
     for one in left:
         losses: list[float] = []
         for member in one.members:
             point = now[member.run]
-            loss = noted.get(name_of(member), goal_loss(member))
+            loss = noted.get(name_of(member), goal_value(member, metric))
             if loss is not None:
                 found[name_of(member)] = loss
             elif point.state not in FAILED:
@@ -111,7 +119,8 @@ def judge(part: Study, left: list[Candidate]) -> str:
     if not missing:
         for name, loss in found.items():
             if name not in noted:
-                append(part.path / FILE, json.dumps({"at": name, "val": loss}))
+                row: dict[str, Any] = {"at": name, "val": loss}
+                append(part.path / FILE, json.dumps(row if metric == "val_loss" else row | {"metric": metric}))
     return ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
 
 
@@ -120,30 +129,31 @@ def name_of(member: Member) -> str:
     return f"{member.run.name} {member.config.pause_at or 1.0!r}"
 
 
-def decided(study: Path) -> dict[str, float]:
-    """The losses that rungs were decided by. They stay what they were, whatever becomes of runs and their rows."""
+def decided(study: Path, metric: Metric) -> dict[str, float]:
+    """The values that rungs were decided by. They stay what they were, whatever becomes of runs and their rows."""
     losses: dict[str, float] = {}
     path = study / FILE
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with suppress(ValueError, TypeError, KeyError):  # a line that a crash has torn
             row = from_json(line)
-            losses[str(row["at"])] = float(row["val"])
+            if row.get("metric", "val_loss") == metric:
+                losses[str(row["at"])] = float(row["val"])
     return losses
 
 
-def refuse_past(part: Study) -> None:
+def refuse_past(part: Study, metric: Metric) -> None:
     """A point that is past its rung's step already and wasn't evaluated there can't be compared. Raises BadInput."""
-    noted = decided(part.path)
+    noted = decided(part.path, metric)
     for member in part.members:
         goal = goal_step(member)
-        if goal is None or name_of(member) in noted or goal_loss(member) is not None:
+        if goal is None or name_of(member) in noted or goal_value(member, metric) is not None:
             continue
         if newest_step(member.run) > goal:
             where = f"{escaped(member.run)} is past step {goal}, where this rung compares"
             raise BadInput(f"hydra/sweeper=halving: {where}, and wasn't evaluated there; another name= begins anew")
 
 
-def standing(left: list[Candidate], keep: int, word: str, title: str) -> str:
+def standing(left: list[Candidate], keep: int, word: str, title: str, unit: str) -> str:
     """The table of a rung, best first."""
     rows = [
         (
@@ -154,7 +164,7 @@ def standing(left: list[Candidate], keep: int, word: str, title: str) -> str:
         )
         for place, one in enumerate(left)
     ]
-    return table(title, ("setting", "seeds", "val", ""), rows)
+    return table(title, ("setting", "seeds", unit, ""), rows)
 
 
 def say_plan(left: list[Candidate], sweeper: Halving) -> None:

@@ -11,6 +11,7 @@ from launch.estimate import estimate
 from launch.resources import Resources
 from launch.states import AGAIN, FAILED, Point, points_of, read_run
 from launch.study import Member, Study
+from nanogpt.config import Metric
 from nanogpt.errors import escaped
 from nanogpt.run_directory import RunDirectory, newest_step
 from nanogpt.tracking.console import say
@@ -21,7 +22,7 @@ def todo(members: list[Member], before: dict[Path, Point], settings: SweepConfig
     """The points that are to be started: neither done, nor on their way, nor failed, unless sweep.retry says so."""
     again = (*AGAIN, *FAILED) if settings.retry else AGAIN
     start = [one for one in members if before[one.run].state in again]
-    return [one for one in start if one.config.pause_at is None or goal_loss(one) is None]
+    return [one for one in start if one.config.pause_at is None or goal_value(one) is None]
 
 
 def states(study: Study) -> dict[Path, Point]:
@@ -49,15 +50,18 @@ def goal_step(member: Member) -> int | None:
     return member.config.goal(steps) if isinstance(steps, int) else None
 
 
-def goal_loss(member: Member) -> float | None:
-    """The validation loss where a point pauses, or at its end; None until it is there, and its checkpoint with it."""
+def goal_value(member: Member, metric: Metric = "val_loss") -> float | None:
+    """Return the metric where a point pauses, or at its end; None until it is there, and its checkpoint with it."""
     goal = goal_step(member)
     if goal is None:
         return None
     if RunDirectory(member.run).status().get("state") != "finished" and newest_step(member.run) < goal:
         return None
-    rows = read_rows(member.run / "metrics.jsonl")
-    return next((row["val_loss"] for row in rows if row["step"] == goal and "val_loss" in row), None)
+    key = metric.removeprefix("best_")
+    found = {row["step"]: row[key] for row in read_rows(member.run / "metrics.jsonl") if key in row}
+    if goal not in found:
+        return None
+    return found[goal] if metric == key else min(value for step, value in found.items() if step <= goal)
 
 
 def preview(

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from conf.reading import Sweep
 from conf.space import Axis, Space
 from conf.sweeps import Search
+from launch.comparing import UNITS, check_comparable, choose_metric, search_plans
 from launch.study import Study
 from launch.trials import Record, Trial, judge, study_of_trials, trial
-from nanogpt.config import TrainConfig
+from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, escaped
 from nanogpt.files import locked
 from nanogpt.tracking.console import say, table
@@ -37,21 +38,22 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
     space, config = sweep.space, sweep.points[0].config
     assert space is not None
     refuse(config)
+    metric = choose_metric(search_plans(space, config), sweeper.metric, "hydra/sweeper=optuna")
     record = Record(path)
     if config.plan:
-        return plan(sweeper, space, record, run)
+        return plan(sweeper, space, record, run, metric)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / ".trials.lock", wait=False) as mine:
         if not mine:
             raise Locked(f"{escaped(path)}: another process is searching here")
         record.mend()
         trials = record.trials(space)
-        judge(path, trials)
+        judge(path, trials, metric)
         if sweep.settings.retry:
             for one in trials:
                 one.state = "open" if one.state in ("failed", "diverged") else one.state
         say_space(sweeper, space, trials)
-        return pursue(sweeper, space, record, trials, run)
+        return pursue(sweeper, space, record, trials, run, metric)
 
 
 def refuse(config: TrainConfig) -> None:
@@ -65,19 +67,28 @@ def refuse(config: TrainConfig) -> None:
 
 
 def pursue(
-    sweeper: Search, space: Space[TrainConfig], record: Record, trials: list[Trial], run: Callable[[Study], int]
+    sweeper: Search,
+    space: Space[TrainConfig],
+    record: Record,
+    trials: list[Trial],
+    run: Callable[[Study], int],
+    metric: Metric,
 ) -> int:
-    """Train what is open, choose the next, and so on to the end. Returns the exit code."""
+    """Train what is open, choose the next, and so on to the end. Returns the exit code.
+
+    Raises BadInput for results that were not measured on the same.
+    """
     code = 0
     while True:
+        check_comparable([member for one in trials if one.val is not None for member in one.members], metric)
         batch = [one for one in trials if one.state == "open"]
         if not batch and len(trials) < sweeper.trials:
             batch = choose(sweeper, space, record, trials)
             record.add(batch)
             trials += batch
-            judge(record.study, batch)  # values that were tried before are there already
+            judge(record.study, batch, metric)  # values that were tried before are there already
         if not batch:
-            return conclude(trials, code)
+            return conclude(trials, code, metric)
         for one in batch:
             say_trial(one)
         open_ = [one for one in batch if one.state == "open"]
@@ -86,7 +97,7 @@ def pursue(
         now = run(study_of_trials(record.study, open_))
         if now == STOPPED or now >= 128:
             return now
-        judge(record.study, open_)
+        judge(record.study, open_, metric)
         if missing := next((one for one in open_ if one.state == "open"), None):
             say(f"trial {missing.number} isn't complete: {escaped(missing.why, 200)}; the same command goes on")
             return now or 1
@@ -149,10 +160,12 @@ def told(one: Trial, axes: Sequence[Axis], space: "dict[str, BaseDistribution]")
     )
 
 
-def plan(sweeper: Search, space: Space[TrainConfig], record: Record, run: Callable[[Study], int]) -> int:
+def plan(
+    sweeper: Search, space: Space[TrainConfig], record: Record, run: Callable[[Study], int], metric: Metric
+) -> int:
     """What would be searched, and what the next trial takes. Writes nothing."""
     trials = record.trials(space)
-    judge(record.study, trials)
+    judge(record.study, trials, metric)
     say_space(sweeper, space, trials)
     batch = [one for one in trials if one.state == "open"]
     if not batch and len(trials) < sweeper.trials:
@@ -179,7 +192,7 @@ def say_trial(one: Trial) -> None:
     say(f"trial   {one.number}: {escaped(one.words, 200)}{escaped(end, 300)}")
 
 
-def conclude(trials: Sequence[Trial], code: int) -> int:
+def conclude(trials: Sequence[Trial], code: int, metric: Metric) -> int:
     """The table of the best trials and the last words. Returns the exit code, 0 when there is a best one."""
     finished = sorted((one for one in trials if one.val is not None), key=lambda one: (one.val, one.number))
     counts = Counter(one.state for one in trials)
@@ -188,12 +201,12 @@ def conclude(trials: Sequence[Trial], code: int) -> int:
         once.setdefault(one.words, one)
     rows = [(str(one.number), f"{one.val:.4f}", escaped(one.words, 200)) for one in list(once.values())[:SHOWN]]
     summary = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    say(table(f"{len(trials)} trials: {summary}", ("trial", "val", "values"), rows))
+    say(table(f"{len(trials)} trials: {summary}", ("trial", UNITS[metric], "values"), rows))
     for one in [one for one in trials if one.val is None][:SHOWN]:
         say(f"trial {one.number} {one.state}: {escaped(one.why, 300)}")
     if not finished:
         return code or 1
     runs = ", ".join(escaped(member.run) for member in finished[0].members)
-    say(f"best    trial {finished[0].number}, val {finished[0].val:.4f}: {runs}")
+    say(f"best    trial {finished[0].number}, {UNITS[metric]} {finished[0].val:.4f}: {runs}")
     say(f"        {escaped(finished[0].words, 400)}")
     return 0

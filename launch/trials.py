@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conf.space import Space
-from launch.preview import goal_loss, states
+from launch.preview import goal_value, states
 from launch.states import FAILED
 from launch.study import Member, Study, digits_of, members_of
-from nanogpt.config import TrainConfig
+from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, escaped
 from nanogpt.files import append, from_json, write_atomic
 
@@ -33,7 +33,7 @@ class Trial:
     """None for one that is invalid or excluded."""
     state: State = "open"
     val: float | None = None
-    """Mean validation loss over the seeds at the end, nats/token."""
+    """Mean of the metric over the seeds."""
     why: str = ""
 
     @property
@@ -120,7 +120,7 @@ def study_of_trials(path: Path, trials: Sequence[Trial]) -> Study:
     return Study(path, list({member.run: member for one in trials for member in one.members}.values()))
 
 
-def judge(path: Path, trials: Sequence[Trial]) -> None:
+def judge(path: Path, trials: Sequence[Trial], metric: Metric) -> None:
     """Give every trial that has runs what they came to; it stays open until all of them have ended."""
     now = states(study_of_trials(path, trials))
     for one in trials:
@@ -128,7 +128,7 @@ def judge(path: Path, trials: Sequence[Trial]) -> None:
         if not points or any(point.state not in ("finished", *FAILED) for point in points):
             one.why = ", ".join(f"{point.run.name} {point.state}" for point in points) or one.why
             continue
-        losses = [loss for member in one.members if (loss := goal_loss(member)) is not None]
+        losses = [loss for member in one.members if (loss := goal_value(member, metric)) is not None]
         if bad := next((point for point in points if point.state in FAILED), None):
             one.state, one.why = "diverged" if bad.state == "diverged" else "failed", bad.why
         elif len(losses) < len(points):

@@ -9,7 +9,6 @@ The manifest holds the size and sha256 of the other files and is written last. N
 import errno
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nanogpt.comparability import best_step
 from nanogpt.data.shards import sha256
 from nanogpt.entry_names import HIDDEN_STEP, step_name, step_of
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
@@ -59,6 +59,7 @@ class StateFile(Section):
     data: str = ""
     files: dict[str, str] = Field({})
     arithmetic: dict[str, Any] = Field({})
+    measurement: dict[str, Any] = Field({})
     spikes: dict[Literal["losses", "norms", "count"], Any] = Field({})
     skipped: list[int] = Field([])
 
@@ -123,16 +124,12 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
     def best_step(self) -> int | None:
-        """The step whose checkpoint has the lowest validation loss, or None."""
-        losses: dict[int, float] = {}
+        """Return the step whose checkpoint has the lowest comparable validation loss, or None."""
+        states: dict[int, dict[str, Any]] = {}
         for step in self.steps():
-            try:
-                loss = read_json(self.path(step) / "state.json").get("val_loss")
-            except BadCheckpoint:
-                continue
-            if isinstance(loss, float) and math.isfinite(loss):
-                losses[step] = loss
-        return min(losses, key=lambda step: (losses[step], step)) if losses else None
+            with suppress(BadCheckpoint):
+                states[step] = read_json(self.path(step) / "state.json")
+        return best_step(states)
 
     def choose(self, which: str) -> Loaded:
         """Return the checkpoint that is `best`, or else the newest good one. Raise BadCheckpoint if there is none.

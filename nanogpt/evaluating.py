@@ -16,9 +16,11 @@ from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers, meet
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput, escaped
 from nanogpt.evaluation.loss import LossEvaluation, Stopped
+from nanogpt.evaluation.measured import describe_measurement
 from nanogpt.evaluation.statistics import Metric, exp
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import append, read_json
+from nanogpt.measurement import KEY, spec_digest, to_dict
 from nanogpt.model.gpt import GPT
 from nanogpt.place import Place, place_from
 from nanogpt.tracking.console import say, silence, table
@@ -44,6 +46,8 @@ class Task:
     """Of the loss: windows."""
     data: str
     """Fingerprint of the documents, or of the data set."""
+    measurement: dict[str, Any] | None = None
+    """Of the loss: what it is measured on, as training records it."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,8 @@ def loss_task(config: EvaluateConfig, trained: Trained, compute: Compute, peers:
         nats = found["val_loss"]
         return {"val_loss": Metric(nats), "perplexity": Metric(exp(nats)), "bits_per_byte": Metric(found["val_bpb"])}
 
-    return Task("loss", evaluate, len(loss.places["val"]), dataset.fingerprint)
+    measurement = to_dict(describe_measurement(loss, dataset))
+    return Task("loss", evaluate, len(loss.places["val"]), dataset.fingerprint, measurement)
 
 
 def record(result: Result, config: EvaluateConfig, trained: Trained, compute: Compute, peers: Peers) -> dict[str, Any]:
@@ -194,6 +199,8 @@ def record(result: Result, config: EvaluateConfig, trained: Trained, compute: Co
         "documents": result.task.documents,
         "limit": config.eval.limit,
         "data": result.task.data,
+        "tokenizer": spec_digest(trained.tokenizer.spec()),
+        **({KEY: result.task.measurement} if result.task.measurement else {}),
         "precision": compute.precision,
         "device": compute.name,
         "ranks": peers.world,

@@ -204,6 +204,8 @@ def message(schema: type[BaseModel], error: ErrorDetails) -> str:
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{escaped(key)}: no such key{hint(key, keys)}"
+    if error["type"] == "renamed":
+        return f"{shown(key, error['input'])}: was renamed to {context['name']}"
     if error["type"] in ("file_name", "form"):
         what = "not a name" if error["type"] == "file_name" else "not possible"
         return f"{shown(key, error['input'])}: {what}; allowed: {error['msg']}"

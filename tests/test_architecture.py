@@ -32,6 +32,8 @@ LAYERS = [
         "nanogpt.distributed",
         "nanogpt.provenance",
     ),
+    ("nanogpt.measurement", "nanogpt.loss_check"),
+    ("nanogpt.comparability",),
     ("nanogpt.data", "nanogpt.foreign"),
     ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generate"),
     ("nanogpt.run_identity",),

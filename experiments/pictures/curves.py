@@ -53,30 +53,38 @@ class Curve:
 Drawn = tuple[Curve, list[Line], list[Line]]
 
 
-def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves") -> Picture | None:
-    """Validation and training losses, the best first among `curves`; None without any row."""
-    every: list[Drawn] = [(curve, lines(curve, "val_loss", x), lines(curve, "loss", x)) for curve in curves]
+def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves", in_nats: bool = True) -> Picture | None:
+    """Validation and training losses, the best first among `curves`; None without any row.
+
+    Where nats per token are not comparable, bits per byte of the validation alone.
+    """
+    every: list[Drawn] = [
+        (curve, lines(curve, "val_loss", x), lines(curve, "loss", x))
+        if in_nats
+        else (curve, lines(curve, "val_bpb", x), [])
+        for curve in curves
+    ]
     drawn = [(curve, val, train) for curve, val, train in every if val or train]
     if not drawn:
         return None
     few = len(drawn) <= MANY
 
     def draw(figure: Figure, theme: Theme) -> None:
-        panels = figure.subplots(1, 2, sharey=True)
+        panels = figure.subplots(1, 2 if in_nats else 1, sharey=True, squeeze=False)[0]
         norm, far = color_range([curve.loss for curve, _, _ in drawn if curve.loss is not None] or [0.0])
         for rank, (curve, *both) in reversed(list(enumerate(drawn))):
             style = style_of(curve, rank, few, theme, norm)
-            for axes, found in zip(panels, both, strict=True):
+            for axes, found in zip(panels, both, strict=False):
                 draw_curve(axes, found, style, few)
         ends = [float(line[0].max()) for _, val, train in drawn for line in (val or train)]
-        for axes, title in zip(panels, ("Validation loss", "Training loss, smoothed"), strict=True):
+        for axes, title in zip(panels, ("Validation loss", "Training loss, smoothed"), strict=False):
             dress(axes, theme, title, LABEL[x])
             ruler(axes.xaxis, ends if x != "steps" else [0.0, *ends], WRITE[x])
             axes.yaxis.set_tick_params(labelleft=True)
-        panels[0].set_ylabel("nats per token", color=theme.ink)
+        panels[0].set_ylabel("nats per token" if in_nats else "bits per byte", color=theme.ink)
         panels[0].set_ylim(*limits([val + train for _, val, train in drawn]))
         if not few:
-            color_bar(figure, panels, theme, norm, "val loss it is ranked by", extend="max" if far else "neither")
+            color_bar(figure, panels, theme, norm, "what it is ranked by", extend="max" if far else "neither")
         legend(figure, drawn, few, theme, norm)
 
     rows = min(4, -(-len(drawn) // 2)) if few else 1
@@ -119,11 +127,11 @@ def lines(curve: Curve, key: str, x: Against) -> list[Line]:
     """One for each run that has any."""
     found: list[Line] = []
     for result in curve.results:
-        rows = result.evals if key == "val_loss" else result.train
+        rows = result.train if key == "loss" else [row for row in result.evals if key in row]
         places = result.along(rows, x) if rows else None
         if places:
             xs, losses = np.array(places), np.array([row[key] for row in rows])
-            found.append((xs, losses) if key == "val_loss" else thin(xs, losses))
+            found.append(thin(xs, losses) if key == "loss" else (xs, losses))
     return found
 
 

@@ -27,8 +27,15 @@ from experiments.ranking import Axis, Setting, brief, short, shown
 from experiments.statistics import Estimate
 from nanogpt.config import Metric
 
-WORDS: dict[Metric, str] = {"final": "final val loss", "best": "best val loss"}
-LABEL: dict[Metric, str] = {metric: f"{words}, nats per token" for metric, words in WORDS.items()}
+WORDS: dict[Metric, str] = {
+    "val_loss": "final val loss",
+    "best_val_loss": "best val loss",
+    "val_bpb": "final bits per byte",
+    "best_val_bpb": "best bits per byte",
+}
+LABEL: dict[Metric, str] = {
+    metric: words if metric.endswith("bpb") else f"{words}, nats per token" for metric, words in WORDS.items()
+}
 FEW = 8  # values of an axis that each have their tick
 MOST_WORDS = 14  # columns of a heat map that have room for words
 

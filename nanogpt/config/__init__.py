@@ -45,7 +45,9 @@ from nanogpt.config.recipe import (
 )
 from nanogpt.config.run import TrainConfig, check_horizon, divisors
 from nanogpt.config.studies import (
+    METRIC_HELP,
     Against,
+    ChosenMetric,
     CompareConfig,
     GcConfig,
     ListConfig,
@@ -57,6 +59,7 @@ from nanogpt.config.studies import (
 )
 
 __all__ = [
+    "METRIC_HELP",
     "Against",
     "Attention",
     "BenchConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "BenchmarkFiles",
     "BenchmarkName",
     "CheckpointConfig",
+    "ChosenMetric",
     "CompareConfig",
     "CompileMode",
     "ConvPlace",

@@ -2,13 +2,26 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from nanogpt.schema import Section, free
 
-Metric = Literal["final", "best"]
+Metric = Literal["val_loss", "val_bpb", "best_val_loss", "best_val_bpb"]
+RENAMED = {"final": "val_loss", "best": "best_val_loss"}
 Against = Literal["steps", "tokens", "flops", "time"]
+METRIC_HELP = "validation loss at the end in nats per token, or bits per byte; best_…: the lowest of all evaluations"
 Waste = Literal["leftovers", "checkpoints", "code", "damaged", "attempts", "empty"]
+
+
+def check_renamed(value: object) -> object:
+    """Refuse the names that metrics had before."""
+    if isinstance(value, str) and value in RENAMED:
+        raise PydanticCustomError("renamed", "{name}", {"name": RENAMED[value]})
+    return value
+
+
+ChosenMetric = Annotated[Metric, BeforeValidator(check_renamed)]
 
 
 class TargetsConfig(Section):
@@ -24,14 +37,14 @@ class ReportConfig(TargetsConfig):
     """The report of a study; without targets of the one that was written to last."""
 
     x: Against = free("steps", "what the loss curves are drawn against")
-    metric: Metric = free("final", "what ranks: the validation loss at the end, or the lowest")
+    metric: ChosenMetric = free("val_loss", f"what ranks: {METRIC_HELP}")
     out: str | None = free(None, "folder for report.md, report.html and plots; null: the study's", min_length=1)
 
 
 class CompareConfig(TargetsConfig):
     """Runs side by side; those that differ in their seed alone are one side, the first given is compared with."""
 
-    metric: Metric = free("final", "which validation loss: at the end, or the lowest")
+    metric: ChosenMetric = free("val_loss", f"what is compared: {METRIC_HELP}")
     out: str | None = free(None, "folder for compare.md, compare.html and plots; null: only tell", min_length=1)
 
 

@@ -4,13 +4,15 @@ import bz2
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nanogpt.data.hub_data import load_stream, rows_of
 from nanogpt.errors import BadData, escaped
 from nanogpt.files import from_json
 
 Record = dict[str, Any]
+Located = tuple[str, Record]
+"""Where a row is, for messages, and the row."""
 
 
 @dataclass(frozen=True)
@@ -43,34 +45,38 @@ class Source:
     def refused(self, why: str) -> Any:
         raise BadData(f"{self.key}={escaped(self.given)}: {why}")
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[Located]:
         """The rows of local tables, or of the hub's split. Raises BadData, BadEnvironment."""
         for path in self.files():
             if path.suffix == ".jsonl":
                 yield from json_lines(path)
             else:
-                yield from rows_of(path.name, load_stream("parquet", data_files=str(path)))
+                rows = rows_of(path.name, load_stream("parquet", data_files=str(path)))
+                yield from ((f"row {number} of {escaped(path)}", row) for number, row in enumerate(rows, 1))
         if self.given is None:
             remedy = f"use a local file with {self.key}=PATH"
             stream = load_stream(self.hub, split=self.split, remedy=remedy, name=self.hub_config)
-            yield from rows_of(self.hub, stream)
+            rows = rows_of(self.hub, stream)
+            yield from ((f"row {number} of {self.hub}", row) for number, row in enumerate(rows, 1))
 
-    def column(self, row: Record, place: int, name: str, kind: type) -> Any:
+    def column(self, row: Record, where: str, name: str, kind: type) -> Any:
         """A value of a row. Raises BadData when it isn't of this kind."""
         if not isinstance(row.get(name), kind):
             columns = ", ".join(map(str, row))
-            where = self.hub if self.given is None else self.given
-            why = f"row {place} of {escaped(where)} has no {kind.__name__} '{name}'; its columns are {escaped(columns)}"
-            raise BadData(f"{self.key}: {why}")
+            self.refuse_row(where, f"has no {kind.__name__} '{name}'; its columns are {escaped(columns)}")
         return row[name]
+
+    def refuse_row(self, where: str, why: str) -> NoReturn:
+        """Raise BadData for a row that can't be scored."""
+        raise BadData(f"{self.key}: {where} {why}")
 
 
 def endings_of(endings: tuple[str, ...]) -> str:
     return f"allowed: {', '.join(endings)}"
 
 
-def json_lines(path: Path) -> Iterator[Record]:
-    """The objects of a JSON lines file. Raises BadData naming the first line that isn't one."""
+def json_lines(path: Path) -> Iterator[Located]:
+    """The objects of a JSON lines file, each with its line. Raises BadData naming the first line that isn't one."""
     for number, line in enumerate(text_of(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -80,7 +86,7 @@ def json_lines(path: Path) -> Iterator[Record]:
             row = None
         if not isinstance(row, dict):
             raise BadData(f"{escaped(path)}: line {number} is not a JSON object")
-        yield {str(name): value for name, value in row.items()}
+        yield f"line {number} of {escaped(path)}", {str(name): value for name, value in row.items()}
 
 
 def text_of(path: Path) -> str:

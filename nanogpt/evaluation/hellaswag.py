@@ -60,8 +60,8 @@ def items(source: Source) -> Iterator[Item]:
         for path in files:
             yield from six_lines(path)
     else:
-        for place, row in enumerate(source.records()):
-            yield item_of(source, row, place)
+        for where, row in source.records():
+            yield item_of(source, row, where)
 
 
 def six_lines(path: Path) -> Iterator[Item]:
@@ -69,22 +69,27 @@ def six_lines(path: Path) -> Iterator[Item]:
     lines = text_of(path).rstrip("\n").split("\n")
     for first in range(0, len(lines), 2 + ENDINGS):
         query, gold, *endings = [*lines[first : first + 2 + ENDINGS], *[""] * (2 + ENDINGS)][: 2 + ENDINGS]
-        if gold not in map(str, range(ENDINGS)) or not all(endings):
+        if gold not in map(str, range(ENDINGS)) or not all(text.strip() for text in (query, *endings)):
             why = f"lines {first + 1} to {first + 2 + ENDINGS} are not a text, a number from 0 to 3 and four endings"
             raise BadData(f"{escaped(path)}: {why}")
         yield Item(query, endings, int(gold))
 
 
-def item_of(source: Source, row: Record, place: int) -> Item:
-    """A row of the original data as lm-evaluation-harness words it."""
-    a, b, activity = (source.column(row, place, name, str) for name in ("ctx_a", "ctx_b", "activity_label"))
+def item_of(source: Source, row: Record, where: str) -> Item:
+    """A row of the original data as lm-evaluation-harness words it. Raises BadData where there is nothing to score."""
+    a, b, activity = (source.column(row, where, name, str) for name in ("ctx_a", "ctx_b", "activity_label"))
     label = str(row.get("label", ""))
-    endings = source.column(row, place, "endings", list)
+    endings = source.column(row, where, "endings", list)
     if len(endings) != ENDINGS or not all(isinstance(one, str) for one in endings):
-        raise BadData(f"{source.key}: row {place} has other than {ENDINGS} endings")
+        source.refuse_row(where, f"has other than {ENDINGS} endings")
     if label not in map(str, range(ENDINGS)):
-        raise BadData(f"{source.key}: row {place} has label='{escaped(label)}'; allowed: 0 to {ENDINGS - 1}")
-    return Item(cleaned(f"{activity}: {a} {b.capitalize()}"), [cleaned(one) for one in endings], int(label))
+        source.refuse_row(where, f"has label='{escaped(label)}'; allowed: 0 to {ENDINGS - 1}")
+    shown = [cleaned(one) for one in endings]
+    if not (cleaned(a) + cleaned(b)).strip():
+        source.refuse_row(where, "has no text in ctx_a and ctx_b")
+    if empty := [str(number) for number, ending in enumerate(shown) if not ending.strip()]:
+        source.refuse_row(where, f"has no text in ending {', '.join(empty)}")
+    return Item(cleaned(f"{activity}: {a} {b.capitalize()}"), shown, int(label))
 
 
 def cleaned(text: str) -> str:

@@ -7,7 +7,8 @@ standard error is by the delta method, where the harness draws samples.
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from nanogpt.evaluation.documents import Source
+from nanogpt.errors import escaped
+from nanogpt.evaluation.documents import Record, Source
 from nanogpt.evaluation.requests import request
 from nanogpt.evaluation.scoring import Request, Score
 from nanogpt.evaluation.statistics import Metric, mean, perplexity
@@ -21,8 +22,7 @@ class Lambada:
 
     def __init__(self, given: str | None, limit: int | None) -> None:
         source = Source(f"eval.{self.name}", given, "EleutherAI/lambada_openai", "default", "test", ())
-        rows = islice(source.records(), limit)
-        self.documents: list[str] = [source.column(row, place, "text", str) for place, row in enumerate(rows)]
+        self.documents = [passage(source, where, row) for where, row in islice(source.records(), limit)]
 
     def requests(self, tokenizer: Tokenizer) -> Iterator[Request]:
         for text in self.documents:
@@ -36,3 +36,12 @@ class Lambada:
             "perplexity": perplexity([-word.log_likelihood for word in words]),
             "acc": mean([float(word.greedy) for word in words]),
         }
+
+
+def passage(source: Source, where: str, row: Record) -> str:
+    """The text of a row. Raises BadData for one without a last word that follows others: it has nothing to score."""
+    text: str = source.column(row, where, "text", str)
+    before, _, word = text.rpartition(" ")
+    if not before.strip() or not word.strip():
+        source.refuse_row(where, f"has no last word after a space in its text: {escaped(repr(text), 80)}")
+    return text

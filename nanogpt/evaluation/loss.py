@@ -14,6 +14,7 @@ from nanogpt.data.batches import evaluation_places, read_windows
 from nanogpt.data.dataset import Dataset, Split
 from nanogpt.device import Compute
 from nanogpt.distributed import Peers
+from nanogpt.errors import BadData
 from nanogpt.model.gpt import GPT
 
 # Per forward pass: fixed, so that the result doesn't depend on the training micro-batch. On the CPU smaller is faster
@@ -80,4 +81,7 @@ class LossEvaluation:
         if mine:
             sums[0, self.peers.rank :: self.peers.world] = torch.stack(mine).cpu().double()
         nats, n_bytes = (math.fsum(row) for row in self.peers.sum(sums).tolist())
-        return nats / (len(places) * self.block_size), nats / math.log(2) / max(1.0, n_bytes)
+        if not n_bytes:
+            with self.peers.alike():
+                raise BadData(f"the {split.name} windows that are evaluated hold no text, only ends of documents")
+        return nats / (len(places) * self.block_size), nats / math.log(2) / n_bytes

@@ -72,6 +72,9 @@ class TaskEvaluation:
             raise BadInput(
                 f"{benchmark.name}: {error}; the model can't read this benchmark, one with byte or bpe tokens can"
             ) from None
+        for number, one in enumerate(self.requests, 1):
+            if not one.continuations or not all(one.continuations):
+                raise BadData(f"eval.{benchmark.name}: document {number} has nothing to score: no token to predict")
 
     def __call__(self, model: GPT, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Metric]:
         """The benchmark's numbers. Raises Stopped as soon as `should_stop`, which all ranks call together, says so."""

@@ -49,11 +49,17 @@ def pages(source: Source) -> Iterator[str]:
         for path in files:
             yield from split_pages(text_of(path).split("\n"))
         return
-    rows = source.records()
-    first = next(rows, {})
-    column = "text" if "text" in first and "page" not in first else "page"
-    values = (source.column(row, place, column, str) for place, row in enumerate([first, *rows]))
-    yield from split_pages((line or " ").rstrip("\n") for line in values) if column == "text" else values
+    rows = list(source.records())
+    names = rows[0][1] if rows else {}
+    if "text" in names and "page" not in names:
+        lines: Iterator[str] = (source.column(row, where, "text", str) for where, row in rows)
+        yield from split_pages((line or " ").rstrip("\n") for line in lines)
+        return
+    for where, row in rows:
+        page: str = source.column(row, where, "page", str)
+        if not page.strip():
+            source.refuse_row(where, "has no text in its page")
+        yield page
 
 
 def split_pages(lines: Iterable[str]) -> Iterator[str]:

@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.checkpoint import Loaded
+from nanogpt.comparability import agree_in_nats
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Dataset
 from nanogpt.distributed import Peers
 from nanogpt.errors import BadCheckpoint, BadData, escaped
+from nanogpt.evaluation.loss import LossEvaluation
+from nanogpt.evaluation.measured import describe_measurement
+from nanogpt.measurement import Measurement, to_dict
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.console import say
 from nanogpt.training.state import TrainState
@@ -53,6 +57,21 @@ def fetch(state: TrainState, dataset: Dataset, run: RunDirectory | None, config:
     if about is None or state.peers.world == 1:
         return found[0] if found else None
     return shared(found[0] if found else None, about, state.peers)
+
+
+def start_measurement(state: TrainState, loss: LossEvaluation, dataset: Dataset, config: TrainConfig) -> None:
+    """Note what this start evaluates on. The best loss so far is dropped where it was measured on something else."""
+    before = Measurement(**state.measurement)
+    state.measurement = state.peers.from_leader(
+        lambda: to_dict(describe_measurement(loss, dataset, config.hardware.fp8))
+    )
+    same = agree_in_nats(before, Measurement(**state.measurement))
+    if same is None:  # a checkpoint that did not record its windows
+        same = "eval.tokens" not in config.resume.allow_change
+    if state.best is not None and not same:
+        state.best = None
+        if state.peers.leading:
+            say("note    the evaluation has changed, so the best validation loss is looked for anew")
 
 
 def shared(mine: Loaded | None, about: dict[str, Any], peers: Peers) -> Loaded:

@@ -22,6 +22,7 @@ from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fin
 from nanogpt.files import write_atomic
 from nanogpt.interop.initial import load_weights, refuse_other_tokenizer
 from nanogpt.interop.sources import find_source
+from nanogpt.measurement import KEY
 from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
 from nanogpt.run_directory import RunDirectory, locate, opened
@@ -41,7 +42,7 @@ from nanogpt.training.incidents import replay
 from nanogpt.training.loop import Loop
 from nanogpt.training.probe import advice, out_of_memory, plan_of, settled
 from nanogpt.training.record import Record
-from nanogpt.training.restore import restore
+from nanogpt.training.restore import restore, start_measurement
 from nanogpt.training.state import TrainState, build_state, settle_buckets
 from nanogpt.training.stop import Stop, StopFlag
 from nanogpt.training.summary import conclude, introduce
@@ -170,6 +171,7 @@ def train_state(
             if run:
                 say_done(config, state, run)
             return 0
+        start_measurement(state, loss, dataset, config)
         record = begin(config, state, dataset, run, watch) if run else None
         watch.arm(flag, path, config.hardware.timeout, config.checkpoint.grace)
         with reporting(record, watch, flag):
@@ -230,7 +232,8 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
         )
     if (starts := run.starts()) and starts[-1].get("code") != code_digest():
         say("warning: the code of nanogpt/ has changed since the last start; provenance.json has both states")
-    about = {"from_step": state.step, "data": dataset.fingerprint, "arithmetic": state.arithmetic}
+    about = {"from_step": state.step, "evaluated": state.evaluated, "data": dataset.fingerprint}
+    about |= {"arithmetic": state.arithmetic, KEY: state.measurement}
     run.add_start(provenance(state.compute.name) | about | {"changes": run.changes})
     if run.changes:
         write_atomic(run.path / "config.json", schema.to_json(config))

@@ -18,6 +18,7 @@ from nanogpt.data.sampler import seed_of
 from nanogpt.device import Compute, attention_used
 from nanogpt.distributed import Peers
 from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.measurement import KEY, read_facts
 from nanogpt.model.cost import horizon
 from nanogpt.model.float8 import in_float8
 from nanogpt.model.gpt import GPT
@@ -56,6 +57,8 @@ class TrainState:
     """Digest of each of its files."""
     arithmetic: dict[str, Any] = field(default_factory=dict[str, Any])
     """What rounding depends on: precision, fp8, ranks, micro-batch, compile, attention, threads, versions."""
+    measurement: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the validation losses are measured on, as nanogpt/measurement.py records it."""
     graphs: bool = False
     """Whether the model may run as CUDA graphs, whose results are overwritten by the next run."""
     spikes: Spikes = field(default_factory=Spikes)
@@ -104,6 +107,7 @@ class TrainState:
             "data": self.data,
             "files": self.files,
             "arithmetic": self.arithmetic,
+            KEY: self.measurement,
             "scaler": self.scaler.state_dict(),
             "spikes": self.spikes.facts(),
             "skipped": self.skipped,
@@ -130,6 +134,7 @@ class TrainState:
         facts = loaded.state
         self.step, self.samples, self.evaluated = facts["step"], facts["samples"], facts["evaluated"]
         self.results, self.best = facts["results"], tuple(facts["best"]) if facts["best"] else None
+        self.measurement = read_facts(facts)
         self.spikes, self.skipped = Spikes(**facts.get("spikes", {})), facts.get("skipped", [])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(facts["scaler"])

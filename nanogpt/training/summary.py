@@ -11,6 +11,7 @@ from nanogpt.entry_names import sample_step
 from nanogpt.errors import escaped
 from nanogpt.evaluation.loss import LOSSES, LossEvaluation
 from nanogpt.files import list_entries
+from nanogpt.loss_check import find_trouble
 from nanogpt.run_directory import DIGEST, RunDirectory, relative_of
 from nanogpt.tracking.console import say, table, visible
 from nanogpt.training.plan import eval_line
@@ -51,6 +52,11 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
     ]
     say()
     say(table("result", ("", ""), rows))
+    lowest = state.best[0] if state.best else results["val_loss"]
+    trouble = find_trouble(results["val_loss"], lowest, state.model.config.vocab_size, results.get("train_loss"))
+    if trouble and state.step:
+        remedy = "; a lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy"
+        say(f"warning: finished, {trouble.words}{remedy if trouble.diverged else ''}")
     samples = [path for path in list_entries(run.path / "samples") if sample_step(path.name) is not None]
     if samples:
         say(f"\nsample ({samples[-1]}):")

@@ -59,7 +59,7 @@ def test_sampling(words: str, expected: str) -> None:
             "x=token",
             "x=token: not a choice; allowed: one of steps, tokens, flops, time; did you mean 'tokens'?",
         ),
-        ("report", "metric=worst", "allowed: one of final, best"),
+        ("report", "metric=worst", "allowed: one of val_loss, val_bpb"),
         ("report", "otu=x", "did you mean 'out'?"),
         ("compare", "out=''", "out=: "),
         ("list", "state=fail", "did you mean 'failed'?"),

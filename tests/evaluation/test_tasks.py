@@ -17,6 +17,7 @@ from nanogpt.errors import BadData, BadInput
 from nanogpt.evaluation.hellaswag import HellaSwag
 from nanogpt.evaluation.lambada import Lambada
 from nanogpt.evaluation.requests import request
+from nanogpt.evaluation.scoring import Request
 from nanogpt.evaluation.statistics import mean, perplexity
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.evaluation.wikitext import WikiText, as_written
@@ -162,12 +163,30 @@ def test_a_vocabulary_that_lacks_characters_is_refused(tmp_path: Path) -> None:
         TaskEvaluation(benchmark, CharTokenizer("abcdefghijklmnopqrstuvw "), CPU)
 
 
-BROKEN = [
+HELLASWAG_ROW = {"ctx_a": "a", "ctx_b": "b", "activity_label": "c", "endings": ["a", "b", "c", "d"], "label": "1"}
+BROKEN: list[tuple[str, str, str | bytes, str]] = [
     ("hellaswag", "a.txt", "query\n4\na\nb\nc\nd\n", "lines 1 to 6 are not a text, a number"),
     ("hellaswag", "a.txt", "query\n1\na\nb\nc\nd\nquery\n", "lines 7 to 12"),
-    ("hellaswag", "a.jsonl", '{"ctx_a": "x"}\n', "row 0 of .* has no str 'ctx_b'; its columns are ctx_a"),
-    ("lambada", "a.jsonl", '{"txt": "x"}\n', "row 0 of .* has no str 'text'; its columns are txt"),
+    ("hellaswag", "a.jsonl", '{"ctx_a": "x"}\n', "line 1 of .* has no str 'ctx_b'; its columns are ctx_a"),
+    ("lambada", "a.jsonl", '{"txt": "x"}\n', "line 1 of .* has no str 'text'; its columns are txt"),
     ("lambada", "a.jsonl", "{\n", "line 1 is not a JSON object"),
+    *(
+        ("lambada", "a.jsonl", f'{{"text": "a b"}}\n\n{{"text": "{text}"}}\n', "line 3 of .* has no last word")
+        for text in ("", " ", "word", " word", "a word ", "  ")
+    ),
+    ("hellaswag", "a.txt", "query\n1\na\n \nc\nd\n", "lines 1 to 6"),
+    ("hellaswag", "a.txt", " \n1\na\nb\nc\nd\n", "lines 1 to 6"),
+    *(
+        ("hellaswag", "a.jsonl", json.dumps(HELLASWAG_ROW | changes) + "\n", f"line 1 of .* {message}")
+        for changes, message in (
+            ({"endings": ["a", "[x]", "c", " "]}, "has no text in ending 1, 3"),
+            ({"endings": []}, "has other than 4 endings"),
+            ({"endings": ["a", "b", "c", None]}, "has other than 4 endings"),
+            ({"ctx_a": " ", "ctx_b": "[header]"}, "has no text in ctx_a and ctx_b"),
+            ({"label": ""}, "has label=''"),
+        )
+    ),
+    ("wikitext", "a.jsonl", '{"page": "= A = \\n"}\n{"page": " \\n"}\n', "line 2 of .* has no text in its page"),
     ("lambada", "a.jsonl", "", "no documents in it"),
     ("lambada", "a.txt", "text", "can't be read; allowed: .jsonl, .parquet"),
     ("wikitext", "a.raw", "\n\n", "no documents in it"),
@@ -217,3 +236,17 @@ def test_statistics() -> None:
     assert perplexity(values) == (pytest.approx(math.exp(3)), pytest.approx(math.exp(3) * error))
     assert mean([1.0]) == (1.0, None)
     assert math.isfinite(perplexity([1e6, 2e6]).value)
+
+
+def test_a_continuation_without_tokens_is_refused() -> None:
+    """Whatever a benchmark and a tokenizer make of a document: no token would count as certain and right."""
+
+    class Empty:
+        name = "lambada"
+        documents = ("a", "b")
+
+        def requests(self, tokenizer: object) -> list[Request]:
+            return [Request([1], [[2]]), Request([1], [[]])]
+
+    with pytest.raises(BadData, match="document 2 has nothing to score"):
+        TaskEvaluation(Empty(), ByteTokenizer(), CPU)  # type: ignore[arg-type]

@@ -33,10 +33,10 @@ def found(folder: Path) -> list[Setting]:
 def test_seeds_are_one_setting_and_losses_their_means(tmp_path: Path) -> None:
     seeds(tmp_path, [2.0, 2.2, 2.4], **{"optimizer.lr": 1e-2})
     seeds(tmp_path, [1.9, 2.1], **{"optimizer.lr": 1e-3})
-    good, rest = ranked(found(tmp_path), "final")
+    good, rest = ranked(found(tmp_path), "val_loss")
     (axis,) = axes([*good, *rest])
     assert [name(setting, [axis]) for setting in good] == ["lr=0.001", "lr=0.01"] and not rest
-    means = [setting.loss("final") for setting in good]
+    means = [setting.loss("val_loss") for setting in good]
     assert [(one.mean, one.n) for one in means if one] == [(pytest.approx(2.0), 2), (pytest.approx(2.2), 3)]
 
 
@@ -45,17 +45,17 @@ def test_the_metric_decides(tmp_path: Path) -> None:
     write_run(tmp_path, [5.0, 2.5, 2.0], **{"optimizer.lr": 1e-3})
     rates = {
         metric: [s.first.config.optimizer.lr for s in ranked(found(tmp_path), metric)[0]]
-        for metric in ("final", "best")
+        for metric in ("val_loss", "best_val_loss")
     }
-    assert rates == {"final": [1e-3, 1e-2], "best": [1e-2, 1e-3]}
+    assert rates == {"val_loss": [1e-3, 1e-2], "best_val_loss": [1e-2, 1e-3]}
 
 
 def test_only_finished_runs_rank(tmp_path: Path) -> None:
     write_run(tmp_path, [5.0, 3.0], **{"optimizer.lr": 1e-2, "training.seed": 1})
     write_run(tmp_path, [5.0, 1.0], name="b", state="stopped", **{"optimizer.lr": 1e-2, "training.seed": 2})
     write_run(tmp_path, [5.0, 1.0], name="c", state="diverged", **{"optimizer.lr": 1.0})
-    good, rest = ranked(found(tmp_path), "final")
-    assert [len(setting.results) for setting in good] == [2] and good[0].losses("final") == [3.0]
+    good, rest = ranked(found(tmp_path), "val_loss")
+    assert [len(setting.results) for setting in good] == [2] and good[0].losses("val_loss") == [3.0]
     assert [setting.states for setting in rest] == [{"diverged": 1}]
 
 
@@ -64,8 +64,11 @@ def test_a_diverged_seed_doesn_t_flatter_the_mean(tmp_path: Path) -> None:
     for i, state in enumerate(("finished", "finished", "diverged")):
         write_run(tmp_path, [5.0, 2.0], name=f"wild{i}", state=state, **{"optimizer.lr": 1.0, "training.seed": i})
     seeds(tmp_path, [2.2, 2.3, 2.4], **{"optimizer.lr": 1e-3})
-    good, rest = ranked(found(tmp_path), "final")
-    assert [(s.first.config.optimizer.lr, len(s.losses("final"))) for s in good] == [(1e-3, 3), (1.0, 2)] and not rest
+    good, rest = ranked(found(tmp_path), "val_loss")
+    assert [(s.first.config.optimizer.lr, len(s.losses("val_loss"))) for s in good] == [
+        (1e-3, 3),
+        (1.0, 2),
+    ] and not rest
 
 
 def test_keys_that_change_together_are_one_axis(tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ def test_names_reach_the_config_as_they_are(text: str) -> None:
 def test_a_path_with_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkdir("lr=3")
-    (config,) = points("report", ReportConfig, with_targets(["lr=3", "metric=best"]))
+    (config,) = points("report", ReportConfig, with_targets(["lr=3", "metric=best_val_loss"]))
     assert config.targets == ("lr=3",)
     with pytest.raises(BadInput, match="no such option"):
         with_targets(["runs/a", "--best"])

@@ -256,7 +256,9 @@ def test_many_settings_of_many_keys(tmp_path: Path) -> None:
     """60 of three keys, one of them words with a dollar in them, some without a loss."""
     for i in range(60):
         keys = {"optimizer.lr": 1e-4 * 1.2**i, "model.dropout": i % 3 / 10, "data.source": f"$x_{{{i % 2}}}$ 日本"}
-        write_run(tmp_path, [5.0, 2.0 + i / 50], name=f"p{i}", state="failed" if i % 20 == 7 else "finished", **keys)
+        start = {"data": f"d{i % 2}", "measurement": {"windows": "the same", "text": "the same"}}
+        state = "failed" if i % 20 == 7 else "finished"
+        write_run(tmp_path, [5.0, 2.0 + i / 50], name=f"p{i}", state=state, starts=[start], **keys)
     page = reported(tmp_path)
     assert len(page.column("#")) == 60 and page.column("#").count("") == 3
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"curves.png", "parallel.png"}

@@ -24,7 +24,7 @@ def result(path: Path) -> Result:
 
 def test_losses_tokens_and_flops(tmp_path: Path) -> None:
     run = result(write_run(tmp_path, [5.0, 2.0, 2.5]))
-    assert (run.loss("final"), run.loss("best"), run.step, run.tokens) == (2.5, 2.0, 20, 20 * BATCH)
+    assert (run.value("val_loss"), run.value("best_val_loss"), run.step, run.tokens) == (2.5, 2.0, 20, 20 * BATCH)
     cost = flops_per_token(run.config.model.with_vocab(256))
     assert run.along(run.evals, "flops") == [0, 10 * BATCH * cost, 20 * BATCH * cost]
     assert run.along(run.evals, "tokens") == [0, 10 * BATCH, 20 * BATCH] and not run.problems
@@ -77,7 +77,7 @@ def test_any_file_may_be_missing_or_nonsense(tmp_path: Path, file: str, content:
         (path / file).write_bytes(content)
     run = result(path)
     if file != "metrics.jsonl":
-        assert run.loss("final") == 3.0
+        assert run.value("val_loss") == 3.0
     assert (run.flops_per_token is None) == (file == "tokenizer.json")
 
 
@@ -129,7 +129,7 @@ def test_a_finished_run_without_its_last_evaluation_has_no_result(tmp_path: Path
     (path / "metrics.jsonl").write_text("".join(lines[:-1]))
     run = result(path)
     assert run.finished and not run.whole and "lacks the evaluation of its last step" in run.problems[0]
-    good, rest = ranked(settings([run]), "final")
+    good, rest = ranked(settings([run]), "val_loss")
     assert not good and len(rest) == 1
 
 

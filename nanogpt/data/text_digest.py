@@ -1,0 +1,64 @@
+"""The digest of a split's text, which is the same whatever tokenizer cut it into tokens."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from nanogpt.data.dataset import Split
+from nanogpt.data.shards import Tokens
+from nanogpt.tokenizer import Tokenizer
+
+BLOCK = 2**20  # tokens decoded at once
+MOST_TOKENS = 50_000_000  # decoding takes about five seconds; of a larger split the digest is not computed
+
+
+class TextDigest(NamedTuple):
+    """A text, normalised as `digest_text` says."""
+
+    sha256: str
+    bytes: int
+
+
+def digest_text(split: Split, tokenizer: Tokenizer) -> TextDigest | None:
+    """Return the digest of a split's text, or None where the split has more than MOST_TOKENS tokens.
+
+    Documents end with the end-of-text id in some token files and with a newline in others. Here every document ends
+    with exactly one newline of its own or an added one, so the same documents give the same digest.
+    """
+    if split.n_tokens > MOST_TOKENS:
+        return None
+    digest, n_bytes, ended = hashlib.sha256(), 0, True
+    for piece, is_end in pieces(split, tokenizer):
+        if piece:
+            ended = piece.endswith(b"\n")
+        if is_end and not ended:
+            piece, ended = piece + b"\n", True
+        digest.update(piece)
+        n_bytes += len(piece)
+    return TextDigest(digest.hexdigest(), n_bytes)
+
+
+def pieces(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes, bool]]:
+    """Yield (text, whether a document ends after it), in the order of the split."""
+    for ids in blocks(split):
+        start = 0
+        ends = [] if tokenizer.end_of_text is None else np.flatnonzero(ids == tokenizer.end_of_text).tolist()
+        for end in ends:
+            yield decode_block(tokenizer, ids[start:end]), True
+            start = end + 1
+        yield decode_block(tokenizer, ids[start:]), False
+    yield b"", True
+
+
+def blocks(split: Split) -> Iterator[Tokens]:
+    """Yield all ids of a split, at most BLOCK at once."""
+    for number, count in enumerate(split.shard_tokens):
+        for offset in range(0, count, BLOCK):
+            yield split.read(number, offset, min(BLOCK, count - offset))
+
+
+def decode_block(tokenizer: Tokenizer, ids: Tokens) -> bytes:
+    """Return the bytes that ids stand for."""
+    return b"".join(map(tokenizer.tokens.__getitem__, ids.tolist()))
