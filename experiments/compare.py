@@ -102,7 +102,7 @@ def blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
 def comparability_notes(comparability: Comparability, sides: Sequence[Side]) -> Iterator[Note]:
     """Which numbers can be compared, where not all can."""
     if comparability.unit == "bits_per_byte":
-        yield Note(escaped(f"Compared in bits per byte, because {comparability.reason}."), warning=True)
+        yield Note(escaped(f"Compared in bits per byte, because {comparability.reason}.", 1000), warning=True)
     elif comparability.unit is None:
         measured = [(name, side.measurement) for name, side in sides if side.counted]
         labels = partition([one for _, one in measured], agree_in_bits)
@@ -113,7 +113,7 @@ def comparability_notes(comparability: Comparability, sides: Sequence[Side]) -> 
         why = f"Not comparable, because {comparability.reason}. Comparable with each other: {'; '.join(alike)}."
         yield Note(escaped(why, 1000), warning=True)
     if comparability.note:
-        yield Note(escaped(comparability.note), warning=True)
+        yield Note(escaped(comparability.note, 1000), warning=True)
 
 
 def paths(side: Setting) -> str:

@@ -81,9 +81,9 @@ def report(config: ReportConfig) -> int:
 def tell(study: Study) -> None:
     """The ranking, what went wrong, what can't be read."""
     for note in study.notes:
-        say(f"note: {note}")
+        say(f"note: {escaped(note, 1000)}")
     for ranking in study.rankings:
-        title = f"{study.title}: {ranking.title or states(study.results)}"
+        title = f"{study.title}: {escaped(ranking.title, 200) or states(study.results)}"
         first = COLUMNS[ranking.metric]
         without = [column for column in PAGE_ONLY if column != first]
         say(as_text(ranking_table(ranking, axes(ranking.every)), title, without))
@@ -131,7 +131,7 @@ def blocks(study: Study, config: ReportConfig) -> Iterator[Block]:
     """The whole page."""
     yield from summary(study)
     for note in study.notes:
-        yield Note(escaped(note), warning=True)
+        yield Note(escaped(note, 1000), warning=True)
     for number, ranking in enumerate(study.rankings, 1):
         yield from ranking_blocks(ranking, config, "" if number == 1 else f"-{number}")
     if trouble := trouble_table(study.results):
@@ -164,7 +164,7 @@ def summary(study: Study) -> Iterator[Block]:
 
 def ranking_blocks(ranking: Ranking, config: ReportConfig, suffix: str) -> Iterator[Block]:
     """A ranking with its pictures and its best setting. `suffix` tells its pictures from those of other rankings."""
-    varied, where = axes(ranking.every), f": {escaped(ranking.title)}" if ranking.title else ""
+    varied, where = axes(ranking.every), f": {escaped(ranking.title, 200)}" if ranking.title else ""
     yield Heading(f"Ranking{where}")
     yield ranking_table(ranking, varied)
     yield Note(explanation(ranking))

@@ -74,7 +74,7 @@ def test_nothing_is_trained_before_it_is_refused(tmp_path: Path, monkeypatch: py
 
 def test_a_search_looks_at_every_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [*BASE, "hydra/sweeper=optuna", "data.tokenizer=char,byte", "'optimizer.lr=interval(1e-4,1e-2)'"]
+    words = [*BASE, "hydra/sweeper=optuna", "data.tokenizer=char,byte", "optimizer.lr=interval(1e-4,1e-2)"]
     sweep = read("train", TrainConfig, words, multirun=True)
     assert sweep.space is not None
     plans = search_plans(sweep.space, sweep.points[0].config)
