@@ -119,6 +119,7 @@ def resolve_values(results: Sequence[Result], labels: Sequence[int]) -> list[dic
     in its first result, and precision and fp8 are those that were used. `labels` say who was measured alike.
     """
     sources: dict[str, str | None] = {}
+    contents = [result.measurement.data or result.config.data.source_sha256 for result in results]
     used: dict[int, tuple[str | None, bool | None]] = {}
     for result, label in zip(results, labels, strict=True):
         precision, fp8 = used.get(label, (None, None))
@@ -128,13 +129,12 @@ def resolve_values(results: Sequence[Result], labels: Sequence[int]) -> list[dic
     only = known.pop() if len(known) == 1 else None  # what was not recorded does not count as another precision
     return [
         {
-            "data.source": sources.setdefault(result.measurement.data, result.config.data.source)
-            if result.measurement.data
-            else result.config.data.source,
+            "data.source": sources.setdefault(content or str(result.path), result.config.data.source),
+            "data.source_sha256": None,
             "hardware.precision": used[label][0] or only,
             "hardware.fp8": bool(used[label][1]),
         }
-        for result, label in zip(results, labels, strict=True)
+        for result, label, content in zip(results, labels, contents, strict=True)
     ]
 
 
