@@ -48,9 +48,8 @@ def test_after_a_change_of_the_data_the_best_is_looked_for_anew(tmp_path: Path) 
     run = RunDirectory(locate(config))
     before = run.status()["best"]
     (folder / "val.bin").write_bytes(hard)
-    changed = tiny_config(
-        tmp_path, folder, **QUICK | {"training.steps": 8}, **foreign, **{"resume.allow_change": ["data"]}
-    )
+    goes_on = {"resume.run": str(run.path), "resume.allow_change": ["data"]}
+    changed = tiny_config(tmp_path, folder, **QUICK | {"training.steps": 8}, **foreign, **goes_on)
     assert train(changed) == 0
     after = run.status()["best"]
     assert after[0] > before[0] and after[1] > 4, "the lower loss was that of another text"
