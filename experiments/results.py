@@ -152,6 +152,7 @@ def read(progress: Progress) -> Result:
     counts = (("metrics.jsonl", bad), ("timing.jsonl", bad_times))
     problems = [f"{name}: left out what can't be read: lines: {count}" for name, count in counts if count]
     starts = tuple(run.starts())
+    problems += [str(note) for start in starts for note in start.get("notes") or ()]
     durations = step_times(timing, rows, config)
     evals, measurement, changed = last_measured([row for row in rows if "val_loss" in row], config, starts, path)
     problems += changed

@@ -29,6 +29,7 @@ from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
 from nanogpt.files import list_entries, read_json, sync, write
 from nanogpt.schema import Section
 from nanogpt.tensor_file import write_tensors
+from nanogpt.tracking.row_check import RowsRecord
 
 FORMAT = 2  # 1 had no digest of the manifest itself
 PARTS = ("model", "optimizer")
@@ -62,6 +63,7 @@ class StateFile(Section):
     measurement: dict[str, Any] = Field({})
     spikes: dict[Literal["losses", "norms", "count"], Any] = Field({})
     skipped: list[int] = Field([])
+    metrics: RowsRecord | None = None
 
 
 class Checkpoints:

@@ -38,6 +38,8 @@ class RunDirectory:
         self.path, self.keep, self.keep_every = path, keep, keep_every
         self.changes: list[str] = []
         """Keys that differ from the start before, as `key: old -> new`."""
+        self.notes: list[str] = []
+        """What was found wrong with the run's files at this start, for provenance.json."""
         self.metrics = RowLog(path / "metrics.jsonl")
         self.timing = RowLog(path / "timing.jsonl")
 

@@ -5,14 +5,16 @@ training.eval_tasks e.g. hellaswag_acc. Nothing in it depends on the clock, so a
 undisturbed one; speeds go to timing.jsonl.
 """
 
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from nanogpt.files import from_json, no_link, sync, write_atomic
+from nanogpt.tracking.row_check import RowsRecord, Selection, select_lines
 
 Row = dict[str, float]
 LARGEST = 1e100  # far beyond all that is measured, and small enough to be squared
@@ -45,11 +47,16 @@ class RowLog:
         self.path = path
         self.pending = b""
         self.lock = threading.Lock()
+        self.count, self.digest = 0, hashlib.sha256()
+        """Number and digest of all rows since the last `rewind`, and of those that it kept."""
 
     def append(self, row: Mapping[str, float]) -> bool:
         """Add a row. Returns whether it, and all before it, are the operating system's; if not they are kept."""
         with self.lock:
-            self.pending += (json.dumps(row, allow_nan=False) + "\n").encode()
+            line = (json.dumps(row, allow_nan=False) + "\n").encode()
+            self.pending += line
+            self.count += 1
+            self.digest.update(line)
             try:
                 self.flush()
             except OSError:
@@ -74,12 +81,43 @@ class RowLog:
             if self.path.exists():
                 sync(self.path)
 
-    def rewind(self, step: int, evaluated: int | None = None) -> None:
-        """Drop rows after `step`, evaluations after `evaluated`, a torn last line: a restored run writes them again."""
+    def record(self) -> dict[str, Any]:
+        """Return number and digest of the rows so far, for a checkpoint (`RowsRecord`)."""
+        with self.lock:
+            return {"count": self.count, "sha256": self.digest.hexdigest()}
+
+    def rewind(self, step: int, evaluated: int | None = None, record: RowsRecord | None = None) -> Selection:
+        """Drop rows after `step` and evaluations after `evaluated`: a resumed run writes them again.
+
+        With the checkpoint's record the rows are checked against it. Return what was kept and what was wrong. Where
+        rows are missing or were edited, the file as it was found stays beside as `metrics.jsonl.damaged`.
+        """
         last = step if evaluated is None else evaluated
-        kept = [row for row in read_rows(self.path) if row["step"] <= (last if "val_loss" in row else step)]
-        if self.path.exists():
-            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+        def keep(row: object) -> bool:
+            return sound(row) and row["step"] <= (last if "val_loss" in row else step)
+
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            content = None
+        chosen = select_lines(content or b"", keep, record)
+        kept = b"".join(chosen.lines)
+        if chosen.problem and not chosen.repaired and content and kept != content:
+            keep_damaged(self.path, content)
+        if content is not None and kept != content:
+            write_atomic(self.path, kept)
+        with self.lock:
+            self.count, self.digest = len(chosen.lines), hashlib.sha256(kept)
+        return chosen
+
+
+def keep_damaged(path: Path, content: bytes) -> None:
+    """Write the content of a damaged file beside it, under a name that is free."""
+    aside, number = path.with_name(f"{path.name}.damaged"), 2
+    while os.path.lexists(aside):
+        aside, number = path.with_name(f"{path.name}.damaged-{number}"), number + 1
+    write_atomic(aside, content)
 
 
 def read_rows(path: Path) -> list[Row]:

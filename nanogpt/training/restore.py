@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nanogpt.checkpoint import Loaded
+from nanogpt.checkpoint import Loaded, StateFile
 from nanogpt.comparability import agree_in_nats
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Dataset
@@ -29,9 +29,18 @@ def restore(state: TrainState, dataset: Dataset, run: RunDirectory | None, confi
     if run:
         if loaded is not None:
             run.checkpoints.set_aside(after=state.step)
-        run.metrics.rewind(state.step if loaded else -1, state.evaluated)
+        rewind_metrics(run, state, loaded)
         run.timing.rewind(state.step if loaded else -1)
     return loaded is not None
+
+
+def rewind_metrics(run: RunDirectory, state: TrainState, loaded: Loaded | None) -> None:
+    """Cut metrics.jsonl to the checkpoint. What is wrong with its rows is printed and goes into provenance.json."""
+    record = StateFile.model_validate(loaded.state).metrics if loaded else None
+    found = run.metrics.rewind(state.step if loaded else -1, state.evaluated, record)
+    if found.problem:
+        run.notes.append(f"metrics.jsonl at step {state.step}: {found.problem}")
+        say(f"warning: {escaped(run.metrics.path)}: {found.problem}")
 
 
 def fetch(state: TrainState, dataset: Dataset, run: RunDirectory | None, config: TrainConfig) -> Loaded | None:

@@ -234,7 +234,8 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
         say("warning: the code of nanogpt/ has changed since the last start; provenance.json has both states")
     about = {"from_step": state.step, "evaluated": state.evaluated, "data": dataset.fingerprint}
     about |= {"arithmetic": state.arithmetic, KEY: state.measurement}
-    run.add_start(provenance(state.compute.name) | about | {"changes": run.changes})
+    notes = {"notes": run.notes} if run.notes else {}
+    run.add_start(provenance(state.compute.name) | about | {"changes": run.changes} | notes)
     if run.changes:
         write_atomic(run.path / "config.json", schema.to_json(config))
     record = Record(config, run, state, dataset.tokenizer, watch.beat)

@@ -45,7 +45,7 @@ class Saver:
             copy[part][key].copy_(tensor, non_blocking=True)
         if state.compute.device.type == "cuda":
             torch.cuda.synchronize()
-        facts = json.dumps(state.facts(), indent=1, allow_nan=False) + "\n"
+        facts = json.dumps(state.facts() | {"metrics": self.run.metrics.record()}, indent=1, allow_nan=False) + "\n"
         self.writing = self.thread.submit(self.write, state.step, copy, facts)
 
     def write(self, step: int, copy: Parts, facts: str) -> None:
