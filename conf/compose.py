@@ -6,7 +6,6 @@ ever looked up, so it is the same whether other launcher plugins are installed o
 
 import copy
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Generic, TypeVar
@@ -21,6 +20,7 @@ from yaml import YAMLError
 
 from conf.grid import left_out
 from conf.groups import choices, groups, refuse_bombs
+from conf.interpolation import check_interpolations, check_values, ordinary_words
 from conf.launchers import KINDS, BasicLauncher, Launcher
 from conf.overrides import (
     ASIDE,
@@ -36,7 +36,7 @@ from conf.sweeps import SWEEPERS, AllPoints, SweepConfig, Sweeper, sweeper_with
 from nanogpt import schema
 from nanogpt.errors import BadInput, escaped, hint
 from nanogpt.interop.sources import adopted
-from nanogpt.schema import SECRET, Section, leaves
+from nanogpt.schema import Section, leaves
 
 Config = TypeVar("Config", bound=Section)
 
@@ -75,6 +75,7 @@ class Composer:
         self.door, self.kind, self.literals, self.asides = door, kind, literals, asides
         self.keys = {key for key, _ in leaves(kind)}
         self.groups = groups(door)
+        self.ordinary = ordinary_words(kind, self.groups)
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.found: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in ASIDE}
         """What is about sweeps in each choice of files."""
@@ -131,11 +132,12 @@ class Composer:
         for one in chosen:
             if one.key in self.keys:
                 put(composed, one)
-        return plain_values(composed, self.keys)
+        return plain_values(composed, self.keys, self.ordinary)
 
     def config(self, plain: dict[str, Any]) -> Any:
         """One point, checked. Raises BadInput."""
         plain = with_weights(plain)
+        check_values(self.literals)
         for key, text in self.literals.items():
             *path, name = key.split(".")
             reduce(lambda inner, part: inner[part], path, plain)[name] = text
@@ -158,7 +160,7 @@ class Composer:
                 raise BadInput("experiment: its file must begin with the line # @package _global_")
             for prefix in ASIDE:
                 there = OmegaConf.select(composed, prefix.rstrip("."))
-                plain = plain_values(there, self.keys) if there is not None else {}
+                plain = plain_values(there, self.keys, self.ordinary) if there is not None else {}
                 if plain not in self.found[prefix]:
                     self.found[prefix].append(plain)
             with open_dict(composed):
@@ -240,10 +242,10 @@ def put(composed: DictConfig, one: Value) -> None:
         raise BadInput(f"{one.key}={escaped(one.text)}: {escaped(first_line(error))}") from None
 
 
-def plain_values(composed: DictConfig, keys: set[str]) -> dict[str, Any]:
+def plain_values(composed: DictConfig, keys: set[str], ordinary: frozenset[str]) -> dict[str, Any]:
     """The config as a plain dict, interpolations resolved. Raises BadInput for one that can't be, or is a secret."""
     try:
-        refuse_secrets(OmegaConf.to_container(composed))
+        check_interpolations(OmegaConf.to_container(composed))
         plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         name = re.sub(r".*'(.*)' not found.*", r"\1", first_line(error))
@@ -252,6 +254,7 @@ def plain_values(composed: DictConfig, keys: set[str]) -> dict[str, Any]:
         unset = re.search(r"Environment variable '(.*)' not found", str(error))
         why = f"the environment variable {unset[1]} is not set" if unset else first_line(error)
         raise BadInput(f"{error.full_key}: {why}") from None
+    check_values(plain, ordinary)
     return plain
 
 
@@ -270,25 +273,3 @@ def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
 def as_yaml(config: Section) -> str:
     """The config that would run, checked and resolved, as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
-
-
-def refuse_secrets(raw: object) -> None:
-    """No secret environment variable may enter a config: configs are saved, shown and uploaded."""
-    for text in strings(raw):
-        if re.search(r"oc\.env:[^}]*\$", text):
-            raise BadInput(f"{escaped(text)}: the name of an environment variable must be written out")
-        for variable in re.findall(r"oc\.env:\s*([^,}\s]+)", text):
-            if SECRET.search(variable):
-                raise BadInput(f"{escaped(text)}: {escaped(variable)} looks like a secret and may not enter the config")
-
-
-def strings(value: object) -> Iterator[str]:
-    """Every string inside nested dicts and lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from strings(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from strings(one)

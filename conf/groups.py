@@ -1,8 +1,10 @@
 """Which config groups a door has and what can be chosen in each, read from the folders and without Hydra."""
 
 from importlib import resources
+from pathlib import Path
 
 from nanogpt.errors import BadInput
+from nanogpt.files import read_bytes
 
 LARGEST = 2**16  # bytes of a file; those that are here have a thousand
 
@@ -32,11 +34,12 @@ def refuse_bombs(group: str, name: str) -> None:
     Raises BadInput.
     """
     path = resources.files("conf").joinpath(f"{group}/{name}.yaml")
-    if not path.is_file():
+    try:
+        content = read_bytes(Path(str(path)), LARGEST)
+    except FileNotFoundError:
         return
-    content = path.read_bytes()
-    if len(content) > LARGEST:
-        raise BadInput(f"{group}={name}: its file has {len(content):,} bytes; allowed: {LARGEST:,}")
+    except OSError as error:
+        raise BadInput(f"{group}={name}: its file can't be read: {error.strerror}") from None
     if b"&" in content and b"*" in content:
         import yaml
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.redaction import redact
 
 CODE = 1
 MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc", re.IGNORECASE)
@@ -22,7 +23,7 @@ def unforeseen(door: str, error: Exception) -> int:
     if isinstance(error, MemoryError) or MEMORY.search(str(error)):
         print(f"error: out of memory: {what}", file=sys.stderr, flush=True)
         return BadEnvironment.exit_code
-    text = report(door, error)
+    text = redact(report(door, error))
     try:
         where = f"the traceback is in {escaped(keep(door, text), 400)}"
     except (OSError, RuntimeError):  # a full disk; nobody's home

@@ -11,7 +11,7 @@ from experiments.document import Block, Cell, Code, Note, Table
 from experiments.results import Result, Start
 from launch.study import RECORDS
 from nanogpt.errors import escaped
-from nanogpt.files import list_entries
+from nanogpt.files import list_entries, read_text
 from nanogpt.provenance import digest_of, git
 
 LONGEST = 60_000  # characters of a difference that are shown
@@ -121,7 +121,7 @@ def written(before: Path, after: Path, title: str) -> Iterator[Block]:
 def content(path: Path) -> list[str]:
     """The lines of a file; none where it isn't."""
     try:
-        return path.read_text(errors="replace").splitlines()
+        return read_text(path, "replace").splitlines()
     except OSError:
         return []
 

@@ -19,6 +19,7 @@ from launch.watching import status_table, tell_wrong, watch
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.files import check_regular, read_text
 from nanogpt.run_directory import newest_step
 from nanogpt.tracking.console import say, visible
 
@@ -75,7 +76,7 @@ def logs(config: LaunchConfig) -> int:
         raise BadInput("follow=true: of which run? name one")
     for point, log in there:
         say(f"=== {escaped(point.run.name)}  {point.state}  {escaped(log)}")
-        for line in log.read_text(errors="replace").splitlines()[-config.lines :]:
+        for line in read_text(log, "replace").splitlines()[-config.lines :]:
             say(visible(line))
     if config.follow:
         for text in growing(there[0][1]):
@@ -85,6 +86,7 @@ def logs(config: LaunchConfig) -> int:
 
 def growing(path: Path) -> Iterator[str]:
     """Lines as they are added, for ever."""
+    check_regular(path)
     with path.open(errors="replace") as file:
         file.seek(0, 2)
         part = ""

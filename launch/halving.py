@@ -20,7 +20,7 @@ from launch.states import FAILED
 from launch.study import Member, Study
 from nanogpt.config import Metric
 from nanogpt.errors import STOPPED, BadInput, escaped
-from nanogpt.files import append, from_json
+from nanogpt.files import append, from_json, read_text
 from nanogpt.run_directory import newest_step
 from nanogpt.schema import signature
 from nanogpt.tracking.console import say, table
@@ -133,7 +133,7 @@ def decided(study: Path, metric: Metric) -> dict[str, float]:
     """The values that rungs were decided by. They stay what they were, whatever becomes of runs and their rows."""
     losses: dict[str, float] = {}
     path = study / FILE
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for line in read_text(path, "replace").splitlines() if path.exists() else []:
         with suppress(ValueError, TypeError, KeyError):  # a line that a crash has torn
             row = from_json(line)
             if row.get("metric", "val_loss") == metric:

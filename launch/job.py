@@ -22,8 +22,9 @@ from launch.submission import Submission
 from launch.verdict import History, Limits
 from nanogpt import place
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, escaped
-from nanogpt.files import from_json, write_atomic
+from nanogpt.files import open_regular, read_json_bytes, write_atomic
 from nanogpt.place import STORE, adopt_slurm
+from nanogpt.redaction import redact
 from nanogpt.run_directory import newest_step
 
 ATTEMPT, INDEX = "NANOGPT_ATTEMPT", "NANOGPT_INDEX"  # what launch/local.py says in place of Slurm's variables
@@ -94,7 +95,7 @@ def task(attempt: Attempt) -> int:
         note_exit(attempt, rank, BadEnvironment.exit_code, what)
         raise BadEnvironment(what) from None
     except Exception as error:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         note_exit(attempt, rank, 1, f"{type(error).__name__}: {escaped(error, 300)}")
         os._exit(1)  # not by way of torch's destructors, which may wait for the other ranks
     note_exit(attempt, rank, code, "asked to stop" if code == STOPPED else why)
@@ -141,7 +142,7 @@ def judge(attempt: Attempt, code: int) -> tuple[verdict.State, str, int]:
     exits: dict[int, dict[str, Any]] = {}
     for path in attempt.submission.path.glob(f"exits/{attempt.index}-{attempt.number}-*.json"):
         with suppress(OSError, ValueError):
-            exits[int(path.stem.rpartition("-")[2])] = from_json(path.read_bytes())
+            exits[int(path.stem.rpartition("-")[2])] = read_json_bytes(path)
     how = verdict.ended(code, exits, tail(attempt))
     state, why = verdict.decide(how, attempt.history(), attempt.limits)
     return state, why, how.code if how.code >= 0 else 128 - how.code
@@ -151,7 +152,7 @@ def tail(attempt: Attempt) -> str:
     """What this attempt's ranks said last."""
     text = ""
     for path in sorted(Path(attempt.submission.facts.logs).glob(f"{attempt.job}_*_log.out")):
-        with suppress(OSError), path.open("rb") as file:
+        with suppress(OSError), open_regular(path) as file:
             file.seek(max(0, path.stat().st_size - TAIL))
             text += file.read().decode(errors="replace").rpartition(START)[2]
     return text

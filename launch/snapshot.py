@@ -6,8 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from nanogpt.files import write
+from nanogpt.files import read_bytes, write
 from nanogpt.provenance import GIT_STATE, git_state
+from nanogpt.redaction import redact_all
 
 PACKAGES = ("conf", "experiments", "launch", "nanogpt")
 KINDS = (".py", ".yaml", ".txt")
@@ -27,7 +28,7 @@ def snapshot(folder: Path) -> Path:
     )
     digest = hashlib.sha256()
     for path in files:
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + read_bytes(path) + b"\0")
     place = folder / digest.hexdigest()[:12]
     if not place.exists():
         partial = folder / f".{place.name}.{os.getpid()}"
@@ -35,7 +36,7 @@ def snapshot(folder: Path) -> Path:
             copy = partial / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        write(partial / GIT_STATE, json.dumps(git_state(ROOT / "nanogpt")))
+        write(partial / GIT_STATE, json.dumps(redact_all(git_state(ROOT / "nanogpt"))))
         put_in_place(partial, place)
     return place
 

@@ -13,7 +13,7 @@ from typing import Any
 from launch import local, slurm
 from launch.slurm import Queued
 from launch.submission import Event, Submission, submissions
-from nanogpt.files import from_json
+from nanogpt.files import from_json, open_regular
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.metrics import number, sound, whole
 
@@ -119,7 +119,7 @@ def read_run(point: Point) -> None:
 def last_rows(path: Path, size: int = 4096) -> list[dict[str, Any]]:
     """The last rows of a JSON lines file, however long it is."""
     rows: list[dict[str, Any]] = []
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(OSError), open_regular(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - size))
         for line in file.read().splitlines():
             with suppress(ValueError):

@@ -25,7 +25,7 @@ from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.entry_names import number_of
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped
-from nanogpt.files import append, from_json, list_entries, locked, write, write_atomic
+from nanogpt.files import append, from_json, list_entries, locked, read_text, write, write_atomic
 from nanogpt.schema import Section
 
 Event = dict[str, Any]
@@ -96,7 +96,7 @@ class Submission:
         """Run directory and config of each point. Raises BadCheckpoint."""
         path = self.path / "points.jsonl"
         try:
-            points = [from_json(line) for line in path.read_text().splitlines()]
+            points = [from_json(line) for line in read_text(path).splitlines()]
             if not all(is_point(point["run"], point["config"]) for point in points):
                 raise ValueError("a point is a run directory and a config")
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -128,7 +128,7 @@ class Submission:
         """What became of a point, oldest first."""
         events: list[Event] = []
         with suppress(OSError):
-            for line in (self.path / "events" / f"{index}.jsonl").read_text(errors="replace").splitlines():
+            for line in read_text(self.path / "events" / f"{index}.jsonl", "replace").splitlines():
                 with suppress(ValueError, TypeError, KeyError):  # torn by a power cut
                     event = from_json(line)
                     KINDS[event["event"]].model_validate(event)

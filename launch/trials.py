@@ -17,7 +17,7 @@ from launch.states import FAILED
 from launch.study import Member, Study, digits_of, members_of
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, escaped
-from nanogpt.files import append, from_json, write_atomic
+from nanogpt.files import append, from_json, read_bytes, read_text, write_atomic
 
 State = Literal["open", "finished", "failed", "diverged", "invalid", "excluded"]
 
@@ -84,12 +84,12 @@ class Record:
 
     def mend(self) -> None:
         """Drop a last line that a crash cut short: it was never trained. Raises OSError."""
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+        if self.path.exists() and not read_bytes(self.path).endswith(b"\n"):
             write_atomic(self.path, self.whole())
 
     def whole(self) -> str:
         """Its text up to the last line that is whole."""
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        text = read_text(self.path, "replace") if self.path.exists() else ""
         return text[: text.rfind("\n") + 1]
 
     def add(self, trials: Sequence[Trial]) -> None:

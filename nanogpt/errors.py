@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from nanogpt.redaction import redact
+
 STOPPED = 85
 
 
@@ -117,8 +119,9 @@ ALIASES = {  # what nanoGPT and other trainers call our keys
 
 
 def escaped(text: object, limit: int = 80) -> str:
-    """`text` on one line, control characters made visible, cut to `limit` characters unless it is a path."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))
+    """Return `text` on one line, secrets hidden, control characters visible, cut to `limit` unless it is a path."""
+    plain = redact(str(text))
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in plain)
     return line if len(line) <= limit or isinstance(text, Path) else line[: limit - 1] + "…"
 
 

@@ -2,9 +2,11 @@
 
 import errno
 import fcntl
+import io
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Generator
@@ -25,8 +27,66 @@ def sync(path: Path) -> None:
 
 
 def no_link(path: str, flags: int) -> int:
-    """For `open`, where only a file of ours belongs: a link that somebody put there isn't followed. Raises OSError."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """For `open`, where only a file of ours belongs: neither a link that somebody put there is followed, nor is a pipe
+    or a device opened. Raises OSError.
+    """
+    return checked_descriptor(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), path)
+
+
+def checked_descriptor(descriptor: int, path: str | Path) -> int:
+    """Return the descriptor if it is of a regular file; else close it and raise OSError."""
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    kind = next((word for is_kind, word in KINDS if is_kind(mode)), "something else")
+    raise OSError(errno.EINVAL, f"not a regular file but {kind}", str(path))
+
+
+KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading. Raise OSError for a pipe, a device, a socket or a folder, and never wait."""
+    return open(path, "rb", opener=open_descriptor)
+
+
+def open_descriptor(path: str | Path, flags: int = os.O_RDONLY) -> int:
+    """Return a descriptor of a regular file that is open for reading. Raise OSError."""
+    try:
+        return checked_descriptor(os.open(path, flags | os.O_NONBLOCK), path)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.EINVAL, "not a regular file but a socket", str(path)) from None
+        raise
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError unless this is a regular file: for libraries that open a file themselves."""
+    open_regular(path).close()
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """Return the content of a regular file. Raise OSError, also if it has more than `most` bytes."""
+    with open_regular(path) as file:
+        if most is not None and os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
+        return file.read()
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Return the text of a regular UTF-8 file with plain line ends. Raise OSError, and ValueError if it isn't UTF-8."""
+    return read_bytes(path).decode("utf-8", errors).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json_bytes(path: Path) -> Any:
+    """Return what a JSON file says. Raise OSError, and ValueError if it isn't JSON."""
+    return from_json(read_bytes(path, MOST_JSON))
+
+
+MOST_JSON = 2**28  # bytes of a JSON file that is read whole
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -84,7 +144,7 @@ def from_json(text: str | bytes) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises BadCheckpoint."""
     try:
-        value: object = from_json(path.read_bytes())
+        value: object = read_json_bytes(path)
     except FileNotFoundError:
         raise BadCheckpoint(f"{escaped(path)}: missing") from None
     except (OSError, ValueError) as error:
@@ -174,10 +234,10 @@ def beat(path: Path, over: threading.Event) -> None:
 def find_dead(path: Path) -> str | None:
     """Return the file's text if it does not change within four heartbeats, or None if it changes or is deleted."""
     try:
-        before = path.read_text()
+        before = read_text(path)
         for _ in range(16):
             time.sleep(HEARTBEAT / 4)
-            if path.read_text() != before:
+            if read_text(path) != before:
                 return None
         return before
     except FileNotFoundError:
@@ -189,7 +249,7 @@ def remove_if(path: Path, text: str) -> None:
     aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
     with suppress(FileNotFoundError):  # another process was faster
         path.rename(aside)
-        if aside.read_text() != text:
+        if read_text(aside) != text:
             with suppress(FileExistsError):  # its next heartbeat has written the file again
                 os.link(aside, path)
         aside.unlink()

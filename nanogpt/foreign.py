@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, LabError, escaped
-from nanogpt.files import write_atomic
+from nanogpt.files import check_regular, read_bytes, write_atomic
 from nanogpt.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class PlainUnpickler(pickle.Unpickler):
 def convert_meta(path: Path) -> Path:
     """Turn nanoGPT's meta.pkl (`itos`: id -> character) into a tokenizer.json beside it. Raises BadData."""
     try:
-        content = path.read_bytes() if path.stat().st_size <= SIZE_LIMIT else b""
+        content = read_bytes(path, SIZE_LIMIT)
     except OSError as error:
         raise BadData(f"{escaped(path)}: {error.strerror}") from None
     try:
@@ -79,6 +79,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
         raise BadEnvironment(f"{escaped(path)}: torch {torch.__version__} can't read it safely; 2.10 or newer can")
     try:
+        check_regular(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a broken or hostile file leads to
         why = str(error).strip().splitlines() or [type(error).__name__]

@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nanogpt.files import from_json
+from nanogpt.files import read_bytes, read_json_bytes
+from nanogpt.redaction import redact_all
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "tokenizers", "tiktoken", "safetensors")
 GIT_STATE = "git.json"
@@ -22,7 +23,7 @@ DIFF_LIMIT = 200_000  # characters of uncommitted changes kept
 
 def provenance(device: str) -> dict[str, Any]:
     """The facts of one start of a run."""
-    return {
+    facts = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": git_state(Path(__file__).parent),
@@ -35,6 +36,7 @@ def provenance(device: str) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "device": device,
     }
+    return redact_all(facts)  # the command line and uncommitted changes may hold secrets
 
 
 def code_digest() -> str:
@@ -47,7 +49,7 @@ def digest_of(folder: Path) -> str:
     """Return the digest of a copy of the library, without hidden files such as an editor's locks. Raise OSError."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*.py") if not path.name.startswith(".")):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + read_bytes(path) + b"\0")
     return digest.hexdigest()
 
 
@@ -64,7 +66,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     A copy of the code made for jobs (launch/snapshot.py) has the state of the checkout it is of beside it.
     """
     with suppress(OSError, ValueError):
-        return from_json((folder.parent / GIT_STATE).read_bytes())
+        return read_json_bytes(folder.parent / GIT_STATE)
     commit = git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None

@@ -20,7 +20,15 @@ from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.entry_names import ATTEMPT, step_of
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, escaped, hint
-from nanogpt.files import from_json, list_entries, locked, modified, no_link, write_atomic
+from nanogpt.files import (
+    list_entries,
+    locked,
+    modified,
+    no_link,
+    open_regular,
+    read_json_bytes,
+    write_atomic,
+)
 from nanogpt.run_identity import SHORT, digits_of, earlier_digits, read_starts, resolve
 from nanogpt.tracking.metrics import RowLog
 
@@ -66,7 +74,7 @@ class RunDirectory:
     def status(self) -> dict[str, Any]:
         """What status.json says, or nothing."""
         try:
-            status: object = from_json((self.path / "status.json").read_bytes())
+            status: object = read_json_bytes(self.path / "status.json")
         except (OSError, ValueError):
             return {}
         return {str(name): fact for name, fact in status.items()} if isinstance(status, dict) else {}
@@ -85,7 +93,7 @@ class RunDirectory:
 
     def last_words(self) -> str:
         """The last line of log.txt without its time, or nothing."""
-        with suppress(OSError), (self.path / "log.txt").open("rb") as file:
+        with suppress(OSError), open_regular(self.path / "log.txt") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             lines = file.read().decode(errors="replace").splitlines()
             if lines and (line := LOG_LINE.match(lines[-1])):
@@ -234,7 +242,7 @@ def write_owner(path: Path) -> None:
 def owner(path: Path) -> str:
     """`process 17 on node3 (job 5) since 2026-01-02 10:00:00`, or what of it is known."""
     try:
-        facts = from_json((path / ".lock").read_bytes())
+        facts = read_json_bytes(path / ".lock")
         job = f" (job {escaped(facts['job'])})" if facts["job"] else ""
         return f"process {int(facts['pid'])} on {escaped(facts['host'])}{job}, since {escaped(facts['since'])},"
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,7 +11,7 @@ from nanogpt.completion import answers, encode_prompt
 from nanogpt.config import SampleConfig
 from nanogpt.device import find_device
 from nanogpt.errors import BadInput, escaped
-from nanogpt.files import from_json
+from nanogpt.files import from_json, open_regular
 from nanogpt.generate import lay_out
 from nanogpt.tracking.console import visible
 from nanogpt.trained import Trained, load_trained
@@ -93,7 +93,7 @@ def prompt_of(line: str, path: str, number: int) -> str:
 def read_text(key: str, path: str) -> str:
     """A text file of at most 1 MiB. Raises BadInput."""
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(Path(path)) as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise BadInput(f"{key}={escaped(path)}: {error.strerror}") from None

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from nanogpt.errors import BadCheckpoint, BadInput, escaped, hint
 from nanogpt.field_values import allowed, choices_of
+from nanogpt.files import read_json_bytes
 
 
 class Section(BaseModel):
@@ -27,9 +27,6 @@ class Section(BaseModel):
 
 
 Config = TypeVar("Config", bound=Section)
-SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
-"""Names of environment variables that must not get into a config."""
-
 TYPES = {
     "int_type": "an integer is needed",
     "int_from_float": "an integer is needed",
@@ -128,7 +125,7 @@ def checked(check: Callable[[], None]) -> None:
 def read(schema: type[Config], path: Path) -> Config:
     """Return the config in a JSON file that `to_json` made, now or earlier. Raises BadCheckpoint if it can't be one."""
     try:
-        return from_stored(schema, json.loads(path.read_bytes()))
+        return from_stored(schema, read_json_bytes(path))
     except FileNotFoundError:
         raise BadCheckpoint(f"{escaped(path)}: not found; is {escaped(path.parent)} a run directory?") from None
     except OSError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogpt.errors import BadData, BadEnvironment, BadInput, escaped
-from nanogpt.files import from_json
+from nanogpt.files import read_json_bytes
 
 Kind = Literal["char", "byte", "bpe", "gpt2"]
 Ids = npt.NDArray[np.uint32]
@@ -189,7 +189,7 @@ def load(folder: Path) -> Tokenizer:
     """The tokenizer of a prepared data set or a run. Raises BadData."""
     path = folder / FILE
     try:
-        spec: object = from_json(path.read_bytes())
+        spec: object = read_json_bytes(path)
     except (OSError, ValueError) as error:
         raise BadData(f"{escaped(path)}: can't be read as JSON: {escaped(error)}") from None
     if not isinstance(spec, dict):

@@ -20,8 +20,10 @@ FILE_LINES, FUNCTION_LINES = 320, 60
 
 # A module may import modules of lower layers, and its own room.
 LAYERS = [
-    ("nanogpt.errors", "nanogpt.entry_names", "nanogpt.field_values"),
-    ("nanogpt.files", "nanogpt.schema", "nanogpt.tensor_file", "nanogpt.place", "nanogpt.cores", "nanogpt.hub"),
+    ("nanogpt.entry_names", "nanogpt.redaction", "nanogpt.field_values"),
+    ("nanogpt.errors",),
+    ("nanogpt.files",),
+    ("nanogpt.schema", "nanogpt.tensor_file", "nanogpt.place", "nanogpt.cores", "nanogpt.hub"),
     ("nanogpt.config",),
     (
         "nanogpt.tokenizer",

@@ -22,6 +22,7 @@ from nanogpt.data.rows import Row, read_rows
 from nanogpt.data.shards import SplitName
 from nanogpt.data.splits import NamedFiles, divide_by_names
 from nanogpt.errors import BadData, BadEnvironment, escaped
+from nanogpt.files import read_bytes
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -224,7 +225,7 @@ def standard_library() -> tuple[Path, ...]:
     files = tuple(
         path
         for path in sorted(root.rglob("*.py"))
-        if not skipped & set(path.relative_to(root).parts) and path.read_bytes().isascii()
+        if not skipped & set(path.relative_to(root).parts) and read_bytes(path).isascii()
     )
     if len(files) < 100:
         raise BadData(

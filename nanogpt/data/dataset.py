@@ -18,7 +18,7 @@ from nanogpt.data.content import Memory, check_ids, is_token_folder, source_dige
 from nanogpt.data.folders import FORMAT, folder_of
 from nanogpt.data.shards import Shard, SplitName, Tokens, open_shard, sha256
 from nanogpt.errors import BadData, escaped
-from nanogpt.files import from_json
+from nanogpt.files import open_regular, read_json_bytes
 from nanogpt.schema import Section
 from nanogpt.tokenizer import Tokenizer
 
@@ -161,7 +161,7 @@ REPAIR = "prepare it again with overwrite=true"
 def read_meta(path: Path) -> Meta:
     """meta.json, strictly. Raises BadData."""
     try:
-        meta = Meta.model_validate(from_json(path.read_bytes()))
+        meta = Meta.model_validate(read_json_bytes(path))
     except FileNotFoundError:
         raise BadData(f"{escaped(path)}: not found") from None
     except (OSError, ValueError, ValidationError) as error:
@@ -258,7 +258,7 @@ def sampled_digest(path: Path) -> str:
     """Return the digest of a large file's size and of 64 blocks spread over it, which its fingerprint always was."""
     size, block = path.stat().st_size, 2**16
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for i in range(64):
             file.seek(max(0, size - block) * i // 63)
             digest.update(file.read(block))

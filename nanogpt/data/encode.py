@@ -18,7 +18,7 @@ from nanogpt.config import DataConfig
 from nanogpt.data.corpora import BadRows, Corpus, Document
 from nanogpt.data.dataset import ShardMeta, SplitMeta, SplitName
 from nanogpt.data.shards import ShardWriter, dtype_for, sha256
-from nanogpt.files import write_atomic
+from nanogpt.files import read_bytes, write_atomic
 from nanogpt.schema import Section, to_json
 from nanogpt.tokenizer import END_OF_TEXT, Ids, Tokenizer
 
@@ -143,7 +143,7 @@ def part_digest(corpus: Corpus, number: int) -> str:
 def read_part(work: Path, number: int) -> Part | None:
     """The record of a finished part, or None."""
     try:
-        return Part.model_validate_json((work / f"part-{number:05d}.json").read_bytes())
+        return Part.model_validate_json(read_bytes(work / f"part-{number:05d}.json"))
     except (OSError, ValidationError):
         return None
 

@@ -41,7 +41,7 @@ from nanogpt.data.folders import (
 )
 from nanogpt.data.local_files import size_of
 from nanogpt.errors import BadData, BadEnvironment, escaped
-from nanogpt.files import locked, sync, write_atomic
+from nanogpt.files import locked, read_text, sync, write_atomic
 from nanogpt.schema import to_json
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.console import Meter
@@ -171,7 +171,7 @@ def put_in_place(work: Path, folder: Path) -> None:
 def read_plan(work: Path) -> str:
     """Return what the work in a folder was begun for; "" if nothing was."""
     try:
-        return (work / "plan").read_text()
+        return read_text(work / "plan")
     except OSError:
         return ""
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogpt.errors import BadData, escaped
+from nanogpt.files import open_descriptor, open_regular
 
 HEADER_INTS = 256
 HEADER_BYTES = HEADER_INTS * 4
@@ -44,7 +45,7 @@ class Shard:
         """
         width = self.dtype.itemsize
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)  # each time: a data set may have more shards than descriptors
+            descriptor = open_descriptor(self.path)  # each time: a data set may have more shards than descriptors
             try:
                 data = os.pread(descriptor, count * width, self.start + offset * width)
             finally:
@@ -66,8 +67,8 @@ class Shard:
 def open_shard(path: Path) -> Shard:
     """Recognise a token file: llm.c's by its header, else nanoGPT's raw uint16. Raises BadData with what is wrong."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             head = file.read(HEADER_BYTES)
     except OSError as error:
         raise BadData(f"{escaped(path)}: {error.strerror}") from None
@@ -111,7 +112,7 @@ def sha256(path: Path) -> str:
     """Digest of a file's content. Raises BadData when it can't be read."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:

@@ -1,13 +1,12 @@
 """What a check finds out. Whatever it raises is a finding too, so one check never stops the others."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from nanogpt.config import DoctorConfig
 from nanogpt.errors import LabError, escaped
-from nanogpt.schema import SECRET
+from nanogpt.redaction import redact
 
 State = Literal["ok", "note", "failed"]
 
@@ -38,7 +37,7 @@ def examine(check: Check, config: DoctorConfig) -> Finding:
         found = check.call(config)
     except (Exception, SystemExit) as error:
         found = Finding("failed", last_line(error), check.remedy)
-    return Finding(found.state, hidden(found.what), hidden(found.remedy))
+    return Finding(found.state, redact(found.what), redact(found.remedy))
 
 
 def last_line(error: BaseException) -> str:
@@ -46,11 +45,3 @@ def last_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     kind = "" if isinstance(error, LabError) else type(error).__name__
     return escaped(": ".join(filter(None, [kind, lines[-1].strip() if lines else ""])), 400)
-
-
-def hidden(text: str) -> str:
-    """A text with *** for the value of each environment variable whose name says that it is a secret."""
-    for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) > 5 and not os.path.exists(value):  # TIKTOKEN_CACHE_DIR is none
-            text = text.replace(value, "***")
-    return text

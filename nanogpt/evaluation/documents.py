@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from nanogpt.data.hub_data import load_stream, rows_of
 from nanogpt.errors import BadData, escaped
-from nanogpt.files import from_json
+from nanogpt.files import from_json, read_bytes
 
 Record = dict[str, Any]
 Located = tuple[str, Record]
@@ -92,7 +92,7 @@ def json_lines(path: Path) -> Iterator[Located]:
 def text_of(path: Path) -> str:
     """The text of a file, also of a .bz2, with plain line ends. Raises BadData."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         content = bz2.decompress(content) if path.suffix == ".bz2" else content
         return content.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.errors import BadData, escaped
-from nanogpt.files import from_json, write
+from nanogpt.files import read_json_bytes, write
 from nanogpt.tokenizer import (
     END_OF_TEXT,
     BPETokenizer,
@@ -28,7 +28,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     if not path.exists():
         return None
     try:
-        content: Any = from_json(path.read_bytes())
+        content: Any = read_json_bytes(path)
         if "kind" in content:
             return tokenizers.load(folder)
         if content["model"]["type"] == "WordLevel":

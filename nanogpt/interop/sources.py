@@ -15,7 +15,7 @@ from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped, hint
-from nanogpt.files import read_json
+from nanogpt.files import check_regular, read_json
 from nanogpt.hub import refuse_silence
 from nanogpt.interop.architecture import GPT2_SIZES, PLAIN, SIZES, Values, from_hf, gpt2_values, openai_values
 from nanogpt.interop.hf_tokenizer import read_tokenizer
@@ -259,6 +259,7 @@ def read_tensors(path: Path) -> "Tensors":
     from safetensors.torch import load_file
 
     try:
+        check_regular(path)
         return {name: tensor.float() for name, tensor in load_file(path).items()}
     except Exception as error:  # safetensors raises its own
         raise BadCheckpoint(f"{escaped(path)}: can't be read: {escaped(error, 200)}") from None

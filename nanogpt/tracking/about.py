@@ -11,12 +11,12 @@ from typing import Any
 
 from nanogpt.config import MirrorName, TrackingConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, escaped, hint
-from nanogpt.schema import SECRET, science
+from nanogpt.redaction import HIDDEN, find_secret, secret_values
+from nanogpt.schema import science
 
 PROJECT = "nanogpt-lab"
 PLAIN = "runs"  # the folder of runs that belong to no study
-HIDDEN = "<hidden>"
-TOKEN = re.compile(r"\b(hf_|gh[opsu]_|github_pat_|sk-|xox[abp]-|AKIA|local-)\w{12,}|\b[0-9a-f]{40}\b")
+WANDB_KEY = re.compile(r"\b[0-9a-f]{40}\b")
 ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -83,14 +83,13 @@ def identity(path: Path, born: Mapping[str, Any]) -> str:
 
 def sent(config: TrainConfig) -> dict[str, Any]:
     """The science of a config and its hardware: each value as it is, but no folder of this machine and no secret."""
-    secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8]
     everything = science(config) | {"hardware": config.hardware.model_dump(mode="json")}
     for label in ("model", "data"):
         everything[label] = {"name": getattr(config, label).name} | everything[label]
-    return clean(everything, secrets)
+    return clean(everything, secret_values())
 
 
-def clean(value: Any, secrets: list[str]) -> Any:
+def clean(value: Any, secrets: Mapping[str, str]) -> Any:
     """A value without what only this machine should know: of an absolute path the last part is left."""
     if isinstance(value, dict):
         return {key: clean(inner, secrets) for key, inner in value.items()}
@@ -98,7 +97,8 @@ def clean(value: Any, secrets: list[str]) -> Any:
         return [clean(inner, secrets) for inner in value]
     if not isinstance(value, str):
         return value
-    if TOKEN.search(value) or any(secret in value for secret in secrets):
+    value = ADDRESS.sub("", value)
+    if WANDB_KEY.search(value) or find_secret(value, secrets):
         return HIDDEN
     path = Path(value)
-    return path.name if path.is_absolute() or value.startswith(("~", "..")) else ADDRESS.sub("", value)
+    return path.name if path.is_absolute() or value.startswith(("~", "..")) else value

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nanogpt.files import open_regular
 from nanogpt.tracking.metrics import Row, parse_rows
 
 
@@ -33,7 +34,7 @@ class Follow:
     def added(self) -> list[Row]:
         """The whole lines since the last look. A file that was replaced is read from its start."""
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 about = os.fstat(file.fileno())
                 if about.st_ino != self.inode or about.st_size < self.offset:
                     self.inode, self.offset, self.held = about.st_ino, 0, {}

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from nanogpt.files import from_json, no_link, sync, write_atomic
+from nanogpt.files import from_json, no_link, read_bytes, read_text, sync, write_atomic
 from nanogpt.tracking.row_check import RowsRecord, Selection, select_lines
 
 Row = dict[str, float]
@@ -98,7 +98,7 @@ class RowLog:
             return sound(row) and row["step"] <= (last if "val_loss" in row else step)
 
         try:
-            content = self.path.read_bytes()
+            content = read_bytes(self.path)
         except FileNotFoundError:
             content = None
         chosen = select_lines(content or b"", keep, record)
@@ -130,7 +130,7 @@ def read_lines(path: Path) -> tuple[list[Row], int]:
     OSError.
     """
     try:
-        return parse_rows(path.read_text(errors="replace"))
+        return parse_rows(read_text(path, "replace"))
     except FileNotFoundError:
         return [], 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from nanogpt.entry_names import sample_step
-from nanogpt.files import list_entries
+from nanogpt.files import list_entries, read_text
 from nanogpt.tracking.about import About
 from nanogpt.tracking.metrics import Row
 
@@ -26,7 +26,7 @@ class TensorBoard:
         self.writer.add_text("config", f"```json\n{json.dumps(self.about.config, indent=1)}\n```")
         for file in list_entries(self.about.path / "samples"):
             if (step := sample_step(file.name)) is not None:
-                self.text(step, file.read_text(encoding="utf-8"))
+                self.text(step, read_text(file, "replace"))
         return -1
 
     def row(self, row: Row) -> None:

@@ -21,7 +21,7 @@ from wandb.errors import CommError
 from nanogpt.config import TrackingConfig
 from nanogpt.entry_names import sample_step, step_of
 from nanogpt.errors import BadEnvironment, escaped
-from nanogpt.files import from_json, list_entries, write_atomic
+from nanogpt.files import list_entries, read_json_bytes, read_text, write_atomic
 from nanogpt.tracking.about import About, mode_of
 from nanogpt.tracking.metrics import Row
 
@@ -155,7 +155,7 @@ class Wandb:
     def text(self, step: int, text: str) -> None:
         """The newest samples as a table: W&B shows the last one that was logged."""
         files = [path for path in list_entries(self.about.path / "samples") if sample_step(path.name) is not None]
-        rows: Any = [[sample_step(file.name), file.read_text(encoding="utf-8")] for file in files[-SAMPLES:]]
+        rows: Any = [[sample_step(file.name), read_text(file, "replace")] for file in files[-SAMPLES:]]
         if step == self.step and rows:
             self.run.log({"samples": wandb.Table(columns=["step", "text"], data=rows)}, step=step)
 
@@ -212,7 +212,7 @@ def reason(error: CommError) -> str:
 def known(path: Path) -> dict[str, Any]:
     """What wandb.json says of the run, or nothing; what it can't have said is left out."""
     try:
-        facts: Any = from_json((path / FILE).read_bytes())
+        facts: Any = read_json_bytes(path / FILE)
     except (OSError, ValueError):
         return {}
     kinds = {"id": str, "project": str, "entity": str | None, "url": str | None, "last": int}

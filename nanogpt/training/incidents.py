@@ -19,7 +19,7 @@ from nanogpt.data.prepare import ensure
 from nanogpt.device import set_up
 from nanogpt.entry_names import number_of
 from nanogpt.errors import BadCheckpoint, BadInput, Diverged, escaped
-from nanogpt.files import from_json, list_entries, write_atomic
+from nanogpt.files import list_entries, read_json_bytes, write_atomic
 from nanogpt.tracking.console import say, table
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import StepMetrics
@@ -131,7 +131,7 @@ def replay(config: TrainConfig) -> int:
 def read_incident(folder: Path) -> dict[str, Any]:
     """incident.json. Raises BadInput."""
     try:
-        about = from_json((folder / "incident.json").read_bytes())
+        about = read_json_bytes(folder / "incident.json")
         if isinstance(about["step"], int) and isinstance(about["micro_batch_size"], int) and about["precision"]:
             return about
         raise ValueError("step and micro_batch_size are missing")

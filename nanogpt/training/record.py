@@ -17,6 +17,7 @@ from nanogpt.generate import Draw, generate
 from nanogpt.model.cost import flops_per_token
 from nanogpt.model.devices import compute_mfu
 from nanogpt.model.gpt import GPT
+from nanogpt.redaction import redact
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.about import about
@@ -61,13 +62,13 @@ class Record:
 
     def note(self, text: str) -> None:
         """A line on the console and in log.txt."""
-        self.steps.note(text)
+        self.steps.note(redact(text))
         self.log(text)
 
     def log(self, text: str) -> None:
         """A line in log.txt alone."""
         with self.tolerant(), open(self.run.path / "log.txt", "a", encoding="utf-8", opener=no_link) as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {redact(text)}\n")
 
     @contextmanager
     def tolerant(self) -> Generator[None, None, None]:

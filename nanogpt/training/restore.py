@@ -11,6 +11,7 @@ from nanogpt.distributed import Peers
 from nanogpt.errors import BadCheckpoint, BadData, escaped
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.measured import describe_measurement
+from nanogpt.files import check_regular
 from nanogpt.measurement import Measurement, to_dict
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.console import say
@@ -36,6 +37,12 @@ def restore(state: TrainState, dataset: Dataset, run: RunDirectory | None, confi
 
 def rewind_metrics(run: RunDirectory, state: TrainState, loaded: Loaded | None) -> None:
     """Cut metrics.jsonl to the checkpoint. What is wrong with its rows is printed and goes into provenance.json."""
+    try:
+        check_regular(run.metrics.path)
+    except FileNotFoundError:
+        pass  # its rows are lost, which is reported below
+    except OSError as error:
+        raise BadCheckpoint(f"{escaped(run.metrics.path)}: {error.strerror}") from None
     record = StateFile.model_validate(loaded.state).metrics if loaded else None
     found = run.metrics.rewind(state.step if loaded else -1, state.evaluated, record)
     if found.problem:

@@ -10,7 +10,7 @@ from nanogpt.data.dataset import Dataset
 from nanogpt.entry_names import sample_step
 from nanogpt.errors import escaped
 from nanogpt.evaluation.loss import LOSSES, LossEvaluation
-from nanogpt.files import list_entries
+from nanogpt.files import list_entries, read_text
 from nanogpt.loss_check import find_trouble
 from nanogpt.run_directory import DIGEST, RunDirectory, relative_of
 from nanogpt.tracking.console import say, table, visible
@@ -60,7 +60,7 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
     samples = [path for path in list_entries(run.path / "samples") if sample_step(path.name) is not None]
     if samples:
         say(f"\nsample ({samples[-1]}):")
-        text = samples[-1].read_text(encoding="utf-8")
+        text = read_text(samples[-1], "replace")
         say("\n".join(f"  | {visible(line)}" for line in text.splitlines()))
     say(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
     python, embedded = interpreter(), config.data.corpus == "pystdlib"
