@@ -301,4 +301,4 @@ def test_names(config: Build, tmp_path: Path) -> None:
     ],
 )
 def test_values_are_cleaned(value: str, sent: str) -> None:
-    assert clean({"a": [value, 1, None]}, ["secret value"]) == {"a": [sent, 1, None]}
+    assert clean({"a": [value, 1, None]}, {"secret value": "MY_PASSWORD"}) == {"a": [sent, 1, None]}
