@@ -16,7 +16,7 @@ from typing import Any
 
 from nanogpt.data.shards import sha256
 from nanogpt.errors import BadData, BadEnvironment, BadInput, escaped
-from nanogpt.files import from_json, sync, write
+from nanogpt.files import read_json_bytes, sync, write
 
 MANIFEST = "export.json"
 
@@ -70,7 +70,7 @@ def check_export_folder(
 def check_only_an_export(path: Path, names: set[str], meant: str) -> None:
     """Raise BadInput unless a folder holds what export.json lists, unchanged, and nothing else."""
     try:
-        files: Any = from_json((path / MANIFEST).read_bytes())["files"]
+        files: Any = read_json_bytes(path / MANIFEST)["files"]
         listed = {str(name): str(entry["sha256"]) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{meant}: exists, and isn't an export that could be replaced: it has no {MANIFEST}") from None

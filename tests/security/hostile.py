@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import runpy
 import sys
 import warnings
@@ -80,6 +81,7 @@ class Person:
     def refused(self, *words: str) -> int:
         """The same; what is said on standard error must be one printable line. Returns the exit code."""
         done = self.give(*words)
+        done = Said(done.code, done.out, "".join(re.split(r"(?m)^note: .*\n", done.err)))
         assert done.code in (2, 3, 4, 5), (words, done)
         assert done.err.startswith("error: ") and done.err.count("\n") == 1 and done.err[:-1].isprintable(), done.err
         assert len(done.err) < 2100
