@@ -15,7 +15,7 @@ from nanogpt.data.dataset import open_dataset
 from nanogpt.data.folders import is_made_of, is_prepared, path_folder, resolve_source
 from nanogpt.data.prepare import adopt
 from nanogpt.errors import BadData
-from nanogpt.files import from_json
+from nanogpt.files import read_json_bytes
 from nanogpt.schema import signature
 
 SHORT = 8  # digits of the signature in a folder's name
@@ -93,7 +93,7 @@ def has_other_data(path: Path, config: TrainConfig) -> bool:
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """Return every start of a run, oldest first, as its provenance.json has it."""
     try:
-        starts: Any = from_json((path / "provenance.json").read_bytes())
+        starts: Any = read_json_bytes(path / "provenance.json")
     except (OSError, ValueError):
         return []
     return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []

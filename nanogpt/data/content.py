@@ -21,7 +21,7 @@ from nanogpt.config import DataConfig
 from nanogpt.data import corpora
 from nanogpt.data.shards import Shard, open_shard, sha256
 from nanogpt.errors import BadData, escaped
-from nanogpt.files import from_json, locked, write_atomic
+from nanogpt.files import locked, open_regular, read_json_bytes, write_atomic
 
 MEMORY = ".digests.json"
 REMEMBER_BYTES = 2**25  # smaller files are read again: that takes no time
@@ -75,7 +75,7 @@ class Memory:
 def read_memory(path: Path) -> dict[str, list[Any]]:
     """Return what is remembered, by real path: kind, size, time of change, sha256, largest id."""
     try:
-        known: Any = from_json(path.read_bytes())
+        known: Any = read_json_bytes(path)
     except (OSError, ValueError):
         return {}
     kinds = (str, int, int, str, int)
@@ -90,7 +90,7 @@ def read_tokens(shard: Shard) -> FileFacts:
     """Return digest and largest id of a token file, in one pass over it. Raises BadData."""
     digest, largest = hashlib.sha256(), -1
     try:
-        with shard.path.open("rb") as file:
+        with open_regular(shard.path) as file:
             digest.update(file.read(shard.start))
             while block := file.read(BLOCK_TOKENS * shard.dtype.itemsize):
                 digest.update(block)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from nanogpt.errors import BadData, BadEnvironment, escaped
+from nanogpt.files import open_regular
 
 Format = Literal["text", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 Compression = Literal["gzip", "bzip2", "xz", "zstd"]
@@ -194,7 +195,7 @@ def read_head(path: Path, compression: Compression | None) -> bytes:
 def open_content(path: Path, compression: Compression | None) -> Generator[IO[bytes], None, None]:
     """Open a file's content, unpacked. Raises BadData, also from inside, for one that can't be read or unpacked."""
     try:
-        with open(path, "rb") as file, unpacked(file, compression) as content:
+        with open_regular(path) as file, unpacked(file, compression) as content:
             yield content
     except UNPACKING_ERRORS as error:
         why = (isinstance(error, OSError) and error.strerror) or escaped(error, 200)

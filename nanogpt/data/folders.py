@@ -10,7 +10,7 @@ from nanogpt.config import DataConfig
 from nanogpt.data import corpora
 from nanogpt.data.content import with_digest
 from nanogpt.errors import BadData
-from nanogpt.files import from_json, write_atomic
+from nanogpt.files import read_json_bytes, write_atomic
 from nanogpt.schema import signature
 
 FORMAT = 1
@@ -99,7 +99,7 @@ def is_digest(value: object) -> bool:
 def read_object(path: Path) -> dict[str, Any]:
     """Return a JSON object, empty where there is none that can be read."""
     try:
-        value: Any = from_json(path.read_bytes())
+        value: Any = read_json_bytes(path)
     except (OSError, ValueError):
         return {}
     return {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}

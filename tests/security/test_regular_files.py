@@ -155,7 +155,7 @@ CALLS = {  # (module, call) -> why it is safe
     ("nanogpt.checkpoint", "load_file"): "after its size and digest were checked, through open_regular",
     ("nanogpt.interop.sources", "load_file"): "after check_regular",
     ("nanogpt.foreign", "torch.load"): "after check_regular",
-    ("nanogpt.data.corpora", "datasets.load_dataset"): "files that were found to be regular, or a name on the Hub",
+    ("nanogpt.data.hub_data", "datasets.load_dataset"): "files that were found to be regular, or a name on the Hub",
     ("launch.commands", "path.open"): "after check_regular",
     ("launch.ranks", "json.load"): "standard input, from the process that started it",
     ("nanogpt.doctor.trainings", "json.load"): "standard input, from the process that started it",
