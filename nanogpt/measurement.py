@@ -11,7 +11,7 @@ from typing import Any
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
 from nanogpt.errors import LabError
-from nanogpt.files import from_json
+from nanogpt.files import from_json, read_bytes
 from nanogpt.schema import identity
 
 KEY = "measurement"  # in a start of provenance.json and in a checkpoint's state.json
@@ -146,7 +146,7 @@ def mapping(value: object) -> dict[str, Any]:
 def read_tokenizer(folder: Path) -> dict[str, Any]:
     """Return digest and size of the tokenizer in a run directory; nothing where there is none that can be read."""
     try:
-        return dict(tokenizer_facts((folder / tokenizers.FILE).read_bytes()))
+        return dict(tokenizer_facts(read_bytes(folder / tokenizers.FILE)))
     except (OSError, ValueError, LabError):
         return {}
 
