@@ -74,9 +74,12 @@ def encode_prompt(trained: Trained, config: SampleConfig, text: str) -> list[int
         raise BadInput(f"prompt={escaped(text)}: not valid UTF-8")
     put = config.task.template.replace("{prompt}", text)
     if not put:
-        return tokenizers.start_ids(trained.tokenizer)
+        return list(trained.start_ids) or tokenizers.start_ids(trained.tokenizer)
     try:
-        ids = trained.tokenizer.encode(put).tolist()
+        if config.special_tokens:
+            ids = tokenizers.encode_with_end_of_text(trained.tokenizer, put)
+        else:
+            ids = trained.tokenizer.encode(put).tolist()
     except BadInput as error:
         raise BadInput(f"prompt={escaped(put)}: {error}") from None
     block_size = trained.model.config.block_size

@@ -13,6 +13,7 @@ from nanogpt.device import find_device
 from nanogpt.errors import BadInput, escaped
 from nanogpt.files import from_json, open_regular
 from nanogpt.generate import lay_out
+from nanogpt.tokenizer import END_OF_TEXT
 from nanogpt.tracking.console import visible
 from nanogpt.trained import Trained, load_trained
 
@@ -25,6 +26,7 @@ def sample(config: SampleConfig) -> int:
     config = settled(config)
     texts = [] if config.interactive else prompt_texts(config)  # before the model: it may take a while
     trained = load_trained(config, find_device(config.device, "device"))
+    check_special_tokens(trained, config, texts)
     if config.precision == "bf16":
         trained.model.bfloat16()
     else:
@@ -38,6 +40,16 @@ def sample(config: SampleConfig) -> int:
     for first in range(0, len(jobs), config.batch_size):
         show(trained, config, jobs, first)
     return 0
+
+
+def check_special_tokens(trained: Trained, config: SampleConfig, texts: list[str]) -> None:
+    """Raise BadInput if special tokens are asked for and there are none; say it if a prompt only spells one."""
+    end = trained.tokenizer.end_of_text
+    if config.special_tokens and end is None:
+        raise BadInput("special_tokens=true: the model's tokenizer has no special tokens")
+    if not config.special_tokens and end is not None and any(END_OF_TEXT in text for text in texts):
+        why = "is plain text in the prompt; special_tokens=true makes it the end-of-text token"
+        print(f"note: {END_OF_TEXT} {why}", file=sys.stderr)
 
 
 Job = tuple[str, list[int], int]
@@ -146,6 +158,7 @@ def converse(trained: Trained, config: SampleConfig) -> int:
         print(f"{trained.name}, task {config.task.name}, {how}", file=sys.stderr)
     for number, text in enumerate(asked()):
         try:
+            check_special_tokens(trained, config, [text])
             ids = encode_prompt(trained, config.model_copy(update={"truncate": True}), text)
             for _, piece in answers(trained, config, [ids], [number]):
                 put(piece, config.stream)

@@ -208,8 +208,19 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
+def encode_with_end_of_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text in which `<|endoftext|>` is the end-of-text id. Raises BadInput as `encode` does."""
+    first, *others = text.split(END_OF_TEXT) if tokenizer.end_of_text is not None else [text]
+    ids: list[int] = tokenizer.encode(first).tolist()
+    for piece in others:
+        ids += [int(tokenizer.end_of_text or 0), *tokenizer.encode(piece).tolist()]
+    return ids
+
+
 def start_ids(tokenizer: Tokenizer) -> list[int]:
-    """What a text without a prompt starts from: the end of a document, else a newline, else the first id."""
+    """Return what a text starts from where nothing is known of the training data: the end of a document, else a
+    newline, else the first id.
+    """
     if tokenizer.end_of_text is not None:
         return [tokenizer.end_of_text]
     return [tokenizer.tokens.index(b"\n") if b"\n" in tokenizer.tokens else 0]

@@ -1,5 +1,6 @@
 """A trained model, ready for use, with its tokenizer: of a run, or weights of elsewhere."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import torch
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ModelConfig, TrainedConfig
-from nanogpt.errors import BadCheckpoint, BadInput, escaped
+from nanogpt.data.dataset import open_dataset
+from nanogpt.data.start import find_start_ids
+from nanogpt.errors import BadCheckpoint, BadInput, LabError, escaped
 from nanogpt.interop.hf_tokenizer import read_tokenizer
 from nanogpt.interop.initial import load_weights
 from nanogpt.interop.sources import Source, adopted, find_source
@@ -29,6 +32,8 @@ class Trained:
     run: RunDirectory | None
     step: int | None
     """Of the run's checkpoint."""
+    start_ids: tuple[int, ...] = ()
+    """What a text without a prompt starts from; empty: what its tokenizer's texts start from."""
 
 
 def load_trained(config: TrainedConfig, device: torch.device) -> Trained:
@@ -61,7 +66,25 @@ def of_run(run: RunDirectory, which: str, device: torch.device) -> Trained:
         model.load_state_dict(loaded.model | tied)
     except (RuntimeError, KeyError) as error:
         raise BadCheckpoint(f"{escaped(loaded.path)}: not this model's: {escaped(error, 200)}") from None
-    return Trained(model.eval().to(device), tokenizer, str(run.path), run, int(loaded.state["step"]))
+    start = start_ids_of(run, tokenizer)
+    return Trained(model.eval().to(device), tokenizer, str(run.path), run, int(loaded.state["step"]), tuple(start))
+
+
+def start_ids_of(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:
+    """Return ids that the run's training data has: as its last start recorded them, else as its data set shows."""
+    start = run.starts()[-1] if run.starts() else {}
+    recorded: object = start.get("start_ids")
+    if isinstance(recorded, list):
+        ids = [one for one in recorded if isinstance(one, int) and 0 <= one < len(tokenizer.tokens)]  # pyright: ignore[reportUnknownVariableType]
+        if ids:
+            return ids
+    data = run.config().data
+    with suppress(LabError, OSError):
+        dataset = open_dataset(data.model_copy(update={"verify": "size"}))
+        if dataset.fingerprint == start.get("data"):
+            return find_start_ids(tokenizer, dataset.train)
+    ended = data.corpus == "hub" or b"\n" not in tokenizer.tokens
+    return tokenizers.start_ids(tokenizer) if ended else [tokenizer.tokens.index(b"\n")]
 
 
 def chosen_tokenizer(config: TrainedConfig, source: Source) -> Tokenizer:

@@ -122,6 +122,14 @@ def expected_vocab_size(config: DataConfig) -> tuple[int, bool]:
     return known or 256, known is not None
 
 
+def expected_train_tokens(config: DataConfig) -> int | None:
+    """Return the number of training tokens of data that is prepared, else None. Only reads headers."""
+    if is_token_folder(config.source):
+        return sum(open_shard(path).n_tokens for path in Path(str(config.source)).glob("*train*.bin"))
+    meta = folder_of(config) / "meta.json"
+    return read_meta(meta).splits["train"].tokens if meta.exists() else None
+
+
 def open_dataset(config: DataConfig) -> Dataset:
     """The prepared data set, checked. Raises BadData with the command that prepares or repairs it."""
     if is_token_folder(config.source):

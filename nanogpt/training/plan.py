@@ -46,6 +46,8 @@ class Plan:
     world: int
     machine: Machine
     sure: bool = True
+    train_tokens: int | None = None
+    """Tokens of the training split; None: not prepared yet."""
 
     @property
     def steps(self) -> int:
@@ -54,6 +56,11 @@ class Plan:
     @property
     def tokens(self) -> int:
         return self.steps * self.config.training.batch_tokens
+
+    @property
+    def epochs(self) -> float | None:
+        """How often the training split's tokens are trained on."""
+        return self.tokens / self.train_tokens if self.train_tokens else None
 
     @property
     def flops(self) -> float:
@@ -71,7 +78,7 @@ class Plan:
         return self.flops / self.machine.rate.flops / self.world
 
     def lines(self) -> list[str]:
-        """Five lines: the model, the steps, the device, memory, time."""
+        """Return five lines: the model, the steps, the device, memory, time; one more if a step exceeds the data."""
         return [
             f"model   {self.config.model.name}: {model_line(self)}",
             f"plan    {plan_line(self)}",
@@ -79,7 +86,17 @@ class Plan:
             f"memory  {memory_line(self)}",
             f"time    about {seconds(self.seconds)} of training at {amount(self.machine.rate.flops, 'G')}FLOP/s"
             f"{' on each device' if self.world > 1 else ''}, {self.machine.rate.how}",
+            *large_step(self),
         ]
+
+
+def large_step(plan: Plan) -> list[str]:
+    """Return a warning if a single step takes more tokens than the training split has."""
+    batch, there = plan.config.training.batch_tokens, plan.train_tokens
+    if not there or batch <= there:
+        return []
+    why = f"each step is {batch / there:.3g} epochs of the {there:,} training tokens"
+    return [f"warning: training.batch_tokens={batch}: {why}"]
 
 
 def model_line(plan: Plan) -> str:
@@ -93,10 +110,14 @@ def model_line(plan: Plan) -> str:
 def plan_line(plan: Plan) -> str:
     config, world = plan.config, plan.world
     ranks = f"{world} ranks, each " if world > 1 else ""
+    times = plan.epochs
+    epochs = (
+        "" if times is None or plan.train_tokens is None else f" ({times:.3g} epochs of {amount(plan.train_tokens)})"
+    )
     count, size = config.grad_accum(world), config.micro_batch_size(world)
     batches = f"{count} micro-batch{'es' if count > 1 else ''} of {size} x {config.model.block_size}"
     return (
-        f"{plan.steps:,} steps of {config.training.batch_tokens:,} tokens = {amount(plan.tokens)} tokens, "
+        f"{plan.steps:,} steps of {config.training.batch_tokens:,} tokens = {amount(plan.tokens)} tokens{epochs}, "
         f"{plan.flops:.3g} FLOPs; {ranks}{batches}"
     )
 

@@ -41,8 +41,11 @@ class Record:
         state: TrainState,
         tokenizer: Tokenizer,
         beat: Callable[[int], None],
+        start_ids: list[int],
+        train_tokens: int | None,
     ) -> None:
-        self.beat = beat
+        """Samples are continued from `start_ids`; with `train_tokens` each row says how many epochs its tokens are."""
+        self.beat, self.start_ids, self.train_tokens = beat, start_ids, train_tokens
         self.config, self.run, self.state, self.tokenizer = config, run, state, tokenizer
         self.steps = Steps(state.step, state.steps)
         self.saver = Saver(run, config.checkpoint.max_failed, self.note)
@@ -85,7 +88,10 @@ class Record:
 
     def append(self, row: dict[str, float]) -> None:
         """A row of metrics.jsonl, kept in memory while the disk is full."""
-        if self.run.metrics.append({"step": self.state.step, "tokens": self.state.samples * self.block_size} | row):
+        tokens = self.state.samples * self.block_size
+        counts: dict[str, float] = {"step": self.state.step, "tokens": tokens}
+        counts |= {"epoch": round(tokens / self.train_tokens, 6)} if self.train_tokens else {}
+        if self.run.metrics.append(counts | row):
             self.deaf = False
         else:
             self.tell_full("no space for a row of metrics.jsonl")
@@ -175,9 +181,8 @@ class Record:
         state = self.state
         device = state.compute.device
         generator = torch.Generator(device).manual_seed(seed_of(self.config.training.seed, "sample"))
-        prompt = tokenizers.start_ids(self.tokenizer)
         draw = Draw(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
-        drawn = generate(model, [prompt], self.config.tracking.sample_tokens, draw, [generator])
+        drawn = generate(model, [self.start_ids], self.config.tracking.sample_tokens, draw, [generator])
         ids: list[int] = []
         for row in drawn:
             ids += row

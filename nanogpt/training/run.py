@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig, check_horizon
 from nanogpt.data.batches import TrainBatches
-from nanogpt.data.dataset import Dataset
+from nanogpt.data.dataset import Dataset, expected_train_tokens
 from nanogpt.data.prepare import ensure
+from nanogpt.data.start import find_start_ids
 from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers, meet
 from nanogpt.errors import STOPPED, Diverged
@@ -83,6 +85,7 @@ def show_plan(config: TrainConfig, place: Place) -> int:
     refuse_too_large(config, compute, world)
     model, sure = expected_model(config)
     plan = plan_of(settled(config, model, compute, Peers(), world), model, compute, world, sure)
+    plan = replace(plan, train_tokens=expected_train_tokens(config.data))
     schema.checked(lambda: check_horizon(config, plan.steps))
     say("\n".join(plan.lines()))
     return 0
@@ -234,11 +237,16 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
         say("warning: the code of nanogpt/ has changed since the last start; provenance.json has both states")
     about = {"from_step": state.step, "evaluated": state.evaluated, "data": dataset.fingerprint}
     about |= {"arithmetic": state.arithmetic, KEY: state.measurement}
+    start = find_start_ids(dataset.tokenizer, dataset.train)
+    about |= {"train_tokens": dataset.train.n_tokens, "start_ids": start}
     notes = {"notes": run.notes} if run.notes else {}
     run.add_start(provenance(state.compute.name) | about | {"changes": run.changes} | notes)
     if run.changes:
         write_atomic(run.path / "config.json", schema.to_json(config))
-    record = Record(config, run, state, dataset.tokenizer, watch.beat)
+    counted = "train_tokens" in run.starts()[0]  # rows of a run from before this was recorded stay as they were
+    record = Record(
+        config, run, state, dataset.tokenizer, watch.beat, start, dataset.train.n_tokens if counted else None
+    )
     record.status("running")
     return record
 

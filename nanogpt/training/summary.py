@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from nanogpt.config import TrainConfig
@@ -36,6 +37,7 @@ def introduce(
     for note in dataset.notes:
         say(f"note    {note}")
     plan = plan_of(config, state.model.config, state.compute, state.peers.world)
+    plan = replace(plan, train_tokens=dataset.train.n_tokens)
     say("\n".join([*plan.lines(), f"eval    {eval_line(plan, loss.tokens)}"]))
 
 
