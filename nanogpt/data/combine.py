@@ -26,7 +26,7 @@ def check_parts(corpus: Corpus, parts: list[Part]) -> None:
 def check_windows(config: DataConfig, meta: Meta, block_size: int | None) -> None:
     """Raise BadData if a split is too short to train or validate on. Windows don't cross shards."""
     size = block_size or 1
-    needs: dict[SplitName, int] = {"train": 2 * size, "val": size + 1}
+    needs: dict[SplitName, int] = {"train": 2 * size if config.order == "permutation" else size + 1, "val": size + 1}
     for name, needed in needs.items():
         split = meta.splits[name]
         if max((shard.tokens for shard in split.shards), default=0) < needed:
