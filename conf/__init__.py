@@ -1,1 +1,17 @@
-"""The configuration: YAML groups a person reads, and the one place where Hydra ends and typed config begins."""
+"""Command lines: YAML files of choices, and what makes a checked configuration of them.
+
+Every command imports this package first, so this is where a Python that nanogpt-lab wasn't installed for ends.
+"""
+
+import sys
+from importlib.util import find_spec
+
+if sys.version_info < (3, 10):  # noqa: UP036 (what was started may be another Python than the one that was set up)
+    print(f"error: {sys.executable} is Python {sys.version.split()[0]}; 3.10 or newer is needed", file=sys.stderr)
+    sys.exit(5)
+if find_spec("pydantic") is None:
+    print(
+        f"error: {sys.executable} has no 'pydantic'; `make setup` makes an environment that has it: .venv",
+        file=sys.stderr,
+    )
+    sys.exit(5)

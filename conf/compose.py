@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
+from conf.checks import check_hydra_settings, check_tilde, check_typed
 from conf.grid import left_out
 from conf.groups import choices, groups, refuse_bombs
 from conf.interpolation import check_interpolations, check_values, ordinary_words
@@ -131,6 +132,7 @@ class Composer:
         composed = copy.deepcopy(self.base(self.files(chosen)))
         for one in chosen:
             if one.key in self.keys:
+                check_typed(self.kind, one)
                 put(composed, one)
         return plain_values(composed, self.keys, self.ordinary)
 
@@ -141,7 +143,9 @@ class Composer:
         for key, text in self.literals.items():
             *path, name = key.split(".")
             reduce(lambda inner, part: inner[part], path, plain)[name] = text
-        return schema.from_dict(self.kind, plain)
+        config = schema.from_dict(self.kind, plain)
+        check_tilde(config)
+        return config
 
     def base(self, files: tuple[str, ...]) -> DictConfig:
         """What Hydra makes of a choice of files, without what is about sweeps. Raises BadInput."""
@@ -156,8 +160,11 @@ class Composer:
                 own = "Could not find 'experiment/" in str(error)
                 remedy = "; of another group's file write e.g. - override /data: text" if own else ""
                 raise BadInput(f"{first_line(error)}{remedy}") from None
+            except ValueError as error:  # not UTF-8, an integer of thousands of digits
+                raise BadInput(f"{' '.join(files)}: a file can't be read as YAML: {escaped(error, 300)}") from None
             if "experiment" in composed:
                 raise BadInput("experiment: its file must begin with the line # @package _global_")
+            check_hydra_settings(self.door, files, composed)
             for prefix in ASIDE:
                 there = OmegaConf.select(composed, prefix.rstrip("."))
                 plain = plain_values(there, self.keys, self.ordinary) if there is not None else {}
@@ -270,6 +277,17 @@ def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def as_yaml(config: Section) -> str:
-    """The config that would run, checked and resolved, as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+def as_yaml(config: Section, package: str = "") -> str:
+    """The config that would run, checked and resolved, as YAML; with a `package` such as `model` that part of it.
+
+    Raises BadInput for a package that doesn't exist.
+    """
+    plain: Any = config.model_dump(mode="json")
+    for name in package.split(".") if package not in ("", "_global_") else ():
+        if not isinstance(plain, dict) or name not in plain:
+            raise BadInput(f"--package {escaped(package)}: no such part of the configuration{hint(name, plain)}")
+        plain = plain[name]  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(plain, dict):
+        raise BadInput(f"--package {escaped(package)}: is one key; give the group it is in")
+    header = f"# @package {package}\n" if package else ""
+    return header + OmegaConf.to_yaml(OmegaConf.create(plain))

@@ -5,6 +5,7 @@ ends in one line on stderr and exit code 2. `--cfg job` shows the checked config
 `--hydra-help` and tab completion are Hydra's own.
 """
 
+import errno
 import gc
 import io
 import os
@@ -12,31 +13,21 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import resources
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-try:
-    from pydantic.fields import FieldInfo
+from pydantic.fields import FieldInfo
 
-    from nanogpt import schema
-    from nanogpt.errors import STOPPED, BadInput, LabError, PeerLost, escaped, hint
-    from nanogpt.schema import Section
-except ModuleNotFoundError as missing:  # started with another Python than the one that was set up
-    print(
-        f"error: this Python has no '{missing.name}'; use .venv/bin/python, which `make setup` makes", file=sys.stderr
-    )
-    sys.exit(5)
+from conf.argv import HYDRA_FLAGS, package_in, split
+from nanogpt import schema
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, escaped, hint
+from nanogpt.schema import Section
 
 if TYPE_CHECKING:
     from conf.reading import Sweep
 
 Config = TypeVar("Config", bound=Section)
-
-HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
-FLAGS_WITH_VALUE = ("--cfg", "-c")
-CFG_TOPICS = ("job", "hydra", "all")
-INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-FLAGS = (*HYDRA_FLAGS, "--multirun", "-m", "--help", "-h")
 
 
 def enter(
@@ -54,28 +45,46 @@ def enter(
 
 def guarded(name: str, call: Callable[[], int]) -> NoReturn:
     """Exit with the code `call` returns, or with that of its error, told in one line."""
+    open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than our texts hold
     try:
         code = call()
         flush()
-    except LabError as error:
-        tell(error)
-        leave(error.exit_code)
     except KeyboardInterrupt:  # before or after training, which handles it itself
         print("interrupted; the same command continues", file=sys.stderr)
         leave(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         leave(0)
-    except OSError as error:  # a full disk, a folder that can't be written
-        print(f"error: {escaped(error.filename or name, 400)}: {error.strerror or error}", file=sys.stderr)
-        leave(5)
     except Exception as error:
-        from conf.unforeseen import unforeseen
-
-        leave(unforeseen(name, error))
+        leave(tell_exception(name, error)[0])
     leave(code)
+
+
+def tell_exception(name: str, error: Exception) -> tuple[int, str]:
+    """Print what became of a command on standard error. Returns its exit code and the reason in one line."""
+    from conf.system_errors import as_lab_error
+    from conf.unforeseen import report_crash
+
+    known = as_lab_error(name, error)
+    if known is None:
+        return report_crash(name, error), f"{type(error).__name__}: {error}"
+    tell(known)
+    return known.exit_code, str(known)
+
+
+def open_closed_streams() -> None:
+    """Connect standard streams that the caller closed (`>&-`) to /dev/null.
+
+    Otherwise the next file that is opened takes their number, and what is printed goes into it.
+    """
+    for number, stream, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            setattr(sys, stream, os.fdopen(number, mode, closefd=False))
 
 
 def command_of(room: str, commands: Sequence[str]) -> str:
@@ -103,7 +112,8 @@ def leave(code: int) -> NoReturn:
     gone, and after a success, rarely, they abort over a thread of the connections that still runs.
     """
     if is_rank():
-        flush()
+        with suppress(BadEnvironment):
+            flush()
         os._exit(code)
     gc.freeze()  # what torch imports is 285,000 objects, and looking for garbage among them takes most of a second
     sys.exit(code)
@@ -115,11 +125,13 @@ def is_rank() -> bool:
 
 
 def flush() -> None:
-    """Send off what was printed; that nobody takes it changes nothing about what was done."""
+    """Send off what was printed. A reader that has gone is no error. Raises BadEnvironment for a full disk."""
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+        if error.errno != errno.EPIPE:
+            raise BadEnvironment(f"standard output: {error.strerror}; the end of the text is missing") from None
 
 
 def tell(error: LabError) -> None:
@@ -153,7 +165,7 @@ def dispatch(
     asked_for = read(name, kind, overrides, multirun)
     if asked := [flag for flag in flags if flag.partition("=")[0] in HYDRA_FLAGS]:
         if asked[0] in ("--cfg", "-c") and flags[flags.index(asked[0]) + 1] == "job":
-            print(as_yaml(asked_for.points[0].config).rstrip())
+            print(as_yaml(asked_for.points[0].config, package_in(flags)).rstrip())
             return 0
         return to_hydra(name, kind)
     if multirun:
@@ -180,32 +192,6 @@ def one_by_one(configs: list[Config], main: Callable[[Config], int]) -> int:
         if codes[-1] in (STOPPED, PeerLost.exit_code) or codes[-1] >= 128:
             break
     return next((code for code in codes if code), 0)
-
-
-def split(argv: list[str], kind: type[Section] = Section) -> tuple[list[str], list[str]]:
-    """(flags, overrides). Raises BadInput for a flag that doesn't exist, with the key of `kind` that may be meant."""
-    flags: list[str] = []
-    overrides: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if flags[-1:] in (["--info"], ["-i"]) and word in INFO_TOPICS:
-            flags.append(word)
-        elif not word.startswith("-") or ("=" in word.lstrip("-") and not word.startswith("--")):
-            overrides.append(word)
-        elif word.partition("=")[0] not in FLAGS:
-            key, _, value = word.lstrip("-").partition("=")
-            example = f"{key}={value or '…'}"
-            keys = [one for one, _ in schema.leaves(kind)]
-            near = "" if any(one == key or one.startswith(f"{key}.") for one in keys) else hint(key, keys)
-            why = f"settings are written without dashes: {escaped(example)}{near}"
-            raise BadInput(f"{escaped(word)}: no such option; {why}")
-        else:
-            flags.append(word)
-            if word in FLAGS_WITH_VALUE:
-                flags.append(next(words, ""))
-                if flags[-1] not in CFG_TOPICS:
-                    raise BadInput(f"{word} {escaped(flags[-1])}: allowed: one of {', '.join(CFG_TOPICS)}")
-    return flags, overrides
 
 
 def refuse_beside_completion(argv: list[str]) -> None:
@@ -251,7 +237,9 @@ def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
     except BadInput:  # a command that can't do without words
         usual = {}
     lines: list[str] = []
-    for key, field in [*schema.leaves(kind), *(aside() if name == "train" else [])]:
+    topics = [topic.partition("=")[0] for topic in topics]
+    keys = [*schema.leaves(kind), *(aside() if name == "train" else [])]
+    for key, field in keys:
         if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
             default = "" if field.is_required() else f", default {plain(field.default)}"
             if key in usual and default and (by_files := plain(usual[key])) != plain(field.default):
@@ -259,7 +247,8 @@ def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
             change = schema.change_of(field)
             lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.allowed(field)}{default}; {change}")
     if not lines:
-        raise BadInput(f"{escaped(topics[0])}: no such key or group; see --help all")
+        near = hint(topics[0], [*groups(name), *(key for key, _ in keys)])
+        raise BadInput(f"{escaped(topics[0])}: no such key or group; see --help all{near}")
     if name == "train":
         lines.append(
             "\na change of what is fixed is another run; guarded: also, or resume.allow_change; free: the same run"

@@ -4,9 +4,11 @@ Hydra alone accepts `+new.key=1` and `~model`, and its advice for a typo is to a
 """
 
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,11 +19,16 @@ from pydantic.fields import FieldInfo
 from conf.groups import choices, groups, optional
 from conf.launchers import KINDS
 from conf.sweeps import SWEEPERS, SweepConfig
+from conf.words import typed
 from nanogpt import schema
 from nanogpt.errors import BadInput, escaped, hint
 from nanogpt.schema import Section
 
 MOST_POINTS = 100_000
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
+PASTED = dict.fromkeys(DASHES, "-") | {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "}
+"""What word processors and web pages put in place of what was typed."""
+LONGEST_EXAMPLE = 60  # characters of a value that is written again in quotes
 LAUNCHING = ("train", "launch")  # the doors whose points can be jobs
 LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
 LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS = "hydra.launcher.", "hydra.sweeper.", "sweep."
@@ -68,25 +75,90 @@ def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, 
     return literals, rest
 
 
-def parse(text: str) -> Override:
-    """One override. Raises BadInput with the reason in a few words."""
-    key, equals, _ = text.partition("=")
+def parse(text: str, kind: type[Section] = Section) -> Override:
+    """One override. Raises BadInput with the reason in a few words; `kind` has the keys with what they take."""
+    key, equals, value = text.partition("=")
     plain = escaped(text)
     if text.startswith("~"):
         raise BadInput(f"{plain}: keys can't be deleted; set a value with key=value")
     if text.startswith("+"):
-        raise BadInput(f"{plain}: keys can't be added; every key that exists is listed by --help all")
+        raise BadInput(f"{plain}: keys can't be added; set one that exists without +, --help all lists them")
     if not equals:
-        file = "; what nanoGPT has as files is experiment=NAME here" if plain.endswith(".py") else ""
-        raise BadInput(f"{plain}: not an override; write key=value{file}")
-    if not key:
+        raise BadInput(f"{plain}: not an override; {what_to_write(text)}")
+    if not key.strip():
         raise BadInput(f"{plain}: the key before '=' is missing")
     try:
-        return OverridesParser.create().parse_override(text)
+        return parse_override(text)
     except (HydraException, RecursionError, ValueError):  # the last for an integer of thousands of digits
-        odd = next((c for c in text if not c.isascii()), None)
-        why = f"the character '{odd}' needs quotes" if odd else "can't be read; check the quotes and brackets"
-        raise BadInput(f"{plain}: {why}, e.g. {escaped(key)}=\"'…'\"") from None
+        raise BadInput(f"{plain}: {why_unreadable(key, value, kind)}") from None
+
+
+def what_to_write(text: str) -> str:
+    """Return what a word without `=` should have been."""
+    if text.endswith(".py"):
+        return "write key=value; what nanoGPT has as files is experiment=NAME here"
+    if text[:1] in DASHES:
+        return f"options begin with '-' or '--', and this with {text[0]!r}"
+    key, colon, value = text.partition(":")
+    return f"write {escaped(key)}={escaped(value.strip())}" if colon and value else "write key=value"
+
+
+def parse_override(text: str) -> Override:
+    """One override, read by Hydra. Raises HydraException, RecursionError, ValueError."""
+    return OverridesParser.create().parse_override(text)
+
+
+def why_unreadable(key: str, value: str, kind: type[Section]) -> str:
+    """Return why Hydra can't read `key=value`, and what to write instead where that is clear."""
+    if key != key.rstrip() or any(c.isspace() for c in key.strip()):
+        return "write key=value without blanks before '='"
+    if odd := next((c for c in key if not (c.isalnum() and c.isascii()) and c not in "_./@"), None):
+        return f"no key has the character {escaped(odd)!r}"
+    if pasted := next((c for c in value if c in PASTED), None):
+        plain = "".join(PASTED.get(c, c) for c in value)
+        return f"the character {pasted!r} is not the one on a keyboard: {escaped(key)}={escaped(plain)}"
+    if value.endswith(","):
+        return "ends with a comma; leave it out, or give one more value"
+    if len(value) > LONGEST_EXAMPLE or any(c in value for c in "[]{}()'\""):
+        return "can't be read; check the quotes and brackets"
+    if value.startswith("~"):
+        whole = os.path.expanduser(value)
+        return f"write {escaped(key)}={escaped(whole)}" if whole != value else "there is no such user"
+    odd = next((c for c in value if not (c.isalnum() and c.isascii()) and not is_readable(f"{key}=a{c}a")), None)
+    what = f"the character {escaped(odd)!r}" if odd else "this"
+    field = dict(schema.leaves(kind)).get(key)
+    if field and "str" not in str(field.annotation):
+        return f"{what} can't be in it; allowed: {schema.allowed(field)}"
+    if field and not is_valid(kind, key, value):
+        return f"{what} needs quotes, and is not allowed in them either; allowed: {what_is_allowed(kind, key, value)}"
+    return f"{what} needs quotes: {typed(key, value)}"
+
+
+def what_is_allowed(kind: type[Section], key: str, value: str) -> str:
+    """Return what the refusal of a value says is allowed."""
+    try:
+        schema.check_value(kind, key, value)
+    except BadInput as error:
+        return str(error).rpartition("allowed: ")[2]
+    return ""
+
+
+def is_valid(kind: type[Section], key: str, value: object) -> bool:
+    """Whether a key takes a value, whatever the others are."""
+    try:
+        schema.check_value(kind, key, value)
+    except BadInput:
+        return False
+    return True
+
+
+def is_readable(text: str) -> bool:
+    """Whether Hydra can read an override."""
+    try:
+        parse_override(text)
+    except (HydraException, ValueError):
+        return False
+    return True
 
 
 def expand_glob(door: str, kind: type[Section], override: Override) -> Override:
@@ -174,7 +246,9 @@ def check_choice(override: Override, optional: bool) -> None:
             raise BadInput(f"{group}={name or ''}: needs a value; allowed: one of {', '.join(options)}")
         if name not in options:
             text = escaped(f"{group}={name}")
-            raise BadInput(f"{text}: no such choice; allowed: one of {', '.join(options)}{hint(str(name), options)}")
+            raise BadInput(
+                f"{text}: no such choice; allowed: one of {', '.join(options)}{hint(PurePath(str(name)).stem, options)}"
+            )
 
 
 @dataclass(frozen=True)

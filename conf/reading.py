@@ -160,7 +160,7 @@ class Asked:
 def ask(door: str, kind: type[Section], overrides: list[str], multirun: bool) -> Asked:
     """Read a command line. Raises BadInput."""
     literals, rest = take_literals(kind, take_last(overrides))
-    parsed = [expand_glob(door, kind, parse(text)) for text in rest]
+    parsed = [expand_glob(door, kind, parse(text, kind)) for text in rest]
     register(door, kind)
     firsts = [first(override, multirun) for override in parsed]
     check_keys(door, kind, parsed)

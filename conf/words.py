@@ -1,9 +1,10 @@
 """Words of a command line: those that name studies and runs, and texts quoted so that Hydra reads them as they are."""
 
 import re
+import shlex
 from pathlib import Path
 
-from conf.door import split
+from conf.argv import split
 
 PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
 SPECIAL = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"}
@@ -28,6 +29,12 @@ def quoted(text: str) -> str:
 def override(key: str, value: object) -> str:
     """`key=value` as one would type it after `python train.py`, before the shell's own quoting."""
     return f"{key}={written(value)}"
+
+
+def typed(key: str, text: str) -> str:
+    """`key=value` as one types it into a shell for `text` to be read as just this text."""
+    inside = quoted(text)
+    return shlex.quote(f"{key}={inside}") if set(inside) & set('"$`!\\') else f'{key}="{inside}"'
 
 
 def written(value: object) -> str:

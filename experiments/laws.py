@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from nanogpt.config import LawConfig
+from nanogpt.errors import BadInput
 
 FLOPS_PER_PARAMETER = 6.0  # and token, C = 6 N D
 
@@ -40,17 +41,39 @@ def loss_of(law: LawConfig, n_params: float, tokens: float) -> float:
 
 
 def optimum(law: LawConfig, flops: float, factor: float = FLOPS_PER_PARAMETER) -> Optimum:
-    """Of a budget where C = factor N D: the minimum of the loss in closed form (equation 4 of the paper)."""
-    balance = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
-    n_params = balance * (flops / factor) ** (law.beta / (law.alpha + law.beta))
-    tokens = flops / factor / n_params
-    return Optimum(flops, n_params, tokens, loss_of(law, n_params, tokens))
+    """Return the minimum of the loss for a budget, C = factor N D, in closed form (equation 4 of the paper).
+
+    Raises BadInput for constants whose optimum can't be computed.
+    """
+    try:
+        n_params = balance(law) * (flops / factor) ** (law.beta / (law.alpha + law.beta))
+        tokens = flops / factor / n_params
+        found = Optimum(flops, n_params, tokens, loss_of(law, n_params, tokens))
+    except (OverflowError, ZeroDivisionError):
+        raise no_optimum(law) from None
+    if not all(0 < number < math.inf for number in (n_params, tokens)):
+        raise no_optimum(law)
+    return found
 
 
 def optimum_of_size(law: LawConfig, n_params: float, factor: float = FLOPS_PER_PARAMETER) -> Optimum:
-    """The budget that a model size is the best for."""
-    balance = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
-    return optimum(law, factor * (n_params / balance) ** ((law.alpha + law.beta) / law.beta), factor)
+    """Return the budget that a model size is the best for. Raises BadInput as `optimum`."""
+    try:
+        flops = factor * (n_params / balance(law)) ** ((law.alpha + law.beta) / law.beta)
+    except (OverflowError, ZeroDivisionError):
+        raise no_optimum(law) from None
+    return optimum(law, flops, factor)
+
+
+def balance(law: LawConfig) -> float:
+    """Return G of equation 4, which sets parameters against tokens. Raises OverflowError, ZeroDivisionError."""
+    return (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
+
+
+def no_optimum(law: LawConfig) -> BadInput:
+    """Return the error for constants so extreme that the best size isn't a number."""
+    given = ", ".join(f"law.{name}={value:g}" for name, value in law.model_dump().items())
+    return BadInput(f"{given}: the best size is too large or too small to compute; usual exponents are 0.2 to 0.5")
 
 
 def published_line() -> tuple[float, float]:

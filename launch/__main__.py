@@ -4,7 +4,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from conf.door import command_of, explain, guarded, split
+from conf.argv import split
+from conf.door import command_of, explain, guarded
 from conf.launchers import BasicLauncher, LaunchConfig
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, escaped

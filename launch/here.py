@@ -1,21 +1,19 @@
 """The points of a study in this process, one after the other."""
 
 import signal
-import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from conf.door import is_rank, one_by_one, tell
+from conf.door import is_rank, one_by_one, tell_exception
 from conf.sweeps import SweepConfig
-from conf.unforeseen import unforeseen
 from launch.preview import preview, states, todo
 from launch.states import FAILED
 from launch.study import Study
 from launch.watching import status_table, tell_wrong
 from nanogpt.config import TrainConfig
-from nanogpt.errors import STOPPED, BadEnvironment, Diverged, LabError, PeerLost, escaped
+from nanogpt.errors import STOPPED, Diverged, PeerLost, escaped
 from nanogpt.tracking.console import say
 
 
@@ -77,12 +75,5 @@ def attempt(main: Callable[[TrainConfig], int], config: TrainConfig) -> tuple[in
     """Train one point. Returns its exit code and the reason, also when something unforeseen went wrong."""
     try:
         return main(config), ""
-    except LabError as error:
-        tell(error)
-        return error.exit_code, str(error)
-    except OSError as error:  # as the door tells it
-        why = f"{escaped(error.filename or config.runs_dir, 400)}: {error.strerror or error}"
-        print(f"error: {why}", file=sys.stderr)
-        return BadEnvironment.exit_code, why
     except Exception as error:
-        return unforeseen("train", error), f"{type(error).__name__}: {error}"
+        return tell_exception("train", error)

@@ -115,6 +115,7 @@ ALIASES = {  # what nanoGPT and other trainers call our keys
     "start": "prompt",
     "beta1": "betas",
     "beta2": "betas",
+    "gpu": "cuda",
 }
 
 

@@ -34,6 +34,8 @@ TYPES = {
     "finite_number": "a finite number is needed",
     "bool_type": "a boolean is needed",
     "string_type": "text is needed",
+    "string_too_short": "text is needed, not nothing",
+    "string_pattern_mismatch": "not a choice",
     "model_type": "a group of keys is needed",
     "tuple_type": "a list is needed",
     "dict_type": "keys with values are needed",
@@ -42,7 +44,8 @@ TYPES = {
     "too_short": "at least one value is needed",
     "literal_error": "not a choice",
 }
-OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "string_pattern_mismatch")
+OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+DEVICES = ("auto", "cpu", "mps", "cuda")
 
 
 Change = Literal["fixed", "guarded", "free"]
@@ -208,13 +211,22 @@ def message(schema: type[BaseModel], error: ErrorDetails) -> str:
         return f"{shown(key, error['input'])}: {what}; allowed: {error['msg']}"
     why = TYPES.get(error["type"]) or ("out of range" if error["type"] in OUTSIDE else error["msg"])
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
-        why += f", and this reads as a number or a boolean; quote it: {key}=\"'{error['input']}'\""
+        why += ", and this reads as a number or a boolean"
+    if error["type"] in ("int_type", "int_from_float") and is_whole(error["input"]):
+        why += f"; write {error['input']:.0f}"
     text = f"{shown(key, error['input'])}: {why}"
     if key in keys:
         text += f"; allowed: {allowed(keys[key])}"
         choices = choices_of(keys[key].annotation)
+        if error["type"] == "string_pattern_mismatch":
+            choices = DEVICES
         text += hint(str(error["input"]), choices) if choices else ""
     return text
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a float that stands for an integer."""
+    return isinstance(value, float) and abs(value) < 2**53 and value.is_integer()
 
 
 def shown(key: str, value: object) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.door import split
+from conf.argv import split
 from conf.reading import points
 from conf.reference import slug
 from conf.unforeseen import CODE

@@ -6,6 +6,7 @@ Each does it as it does by itself; only what is random is given. Runs in the pro
 import ast
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def refuse_rival(program: str, model: ModelConfig) -> None:
 
 def checkout(program: str) -> Path:
     """The folder in `nanogpt:PATH`."""
-    return Path(program.removeprefix(NANOGPT)).expanduser().resolve()
+    return Path(os.path.expanduser(program.removeprefix(NANOGPT))).resolve()
 
 
 def nanogpt_model(work: Work, compute: Compute) -> Any:

@@ -1,6 +1,7 @@
 """Where the documents of a benchmark come from: local files that a key names, else the Hugging Face hub."""
 
 import bz2
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Source:
         """The local files; none: the hub. Raises BadData."""
         if self.given is None:
             return ()
-        path, endings = Path(self.given).expanduser(), (*self.plain, ".jsonl", ".parquet")
+        path, endings = Path(os.path.expanduser(self.given)), (*self.plain, ".jsonl", ".parquet")
         if not path.exists():
             raise BadData(f"{self.key}={escaped(self.given)}: no such file")
         if path.is_dir():

@@ -52,7 +52,7 @@ TABLE = [
     ("optimizer.lr=" + "[" * 600 + "]" * 600, "optimizer.lr="),
     ("--cfg foo", "--cfg foo: allowed: one of job, hydra, all"),
     ("--cfg", "--cfg : allowed: one of job"),
-    ("--resolve", "no such option"),
+    ("--resolve", "--resolve: is about what --cfg shows; add --cfg job"),
     ('data.hub="${oc.env:${data.text_column}}"', "must be written out"),
     ("optimizer={lr:3}", "no such choice"),
     ("training={steps:3}", "a group of keys; set one of training.batch_tokens"),

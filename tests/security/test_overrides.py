@@ -12,8 +12,8 @@ import pytest
 from hydra import initialize_config_module
 
 from conf import reading
+from conf.argv import split
 from conf.compose import register
-from conf.door import split
 from conf.groups import choices, groups
 from conf.overrides import aside_fields, first, parse
 from nanogpt.config import TrainConfig
