@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.code import code_difference
-from experiments.document import Block, Cell, Code, Document, Figure, Heading, Note, Table, refuse_file
+from experiments.document import Block, Cell, Code, Document, Figure, Heading, Note, Table
 from experiments.finding import find
 from experiments.progress import look
 from experiments.ranking import Setting, settings
@@ -30,6 +30,7 @@ from experiments.tables import (
 from nanogpt.comparability import IN_BITS, Comparability, agree_in_bits, compare_measurements, partition
 from nanogpt.config import Against, CompareConfig, Metric
 from nanogpt.errors import BadInput, escaped
+from nanogpt.outputs import check_output_folder
 from nanogpt.tracking.console import amount, say, visible
 
 MOST = 26  # sides, each a letter
@@ -43,7 +44,7 @@ Side = tuple[str, Setting]
 
 def compare(config: CompareConfig) -> int:
     """Tell, and write where that is asked for. Raises BadInput."""
-    refuse_file(config.out)
+    check_output_folder("out", config.out)
     found = find(config)
     progress, problems = look(found)
     results, unreadable = read_all(progress)

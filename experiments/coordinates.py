@@ -18,6 +18,7 @@ from nanogpt.data.batches import Batch, shifted
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.device import Compute, set_up
 from nanogpt.model.gpt import GPT
+from nanogpt.outputs import check_output_file
 from nanogpt.tracking.console import say, table
 from nanogpt.training.state import build_state
 from nanogpt.training.step import train_step
@@ -29,6 +30,7 @@ NAMES: tuple[Literal["standard", "mup"], ...] = ("standard", "mup")
 
 def check(config: CoordinatesConfig) -> int:
     """Train, tell the slopes, draw."""
+    check_output_file("coordinates.out", config.coordinates.out)
     compute, widths = set_up(config.hardware), config.coordinates.widths
     vocab_size, _ = expected_vocab_size(config.data)
     found = {name: [moved(at_width(config, name, n), vocab_size, compute) for n in widths] for name in NAMES}
@@ -38,6 +40,7 @@ def check(config: CoordinatesConfig) -> int:
     ]
     steps = config.coordinates.steps
     say(table(f"exponent of the width in what {steps} steps moved; 0 is right", ("part", *NAMES), rows))
+    Path(config.coordinates.out).parent.mkdir(parents=True, exist_ok=True)
     draw(found, widths, Path(config.coordinates.out))
     say(f"picture  {config.coordinates.out}")
     return 0

@@ -5,7 +5,6 @@ Whatever comes from run directories (names, values, errors) is escaped by the te
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Literal
 import jinja2
 
 from experiments.pictures.theme import Picture
-from nanogpt.errors import BadEnvironment, BadInput, escaped
+from nanogpt.errors import BadEnvironment, escaped
 from nanogpt.files import write_atomic
 from nanogpt.tracking.console import visible
 
@@ -132,12 +131,6 @@ class Document:
         for path, text in zip(pages, (self.markdown(), self.html()), strict=True):
             write_atomic(path, text)
         return [*pages, *(plots / f"{picture.name}.png" for picture in pictures)]
-
-
-def refuse_file(out: str | None) -> None:
-    """Raises BadInput for a place of pages that is no folder."""
-    if out is not None and os.path.lexists(out) and not os.path.isdir(out):
-        raise BadInput(f"out={escaped(out)}: not a folder")
 
 
 @cache

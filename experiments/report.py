@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.code import code_table
 from experiments.command import APART, repeat
-from experiments.document import Block, Code, Document, Figure, Heading, Note, refuse_file
+from experiments.document import Block, Code, Document, Figure, Heading, Note
 from experiments.finding import Found, find
 from experiments.pictures.curves import Curve, loss_curves
 from experiments.pictures.landscape import landscape
@@ -31,6 +31,7 @@ from experiments.tables import (
 from nanogpt import schema
 from nanogpt.config import Metric, ReportConfig, TrainConfig
 from nanogpt.errors import BadInput, escaped
+from nanogpt.outputs import check_output_folder
 from nanogpt.tracking.console import say, seconds
 
 PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns that a terminal has no room for
@@ -64,9 +65,10 @@ class Study:
 
 def report(config: ReportConfig) -> int:
     """Write it and tell the ranking. Raises BadInput."""
-    refuse_file(config.out)
+    check_output_folder("out", config.out)
     found = find(config, latest=True)
     folder = place(found, config)
+    check_output_folder("out", folder)
     study = collect(found, config.metric)
     tell(study)  # before it is written: a full disk doesn't take the answer away
     files = Document(f"Report: {study.title}", list(blocks(study, config))).write(folder, "report")

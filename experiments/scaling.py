@@ -10,6 +10,7 @@ from experiments.laws import Optimum, optimum, optimum_of_size, published_tokens
 from experiments.runs import Trained, finished_runs
 from nanogpt.config import LawConfig, ScalingConfig
 from nanogpt.files import write_atomic
+from nanogpt.outputs import check_output_folder
 from nanogpt.tracking.console import amount, say, table
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def study(config: ScalingConfig, pattern: str) -> None:
     from experiments import fit  # scipy: half a second that the other questions needn't wait for
     from experiments.pictures.scaling import draw
 
+    check_output_folder("out", config.out)
     runs = finished_runs(pattern)
     fit.refuse_too_few(runs)
     budget = config.budget or 10 * max(run.flops for run in runs)

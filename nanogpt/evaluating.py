@@ -14,7 +14,7 @@ from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareCo
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput, escaped
+from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput
 from nanogpt.evaluation.loss import LossEvaluation, Stopped
 from nanogpt.evaluation.measured import describe_measurement
 from nanogpt.evaluation.statistics import Metric, exp
@@ -22,6 +22,7 @@ from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import append, read_json
 from nanogpt.measurement import KEY, spec_digest, to_dict
 from nanogpt.model.gpt import GPT
+from nanogpt.outputs import check_output_file
 from nanogpt.place import Place, place_from
 from nanogpt.tracking.console import say, silence, table
 from nanogpt.trained import Trained, load_trained
@@ -96,14 +97,15 @@ def evaluate_with(config: EvaluateConfig, compute: Compute, peers: Peers, watch:
     """Load everything, so that what is missing is told first; then one task after the other."""
     with peers.alike():
         peers.refuse_differences("config", dict(schema.values(config)))
-        refuse_no_folder(config.out)
+        check_output_file("out", config.out, links=False)
         trained = load_trained(config, compute.device)
+        out = destination(config, trained)
+        check_output_file("run", None if out is None or config.out else str(out), links=False)
         peers.refuse_differences("model", {"name": trained.name, "step": trained.step})
     tasks = [prepare(name, config, trained, compute, peers) for name in chosen(config, trained)]
     with peers.alike():
         peers.refuse_differences("data set", {task.name: task.data for task in tasks})
     results: list[Result] = []
-    out = destination(config, trained)
     stopped = None
     with StopFlag() as flag:
 
@@ -122,6 +124,7 @@ def evaluate_with(config: EvaluateConfig, compute: Compute, peers: Peers, watch:
                 break
             results.append(Result(task, metrics, time.monotonic() - started))
             if out and peers.leading:
+                out.parent.mkdir(parents=True, exist_ok=True)
                 append(out, json.dumps(record(results[-1], config, trained, compute, peers)))
         peers.agree(0)  # the leader has written: nobody is missed from now on
     say(drawn(results, trained) if results else "nothing was evaluated to its end")
@@ -138,12 +141,6 @@ def chosen(config: EvaluateConfig, trained: Trained) -> list[TaskName]:
         say(f"note: no loss, {trained.name} has no data set of its own; data=NAME says which")
         names.remove("loss")
     return names
-
-
-def refuse_no_folder(out: str | None) -> None:
-    """Results of hours shall not be lost to a wrong path. Raises BadInput."""
-    if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
-        raise BadInput(f"out={escaped(out)}: not a file in a folder that is there")
 
 
 def destination(config: EvaluateConfig, trained: Trained) -> Path | None:

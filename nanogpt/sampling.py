@@ -13,6 +13,7 @@ from nanogpt.device import find_device
 from nanogpt.errors import BadInput, escaped
 from nanogpt.files import from_json, open_regular
 from nanogpt.generate import lay_out
+from nanogpt.outputs import check_output_file
 from nanogpt.tokenizer import END_OF_TEXT
 from nanogpt.tracking.console import visible
 from nanogpt.trained import Trained, load_trained
@@ -24,6 +25,7 @@ MOST_BYTES = 2**20  # of a prompt file
 def sample(config: SampleConfig) -> int:
     """Print `num_samples` answers to each prompt. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
     config = settled(config)
+    check_output_file("out", config.out)
     texts = [] if config.interactive else prompt_texts(config)  # before the model: it may take a while
     trained = load_trained(config, find_device(config.device, "device"))
     check_special_tokens(trained, config, texts)
@@ -136,6 +138,7 @@ def show(trained: Trained, config: SampleConfig, jobs: list[Job], first: int) ->
 
 def write_lines(trained: Trained, config: SampleConfig, jobs: list[Job], out: str) -> int:
     """Append {"prompt", "sample", "text", "model", "seed"} of every text to a file, as they are finished."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     with Path(out).open("a", encoding="utf-8") as file:
         for first in range(0, len(jobs), config.batch_size):
             batch = jobs[first : first + config.batch_size]

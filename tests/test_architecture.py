@@ -22,6 +22,7 @@ FILE_LINES, FUNCTION_LINES = 320, 60
 LAYERS = [
     ("nanogpt.entry_names", "nanogpt.redaction", "nanogpt.field_values"),
     ("nanogpt.errors",),
+    ("nanogpt.outputs",),
     ("nanogpt.files",),
     ("nanogpt.schema", "nanogpt.tensor_file", "nanogpt.place", "nanogpt.cores", "nanogpt.hub"),
     ("nanogpt.config",),

@@ -145,8 +145,8 @@ def test_what_is_missing_is_told_before_anything_is_evaluated(
 ) -> None:
     with pytest.raises(BadData, match=r"eval.hellaswag=nowhere: no such file"):
         evaluate(wanted(trained, files | {"hellaswag": "nowhere"}, "loss", "hellaswag"))
-    with pytest.raises(BadInput, match=r"out=nowhere/x.jsonl: not a file in a folder that is there"):
-        evaluate(wanted(trained, files, "loss", out="nowhere/x.jsonl"))
+    with pytest.raises(BadInput, match=r"out=\.: a folder; name a file"):
+        evaluate(wanted(trained, files, "loss", out="."))
     other = config(**{"data.tokenizer": "char"}).data.model_dump()
     with pytest.raises(BadData, match=r"data=test: its \d+ tokens \(char\) aren't the model's 256 \(byte\)"):
         evaluate(wanted(trained, files, "loss", data=other))

@@ -15,6 +15,7 @@ from nanogpt.benchmark.training import training_rows
 from nanogpt.config import BenchConfig
 from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers
+from nanogpt.outputs import check_output_file, check_output_folder
 from nanogpt.provenance import git_state
 from nanogpt.tracking.console import say
 from nanogpt.training.checks import refuse_too_large
@@ -24,6 +25,9 @@ from nanogpt.training.probe import settled
 def bench(config: BenchConfig) -> int:
     """Print Markdown tables, and append them to `bench.out`. Raises BadInput, BadData, BadEnvironment."""
     refuse_rivals(config)
+    check_output_file("bench.out", config.bench.out)
+    if config.profile:
+        check_output_folder("bench.trace" if config.bench.trace else "runs_dir", config.bench.trace or config.runs_dir)
     compute = set_up(config.hardware)
     refuse_too_large(config, compute, 1)
     if "training" in config.bench.what and not config.against:
@@ -38,7 +42,8 @@ def bench(config: BenchConfig) -> int:
         parts += [found.markdown() for found in generation_tables(config, compute)]
     text = "\n\n".join(parts)
     say(text)
-    if config.bench.out:
+    if config.bench.out is not None:
+        Path(config.bench.out).parent.mkdir(parents=True, exist_ok=True)
         with open(config.bench.out, "a", encoding="utf-8") as file:
             file.write(f"\n{text}\n")
     if config.profile:
