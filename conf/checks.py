@@ -17,6 +17,7 @@ from nanogpt.schema import Section
 
 EXPANDED = ("data.source", "eval.", "against")  # keys and sections where ~ is expanded when the file is read
 OURS = ("launcher", "sweeper")
+HYDRA_IS_OURS = "Hydra's own settings can't be changed here; a file may set hydra.launcher and hydra.sweeper"
 BY_HYDRA = ("overrides", "runtime", "job")  # parts of Hydra's own configuration that differ from command to command
 
 
@@ -66,8 +67,7 @@ def check_hydra_settings(door: str, files: tuple[str, ...], composed: DictConfig
     usual, mine = (hydra_settings(one) for one in (compose(door, [], return_hydra_config=True), composed))
     key = first_difference(usual, mine)
     if key:
-        allowed = "a file may set hydra.launcher, hydra.sweeper"
-        raise BadInput(f"{' '.join(files)}: hydra{key}: Hydra's own settings can't be changed here; {allowed}")
+        raise BadInput(f"{' '.join(files)}: hydra{key}: {HYDRA_IS_OURS}")
 
 
 def hydra_settings(composed: DictConfig) -> dict[str, Any]:

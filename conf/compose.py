@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
-from conf.checks import check_hydra_settings, check_tilde, check_typed
+from conf.checks import HYDRA_IS_OURS, check_hydra_settings, check_tilde, check_typed
 from conf.grid import left_out
 from conf.groups import choices, groups, refuse_bombs
 from conf.interpolation import check_interpolations, check_values, ordinary_words
@@ -157,6 +157,8 @@ class Composer:
             except (TypeError, YAMLError) as error:
                 raise BadInput(f"{' '.join(files)}: a file is not YAML with keys: {escaped(error, 300)}") from None
             except (HydraException, OmegaConfBaseException, RecursionError) as error:
+                if "hydra.searchpath" in str(error):
+                    raise BadInput(f"{' '.join(files)}: hydra.searchpath: {HYDRA_IS_OURS}") from None
                 own = "Could not find 'experiment/" in str(error)
                 remedy = "; of another group's file write e.g. - override /data: text" if own else ""
                 raise BadInput(f"{first_line(error)}{remedy}") from None
@@ -232,8 +234,10 @@ def checked(kind: type[Config], values: dict[str, Any], prefix: str) -> Config:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or at least what it is called."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of what an error says, with the next where it ends in a colon, or at least what it is called."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    key = next((line for line in lines[2:] if line.startswith("full_key: ")), "")
+    return f"{lines[0]} {lines[1]} {key}".rstrip() if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def changes_in(chosen: list[Value], several: set[str]) -> dict[str, str]:

@@ -106,13 +106,13 @@ BAD_FILES = {
     "utf16": ("name: x\n".encode("utf-16"), "YAML"),
     "latin": ("# \u00e9\nname: x\n".encode("latin-1"), "YAML"),
     "nul": (b"name: a\0b\n", "YAML"),
-    "list": (b"- 1\n- 2\n", "YAML"),
+    "list": (b"- 1\n- 2\n", "ConfigTypeError raised while composing config: "),
     "tab": (b"name:\n\t- x\n", "YAML"),
     "run": (b"hydra:\n  run:\n    dir: /tmp/elsewhere\n", "hydra.run.dir: Hydra's own settings can't be changed here"),
     "env": (b"hydra:\n  job:\n    env_set:\n      A: b\n", "hydra.job.env_set.A: Hydra's own settings"),
     "path": (b"hydra:\n  searchpath: [file:///tmp]\n", "hydra.searchpath: Hydra's own settings"),
-    "log": (b"defaults:\n  - override /hydra/job_logging: none\n", "hydra.job_logging"),
-    "new": (b"hydra:\n  mine: 1\n", "hydra.mine"),
+    "log": (b"defaults:\n  - override /hydra/job_logging: none\n", "hydra/job_logging: Hydra's own"),
+    "new": (b"hydra:\n  mine: 1\n", "Key 'mine' not in 'HydraConf' full_key: hydra.mine"),
 }
 
 
