@@ -19,8 +19,8 @@ from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.folders import resolve_source
 from nanogpt.errors import BadInput, escaped, hint
 from nanogpt.files import list_entries, modified
-from nanogpt.run_directory import locate, parts_of
-from nanogpt.run_identity import digits_of, earlier_digits, resolve
+from nanogpt.run_directory import locate, parts_of, resolve_all
+from nanogpt.run_identity import digits_of, earlier_digits
 from nanogpt.schema import change_of, leaves
 
 RECORDS = ".launch"  # folder in a study's that holds what was submitted
@@ -54,7 +54,7 @@ class Study:
 def study_of(sweep: Sweep[TrainConfig]) -> Study:
     """The study that a sweep is. Raises BadInput for points that are the same run."""
     configs = [point.config for point in sweep.points]
-    if any(config.resume.run for config in configs):
+    if any(config.resume.run and not config.resume.fork for config in configs):
         raise BadInput("resume.run: continues one run; it can't be a point of a sweep")
     path = Path(configs[0].runs_dir) / study_name(sweep)
     if (path / "config.json").exists():
@@ -72,7 +72,10 @@ def resolved(points: Sequence[Point[TrainConfig]]) -> list[Point[TrainConfig]]:
         sources.setdefault(data.model_dump_json(), data)
     found = {key: resolve_source(data) for key, data in sources.items()}
     return [
-        Point(point.config.model_copy(update={"data": found[point.config.data.model_dump_json()]}), point.changes)
+        Point(
+            resolve_all(point.config.model_copy(update={"data": found[point.config.data.model_dump_json()]})),
+            point.changes,
+        )
         for point in points
     ]
 
@@ -103,7 +106,7 @@ def latest_attempt(member: Member, there: list[str]) -> Member:
 
 def study_of_one(config: TrainConfig) -> Study:
     """A single run as a study of its own, in its own directory."""
-    config = resolve(config)
+    config = resolve_all(config)
     run = locate(config)
     return Study(run, [Member(run, config)])
 

@@ -29,8 +29,10 @@ from nanogpt.files import (
     read_json_bytes,
     write_atomic,
 )
+from nanogpt.forking import check_fork, choose_checkpoint, copy_parent
 from nanogpt.run_identity import SHORT, digits_of, earlier_digits, read_starts, resolve
 from nanogpt.tracking.metrics import RowLog
+from nanogpt.tracking.origin import Origin, id_of, open_origin
 
 if TYPE_CHECKING:
     from nanogpt.checkpoint import Checkpoints
@@ -48,6 +50,10 @@ class RunDirectory:
         """Keys that differ from the start before, as `key: old -> new`."""
         self.notes: list[str] = []
         """What was found wrong with the run's files at this start, for provenance.json."""
+        self.origin: Origin | None = None
+        """Which run it is, once it is opened."""
+        self.new_fork = False
+        """Whether this start found that it is a copy, or forked it, and made it a run of its own."""
         self.metrics = RowLog(path / "metrics.jsonl")
         self.timing = RowLog(path / "timing.jsonl")
 
@@ -103,14 +109,31 @@ class RunDirectory:
 
 def locate(config: TrainConfig) -> Path:
     """The folder of this config's run: its latest attempt, or a new one with `fresh`; or the one `resume.run` names."""
-    if config.resume.run is not None:
+    if config.resume.run is not None and not config.resume.fork:
         return find(config.resume.run, config.runs_dir, "resume.run").path
-    config, folder = resolve(config), Path(config.runs_dir)
+    config, folder = resolve_all(config), Path(config.runs_dir)
     names = [entry.name for entry in list_entries(folder)]
     name = name_in(folder, names, config.run_name, config)
     if config.attempt is not None:
         return folder / nth(name, config.attempt)
     return folder / attempt(name, names, config.fresh)
+
+
+def resolve_all(config: TrainConfig) -> TrainConfig:
+    """Return the config with what identifies it filled in: the digest of its source, and of a fork the parent's id.
+
+    Raises BadInput for a parent that isn't there.
+    """
+    config = resolve(config)
+    if config.resume.run is None or config.resume.parent is not None:
+        return config
+    run = find(config.resume.run, config.runs_dir, "resume.run")
+    if config.resume.fork:
+        about = {"parent": id_of(run.path, next(iter(run.starts()), {}))}
+    else:  # a fork that continues stays one
+        stored = run.config().resume
+        about = {"parent": stored.parent, "step": stored.step}
+    return config.model_copy(update={"resume": config.resume.model_copy(update=about)})
 
 
 def name_in(folder: Path, names: Sequence[str], run_name: str, config: TrainConfig) -> str:
@@ -155,8 +178,14 @@ def newest_step(path: Path) -> int:
 @contextmanager
 def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint, BadInput."""
-    config = resolve(config)
+    config = resolve_all(config)
     path = locate(config)
+    forks = config.resume.fork and not (path / "config.json").exists()
+    parent = find(str(config.resume.run), config.runs_dir, "resume.run") if forks else None
+    source = None
+    if parent is not None:
+        check_fork(parent.config(), config, parent.path)
+        source = choose_checkpoint(parent.path, config.resume.step)
     if path.is_symlink() and not (path / "config.json").exists():
         raise BadCheckpoint(f"{escaped(path)}: is a link, but to no run directory; remove it, or give another name")
     path.mkdir(parents=True, exist_ok=True)
@@ -168,8 +197,13 @@ def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
         if (path / "config.json").exists():
             run.changes = accepted_changes(run, config)
         else:
+            if parent is not None and source is not None:
+                copy_parent(parent.path, source, path)
+                run.new_fork = True
             write_atomic(path / "config.json", schema.to_json(config))
         run.checkpoints.clean()
+        run.origin, copied = open_origin(path, next(iter(run.starts()), {}), newest_step(path))
+        run.new_fork |= copied
         yield run
 
 
@@ -180,6 +214,7 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
     before, now = dict(schema.values(run.config())), dict(schema.values(config))
     changed = differing(before, now)
     allowed = {*config.resume.allow_change, "hardware.precision"}  # which is compared as what it became
+    changed = [key for key in changed if not key.startswith("resume.")]
     if before[DIGEST] == now[DIGEST] is not None:
         allowed.add("data.source")
     kinds = {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
@@ -196,9 +231,7 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
             )
             raise BadCheckpoint(f"{escaped(run.path)}: was made with other values: {what}; {remedy}")
     return [
-        f"{key}: {before[key]} -> {now[key]}"
-        for key in changed
-        if not key.startswith(("resume.", "fresh", "attempt", "pause_at"))
+        f"{key}: {before[key]} -> {now[key]}" for key in changed if not key.startswith(("fresh", "attempt", "pause_at"))
     ]
 
 

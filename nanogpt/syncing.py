@@ -5,11 +5,12 @@ from pathlib import Path
 from nanogpt.config import MirrorName, SyncConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, Locked, escaped
 from nanogpt.files import locked
-from nanogpt.run_directory import RunDirectory, find, owner
+from nanogpt.run_directory import RunDirectory, find, newest_step, owner
 from nanogpt.tracking.about import about
 from nanogpt.tracking.console import say
 from nanogpt.tracking.follow import Follow
 from nanogpt.tracking.mirrors import backend, refuse_missing
+from nanogpt.tracking.origin import open_origin
 
 
 def sync_runs(config: SyncConfig) -> int:
@@ -21,6 +22,9 @@ def sync_runs(config: SyncConfig) -> int:
         with locked(run.path / ".lock", wait=False) as mine:
             if not mine:
                 raise Locked(f"{escaped(run.path)}: {owner(run.path)} is training here, and sends what is missing")
+            origin, forked = open_origin(run.path, next(iter(run.starts()), {}), newest_step(run.path))
+            if forked and origin.forked_from:
+                say(f"{run.path}: a copy of {origin.forked_from.path}: shown as a run of its own (id {origin.id})")
             for name in config.mirrors:
                 sync_run(run, its, name)
     return 0

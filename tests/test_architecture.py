@@ -40,6 +40,7 @@ LAYERS = [
     ("nanogpt.data", "nanogpt.foreign"),
     ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generate"),
     ("nanogpt.run_identity",),
+    ("nanogpt.forking",),
     ("nanogpt.run_directory",),
     ("nanogpt.interop",),
     ("nanogpt.trained",),

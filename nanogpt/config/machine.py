@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.fields import Count, Name
-from nanogpt.schema import Section, free, guarded, refuse
+from nanogpt.schema import Section, fixed, free, guarded, refuse
 
 Precision = Literal["fp32", "bf16", "fp16"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -169,6 +169,23 @@ class ResumeConfig(Section):
     """Continue a run with another config than it was made with."""
 
     run: str | None = free(None, "run directory to continue, whatever its config; null: the one of this config")
+    fork: bool = free(
+        False, "continue a copy of resume.run's checkpoint as a run of its own, with any settings that fit its weights"
+    )
+    step: int | None = fixed(
+        None, "resume.fork: step of the checkpoint; null: the newest", ge=0, le=2**53, earlier=None
+    )
+    parent: str | None = fixed(
+        None, "resume.fork: id of the run that this one was forked from; filled in at the start", earlier=None
+    )
     allow_change: Annotated[tuple[str, ...], Field(strict=False)] = free(
         (), "guarded keys that may change, e.g. [optimizer.lr]; data: train on other data"
     )
+
+    @model_validator(mode="after")
+    def _fork_of_a_run(self) -> Self:
+        if self.fork and self.run is None:
+            raise refuse("resume.fork", "true", "needs the run to fork: resume.run=RUN")
+        if self.step is not None and not self.fork and self.parent is None:
+            raise refuse("resume.step", self.step, "chooses the checkpoint of a fork; give resume.fork=true too")
+        return self

@@ -1,7 +1,5 @@
 """What a tracker is told of a run: its names and its settings, without folders of this machine and without secrets."""
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from nanogpt.config import MirrorName, TrackingConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, escaped, hint
 from nanogpt.redaction import HIDDEN, find_secret, secret_values
 from nanogpt.schema import science
+from nanogpt.tracking.origin import id_of
 
 PROJECT = "nanogpt-lab"
 PLAIN = "runs"  # the folder of runs that belong to no study
@@ -64,21 +63,12 @@ def about(config: TrainConfig, path: Path, born: Mapping[str, Any]) -> About:
     study = config.tracking.group or (folder if folder != PLAIN else None)
     return About(
         path=path,
-        id=identity(path, born),
+        id=id_of(path, born),
         name=re.sub(r"-[0-9a-f]{8}(?=-[0-9]+$|$)", "", path.name) if study else path.name,
         group=study,
         config=sent(config),
         settings=config.tracking,
     )
-
-
-def identity(path: Path, born: Mapping[str, Any]) -> str:
-    """Twelve digits that this run has for good, and that a later run in a folder of the same name hasn't.
-
-    A tracker drops the steps it has already, so a run that was deleted and made again must be another one to it.
-    """
-    facts = {key: born.get(key) for key in ("time", "host", "pid")}
-    return hashlib.sha256(json.dumps([path.name, facts]).encode()).hexdigest()[:12]
 
 
 def sent(config: TrainConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import Loaded, StateFile
 from nanogpt.comparability import agree_in_nats
 from nanogpt.config import TrainConfig
@@ -64,8 +65,9 @@ def fetch(state: TrainState, dataset: Dataset, run: RunDirectory | None, config:
             say(f"warning: {warning}; set aside, an older checkpoint is used")
         if loaded is None:
             return None
-        refuse_other_data(loaded, dataset, config)
-        compare_arithmetic(loaded, state, config)
+        allowing = allow_fork(config, run, loaded, dataset)
+        refuse_other_data(loaded, dataset, allowing)
+        compare_arithmetic(loaded, state, allowing)
         found.append(loaded)
         return {"path": str(loaded.path), "state": loaded.state}
 
@@ -88,6 +90,22 @@ def start_measurement(state: TrainState, loss: LossEvaluation, dataset: Dataset,
         state.best = None
         if state.peers.leading:
             say("note    the evaluation has changed, so the best validation loss is looked for anew")
+
+
+def allow_fork(config: TrainConfig, run: RunDirectory, loaded: Loaded, dataset: Dataset) -> TrainConfig:
+    """Return the config, which at the first step of a fork may change data and precision. Raises BadCheckpoint for
+    another tokenizer, to which the weights' ids mean something else.
+    """
+    parent = run.origin.forked_from if run.origin else None
+    if not config.resume.fork or parent is None or parent.step != loaded.state["step"]:
+        return config
+    theirs = run.path / tokenizers.FILE
+    if theirs.exists() and tokenizers.fingerprint(tokenizers.load(run.path)) != tokenizers.fingerprint(
+        dataset.tokenizer
+    ):
+        raise BadCheckpoint(f"{escaped(parent.path)}: was trained with another tokenizer than this data's; can't fork")
+    allowed = (*config.resume.allow_change, "data", "hardware.precision")
+    return config.model_copy(update={"resume": config.resume.model_copy(update={"allow_change": allowed})})
 
 
 def shared(mine: Loaded | None, about: dict[str, Any], peers: Peers) -> Loaded:

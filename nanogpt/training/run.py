@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ from nanogpt.interop.sources import find_source
 from nanogpt.measurement import KEY
 from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
-from nanogpt.run_directory import RunDirectory, locate, opened
+from nanogpt.run_directory import RunDirectory, locate, opened, resolve_all
 from nanogpt.run_identity import resolve
 from nanogpt.tracking.console import say, silence
 from nanogpt.tracking.mirrors import refuse_missing
@@ -111,7 +112,7 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
         with peers.alike():
             peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
             peers.refuse_differences("config", dict(schema.values(config)))
-        config = with_digest(config, peers)
+        config = with_identity(config, peers)
         with peers.alike():
             refuse_too_large(config, compute, peers.world)
         peers.from_leader(lambda: refuse_missing(config.tracking))
@@ -130,10 +131,17 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
         raise peers.explain(error, state.step if state else 0) from error
 
 
-def with_digest(config: TrainConfig, peers: Peers) -> TrainConfig:
-    """Return the config with the digest of its source, which only the leader reads."""
-    digest = peers.from_leader(lambda: resolve(config).data.source_sha256)
-    return config.model_copy(update={"data": config.data.model_copy(update={"source_sha256": digest})})
+def with_identity(config: TrainConfig, peers: Peers) -> TrainConfig:
+    """Return the config with what identifies it filled in, for which only the leader reads files."""
+
+    def read() -> list[Any]:
+        found = resolve_all(config)
+        return [found.data.source_sha256, found.resume.parent, found.resume.step]
+
+    digest, parent, step = peers.from_leader(read)
+    data = config.data.model_copy(update={"source_sha256": digest})
+    resume = config.resume.model_copy(update={"parent": parent, "step": step})
+    return config.model_copy(update={"data": data, "resume": resume})
 
 
 def benchmarks_of(config: TrainConfig) -> list[Benchmark]:
@@ -240,7 +248,9 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
     start = find_start_ids(dataset.tokenizer, dataset.train)
     about |= {"train_tokens": dataset.train.n_tokens, "start_ids": start}
     notes = {"notes": run.notes} if run.notes else {}
-    run.add_start(provenance(state.compute.name) | about | {"changes": run.changes} | notes)
+    parent = run.origin.forked_from if run.origin and run.new_fork else None
+    lineage = {"forked_from": parent.model_dump()} if parent else {}
+    run.add_start(provenance(state.compute.name) | about | {"changes": run.changes} | notes | lineage)
     if run.changes:
         write_atomic(run.path / "config.json", schema.to_json(config))
     counted = "train_tokens" in run.starts()[0]  # rows of a run from before this was recorded stay as they were

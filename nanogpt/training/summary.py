@@ -26,6 +26,9 @@ def introduce(
     """What is about to happen, in eight lines."""
     where = f"continuing at step {state.step}" if state.step else "new"
     say(f"run     {run.path} ({where})")
+    if run.new_fork and run.origin and (parent := run.origin.forked_from):
+        what = f"forked at step {parent.step} from {escaped(Path(parent.path))}"
+        say(f"note    {what}: a run of its own, also for trackers (id {run.origin.id})")
     if not state.step and not run.checkpoints.steps() and (relative := relative_of(config)):
         path, keys = relative
         changed = keys == [DIGEST]

@@ -1,0 +1,77 @@
+"""Fork a run: its checkpoint, optimizer state and rows become the start of a run of its own, with other settings."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from nanogpt import schema
+from nanogpt import tokenizer as tokenizers
+from nanogpt.checkpoint import Checkpoints, verify
+from nanogpt.config import TrainConfig
+from nanogpt.entry_names import sample_step, step_name, step_of
+from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.files import list_entries, sync
+from nanogpt.run_identity import read_starts
+from nanogpt.tracking.origin import Origin, Parent, id_of, new_id, place_origin
+
+HARMLESS = ("model.name", "model.dropout", "model.init", "model.zero_init")
+NEEDED = ("optimizer.name", "data.tokenizer", "data.vocab_size")
+FILES = ("metrics.jsonl", "timing.jsonl", tokenizers.FILE)
+
+
+def check_fork(parent: TrainConfig, config: TrainConfig, path: Path) -> None:
+    """Raise BadCheckpoint naming each key whose change makes the parent's checkpoint unusable."""
+    before, now = dict(schema.values(parent)), dict(schema.values(config))
+    needed = [
+        key for key in now if key in NEEDED or (key.startswith(("model.", "parametrization.")) and key not in HARMLESS)
+    ]
+    wrong = [
+        f"{key} (was {escaped(before[key])}, now {escaped(now[key])})" for key in needed if before[key] != now[key]
+    ]
+    if wrong:
+        raise BadCheckpoint(f"{escaped(path)}: its checkpoint can't be used with other values: {', '.join(wrong)}")
+
+
+def copy_parent(parent: Path, source: Path, path: Path) -> Origin:
+    """Copy `source`, a checkpoint of a run, with the rows up to it into a new run directory that the caller holds.
+
+    The config is written by the caller, last: a fork without one is begun again. Raises BadCheckpoint, OSError.
+    """
+    found = step_of(source.name) or 0
+    folder = path / "checkpoints"
+    partial = folder / f".tmp-{step_name(found)}"
+    for rest in (partial, folder / source.name):
+        shutil.rmtree(rest, ignore_errors=True)
+    for name in FILES:
+        with suppress(FileNotFoundError):
+            shutil.copyfile(parent / name, path / name)
+    (path / "samples").mkdir(exist_ok=True)
+    for file in list_entries(parent / "samples"):
+        if (drawn := sample_step(file.name)) is not None and drawn <= found:
+            shutil.copyfile(file, path / "samples" / file.name)
+    try:
+        shutil.copytree(source, partial)
+        for file in partial.iterdir():
+            sync(file)
+    except (FileNotFoundError, shutil.Error):  # the parent trains, and has removed it meanwhile
+        raise BadCheckpoint(f"{escaped(source)}: changed while it was copied; the same command tries again") from None
+    os.replace(partial, folder / source.name)
+    sync(folder)
+    Checkpoints(folder).mark.touch()
+    born = next(iter(read_starts(parent)), {})
+    return place_origin(path, new_id(), Parent(id=id_of(parent, born), path=str(parent.resolve()), step=found))
+
+
+def choose_checkpoint(parent: Path, step: int | None) -> Path:
+    """Return the folder of a verified checkpoint: of a step, or the newest. Raises BadCheckpoint."""
+    checkpoints = Checkpoints(parent / "checkpoints")
+    if step is None:
+        loaded, _ = checkpoints.newest()
+        if loaded is None:
+            raise BadCheckpoint(f"{escaped(parent)}: no checkpoint yet, so there is nothing to fork")
+        return loaded.path
+    if step not in checkpoints.steps():
+        there = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise BadCheckpoint(f"resume.step={step}: {escaped(parent)} has no checkpoint of this step; there: {there}")
+    return verify(checkpoints.path(step)).path
