@@ -10,7 +10,7 @@ from typing import Any
 from conf.launchers import KINDS, JobLauncher, LaunchConfig
 from launch import local, slurm
 from launch.resources import placed, resources_of
-from launch.snapshot import snapshot
+from launch.snapshot import restore, snapshot
 from launch.states import OPEN, Point, points_of
 from launch.study import Member, Study, find_study
 from launch.submission import create, records, submissions
@@ -138,12 +138,17 @@ def again(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int:
             assert point.submission is not None
             groups.setdefault(point.submission.number, []).append(point)
         code = str(snapshot((study.records / "code").absolute())) if command == "resubmit" else None
-        for group in groups.values():
-            say(f"{escaped(study.path)}: {len(group)} points sent: {send(study, group, code, changes)}")
+        codes = {
+            number: code or str(restore(Path(group[0].submission.facts.code)))
+            for number, group in groups.items()
+            if group[0].submission
+        }
+        for number, group in groups.items():
+            say(f"{escaped(study.path)}: {len(group)} points sent: {send(study, group, codes[number], changes)}")
     return 0
 
 
-def send(study: Study, points: list[Point], code: str | None, changes: dict[str, Any]) -> str:
+def send(study: Study, points: list[Point], code: str, changes: dict[str, Any]) -> str:
     """Submit points of one submission again, with other code and launcher settings where given."""
     old = points[0].submission
     assert old is not None
@@ -157,7 +162,7 @@ def send(study: Study, points: list[Point], code: str | None, changes: dict[str,
     members = [Member(point.run, unplaced(old.config(point.index), changes)) for point in points]
     resources = resources_of(members[0].config, launcher)
     members = [Member(member.run, placed(member.config, resources)) for member in members]
-    changed = {"launcher": launcher.model_dump(mode="json"), "code": code or old.facts.code, "time": time.time()}
+    changed = {"launcher": launcher.model_dump(mode="json"), "code": code, "time": time.time()}
     facts = old.facts.model_copy(update=changed | {"resources": asdict(resources)})
     return submit(study, create(study, members, facts), launcher, resources)
 

@@ -1,4 +1,8 @@
-"""The code as it was at submission, for the jobs: edits afterwards don't reach what is queued or requeued."""
+"""The code as it was at submission, for the jobs: edits afterwards don't reach what is queued or requeued.
+
+A snapshot is named by the digest of its sources. It is compared with its name before it is used again, so one that was
+cut short, half deleted or edited is never taken for whole.
+"""
 
 import hashlib
 import json
@@ -6,46 +10,92 @@ import os
 import shutil
 from pathlib import Path
 
-from nanogpt.files import read_bytes, write
+from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.files import read_bytes, sync, write
 from nanogpt.provenance import GIT_STATE, git_state
 from nanogpt.redaction import redact_all
+from nanogpt.tracking.console import say
 
 PACKAGES = ("conf", "experiments", "launch", "nanogpt")
 KINDS = (".py", ".yaml", ".txt")
 ROOT = Path(__file__).parents[1]
+DIGITS = 12  # of the digest in a snapshot's name
 
 
 def snapshot(folder: Path) -> Path:
-    """Copy the packages into `folder`/<digest>, unless just this code is there already. Returns where it is.
+    """Copy the packages into `folder`/<digest>, unless just this code is there already, and return where it is.
 
-    Raises OSError.
+    A damaged copy is moved aside, where gc finds it. Raise OSError.
     """
-    files = sorted(
-        path
-        for name in PACKAGES
-        for path in (ROOT / name).rglob("*")
-        if path.suffix in KINDS and not path.name.startswith(".")
-    )
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + read_bytes(path) + b"\0")
-    place = folder / digest.hexdigest()[:12]
-    if not place.exists():
-        partial = folder / f".{place.name}.{os.getpid()}"
-        for path in files:
-            copy = partial / path.relative_to(ROOT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        write(partial / GIT_STATE, json.dumps(redact_all(git_state(ROOT / "nanogpt"))))
-        put_in_place(partial, place)
+    sources = read_sources(ROOT)
+    place = folder / name_of(sources)
+    if is_whole(place):
+        return place
+    partial = folder / f".{place.name}.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, content in sources.items():
+        copy = partial / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+    write(partial / GIT_STATE, json.dumps(redact_all(git_state(ROOT / "nanogpt"))))
+    put_in_place(partial, place)
     return place
 
 
+def read_sources(root: Path) -> dict[str, bytes]:
+    """Return the content of every file that jobs need, by its path below `root`, sorted. Raise OSError."""
+    files = sorted(
+        path
+        for package in PACKAGES
+        for path in (root / package).rglob("*")
+        if path.suffix in KINDS and not path.name.startswith(".")
+    )
+    return {str(path.relative_to(root)): read_bytes(path) for path in files}
+
+
+def name_of(sources: dict[str, bytes]) -> str:
+    """Return the name of a snapshot with these sources."""
+    digest = hashlib.sha256()
+    for name, content in sources.items():
+        digest.update(name.encode() + b"\0" + content + b"\0")
+    return digest.hexdigest()[:DIGITS]
+
+
+def is_whole(place: Path) -> bool:
+    """Return whether a snapshot holds just the code that its name stands for."""
+    try:
+        return (place / GIT_STATE).is_file() and name_of(read_sources(place)) == place.name
+    except OSError:
+        return False
+
+
 def put_in_place(partial: Path, place: Path) -> None:
-    """Rename; another command may have been faster."""
+    """Rename a new snapshot. A damaged one in its place is moved aside; another command may have been faster."""
+    sync(partial)
+    if os.path.lexists(place) and not is_whole(place):
+        aside, number = place.with_name(f".bad-{place.name}"), 2
+        while os.path.lexists(aside):
+            aside, number = place.with_name(f".bad-{place.name}-{number}"), number + 1
+        place.rename(aside)
+        say(f"warning: {escaped(place)}: this copy of the code was damaged; it is made anew")
     try:
         partial.rename(place)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
-        if not place.exists():
+        if not is_whole(place):
             raise
+
+
+def restore(place: Path) -> Path:
+    """Return a snapshot for points that are to run with it again, made anew if it is damaged and the code is the same.
+
+    Raise BadEnvironment if it is damaged or gone and the code has changed since.
+    """
+    if is_whole(place):
+        return place
+    if name_of(read_sources(ROOT)) == place.name:
+        return snapshot(place.parent)
+    raise BadEnvironment(
+        f"{escaped(place)}: the frozen code is damaged or gone, and the code has changed since; "
+        "python -m launch resubmit takes the code as it is now"
+    )
