@@ -1,20 +1,24 @@
 """The points of a study in this process, one after the other."""
 
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from conf.door import is_rank, one_by_one, tell_exception
 from conf.sweeps import SweepConfig
+from launch.loaded_code import keep_code
 from launch.preview import preview, states, todo
 from launch.states import FAILED
 from launch.study import Study
 from launch.watching import status_table, tell_wrong
 from nanogpt.config import TrainConfig
 from nanogpt.errors import STOPPED, Diverged, PeerLost, escaped
+from nanogpt.run_directory import RunDirectory
 from nanogpt.tracking.console import say
+
+MOST_EQUAL = 3  # equal failures in a row, before the first step, after which the other points are not tried
 
 
 def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepConfig) -> int:
@@ -29,8 +33,9 @@ def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepCo
     if study.members[0].config.plan:
         return main(study.members[0].config)
     ends: dict[Path, tuple[int, str]] = {}
-    with listening() as heard:
-        for member in todo(study.members, before, settings):
+    waiting = todo(study.members, before, settings)
+    with keep_code(waiting), listening() as heard:
+        for member in waiting:
             number = study.members.index(member) + 1
             say(f"=== point {number} of {len(study.members)}: {escaped(member.run.name)}")
             ends[member.run] = code, _ = attempt(main, member.config)
@@ -39,6 +44,12 @@ def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepCo
             if heard:  # when the point was done but for its last words
                 say(f"{signal.Signals(heard[0]).name}: the sweep stopped; the same command goes on")
                 return STOPPED
+            if why := repeated_failure(ends):
+                say(
+                    f"the sweep stops: {MOST_EQUAL} points in a row ended before their first step for the same reason; "
+                    f"{len(waiting) - len(ends)} were not started: {escaped(why, 300)}"
+                )
+                break
     points = states(study)
     for run, (code, why) in ends.items():
         if code and points[run].state not in FAILED:  # before it began to train
@@ -48,6 +59,17 @@ def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepCo
     old = {"diverged": Diverged.exit_code, "failed": 1}
     codes = [ends[run][0] if run in ends else old.get(point.state, 0) for run, point in points.items()]
     return next((code for code in codes if code), 0)
+
+
+def repeated_failure(ends: Mapping[Path, tuple[int, str]]) -> str:
+    """Return the reason for which the last points all failed before their first step, or nothing."""
+    last = list(ends.items())[-MOST_EQUAL:]
+    if len(last) < MOST_EQUAL or not all(
+        code and not RunDirectory(run).status().get("step") for run, (code, _) in last
+    ):
+        return ""
+    reasons = {why.replace(str(run), "").replace(run.name, "") for run, (_, why) in last}
+    return reasons.pop() if len(reasons) == 1 else ""
 
 
 @contextmanager

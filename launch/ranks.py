@@ -29,6 +29,7 @@ from nanogpt.training.stop import SIGNALS
 
 POLL, STRAGGLE = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
 PR_SET_PDEATHSIG = 1
+CODE = Path(__file__).parents[1]  # what ranks run; a sweep puts a copy here
 LOCK = "lock"  # held in the ranks' folder for as long as they run
 Rank = subprocess.Popen[str]
 
@@ -54,8 +55,7 @@ def run_ranks(door: str, config: Section, world: int, grace: float = 0.0) -> int
 def start(rank: int, world: int, folder: Path, message: str) -> Rank:
     """One rank as a process, in a session of its own so that Ctrl-C reaches it through us, once."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    root = str(Path(__file__).parents[1])
-    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {name: str(value) for name, value in places.items()}
     environment |= {STORE: str(folder / "store"), "PYTHONPATH": paths}
     quiet = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # gloo tells of a lost peer in pages of C++; we tell in a line

@@ -83,10 +83,14 @@ def tell_changes(points: list[Point], before: dict[Path, str], board: Board) -> 
 
 def tell_wrong(points: list[Point]) -> None:
     """Below the table, in full: what went wrong, and where it can be read."""
+    groups: dict[tuple[str, str], list[Point]] = {}
     for point in points:
         if point.state in ("failed", "diverged", "lost", "cancelled"):
-            log = f"; log: {escaped(point.log)}" if point.log else ""
-            say(f"{escaped(point.run.name)}: {point.state}: {escaped(point.why, 300)}{log}")
+            groups.setdefault((point.state, point.why), []).append(point)
+    for (state, why), (first, *others) in groups.items():
+        log = f"; log: {escaped(first.log)}" if first.log else ""
+        more = f"; the same of {len(others)} more" if others else ""
+        say(f"{escaped(first.run.name)}: {state}: {escaped(why, 300)}{log}{more}")
 
 
 def verdict(study: Path, points: list[Point]) -> int:
