@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_written(lab: Lab, capsys: pytest.CaptureFixture
         raise PermissionError(13, "Permission denied", "runs/s")
 
     assert sweep(lab, main) == 5
-    assert capsys.readouterr().err.splitlines() == ["error: runs/s: Permission denied"] * 4
+    assert capsys.readouterr().err.splitlines() == ["error: runs/s: Permission denied"] * 3
 
 
 def test_the_code_is_that_of_the_first_point_that_failed(lab: Lab) -> None:
