@@ -90,6 +90,12 @@ class Result:
         return self.clock[-1][1] if self.clock else None
 
     @property
+    def epochs(self) -> float | None:
+        """How often the run trained on its data; None for a run that began before rows said so."""
+        found = [rows[-1]["epoch"] for rows in (self.train, self.evals) if rows and "epoch" in rows[-1]]
+        return max(found, default=None)
+
+    @property
     def tokens_per_second(self) -> float | None:
         if not self.seconds:
             return None

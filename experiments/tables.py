@@ -139,12 +139,13 @@ def run_table(results: Sequence[Result]) -> Table:
             Cell(f"{r.progress.state}, {r.trouble.words}" if r.trouble else r.progress.state),
             Cell(f"{r.step:,} of {r.progress.steps:,}" if r.progress.steps else f"{r.step:,}", r.step),
             *(Cell("-") if (value := r.value(m)) is None else Cell(f"{value:.4f}", value) for m in RUN_COLUMNS),
+            mean_cell([r.epochs], lambda epochs: f"{epochs:.3g}"),
             mean_cell([r.seconds], duration),
             mean_cell([r.tokens_per_second], amount),
         ]
         for r in results
     ]
-    return Table(("run", "seed", "state", "step", *RUN_COLUMNS.values(), "time", "tok/s"), rows)
+    return Table(("run", "seed", "state", "step", *RUN_COLUMNS.values(), "epochs", "time", "tok/s"), rows)
 
 
 def trouble_table(results: Sequence[Result]) -> Table | None:

@@ -10,6 +10,7 @@ from experiments.finding import find
 from experiments.progress import look, progress_of
 from experiments.ranking import ranked, settings
 from experiments.results import Result, read, read_all
+from experiments.tables import run_table
 from launch.states import Point
 from nanogpt.config import TargetsConfig
 from nanogpt.errors import BadInput
@@ -28,6 +29,19 @@ def test_losses_tokens_and_flops(tmp_path: Path) -> None:
     cost = flops_per_token(run.config.model.with_vocab(256))
     assert run.along(run.evals, "flops") == [0, 10 * BATCH * cost, 20 * BATCH * cost]
     assert run.along(run.evals, "tokens") == [0, 10 * BATCH, 20 * BATCH] and not run.problems
+
+
+def test_epochs_are_those_of_the_last_row(tmp_path: Path) -> None:
+    """A run from before rows had their epoch has a dash in the table of runs."""
+    path = write_run(tmp_path, [5.0, 2.0, 2.5])
+    assert result(path).epochs is None
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"epoch": row["tokens"] / 1000}) for row in rows]
+    (path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    run = result(path)
+    assert run.epochs == 20 * BATCH / 1000
+    table = run_table([run])
+    assert table.rows[0][table.columns.index("epochs")].text == f"{20 * BATCH / 1000:.3g}"
 
 
 def test_time_is_that_of_the_steps(tmp_path: Path) -> None:
