@@ -16,7 +16,7 @@ from nanogpt.config import ExportConfig, ModelConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.files import write
 from nanogpt.foreign import write_checkpoint, write_meta
-from nanogpt.interop.architecture import require_nanogpt, to_hf
+from nanogpt.interop.export_config import require_nanogpt, to_hf
 from nanogpt.interop.export_folder import ExportFolder, check_export_folder, write_beside
 from nanogpt.interop.hf_tokenizer import write_tokenizer
 from nanogpt.interop.names import Tensors, cut, to_gpt2, to_llama, with_gains

@@ -19,6 +19,12 @@ from nanogpt.tokenizer import CharTokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
+CONTENT = (  # of a checkpoint: the network, and what only continues its training
+    "model",
+    "model_args",
+    *("optimizer", "scaler", "scheduler", "lr_scheduler", "iter_num", "step", "epoch", "best_val_loss", "config"),
+    *("rng_state", "torch_rng_state", "cuda_rng_state", "run_id", "wandb_run_id"),
+)
 SIZE_LIMIT = 4 * 2**20  # bytes; a character vocabulary takes a few thousand
 
 
@@ -69,7 +75,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
-    """(model_args, fp32 tensors by name) of a checkpoint that nanoGPT saved. Raises BadCheckpoint, BadEnvironment.
+    """(model_args, tensors by name) of a checkpoint that nanoGPT saved. Raises BadCheckpoint, BadEnvironment.
 
     torch reads tensors and plain values alone and refuses all else; before 2.10 that could be got round
     (CVE-2026-24747), so an older torch isn't asked.
@@ -92,7 +98,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
         raise BadCheckpoint(f"{escaped(path)}: not a checkpoint of nanoGPT: it has no model and model_args")
     if wrong := [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]:
         raise BadCheckpoint(f"{escaped(path)}: {escaped(wrong[0])} is not a tensor")
-    return dict(arguments), {str(name): tensor.float() for name, tensor in tensors.items()}
+    if unknown := sorted(str(name) for name in content if name not in CONTENT):
+        raise BadCheckpoint(f"{escaped(path)}: holds {escaped(unknown[0])}, which nanoGPT doesn't write")
+    return {str(name): value for name, value in arguments.items()}, {str(name): t for name, t in tensors.items()}
 
 
 if __name__ == "__main__":

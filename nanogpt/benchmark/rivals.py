@@ -22,7 +22,7 @@ from nanogpt.config import ModelConfig
 from nanogpt.config.benchmark import NANOGPT
 from nanogpt.device import DTYPES, Compute
 from nanogpt.errors import BadEnvironment, BadInput, escaped
-from nanogpt.interop.architecture import require, require_nanogpt, to_hf
+from nanogpt.interop.export_config import require, require_nanogpt, to_hf
 from nanogpt.training.step import Phase
 
 

@@ -18,7 +18,7 @@ from nanogpt.doctor.finding import Check, Finding
 from nanogpt.doctor.trainings import tiny, train_side_by_side
 from nanogpt.errors import BadEnvironment
 from nanogpt.generate import Draw, generate
-from nanogpt.interop.architecture import to_hf
+from nanogpt.interop.export_config import to_hf
 from nanogpt.interop.names import to_gpt2
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache

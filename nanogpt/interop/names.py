@@ -3,20 +3,16 @@
 Ours are GPT-2's names with (out, in) matrices. C channels, V vocabulary, P vocabulary with its padding.
 """
 
-import re
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
-from nanogpt.errors import BadCheckpoint, escaped
 
 Tensors = dict[str, Tensor]
 
 ROWS = ("transformer.wte.weight", "lm_head.weight")  # those with a row for each token
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # (in, out) in GPT-2
-MASKS = (".attn.bias", ".attn.masked_bias")  # buffers in old files, not weights
 WHOLE = {  # ours -> Llama's, outside the blocks
     "transformer.wte.weight": "model.embed_tokens.weight",
     "transformer.ln_f.weight": "model.norm.weight",
@@ -36,13 +32,12 @@ JOINED = {  # of a block, ours -> those that it joins
 }
 
 
-def from_gpt2(tensors: Tensors) -> Tensors:
-    """GPT2LMHeadModel's or GPT2Model's tensors under our names."""
+def from_gpt2(tensors: Tensors, input_first: bool) -> Tensors:
+    """GPT-2's tensors, by their plain names, under ours. `input_first`: its matrices are (in, out)."""
     ours: Tensors = {}
     for name, tensor in tensors.items():
-        name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-        if not name.endswith(MASKS) and name != "lm_head.weight":  # the head is the embedding
-            ours[name] = tensor.T if name.endswith(CONV1D) else tensor
+        full = name if name.startswith("lm_head.") else f"transformer.{name}"
+        ours[full] = tensor.T if input_first and name.endswith(CONV1D) else tensor
     return ours
 
 
@@ -52,28 +47,30 @@ def to_gpt2(tensors: Tensors, model: ModelConfig) -> Tensors:
     for name, tensor in cut(tensors, model).items():
         theirs[name] = tensor.T.contiguous() if name.endswith(CONV1D) else tensor
         bias = name.removesuffix("weight") + "bias"
-        if name.endswith("weight") and ".wte." not in name and ".wpe." not in name and bias not in tensors:
+        has_bias = not any(part in name for part in ("wte.", "wpe.", "lm_head."))
+        if name.endswith("weight") and has_bias and bias not in tensors:
             theirs[bias] = tensor.new_zeros(tensor.shape[0])
     return theirs
 
 
 def from_llama(tensors: Tensors) -> Tensors:
-    """LlamaForCausalLM's or Qwen3ForCausalLM's tensors under our names. Raises BadCheckpoint where one is missing."""
-    ours = {name: tensors[theirs] for name, theirs in WHOLE.items() if theirs in tensors}
-    found = (re.match(r"model\.layers\.(\d+)\.", name) for name in tensors)
-    for layer in sorted({int(match[1]) for match in found if match}):
-        prefix, block = f"model.layers.{layer}.", f"transformer.h.{layer}."
-        for kind in ("weight", "bias"):
-            for name, other in INSIDE.items():
-                if f"{prefix}{other}.{kind}" in tensors:
-                    ours[f"{block}{name}.{kind}"] = tensors[f"{prefix}{other}.{kind}"]
-            for name, others in JOINED.items():
-                parts = [f"{prefix}{other}.{kind}" for other in others]
-                there = [part for part in parts if part in tensors]
-                if there and len(there) < len(parts):
-                    raise BadCheckpoint(f"lacks the tensor {escaped(next(p for p in parts if p not in tensors))}")
-                if there:
-                    ours[f"{block}{name}.{kind}"] = torch.cat([tensors[part] for part in parts])
+    """Llama's or Qwen3's tensors, by their plain names, under ours. All of a layer must be there, as `match` checks."""
+    plain = {theirs.removeprefix("model."): name for name, theirs in WHOLE.items()}
+    inside = {theirs: name for name, theirs in INSIDE.items()}
+    ours: Tensors = {}
+    for name, tensor in tensors.items():
+        if name in plain:
+            ours[plain[name]] = tensor
+            continue
+        _, layer, inner = name.split(".", 2)
+        part, _, kind = inner.rpartition(".")
+        if part in inside:
+            ours[f"transformer.h.{layer}.{inside[part]}.{kind}"] = tensor
+            continue
+        joined, others = next((name, others) for name, others in JOINED.items() if part in others)
+        if part == others[0]:
+            parts = [tensors[f"layers.{layer}.{other}.{kind}"] for other in others]
+            ours[f"transformer.h.{layer}.{joined}.{kind}"] = torch.cat(parts)
     return ours
 
 
@@ -116,11 +113,14 @@ def cut(tensors: Tensors, model: ModelConfig) -> Tensors:
 
 
 def fitted(tensors: Tensors, model: ModelConfig) -> Tensors:
-    """Our tensors with zeros in the rows of the padding, and as many positions as the model's context has."""
-    resized = cut(tensors, model)
+    """Our tensors of V tokens with zeros in the rows of the padding, and as many positions as the model's context has.
+
+    A tensor with other rows than that is left as it is, for the check that follows.
+    """
+    resized = dict(tensors)
     for name in ROWS:
-        if name in tensors:
-            resized[name] = F.pad(resized[name], (0, 0, 0, model.padded_vocab_size - resized[name].shape[0]))
+        if name in tensors and tensors[name].shape[0] == model.vocab_size:
+            resized[name] = F.pad(tensors[name], (0, 0, 0, model.padded_vocab_size - tensors[name].shape[0]))
     if "transformer.wpe.weight" in tensors:
         resized["transformer.wpe.weight"] = tensors["transformer.wpe.weight"][: model.block_size]
     return resized

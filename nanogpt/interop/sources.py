@@ -13,19 +13,30 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
-from nanogpt.config import TrainConfig
+from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped, hint
-from nanogpt.files import check_regular, read_json
+from nanogpt.files import read_json
 from nanogpt.hub import refuse_silence
-from nanogpt.interop.architecture import GPT2_SIZES, PLAIN, SIZES, Values, from_hf, gpt2_values, openai_values
+from nanogpt.interop.architecture import (
+    GPT2_SIZES,
+    PLAIN,
+    SIZES,
+    Values,
+    check_known_keys,
+    gpt2_values,
+    openai_values,
+)
+from nanogpt.interop.hf_config import from_hf
 from nanogpt.interop.hf_tokenizer import read_tokenizer
+from nanogpt.interop.layout import Stored, layout_of, match
+from nanogpt.interop.safetensors_files import INDEX, WEIGHTS, read_header, read_headers, read_tensors
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from nanogpt.interop.names import Tensors
 
 HUB = {name: "openai-community/" + name.replace("_", "-") for name in GPT2_SIZES}
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 
 
 class Source(Protocol):
@@ -59,9 +70,14 @@ class OpenAI:
         return openai_values(self.label)
 
     def tensors(self) -> "Tensors":
+        from nanogpt.interop.contents import weights_by_plain_name
         from nanogpt.interop.names import from_gpt2
 
-        return from_gpt2(read_tensors(downloaded(HUB[self.label], WEIGHTS)))
+        file = downloaded(HUB[self.label], WEIGHTS)
+        values = self.values()
+        names = match(read_header(file), layout_of(values, input_first=True), self.label)
+        weights = weights_by_plain_name(read_tensors(file), names, values, escaped(file))
+        return from_gpt2(weights, input_first=True)
 
     def tokenizer(self) -> Tokenizer | None:
         return GPT2Tokenizer()
@@ -78,29 +94,24 @@ class Folder:
         return self.path.resolve().name
 
     def values(self) -> Values:
-        return from_hf(read_json(self.path / CONFIG), f"{escaped(self.path)}/{CONFIG}")
+        return self.checked()[0]
+
+    def checked(self) -> tuple[Values, dict[str, Stored], dict[str, str]]:
+        """The values, what is stored, and plain name -> stored name, once config.json and the weights agree."""
+        where = f"{escaped(self.path)}/{CONFIG}"
+        values, stored = from_hf(read_json(self.path / CONFIG), where), read_headers(self.path)
+        return values, stored, match(stored, layout_of(values, input_first=True), where)
 
     def tensors(self) -> "Tensors":
+        from nanogpt.interop.contents import weights_by_plain_name
         from nanogpt.interop.names import from_gpt2, from_llama
 
+        values, stored, names = self.checked()
         theirs: Tensors = {}
-        for file in self.files():
-            theirs |= read_tensors(file)
-        kind = read_json(self.path / CONFIG).get("model_type")
-        return from_gpt2(theirs) if kind == "gpt2" else from_llama(theirs)
-
-    def files(self) -> list[Path]:
-        """The one file, or those of the index."""
-        if (self.path / WEIGHTS).exists():
-            return [self.path / WEIGHTS]
-        if not (self.path / f"{WEIGHTS}.index.json").exists():
-            why = f"has no {WEIGHTS}, and pickles (pytorch_model.bin) aren't read; save it again with transformers"
-            raise BadCheckpoint(f"{escaped(self.path)}: {why}")
-        names = read_json(self.path / f"{WEIGHTS}.index.json").get("weight_map")
-        files = sorted({str(name) for name in names.values()} if isinstance(names, dict) else ())
-        if not files or any(Path(name).name != name for name in files):
-            raise BadCheckpoint(f"{escaped(self.path)}/{WEIGHTS}.index.json: not an index of files in this folder")
-        return [self.path / name for name in files]
+        for file in sorted({tensor.file for tensor in stored.values()}):
+            theirs |= read_tensors(self.path / file)
+        weights = weights_by_plain_name(theirs, names, values, escaped(self.path))
+        return from_llama(weights) if values["position"] == "rotary" else from_gpt2(weights, input_first=True)
 
     def tokenizer(self) -> Tokenizer | None:
         return read_tokenizer(self.path)
@@ -117,21 +128,27 @@ class NanoGPT:
         return self.path.stem
 
     def values(self) -> Values:
+        return self.checked()[0]
+
+    def checked(self) -> "tuple[Values, Tensors, dict[str, str]]":
+        """The values, the tensors, and plain name -> stored name, once model_args and the tensors agree."""
         from nanogpt.foreign import read_checkpoint
 
-        arguments, _ = read_checkpoint(self.path)
-        names = (*SIZES, "bias")
-        if lacking := [name for name in names if name not in arguments]:
-            raise BadCheckpoint(f"{escaped(self.path)}: model_args lacks {', '.join(lacking)}")
-        return gpt2_values(*(arguments[name] for name in names), activation="gelu")
+        arguments, tensors = read_checkpoint(self.path)
+        values, where = nanogpt_values(arguments, escaped(self.path)), escaped(self.path)
+        stored = {
+            name: Stored(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), self.path.name)
+            for name, tensor in tensors.items()
+        }
+        return values, tensors, match(stored, layout_of(values, input_first=False), f"{where}: model_args")
 
     def tensors(self) -> "Tensors":
-        from nanogpt.foreign import read_checkpoint
-        from nanogpt.interop.names import MASKS
+        from nanogpt.interop.contents import weights_by_plain_name
+        from nanogpt.interop.names import from_gpt2
 
-        _, tensors = read_checkpoint(self.path)
-        plain = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}  # torch.compile's prefix
-        return {name: t for name, t in plain.items() if name != "lm_head.weight" and not name.endswith(MASKS)}
+        values, tensors, names = self.checked()
+        weights = weights_by_plain_name(tensors, names, values, escaped(self.path))
+        return from_gpt2({name: tensor.float() for name, tensor in weights.items()}, input_first=False)
 
     def tokenizer(self) -> Tokenizer | None:
         folder = self.path.parent
@@ -143,6 +160,27 @@ class NanoGPT:
                 f"convert it safely: python -m nanogpt.foreign {escaped(folder)}/meta.pkl"
             )
         return GPT2Tokenizer() if self.values()["vocab_size"] in (50_257, 50_304) else None
+
+
+def nanogpt_values(arguments: Mapping[str, Any], where: str) -> Values:
+    """The values of nanoGPT's model_args. Raises BadCheckpoint naming what is missing, unknown or no size."""
+    if lacking := [name for name in (*SIZES, "bias") if name not in arguments]:
+        raise BadCheckpoint(f"{where}: model_args lacks {', '.join(lacking)}")
+    if unknown := [name for name in arguments if name not in (*SIZES, "bias", "dropout")]:
+        raise BadCheckpoint(f"{where}: model_args has {escaped(unknown[0])}, which nanoGPT's network doesn't have")
+    for name in SIZES:
+        if not isinstance(arguments[name], int) or isinstance(arguments[name], bool) or arguments[name] < 1:
+            raise BadCheckpoint(
+                f"{where}: model_args: {name}={escaped(arguments[name])}: allowed: a whole number above 0"
+            )
+    if not isinstance(arguments["bias"], bool):
+        raise BadCheckpoint(f"{where}: model_args: bias={escaped(arguments['bias'])}: allowed: true or false")
+    values = gpt2_values(*(arguments[name] for name in (*SIZES, "bias")), activation="gelu")
+    try:
+        schema.from_dict(ModelConfig, values)
+    except BadInput as error:
+        raise BadCheckpoint(f"{where}: model_args: not a network that can be built here: {error}") from None
+    return values
 
 
 @dataclass(frozen=True)
@@ -161,9 +199,11 @@ class Run:
         return {key: getattr(model, key) for key in [*PLAIN, *SIZES, "bias", "activation"]} | {"conv": [*model.conv]}
 
     def tensors(self) -> "Tensors":
+        from nanogpt.interop.names import cut
         from nanogpt.run_directory import RunDirectory
 
-        return RunDirectory(self.path).checkpoints.choose("best").model
+        tensors, vocab = RunDirectory(self.path).checkpoints.choose("best").model, self.values()["vocab_size"]
+        return cut(tensors, ModelConfig(vocab_size=vocab))
 
     def tokenizer(self) -> Tokenizer | None:
         return tokenizers.load(self.path)
@@ -195,6 +235,7 @@ def adopted(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
     Raises BadInput for a value that contradicts the weights. `block_size` may be smaller where positions are learned
     (the embedding is cut, as by nanoGPT's crop_block_size) and anything where they are rotary; `dropout` is free.
     """
+    check_known_keys(ModelConfig, f"init_from={escaped(init_from)}")
     label, values = look(init_from, stamp(init_from))
     theirs = values | {"n_kv_head": values["n_kv_head"] or values["n_head"]}
     ours = {**model}
@@ -230,7 +271,7 @@ def look(init_from: str, _: int) -> tuple[str, Values]:
 
 def stamp(init_from: str) -> int:
     path = Path(init_from)
-    paths = (file for file in (path, path / CONFIG) if os.path.exists(file))
+    paths = (file for file in (path, *(path / name for name in (CONFIG, WEIGHTS, INDEX))) if os.path.exists(file))
     return max((file.stat().st_mtime_ns for file in paths), default=0)
 
 
@@ -252,14 +293,3 @@ def downloaded(repository: str, name: str) -> Path:
             f"{repository}/{name}: not in the cache of the Hugging Face hub, and it can't be downloaded ({why}); "
             f"have the folder yourself and name it: init_from=path/to/{repository.rpartition('/')[2]}"
         ) from None
-
-
-def read_tensors(path: Path) -> "Tensors":
-    """All tensors of a safetensors file, as fp32. Raises BadCheckpoint."""
-    from safetensors.torch import load_file
-
-    try:
-        check_regular(path)
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
-    except Exception as error:  # safetensors raises its own
-        raise BadCheckpoint(f"{escaped(path)}: can't be read: {escaped(error, 200)}") from None

@@ -13,9 +13,9 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ExportConfig, ModelConfig, TrainConfig, TrainedConfig
 from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.exporting import export, write_hf
-from nanogpt.interop.architecture import to_hf
+from nanogpt.interop.export_config import to_hf
 from nanogpt.interop.hf_tokenizer import read_tokenizer, write_tokenizer
-from nanogpt.interop.names import from_gpt2, from_llama, to_llama
+from nanogpt.interop.names import from_llama, to_llama
 from nanogpt.interop.sources import Folder
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer
@@ -114,7 +114,6 @@ def test_a_sharded_folder_and_the_names_of_the_hub(tmp_path: Path) -> None:
         ),
         (MODERN | {"activation": "gelu"}, "model.activation=gelu: LlamaForCausalLM .* needs model.activation=swiglu"),
         (MODERN | {"qk_norm": True, "bias": True}, "model.bias=true: Qwen3ForCausalLM .* needs model.bias=false"),
-        ({"tied_head": False}, "model.tied_head=false"),
         ({"softcap": 15.0}, "model.softcap=15.0: GPT2LMHeadModel .* needs model.softcap=null"),
         ({"conv": ["mlp", "qkv"]}, r"model.conv=\[mlp,qkv\]: GPT2LMHeadModel .* needs model.conv=\[\]"),
         ({"n_kv_head": 2}, "model.n_kv_head=2: .* needs model.n_kv_head=null or 4"),
@@ -130,12 +129,12 @@ def test_a_switch_without_a_form_is_named(changes: dict[str, Any], message: str)
     [
         ({"model_type": "bloom"}, "model_type=bloom: allowed: gpt2, llama, qwen3"),
         ({"activation_function": "relu"}, "activation_function=relu: allowed: gelu, gelu_new"),
-        ({"n_inner": 100}, "n_inner=100: allowed: 256"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True: allowed: False"),
-        ({"n_layer": None}, "not a valid config: n_layer is None"),
-        ({"n_embd": "wide"}, "not a valid config"),
-        ({"n_layer": 3}, r"weights don't fit: transformer.h.2.attn.c_attn.bias is absent there and 192 in the model"),
-        ({"n_positions": 25}, "transformer.wpe.weight is 24x64 there and 25x64 in the model"),
+        ({"n_inner": 100}, "n_inner=100: allowed: null or 256"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=true: allowed: false"),
+        ({"n_layer": None}, "n_layer=null: allowed: a whole number above 0"),
+        ({"n_embd": "wide"}, "n_embd=wide: allowed: a whole number above 0"),
+        ({"n_layer": 3}, r"weights don't fit: lacks the tensor h.2.attn.c_attn.weight \(64x192\)"),
+        ({"n_positions": 25}, "transformer.wpe.weight is 24x64 in model.safetensors, and 25x64 by "),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -172,13 +171,9 @@ def test_renaming_loses_nothing() -> None:
         model = model_of(**changes)
         named = {name: parameter.detach() for name, parameter in model.named_parameters()}
         if model.config.position == "rotary" and model.config.vocab_multiple == 1:
-            again = from_llama(to_llama(named, model.config))
+            theirs = {name.removeprefix("model."): t for name, t in to_llama(named, model.config).items()}
+            again = from_llama(theirs)
             assert again.keys() == named.keys() and all(torch.equal(again[name], named[name]) for name in named)
-    with pytest.raises(BadCheckpoint, match=r"lacks the tensor model.layers.0.self_attn.k_proj.weight"):
-        from_llama({"model.layers.0.self_attn.q_proj.weight": torch.zeros(1)})
-    assert from_gpt2({"wte.weight": torch.ones(1), "lm_head.weight": torch.ones(1)}).keys() == {
-        "transformer.wte.weight"
-    }
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])

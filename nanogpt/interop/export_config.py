@@ -1,0 +1,115 @@
+"""A ModelConfig to the config.json of Hugging Face, and what nanoGPT has: every key is mapped or refused by name."""
+
+from typing import Any
+
+from nanogpt.config import ModelConfig
+from nanogpt.errors import BadInput, escaped
+from nanogpt.interop.architecture import FREE, SIZES, check_known_keys
+
+ONLY_HERE: dict[str, object] = {
+    "softcap": None,
+    "conv": ((),),
+}  # keys that no other program has -> what leaves them out
+
+
+def to_hf(model: ModelConfig) -> dict[str, Any]:
+    """The config.json of a model, without padding. Raises BadInput naming the switch that has no form there."""
+    return gpt2_config(model) if model.position == "learned" else llama_config(model)
+
+
+def require(model: ModelConfig, form: str, **expected: object) -> None:
+    """Raise BadInput naming all keys whose values a form doesn't have, among them those that only this project has."""
+    found: list[str] = []
+    needed: list[str] = []
+    for key, allowed in (ONLY_HERE | expected).items():
+        value = getattr(model, key)
+        choices = allowed if isinstance(allowed, tuple) else (allowed,)
+        if value not in choices:
+            found.append(f"model.{key}={shown(value)}")
+            needed.append(f"model.{key}={' or '.join(map(shown, choices))}")  # pyright: ignore[reportUnknownArgumentType]
+    if found:
+        raise BadInput(
+            f"{' '.join(found)}: {form} has no such form; it needs {', '.join(needed)}, in a training from the start"
+        )
+
+
+def check_switches(model: ModelConfig, form: str, mapped: str, **expected: object) -> None:
+    """Check every key of the model: it is written whatever its value (`mapped`), or must have one of some values.
+
+    Raises BadInput naming a key of which neither is said here, and keys with other values.
+    """
+    check_known_keys(type(model), f"the export to {form}")
+    said = {*SIZES, *FREE, *ONLY_HERE, *expected, *mapped.split(), "norm_weight", "conv_taps"}
+    if unsaid := sorted(type(model).model_fields.keys() - said):
+        raise BadInput(f"model.{unsaid[0]}: it isn't known whether {form} has it, so it can't be exported")
+    require(model, form, **expected)
+
+
+def shown(value: object) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(shown, value))}]"  # pyright: ignore[reportUnknownArgumentType]
+    return "null" if value is None else escaped(str(value).lower())
+
+
+def require_nanogpt(model: ModelConfig) -> None:
+    """The one form that nanoGPT has. Raises BadInput naming the switches that are others."""
+    switches = gpt2_switches(model) | {"activation": "gelu", "tied_head": True}
+    check_switches(model, "nanoGPT", "bias rope_base", **switches)
+
+
+def gpt2_switches(model: ModelConfig) -> dict[str, object]:
+    return {"position": "learned", "norm": "layernorm", "qk_norm": False, "n_kv_head": (None, model.n_head)}
+
+
+def gpt2_config(model: ModelConfig) -> dict[str, Any]:
+    """GPT2LMHeadModel, without dropout: it is for training."""
+    form = "GPT2LMHeadModel (model.position=learned)"
+    switches = gpt2_switches(model) | {"activation": ("gelu", "gelu_tanh")}
+    check_switches(model, form, "bias rope_base tied_head", **switches)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": {"gelu": "gelu", "gelu_tanh": "gelu_new"}[model.activation],
+        "n_layer": model.n_layer,
+        "n_head": model.n_head,
+        "n_embd": model.n_embd,
+        "n_positions": model.block_size,
+        "vocab_size": model.vocab_size,
+        "layer_norm_epsilon": 1e-5,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": model.tied_head,
+        "torch_dtype": "float32",
+    }
+
+
+def llama_config(model: ModelConfig) -> dict[str, Any]:
+    """LlamaForCausalLM, or with normalised queries and keys Qwen3ForCausalLM."""
+    name = "Qwen3" if model.qk_norm else "Llama"
+    form = f"{name}ForCausalLM (model.position=rotary, model.qk_norm={str(model.qk_norm).lower()})"
+    biases = False if model.qk_norm else (False, True)  # Qwen3's MLP has none
+    switches = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": biases}
+    check_switches(model, form, "qk_norm n_kv_head rope_base tied_head", **switches)
+    return {
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": name.lower(),
+        "hidden_act": "silu",
+        "num_hidden_layers": model.n_layer,
+        "num_attention_heads": model.n_head,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "hidden_size": model.n_embd,
+        "intermediate_size": model.mlp_width,
+        "max_position_embeddings": model.block_size,
+        "vocab_size": model.vocab_size,
+        "attention_bias": model.bias,
+        "mlp_bias": model.bias,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": model.rope_base,  # transformers 4 reads this, 5 the next
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": model.tied_head,
+        "torch_dtype": "float32",
+    }

@@ -1,0 +1,224 @@
+"""Hugging Face's config.json to a ModelConfig's values: every key is mapped, harmless for the network, or refused.
+
+Three forms are known: GPT-2 (`gpt2`), Llama (`llama`), and Llama with normalised queries and keys (`qwen3`). No torch
+here: commands ask before anything starts.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from nanogpt.config import ModelConfig
+from nanogpt.errors import BadCheckpoint, BadInput, escaped, hint
+from nanogpt.interop.architecture import PLAIN, Values, gpt2_values
+from nanogpt.schema import from_dict
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+HEADS = {  # model_type -> classes whose weights are this network's; others have a head for another task
+    "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
+    "llama": ("LlamaForCausalLM", "LlamaModel"),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Model"),
+}
+HARMLESS = {  # reason -> keys whose value doesn't change the logits of a text
+    "names, and what wrote the file": """_name_or_path name_or_path transformers_version tokenizer_class
+        transformers.js_config is_llama_config unsloth_version unsloth_fixed _commit_hash""",
+    "the stored type, which the weights' file says itself": "torch_dtype dtype use_bfloat16",
+    "how it is computed, to rounding": """_attn_implementation _attn_implementation_autoset attn_implementation
+        reorder_and_upcast_attn chunk_size_feed_forward torchscript gradient_checkpointing use_cache""",
+    "training from the start, and dropout": """attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout
+        initializer_range""",
+    "heads for other tasks, whose tensors are refused": """summary_type summary_use_proj summary_activation
+        summary_proj_to_labels summary_first_dropout id2label label2id num_labels _num_labels problem_type
+        finetuning_task classifier_dropout predict_special_tokens""",
+    "generation": """bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id
+        decoder_start_token_id max_length min_length do_sample early_stopping num_beams num_beam_groups
+        diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+        encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
+        remove_invalid_values suppress_tokens begin_suppress_tokens exponential_decay_length_penalty
+        task_specific_params prefix is_decoder""",
+    "what a call returns": """output_attentions output_hidden_states output_scores output_past return_dict
+        return_dict_in_generate use_return_dict tf_legacy_loss""",
+}
+ALL_HARMLESS = frozenset(key for keys in HARMLESS.values() for key in keys.split())
+FIXED: dict[str, tuple[object, ...]] = {  # keys of every form, with all values that are this network
+    "quantization_config": (None,),
+    "compression_config": (None,),
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "is_encoder_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "pruned_heads": (None, {}),
+    "n_special": (0,),
+}
+
+
+class Keys:
+    """A config.json; whatever was not asked for when it was read is refused."""
+
+    def __init__(self, content: Mapping[str, Any], where: str) -> None:
+        self.content, self.where = content, where
+        self.known: set[str] = {"model_type", "architectures", *ALL_HARMLESS, *FIXED}
+
+    def refuse(self, key: str, value: object, allowed: str) -> BadCheckpoint:
+        """Return the error for a value."""
+        return BadCheckpoint(f"{self.where}: {key}={escaped(as_json(value))}: allowed: {allowed}")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value, or the default where the key is absent."""
+        self.known.add(key)
+        return self.content.get(key, default)
+
+    def count(self, *names: str) -> int:
+        """Return a positive number that may have several names, which must agree. Raises BadCheckpoint."""
+        self.known.update(names)
+        found = {name: self.content[name] for name in names if name in self.content}
+        if not found:
+            raise BadCheckpoint(f"{self.where}: lacks {names[0]}")
+        for name, value in found.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise self.refuse(name, value, "a whole number above 0")
+            if value != (first := next(iter(found.values()))):
+                raise self.refuse(name, value, f"{first}, as {next(iter(found))}")
+        return next(iter(found.values()))
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return true or false. Raises BadCheckpoint."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.refuse(key, value, "true or false")
+        return value
+
+    def expect(self, key: str, *allowed: object) -> None:
+        """Check a key that, where it is given, must have one of these values. Raises BadCheckpoint."""
+        value = self.get(key, allowed[0])
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
+            raise self.refuse(key, value, " or ".join(map(as_json, allowed)))
+
+    def check_all_known(self) -> None:
+        """Raise BadCheckpoint naming the first key that nobody asked for."""
+        for key, value in self.content.items():
+            if key not in self.known:
+                kind = self.content["model_type"]
+                raise BadCheckpoint(
+                    f"{self.where}: {escaped(key)}={escaped(as_json(value))}: not a known key of model_type={kind}, "
+                    f"so it may change the network; remove it if it doesn't{hint(key, self.known)}"
+                )
+
+
+def as_json(value: object) -> str:
+    """Return a value as config.json writes it, a text without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def from_hf(config: Mapping[str, Any], where: str) -> Values:
+    """Return the values of a config.json. Raises BadCheckpoint naming the key that our networks don't have."""
+    kind = config.get("model_type")
+    readers = {"gpt2": read_gpt2, "llama": read_llama, "qwen3": read_llama}
+    if not isinstance(kind, str) or kind not in readers:
+        raise BadCheckpoint(f"{where}: model_type={escaped(kind)}: allowed: {', '.join(readers)}")
+    keys = Keys(config, where)
+    classes = config.get("architectures")
+    if not isinstance(classes, list | None) or any(name not in HEADS[kind] for name in classes or ()):
+        raise keys.refuse("architectures", classes, f"a list of {', '.join(HEADS[kind])}")
+    for key, allowed in FIXED.items():
+        keys.expect(key, *allowed)
+    try:
+        values = readers[kind](keys)
+        keys.check_all_known()
+        from_dict(ModelConfig, values)
+    except (BadInput, ValueError) as error:
+        raise BadCheckpoint(f"{where}: not a network that can be built here: {escaped(error, 300)}") from None
+    return values
+
+
+def read_gpt2(keys: Keys) -> Values:
+    """GPT2LMHeadModel and GPT2Model."""
+    n_embd = keys.count("n_embd", "hidden_size")
+    activation = keys.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise keys.refuse("activation_function", activation, ", ".join(ACTIVATIONS))
+    keys.expect("n_inner", None, 4 * n_embd)
+    keys.expect("layer_norm_epsilon", 1e-5)
+    keys.expect("scale_attn_weights", True)
+    keys.expect("scale_attn_by_inverse_layer_idx", False)
+    values = gpt2_values(
+        keys.count("n_layer", "num_hidden_layers"),
+        keys.count("n_head", "num_attention_heads"),
+        n_embd,
+        keys.count("n_positions", "n_ctx", "max_position_embeddings"),
+        keys.count("vocab_size"),
+        bias=True,
+        activation=ACTIVATIONS[activation],
+    )
+    return values | {"tied_head": keys.flag("tie_word_embeddings", True)}
+
+
+def read_llama(keys: Keys) -> Values:
+    """LlamaForCausalLM and Qwen3ForCausalLM. Absent keys mean what transformers takes then."""
+    qwen = keys.get("model_type") == "qwen3"
+    n_embd, n_head = keys.count("hidden_size"), keys.count("num_attention_heads")
+    n_layer, bias = keys.count("num_hidden_layers"), keys.flag("attention_bias", False)
+    n_kv_head = keys.get("num_key_value_heads", 32 if qwen else None)
+    if n_kv_head is not None and (not isinstance(n_kv_head, int) or isinstance(n_kv_head, bool) or n_kv_head < 1):
+        raise keys.refuse("num_key_value_heads", n_kv_head, "a whole number above 0, or null")
+    if qwen:
+        keys.expect("attention_bias", False)
+        head_size = keys.get("head_dim", 128)
+        if head_size != n_embd // n_head:
+            raise keys.refuse("head_dim", head_size, f"{n_embd // n_head}, hidden_size / num_attention_heads")
+        keys.known.update(("sliding_window", "max_window_layers"))  # unused without use_sliding_window
+    else:
+        keys.expect("head_dim", None, n_embd // n_head)
+        keys.expect("mlp_bias", bias)
+        keys.expect("sliding_window", None)
+        keys.expect("pretraining_tp", 1, None)
+        keys.expect("rope_interleaved", False)
+        keys.expect("max_sequence_length", keys.count("max_position_embeddings"))
+    keys.expect("use_sliding_window", False)
+    keys.expect("layer_types", None, ["full_attention"] * n_layer)
+    keys.expect("intermediate_size", ModelConfig(n_head=1, n_embd=n_embd, activation="swiglu").mlp_width)
+    keys.expect("hidden_act", "silu", "swish")
+    keys.expect("rms_norm_eps", 1e-6)
+    return PLAIN | {
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_embd": n_embd,
+        "block_size": keys.count("max_position_embeddings"),
+        "vocab_size": keys.count("vocab_size"),
+        "bias": bias,
+        "activation": "swiglu",
+        "norm": "rmsnorm",
+        "position": "rotary",
+        "rope_base": read_rope_base(keys),
+        "qk_norm": qwen,
+        "n_kv_head": n_kv_head or n_head,
+        "tied_head": keys.flag("tie_word_embeddings", False),
+    }
+
+
+def read_rope_base(keys: Keys) -> float:
+    """Return the base of the wavelengths. Raises BadCheckpoint for another form, and for places that disagree."""
+    bases: dict[str, Any] = {} if "rope_theta" not in keys.content else {"rope_theta": keys.get("rope_theta")}
+    keys.expect("partial_rotary_factor", None, 1.0)
+    for key in ("rope_parameters", "rope_scaling"):
+        settings: Any = keys.get(key)
+        if not isinstance(settings, dict | None):
+            raise keys.refuse(key, settings, 'null or {"rope_type": "default"}')
+        entries: dict[str, Any] = {str(name): value for name, value in (settings or {}).items()}
+        kinds = [name for name in ("rope_type", "type") if name in entries]  # the other keys depend on them
+        for name in dict.fromkeys([*kinds, *entries]):
+            value: Any = entries[name]
+            inner = f"{key}.{escaped(name)}"
+            if name in ("rope_type", "type"):
+                if value != "default":
+                    raise keys.refuse(inner, value, "default")
+            elif name == "rope_theta":
+                bases[inner] = value
+            elif name != "partial_rotary_factor" or value not in (None, 1.0):
+                raise keys.refuse(inner, value, "only rope_type=default and rope_theta")
+    for name, base in bases.items():
+        if not isinstance(base, int | float) or isinstance(base, bool) or not 1 < base <= 1e9:
+            raise keys.refuse(name, base, "a number above 1, at most 1e9")
+        if base != (first := next(iter(bases.values()))):
+            raise keys.refuse(name, base, f"{first}, as {next(iter(bases))}")
+    return float(next(iter(bases.values()), 10_000.0))

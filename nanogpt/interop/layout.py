@@ -1,0 +1,139 @@
+"""Which tensors a file of weights must hold, by formula, and the check of a file against that. No torch here.
+
+Names are those of transformers without the prefix of the inner model: `h.0.attn.c_attn.weight`, `layers.0.…`.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nanogpt.config import ModelConfig
+from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.interop.architecture import Values
+
+Shape = tuple[int, ...]
+Layout = dict[str, Shape]
+
+PREFIXES = ("model", "transformer")  # of the inner model, at the beginning
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch, anywhere
+BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+DTYPES = ("F32", "F16", "BF16", "F64", "float32", "float16", "bfloat16", "float64")
+HEAD, EMBEDDING = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
+SHOWN = 5  # problems named in an error
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file describes it."""
+
+    shape: Shape
+    dtype: str
+    file: str
+
+
+def layout_of(values: Values, input_first: bool) -> Layout:
+    """Return the tensors of a network. `input_first`: GPT-2's matrices are (in, out), as transformers stores them."""
+    return llama_layout(values) if values["position"] == "rotary" else gpt2_layout(values, input_first)
+
+
+def gpt2_layout(values: Values, input_first: bool) -> Layout:
+    """GPT-2, as transformers or nanoGPT name its tensors."""
+    n_embd, vocab, bias = values["n_embd"], values["vocab_size"], values["bias"]
+    layout: Layout = {"wte.weight": (vocab, n_embd), "wpe.weight": (values["block_size"], n_embd)}
+    matrices = {
+        "attn.c_attn": (3 * n_embd, n_embd),
+        "attn.c_proj": (n_embd, n_embd),
+        "mlp.c_fc": (4 * n_embd, n_embd),
+        "mlp.c_proj": (n_embd, 4 * n_embd),
+    }
+    for layer in range(values["n_layer"]):
+        for name, (outputs, inputs) in matrices.items():
+            layout[f"h.{layer}.{name}.weight"] = (inputs, outputs) if input_first else (outputs, inputs)
+            layout |= {f"h.{layer}.{name}.bias": (outputs,)} if bias else {}
+    for norm in [f"h.{layer}.{name}" for layer in range(values["n_layer"]) for name in ("ln_1", "ln_2")] + ["ln_f"]:
+        layout[f"{norm}.weight"] = (n_embd,)
+        layout |= {f"{norm}.bias": (n_embd,)} if bias else {}
+    return layout if values["tied_head"] else layout | {HEAD: (vocab, n_embd)}
+
+
+def llama_layout(values: Values) -> Layout:
+    """Llama, and with `qk_norm` Qwen3."""
+    n_embd, vocab, head = values["n_embd"], values["vocab_size"], values["n_embd"] // values["n_head"]
+    inner = ModelConfig(n_head=1, n_embd=n_embd, activation="swiglu").mlp_width
+    keys = values["n_kv_head"] * head
+    matrices = {
+        "self_attn.q_proj": (n_embd, n_embd),
+        "self_attn.k_proj": (keys, n_embd),
+        "self_attn.v_proj": (keys, n_embd),
+        "self_attn.o_proj": (n_embd, n_embd),
+        "mlp.gate_proj": (inner, n_embd),
+        "mlp.up_proj": (inner, n_embd),
+        "mlp.down_proj": (n_embd, inner),
+    }
+    gains = {"input_layernorm": n_embd, "post_attention_layernorm": n_embd}
+    gains |= {"self_attn.q_norm": head, "self_attn.k_norm": head} if values["qk_norm"] else {}
+    layout: Layout = {"embed_tokens.weight": (vocab, n_embd), "norm.weight": (n_embd,)}
+    for layer in range(values["n_layer"]):
+        for name, shape in matrices.items():
+            layout[f"layers.{layer}.{name}.weight"] = shape
+            layout |= {f"layers.{layer}.{name}.bias": shape[:1]} if values["bias"] else {}
+        layout |= {f"layers.{layer}.{name}.weight": (width,) for name, width in gains.items()}
+    return layout if values["tied_head"] else layout | {HEAD: (vocab, n_embd)}
+
+
+def plain_name(name: str) -> str:
+    """Return a tensor's name without what wrappers and the outer model put before its parts."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while parts and parts[0] in PREFIXES:
+        parts.pop(0)
+    return ".".join(parts)
+
+
+def match(stored: Mapping[str, Stored], layout: Layout, where: str) -> dict[str, str]:
+    """Return plain name -> name in the file, of every tensor.
+
+    A tied head and buffers may be there; their contents are checked when they are read. Raises BadCheckpoint naming the
+    tensors that are doubled, unknown, missing, of another shape than config.json says or of a quantised type.
+    """
+    names: dict[str, str] = {}
+    for name in stored:
+        if (other := names.setdefault(plain_name(name), name)) != name:
+            raise BadCheckpoint(f"{where}: holds {escaped(other)} and {escaped(name)}, which are one tensor")
+    problems: list[str] = []
+    for name, shape in layout.items():
+        if name not in names:
+            problems.append(f"lacks the tensor {name} ({shown(shape)})")
+        elif (found := stored[names[name]]).shape != shape:
+            problems.append(
+                f"{escaped(names[name])} is {shown(found.shape)} in {found.file}, and {shown(shape)} by {where}"
+            )
+    for name, original in names.items():
+        known = name in layout or name == HEAD or BUFFERS.fullmatch(name)
+        if not known:
+            problems.append(f"{stored[original].file} holds {escaped(original)}, which this network doesn't have")
+        elif stored[original].dtype not in DTYPES and not BUFFERS.fullmatch(name):
+            kind = escaped(stored[original].dtype)
+            problems.append(f"{escaped(original)} is stored as {kind}; allowed: floats of 16 bits or more")
+    if HEAD in names and HEAD not in layout and (found := stored[names[HEAD]]).shape != (tied := embedding_of(layout)):
+        problems.append(f"{escaped(names[HEAD])} is {shown(found.shape)} in {found.file}, and {shown(tied)} by {where}")
+    if problems:
+        more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise BadCheckpoint(f"{where}: its weights don't fit: {', '.join(problems[:SHOWN])}{more}")
+    return names
+
+
+def embedding_of(layout: Layout) -> Shape:
+    """Return the shape of the token embedding."""
+    return next(layout[name] for name in EMBEDDING if name in layout)
+
+
+def shown(shape: Shape) -> str:
+    """Return `97x64`."""
+    return "x".join(map(str, shape)) if shape else "a single number"
+
+
+def expected_inv_freq(values: Values) -> list[float]:
+    """Return the frequencies that rotate the pairs of channels of a head."""
+    size = values["n_embd"] // values["n_head"]
+    return [math.pow(values["rope_base"], -2 * i / size) for i in range(size // 2)]

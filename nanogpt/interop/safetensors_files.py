@@ -1,0 +1,91 @@
+"""The safetensors files of a Hugging Face folder: which they are, what their headers say, and their tensors.
+
+Two sources of the same weights, and adapters beside them, are refused: nothing is chosen between them.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.files import read_json
+from nanogpt.interop.layout import Stored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
+def read_headers(folder: Path) -> dict[str, Stored]:
+    """Return name -> shape, type and file of all tensors. Raises BadCheckpoint where files contradict each other."""
+    names = sorted(path.name for path in folder.iterdir())
+    if adapters := [name for name in names if name in ADAPTERS]:
+        raise BadCheckpoint(
+            f"{escaped(folder)}/{adapters[0]}: an adapter, which isn't applied; merge it first (peft: merge_and_unload)"
+        )
+    if WEIGHTS in names and INDEX in names:
+        raise BadCheckpoint(f"{escaped(folder)}: has {WEIGHTS} and {INDEX}; remove the one that isn't meant")
+    mapped = {} if WEIGHTS in names else read_index(folder)
+    files = {WEIGHTS} if WEIGHTS in names else set(mapped.values())
+    if other := [name for name in names if SHARD.fullmatch(name) and name not in files]:
+        raise BadCheckpoint(
+            f"{escaped(folder)}/{other[0]}: isn't named by {INDEX if mapped else 'any index'}; remove it"
+        )
+    stored: dict[str, Stored] = {}
+    for file in sorted(files):
+        for name, tensor in read_header(folder / file).items():
+            if name in stored:
+                raise BadCheckpoint(f"{escaped(folder)}: {escaped(name)} is in {stored[name].file} and in {file}")
+            if mapped and mapped.get(name) != file:
+                says = mapped.get(name, "nothing of it")
+                raise BadCheckpoint(f"{escaped(folder)}/{file}: holds {escaped(name)}; {INDEX} says {escaped(says)}")
+            stored[name] = tensor
+    if missing := sorted(mapped.keys() - stored.keys()):
+        raise BadCheckpoint(f"{escaped(folder)}/{mapped[missing[0]]}: lacks {escaped(missing[0])}, which {INDEX} names")
+    return stored
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Return name -> file by the index. Raises BadCheckpoint."""
+    path = folder / INDEX
+    if not path.is_file():
+        why = f"has no {WEIGHTS}, and pickles (pytorch_model.bin) aren't read; save it again with transformers"
+        raise BadCheckpoint(f"{escaped(folder)}: {why}")
+    found: Any = read_json(path).get("weight_map")
+    mapped = {str(name): str(file) for name, file in found.items()} if isinstance(found, dict) else {}
+    if not mapped or any(Path(name).name != name for name in mapped.values()):
+        raise BadCheckpoint(f"{escaped(path)}: not an index of files in this folder")
+    if absent := sorted(name for name in set(mapped.values()) if not (folder / name).is_file()):
+        raise BadCheckpoint(f"{escaped(path)}: names {escaped(absent[0])}, which isn't there")
+    return mapped
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """Return what a safetensors file says of its tensors, without reading them. Raises BadCheckpoint."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise BadCheckpoint(f"{escaped(path)}: isn't a file")
+    try:
+        stored: dict[str, Stored] = {}
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                stored[str(name)] = Stored(tuple(part.get_shape()), str(part.get_dtype()), path.name)
+        return stored
+    except Exception as error:  # safetensors raises its own
+        raise BadCheckpoint(f"{escaped(path)}: can't be read: {escaped(error, 200)}") from None
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Return all tensors of a safetensors file, as fp32. Raises BadCheckpoint."""
+    from safetensors.torch import load_file
+
+    try:
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    except Exception as error:  # safetensors raises its own
+        raise BadCheckpoint(f"{escaped(path)}: can't be read: {escaped(error, 200)}") from None
