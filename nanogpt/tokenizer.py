@@ -100,7 +100,12 @@ class BPETokenizer:
         names = sorted(vocabulary, key=lambda name: vocabulary[name])
         if not names or [vocabulary[name] for name in names] != list(range(len(names))):
             raise ValueError("its ids are not 0, 1, 2 …")
-        self.tokens = [b"" if name == END_OF_TEXT else bytes(byte_of[char] for char in name) for name in names]
+        added = self.inner.get_added_tokens_decoder()  # written as they are, not in the alphabet of bytes
+        self.tokens = [
+            name.encode() if i in added else bytes(byte_of[char] for char in name) for i, name in enumerate(names)
+        ]
+        if self.end_of_text is not None:
+            self.tokens[self.end_of_text] = b""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":

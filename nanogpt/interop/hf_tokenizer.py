@@ -11,6 +11,7 @@ from typing import Any
 from nanogpt import tokenizer as tokenizers
 from nanogpt.errors import BadData, escaped
 from nanogpt.files import read_json_bytes, write
+from nanogpt.interop.tokenizer_checks import check_byte_level, check_config
 from nanogpt.tokenizer import (
     END_OF_TEXT,
     BPETokenizer,
@@ -37,11 +38,27 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
             if [vocabulary[char] for char in tokenizer.chars] != list(range(len(vocabulary))):
                 raise BadData(f"{escaped(path)}: its characters are not in code point order")
             return tokenizer
-        return BPETokenizer(json.dumps(content))
+        return read_byte_level(content, folder)
     except BadData:
         raise
     except Exception as error:  # tokenizers raises plain Exception
         raise BadData(f"{escaped(path)}: not a tokenizer of characters or byte-level BPE: {escaped(error)}") from None
+
+
+def read_byte_level(content: dict[str, Any], folder: Path) -> Tokenizer:
+    """Return a byte-level BPE whose ids are transformers'. Raises BadData naming what would change a text."""
+    where, config = escaped(folder / tokenizers.FILE), folder / "tokenizer_config.json"
+    check_byte_level(content, where)
+    added = {token["content"]: token for token in content.get("added_tokens") or ()}
+    if config.exists():
+        check_config(read_json_bytes(config), added, escaped(config))
+    tokenizer = BPETokenizer(json.dumps(content | {"truncation": None, "padding": None}))
+    if missing := {bytes([value]) for value in range(256)} - set(tokenizer.tokens):
+        raise BadData(f"{where}: has no token for the byte {min(missing)[0]}, so some characters would be lost")
+    if tokenizer.inner.encode("a b").ids != tokenizer.inner.encode("a b", add_special_tokens=False).ids:
+        raise BadData(f"{where}: post_processor: adds tokens to every text, which isn't done here")
+    plain = ByteTokenizer()
+    return plain if tokenizer.tokens == plain.tokens and not content["model"]["merges"] else tokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:

@@ -1,0 +1,69 @@
+"""Whether a foreign tokenizer.json gives the ids that transformers gives, and loses nothing of a text.
+
+The `tokenizers` library does the encoding; what would add, drop or change text is refused by name.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nanogpt.errors import BadData, escaped
+
+MODEL: dict[str, tuple[object, ...]] = {  # keys of a BPE model -> values that lose and draw nothing
+    "dropout": (None, 0, 0.0),
+    "byte_fallback": (False,),
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+}
+SPLITTERS = ("ByteLevel", "Split", "Digits")
+CHANGES = (
+    "add_prefix_space",
+    "add_bos_token",
+    "add_eos_token",
+    "do_lower_case",
+    "auto_map",
+)  # of tokenizer_config.json
+
+
+def check_byte_level(content: Mapping[str, Any], where: str) -> None:
+    """Raise BadData unless a tokenizer.json is a byte-level BPE that keeps every text as it is."""
+    model = content["model"]
+    if model.get("type") != "BPE":
+        raise BadData(f"{where}: model.type={escaped(model.get('type'))}: allowed: BPE, WordLevel of characters")
+    for key, allowed in MODEL.items():
+        if model.get(key, allowed[0]) not in allowed:
+            raise BadData(f"{where}: model.{key}={escaped(model[key])}: not known here; allowed: {allowed[0]}")
+    for step in steps_of(content.get("normalizer"), "normalizers"):
+        if step.get("type") != "NFC":
+            raise BadData(f"{where}: normalizer {escaped(step.get('type'))}: changes the text; allowed: none, NFC")
+    steps = list(steps_of(content.get("pre_tokenizer"), "pretokenizers"))
+    for step in steps:
+        if step.get("type") not in SPLITTERS or step.get("add_prefix_space") or step.get("behavior") == "Removed":
+            raise BadData(f"{where}: pre_tokenizer {escaped(step)}: adds or drops text, or isn't known here")
+    if [step["type"] for step in steps].count("ByteLevel") != 1:
+        raise BadData(f"{where}: pre_tokenizer: not byte-level, so some characters would be lost")
+    for token in content.get("added_tokens") or ():
+        if (token.get("lstrip") or token.get("rstrip")) and not token.get("special"):
+            raise BadData(f"{where}: added token {escaped(token['content'])}: drops the blanks beside it")
+
+
+def steps_of(part: Any, inner: str) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a normalizer or pre-tokenizer, those of sequences one by one."""
+    if part is not None and part.get("type") == "Sequence":
+        for step in part[inner]:
+            yield from steps_of(step, inner)
+    elif part is not None:
+        yield part
+
+
+def check_config(config: Mapping[str, Any], added: Mapping[str, Any], where: str) -> None:
+    """Raise BadData where tokenizer_config.json makes transformers give other ids than tokenizer.json says.
+
+    `added` are the added tokens of tokenizer.json by content.
+    """
+    for key in CHANGES:
+        if config.get(key):
+            raise BadData(f"{where}: {key}={escaped(config[key])}: adds or changes tokens, which isn't done here")
+    for number, token in (config.get("added_tokens_decoder") or {}).items():
+        found = added.get(token["content"], {})
+        if str(found.get("id")) != str(number) or bool(found.get("special")) != bool(token.get("special")):
+            raise BadData(f"{where}: added token {escaped(token['content'])} isn't the one of tokenizer.json")
