@@ -5,7 +5,9 @@ ever looked up, so it is the same whether other launcher plugins are installed o
 """
 
 import copy
+import os
 import re
+import sys
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Generic, TypeVar
@@ -78,6 +80,8 @@ class Composer:
         self.groups = groups(door)
         self.ordinary = ordinary_words(kind, self.groups)
         self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.said: set[str] = set()
+        """Notes that were printed."""
         self.found: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in ASIDE}
         """What is about sweeps in each choice of files."""
 
@@ -134,7 +138,22 @@ class Composer:
             if one.key in self.keys:
                 check_typed(self.kind, one)
                 put(composed, one)
-        return plain_values(composed, self.keys, self.ordinary)
+        plain = plain_values(composed, self.keys, self.ordinary)
+        return plain if "schedule.warmup_steps" in given else self.with_shorter_warmup(plain)
+
+    def with_shorter_warmup(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """Shorten a file's warm-up that is longer than the run to a tenth of the run, and say so once."""
+        schedule, training = plain.get("schedule"), plain.get("training")
+        if not isinstance(schedule, dict) or not isinstance(training, dict):
+            return plain
+        warmup, steps, end = schedule.get("warmup_steps"), training.get("steps"), schedule.get("decay_steps")
+        if end is not None or not isinstance(warmup, int) or not isinstance(steps, int) or not warmup > steps > 0:
+            return plain
+        said = f"schedule.warmup_steps={warmup} of the files is longer than the run; {steps // 10} is used, a tenth"
+        if said not in self.said and os.environ.get("RANK", "0") == "0":
+            print(f"note: {said}", file=sys.stderr)
+        self.said.add(said)
+        return plain | {"schedule": schedule | {"warmup_steps": steps // 10}}
 
     def config(self, plain: dict[str, Any]) -> Any:
         """One point, checked. Raises BadInput."""

@@ -7,29 +7,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from experiments.finding import find
-from experiments.progress import WRONG, Progress, look
+from experiments.progress import Progress, look
 from nanogpt.comparability import compare_measurements
 from nanogpt.config import ListConfig, TargetsConfig, TrainConfig, WatchConfig
 from nanogpt.errors import BadInput, LabError, escaped
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement, read_history
 from nanogpt.run_directory import RunDirectory
+from nanogpt.run_state import STATES, WRONG
 from nanogpt.tracking.console import Board, amount, say, seconds, shortened, table
 
 ROWS = 40  # of the live table
-FIRST = (
-    "running",
-    "queued",
-    "unknown",
-    "failed",
-    "diverged",
-    "lost",
-    "cancelled",
-    "stopped",
-    "new",
-    "paused",
-    "finished",
-)
 
 
 def list_runs(config: ListConfig) -> int:
@@ -87,7 +75,7 @@ def just_lost(one: Progress, before: Progress | None) -> bool:
 
 
 def urgency(one: Progress) -> tuple[int, float]:
-    return FIRST.index(one.state) if one.state in FIRST else len(FIRST), -one.updated
+    return STATES.index(one.state) if one.state in STATES else len(STATES), -one.updated
 
 
 def title(found: Sequence[Progress]) -> str:

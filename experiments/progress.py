@@ -1,6 +1,5 @@
 """What every run is doing: from the records of its study where it was submitted, else from what it wrote itself."""
 
-import os
 import socket
 import time
 from collections.abc import Iterable
@@ -10,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.finding import Found, touched
-from launch.states import OPEN, Cluster, Point, last_rows, points_of
+from launch.states import Cluster, Point, last_rows, points_of
 from launch.study import RECORDS
 from launch.submission import stray_submissions
 from nanogpt.errors import BadCheckpoint, escaped
 from nanogpt.run_directory import RunDirectory
+from nanogpt.run_state import FAILED, OPEN, WRITTEN, is_alive
 from nanogpt.tracking.metrics import number, whole
 
-ENDS = ("finished", "paused", "stopped", "diverged", "failed", "running")
-GOING = OPEN  # the states in which a run isn't over
-WRONG = ("failed", "diverged", "lost", "cancelled")  # those that a person should know the reason of
 LONG_SILENCE = 3600.0
 
 
@@ -29,7 +26,7 @@ class Progress:
 
     path: Path
     state: str
-    """finished, running, queued, paused, stopped, failed, diverged, cancelled, lost, unknown, new, missing."""
+    """One of nanogpt.run_state's, or missing."""
     why: str = ""
     step: int = 0
     steps: int | None = None
@@ -50,7 +47,7 @@ class Progress:
 
     @property
     def going(self) -> bool:
-        return self.state in GOING
+        return self.state in OPEN
 
 
 def look(found: Found, cluster: Cluster | None = None) -> tuple[list[Progress], list[str]]:
@@ -100,7 +97,7 @@ def progress_of(path: Path, point: Point | None = None) -> Progress:
     return Progress(
         path=path,
         state=state,
-        why=why or (run.last_words() or "no reason in log.txt" if state in ("failed", "diverged") else ""),
+        why=why or (run.last_words() or "no reason in log.txt" if state in FAILED else ""),
         step=max([whole(status.get("step")) or 0, *(whole(row.get("step")) or 0 for row in [*rows, *timing])]),
         steps=whole(status.get("steps")),
         val=losses[-1] if losses else None,
@@ -118,7 +115,7 @@ def progress_of(path: Path, point: Point | None = None) -> Progress:
 def own_state(path: Path, status: dict[str, Any]) -> tuple[str, str]:
     """(state, why) of a run that was started without a launcher."""
     state = status.get("state")
-    if state not in ENDS:
+    if state not in WRITTEN:
         return (
             ("unknown", "its status.json can't be read") if (path / "status.json").exists() else ("new", "no step yet")
         )
@@ -126,22 +123,9 @@ def own_state(path: Path, status: dict[str, Any]) -> tuple[str, str]:
         return str(state), ""
     silent = time.time() - touched(path)
     if status.get("host") == socket.gethostname():
-        return (
-            ("running", "") if alive(status.get("pid")) else ("lost", "its process is gone; the same command continues")
-        )
+        if is_alive(status.get("pid"), status.get("pid_start")):
+            return "running", ""
+        return "lost", "its process is gone; the same command continues"
     if silent > LONG_SILENCE:
         return "running", f"on {escaped(status.get('host'))}; no sign of life for {silent / 3600:.0f} hours"
     return "running", ""
-
-
-def alive(pid: object) -> bool:
-    """Whether this machine has the process."""
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True  # another user's
-    return True

@@ -58,12 +58,14 @@ def memory_table(config: SizingConfig, model: ModelConfig) -> str:
     kinds = [
         ("weights", memory.weights),
         ("gradients", memory.gradients),
-        ("optimizer's moments", memory.moments),
+        ("optimizer's state", memory.moments),
         (f"activations of {micro} x {model.block_size:,} tokens in {precision}", memory.activations),
         ("loss", memory.loss),
+        *([("the optimizer's step, after those two", memory.temporary)] if memory.temporary else []),
         ("total", memory.total),
     ]
     rows = [(kind, f"{amount(count, 'G')}B", f"{count / memory.total:.1%}") for kind, count in kinds]
+    rows.append(("the copy that is saved, in the machine's memory", f"{amount(memory.copy, 'G')}B", ""))
     rows.append(("a checkpoint, on disk", f"{amount(checkpoint_bytes(model, config.optimizer.name), 'G')}B", ""))
     return table("memory of a device, estimated", ("kind", "size", "share"), rows)
 

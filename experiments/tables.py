@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from experiments.document import Cell, Table
-from experiments.progress import WRONG
 from experiments.ranking import Axis, Ranking, Setting, brief, name, science, short, shown, unusual
 from experiments.results import Result
 from experiments.statistics import Estimate, mean
@@ -12,6 +11,7 @@ from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import escaped
 from nanogpt.measurement import Measurement
+from nanogpt.run_state import WRONG
 from nanogpt.tracking.console import amount, say, seconds, shortened, table
 
 RUN_COLUMNS: dict[Metric, str] = {"val_loss": "last val", "best_val_loss": "best val", "val_bpb": "last bits/byte"}

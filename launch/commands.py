@@ -11,7 +11,7 @@ from conf.launchers import KINDS, JobLauncher, LaunchConfig
 from launch import local, slurm
 from launch.resources import placed, resources_of
 from launch.snapshot import restore, snapshot
-from launch.states import OPEN, Point, points_of
+from launch.states import Point, points_of
 from launch.study import Member, Study, find_study
 from launch.submission import create, records, submissions
 from launch.sweep import submit
@@ -21,6 +21,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, escaped, hint
 from nanogpt.files import check_regular, read_text
 from nanogpt.run_directory import newest_step
+from nanogpt.run_state import FAILED, OPEN, WRONG
 from nanogpt.tracking.console import say, visible
 
 FOLLOW = 0.5  # seconds between looks at a log
@@ -125,7 +126,7 @@ def again(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int:
     """Submit points again with the configs they were frozen with. `retry`: what failed, with the code it had;
     `resubmit`: all that isn't finished or on its way, with the code as it is now. Raises LabError.
     """
-    states = ("failed", "diverged") if command == "retry" else ("failed", "diverged", "lost", "cancelled")
+    states = FAILED if command == "retry" else WRONG
     with alone(config) as (study, points):
         points = [point for point in points if point.state in states]
         if not points:

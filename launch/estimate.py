@@ -216,9 +216,12 @@ def memory_of(work: Work, here: bool) -> tuple[int | None, str]:
 
 
 def memory(work: Work, sequences: int) -> int:
-    """Bytes of one rank with micro-batches of so many sequences."""
+    """Return the bytes of a GPU, or of a machine whose ranks share its memory, with micro-batches of `sequences`."""
     gpu = work.device != "cpu"
-    return training_memory(work.model, work.precision, sequences, gpu, work.rule, work.recompute, work.shards).total
+    one = training_memory(work.model, work.precision, sequences, gpu, work.rule, work.recompute, work.shards)
+    if work.device == "cuda":
+        return one.total
+    return one.of_machine(work.ranks_per_node)
 
 
 @cache
@@ -226,11 +229,10 @@ def needed(work: Work, there: int | None = None, micro: int | None = None) -> in
     """Bytes of a GPU, or of a machine whose ranks share its memory. A micro-batch that will be found by trying is the
     largest that fits, on CPUs up to what null means; or it is 1.
     """
-    sharing = 1 if work.device == "cuda" else work.ranks_per_node
     sizes = [micro or work.micro]
     if work.auto and there and not micro:
         sizes = [n for n in divisors(work.share) if work.device == "cuda" or n <= work.micro]
-    totals = [memory(work, n) * sharing for n in sizes]
+    totals = [memory(work, n) for n in sizes]
     fitting = [total for total in totals if there and total <= ROOM * there]
     return max(fitting, default=totals[0])
 

@@ -16,12 +16,12 @@ from typing import Any
 from conf.sweeps import Halving
 from launch.comparing import UNITS, check_comparable, choose_metric
 from launch.preview import goal_step, goal_value, states
-from launch.states import FAILED
 from launch.study import Member, Study
 from nanogpt.config import Metric
 from nanogpt.errors import STOPPED, BadInput, escaped
 from nanogpt.files import append, from_json, read_text
 from nanogpt.run_directory import newest_step
+from nanogpt.run_state import FAILED
 from nanogpt.schema import signature
 from nanogpt.tracking.console import say, table
 

@@ -10,12 +10,12 @@ from conf.door import is_rank, one_by_one, tell_exception
 from conf.sweeps import SweepConfig
 from launch.loaded_code import keep_code
 from launch.preview import preview, states, todo
-from launch.states import FAILED
 from launch.study import Study
 from launch.watching import status_table, tell_wrong
 from nanogpt.config import TrainConfig
 from nanogpt.errors import STOPPED, Diverged, PeerLost, escaped
 from nanogpt.run_directory import RunDirectory
+from nanogpt.run_state import FAILED
 from nanogpt.tracking.console import say
 
 MOST_EQUAL = 3  # equal failures in a row, before the first step, after which the other points are not tried

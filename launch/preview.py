@@ -9,18 +9,19 @@ from conf.sweeps import SweepConfig
 from launch import local
 from launch.estimate import estimate
 from launch.resources import Resources
-from launch.states import AGAIN, FAILED, Point, points_of, read_run
+from launch.states import Point, points_of, read_run
 from launch.study import Member, Study
 from nanogpt.config import Metric
 from nanogpt.errors import escaped
 from nanogpt.run_directory import RunDirectory, newest_step
+from nanogpt.run_state import FAILED, RESUBMITTED
 from nanogpt.tracking.console import say
 from nanogpt.tracking.metrics import read_rows
 
 
 def todo(members: list[Member], before: dict[Path, Point], settings: SweepConfig) -> list[Member]:
     """The points that are to be started: neither done, nor on their way, nor failed, unless sweep.retry says so."""
-    again = (*AGAIN, *FAILED) if settings.retry else AGAIN
+    again = (*RESUBMITTED, *FAILED) if settings.retry else RESUBMITTED
     start = [one for one in members if before[one.run].state in again]
     return [one for one in start if one.config.pause_at is None or goal_value(one) is None]
 

@@ -21,6 +21,7 @@ from launch.trials import Record, Trial, judge, study_of_trials, trial
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, escaped
 from nanogpt.files import locked
+from nanogpt.run_state import FAILED
 from nanogpt.tracking.console import say, table
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
         judge(path, trials, metric)
         if sweep.settings.retry:
             for one in trials:
-                one.state = "open" if one.state in ("failed", "diverged") else one.state
+                one.state = "open" if one.state in FAILED else one.state
         say_space(sweeper, space, trials)
         return pursue(sweeper, space, record, trials, run, metric)
 

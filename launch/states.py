@@ -15,9 +15,10 @@ from launch.slurm import Queued
 from launch.submission import Event, Submission, submissions
 from nanogpt.files import from_json, open_regular
 from nanogpt.run_directory import RunDirectory
+from nanogpt.run_state import DONE, State
 from nanogpt.tracking.metrics import number, sound, whole
 
-ENDS = {  # Slurm's words for an end that the point itself said nothing about
+ENDS: dict[str, tuple[State, str]] = {  # Slurm's words for an end that the point itself said nothing about
     "CANCELLED": ("cancelled", "cancelled in Slurm"),
     "TIMEOUT": ("lost", "ended at its time limit without saving in time"),
     "OUT_OF_MEMORY": ("failed", "out of memory: killed by the system"),
@@ -28,9 +29,6 @@ ENDS = {  # Slurm's words for an end that the point itself said nothing about
     "FAILED": ("failed", "the job failed and left no word; see its log"),
     "COMPLETED": ("lost", "the job ended without a word"),
 }
-OPEN = ("queued", "running", "unknown")
-AGAIN = ("new", "paused", "cancelled", "lost")  # what the same command submits
-FAILED = ("failed", "diverged")  # what it submits only when asked to
 
 
 @dataclass
@@ -39,7 +37,7 @@ class Point:
 
     run: Path
     state: str = "new"
-    """new, queued, running, paused, finished, failed, diverged, cancelled, lost, unknown."""
+    """One of nanogpt.run_state's."""
     why: str = ""
     job: str = ""
     restarts: int = 0
@@ -112,7 +110,7 @@ def read_run(point: Point) -> None:
         point.step = max(point.step, whole(row.get("step")) or 0)
         loss = number(row.get("val_loss"))
         point.val = point.val if loss is None else loss
-    if (state := status.get("state")) in ("finished", "paused"):
+    if (state := status.get("state")) in DONE:
         point.state = str(state)
 
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from conf.space import Space
 from launch.preview import goal_value, states
-from launch.states import FAILED
 from launch.study import Member, Study, digits_of, members_of
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, escaped
 from nanogpt.files import append, from_json, read_bytes, read_text, write_atomic
+from nanogpt.run_state import FAILED
 
 State = Literal["open", "finished", "failed", "diverged", "invalid", "excluded"]
 

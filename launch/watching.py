@@ -4,12 +4,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from launch.states import OPEN, Cluster, Point, points_of
+from launch.states import Cluster, Point, points_of
 from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.run_state import DONE, OPEN, WRONG
 from nanogpt.tracking.console import Board, say, seconds, table
 
+ORDER = (*WRONG, *reversed(OPEN), "stopped", "new", *reversed(DONE))
+"""Those that need a person first."""
+
 ROWS = 40  # of the live table; status shows all
-ORDER = ("failed", "diverged", "lost", "cancelled", "unknown", "running", "queued", "new", "paused", "finished")
 
 
 def summary(points: list[Point]) -> str:
@@ -85,7 +88,7 @@ def tell_wrong(points: list[Point]) -> None:
     """Below the table, in full: what went wrong, and where it can be read."""
     groups: dict[tuple[str, str], list[Point]] = {}
     for point in points:
-        if point.state in ("failed", "diverged", "lost", "cancelled"):
+        if point.state in WRONG:
             groups.setdefault((point.state, point.why), []).append(point)
     for (state, why), (first, *others) in groups.items():
         log = f"; log: {escaped(first.log)}" if first.log else ""
@@ -96,6 +99,6 @@ def tell_wrong(points: list[Point]) -> None:
 def verdict(study: Path, points: list[Point]) -> int:
     """The last words, and the exit code."""
     say(status_table(study, points, ROWS))
-    wrong = [point for point in points if point.state not in ("finished", "paused")]
+    wrong = [point for point in points if point.state not in DONE]
     tell_wrong(wrong[:ROWS])
     return next((point.code for point in wrong if point.code), 1) if wrong else 0

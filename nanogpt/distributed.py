@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt.errors import BadInput, LabError, PeerLost, error_of, escaped
 from nanogpt.place import STORE, Place
+from nanogpt.run_state import is_alive
 
 T = TypeVar("T")
 ALONE = Place()
@@ -177,7 +177,7 @@ class Peers:
 
     def lost(self) -> list[int]:
         """Neighbours whose process is gone."""
-        return [rank for rank, pid in self.neighbours.items() if not alive(pid)]
+        return [rank for rank, pid in self.neighbours.items() if not is_alive(pid)]
 
     def lost_error(self, gone: list[int], step: int) -> PeerLost:
         """`rank 1 lost at step 7; …`."""
@@ -280,14 +280,3 @@ def machine() -> str:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that ended but wasn't waited for doesn't."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return Path("/proc/self").exists() is False or Path(f"/proc/{pid}").exists()

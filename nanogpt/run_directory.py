@@ -31,6 +31,7 @@ from nanogpt.files import (
 )
 from nanogpt.forking import check_fork, choose_checkpoint, copy_parent
 from nanogpt.run_identity import SHORT, digits_of, earlier_digits, read_starts, resolve
+from nanogpt.run_state import read_start_time
 from nanogpt.tracking.metrics import RowLog
 from nanogpt.tracking.origin import Origin, id_of, open_origin
 
@@ -74,7 +75,8 @@ class RunDirectory:
 
     def write_status(self, state: str, **facts: Any) -> None:
         """status.json: what the run is doing, for programs that watch it."""
-        about = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "updated": time.time()} | facts
+        about = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "updated": time.time()}
+        about |= {"pid_start": read_start_time(os.getpid())} | facts
         write_atomic(self.path / "status.json", json.dumps(about, indent=1) + "\n")
 
     def status(self) -> dict[str, Any]:
@@ -115,6 +117,7 @@ def locate(config: TrainConfig) -> Path:
     names = [entry.name for entry in list_entries(folder)]
     name = name_in(folder, names, config.run_name, config)
     if config.attempt is not None:
+        check_attempt(folder, names, name, config.attempt)
         return folder / nth(name, config.attempt)
     return folder / attempt(name, names, config.fresh)
 
@@ -146,6 +149,14 @@ def name_in(folder: Path, names: Sequence[str], run_name: str, config: TrainConf
     found = [(parts, other) for other in sorted(names) if (parts := parts_of(other)) and parts[0] == run_name]
     earlier = earlier_digits(config, {parts[1]: folder / other for parts, other in found})
     return name if earlier is None else f"{run_name}-{earlier}"
+
+
+def check_attempt(folder: Path, names: Sequence[str], name: str, number: int) -> None:
+    """Raise BadInput if neither this attempt nor the one before it is there."""
+    if number > 1 and not {nth(name, number), nth(name, number - 1)} & set(names):
+        latest = attempt(name, names, False)
+        have = f"the latest is {latest}" if latest in names else "there is none yet"
+        raise BadInput(f"attempt={number}: no such attempt in {escaped(folder)}, nor the one before it; {have}")
 
 
 def attempt(name: str, names: Iterable[str], fresh: bool) -> str:

@@ -33,6 +33,8 @@ def sample(config: SampleConfig) -> int:
         trained.model.bfloat16()
     else:
         lay_out(trained.model, config.batch_size)
+    if not config.quiet:
+        print(describe(trained, config), file=sys.stderr, flush=True)
     if config.interactive:
         return converse(trained, config)
     prompts = [(text, encode_prompt(trained, config, text)) for text in texts]
@@ -52,6 +54,21 @@ def check_special_tokens(trained: Trained, config: SampleConfig, texts: list[str
     if not config.special_tokens and end is not None and any(END_OF_TEXT in text for text in texts):
         why = "is plain text in the prompt; special_tokens=true makes it the end-of-text token"
         print(f"note: {END_OF_TEXT} {why}", file=sys.stderr)
+
+
+def describe(trained: Trained, config: SampleConfig) -> str:
+    """Return a line that names the model, its step and loss, and how tokens are drawn."""
+    about = [escaped(trained.name)]
+    about += [] if trained.step is None else [f"{config.checkpoint} checkpoint, step {trained.step:,}"]
+    about += [] if trained.val_loss is None else [f"val {trained.val_loss:.4f} nats/token"]
+    keys = ["temperature", "seed", "max_new_tokens"]
+    keys += [key for key in ("top_k", "top_p", "min_p", "repetition_penalty", "precision") if is_set(config, key)]
+    return "  ".join([*about, *(f"{key}={getattr(config, key)}" for key in keys)])
+
+
+def is_set(config: SampleConfig, key: str) -> bool:
+    """Return whether a key has another value than its default."""
+    return getattr(config, key) != SampleConfig.model_fields[key].default
 
 
 Job = tuple[str, list[int], int]

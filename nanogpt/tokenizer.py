@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import assert_never
 
 from nanogpt.errors import BadData, BadEnvironment, BadInput, escaped
 from nanogpt.files import read_json_bytes
@@ -159,15 +160,21 @@ class GPT2Tokenizer:
 
 def build(kind: Kind, texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
     """A tokenizer of this kind; `char` and `bpe` learn their vocabulary from `texts`."""
-    if kind == "char":
-        seen: set[str] = set()
-        for text in texts:
-            seen.update(text)
-        return CharTokenizer("".join(seen))
-    if kind == "bpe":
-        assert vocab_size is not None  # DataConfig demands it
-        return BPETokenizer.train(texts, vocab_size)
-    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
+    match kind:
+        case "char":
+            seen: set[str] = set()
+            for text in texts:
+                seen.update(text)
+            return CharTokenizer("".join(seen))
+        case "bpe":
+            assert vocab_size is not None  # DataConfig demands it
+            return BPETokenizer.train(texts, vocab_size)
+        case "byte":
+            return ByteTokenizer()
+        case "gpt2":
+            return GPT2Tokenizer()
+        case _:
+            assert_never(kind)
 
 
 def from_spec(spec: dict[str, Any]) -> Tokenizer:

@@ -18,6 +18,7 @@ from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import RunDirectory, find
 from nanogpt.schema import from_dict
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
+from nanogpt.tracking.metrics import number
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Trained:
     """Of the run's checkpoint."""
     start_ids: tuple[int, ...] = ()
     """What a text without a prompt starts from; empty: what its tokenizer's texts start from."""
+    val_loss: float | None = None
+    """Of that checkpoint, where it was evaluated."""
 
 
 def load_trained(config: TrainedConfig, device: torch.device) -> Trained:
@@ -66,8 +69,9 @@ def of_run(run: RunDirectory, which: str, device: torch.device) -> Trained:
         model.load_state_dict(loaded.model | tied)
     except (RuntimeError, KeyError) as error:
         raise BadCheckpoint(f"{escaped(loaded.path)}: not this model's: {escaped(error, 200)}") from None
-    start = start_ids_of(run, tokenizer)
-    return Trained(model.eval().to(device), tokenizer, str(run.path), run, int(loaded.state["step"]), tuple(start))
+    step, val_loss = int(loaded.state["step"]), number(loaded.state.get("val_loss"))
+    start = tuple(start_ids_of(run, tokenizer))
+    return Trained(model.eval().to(device), tokenizer, str(run.path), run, step, start, val_loss)
 
 
 def start_ids_of(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:

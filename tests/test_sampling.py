@@ -20,6 +20,7 @@ from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.sampling import sample
 from nanogpt.tokenizer import BPETokenizer, ByteTokenizer
+from nanogpt.tracking.metrics import read_rows
 from nanogpt.trained import of_run
 from nanogpt.training.run import train
 from tests.conftest import ROOT, Run
@@ -177,7 +178,7 @@ def test_a_conversation(run: Run, trained: TrainConfig, tmp_path: Path) -> None:
     done = subprocess.run([*command, "max_new_tokens=5"], input=lines, capture_output=True, timeout=100)
     assert done.returncode == 0 and len(done.stdout.decode()) > 10
     told = done.stderr.decode().splitlines()
-    assert len(told) == 2 and "lacks 'w' at 0, '?' at 4" in told[0] and "not valid UTF-8" in told[1]
+    assert len(told) == 3 and "lacks 'w' at 0, '?' at 4" in told[1] and "not valid UTF-8" in told[2]
 
 
 @pytest.mark.parametrize("task", choices("task"))
@@ -210,6 +211,11 @@ def test_the_command(run: Run, config: Build, tmp_path: Path) -> None:
     train(built)
     done = run("sample.py", "prompt=alpha beta", "max_new_tokens=5", "temperature=0")
     assert done.returncode == 0 and done.stdout.startswith("alpha beta")
+    loss = read_rows(locate(built) / "metrics.jsonl")[-1]["val_loss"]
+    header = f"best checkpoint, step 2  val {loss:.4f} nats/token  temperature=0.0  seed=1337  max_new_tokens=5\n"
+    assert done.stderr == f"runs/{locate(built).name}  {header}"
+    done = run("sample.py", "prompt=alpha beta", "max_new_tokens=5", "top_k=2", "quiet=true")
+    assert done.returncode == 0 and done.stderr == ""
     done = run("sample.py", "runs_dir=empty")
     assert (done.returncode, done.stderr) == (
         2,

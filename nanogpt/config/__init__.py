@@ -36,6 +36,7 @@ from nanogpt.config.machine import (
 )
 from nanogpt.config.network import ConvPlace, ModelConfig
 from nanogpt.config.recipe import (
+    OPTIMIZERS,
     EvalConfig,
     OptimizerConfig,
     ParametrizationConfig,
@@ -60,6 +61,7 @@ from nanogpt.config.studies import (
 
 __all__ = [
     "METRIC_HELP",
+    "OPTIMIZERS",
     "Against",
     "Attention",
     "BenchConfig",

@@ -68,6 +68,7 @@ class SampleConfig(TrainedConfig):
     precision: Literal["fp32", "bf16"] = free("fp32", "of the weights; bf16 halves the memory that each token reads")
     seed: int = free(1337, "of the draws; text i uses (seed, i)", ge=0, lt=2**63)
     stream: bool = free(True, "show every token as it is drawn")
+    quiet: bool = free(False, "leave out the line on standard error that names the model and the settings")
     interactive: bool = free(False, "ask for one prompt after the other")
     out: str | None = free(None, "file to append a JSON line to for every text, instead of showing them")
 

@@ -60,7 +60,7 @@ class ModelConfig(Section):
             divisors = [h for h in range(1, self.n_head + 1) if self.n_head % h == 0]
             why = f"must divide model.n_head={self.n_head}; allowed: {', '.join(map(str, divisors))}"
             raise refuse("model.n_kv_head", self.n_kv_head, why)
-        if self.position == "rotary" and self.head_size % 2:
+        if self.rotates and self.head_size % 2:
             why = f"heads of {self.head_size} channels (n_embd / n_head) can't be rotated in pairs"
             raise refuse("model.position", self.position, why)
         if twice := [place for place in self.conv if self.conv.count(place) > 1]:
@@ -83,9 +83,24 @@ class ModelConfig(Section):
         return self.n_embd, self.kv_heads * self.head_size, self.kv_heads * self.head_size
 
     @property
+    def gated(self) -> bool:
+        """Whether the MLP computes a gate beside its values, from one wider matrix."""
+        return {"gelu": False, "gelu_tanh": False, "relu2": False, "swiglu": True}[self.activation]
+
+    @property
+    def mean_norm(self) -> bool:
+        """Whether norms subtract the mean, and so may have shifts."""
+        return {"layernorm": True, "rmsnorm": False}[self.norm]
+
+    @property
+    def rotates(self) -> bool:
+        """Whether queries and keys are rotated, instead of an embedding of each position."""
+        return {"learned": False, "rotary": True}[self.position]
+
+    @property
     def mlp_width(self) -> int:
         """Channels inside the MLP: 4 C, or for the gated form, which has three matrices, 8/3 C in multiples of 64."""
-        return -(-8 * self.n_embd // 192) * 64 if self.activation == "swiglu" else 4 * self.n_embd
+        return -(-8 * self.n_embd // 192) * 64 if self.gated else 4 * self.n_embd
 
     @property
     def padded_vocab_size(self) -> int:

@@ -7,11 +7,17 @@ from typing_extensions import Self
 
 from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName
 from nanogpt.config.fields import Count, Share
+from nanogpt.optim.adamw import ADAMW
+from nanogpt.optim.declaration import Declaration
+from nanogpt.optim.muon import MUON
+from nanogpt.optim.normuon import NORMUON
 from nanogpt.schema import Section, fixed, free, guarded, refuse
 
 Rule = Literal["adamw", "muon", "normuon"]
+OPTIMIZERS: dict[Rule, Declaration] = {"adamw": ADAMW, "muon": MUON, "normuon": NORMUON}
+"""What each optimizer is. One that isn't here can't be configured or built."""
+EVERY_OPTIMIZERS_KEYS = ("name", "lr", "embedding_lr", "head_lr", "vector_lr", "weight_decay", "grad_clip")
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
-MUONS = ("momentum", "momentum_start", "momentum_warmup_steps", "orthogonal_steps", "cautious_decay")
 
 
 class OptimizerConfig(Section):
@@ -41,11 +47,11 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _keys_are_this_rules(self) -> Self:
-        defaults = type(self).model_fields
-        foreign = [(key, "muon") for key in MUONS if self.name == "adamw"]
-        foreign += [("row_beta", "normuon")] if self.name != "normuon" else []
-        for key, owner in foreign:
-            if (value := getattr(self, key)) != defaults[key].default:
+        for key, field in type(self).model_fields.items():
+            if key in EVERY_OPTIMIZERS_KEYS or key in OPTIMIZERS[self.name].keys:
+                continue
+            if (value := getattr(self, key)) != field.default:
+                owner = next(name for name, declaration in OPTIMIZERS.items() if key in declaration.keys)
                 raise refuse(f"optimizer.{key}", value, f"is {owner}'s; give optimizer={owner}")
         return self
 
@@ -70,7 +76,7 @@ class ParametrizationConfig(Section):
 
     def width(self, n_embd: int) -> float:
         """How many times wider a model is than the one its recipe is for."""
-        return n_embd / self.base_width if self.name == "mup" else 1.0
+        return {"standard": 1.0, "mup": n_embd / self.base_width}[self.name]
 
 
 class TrainingConfig(Section):

@@ -9,7 +9,14 @@ from nanogpt.config.corpus import DataConfig
 from nanogpt.config.fields import Count, Name
 from nanogpt.config.machine import CheckpointConfig, HardwareConfig, ResumeConfig, TrackingConfig
 from nanogpt.config.network import ModelConfig
-from nanogpt.config.recipe import EvalConfig, OptimizerConfig, ParametrizationConfig, ScheduleConfig, TrainingConfig
+from nanogpt.config.recipe import (
+    OPTIMIZERS,
+    EvalConfig,
+    OptimizerConfig,
+    ParametrizationConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
 from nanogpt.errors import escaped, hint
 from nanogpt.schema import Section, change_of, fixed, free, leaves, refuse
 
@@ -22,7 +29,7 @@ class TrainConfig(Section):
     name: Name | None = free(None, "of the run directory; null: <model>-<data>")
     runs_dir: str = free("runs", "folder of all run directories", min_length=1)
     fresh: bool = free(False, "start another attempt beside the run that is already there")
-    attempt: Count | None = free(None, "which of the attempts that fresh=true made; null: the latest")
+    attempt: Count | None = free(None, "number of the attempt, one that is there or the next; null: the latest")
     plan: bool = free(False, "only say what the training would take: steps, FLOPs, memory, time; nothing is written")
     pause_at: float | None = free(
         None, "share of the steps after which it stops, evaluated and saved; its schedule stays that of all", gt=0, le=1
@@ -65,11 +72,11 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _whole_matrices(self) -> Self:
-        if self.hardware.strategy == "fsdp" and self.optimizer.name != "adamw":
+        if self.hardware.strategy != "ddp" and not OPTIMIZERS[self.optimizer.name].shardable:
             why = (
                 f"can't be with optimizer={self.optimizer.name}, which needs whole matrices; hardware.strategy=ddp can"
             )
-            raise refuse("hardware.strategy", "fsdp", why)
+            raise refuse("hardware.strategy", self.hardware.strategy, why)
         return self
 
     @model_validator(mode="after")
@@ -118,7 +125,7 @@ class TrainConfig(Section):
 
     def shards(self, world: int) -> int:
         """Parts that weights, gradients and moments are cut into over `world` ranks."""
-        return world if self.hardware.strategy == "fsdp" else 1
+        return {"ddp": 1, "fsdp": world}[self.hardware.strategy]
 
     def with_micro_batch_size(self, micro: int) -> Self:
         """This config with a micro-batch that was found."""

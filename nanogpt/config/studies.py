@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from nanogpt.run_state import State
 from nanogpt.schema import Section, free
 
 Metric = Literal["val_loss", "val_bpb", "best_val_loss", "best_val_bpb"]
@@ -51,9 +52,7 @@ class CompareConfig(TargetsConfig):
 class ListConfig(TargetsConfig):
     """Every run; without targets all under runs_dir."""
 
-    state: (
-        Literal["running", "queued", "finished", "paused", "stopped", "failed", "diverged", "lost", "cancelled"] | None
-    ) = free(None, "only runs in this state")
+    state: State | None = free(None, "only runs in this state")
 
 
 class WatchConfig(TargetsConfig):

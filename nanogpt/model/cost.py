@@ -4,16 +4,16 @@ T time, C channels, F channels inside the MLP, H heads, K heads of keys and valu
 padded to a multiple, N parameters. A product of (m, k) and (k, n) is 2 m k n operations.
 """
 
-from nanogpt.config import ModelConfig, TrainConfig
+from nanogpt.config import ConvPlace, ModelConfig, TrainConfig
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Parameters per part, tied weights once; what the model doesn't have is left out; the last is the total."""
     C, rows, bias = config.n_embd, config.padded_vocab_size, int(config.bias)
-    gains = config.norm_weight * (2 if config.bias and config.norm == "layernorm" else 1)
+    gains = config.norm_weight * (2 if config.bias and config.mean_norm else 1)
     parts = {
         "token embedding": rows * C,
-        "position embedding": config.block_size * C if config.position == "learned" else 0,
+        "position embedding": 0 if config.rotates else config.block_size * C,
         "attention": config.n_layer * attention_parameters(config),
         "mlp": config.n_layer * sum(n_in * n_out + bias * n_out for n_in, n_out in mlp_shapes(config)),
         "norms": (2 * config.n_layer + 1) * C * gains,
@@ -37,13 +37,14 @@ def qkv_width(config: ModelConfig) -> int:
 
 def conv_widths(config: ModelConfig) -> list[int]:
     """Channels of each of a layer's convolutions."""
-    return [qkv_width(config) if place == "qkv" else config.n_embd for place in config.conv]
+    width: dict[ConvPlace, int] = {"attention": config.n_embd, "mlp": config.n_embd, "qkv": qkv_width(config)}
+    return [width[place] for place in config.conv]
 
 
 def mlp_shapes(config: ModelConfig) -> list[tuple[int, int]]:
     """(in, out) of one layer's two matrices: (C, F) and (F, C); the gated form has its gate beside its values."""
     inside = config.mlp_width
-    return [(config.n_embd, 2 * inside if config.activation == "swiglu" else inside), (inside, config.n_embd)]
+    return [(config.n_embd, 2 * inside if config.gated else inside), (inside, config.n_embd)]
 
 
 def forward_flops(config: ModelConfig) -> dict[str, float]:

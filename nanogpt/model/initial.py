@@ -28,16 +28,21 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int, width: float = 
             parameter.zero_()
         elif parameter.dim() < 2:
             parameter.fill_(1.0)
-        elif config.init == "gpt2" or (name in EMBEDDINGS and not config.tied_head):
+        elif is_gpt2(config) or (name in EMBEDDINGS and not config.tied_head):
             parameter.normal_(0.0, deviation(name, parameter.shape[1], config, width), generator=generator)
         else:
             bound = math.sqrt(3) * deviation(name, parameter.shape[1], config, width)
             parameter.uniform_(-bound, bound, generator=generator)
 
 
+def is_gpt2(config: ModelConfig) -> bool:
+    """Return whether weights are drawn as GPT-2's, else by the number of their inputs."""
+    return {"gpt2": True, "fan_in": False}[config.init]
+
+
 def deviation(name: str, inputs: int, config: ModelConfig, width: float) -> float:
     """The standard deviation of a matrix with so many inputs."""
-    gpt2 = config.init == "gpt2"
+    gpt2 = is_gpt2(config)
     if name in EMBEDDINGS:
         return 0.02 if gpt2 else 0.5 / math.sqrt(inputs) if config.tied_head else 1.0
     residual = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0

@@ -6,6 +6,7 @@ B batch, T time, C channels, F channels inside the MLP, P rows of a wide matrix.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import assert_never
 
 from nanogpt.config import ModelConfig
 from nanogpt.model.dropout import dropout
@@ -19,9 +20,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.dropout, self.activation = layer, config.dropout, config.activation
+        self.layer, self.dropout = layer, config.dropout
+        self.activation = config.activation
         inside = config.mlp_width
-        self.c_fc = Linear(config.n_embd, 2 * inside if self.activation == "swiglu" else inside, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, 2 * inside if config.gated else inside, bias=config.bias)
         self.c_proj = Linear(inside, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -31,19 +33,25 @@ class MLP(nn.Module):
 
     def activated(self, x: Tensor) -> Tensor:
         """(B, T, F), of the gated form (B, T, 2 F), -> (B, T, F)."""
-        if self.activation == "swiglu":
-            gate, value = x.chunk(2, dim=2)
-            return F.silu(gate) * value
-        if self.activation == "relu2":
-            return F.relu(x).square()
-        return F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        match self.activation:
+            case "swiglu":
+                gate, value = x.chunk(2, dim=2)
+                return F.silu(gate) * value
+            case "relu2":
+                return F.relu(x).square()
+            case "gelu_tanh":
+                return F.gelu(x, approximate="tanh")
+            case "gelu":
+                return F.gelu(x)
+            case _:
+                assert_never(self.activation)
 
 
 def norm(config: ModelConfig) -> nn.Module:
     """Normalises each position over its channels; the RMS form (Zhang & Sennrich 2019) has no mean and no bias."""
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, RMS_EPS, config.norm_weight)
-    return nn.LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_weight, bias=config.bias)
+    if config.mean_norm:
+        return nn.LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_weight, bias=config.bias)
+    return nn.RMSNorm(config.n_embd, RMS_EPS, config.norm_weight)
 
 
 class Linear(nn.Linear):

@@ -1,37 +1,48 @@
-"""What a training step holds in memory, in bytes, by the model's shape alone; and what a checkpoint takes on disk.
+"""Memory of a training in bytes, by the model's shape alone; and what a checkpoint takes on disk.
 
-Counted is what lives at the end of a forward pass, where a step needs most: weights, gradients, moments, all that
-autograd keeps of a micro-batch (to within a few per cent, tests/model/test_memory.py), the loss with its chunk of
-logits. Not counted are the allocator's gaps, the kernels' workspace, a GPU's context, and the two or
-three tensors of one layer that its backward pass is just computing. torch.compile keeps less than this.
+Counted is what lives at the end of a forward pass or in the optimizer's step, whichever is more: weights, gradients,
+the optimizer's state, all that autograd keeps of a micro-batch (to within a few per cent, tests/model/test_memory.py),
+the loss with its chunk of logits, what the step allocates; the copy that a checkpoint is written from; on a CPU the
+process itself. Not counted are the allocator's gaps, the kernels' workspace, a GPU's context, and the two or three
+tensors of one layer that its backward pass is just computing. torch.compile keeps less than this.
 
 T time, C channels, F channels inside the MLP, H heads, K heads of keys and values, D head size, L layers, P vocabulary
 padded to a multiple. Sizes are of one position in all layers unless they say otherwise.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from nanogpt.config import ModelConfig, Precision, Rule, TrainConfig
+from nanogpt.config import OPTIMIZERS, ModelConfig, Precision, Rule, TrainConfig
 from nanogpt.model.cost import conv_widths, mlp_shapes, parameter_counts, qkv_width
+from nanogpt.optim.declaration import FP32, Kind, Shape
 
 CHUNK_BYTES = 128 * 2**20  # of fp32 logits at a time; on a CPU 64 MiB takes 8 % longer, 256 MiB 3 % less
-FP32 = 4
+PROCESS = 400 * 10**6  # Python, torch, what is drawn and evaluated; measured on Linux: docs/benchmarks.md
+KINDS: dict[str, Kind] = {"token embedding": "embedding", "position embedding": "embedding", "head": "head"}
 ROOM = 0.9  # of a memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each rank, by kind."""
+    """Bytes of one rank, by kind; all but `copy` in the memory of its device."""
 
     weights: int
     gradients: int
     moments: int
-    """The optimizer's: two for each weight, of hidden matrices under Muon one."""
+    """The optimizer's state."""
     activations: int
     """Of one micro-batch; in bf16 and fp16 with the weights' copies in that precision."""
     loss: int
     """Features and their gradient, the gradient of the head's matrix, a chunk of logits."""
+    temporary: int
+    """Allocated by the optimizer's step, when activations and loss are gone."""
+    process: int
+    """The program itself, on a CPU; on a GPU 0."""
+    copy: int
+    """Of weights and the optimizer's state, whole, which a checkpoint is written from; on rank 0 alone, in the
+    machine's memory.
+    """
 
     @property
     def state(self) -> int:
@@ -40,7 +51,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return self.state + self.activations + self.loss
+        """All that is in the memory of the rank's device, without the copy."""
+        return self.state + max(self.activations + self.loss, self.temporary) + self.process
+
+    def of_machine(self, ranks: int = 1) -> int:
+        """Return the bytes of a machine's memory that `ranks` on its CPU take together."""
+        return ranks * self.total + self.copy
 
 
 def training_memory(
@@ -52,21 +68,29 @@ def training_memory(
     recompute: bool = False,
     shards: int = 1,
 ) -> Memory:
-    """Of a micro-batch of so many sequences. On a GPU autocast leaves softmax in fp32, on a CPU it doesn't.
+    """Estimate for a micro-batch of `sequences`. On a GPU autocast leaves softmax in fp32, on a CPU it doesn't.
 
     With `recompute` only the input of each block is kept, and all of the one that is in its backward pass. Of several
     `shards` one is here, and beside it whole what is outside the blocks, and two blocks, one being fetched.
     """
     n_params = parameter_counts(config)["total"]
-    size = FP32 if precision == "fp32" else 2
+    size = activation_size(precision)
     gathered = 0 if shards == 1 else gathered_count(config)
     return Memory(
         weights=FP32 * (-(-n_params // shards) + gathered),
         gradients=FP32 * (-(-n_params // shards) + gathered),
-        moments=FP32 * -(-moment_count(config, rule) // shards),
+        moments=-(-state_bytes(config, rule) // shards),
         activations=activation_bytes(config, size, sequences, FP32 if gpu else size, recompute),
         loss=loss_bytes(config, size, sequences),
+        temporary=OPTIMIZERS[rule].temporary_bytes(hidden_matrices(config)),
+        process=0 if gpu else PROCESS,
+        copy=checkpoint_bytes(config, rule),
     )
+
+
+def activation_size(precision: Precision) -> int:
+    """Return the bytes of an element of matrix products."""
+    return {"fp32": FP32, "bf16": 2, "fp16": 2}[precision]
 
 
 def gathered_count(config: ModelConfig) -> int:
@@ -77,24 +101,41 @@ def gathered_count(config: ModelConfig) -> int:
     return shorter + 2 * (whole - shorter) // max(1, config.n_layer)
 
 
-def moment_count(config: ModelConfig, rule: Rule) -> int:
-    """Numbers an optimizer keeps: two of a weight; Muon one of a hidden matrix's, NorMuon one more of each row."""
-    count = 2 * parameter_counts(config)["total"]
-    if rule == "adamw":
-        return count
-    rows = qkv_width(config) + config.n_embd + sum(n_out for _, n_out in mlp_shapes(config))
-    return count - config.n_layer * (matrix_elements(config) - (rows if rule == "normuon" else 0))
+def state_bytes(config: ModelConfig, rule: Rule) -> int:
+    """Return the bytes that an optimizer keeps from step to step, as it declares them for each kind of parameter."""
+    return sum(OPTIMIZERS[rule].state_bytes(kind, shape) for kind, shape in parameter_shapes(config))
+
+
+def parameter_shapes(config: ModelConfig) -> Iterator[tuple[Kind, Shape]]:
+    """Yield the kind and shape of each parameter; all vectors as one."""
+    counts, C = parameter_counts(config), config.n_embd
+    vectors = counts["total"]
+    for name, kind in KINDS.items():
+        if name in counts:
+            vectors -= counts[name]
+            yield kind, (counts[name] // C, C)
+    for rows, cols in hidden_matrices(config):
+        vectors -= rows * cols
+        yield "matrix", (rows, cols)
+    yield "vector", (vectors,)
+
+
+def hidden_matrices(config: ModelConfig) -> list[tuple[int, int]]:
+    """Return (rows, cols) of each weight of attention and MLP, of all layers."""
+    C = config.n_embd
+    layer = [(qkv_width(config), C), (C, C), *((n_out, n_in) for n_in, n_out in mlp_shapes(config))]
+    return config.n_layer * layer
 
 
 def checkpoint_bytes(config: ModelConfig, rule: Rule = "adamw") -> int:
-    """On disk: weights and moments in fp32. The headers and the sampler's state are some kB more."""
-    return FP32 * (parameter_counts(config)["total"] + moment_count(config, rule))
+    """Return the bytes on disk of weights and optimizer state. The headers and the sampler's state are some kB more."""
+    return FP32 * parameter_counts(config)["total"] + state_bytes(config, rule)
 
 
 def memory_of(
     config: TrainConfig, model: ModelConfig, precision: Precision, sequences: int, gpu: bool = False, world: int = 1
 ) -> Memory:
-    """The same of one of `world` ranks that train a model as a config says."""
+    """Estimate for one of `world` ranks that train a model as a config says."""
     rule, recompute = config.optimizer.name, config.hardware.recompute
     return training_memory(model, precision, sequences, gpu, rule, recompute, config.shards(world))
 
@@ -107,7 +148,7 @@ def largest_micro_batch(sizes: Iterable[int], available: float, needed: Callable
 def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int, recompute: bool = False) -> int:
     """What autograd keeps of a whole micro-batch, matrix products being in elements of `size` bytes."""
     T, C, L, D = config.block_size, config.n_embd, config.n_layer, config.head_size
-    rms, gains = config.norm == "rmsnorm", config.norm_weight
+    rms, gains = not config.mean_norm, config.norm_weight
     norm = FP32 * C + (FP32 * (C * gains + 1) if rms else 2 * FP32)  # input, statistics; RMS what gains multiply too
     masks = C if config.dropout else 0  # a byte for each element
     ids = 8
@@ -121,7 +162,7 @@ def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_siz
     position = ids + masks + norm + whole * block + (L - whole) * FP32 * C
     once = whole * T * T if config.dropout else 0  # which positions are hidden
     once += whole * sequences * config.conv_taps * convolved
-    if config.position == "rotary":  # cosines and sines: the same for all layers, unless copied in half precision
+    if config.rotates:  # cosines and sines: the same for all layers, unless copied in half precision
         once += 2 * FP32 * T * D if size == FP32 or recompute else 0
         once += whole * 4 * size * T * D if size != FP32 else 0
     return sequences * T * position + copy_bytes(config, size) + once
@@ -137,7 +178,7 @@ def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:
     square of weights (the fused kernels, without dropout, keep one number of each row).
     """
     T, C, H, kv = config.block_size, config.n_embd, config.n_head, config.kv_heads * config.head_size
-    grouped, changed = config.kv_heads < H, config.qk_norm or config.position == "rotary"
+    grouped, changed = config.kv_heads < H, config.qk_norm or config.rotates
     kept = size * C  # the input
     if config.dropout:
         kept += 3 * size * C + H * T * (softmax_size + 1 + size)  # the square: softmax, mask, what is left of it
@@ -156,7 +197,7 @@ def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:
 
 def mlp_channels(config: ModelConfig) -> int:
     """Elements one layer's MLP keeps: its input, the activation's input and result, of the gated form also its gate."""
-    return config.n_embd + (4 if config.activation == "swiglu" else 2) * config.mlp_width
+    return config.n_embd + (4 if config.gated else 2) * config.mlp_width
 
 
 def matrix_elements(config: ModelConfig) -> int:

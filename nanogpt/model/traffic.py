@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from nanogpt.config import ModelConfig, Precision, Rule
 from nanogpt.model.cost import multiplied_parameters, parameter_counts
-from nanogpt.model.memory import FP32, activation_bytes, copy_bytes, moment_count
+from nanogpt.model.memory import activation_bytes, activation_size, copy_bytes, state_bytes
+from nanogpt.optim.declaration import FP32
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ def step_traffic(
     position embeddings, is left out: a few rows of a matrix. `gpu` as in `training_memory`.
     """
     n_params = parameter_counts(config)["total"]
-    size = FP32 if precision == "fp32" else 2
+    size = activation_size(precision)
     kept = activation_bytes(config, size, sequences, FP32 if gpu else size) - copy_bytes(config, size)
     logits = sequences * config.block_size * config.padded_vocab_size
     return Traffic(
         weights=micro_batches * 2 * size * multiplied_parameters(config),
         gradients=(2 * micro_batches - 1) * FP32 * n_params,
-        optimizer=(3 + clipped) * FP32 * n_params + 2 * FP32 * moment_count(config, rule),
+        optimizer=(3 + clipped) * FP32 * n_params + 2 * state_bytes(config, rule),
         activations=micro_batches * 2 * kept,
         logits=micro_batches * 4 * size * logits,
     )

@@ -1,20 +1,18 @@
-"""Which parameters are treated alike: by their names, each has a kind, and by its kind a learning rate and a decay."""
+"""Parameter groups: a parameter's name decides its kind, and its kind decides its learning rate and decay."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 from torch.nn import Parameter
 
-from nanogpt.config import ModelConfig, OptimizerConfig
+from nanogpt.config import OPTIMIZERS, ModelConfig, OptimizerConfig
 from nanogpt.errors import BadInput
+from nanogpt.optim.declaration import Group, Kind
 
-Kind = Literal["embedding", "head", "matrix", "vector"]
 EMBEDDING = re.compile(r"transformer\.w[tp]e\.weight")
 MATRIX = re.compile(r"transformer\.h\.\d+\.(attn|mlp)\.(c_attn|c_proj|c_fc)\.weight")
-Group = dict[str, Any]
-"""One of torch's `param_groups`. Ours also have `peak_lr`; those of Muon `rows`, where its matrices are cut."""
 
 
 class Network(Protocol):
@@ -46,18 +44,17 @@ class Treatment:
     peak_lr: float
     weight_decay: float
     rows: tuple[int, ...] | None = None
-    """Of Muon's matrices: the rows of each of the matrices that lie in one parameter; of all else None."""
+    """The rows of each matrix that lies in a parameter, for an optimizer of whole matrices; else None."""
 
 
-def grouped(model: Network, config: OptimizerConfig, width: float = 1.0) -> list[Group]:
-    """Parameters with the same treatment together, in the order of the model. Under AdamW all but vectors decay, and
-    without rates of their own that makes nanoGPT's two groups; under Muon only matrices decay.
+def build_groups(model: Network, config: OptimizerConfig, width: float = 1.0) -> list[Group]:
+    """Put parameters with the same treatment together, in the order of the model.
 
     `width` says how many times wider the model is than the one these rates are for (muP).
     """
     groups: dict[Treatment, Group] = {}
     for name, parameter in model.named_parameters():
-        treatment = treatment_of(name, parameter, model.config, config, width)
+        treatment = compute_treatment(name, parameter, model.config, config, width)
         if treatment not in groups:
             about = {"lr": treatment.peak_lr, "peak_lr": treatment.peak_lr, "weight_decay": treatment.weight_decay}
             groups[treatment] = {"params": [], "rows": treatment.rows, "momentum": config.momentum, **about}
@@ -65,30 +62,31 @@ def grouped(model: Network, config: OptimizerConfig, width: float = 1.0) -> list
     return list(groups.values())
 
 
-def treatment_of(
+def compute_treatment(
     name: str, parameter: Parameter, model: ModelConfig, config: OptimizerConfig, width: float
 ) -> Treatment:
-    """Raises BadInput for a hidden matrix that is none.
+    """Return a parameter's rate and decay, as its kind and the optimizer's declaration say.
 
-    Adam moves every weight by about its rate, whatever the gradient: what sums over many inputs must move the less the
-    more there are (Yang et al. 2022, table 3). An orthogonalised update has that in it. Decay a step stays what it was.
+    muP divides a rate by the width and multiplies the decay by it, so that the decay per step stays what it was.
+    Raises BadInput if the optimizer needs a matrix and the parameter is none.
     """
-    kind, by_muon = kind_of(name), config.name != "adamw"
+    kind, declaration = kind_of(name), OPTIMIZERS[config.name]
     own = {"embedding": config.embedding_lr, "head": config.head_lr, "matrix": None, "vector": config.vector_lr}[kind]
-    decays = kind == "matrix" if by_muon else kind != "vector"
-    if kind == "matrix" and by_muon and parameter.dim() != 2:
-        shape = " x ".join(map(str, parameter.shape))
-        raise BadInput(f"optimizer.name={config.name}: {name} is {shape}; a matrix is needed")
-    rows = rows_of(name, len(parameter), model) if kind == "matrix" and by_muon else None
-    slower = width if kind == "head" or (kind == "matrix" and not by_muon) else 1.0
-    lr = config.lr if own is None else own
-    return Treatment(lr / slower, config.weight_decay * slower if decays else 0.0, rows)
+    rows = None
+    if kind == "matrix" and declaration.whole_matrices:
+        if parameter.dim() != 2:
+            shape = " x ".join(map(str, parameter.shape))
+            raise BadInput(f"optimizer.name={config.name}: {name} is {shape}; a matrix is needed")
+        rows = rows_of(name, len(parameter), model)
+    divisor = width if kind in declaration.width_scaled else 1.0
+    decay = config.weight_decay * divisor if kind in declaration.decayed else 0.0
+    return Treatment((config.lr if own is None else own) / divisor, decay, rows)
 
 
 def rows_of(name: str, rows: int, model: ModelConfig) -> tuple[int, ...]:
     """How a hidden matrix of so many rows divides: into queries, keys and values; gate and values; or not at all."""
     if name.endswith("c_attn.weight"):
         return model.qkv_widths
-    if name.endswith("c_fc.weight") and model.activation == "swiglu":
+    if name.endswith("c_fc.weight") and model.gated:
         return model.mlp_width, model.mlp_width
     return (rows,)

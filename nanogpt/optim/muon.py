@@ -1,131 +1,60 @@
-"""Muon (Jordan et al. 2024): a hidden matrix moves by its orthogonalised momentum; and NorMuon (Li et al. 2025)."""
+"""Muon (Jordan et al. 2024): hidden matrices move by their orthogonalised momentum, all else by AdamW."""
 
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.optim import AdamW
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
 
-from nanogpt.config import OptimizerConfig
-from nanogpt.optim.groups import Group
-from nanogpt.optim.orthogonal import orthogonalized
+from nanogpt.optim import adamw
+from nanogpt.optim.declaration import FP32, Declaration, Group, Kind, Ranks, Shape
 
-TINY = 1e-12
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
-
-class Ranks(Protocol):
-    """Those who hold the same weights and gradients, and so can share the work."""
-
-    rank: int
-    world: int
-
-    def concatenate(self, share: Tensor) -> Tensor:
-        """(k, …) of each rank, in order -> (world k, …) on every rank."""
-        ...
+    from nanogpt.optim.muon_update import Settings
 
 
-@dataclass
-class Piece:
-    """One matrix: all of a parameter, or some rows of it."""
-
-    weight: Tensor
-    """(rows, cols), a view of the parameter."""
-    update: Tensor
-    """(rows, cols): the momentum, looked ahead."""
-    row_second: Tensor | None
-    """(rows, 1), NorMuon's: running mean of the squares of the update's rows."""
-    group: Group
-
-    @property
-    def tall(self) -> bool:
-        """Whether it is transposed for the iteration, which takes no more rows than columns."""
-        return self.weight.shape[0] > self.weight.shape[1]
+def state_bytes(kind: Kind, shape: Shape) -> int:
+    """Return the bytes of a hidden matrix's momentum, in fp32; of all else AdamW's."""
+    return FP32 * prod(shape) if kind == "matrix" else adamw.state_bytes(kind, shape)
 
 
-class Muon(AdamW):
-    """The groups with `rows` by Muon, all others by AdamW. The gradients of the former are used up."""
+def temporary_bytes(matrices: Sequence[Shape]) -> int:
+    """Return what iterating on the largest stack of matrices of one shape takes: the stack, its scaled form, two
+    iterates and their products, about five times the stack. The updates replace the gradients.
 
-    def __init__(self, groups: list[Group], config: OptimizerConfig, ranks: Ranks | None, fused: bool) -> None:
-        super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-        self.config, self.ranks = config, ranks
-        self._step_supports_amp_scaling = False  # else GradScaler leaves it to AdamW's kernel to skip a step
+    A parameter that holds several matrices counts as one, so the stack is estimated, from above.
+    """
+    stacks: Counter[Shape] = Counter()
+    for shape in matrices:
+        stacks[tuple(sorted(shape))] += FP32 * prod(shape)
+    return 5 * max(stacks.values(), default=0)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of all parameters that have gradients; on several ranks together."""
-        assert closure is None
-        stacks: defaultdict[tuple[int, ...], list[Piece]] = defaultdict(list)
-        for group in self.param_groups:
-            for parameter in group["params"] if group["rows"] else []:
-                if parameter.grad is not None:
-                    for piece in self.pieces(parameter, group):
-                        stacks[tuple(sorted(piece.weight.shape))].append(piece)
-                    parameter.grad = None  # AdamW passes over it
-        for pieces in stacks.values():
-            pieces.sort(key=lambda piece: not piece.tall)
-            update = self.orthogonalized(torch.stack([p.update.mT if p.tall else p.update for p in pieces]))
-            tall = sum(piece.tall for piece in pieces)
-            self.apply(pieces[:tall], update[:tall].mT)
-            self.apply(pieces[tall:], update[tall:])
-        return super().step()
 
-    def pieces(self, parameter: Tensor, group: Group) -> list[Piece]:
-        """A parameter's matrices, its momentum brought up to date (Nesterov's form)."""
-        state: dict[str, Any] = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-            if self.config.name == "normuon":
-                state["row_second"] = parameter.new_zeros(len(parameter), 1)
-        assert parameter.grad is not None
-        grad = self.unless_broken(parameter.grad, state["momentum"])  # which then stays
-        momentum = state["momentum"].lerp_(grad, 1 - group["momentum"])
-        update, rows = torch.lerp(grad, momentum, group["momentum"]), group["rows"]
-        seconds = state["row_second"].split(rows) if "row_second" in state else [None] * len(rows)
-        cut = zip(parameter.detach().split(rows), update.split(rows), seconds, strict=True)
-        return [Piece(*one, group) for one in cut]
+def build(groups: list[Group], settings: Settings, ranks: Ranks | None, fused: bool) -> Optimizer:
+    """Return Muon for the groups with `rows`, and AdamW for the others, in one optimizer."""
+    from nanogpt.optim.muon_update import Muon
 
-    def orthogonalized(self, stack: Tensor) -> Tensor:
-        """(n, rows, cols) -> the same in fp32; on several ranks each does its share of the n."""
-        steps, n = self.config.orthogonal_steps, len(stack)
-        if self.ranks is None or self.ranks.world == 1:
-            return orthogonalized(stack, steps).float()
-        each = -(-n // self.ranks.world)
-        share = stack.new_zeros(each, *stack.shape[1:])
-        mine = stack[self.ranks.rank * each : (self.ranks.rank + 1) * each]
-        share[: len(mine)] = mine
-        return self.ranks.concatenate(orthogonalized(share, steps))[:n].float()
+    return Muon(groups, settings, ranks, fused)
 
-    def apply(self, pieces: list[Piece], update: Tensor) -> None:
-        """Decay the weights and move them along (n, rows, cols), so far that each output changes about as much."""
-        if not pieces:
-            return
-        if self.config.name == "normuon":
-            update = self.evened(pieces, update)
-        update = update * max(1.0, update.shape[1] / update.shape[2]) ** 0.5
-        update, nothing = self.unless_broken(update, torch.zeros_like(update)), torch.zeros_like(update[0])
-        for piece, direction in zip(pieces, update, strict=True):
-            lr, decay = piece.group["lr"], piece.group["weight_decay"]
-            if decay:
-                kept = piece.weight * (piece.weight * direction >= 0) if self.config.cautious_decay else piece.weight
-                piece.weight.sub_(self.unless_broken(kept, nothing), alpha=lr * decay)
-            piece.weight.sub_(direction, alpha=lr)
 
-    def unless_broken(self, new: Tensor, old: Tensor) -> Tensor:
-        """`new`, but where the step's numbers aren't finite `old`. The device knows, and the host doesn't wait for it:
-        torch's fused AdamW heeds the same attribute.
-        """
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        return new if found_inf is None else torch.where(found_inf > 0, old, new)
-
-    def evened(self, pieces: list[Piece], update: Tensor) -> Tensor:
-        """NorMuon: rows that have been moved much are moved less, the norm of each of the n matrices staying."""
-        seconds = [piece.row_second for piece in pieces if piece.row_second is not None]
-        running = torch.stack(seconds).lerp_(update.square().mean(2, keepdim=True), 1 - self.config.row_beta)
-        for second, now in zip(seconds, running, strict=True):
-            second.copy_(self.unless_broken(now, second))
-        even = update / running.sqrt().clamp(min=TINY)
-        norms = [torch.linalg.matrix_norm(one, keepdim=True) for one in (update, even)]
-        return even * (norms[0] / norms[1].clamp(min=TINY))
+MUON = Declaration(
+    keys=(
+        "betas",
+        "eps",
+        "momentum",
+        "momentum_start",
+        "momentum_warmup_steps",
+        "orthogonal_steps",
+        "cautious_decay",
+    ),
+    decayed=frozenset(("matrix",)),
+    width_scaled=frozenset(("head",)),  # the size of an orthogonalised update doesn't depend on the width
+    whole_matrices=True,
+    shardable=False,
+    state_bytes=state_bytes,
+    temporary_bytes=temporary_bytes,
+    build=build,
+)

@@ -3,6 +3,7 @@
 import math
 
 from torch.optim import Optimizer
+from typing_extensions import assert_never
 
 from nanogpt.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -16,11 +17,17 @@ def lr_scale(step: int, steps: int, schedule: ScheduleConfig) -> float:
     end = schedule.decay_steps or steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if schedule.name == "constant":
-        return 1.0
+    match schedule.name:
+        case "constant":
+            return 1.0
+        case "cosine" | "linear":
+            begin = warmup
+        case "wsd":
+            begin = max(warmup, round(end * (1 - schedule.decay_fraction)))
+        case _:
+            assert_never(schedule.name)
     if step >= end:
         return low
-    begin = warmup if schedule.name != "wsd" else max(warmup, round(end * (1 - schedule.decay_fraction)))
     if step < begin:
         return 1.0
     done = (step - begin) / (end - begin)

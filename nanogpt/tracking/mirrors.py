@@ -14,6 +14,8 @@ from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Protocol
 
+from typing_extensions import assert_never
+
 from nanogpt.config import MirrorName, TrackingConfig
 from nanogpt.errors import BadEnvironment, escaped
 from nanogpt.tracking.about import About, wanted
@@ -55,18 +57,22 @@ class Backend(Protocol):
 
 
 def backend(name: MirrorName, about: About, say: Say) -> Backend:
-    """The tracker of that name."""
-    if name == "wandb":
-        from nanogpt.tracking.wandb import Wandb
+    """Return the tracker of that name."""
+    match name:
+        case "wandb":
+            from nanogpt.tracking.wandb import Wandb
 
-        return Wandb(about, say)
-    if name == "tensorboard":
-        from nanogpt.tracking.tensorboard import TensorBoard
+            return Wandb(about, say)
+        case "tensorboard":
+            from nanogpt.tracking.tensorboard import TensorBoard
 
-        return TensorBoard(about)
-    from nanogpt.tracking.trackio import Trackio
+            return TensorBoard(about)
+        case "trackio":
+            from nanogpt.tracking.trackio import Trackio
 
-    return Trackio(about)
+            return Trackio(about)
+        case _:
+            assert_never(name)
 
 
 def refuse_missing(settings: TrackingConfig) -> None:

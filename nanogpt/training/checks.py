@@ -66,12 +66,14 @@ def refuse_too_large(config: TrainConfig, compute: Compute, world: int) -> None:
     """A model whose training state alone can't fit is an input error, not a crash minutes later."""
     model, _ = expected_model(config)
     n_params = parameter_counts(model)["total"]
-    needed = memory_of(config, model, "fp32", 1, world=world).state
-    there = memory_bytes(compute.device)
+    memory, there = memory_of(config, model, "fp32", 1, world=world), memory_bytes(compute.device)
+    on_cpu = compute.device.type == "cpu"
+    needed = memory.state + (memory.copy if on_cpu else 0)
+    what = "weights, gradients, optimizer state" + (" and the copy that is saved" if on_cpu else "")
     if there and needed > there:
         raise BadInput(
             f"model.n_layer={model.n_layer} model.n_embd={model.n_embd}: {amount(n_params)} parameters need "
-            f"{amount(needed, 'G')}B for weights, gradients and moments; {compute.device} has {amount(there, 'G')}B"
+            f"{amount(needed, 'G')}B for {what}; {compute.device} has {amount(there, 'G')}B"
         )
 
 

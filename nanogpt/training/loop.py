@@ -159,7 +159,7 @@ class Loop:
         tensors = on_cpu(state, keep=self.record is not None)
         why += state.peers.from_leader(lambda: self.kept(about, tensors))
         recent = [step for step in state.skipped if step > state.step - 1000]
-        if settings.on_nonfinite == "halt" or len(recent) >= settings.max_skips:
+        if settings.on_nonfinite != "skip" or len(recent) >= settings.max_skips:
             raise self.diverged(why)
         pass_over(state, self.config)
         if self.record:

@@ -132,16 +132,23 @@ def eval_line(plan: Plan, tokens: int) -> str:
 
 
 def memory_line(plan: Plan) -> str:
+    """Write the memory line: of each device, and of the machine what the copy that is saved takes there."""
     memory, there = plan.memory, plan.machine.memory
     saved = checkpoint_bytes(plan.model, plan.config.optimizer.name)
-    alike = plan.world > 1 and not plan.machine.gpu
-    times = f"{plan.world} x " if alike else ""
-    needed = memory.total * (plan.world if alike else 1)
+    of_machine = not plan.machine.gpu
+    needed = memory.of_machine(plan.world) if of_machine else memory.total
+    ranks = f", {plan.world} x {amount(memory.total, 'G')}B and the copy" if of_machine and plan.world > 1 else ""
     against = "" if there is None else f" of {amount(there, 'G')}B"
     if there is not None and needed > there:
         against = f", more than the {amount(there, 'G')}B there are"
+    copy = f"{amount(memory.copy, 'G')}B"
+    beside = (
+        f", the program {amount(memory.process, 'G')}B, the copy that is saved {copy}"
+        if of_machine
+        else f", and {copy} of the machine's memory for the copy that is saved"
+    )
     return (
-        f"about {times}{amount(memory.total, 'G')}B{against}: weights, gradients, moments "
+        f"about {amount(needed, 'G')}B{against}{ranks}: weights, gradients, optimizer state "
         f"{amount(memory.state, 'G')}B, activations {amount(memory.activations, 'G')}B, loss "
-        f"{amount(memory.loss, 'G')}B; a checkpoint {amount(saved, 'G')}B"
+        f"{amount(memory.loss, 'G')}B{beside}; a checkpoint {amount(saved, 'G')}B"
     )

@@ -100,12 +100,17 @@ def settled(config: TrainConfig, model: ModelConfig, compute: Compute, peers: Pe
 def largest_by_estimate(
     config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], world: int
 ) -> int | None:
-    """The largest of ascending `sizes` for which there is memory: most of a GPU's, or a share of what is free here."""
+    """Return the largest of ascending `sizes` for which there is memory: on a GPU most of it, on a CPU what is free."""
     gpu, free = compute.device.type != "cpu", available_bytes()
-    each = ROOM * (memory_bytes(compute.device) or 0) if gpu else free and free / world
-    if not each:
+    there = ROOM * (memory_bytes(compute.device) or 0) if gpu else free
+    if not there:
         return sizes[-1]
-    return largest_micro_batch(sizes, each, lambda n: memory_of(config, model, compute.precision, n, gpu, world).total)
+
+    def needed(sequences: int) -> int:
+        memory = memory_of(config, model, compute.precision, sequences, gpu, world)
+        return memory.total if gpu else memory.of_machine(world) - world * memory.process  # these run already
+
+    return largest_micro_batch(sizes, there, needed)
 
 
 def largest_fitting(
@@ -145,12 +150,12 @@ def training_state(config: TrainConfig, model: ModelConfig, compute: Compute) ->
 
 
 def fits(config: TrainConfig, state: TrainState, sequences: int) -> bool:
-    """Whether a micro-batch of this size gets through while a tenth of what it takes lies idle, and SPARE_CPU where
-    everything is in one memory: for the copy that is saved, evaluations, pictures, the gaps between tensors.
+    """Return whether a micro-batch of this size gets through while a tenth of what it takes lies idle, and where
+    everything is in one memory the copy that is saved and SPARE_CPU: for evaluations, pictures, gaps between tensors.
     """
     gpu = state.compute.device.type != "cpu"
     memory = memory_of(config, state.model.config, state.compute.precision, sequences, gpu)
-    idle = memory.total // 10 + (0 if gpu else SPARE_CPU)
+    idle = (memory.total - memory.process) // 10 + (0 if gpu else memory.copy + SPARE_CPU)
     try:
         spare = torch.empty(idle, dtype=torch.uint8, device=state.compute.device)
         forward_backward(state.model, state.compute, sequences)
@@ -203,4 +208,5 @@ def nothing_fits(config: TrainConfig, model: ModelConfig, compute: Compute, worl
     """What the model needs, where one sequence is too much."""
     memory = memory_of(config, model, compute.precision, 1, compute.device.type != "cpu", world)
     state, one = amount(memory.state, "G"), amount(memory.activations + memory.loss, "G")
-    return f"not even 1 fits: the model needs {state}B for weights, gradients and moments, and {one}B for one sequence"
+    needs = f"{state}B for weights, gradients and optimizer state, and {one}B for one sequence"
+    return f"not even 1 fits: the model needs {needs}"

@@ -41,6 +41,7 @@ from nanogpt.training.checks import (
     refuse_too_large,
     warn_of_short_shards,
 )
+from nanogpt.training.extension import describe_later_changes
 from nanogpt.training.incidents import replay
 from nanogpt.training.loop import Loop
 from nanogpt.training.probe import advice, out_of_memory, plan_of, settled
@@ -115,6 +116,10 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
         config = with_identity(config, peers)
         with peers.alike():
             refuse_too_large(config, compute, peers.world)
+        if later := peers.from_leader(lambda: describe_later_changes(config)):
+            watch.end()
+            say(later)
+            return 0
         peers.from_leader(lambda: refuse_missing(config.tracking))
         dataset = peers.leader_first(lambda: ensure(config.data, config.model.block_size))
         benchmarks = peers.leader_first(lambda: benchmarks_of(config))
@@ -174,10 +179,11 @@ def train_state(
         restored = restore(state, dataset, run, config)
         with peers.alike():
             refuse_shorter(config, state)
+        done = restored and is_done(config, state)
         if run:
-            introduce(config, state, dataset, loss, run)
+            introduce(config, state, dataset, loss, run, done)
         peers.agree(0)  # nobody leaves, or waits, before the leader has read and written all it must
-        if restored and is_done(config, state):
+        if done:
             watch.end()
             if run:
                 say_done(config, state, run)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from typing_extensions import assert_never
 
 from nanogpt.checkpoint import Loaded, Tensors
 from nanogpt.config import CompileMode, HardwareConfig, ModelConfig, TrainConfig
@@ -165,16 +166,20 @@ def build_state(
     attention = attention_used(hardware.attention, compute, model_config)
     model = GPT(model_config, seed_of(config.training.seed, "init"), width)
     model.recompute = hardware.recompute
-    forward = (
-        in_shards(model, hardware, compute) if hardware.strategy == "fsdp" else on_device(model, hardware, compute)
-    )
+    match hardware.strategy:
+        case "ddp":
+            forward = peers.wrap(on_device(model, hardware, compute), compute.device)
+        case "fsdp":
+            forward = in_shards(model, hardware, compute)
+        case _:
+            assert_never(hardware.strategy)
     optimizer = build_optimizer(model, config.optimizer, compute.device.type, peers, width)
     broken = torch.zeros((), device=compute.device) if reads_late(compute) else None
     if broken is not None:
         optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]  # torch's own convention
     state = TrainState(
         model=model,
-        forward=forward if hardware.strategy == "fsdp" else peers.wrap(forward, compute.device),
+        forward=forward,
         optimizer=optimizer,
         scaler=GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
         compute=compute,

@@ -21,10 +21,12 @@ from nanogpt.training.state import TrainState
 
 
 def introduce(
-    config: TrainConfig, state: TrainState, dataset: Dataset, loss: LossEvaluation, run: RunDirectory
+    config: TrainConfig, state: TrainState, dataset: Dataset, loss: LossEvaluation, run: RunDirectory, done: bool
 ) -> None:
-    """What is about to happen, in eight lines."""
+    """Say what is about to happen, in eight lines; of a run that is `done`, what it was."""
     where = f"continuing at step {state.step}" if state.step else "new"
+    if done:
+        where = f"{'finished' if state.step >= state.steps else 'paused'} at step {state.step}"
     say(f"run     {run.path} ({where})")
     if run.new_fork and run.origin and (parent := run.origin.forked_from):
         what = f"forked at step {parent.step} from {escaped(Path(parent.path))}"

@@ -28,7 +28,10 @@ TABLE = [
     ("--model=gpt2", "settings are written without dashes: model=gpt2"),
     ("config/train_gpt2.py", "write key=value; what nanoGPT has as files is experiment=NAME here"),
     ("training.steps=null", "training.steps=null: nothing says how long to train"),
-    ("training.steps=60", "is above the run's length in steps=60; e.g. schedule.warmup_steps=6"),
+    (
+        "training.steps=60 schedule.warmup_steps=61",
+        "is above the run's length in steps=60; e.g. schedule.warmup_steps=6",
+    ),
     ("data.source=a.txt", "data=pystdlib is this Python's own library; files of yours: data=text"),
     ("init_from=resume", "the same command continues a run by itself"),
     ("optimizer.lr=1e-3,1e-4", "several values are a sweep and need -m"),

@@ -215,3 +215,12 @@ def test_tab_completion(tmp_path: Path) -> None:
     environment = {"COMP_LINE": "python train.py model=gpt2_", "COMP_POINT": "27", "PATH": ""}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["model=gpt2_large", "model=gpt2_medium", "model=gpt2_modern", "model=gpt2_xl"]
+
+
+def test_a_files_warm_up_that_is_longer_than_the_run_is_a_tenth_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    usual, short = train("model=tiny"), train("model=tiny", "training.steps=60")
+    assert usual.schedule.warmup_steps > 60 and short.schedule.warmup_steps == 6
+    said = capsys.readouterr().err
+    assert said.count("note: schedule.warmup_steps=100 of the files is longer than the run; 6 is used") == 1
+    assert short == train("model=tiny", "training.steps=60", "schedule.warmup_steps=6")
+    assert train("model=tiny", "training.steps=150").schedule.warmup_steps == usual.schedule.warmup_steps

@@ -187,9 +187,9 @@ def test_points_of_which_less_is_known_are_told_apart(tmp_path: Path) -> None:
 
 def test_points_on_cpus_share_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = [point(tmp_path, **{"model.n_embd": 256, "optimizer.lr": 1e-3 * n}) for n in range(1, 6)]
-    one = training_memory(members[0].config.model.with_vocab(256), "fp32", 8).total
+    one = training_memory(members[0].config.model.with_vocab(256), "fp32", 8).of_machine()
     two = [point(tmp_path, **{"model.n_embd": 256, "hardware.devices": 2})]
-    half = training_memory(members[0].config.model.with_vocab(256), "fp32", 4).total
+    half = training_memory(members[0].config.model.with_vocab(256), "fp32", 4).of_machine(2)
     there = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": round(3.5 * one / 1000)}
     monkeypatch.setattr(os, "sysconf", there.__getitem__)
     size, machine = f"about {amount(one, 'G')}B", f"{amount(1000 * there['SC_PHYS_PAGES'], 'G')}B of this machine"
@@ -197,7 +197,7 @@ def test_points_on_cpus_share_this_machine(tmp_path: Path, monkeypatch: pytest.M
     crowded = line_of(estimate(members, None, 4), "memory")
     assert crowded.endswith(f"fits alone, but 4 at once need up to {amount(4 * one, 'G')}B: "
                             "try hydra.launcher.array_parallelism=3")  # fmt: skip
-    assert f"about {amount(2 * half, 'G')}B of" in line_of(estimate(two, None, 1), "memory"), "two ranks"
+    assert f"about {amount(half, 'G')}B of" in line_of(estimate(two, None, 1), "memory"), "two ranks"
     away = line_of(estimate(members, None, 256, here=False), "memory")
     assert away == f"memory  {size}; what the machines have isn't known"
     there["SC_PHYS_PAGES"] = round(0.5 * one / 1000)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from nanogpt.config import ModelConfig, OptimizerConfig
 from nanogpt.model.cost import multiplied_parameters, parameter_counts
 from nanogpt.model.gpt import GPT
-from nanogpt.model.memory import moment_count
+from nanogpt.model.memory import state_bytes
 from nanogpt.model.traffic import step_traffic
 from nanogpt.optim.build import build_optimizer
 from tests.model.test_cost import small
@@ -77,7 +77,7 @@ def test_the_optimizer_reads_and_writes_its_state_once() -> None:
     assert update >= 4 * 4 * n_params
     assert step_traffic(config, "fp32", 2, 1).optimizer - unclipped == 4 * n_params
     muon = step_traffic(config, "fp32", 2, 1, "muon", clipped=False).optimizer
-    assert unclipped - muon == 2 * 4 * (2 * n_params - moment_count(config, "muon"))
+    assert unclipped - muon == 2 * (2 * 4 * n_params - state_bytes(config, "muon"))
 
 
 def test_half_precision_halves_weights_and_logits_and_keeps_gradients_whole() -> None:

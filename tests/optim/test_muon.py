@@ -13,7 +13,7 @@ from nanogpt.errors import BadInput
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.groups import kind_of
-from nanogpt.optim.muon import Muon
+from nanogpt.optim.muon_update import Muon
 from nanogpt.optim.orthogonal import POLYNOMIALS, iterated, orthogonalized
 from nanogpt.optim.schedule import momentum_at
 

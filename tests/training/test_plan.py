@@ -1,5 +1,8 @@
 """The plan before a training: its numbers, what it may assume, and that it leaves nothing behind."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from nanogpt.training.run import train
 from tests.conftest import Run
 
 Build = Callable[..., TrainConfig]
+ROOT = Path(__file__).parents[2]
 MACHINE = Machine("cuda:0 (NVIDIA H100 80GB HBM3), bf16", True, "bf16", 80 * 10**9, Rate(4e14, "assumed"))
 CPU = Compute(torch.device("cpu"), "fp32", "a processor")
 
@@ -49,8 +53,8 @@ def test_the_numbers_of_a_plan() -> None:
     for expected in (
         "124M parameters (token embedding 38.6M, position embedding 786k, attention 28.3M, mlp 56.6M, norms 19.2k)",
         "600,000 steps of 491,520 tokens = 295B tokens, 2.52e+20 FLOPs; 8 ranks, each 5 micro-batches of 12 x 1024",
-        "of 80GB: weights, gradients, moments 1.99GB",
-        "a checkpoint 1.49GB",
+        "of 80GB: weights, gradients, optimizer state 1.99GB",
+        "and 1.49GB of the machine's memory for the copy that is saved; a checkpoint 1.49GB",
         "at 400TFLOP/s on each device, assumed",
     ):
         assert expected in text
@@ -68,6 +72,23 @@ def test_ranks_on_a_cpu_share_its_memory() -> None:
     machine = replace(MACHINE, gpu=False, memory=30 * 10**9)
     lines = [Plan(config, config.model.with_vocab(50_257), world, machine).lines()[3] for world in (1, 8)]
     assert "of 30GB" in lines[0] and "8 x " in lines[1] and "more than the 30GB there are" in lines[1]
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_plan_is_what_a_run_takes(tmp_path: Path) -> None:
+    """The peak of a whole process that saves is within 15 % of what its plan says, for model=tiny on a CPU."""
+    words = ["model=tiny", "hardware=cpu", "training.steps=20", "eval.every=10", "checkpoint.every=10"]
+    words += ["schedule.warmup_steps=2", f"runs_dir={tmp_path}/runs", f"data.dir={tmp_path}/data"]
+    program = (
+        "import resource, runpy, sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "finally: print('peak', 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = re.search(r"^memory  about ([\d.]+)MB", done.stdout, re.MULTILINE)
+    peak = re.search(r"^peak (\d+)$", done.stdout, re.MULTILINE)
+    assert told and peak, done.stdout
+    assert float(told[1]) * 1e6 == pytest.approx(int(peak[1]), rel=0.15)
 
 
 def test_a_known_peak_is_assumed_to_be_used_in_part_and_any_other_device_is_measured() -> None:

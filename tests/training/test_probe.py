@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt.config import TrainConfig, divisors
+from nanogpt.config import ModelConfig, TrainConfig, divisors
 from nanogpt.device import Compute
 from nanogpt.distributed import Peers
 from nanogpt.model.memory import training_memory
@@ -25,6 +25,12 @@ CPU = Compute(torch.device("cpu"), "fp32", "a processor")
 ROOT = Path(__file__).parents[2]
 
 
+def free_for(model: ModelConfig, sequences: int, ranks: int = 1) -> int:
+    """Return the memory that ranks which run already still need for micro-batches of `sequences`."""
+    memory = training_memory(model, "fp32", sequences)
+    return memory.of_machine(ranks) - ranks * memory.process
+
+
 def test_auto_on_a_cpu_is_what_null_means_unless_memory_is_short(
     config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,9 +38,9 @@ def test_auto_on_a_cpu_is_what_null_means_unless_memory_is_short(
     model = built.model.with_vocab(50)
     assert probe.settled(built, model, CPU, Peers(), 1).hardware.micro_batch_size == 8
     for sequences in (1, 2, 4, 8):
-        monkeypatch.setattr(probe, "available_bytes", lambda n=sequences: training_memory(model, "fp32", n).total)
+        monkeypatch.setattr(probe, "available_bytes", lambda n=sequences: free_for(model, n))
         assert probe.settled(built, model, CPU, Peers(), 1).hardware.micro_batch_size == sequences
-    monkeypatch.setattr(probe, "available_bytes", lambda: 2 * training_memory(model, "fp32", 2).total)
+    monkeypatch.setattr(probe, "available_bytes", lambda: free_for(model, 2, 2))
     assert probe.settled(built, model, CPU, Peers(), 2).hardware.micro_batch_size == 2, "two ranks share"
 
 
@@ -123,7 +129,7 @@ def test_out_of_memory_names_the_largest_micro_batch_that_fits(config: Build) ->
     assert named, done.stderr
     size = int(named[1])
     model = config(**BIG).model.with_vocab(50)
-    assert 32 <= size < 512 and training_memory(model, "fp32", size).total < 600 * 2**20, "at most what the limit is"
+    assert 32 <= size < 512 and free_for(model, size) < 600 * 2**20, "at most what the limit is"
     again = train_within(config(**BIG | {"hardware.micro_batch_size": size}), 600)
     assert again.returncode == 0, again.stderr
 
@@ -134,7 +140,7 @@ def test_out_of_memory_says_when_nothing_fits(config: Build) -> None:
     assert done.returncode == 5, done.stderr
     assert re.fullmatch(
         r"error: hardware.micro_batch_size=512: out of memory; not even 1 fits: the model needs 1.21GB for weights, "
-        r"gradients and moments, and [\d.]+MB for one sequence\n",
+        r"gradients and optimizer state, and [\d.]+MB for one sequence\n",
         done.stderr,
     ), done.stderr
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanogpt.distributed import Peers, alive
+from nanogpt.distributed import Peers
 from nanogpt.place import Place
+from nanogpt.run_state import is_alive
 from nanogpt.training import watch as watching
 from nanogpt.training.stop import Stop, StopFlag
 from nanogpt.training.watch import Watch
@@ -101,11 +102,11 @@ def test_hang_up_stays_ignored_under_nohup() -> None:
 
 
 def test_a_process_that_ended_but_was_not_waited_for_is_gone() -> None:
-    assert alive(os.getpid())
+    assert is_alive(os.getpid())
     child = os.fork()
     if child == 0:
         os._exit(0)
-    while alive(child):
+    while is_alive(child):
         time.sleep(0.01)
     os.waitpid(child, 0)
-    assert not alive(child)
+    assert not is_alive(child)

@@ -1,0 +1,45 @@
+"""AdamW (Loshchilov & Hutter 2019), torch's."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+from nanogpt.optim.declaration import FP32, Declaration, Group, Kind, Ranks, Shape
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+class Settings(Protocol):
+    """The keys of OptimizerConfig that AdamW reads."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+
+
+def state_bytes(_: Kind, shape: Shape) -> int:
+    """Return the bytes of a parameter's first and second moment, both in fp32."""
+    return 2 * FP32 * prod(shape)
+
+
+def build(groups: list[Group], settings: Settings, _: Ranks | None, fused: bool) -> Optimizer:
+    """Return torch's AdamW, as one fused kernel if `fused`."""
+    from torch.optim import AdamW
+
+    return AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+ADAMW = Declaration(
+    keys=("betas", "eps"),
+    decayed=frozenset(("embedding", "head", "matrix")),  # with one rate for all: nanoGPT's two groups
+    # Adam moves every weight by about its rate, whatever the gradient: the more inputs are summed, the less each may
+    # move (Yang et al. 2022, table 3).
+    width_scaled=frozenset(("head", "matrix")),
+    whole_matrices=False,
+    shardable=True,
+    state_bytes=state_bytes,
+    temporary_bytes=lambda _: 0,
+    build=build,
+)

@@ -1,0 +1,59 @@
+"""What a run or a sweep point can be doing: the words for it, and whether a process runs."""
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+Written = Literal["running", "finished", "paused", "stopped", "diverged", "failed"]
+"""What a run writes into its status.json."""
+State = Literal[
+    "running", "queued", "unknown", "failed", "diverged", "lost", "cancelled", "stopped", "new", "paused", "finished"
+]
+"""What a run or a point is seen to be doing, those that a person should look at first."""
+
+WRITTEN: tuple[Written, ...] = get_args(Written)
+STATES: tuple[State, ...] = get_args(State)
+OPEN: tuple[State, ...] = ("queued", "running", "unknown")
+"""Not over, as far as is known."""
+FAILED: tuple[State, ...] = ("failed", "diverged")
+"""Ended in an error that would come again: submitted again only when asked to."""
+WRONG: tuple[State, ...] = (*FAILED, "lost", "cancelled")
+"""Ended otherwise than was asked for: a person should know the reason."""
+RESUBMITTED: tuple[State, ...] = ("new", "paused", "cancelled", "lost")
+"""What the same command submits."""
+DONE: tuple[State, ...] = ("finished", "paused")
+"""Got to where it was to go."""
+
+
+def is_alive(pid: object, started: object = None) -> bool:
+    """Return whether a process of this machine runs. One that ended and wasn't waited for (a zombie) doesn't.
+
+    `started` is what `read_start_time` said of it, where that is known: another process may have the number by now.
+    """
+    if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's, whose /proc may be hidden
+        if read_stat(pid) is None:
+            return True
+    fields = read_stat(pid)
+    if fields is None:
+        return not Path("/proc/self").exists()  # a system without /proc: the process answered
+    return fields[0] not in "ZX" and (not isinstance(started, int) or started == int(fields[19]))
+
+
+def read_start_time(pid: int) -> int | None:
+    """Return when a process started, in ticks since the machine did, or None where that can't be read."""
+    fields = read_stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def read_stat(pid: int) -> list[str] | None:
+    """Return the fields of /proc/PID/stat after the name, or None if the process is gone or there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
