@@ -15,9 +15,9 @@ from nanogpt.tracking.metrics import read_rows
 MEASURED = ("data", "model", "eval", "hardware", "experiment")
 """Groups whose keys can change what a result is measured on."""
 UNITS: dict[Metric, str] = {
-    "val_loss": "val loss",
+    "val_loss": "val",
     "val_bpb": "bits/byte",
-    "best_val_loss": "best val loss",
+    "best_val_loss": "best val",
     "best_val_bpb": "best bits/byte",
 }
 
