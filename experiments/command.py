@@ -47,7 +47,9 @@ def command_from(config: TrainConfig, files: Sequence[str]) -> str | None:
         given = {key for key in differing if wanted[key] is not None} & set(HORIZON)
         words = [override(key, wanted[key]) for key in differing if key not in HORIZON or key in given]
         words = [*files, *source, *words]
-        if signature(read("train", TrainConfig, words).points[0].config) != signature(config):
+        again = read("train", TrainConfig, words).points[0].config
+        data = again.data.model_copy(update={"source_sha256": config.data.source_sha256})
+        if signature(again.model_copy(update={"data": data})) != signature(config):
             return None
     except LabError:
         return None
@@ -60,4 +62,4 @@ def as_in_configs(value: object) -> object:
 
 def left_out(key: str) -> bool:
     """What only says which run it is, where and how it was started; the source is given with the files."""
-    return key in (*APART, "data.source") or key.startswith("resume.")
+    return key in (*APART, "data.source", "data.source_sha256") or key.startswith("resume.")

@@ -27,7 +27,7 @@ def never_started(runs: Iterable[About], there: set[str]) -> list[tuple[Path, Tr
     for command, (folder, begun) in list(studies.items())[:MOST_COMMANDS]:
         for name, config in points(command, folder, len(begun)):
             found.setdefault(signature(config), (folder / name, config))
-    return [about for digits, about in found.items() if digits not in there]
+    return [about for digits, about in found.items() if digits not in there and not (about[0] / "config.json").exists()]
 
 
 def sweep_command(starts: Sequence[dict[str, Any]]) -> tuple[str, ...] | None:

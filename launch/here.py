@@ -9,6 +9,7 @@ from types import FrameType
 from conf.door import is_rank, one_by_one, tell_exception
 from conf.sweeps import SweepConfig
 from launch.loaded_code import keep_code
+from launch.precisions import check_precisions
 from launch.preview import preview, states, todo
 from launch.study import Study
 from launch.watching import status_table, tell_wrong
@@ -28,6 +29,7 @@ def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepCo
     """
     if is_rank():  # ranks must all do the same, whatever each of them finds on disk
         return one_by_one([member.config for member in study.members], main)
+    check_precisions(study.members, here=True)
     before = states(study)
     preview(study, before, settings)
     if study.members[0].config.plan:

@@ -18,6 +18,7 @@ from conf.sweeps import AllPoints, Halving, SweepConfig
 from launch import local, slurm
 from launch.halving import halve
 from launch.here import run_here
+from launch.precisions import check_precisions
 from launch.preview import preview, states, todo
 from launch.resources import Resources, batch_options, placed, resources_of
 from launch.search import search
@@ -103,6 +104,7 @@ def ready(study: Study, launcher: JobLauncher) -> dict[Resources, list[Member]]:
         refuse_odd_paths(study.logs.resolve())
     if study.members[0].config.plan:
         return groups
+    check_precisions(study.members, here=not isinstance(launcher, SlurmLauncher))
     if isinstance(launcher, SlurmLauncher):
         slurm.require_slurm()
     for data in {member.config.data.model_dump_json(): member.config.data for member in study.members}.values():

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from conf.compose import Point
-from launch.study import members_of
+from launch.precisions import check_precisions
+from launch.study import Member, members_of
 from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.content import MEMORY
 from nanogpt.data.folders import MARK, folder_of, path_folder, resolve_source
 from nanogpt.data.prepare import ensure, prepare
-from nanogpt.errors import BadData
+from nanogpt.errors import BadCheckpoint, BadData
 from nanogpt.run_directory import locate, relative_of
 from nanogpt.run_identity import resolve
 from nanogpt.schema import signature
@@ -172,3 +173,15 @@ def test_token_files_are_checked_in_full_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("nanogpt.data.content.read_tokens", None)  # it isn't read again
     with pytest.raises(BadData, match="id 256"):
         ensure(config)
+
+
+@pytest.mark.parametrize(("device", "made"), [("cpu", "bf16"), ("cuda", "fp32"), ("auto", "bf16")])
+def test_a_study_in_another_precision_is_refused_before_anything_starts(config: Build, device: str, made: str) -> None:
+    """Whether its points are finished or not; a precision that was named finds its own runs."""
+    built = resolve(config(**{"hardware.device": device}))
+    run = make_run(built, signature(built), made)
+    with pytest.raises(BadCheckpoint, match=rf"hardware.precision=auto: .* was trained in {made}"):
+        check_precisions([Member(run, built)], here=True)
+    check_precisions([Member(run, config(**{"hardware.device": "auto"}))], here=False)
+    allowed = config(**{"hardware.device": device, "resume.allow_change": ["hardware.precision"]})
+    check_precisions([Member(run, allowed)], here=True)
