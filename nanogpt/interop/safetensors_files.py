@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanogpt.errors import BadCheckpoint, escaped
-from nanogpt.files import read_json
+from nanogpt.files import check_regular, read_json
 from nanogpt.interop.layout import Stored
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def read_header(path: Path) -> dict[str, Stored]:
     """Return what a safetensors file says of its tensors, without reading them. Raises BadCheckpoint."""
     from safetensors import safe_open
 
-    if not path.is_file():
-        raise BadCheckpoint(f"{escaped(path)}: isn't a file")
     try:
+        check_regular(path)
         stored: dict[str, Stored] = {}
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -86,6 +85,7 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
     from safetensors.torch import load_file
 
     try:
+        check_regular(path)
         return {name: tensor.float() for name, tensor in load_file(path).items()}
     except Exception as error:  # safetensors raises its own
         raise BadCheckpoint(f"{escaped(path)}: can't be read: {escaped(error, 200)}") from None

@@ -153,7 +153,8 @@ OURS = {  # module -> why what it opens can't be a user's file, or is checked
 }
 CALLS = {  # (module, call) -> why it is safe
     ("nanogpt.checkpoint", "load_file"): "after its size and digest were checked, through open_regular",
-    ("nanogpt.interop.sources", "load_file"): "after check_regular",
+    ("nanogpt.interop.safetensors_files", "safe_open"): "after check_regular",
+    ("nanogpt.interop.safetensors_files", "load_file"): "after check_regular",
     ("nanogpt.foreign", "torch.load"): "after check_regular",
     ("nanogpt.data.hub_data", "datasets.load_dataset"): "files that were found to be regular, or a name on the Hub",
     ("launch.commands", "path.open"): "after check_regular",
