@@ -114,7 +114,9 @@ def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, a
             digest.update(encoded)
             documents, characters = documents + 1, characters + len(document.text)
             has_text = has_text or bool(document.text.strip())
-            plain += document.text.count(END_OF_TEXT) if separator != END_OF_TEXT else 0
+            if separator != END_OF_TEXT:
+                pieces = document.text.split(separator) if separator else [document.text]
+                plain += sum(piece.count(END_OF_TEXT) for piece in pieces)
             shares = split(corpus, number, document, separator)
             add(len(encoded), sum(writers[name].add(text) for name, text in shares if text))
         splits: dict[SplitName, SplitMeta] = {name: writers[name].finish() for name in SPLITS}

@@ -182,7 +182,8 @@ def test_tokenizers_without_the_id_say_that_marks_stay(data: Make, tmp_path: Pat
     assert "stays plain text" in dataset.notes[0] and "300 times; data.separator=" in dataset.notes[0]
     split = prepare(config.model_copy(update={"separator": r"\n<|endoftext|>"}))
     text = text_of(split, split.train) + text_of(split, split.val)
-    assert text == STORIES.replace("\n<|endoftext|>", "\n") and split.notes[0].endswith("found 300 times")
+    assert text == STORIES.replace("\n<|endoftext|>", "\n")
+    assert split.notes == ("\\n<|endoftext|> in the text ends a document: found 300 times",)
 
 
 def test_a_document_that_ends_with_a_mark_is_ended_once(data: Make, tmp_path: Path) -> None:
