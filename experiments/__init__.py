@@ -1,1 +1,4 @@
-"""What trainings take, and how they scale: questions before and after. Nothing here trains, or imports torch."""
+"""What trainings take, and how they scale: questions before and after.
+
+Only `coordinates` trains, for a few steps, and imports torch.
+"""

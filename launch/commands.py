@@ -1,6 +1,7 @@
 """The commands of `python -m launch` about what was submitted."""
 
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -130,7 +131,7 @@ def again(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int:
     with alone(config) as (study, points):
         points = [point for point in points if point.state in states]
         if not points:
-            say(f"{escaped(study.path)}: nothing to {command}")
+            say(f"{escaped(study.path)}: nothing to {command}{describe_others(study, config)}")
             return 0
         if any(on_slurm(point) for point in points):
             slurm.require_slurm()
@@ -147,6 +148,13 @@ def again(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int:
         for number, group in groups.items():
             say(f"{escaped(study.path)}: {len(group)} points sent: {send(study, group, codes[number], changes)}")
     return 0
+
+
+def describe_others(study: Study, config: LaunchConfig) -> str:
+    """Return which points aren't finished though there is nothing to retry, and the command that submits them."""
+    counts = Counter(point.state for point in chosen(config)[1])
+    others = ", ".join(f"{counts[state]} {state}" for state in ("lost", "cancelled") if counts[state])
+    return f"; {others}: python -m launch resubmit {escaped(study.path)}" if others else ""
 
 
 def send(study: Study, points: list[Point], code: str, changes: dict[str, Any]) -> str:

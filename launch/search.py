@@ -64,7 +64,7 @@ def refuse(config: TrainConfig) -> None:
     if config.pause_at is not None:
         raise BadInput(f"pause_at={config.pause_at}: hydra/sweeper=optuna trains every trial to its end")
     if find_spec("optuna") is None:
-        raise BadEnvironment("hydra/sweeper=optuna: is not installed: pip install 'nanogpt-lab[optuna]'")
+        raise BadEnvironment("hydra/sweeper=optuna: is not installed: pip install -e '.[optuna]'")
 
 
 def pursue(

@@ -157,9 +157,7 @@ def submit(parameters: dict[str, Any], logs: Path, count: int, command: list[str
             print(f"sbatch: {escaped(why, 200)}; trying again in {pause:.0f} s ({left} left)", flush=True)
             time.sleep(pause)
             pause = min(2 * pause, 30.0)
-    raise BadEnvironment(
-        f"sbatch: {escaped(why, 300)}; nothing is lost: the same command again submits what is missing"
-    )
+    raise BadEnvironment(f"sbatch: {escaped(why, 300)}; the same command again submits what is missing")
 
 
 @contextmanager

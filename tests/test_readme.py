@@ -83,6 +83,36 @@ def test_files_that_are_named_are_there(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+CODE_SPANS = [*MARKDOWN, *sorted(ROOT.glob("docs/decisions/*.md"))]
+RESULTS = ROOT / "experiments" / "worked"  # what machines wrote names the files of their runs
+
+
+@pytest.mark.parametrize("page", CODE_SPANS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_in_code_are_there(page: Path) -> None:
+    """`nanogpt/model/gpt.py`, `launch/`, in the text of any page but the list of past changes."""
+    if page.name == "CHANGELOG.md" or RESULTS in page.parents:
+        return
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for name in re.findall(r"`((?:conf|docs|experiments|launch|nanogpt|tests)/[\w/.-]*)`", text):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("docs/decisions/*.md"))], ids=lambda page: page.name)
+def test_pages_promise_the_same(page: Path) -> None:
+    """A killed run goes on from its last checkpoint: steps after it are computed again, so something was lost."""
+    assert not re.search(r"(?:never|nothing is|nothing was)(?: ever)? lost", page.read_text(), re.IGNORECASE)
+    assert "nanogpt-lab[" not in page.read_text(), "is on no index: pip install -e '.[extra]'"
+
+
+def test_messages_name_an_installation_that_works() -> None:
+    extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    for path in [*ROOT.glob("nanogpt/**/*.py"), *ROOT.glob("launch/**/*.py"), *ROOT.glob("conf/**/*.yaml")]:
+        text = path.read_text()
+        assert "nanogpt-lab[" not in text, path
+        for extra in re.findall(r"pip install -e '\.\[(\w+)\]'", text):
+            assert extra in extras, (path, extra)
+
+
 def test_the_index_has_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     for page in ROOT.glob("docs/*.md"):

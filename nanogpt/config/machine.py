@@ -43,6 +43,9 @@ class HardwareConfig(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = free(
         "auto", "auto, cpu, cuda, cuda:N or mps"
     )
+    gpu: Gpu | None = free(
+        None, "kind of GPU that device=cuda stands for; plan=true counts with it where there is none; null: not known"
+    )
     devices: int | None = free(
         None, "ranks on this machine, one device each, started by this command; null: one, or torchrun's", ge=1, le=64
     )

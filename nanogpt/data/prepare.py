@@ -42,6 +42,7 @@ from nanogpt.data.folders import (
 from nanogpt.data.local_files import size_of
 from nanogpt.errors import BadData, BadEnvironment, escaped
 from nanogpt.files import locked, read_text, sync, write_atomic
+from nanogpt.outputs import check_output_folder
 from nanogpt.schema import to_json
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.console import Meter
@@ -77,6 +78,7 @@ def prepare(config: DataConfig, overwrite: bool = False, block_size: int | None 
         return open_dataset(config)
     folder = folder_of(config)
     if not is_prepared(folder) or overwrite:
+        check_output_folder("data.dir", config.dir)
         corpus = find(config)
         check_source(corpus)  # complains before anything is created
         check_content(config)

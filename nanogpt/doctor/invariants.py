@@ -48,7 +48,7 @@ def random_ids(shape: tuple[int, int], device: torch.device, seed: int = 3) -> T
 def logits(config: DoctorConfig) -> Finding:
     """transformers' GPT-2 with the same weights has the same logits."""
     if find_spec("transformers") is None:
-        return Finding("note", "transformers is not installed", "pip install 'nanogpt-lab[transformers]' to compare")
+        return Finding("note", "transformers is not installed", "pip install -e '.[transformers]' to compare")
     import transformers
 
     device = find_device(config.device, "device")

@@ -79,7 +79,7 @@ def refuse_missing(settings: TrackingConfig) -> None:
     """Every tracker that was asked for is installed, and has what it needs if it is required. Raises BadEnvironment."""
     for name in wanted(settings):
         if find_spec(name) is None:
-            raise BadEnvironment(f"tracking.mirrors: {name} is not installed: pip install 'nanogpt-lab[{name}]'")
+            raise BadEnvironment(f"tracking.mirrors: {name} is not installed: pip install -e '.[{name}]'")
     if "wandb" in wanted(settings) and settings.required:
         from nanogpt.tracking.wandb import refuse_no_key
 

@@ -8,7 +8,9 @@ from nanogpt.device import Compute, memory_bytes
 from nanogpt.errors import BadData, BadInput
 from nanogpt.model.cost import parameter_counts
 from nanogpt.model.memory import memory_of
+from nanogpt.outputs import check_output_folder
 from nanogpt.place import Place
+from nanogpt.run_directory import locate
 from nanogpt.tracking.console import amount, say
 from nanogpt.training.state import TrainState
 
@@ -25,6 +27,16 @@ def refuse_ranks(config: TrainConfig, place: Place) -> None:
         )
     schema.checked(lambda: config.refuse_ranks(place.world, "WORLD_SIZE"))
     refuse_alone(config, place.world)
+
+
+def check_places(config: TrainConfig) -> None:
+    """Check, before data is prepared, that run directories can be written and that the run to continue is there.
+
+    Raises BadInput, BadEnvironment.
+    """
+    check_output_folder("runs_dir", config.runs_dir)
+    if config.resume.run is not None:
+        locate(config)
 
 
 def refuse_alone(config: TrainConfig, world: int) -> None:

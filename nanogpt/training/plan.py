@@ -7,11 +7,14 @@ evaluations, saving and compiling. Without torch.
 
 from dataclasses import dataclass
 
-from nanogpt.config import ModelConfig, Precision, TrainConfig
+from nanogpt.config import HardwareConfig, ModelConfig, Precision, TrainConfig
+from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.model.cost import flops_per_token, horizon, parameter_counts
+from nanogpt.model.devices import DEVICES
 from nanogpt.model.memory import Memory, checkpoint_bytes, memory_of
 from nanogpt.tracking.console import amount, seconds
 
+LONG = 30 * 86_400  # seconds of training on a CPU after which the plan names GPUs
 MFU = 0.4  # assumed, not measured, where a device's peak is known; the line of the time says so
 
 
@@ -35,6 +38,24 @@ class Machine:
     memory: int | None
     """Bytes, or None where it can't be told; ranks on a CPU share them."""
     rate: Rate
+
+
+def describe_absent_gpu(hardware: HardwareConfig) -> Machine:
+    """Return what data sheets say of the GPU that `hardware` names, to plan for it where there is none.
+
+    Raises BadEnvironment when no kind is named, BadInput for a precision whose peak isn't known.
+    """
+    if hardware.gpu is None:
+        remedy = "name its kind to plan for it, e.g. hardware.gpu=h100 or hardware=8xh100, or use hardware.device=cpu"
+        raise BadEnvironment(f"hardware.device={hardware.device}: no CUDA device here; {remedy}")
+    device = DEVICES[hardware.gpu]
+    precision = device.precision if hardware.precision == "auto" else hardware.precision
+    if precision not in ("fp16", device.precision):
+        known = f"the peak of {hardware.gpu} is known for {device.precision} and fp16"
+        raise BadInput(f"hardware.precision={precision}: can't be planned without the GPU; {known}")
+    rate = Rate(MFU * device.tflops * 1e12, f"{MFU:.0%} of its peak, assumed")
+    where = f"{hardware.gpu}, {precision}; no CUDA device is here: all numbers are from its data sheet"
+    return Machine(where, True, precision, device.memory, rate)
 
 
 @dataclass(frozen=True)
@@ -78,8 +99,8 @@ class Plan:
         return self.flops / self.machine.rate.flops / self.world
 
     def lines(self) -> list[str]:
-        """Return five lines: the model, the steps, the device, memory, time; one more if a step exceeds the data."""
-        return [
+        """Return the model, steps, device, memory and time, a line each; more where something is unusual."""
+        lines = [
             f"model   {self.config.model.name}: {model_line(self)}",
             f"plan    {plan_line(self)}",
             f"device  {self.machine.where}",
@@ -88,6 +109,9 @@ class Plan:
             f"{' on each device' if self.world > 1 else ''}, {self.machine.rate.how}",
             *large_step(self),
         ]
+        if not self.machine.gpu and self.seconds > LONG:
+            lines.append("note    too long for a CPU; how long on GPUs: plan=true hardware=8xh100, or h100, a100 …")
+        return lines
 
 
 def large_step(plan: Plan) -> list[str]:

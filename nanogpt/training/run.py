@@ -15,11 +15,12 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig, check_horizon
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset, expected_train_tokens
-from nanogpt.data.prepare import ensure
+from nanogpt.data.folders import folder_of, is_prepared
+from nanogpt.data.prepare import command, ensure
 from nanogpt.data.start import find_start_ids
 from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, Diverged
+from nanogpt.errors import STOPPED, Diverged, escaped
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import write_atomic
@@ -33,6 +34,7 @@ from nanogpt.run_identity import resolve
 from nanogpt.tracking.console import say, silence
 from nanogpt.tracking.mirrors import refuse_missing
 from nanogpt.training.checks import (
+    check_places,
     expected_model,
     model_for,
     refuse_alone,
@@ -44,6 +46,7 @@ from nanogpt.training.checks import (
 from nanogpt.training.extension import describe_later_changes
 from nanogpt.training.incidents import replay
 from nanogpt.training.loop import Loop
+from nanogpt.training.plan import Plan, describe_absent_gpu
 from nanogpt.training.probe import advice, out_of_memory, plan_of, settled
 from nanogpt.training.record import Record
 from nanogpt.training.restore import restore, start_measurement
@@ -82,14 +85,20 @@ def show_plan(config: TrainConfig, place: Place) -> int:
     config = resolve(config, remember=False)
     world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else place.world
     schema.checked(lambda: config.refuse_ranks(world, "WORLD_SIZE"))
-    compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
+    check_places(config)
     refuse_alone(config, world)
-    refuse_too_large(config, compute, world)
     model, sure = expected_model(config)
-    plan = plan_of(settled(config, model, compute, Peers(), world), model, compute, world, sure)
+    if config.hardware.device.startswith("cuda") and not torch.cuda.is_available():
+        plan = Plan(config, model, world, describe_absent_gpu(config.hardware), sure)
+    else:
+        compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
+        refuse_too_large(config, compute, world)
+        plan = plan_of(settled(config, model, compute, Peers(), world), model, compute, world, sure)
     plan = replace(plan, train_tokens=expected_train_tokens(config.data))
     schema.checked(lambda: check_horizon(config, plan.steps))
     say("\n".join(plan.lines()))
+    if config.data.corpus == "hub" and config.data.source is None and not is_prepared(folder_of(config.data)):
+        say(f"data    {escaped(folder_of(config.data))}: not prepared; run: {command(config.data)}")
     return 0
 
 
@@ -113,6 +122,7 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
         with peers.alike():
             peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
             peers.refuse_differences("config", dict(schema.values(config)))
+            check_places(config)
         config = with_identity(config, peers)
         with peers.alike():
             refuse_too_large(config, compute, peers.world)

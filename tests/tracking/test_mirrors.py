@@ -240,7 +240,7 @@ def test_the_row_of_a_step_waits_for_its_evaluation(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirrors, "find_spec", lambda name: None if name == "trackio" else object())
     refuse_missing(TrackingConfig(mirrors=("wandb",)))
-    with pytest.raises(BadEnvironment, match=r"trackio is not installed: pip install 'nanogpt-lab\[trackio\]'"):
+    with pytest.raises(BadEnvironment, match=r"trackio is not installed: pip install -e '.\[trackio\]'"):
         refuse_missing(TrackingConfig(mirrors=("wandb", "trackio")))
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from conf.groups import choices
+from conf.reading import points
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute
-from nanogpt.errors import BadInput
+from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.model.gpt import GPT
-from nanogpt.training.plan import Machine, Plan, Rate
+from nanogpt.training.plan import Machine, Plan, Rate, describe_absent_gpu
 from nanogpt.training.probe import measured_rate, rate_of
 from nanogpt.training.run import train
 from tests.conftest import Run
@@ -150,3 +152,54 @@ def test_one_block_for_several_ranks_and_for_a_study(run: Run) -> None:
     assert done.returncode == 0 and done.stdout.count("plan    ") == 1 and "2 ranks, each 1 micro-batch" in done.stdout
     done = run("train.py", "-m", "plan=true", "model.n_embd=64,128", "hardware.threads=1")
     assert done.returncode == 0 and done.stdout.count("plan    ") == 1 and "2 points, 2 to run" in done.stdout
+
+
+def test_a_gpu_that_is_not_here_is_planned_by_its_data_sheet(
+    config: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    hardware = {"hardware.device": "cuda", "hardware.gpu": "h100", "hardware.compile": True}
+    wanted = config(**hardware, plan=True)
+    assert train(wanted) == 0
+    out = capsys.readouterr().out
+    assert "device  h100, bf16; no CUDA device is here" in out and "of 80GB" in out
+    flops = Plan(wanted, wanted.model.with_vocab(256), 1, MACHINE).flops
+    assert describe_absent_gpu(wanted.hardware).rate.flops == pytest.approx(0.4 * 989.4e12)
+    assert flops > 0 and not Path(wanted.runs_dir).exists()
+    with pytest.raises(BadEnvironment, match=r"no CUDA device here; name its kind to plan for it, e.g. hardware.gpu="):
+        train(config(**{"hardware.device": "cuda"}, plan=True))
+    with pytest.raises(BadInput, match="the peak of h100 is known for bf16 and fp16"):
+        train(config(**hardware, **{"hardware.precision": "fp32"}, plan=True))
+    with pytest.raises(BadEnvironment, match=r"no CUDA device here; use hardware.device=cpu"):
+        train(config(**hardware))
+
+
+@pytest.mark.parametrize("name", [name for name in choices("hardware") if "00" in name])
+def test_files_of_known_hardware_name_their_gpu(name: str) -> None:
+    (config,) = points("train", TrainConfig, [f"hardware={name}", "training.batch_tokens=1024"])
+    assert config.hardware.gpu is not None and config.hardware.gpu.split("_")[0] in name
+
+
+def test_a_plan_of_years_on_a_cpu_names_gpus() -> None:
+    slow = replace(MACHINE, gpu=False, rate=Rate(1e9, "measured"))
+    config = gpt2()
+    assert "plan=true hardware=8xh100" in Plan(config, config.model.with_vocab(50_257), 1, slow).lines()[-1]
+
+
+def test_data_that_is_not_prepared_is_in_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data=openwebtext", "plan=true", f"data.dir={tmp_path / 'data'}", "hardware=h100"]
+    assert train(points("train", TrainConfig, [*words, f"runs_dir={tmp_path / 'runs'}"])[0]) == 0
+    assert ": not prepared; run: python prepare.py data=openwebtext" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_can_be_written_is_told_before_data_is_prepared(config: Build, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for changes, message in (
+        ({"runs_dir": str(tmp_path / "file")}, r"^runs_dir=.*file: not a folder"),
+        ({"resume.run": "nowhere"}, "^resume.run=nowhere: not a run directory"),
+        ({"data.dir": str(tmp_path / "file")}, r"^data.dir=.*file: not a folder"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            train(config(**changes))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "file"]
