@@ -67,6 +67,13 @@ def refuse_unprepared(config: DataConfig) -> None:
         raise BadData(f"{escaped(folder_of(config))}: not prepared; run: {command(config)}")
 
 
+def unprepared_lines(config: DataConfig) -> list[str]:
+    """Return what a plan says of data of the hub that isn't prepared; other data is found, or fetched, by itself."""
+    if config.corpus != "hub" or config.source is not None or is_prepared(folder_of(config)):
+        return []
+    return [f"data    {escaped(folder_of(config))}: not prepared; run: {command(config)}"]
+
+
 def prepare(config: DataConfig, overwrite: bool = False, block_size: int | None = None) -> Dataset:
     """Prepare unless it is done already, and open. Raises BadData, BadEnvironment.
 

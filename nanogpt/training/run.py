@@ -15,12 +15,11 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig, check_horizon
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset, expected_train_tokens
-from nanogpt.data.folders import folder_of, is_prepared
-from nanogpt.data.prepare import command, ensure
+from nanogpt.data.prepare import ensure, unprepared_lines
 from nanogpt.data.start import find_start_ids
 from nanogpt.device import Compute, set_up
 from nanogpt.distributed import Peers, meet
-from nanogpt.errors import STOPPED, Diverged, escaped
+from nanogpt.errors import STOPPED, Diverged
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import write_atomic
@@ -96,9 +95,7 @@ def show_plan(config: TrainConfig, place: Place) -> int:
         plan = plan_of(settled(config, model, compute, Peers(), world), model, compute, world, sure)
     plan = replace(plan, train_tokens=expected_train_tokens(config.data))
     schema.checked(lambda: check_horizon(config, plan.steps))
-    say("\n".join(plan.lines()))
-    if config.data.corpus == "hub" and config.data.source is None and not is_prepared(folder_of(config.data)):
-        say(f"data    {escaped(folder_of(config.data))}: not prepared; run: {command(config.data)}")
+    say("\n".join([*plan.lines(), *unprepared_lines(config.data)]))
     return 0
 
 
