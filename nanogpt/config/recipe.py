@@ -51,8 +51,9 @@ class OptimizerConfig(Section):
             if key in EVERY_OPTIMIZERS_KEYS or key in OPTIMIZERS[self.name].keys:
                 continue
             if (value := getattr(self, key)) != field.default:
-                owner = next(name for name, declaration in OPTIMIZERS.items() if key in declaration.keys)
-                raise refuse(f"optimizer.{key}", value, f"is {owner}'s; give optimizer={owner}")
+                owners = [name for name, declaration in OPTIMIZERS.items() if key in declaration.keys]
+                why = f"is {owners[0]}'s; give optimizer={owners[0]}" if owners else "no optimizer reads it"
+                raise refuse(f"optimizer.{key}", value, why)
         return self
 
 

@@ -17,7 +17,7 @@ Kind = Literal["embedding", "head", "matrix", "vector"]
 """`matrix`: a weight of attention or MLP. `vector`: gains, biases, taps of short convolutions."""
 Shape = tuple[int, ...]
 Group = dict[str, Any]
-"""One of torch's `param_groups`. Ours also have `peak_lr`, `momentum` and `rows`."""
+"""One of torch's `param_groups`. Ours also have `peak_lr`, `muon_momentum` and `rows`."""
 FP32 = 4
 
 

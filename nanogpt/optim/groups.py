@@ -57,7 +57,7 @@ def build_groups(model: Network, config: OptimizerConfig, width: float = 1.0) ->
         treatment = compute_treatment(name, parameter, model.config, config, width)
         if treatment not in groups:
             about = {"lr": treatment.peak_lr, "peak_lr": treatment.peak_lr, "weight_decay": treatment.weight_decay}
-            groups[treatment] = {"params": [], "rows": treatment.rows, "momentum": config.momentum, **about}
+            groups[treatment] = {"params": [], "rows": treatment.rows, "muon_momentum": config.momentum, **about}
         groups[treatment]["params"].append(parameter)
     return list(groups.values())
 

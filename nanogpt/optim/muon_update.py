@@ -84,8 +84,8 @@ class Muon(AdamW):
             state |= self.initial_state(parameter)
         assert parameter.grad is not None
         grad = self.unless_broken(parameter.grad, state["momentum"])  # which then stays
-        momentum = state["momentum"].lerp_(grad, 1 - group["momentum"])
-        update, rows = torch.lerp(grad, momentum, group["momentum"]), group["rows"]
+        momentum = state["momentum"].lerp_(grad, 1 - group["muon_momentum"])
+        update, rows = torch.lerp(grad, momentum, group["muon_momentum"]), group["rows"]
         seconds = state["row_second"].split(rows) if "row_second" in state else [None] * len(rows)
         cut = zip(parameter.detach().split(rows), update.split(rows), seconds, strict=True)
         return [Piece(*one, group) for one in cut]

@@ -48,5 +48,5 @@ def set_rates(optimizer: Optimizer, step: int, steps: int, config: TrainConfig) 
     scale = lr_scale(step, steps, config.schedule)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * scale
-        group["momentum"] = momentum_at(step, config.optimizer)
+        group["muon_momentum"] = momentum_at(step, config.optimizer)
     return config.optimizer.lr * scale
