@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from conf.argv import HYDRA_FLAGS, package_in, split
 from nanogpt import schema
+from nanogpt.cores import limit_spinning
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, escaped, hint
 from nanogpt.schema import Section
 
@@ -46,6 +47,7 @@ def enter(
 def guarded(name: str, call: Callable[[], int]) -> NoReturn:
     """Exit with the code `call` returns, or with that of its error, told in one line."""
     open_closed_streams()
+    limit_spinning(os.environ)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than our texts hold
     try:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 CPUS = Path("/sys/devices/system/cpu")
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+SPIN_COUNT = "10000"  # iterations, some tens of microseconds
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,16 @@ def threads_for(environment: Mapping[str, str], local_world: int = 1) -> Threads
             max(1, found.number // local_world), f"{found.number} {found.why}, shared by {local_world} ranks"
         )
     return found
+
+
+def limit_spinning(environment: MutableMapping[str, str]) -> None:
+    """Let waiting OpenMP threads sleep after a short spin, unless the user has set a policy. Call before torch loads.
+
+    GNU OpenMP spins for milliseconds by default. On a busy machine a spinning thread takes the core from the thread it
+    waits for. docs/benchmarks.md has the measurements.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 def positive(environment: Mapping[str, str], name: str) -> int | None:

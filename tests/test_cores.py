@@ -1,12 +1,16 @@
 """Threads of a rank, on machines made of files."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nanogpt import cores
-from nanogpt.cores import Threads, threads_for
+from nanogpt.cores import SPIN_COUNT, Threads, limit_spinning, threads_for
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -81,3 +85,23 @@ def test_a_container_of_the_older_kind(machine: Path) -> None:
 def test_a_system_that_tells_nothing(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert threads_for({}) is None
+
+
+def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise() -> None:
+    environment: dict[str, str] = {}
+    limit_spinning(environment)
+    assert environment == {"GOMP_SPINCOUNT": SPIN_COUNT}
+    for own in ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}):
+        environment = dict(own)
+        limit_spinning(environment)
+        assert environment == own
+
+
+def test_spinning_is_limited_before_torch_loads() -> None:
+    """GNU OpenMP reads the variable once, when torch loads it."""
+    code = (
+        "import os, sys; from conf import door; assert 'torch' not in sys.modules; "
+        "door.guarded('test', lambda: print(os.environ['GOMP_SPINCOUNT']) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{SPIN_COUNT}\n"), done.stderr
