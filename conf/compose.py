@@ -139,6 +139,8 @@ class Composer:
                 check_typed(self.kind, one)
                 put(composed, one)
         plain = plain_values(composed, self.keys, self.ordinary)
+        if "eval.fit" in self.keys and not given & {"eval.every", "eval.fit"}:
+            plain["eval"]["fit"] = True  # the interval of the files is for their usual length
         return plain if "schedule.warmup_steps" in given else self.with_shorter_warmup(plain)
 
     def with_shorter_warmup(self, plain: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from nanogpt.files import (
     read_json_bytes,
     write_atomic,
 )
-from nanogpt.forking import check_fork, choose_checkpoint, copy_parent
 from nanogpt.run_identity import SHORT, digits_of, earlier_digits, read_starts, resolve
 from nanogpt.run_state import read_start_time
 from nanogpt.tracking.metrics import RowLog
@@ -123,10 +122,7 @@ def locate(config: TrainConfig) -> Path:
 
 
 def resolve_all(config: TrainConfig) -> TrainConfig:
-    """Return the config with what identifies it filled in: the digest of its source, and of a fork the parent's id.
-
-    Raises BadInput for a parent that isn't there.
-    """
+    """Return the config with the digest of its source and a fork's parent. Raises BadInput for no such parent."""
     config = resolve(config)
     if config.resume.run is None or config.resume.parent is not None:
         return config
@@ -189,14 +185,16 @@ def newest_step(path: Path) -> int:
 @contextmanager
 def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint, BadInput."""
+    from nanogpt import forking  # torch: not for those who only read about runs
+
     config = resolve_all(config)
     path = locate(config)
     forks = config.resume.fork and not (path / "config.json").exists()
     parent = find(str(config.resume.run), config.runs_dir, "resume.run") if forks else None
     source = None
     if parent is not None:
-        check_fork(parent.config(), config, parent.path)
-        source = choose_checkpoint(parent.path, config.resume.step)
+        forking.check_fork(parent.config(), config, parent.path)
+        source = forking.choose_checkpoint(parent.path, config.resume.step)
     if path.is_symlink() and not (path / "config.json").exists():
         raise BadCheckpoint(f"{escaped(path)}: is a link, but to no run directory; remove it, or give another name")
     path.mkdir(parents=True, exist_ok=True)
@@ -209,7 +207,7 @@ def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
             run.changes = accepted_changes(run, config)
         else:
             if parent is not None and source is not None:
-                copy_parent(parent.path, source, path)
+                forking.copy_parent(parent.path, source, path)
                 run.new_fork = True
             write_atomic(path / "config.json", schema.to_json(config))
         run.checkpoints.clean()

@@ -121,7 +121,14 @@ class EvalConfig(BenchmarkFiles):
         None, "tokens of each split, in windows spread over it; null: the whole validation split"
     )
     train: bool = guarded(True, "evaluate as many tokens of the training split too")
+    fit: bool = free(
+        False, "evaluate a run shorter than eval.every four times; true unless eval.every is typed", earlier=False
+    )
+
+    def interval(self, steps: int) -> int:
+        """Return the number of steps between evaluations in a run of `steps`."""
+        return max(1, steps // 4) if self.fit and self.every > steps else self.every
 
     def due(self, step: int, steps: int) -> bool:
         """Whether a run of `steps` is evaluated at `step`: at every interval, at step 0 and at the end."""
-        return step % self.every == 0 or step == steps
+        return step % self.interval(steps) == 0 or step == steps

@@ -1,16 +1,19 @@
 """Whether config, data, ranks and machine fit each other: asked before anything is trained."""
 
+from typing import Any
+
 from nanogpt import schema
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset, expected_vocab_size
 from nanogpt.device import Compute, memory_bytes
+from nanogpt.distributed import Peers
 from nanogpt.errors import BadData, BadInput
 from nanogpt.model.cost import parameter_counts
 from nanogpt.model.memory import memory_of
 from nanogpt.outputs import check_output_folder
 from nanogpt.place import Place
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate, resolve_all
 from nanogpt.tracking.console import amount, say
 from nanogpt.training.state import TrainState
 
@@ -37,6 +40,25 @@ def check_places(config: TrainConfig) -> None:
     check_output_folder("runs_dir", config.runs_dir)
     if config.resume.run is not None:
         locate(config)
+
+
+def with_identity(config: TrainConfig, peers: Peers) -> TrainConfig:
+    """Return the config with what identifies it filled in, for which only rank 0 reads files.
+
+    A run that exists is evaluated as often as when it began.
+    """
+
+    def read() -> list[Any]:
+        found = resolve_all(config)
+        stored = locate(found) / "config.json"
+        fit = schema.read(TrainConfig, stored).eval.fit if stored.exists() else found.eval.fit
+        return [found.data.source_sha256, found.resume.parent, found.resume.step, fit]
+
+    digest, parent, step, fit = peers.from_leader(read)
+    data = config.data.model_copy(update={"source_sha256": digest})
+    resume = config.resume.model_copy(update={"parent": parent, "step": step})
+    evaluation = config.eval.model_copy(update={"fit": fit})
+    return config.model_copy(update={"data": data, "resume": resume, "eval": evaluation})
 
 
 def refuse_alone(config: TrainConfig, world: int) -> None:

@@ -148,10 +148,12 @@ def plan_line(plan: Plan) -> str:
 
 def eval_line(plan: Plan, tokens: int) -> str:
     """How much is evaluated, how often, and how long that takes: a forward pass is a third of a step's."""
-    every = plan.config.eval.every
+    every = plan.config.eval.interval(plan.steps)
     times = 1 + plan.steps // every + (plan.steps % every > 0)
     each = tokens * flops_per_token(plan.model) / 3 / plan.machine.rate.flops / plan.world
     often = f"{times} times" if times > 1 else "once"
+    if every != plan.config.eval.every:
+        often += f", every {every} steps, as the run is shorter than eval.every={plan.config.eval.every}"
     return f"{tokens:,} tokens, {often}; about {seconds(times * each)} (eval.tokens, eval.every)"
 
 

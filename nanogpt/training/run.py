@@ -6,7 +6,6 @@ from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,7 +27,7 @@ from nanogpt.interop.sources import find_source
 from nanogpt.measurement import KEY
 from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
-from nanogpt.run_directory import RunDirectory, locate, opened, resolve_all
+from nanogpt.run_directory import RunDirectory, locate, opened
 from nanogpt.run_identity import resolve
 from nanogpt.tracking.console import say, silence
 from nanogpt.tracking.mirrors import refuse_missing
@@ -41,6 +40,7 @@ from nanogpt.training.checks import (
     refuse_shorter,
     refuse_too_large,
     warn_of_short_shards,
+    with_identity,
 )
 from nanogpt.training.extension import describe_later_changes
 from nanogpt.training.incidents import replay
@@ -141,19 +141,6 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
         return train_state(config, state, dataset, benchmarks, watch)
     except RuntimeError as error:
         raise peers.explain(error, state.step if state else 0) from error
-
-
-def with_identity(config: TrainConfig, peers: Peers) -> TrainConfig:
-    """Return the config with what identifies it filled in, for which only the leader reads files."""
-
-    def read() -> list[Any]:
-        found = resolve_all(config)
-        return [found.data.source_sha256, found.resume.parent, found.resume.step]
-
-    digest, parent, step = peers.from_leader(read)
-    data = config.data.model_copy(update={"source_sha256": digest})
-    resume = config.resume.model_copy(update={"parent": parent, "step": step})
-    return config.model_copy(update={"data": data, "resume": resume})
 
 
 def benchmarks_of(config: TrainConfig) -> list[Benchmark]:
