@@ -138,7 +138,7 @@ def test_prompts_from_files(trained: TrainConfig, tmp_path: Path, capsys: pytest
     ("changes", "message"),
     [
         ({"prompt": "FILE:nothing.txt"}, r"prompt=nothing.txt: No such file"),
-        ({"prompt": "FILE:/dev/zero"}, r"prompt=/dev/zero: larger than 1,048,576 bytes"),
+        ({"prompt": "FILE:/dev/zero"}, r"/dev/zero: not a regular file"),
         ({"prompt": "FILE:{folder}/latin1"}, r"latin1: not valid UTF-8 at byte 2"),
         ({"prompts": "{folder}/empty"}, r"empty: no prompt in it"),
         ({"prompts": "{folder}/bad.jsonl"}, r'line 2 is not a JSON object with a text "prompt"'),
