@@ -9,7 +9,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from conf.overrides import Value, is_valid
+from conf.overrides import Value, is_literal, is_valid
 from conf.words import typed
 from nanogpt import schema
 from nanogpt.errors import BadInput, escaped
@@ -52,12 +52,6 @@ def check_tilde(config: Section) -> None:
                 whole = os.path.expanduser(text)
                 remedy = f"write {escaped(whole)}" if whole != text else "there is no such user"
                 raise BadInput(f"{key}={escaped(text)}: ~ isn't expanded here; {remedy}")
-
-
-def is_literal(field: Any) -> bool:
-    """Whether a field takes all that follows `=` as it is."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("literal"))  # pyright: ignore[reportUnknownMemberType]
 
 
 def check_hydra_settings(door: str, files: tuple[str, ...], composed: DictConfig) -> None:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, NoReturn, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, ValueType
@@ -60,15 +61,25 @@ def key_in(text: str) -> str:
     return text.partition("=")[0].strip()
 
 
+def is_literal(field: Any) -> bool:
+    """Whether a field takes all that follows `=` as it is."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("literal"))  # pyright: ignore[reportUnknownMemberType]
+
+
 def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, str], list[str]]:
-    """({key: value} of free-text keys, the other overrides). A value in quotes is left to Hydra."""
-    extras = {key: field.json_schema_extra for key, field in schema.leaves(kind)}
-    free = {key for key, extra in extras.items() if isinstance(extra, dict) and extra.get("literal")}
+    """Return {key: value} of free-text keys, and the other overrides.
+
+    A value in quotes is left to Hydra, and so is `null` for a key that may be null.
+    """
+    free = {key: field for key, field in schema.leaves(kind) if is_literal(field)}
     literals: dict[str, str] = {}
     rest: list[str] = []
     for text in overrides:
         key, equals, value = text.partition("=")
-        if equals and key in free and not (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        is_null = value == "null" and key in free and NoneType in get_args(free[key].annotation)
+        if equals and key in free and not quoted and not is_null:
             literals[key] = value
         else:
             rest.append(text)

@@ -77,7 +77,7 @@ def encode_prompt(trained: Trained, config: SampleConfig, text: str) -> list[int
         return list(trained.start_ids) or tokenizers.start_ids(trained.tokenizer)
     try:
         if config.special_tokens:
-            ids = tokenizers.encode_with_end_of_text(trained.tokenizer, put)
+            ids = tokenizers.encode_with_special_tokens(trained.tokenizer, put)
         else:
             ids = trained.tokenizer.encode(put).tolist()
     except BadInput as error:

@@ -134,11 +134,21 @@ def append(path: Path, line: str) -> None:
 
 
 def from_json(text: str | bytes) -> Any:
-    """What a JSON text says. Raises ValueError, also for one that is nested too deeply to be read."""
+    """Return what a JSON text says. Raise ValueError, also if it is nested too deeply or repeats a key."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=without_repeats)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object with these keys. Raise ValueError for a key that is there twice: nobody knows which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"has the key {escaped(repeated)} twice")
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

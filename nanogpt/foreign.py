@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, LabError, escaped
-from nanogpt.files import check_regular, read_bytes, write_atomic
+from nanogpt.files import open_regular, read_bytes, write_atomic
 from nanogpt.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
@@ -74,6 +74,20 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     torch.save(content, path)
 
 
+def check_saved_by_torch(path: Path) -> None:
+    """Raise BadCheckpoint for a file that torch.save didn't write in its form since torch 1.6, a zip archive."""
+    try:
+        with open_regular(path) as file:
+            is_archive = file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise BadCheckpoint(f"{escaped(path)}: {escaped(error.strerror)}") from None
+    if not is_archive:
+        allowed = (
+            "nanoGPT's ckpt.pt as torch.save of 1.6 or newer writes it, or a folder (of model.safetensors: its own)"
+        )
+        raise BadCheckpoint(f"{escaped(path)}: not a checkpoint that can be read safely; allowed: {allowed}")
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
     """(model_args, tensors by name) of a checkpoint that nanoGPT saved. Raises BadCheckpoint, BadEnvironment.
 
@@ -84,8 +98,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
 
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
         raise BadEnvironment(f"{escaped(path)}: torch {torch.__version__} can't read it safely; 2.10 or newer can")
+    check_saved_by_torch(path)
     try:
-        check_regular(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a broken or hostile file leads to
         why = str(error).strip().splitlines() or [type(error).__name__]

@@ -14,7 +14,7 @@ from nanogpt.errors import BadInput, escaped
 from nanogpt.files import from_json, open_regular
 from nanogpt.generate import lay_out
 from nanogpt.outputs import check_output_file
-from nanogpt.tokenizer import END_OF_TEXT
+from nanogpt.tokenizer import special_tokens
 from nanogpt.tracking.console import visible
 from nanogpt.trained import Trained, load_trained
 
@@ -48,12 +48,13 @@ def sample(config: SampleConfig) -> int:
 
 def check_special_tokens(trained: Trained, config: SampleConfig, texts: list[str]) -> None:
     """Raise BadInput if special tokens are asked for and there are none; say it if a prompt only spells one."""
-    end = trained.tokenizer.end_of_text
-    if config.special_tokens and end is None:
+    names = special_tokens(trained.tokenizer)
+    if config.special_tokens and not names:
         raise BadInput("special_tokens=true: the model's tokenizer has no special tokens")
-    if not config.special_tokens and end is not None and any(END_OF_TEXT in text for text in texts):
-        why = "is plain text in the prompt; special_tokens=true makes it the end-of-text token"
-        print(f"note: {END_OF_TEXT} {why}", file=sys.stderr)
+    spelled = [name for name in names if any(name in text for text in texts)]
+    if not config.special_tokens and spelled:
+        why = "plain text in the prompt; special_tokens=true makes it a special token"
+        print(f"note: {escaped(spelled[0])} is {why}", file=sys.stderr)
 
 
 def describe(trained: Trained, config: SampleConfig) -> str:

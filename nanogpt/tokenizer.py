@@ -129,6 +129,14 @@ class BPETokenizer:
     def encode(self, text: str) -> Ids:
         return np.array(self.inner.encode(text, add_special_tokens=False).ids, np.uint32)
 
+    def encode_special(self, text: str) -> list[int]:
+        """Return the ids of a text in which special tokens are their ids."""
+        self.inner.encode_special_tokens = False
+        try:
+            return list(self.inner.encode(text, add_special_tokens=False).ids)
+        finally:
+            self.inner.encode_special_tokens = True
+
     def spec(self) -> dict[str, Any]:
         return {"kind": "bpe", "tokenizers": json.loads(self.serialized)}
 
@@ -220,8 +228,18 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def encode_with_end_of_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the ids of a text in which `<|endoftext|>` is the end-of-text id. Raises BadInput as `encode` does."""
+def special_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Return the special tokens: texts that `encode` takes as plain text."""
+    if isinstance(tokenizer, BPETokenizer):
+        added = tokenizer.inner.get_added_tokens_decoder().values()
+        return [str(token.content) for token in added if token.special]
+    return [] if tokenizer.end_of_text is None else [END_OF_TEXT]
+
+
+def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text in which special tokens are their ids. Raises BadInput as `encode` does."""
+    if isinstance(tokenizer, BPETokenizer):
+        return tokenizer.encode_special(text)
     first, *others = text.split(END_OF_TEXT) if tokenizer.end_of_text is not None else [text]
     ids: list[int] = tokenizer.encode(first).tolist()
     for piece in others:

@@ -63,7 +63,9 @@ class SampleConfig(TrainedConfig):
     min_p: float = free(0.0, "keep tokens at least this share as probable as the likeliest", ge=0, le=1)
     repetition_penalty: float = free(1.0, "above 1: less of the tokens that the text has already", gt=0, le=100)
     stop: str | None = free(None, "text that ends the answer; \\n is a newline", literal=True, min_length=1)
-    special_tokens: bool = free(False, "<|endoftext|> in a prompt is the end-of-text token; else it is plain text")
+    special_tokens: bool = free(
+        False, "special tokens such as <|endoftext|> in a prompt are their ids; else they are plain text"
+    )
     truncate: bool = free(False, "of a prompt longer than model.block_size take the end, instead of refusing it")
     precision: Literal["fp32", "bf16"] = free("fp32", "of the weights; bf16 halves the memory that each token reads")
     seed: int = free(1337, "of the draws; text i uses (seed, i)", ge=0, lt=2**63)

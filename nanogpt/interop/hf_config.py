@@ -169,11 +169,11 @@ def read_llama(keys: Keys) -> Values:
         keys.known.update(("sliding_window", "max_window_layers"))  # unused without use_sliding_window
     else:
         keys.expect("head_dim", None, n_embd // n_head)
-        keys.expect("mlp_bias", bias)
         keys.expect("sliding_window", None)
         keys.expect("pretraining_tp", 1, None)
         keys.expect("rope_interleaved", False)
         keys.expect("max_sequence_length", keys.count("max_position_embeddings"))
+    keys.expect("mlp_bias", bias)
     keys.expect("use_sliding_window", False)
     keys.expect("layer_types", None, ["full_attention"] * n_layer)
     keys.expect("intermediate_size", ModelConfig(n_head=1, n_embd=n_embd, activation="swiglu").mlp_width)

@@ -10,8 +10,8 @@ from typing import Any
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.errors import BadData, escaped
-from nanogpt.files import read_json_bytes, write
-from nanogpt.interop.tokenizer_checks import check_byte_level, check_config
+from nanogpt.files import read_json_bytes, read_text, write
+from nanogpt.interop.tokenizer_checks import check_byte_level, check_characters, check_config, rules_of
 from nanogpt.tokenizer import (
     END_OF_TEXT,
     BPETokenizer,
@@ -22,43 +22,113 @@ from nanogpt.tokenizer import (
     byte_alphabet,
 )
 
+TOKENIZER_FILES = (  # of programs other than the `tokenizers` library
+    *("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model", "spiece.model", "vocab.txt"),
+    *("sentencepiece.bpe.model", "tiktoken.model", "tekken.json", "vocab.bpe", "encoder.json", "tokenizer.bin"),
+)
+
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer in a folder's tokenizer.json, ours or Hugging Face's; None without one. Raises BadData."""
+    """Return the tokenizer in a folder: of tokenizer.json, ours or Hugging Face's, or of GPT-2's own two files.
+
+    None if there is none. Raises BadData, also for the files of other tokenizers.
+    """
     path = folder / tokenizers.FILE
-    if not path.exists():
-        return None
     try:
-        content: Any = read_json_bytes(path)
+        if not path.exists():
+            content: Any = read_gpt2_files(folder)
+            return None if content is None else read_byte_level(content, folder)
+        content = read_json_bytes(path)
         if "kind" in content:
             return tokenizers.load(folder)
-        if content["model"]["type"] == "WordLevel":
-            vocabulary: dict[str, int] = content["model"]["vocab"]
-            tokenizer = CharTokenizer("".join(vocabulary))
-            if [vocabulary[char] for char in tokenizer.chars] != list(range(len(vocabulary))):
-                raise BadData(f"{escaped(path)}: its characters are not in code point order")
-            return tokenizer
-        return read_byte_level(content, folder)
+        reader = read_characters if content["model"]["type"] == "WordLevel" else read_byte_level
+        return reader(content, folder)
     except BadData:
         raise
     except Exception as error:  # tokenizers raises plain Exception
         raise BadData(f"{escaped(path)}: not a tokenizer of characters or byte-level BPE: {escaped(error)}") from None
 
 
+def read_characters(content: dict[str, Any], folder: Path) -> Tokenizer:
+    """Return the tokenizer of single characters that an export of ours wrote. Raises BadData for any other."""
+    where = escaped(folder / tokenizers.FILE)
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    if words := [name for name in vocabulary if len(name) != 1]:
+        raise BadData(f"{where}: model.vocab has {escaped(words[0])}, which is not one character")
+    tokenizer = CharTokenizer("".join(vocabulary))
+    if [vocabulary[char] for char in tokenizer.chars] != list(range(len(vocabulary))):
+        raise BadData(f"{where}: its characters are not in code point order")
+    check_characters(content, json.loads(serialized(tokenizer)), where)
+    check_config_of(folder, content)
+    check_adds_nothing(json.dumps(content), tokenizer.chars[0], where)
+    return tokenizer
+
+
+def check_adds_nothing(serialized: str, probe: str, where: str) -> None:
+    """Raise BadData if the post-processor of a tokenizer.json adds tokens to a text such as `probe`."""
+    from tokenizers import Tokenizer as HFTokenizer
+
+    inner = HFTokenizer.from_str(serialized)
+    if inner.encode(probe).ids != inner.encode(probe, add_special_tokens=False).ids:
+        raise BadData(f"{where}: post_processor: adds tokens to every text, which isn't done here")
+
+
+def check_config_of(folder: Path, content: dict[str, Any]) -> None:
+    """Raise BadData where tokenizer_config.json contradicts the tokenizer beside it."""
+    if (config := folder / "tokenizer_config.json").exists():
+        added = {token["content"]: token for token in content.get("added_tokens") or ()}
+        check_config(read_json_bytes(config), added, escaped(config))
+
+
+def read_gpt2_files(folder: Path) -> dict[str, Any] | None:
+    """Return vocab.json and merges.txt of a GPT-2 as tokenizer.json has them; None if there is no tokenizer.
+
+    Raises BadData for the files of other tokenizers, whose rules only their own program knows.
+    """
+    found = [name for name in TOKENIZER_FILES if (folder / name).exists()]
+    if not found:
+        return None
+    where, config = escaped(folder), folder / "tokenizer_config.json"
+    kind = read_json_bytes(config).get("tokenizer_class") if config.exists() else None
+    if kind is None and (folder / "config.json").exists():
+        kind = {"gpt2": "GPT2Tokenizer"}.get(str(read_json_bytes(folder / "config.json").get("model_type")))
+    if sorted(found) != ["merges.txt", "vocab.json"] or kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+        raise BadData(
+            f"{where}/{found[0]}: a tokenizer that isn't read here; allowed: tokenizer.json, as transformers writes it "
+            "with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW)"
+        )
+    vocabulary: dict[str, int] = read_json_bytes(folder / "vocab.json")
+    lines = read_text(folder / "merges.txt").split("\n")
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    end = {"content": END_OF_TEXT, "special": True, "normalized": False, "single_word": False}
+    added = [{"id": vocabulary[END_OF_TEXT], **end, "lstrip": False, "rstrip": False}] * (END_OF_TEXT in vocabulary)
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
+    return {"version": "1.0", "added_tokens": added, "pre_tokenizer": level, "decoder": level, "model": model}
+
+
 def read_byte_level(content: dict[str, Any], folder: Path) -> Tokenizer:
     """Return a byte-level BPE whose ids are transformers'. Raises BadData naming what would change a text."""
-    where, config = escaped(folder / tokenizers.FILE), folder / "tokenizer_config.json"
+    where = escaped(folder / tokenizers.FILE)
     check_byte_level(content, where)
-    added = {token["content"]: token for token in content.get("added_tokens") or ()}
-    if config.exists():
-        check_config(read_json_bytes(config), added, escaped(config))
+    check_config_of(folder, content)
     tokenizer = BPETokenizer(json.dumps(content | {"truncation": None, "padding": None}))
     if missing := {bytes([value]) for value in range(256)} - set(tokenizer.tokens):
         raise BadData(f"{where}: has no token for the byte {min(missing)[0]}, so some characters would be lost")
-    if tokenizer.inner.encode("a b").ids != tokenizer.inner.encode("a b", add_special_tokens=False).ids:
-        raise BadData(f"{where}: post_processor: adds tokens to every text, which isn't done here")
+    check_adds_nothing(tokenizer.serialized, "a b", where)
     plain = ByteTokenizer()
     return plain if tokenizer.tokens == plain.tokens and not content["model"]["merges"] else tokenizer
+
+
+def have_same_ids(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers give the same ids for every text: the same tokens, and the same rules that join them."""
+    if one.tokens != other.tokens:
+        return False
+    if type(one) is type(other) and not isinstance(one, BPETokenizer):
+        return True
+    texts = (each.inner.to_str() if isinstance(each, BPETokenizer) else serialized(each) for each in (one, other))
+    first, second = (rules_of(json.loads(text)) for text in texts)
+    return first == second
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:

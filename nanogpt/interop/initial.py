@@ -3,6 +3,7 @@
 import torch
 
 from nanogpt.errors import BadCheckpoint, BadData, escaped
+from nanogpt.interop.hf_tokenizer import have_same_ids
 from nanogpt.interop.names import fitted
 from nanogpt.interop.sources import Source
 from nanogpt.model.gpt import GPT
@@ -41,9 +42,15 @@ def shape_of(tensor: torch.Tensor | None) -> str:
 def refuse_other_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
     """The data speaks in the tokens that the weights know, as far as that can be told. Raises BadData."""
     theirs = source.tokenizer()
-    if theirs is not None and theirs.tokens != tokenizer.tokens:
+    if theirs is None or have_same_ids(theirs, tokenizer):
+        return
+    if theirs.tokens == tokenizer.tokens:
         raise BadData(
-            f"data.tokenizer={tokenizer.spec()['kind']}: {len(tokenizer.tokens):,} tokens, which are not the "
-            f"{len(theirs.tokens):,} that {source.label} was trained with"
-            f"{'; use data.tokenizer=gpt2' if theirs.spec()['kind'] == 'gpt2' else ''}"
+            f"data.tokenizer={tokenizer.spec()['kind']}: has the tokens that {source.label} was trained with, but "
+            "splits text or merges them otherwise, so texts get other ids"
         )
+    raise BadData(
+        f"data.tokenizer={tokenizer.spec()['kind']}: {len(tokenizer.tokens):,} tokens, which are not the "
+        f"{len(theirs.tokens):,} that {source.label} was trained with"
+        f"{'; use data.tokenizer=gpt2' if theirs.spec()['kind'] == 'gpt2' else ''}"
+    )

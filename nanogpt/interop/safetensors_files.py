@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx", ".npz")
+TRAINER_FILES = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)[^/]*\.")
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
@@ -47,6 +49,15 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     if missing := sorted(mapped.keys() - stored.keys()):
         raise BadCheckpoint(f"{escaped(folder)}/{mapped[missing[0]]}: lacks {escaped(missing[0])}, which {INDEX} names")
     return stored
+
+
+def list_unread(folder: Path, read: list[str]) -> list[str]:
+    """Return the files of a folder that may hold weights and aren't read; not those that continue a training."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in WEIGHT_ENDINGS and path.name not in read and not TRAINER_FILES.match(path.name)
+    )
 
 
 def read_index(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ starts; torch is only imported to read tensors. Only safetensors and, with `weig
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +30,7 @@ from nanogpt.interop.architecture import (
 from nanogpt.interop.hf_config import from_hf
 from nanogpt.interop.hf_tokenizer import read_tokenizer
 from nanogpt.interop.layout import Stored, layout_of, match
-from nanogpt.interop.safetensors_files import INDEX, WEIGHTS, read_header, read_headers, read_tensors
+from nanogpt.interop.safetensors_files import INDEX, WEIGHTS, list_unread, read_header, read_headers, read_tensors
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -115,6 +116,13 @@ class Folder:
 
     def tokenizer(self) -> Tokenizer | None:
         return read_tokenizer(self.path)
+
+    def unread(self) -> str:
+        """Return which files that may hold other weights aren't read; "" if there are none."""
+        read = sorted({tensor.file for tensor in self.checked()[1].values()})
+        other = list_unread(self.path, read)
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        return f"{read[0]} is read, not {', '.join(map(escaped, other[:3]))}{more}" if other else ""
 
 
 @dataclass(frozen=True)
@@ -266,7 +274,13 @@ def adopted(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
 def look(init_from: str, _: int) -> tuple[str, Values]:
     """Label and values, read once for all points of a sweep while the files stay as they are."""
     source = find_source(init_from)
-    return source.label, source.values()
+    values = source.values()
+    said = source.unread() if isinstance(source, Folder) else ""
+    if isinstance(source, OpenAI) and os.path.exists(init_from):
+        said = f"OpenAI's weights are read, not what is in this folder; init_from=./{init_from} names that"
+    if said and os.environ.get("RANK", "0") == "0":
+        print(f"note: init_from={escaped(init_from)}: {said}", file=sys.stderr)
+    return source.label, values
 
 
 def stamp(init_from: str) -> int:

@@ -46,6 +46,29 @@ def check_byte_level(content: Mapping[str, Any], where: str) -> None:
             raise BadData(f"{where}: added token {escaped(token['content'])}: drops the blanks beside it")
 
 
+def check_characters(content: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
+    """Raise BadData unless a tokenizer.json of single characters does what the one we write does."""
+    for part in ("normalizer", "pre_tokenizer", "added_tokens"):
+        if (content.get(part) or None) != (ours[part] or None):
+            why = f"allowed: {escaped(ours[part] or 'none')}, as in an export of a character model"
+            raise BadData(f"{where}: {part}={escaped(content[part])}: {why}")
+    if content["model"].get("unk_token") not in ("", None):
+        raise BadData(f"{where}: model.unk_token={escaped(content['model']['unk_token'])}: allowed: none")
+
+
+def rules_of(content: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what decides a byte-level BPE's ids beside its tokens."""
+    model = content["model"]
+    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    splitters = [
+        {key: value for key, value in step.items() if key != "trim_offsets"}
+        for step in steps_of(content.get("pre_tokenizer"), "pretokenizers")
+    ]
+    plain = [token for token in content.get("added_tokens") or () if not token.get("special")]
+    normalizers = list(steps_of(content.get("normalizer"), "normalizers"))
+    return merges, bool(model.get("ignore_merges")), splitters, plain, normalizers
+
+
 def steps_of(part: Any, inner: str) -> Iterator[dict[str, Any]]:
     """Yield the steps of a normalizer or pre-tokenizer, those of sequences one by one."""
     if part is not None and part.get("type") == "Sequence":

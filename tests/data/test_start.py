@@ -47,6 +47,6 @@ def test_an_end_of_text_mark_is_encoded_on_request() -> None:
     bpe.inner.encode_special_tokens = False
     theirs = bpe.inner.encode(text, add_special_tokens=False).ids
     bpe.inner.encode_special_tokens = True
-    assert tokenizers.encode_with_end_of_text(bpe, text) == theirs and theirs.count(bpe.end_of_text) == 3
+    assert tokenizers.encode_with_special_tokens(bpe, text) == theirs and theirs.count(bpe.end_of_text) == 3
     assert bpe.end_of_text not in bpe.encode(text)
-    assert tokenizers.encode_with_end_of_text(ByteTokenizer(), text) == list(np.frombuffer(text.encode(), np.uint8))
+    assert tokenizers.encode_with_special_tokens(ByteTokenizer(), text) == list(np.frombuffer(text.encode(), np.uint8))

@@ -201,7 +201,7 @@ REFUSED_CONFIG: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"use_sliding_window": True}, "use_sliding_window=true: allowed: false"),
     ("qwen3", {"head_dim": ...}, "head_dim=128: allowed: 16"),
     ("qwen3", {"num_key_value_heads": ...}, "not a network that can be built here"),
-    ("qwen3", {"mlp_bias": False}, "mlp_bias=false: not a known key of model_type=qwen3"),
+    ("qwen3", {"mlp_bias": True}, "mlp_bias=true: allowed: false"),
 ]
 
 
