@@ -6,9 +6,10 @@ Both are found again from the config alone, so a part can be handed to another p
 
 import hashlib
 import platform
+import re
 import sysconfig
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from nanogpt.data.file_kinds import BOM, FileKind, check_not_wide, conversion, d
 from nanogpt.data.hub_data import find_hub_splits, hub_rows
 from nanogpt.data.local_files import LocalFiles, find_files, join_names, relative, size_of
 from nanogpt.data.rows import Row, read_rows
-from nanogpt.data.shards import SplitName
+from nanogpt.data.shards import SplitName, sha256
 from nanogpt.data.splits import NamedFiles, divide_by_names
 from nanogpt.errors import BadData, BadEnvironment, escaped
 from nanogpt.files import read_bytes
@@ -29,6 +30,7 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 PART_BYTES = 64 * 2**20  # local files are grouped into parts of about this size
 FEW_DOCUMENTS = 50  # below this, each document's end is held out instead of whole documents
 BAD_ROWS_NAMED = 3
+ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|authors|changelog|contributing)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Corpus:
             example = escaped(self.source.root / "**" / f"*{Path(with_rows).suffix}", 1000)
             why = f"files of several kinds: {listed}; choose one kind with a glob, e.g. data.source='{example}'"
             raise BadData(f"data.source={escaped(self.config.source)}: {why}")
+        check_not_packed_too(self.config.source, kinds, self.source.root)
         return kinds
 
     @property
@@ -167,10 +170,14 @@ class Corpus:
         what = "read as plain text, though the lines are JSON objects; a name that ends in .jsonl reads rows"
         json_lines = [self.name_of(path) for path, kind in self.kinds.items() if kind.json_in_text]
         empty = [self.name_of(path) for path in self.empty_files()]
+        repeated = [self.name_of(path) for path in repeated_files(self.files)] if self.config.source else []
+        about = [] if self.has_rows else [self.name_of(path) for path in self.files if ABOUT.match(path.name)]
         return [
             *self.notes,
             *([f"{what}: {join_names(json_lines)}"] if json_lines else []),
             *([f"empty files: {join_names(empty)}"] if empty else []),
+            *([f"read though another file holds the same: {join_names(repeated)}"] if repeated else []),
+            *([f"read as text like the others: {join_names(about)}"] if about and len(about) < len(self.files) else []),
         ]
 
     def empty_files(self) -> set[Path]:
@@ -246,6 +253,26 @@ def group_files(files: tuple[Path, ...]) -> tuple[tuple[Path, ...], ...]:
         parts[-1].append(path)
         size += size_of(path)
     return tuple(map(tuple, parts))
+
+
+def check_not_packed_too(source: str | None, kinds: Mapping[Path, FileKind], root: Path) -> None:
+    """Raise BadData for a file that lies beside its packed form: its text would count twice."""
+    for path, kind in kinds.items():
+        if kind.compression and path.suffix and path.with_suffix("") in kinds:
+            both = join_names([relative(path.with_suffix(""), root), relative(path, root)])
+            raise BadData(f"data.source={escaped(source)}: one file packed and unpacked: {both}; remove one of them")
+
+
+def repeated_files(files: tuple[Path, ...]) -> list[Path]:
+    """Return the files that hold what an earlier one holds. Empty ones don't count. Raises BadData."""
+    by_size: dict[int, list[Path]] = {}
+    for path in files:
+        by_size.setdefault(size_of(path), []).append(path)
+    repeated: list[Path] = []
+    for size, same in by_size.items():
+        digests = [sha256(path) for path in same] if size and len(same) > 1 else []
+        repeated += [path for i, path in enumerate(same) if digests and digests[i] in digests[:i]]
+    return repeated
 
 
 def read_text(path: Path, kind: FileKind) -> str:

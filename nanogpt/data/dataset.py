@@ -17,6 +17,7 @@ from nanogpt.config import DataConfig
 from nanogpt.data.content import Memory, check_ids, is_token_folder, source_digest
 from nanogpt.data.folders import FORMAT, folder_of
 from nanogpt.data.shards import Shard, SplitName, Tokens, open_shard, sha256
+from nanogpt.data.splits import splits_in
 from nanogpt.errors import BadData, escaped
 from nanogpt.files import open_regular, read_json_bytes
 from nanogpt.schema import Section
@@ -216,6 +217,8 @@ def open_foreign(config: DataConfig, folder: Path) -> Dataset:
     found: dict[SplitName, list[Shard]] = {"train": [], "val": []}
     for path in sorted(folder.glob("*.bin")):
         names: list[SplitName] = [name for name in found if name in path.name]
+        if "test" in splits_in(path.name):
+            raise BadData(f"{escaped(path)}: is named for testing; keep it out of a folder that is trained on")
         if len(names) != 1:
             raise BadData(f"{escaped(path)}: its name says neither train nor val")
         found[names[0]].append(open_shard(path))

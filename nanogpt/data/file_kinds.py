@@ -9,7 +9,7 @@ import io
 import lzma
 import shlex
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -79,6 +79,7 @@ FOREIGN = {
 }
 TAR = (257, b"ustar")
 HEAD_BYTES = 4096
+UNPACKED_BYTES = 2**16
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
@@ -212,11 +213,44 @@ def unpacked(file: IO[bytes], compression: Compression | None) -> IO[bytes]:
         case "gzip":
             return cast(IO[bytes], gzip.GzipFile(fileobj=file))
         case "bzip2":
-            return cast(IO[bytes], bz2.BZ2File(file))
+            return cast(IO[bytes], io.BufferedReader(Unpacked(file, bz2.BZ2Decompressor)))
         case "xz":
-            return cast(IO[bytes], lzma.LZMAFile(file))
+            return cast(IO[bytes], io.BufferedReader(Unpacked(file, lzma.LZMADecompressor)))
         case "zstd":
             return cast(IO[bytes], io.BufferedReader(pyarrow("zstd data").CompressedInputStream(file, "zstd")))
+
+
+class Unpacked(io.RawIOBase):
+    """The content of bzip2 or xz data, one stream after the other.
+
+    Bytes after a stream that aren't another one are an error, where Python's own readers end without a word.
+    """
+
+    def __init__(self, file: IO[bytes], decompressor: Callable[[], Any]) -> None:
+        self.file, self.decompressor = file, decompressor
+        self.inner = decompressor()
+
+    def readable(self) -> bool:
+        """Return True: this is a stream to read from."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer and return the number of bytes. Raises OSError, EOFError, LZMAError for broken data."""
+        data = b""
+        while not data:
+            block = b""
+            if self.inner.eof:
+                rest = self.inner.unused_data.lstrip(b"\0")  # xz allows zeros between streams
+                while not rest and (block := self.file.read(UNPACKED_BYTES)):
+                    rest = block.lstrip(b"\0")
+                if not rest:
+                    return 0
+                block, self.inner = rest, self.decompressor()
+            elif self.inner.needs_input and not (block := self.file.read(UNPACKED_BYTES)):
+                raise EOFError("it ends before its end mark")
+            data = self.inner.decompress(block, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def pyarrow(what: str) -> Any:

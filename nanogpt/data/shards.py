@@ -19,6 +19,7 @@ from nanogpt.files import open_descriptor, open_regular
 
 HEADER_INTS = 256
 HEADER_BYTES = HEADER_INTS * 4
+WIDE_PAIRS = 32  # pairs of ids that are looked at, at least
 FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 Tokens = npt.NDArray[np.int64]
 SplitName = Literal["train", "val"]
@@ -75,6 +76,7 @@ def open_shard(path: Path) -> Shard:
     header = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
     dtype = FORMATS.get((int(header[0]), int(header[1]))) if len(header) >= 3 else None
     if dtype is None:
+        check_raw(path, head)
         if size == 0 or size % 2:
             why = "is empty" if size == 0 else f"has {size} bytes, which is not a multiple of 2"
             raise BadData(f"{escaped(path)}: {why}; no llm.c header and not raw uint16 tokens")
@@ -83,6 +85,23 @@ def open_shard(path: Path) -> Shard:
     if len(header) < HEADER_INTS or size != expected:
         raise BadData(f"{escaped(path)}: has {size} bytes where its header promises {expected}")
     return Shard(path, dtype, HEADER_BYTES, int(header[2]))
+
+
+def check_raw(path: Path, head: bytes) -> None:
+    """Raise BadData for a file without a known header that isn't raw uint16 tokens either, by its beginning."""
+    known = sorted(FORMATS)
+    first = int.from_bytes(head[:4], "little")
+    if first in dict(known) and len(head) >= 8:
+        version = int.from_bytes(head[4:8], "little")
+        raise BadData(f"{escaped(path)}: llm.c header {first} of version {version}; allowed: {dict(known)[first]}")
+    if head.startswith(b"\x93NUMPY"):
+        raise BadData(f"{escaped(path)}: is a NumPy array (.npy); write its tokens alone, as array.tofile does")
+    if head.startswith(b"version https://git-lfs"):
+        raise BadData(f"{escaped(path)}: is a Git LFS pointer, not the file itself; get it with: git lfs pull")
+    ids = np.frombuffer(head[: len(head) // 4 * 4], "<u2").reshape(-1, 2)
+    if len(ids) >= WIDE_PAIRS and ids[:, 1].max() <= 1 < ids[:, 0].max() and len(set(ids[:, 0].tolist())) > 2:
+        why = "every second token is 0 or 1, so these are tokens of 32 or 64 bits"
+        raise BadData(f"{escaped(path)}: {why}; write them as uint16, or as uint32 with the header of llm.c")
 
 
 class ShardWriter:

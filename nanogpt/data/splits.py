@@ -1,7 +1,8 @@
 """Which files are for training and which for validation, where their names say so.
 
 `train-00000-of-00001.parquet`, `wiki.valid.tokens`, `dev/a.txt`: the first or last word of the name of a file or of one
-of its folders. Files for testing are left out. Where no name says anything, `data.val_fraction` divides the text.
+of its folders; a word inside (`c4_train_shard_00.jsonl`) only where each file has one. Files for testing are left out.
+Where no name says anything, `data.val_fraction` divides the text.
 """
 
 import re
@@ -25,6 +26,11 @@ WORDS: dict[str, NamedSplit] = {
     "test": "test",
     "eval": "test",
 }
+MORE_WORDS: dict[str, NamedSplit] = {  # common in other names too: they count where each file has one
+    **dict.fromkeys(("training", "trainset", "traindata"), "train"),
+    **dict.fromkeys(("validate", "validating", "valset", "devset", "valdata"), "val"),
+    **dict.fromkeys(("testing", "testset", "testdata", "evaluation", "holdout", "heldout"), "test"),
+}
 NUMBERING = re.compile(r"[-_. ]*\d+([-_ ]of[-_ ]\d+)?$")
 REMEDY = "choose files with a glob, or divide all of them by data.val_fraction with data.split=val_fraction"
 
@@ -41,7 +47,12 @@ class NamedFiles:
 
 def divide_by_names(source: LocalFiles) -> NamedFiles:
     """Return the files of each split. Raises BadData if only some names say one, if one says two, or none `train`."""
-    said = {path: splits_in(relative(path, source.root)) for path in source.files}
+    relatives = {path: relative(path, source.root) for path in source.files}
+    said = {path: splits_in(name) for path, name in relatives.items()}
+    if not any(said.values()):  # words inside names count where they tell all files apart
+        inside = {path: splits_in(name, inside=True) for path, name in relatives.items()}
+        if all(len(found) == 1 for found in inside.values()) and len(set(map(tuple, inside.values()))) > 1:
+            said = inside
     files = {name: tuple(path for path in source.files if name in said[path]) for name in SPLIT_NAMES}
     names = [name for name in files if files[name]]
     if len(source.files) == 1 or not names:
@@ -64,14 +75,21 @@ def divide_by_names(source: LocalFiles) -> NamedFiles:
     return NamedFiles(files["train"], files["val"], tuple(notes))
 
 
-def splits_in(name: str) -> set[NamedSplit]:
-    """Return the splits that a relative path is named for: none, one, or several that contradict each other."""
+def splits_in(name: str, inside: bool = False) -> set[NamedSplit]:
+    """Return the splits that a relative path is named for: none, one, or several that contradict each other.
+
+    The first and the last word of each part count, with `inside` all of them, those of TrainSet and more words.
+    """
     *folders, file = PurePath(name).parts
+    known = WORDS | MORE_WORDS if inside else WORDS
     words: set[str] = set()
     for part in (*folders, without_endings(file)):
-        cut = re.split(r"[\W\d_]+", NUMBERING.sub("", part).casefold())
+        plain = NUMBERING.sub("", part)
+        cut = re.split(r"[\W\d_]+", plain.casefold())
         words |= {cut[0], cut[-1]}
-    return {WORDS[word] for word in words if word in WORDS}
+        if inside:
+            words |= {*cut, *re.split(r"[\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", plain).casefold())}
+    return {known[word] for word in words if word in known}
 
 
 def list_files(files: Sequence[Path], root: Path) -> str:
