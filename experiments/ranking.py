@@ -119,6 +119,7 @@ def resolve_values(results: Sequence[Result], labels: Sequence[int]) -> list[dic
     in its first result, and precision and fp8 are those that were used. `labels` say who was measured alike.
     """
     sources: dict[str, str | None] = {}
+    starts: dict[str, str] = {}
     contents = [result.measurement.data or result.config.data.source_sha256 for result in results]
     used: dict[int, tuple[str | None, bool | None]] = {}
     for result, label in zip(results, labels, strict=True):
@@ -131,6 +132,8 @@ def resolve_values(results: Sequence[Result], labels: Sequence[int]) -> list[dic
         {
             "data.source": sources.setdefault(content or str(result.path), result.config.data.source),
             "data.source_sha256": None,
+            "init_from": starts.setdefault(result.config.init_from_sha256 or str(result.path), result.config.init_from),
+            "init_from_sha256": None,
             "hardware.precision": used[label][0] or only,
             "hardware.fp8": bool(used[label][1]),
         }

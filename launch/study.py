@@ -6,7 +6,7 @@ cluster, today or tomorrow, finds what it did; a grid that has grown or was put 
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,10 @@ def study_of(sweep: Sweep[TrainConfig]) -> Study:
     configs = [point.config for point in sweep.points]
     if any(config.resume.run and not config.resume.fork for config in configs):
         raise BadInput("resume.run: continues one run; it can't be a point of a sweep")
-    path = Path(configs[0].runs_dir) / study_name(sweep)
+    points = resolved(sweep.points)
+    path = find_folder(sweep, points[0].config)
     if (path / "config.json").exists():
         raise BadInput(f"name={escaped(path.name)}: {escaped(path)} is a run, not a study; give another name")
-    points = resolved(sweep.points)
     refuse_twins(sweep, [digits_of(point.config) for point in points])
     return Study(path, members_of(path, points))
 
@@ -111,8 +111,22 @@ def study_of_one(config: TrainConfig) -> Study:
     return Study(run, [Member(run, config)])
 
 
-def study_name(sweep: Sweep[TrainConfig]) -> str:
-    """The given name, or `<model>-<data>-<swept keys>` and four digits of what else was set that can change results."""
+def find_folder(sweep: Sweep[TrainConfig], first: TrainConfig) -> Path:
+    """Return the study's folder; `first` is the resolved config of its first point.
+
+    Its name has files by their content, unless only a folder from when it had them by their path is there.
+    """
+    contents = {"data.source": first.data.source_sha256, "init_from": first.init_from_sha256}
+    shared = {key: contents.get(key) or text for key, text in sweep.shared.items()}
+    path = Path(first.runs_dir) / study_name(sweep, shared)
+    by_path = path.with_name(study_name(sweep, sweep.shared))
+    return path if path.exists() or not by_path.exists() else by_path
+
+
+def study_name(sweep: Sweep[TrainConfig], shared: Mapping[str, str]) -> str:
+    """Return the given name, or `<model>-<data>-<swept keys>` and four digits of the other shared settings that can
+    change results.
+    """
     first = sweep.points[0].config
     swept = [key for key in swept_keys(sweep.points) if key not in sweep.in_files]
     base = first.name or "-".join(getattr(first, group).name for group in ("model", "data") if group not in swept)
@@ -120,7 +134,7 @@ def study_name(sweep: Sweep[TrainConfig]) -> str:
         return base
     free = {key for key, field in leaves(TrainConfig) if change_of(field) == "free"}
     named = {"experiment", LAUNCHER} | ({"model", "data"} if not first.name else set[str]())
-    rest = sorted(f"{key}={text}" for key, text in sweep.shared.items() if key not in named and is_science(key, free))
+    rest = sorted(f"{key}={text}" for key, text in shared.items() if key not in named and is_science(key, free))
     digits = [hashlib.sha256("\n".join(rest).encode()).hexdigest()[:4]] if rest else []
     return clean("-".join(filter(None, [base, *sorted(short_names(swept).values())])))[:LONGEST] + "".join(
         f"-{one}" for one in digits

@@ -29,7 +29,15 @@ from nanogpt.files import (
     read_json_bytes,
     write_atomic,
 )
-from nanogpt.run_identity import SHORT, digits_of, earlier_digits, read_starts, resolve
+from nanogpt.run_identity import (
+    SHORT,
+    differing,
+    digits_of,
+    earlier_digits,
+    keys_of_same_content,
+    read_starts,
+    resolve,
+)
 from nanogpt.run_state import read_start_time
 from nanogpt.tracking.metrics import RowLog
 from nanogpt.tracking.origin import Origin, id_of, open_origin
@@ -37,7 +45,6 @@ from nanogpt.tracking.origin import Origin, id_of, open_origin
 if TYPE_CHECKING:
     from nanogpt.checkpoint import Checkpoints
 
-DIGEST = "data.source_sha256"
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)", re.ASCII)
 
 
@@ -224,8 +231,12 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
     changed = differing(before, now)
     allowed = {*config.resume.allow_change, "hardware.precision"}  # which is compared as what it became
     changed = [key for key in changed if not key.startswith("resume.")]
-    if before[DIGEST] == now[DIGEST] is not None:
-        allowed.add("data.source")
+    allowed |= keys_of_same_content(before, now)
+    digest = "data.source_sha256"
+    if config.resume.run is None and before[digest] is None and now[digest] is not None:
+        allowed |= {"data.source", "data.source_sha256"}  # found by content; the checkpoint knows its tokens too
+    if config.resume.run is not None and run.checkpoints.steps():
+        allowed.add("init_from_sha256")  # the weights that it began with are not read again
     kinds = {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
     for kind in ("fixed", "guarded"):
         refused = [key for key in changed if kinds[key] == kind and key not in allowed]
@@ -242,36 +253,6 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
     return [
         f"{key}: {before[key]} -> {now[key]}" for key in changed if not key.startswith(("fresh", "attempt", "pause_at"))
     ]
-
-
-def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the keys with another value; a digest that an earlier version didn't write is no difference."""
-    found = before[DIGEST] is None and before["data.source"] == now["data.source"]
-    return [key for key in now if now[key] != before[key] and not (found and key == DIGEST)]
-
-
-def relative_of(config: TrainConfig) -> tuple[Path, list[str]] | None:
-    """Return the newest run of the same name that may be meant, and the keys in which it differs: guarded ones, or
-    the digest alone, where the source at the same path held something else.
-    """
-    config = resolve(config)
-    here, kinds = locate(config), {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
-    now = dict(schema.values(config))
-    found = [
-        path.parent
-        for path in here.parent.glob("*/config.json")
-        if path.parent != here and (parts := parts_of(path.parent.name)) and parts[0] == config.run_name
-    ]
-    for path in sorted(found, key=newest_change, reverse=True)[:20]:
-        with suppress(BadCheckpoint):
-            before = dict(schema.values(RunDirectory(path).config()))
-            same = {"data.source"} if before[DIGEST] == now[DIGEST] else set[str]()
-            changed = [key for key in differing(before, now) if kinds[key] != "free" and key not in same]
-            if changed and all(kinds[key] == "guarded" for key in changed):
-                return path, changed
-            if changed == [DIGEST] or (not changed and before[DIGEST] != now[DIGEST]):
-                return path, [DIGEST]
-    return None
 
 
 def write_owner(path: Path) -> None:

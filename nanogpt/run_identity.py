@@ -6,25 +6,30 @@ may have others and be the same: its precision was left to the device, or it was
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config import HardwareConfig, Precision, TrainConfig
+from nanogpt.config import DataConfig, HardwareConfig, Precision, TrainConfig
 from nanogpt.data.content import is_token_folder
 from nanogpt.data.dataset import open_dataset
 from nanogpt.data.folders import is_made_of, is_prepared, path_folder, resolve_source
-from nanogpt.data.prepare import adopt
-from nanogpt.errors import BadData
-from nanogpt.files import read_json_bytes
-from nanogpt.schema import signature
+from nanogpt.data.prepare import adopt, holds_text
+from nanogpt.errors import BadCheckpoint, BadData
+from nanogpt.files import modified, read_json_bytes
+from nanogpt.schema import read, signature
+from nanogpt.weights_digest import with_weights_digest
 
+CONTENTS = {"data.source": "data.source_sha256", "init_from": "init_from_sha256"}
+"""Keys that name files, each with the key of the digest of what these hold."""
 SHORT = 8  # digits of the signature in a folder's name
 
 
 def resolve(config: TrainConfig, remember: bool = True) -> TrainConfig:
-    """Return the config with the digest of its source, where that can be known."""
+    """Return the config with the digests of its source and of its first weights, where they can be known."""
     data = resolve_source(config.data, remember)
-    return config if data is config.data else config.model_copy(update={"data": data})
+    config = config if data is config.data else config.model_copy(update={"data": data})
+    return with_weights_digest(config, remember)
 
 
 def digits_of(config: TrainConfig) -> str:
@@ -38,10 +43,52 @@ def earlier_digits(config: TrainConfig, runs: Mapping[str, Path]) -> str | None:
     """
     for other in same_runs(config):
         path = runs.get(digits := digits_of(other))
-        by_path = other.data.source_sha256 != config.data.source_sha256
+        by_path = config.data.source is not None and other.data.source_sha256 != config.data.source_sha256
         if path and is_same_run(path, config) and not (by_path and has_other_data(path, config)):
             return digits
-    return None
+    written_otherwise = (digits for digits, path in runs.items() if is_made_of_same(path, config))
+    return next(written_otherwise, None) if config.data.source is not None else None
+
+
+def is_made_of_same(path: Path, config: TrainConfig) -> bool:
+    """Whether a run directory is this resolved config's but for how the source's path is written."""
+    stored = read_stored(path / "config.json", modified(path / "config.json"))
+    if stored is None:
+        return False
+    if stored.init_from_sha256 is None:
+        config = config.model_copy(update={"init_from_sha256": None})
+    same = strip_source(stored) in map(strip_source, (config, *same_runs(config)))
+    return same and is_same_run(path, config) and is_same_source(path, stored.data, config.data)
+
+
+@cache
+def read_stored(path: Path, _: float) -> TrainConfig | None:
+    """Return the config of a run, read once while its file stays as it is; None where it can't be read."""
+    try:
+        return read(TrainConfig, path)
+    except BadCheckpoint:
+        return None
+
+
+def strip_source(config: TrainConfig) -> str:
+    """Return the signature of a config without its source."""
+    return signature(
+        config.model_copy(update={"data": config.data.model_copy(update={"source": None, "source_sha256": None})})
+    )
+
+
+def is_same_source(path: Path, stored: DataConfig, data: DataConfig) -> bool:
+    """Whether a run is known to be trained on what a resolved source holds. A run of the first release noted the
+    digest of its tokens, and that of the text beside them.
+    """
+    if stored.source_sha256 is not None or stored.source is None:
+        return stored.source_sha256 == data.source_sha256
+    with suppress(BadData):
+        if is_token_folder(data.source):
+            starts = read_starts(path)
+            return bool(starts) and open_dataset(data).fingerprint == starts[-1].get("data")
+        return holds_text(path_folder(stored.model_copy(update={"dir": data.dir})), data)
+    return False
 
 
 def same_runs(config: TrainConfig) -> Iterator[TrainConfig]:
@@ -49,10 +96,21 @@ def same_runs(config: TrainConfig) -> Iterator[TrainConfig]:
     hardware, precision = config.hardware, known_precision(config.hardware)
     left_open = hardware.model_copy(update={"precision": "auto", "fp8": False})
     named = hardware.model_copy(update={"device": "auto", "precision": precision or "auto"})
-    by_path = config.data.model_copy(update={"source_sha256": None})
+    by_path = {"data": config.data.model_copy(update={"source_sha256": None}), "init_from_sha256": None}
     yield config.model_copy(update={"hardware": left_open})
     yield config.model_copy(update={"hardware": named})
-    yield config.model_copy(update={"hardware": left_open, "data": by_path})
+    yield config.model_copy(update={"hardware": left_open, **by_path})
+
+
+def keys_of_same_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    """Return the keys whose paths are written in two ways but hold the same, by digests that both configs have."""
+    return {path for path, digest in CONTENTS.items() if before[digest] == now[digest] is not None}
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys with another value; a digest that an earlier version didn't write is no difference."""
+    unknown = {digest for path, digest in CONTENTS.items() if before[digest] is None and before[path] == now[path]}
+    return [key for key in now if now[key] != before[key] and key not in unknown]
 
 
 def known_precision(hardware: HardwareConfig) -> Precision | None:

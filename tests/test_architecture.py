@@ -41,6 +41,7 @@ LAYERS = [
     ("nanogpt.comparability",),
     ("nanogpt.data", "nanogpt.foreign", "nanogpt.optim.build"),
     ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generate"),
+    ("nanogpt.weights_digest",),
     ("nanogpt.run_identity",),
     ("nanogpt.forking",),
     ("nanogpt.run_directory",),

@@ -68,7 +68,17 @@ def test_signature_is_of_the_resolved_values(config: Build) -> None:
 
 def test_science_holds_what_can_change_the_result(config: Build) -> None:
     assert set(science(config())) == {
-        *("init_from", "model", "data", "optimizer", "schedule", "parametrization", "training", "eval"),
+        *(
+            "init_from",
+            "init_from_sha256",
+            "model",
+            "data",
+            "optimizer",
+            "schedule",
+            "parametrization",
+            "training",
+            "eval",
+        ),
     }
 
 

@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 
 from conf.compose import Point
+from conf.reading import read
 from launch.precisions import check_precisions
-from launch.study import Member, members_of
+from launch.study import Member, members_of, study_of
 from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.content import MEMORY
 from nanogpt.data.folders import MARK, folder_of, path_folder, resolve_source
 from nanogpt.data.prepare import ensure, prepare
 from nanogpt.errors import BadCheckpoint, BadData
-from nanogpt.run_directory import locate, relative_of
+from nanogpt.run_directory import locate, opened
 from nanogpt.run_identity import resolve
 from nanogpt.schema import signature
+from nanogpt.training.extension import relative_of
+from nanogpt.weights_digest import check_weights
 
 Build = Callable[..., TrainConfig]
 
@@ -103,6 +106,75 @@ def test_a_run_of_the_first_release_is_found(config: Build, corpus: Path) -> Non
     assert locate(config()) != old
     relative = relative_of(config())
     assert relative == (old, ["data.source_sha256"])
+
+
+def test_a_run_of_the_first_release_is_found_from_another_path(
+    config: Build, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest of its text is in the folder that was prepared for it, whatever path that is named by."""
+    old = make_run(config(), signature(config()))
+    copy = shutil.copy(corpus, tmp_path / "copy.txt")
+    assert locate(config(**{"data.source": str(copy)})) != old  # nothing says that it is the same text
+    shutil.move(prepare(config().data).folder, path_folder(config().data))
+    monkeypatch.chdir(tmp_path)
+    other = config(**{"data.source": "copy.txt"})
+    assert locate(other) == old and locate(config(**{"data.source": "copy.txt", "optimizer.lr": 1e-3})) != old
+    assert [one.run for one in members_of(old.parent, [Point(other, {})])] == [old]
+    with opened(other) as run:
+        assert run.path == old and any(one.startswith("data.source:") for one in run.changes)
+        (old / "config.json").write_text(schema.to_json(resolve(other)))  # as the start that continues it does
+    assert locate(other) == locate(config()) == locate(config(**{"data.source": str(copy)})) == old
+    copy.write_text(corpus.read_text()[::-1])
+    assert locate(other) != old
+
+
+def test_first_weights_count_by_content(config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nanoGPT has written others to the same path since, and where they are gone."""
+    weights = tmp_path / "ckpt.pt"
+    weights.write_bytes(b"some weights")
+    built = resolve(config(init_from=str(weights)))
+    first = locate(built)
+    copy = shutil.copy(weights, tmp_path / "copy.pt")
+    monkeypatch.chdir(tmp_path)
+    assert locate(config(init_from=str(copy))) == locate(config(init_from="./ckpt.pt")) == first
+    by_path = locate(config(init_from="gone.pt"))
+    assert by_path != first and config(init_from="gone.pt").init_from_sha256 is None
+    first.mkdir(parents=True)
+    (first / "config.json").write_text(schema.to_json(built))
+    weights.write_bytes(b"other weights")
+    assert locate(config(init_from=str(weights))) != first
+    assert relative_of(config(init_from=str(weights))) == (first, ["init_from_sha256"])
+    with pytest.raises(BadCheckpoint, match=r"holds other weights now than init_from_sha256="):
+        check_weights(built)
+    weights.unlink()
+    assert locate(config(init_from=str(weights))) == first
+
+
+def test_a_run_of_the_first_release_with_weights_is_found(config: Build, tmp_path: Path) -> None:
+    weights = tmp_path / "model"
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"some weights")
+    built = config(init_from=str(weights))
+    old = make_run(built, signature(built))
+    shutil.move(prepare(built.data).folder, path_folder(built.data))
+    assert locate(built) == old
+    with opened(resolve(built)) as run:
+        assert run.path == old and run.changes == []
+
+
+def test_a_study_is_named_by_the_content_of_its_files(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folder(source: str) -> Path:
+        words = [f"runs_dir={tmp_path}/runs", f"data.dir={tmp_path}/data", "data=text", "training.seed=1,2"]
+        return study_of(read("train", TrainConfig, [*words, f"data.source={source}"], multirun=True)).path
+
+    monkeypatch.chdir(tmp_path)
+    first = folder("corpus.txt")
+    shutil.copy(corpus, tmp_path / "copy.txt")
+    assert folder(str(corpus)) == folder("copy.txt") == first
+    corpus.write_text(corpus.read_text()[::-1])
+    assert folder("corpus.txt") != first
 
 
 def test_a_source_that_is_gone_is_known_from_what_was_prepared(config: Build, corpus: Path) -> None:

@@ -40,6 +40,12 @@ class TrainConfig(Section):
         "weights to start from: gpt2, gpt2_medium, …, a Hugging Face folder, nanoGPT's ckpt.pt, a run directory",
         min_length=1,
     )
+    init_from_sha256: str | None = fixed(
+        None,
+        "digest of the weights that init_from's path holds; null: filled in at the start",
+        pattern=r"^[0-9a-f]{64}$",
+        earlier=None,
+    )
     model: ModelConfig = fixed(ModelConfig(), "the network")
     data: DataConfig = fixed(DataConfig(), "text and tokens")
     optimizer: OptimizerConfig = fixed(OptimizerConfig(), "update rule")
@@ -51,6 +57,10 @@ class TrainConfig(Section):
     tracking: TrackingConfig = free(TrackingConfig(), "records")
     checkpoint: CheckpointConfig = free(CheckpointConfig(), "saving")
     resume: ResumeConfig = free(ResumeConfig(), "continuing with another config")
+
+    def keys_without_effect(self) -> set[str]:
+        """Weights are identified by their content where that is known, and by name or path elsewhere."""
+        return {"init_from"} if self.init_from_sha256 is not None else set()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -102,12 +102,15 @@ def adopt(config: DataConfig) -> bool:
     Times that differ don't count: a file that was touched or copied is not changed.
     """
     folder = path_folder(config)
-    if config.source_sha256 is None or not is_prepared(folder):
-        return False
-    if text_digest(find(config)) != read_meta(folder / "meta.json").sha256:
+    if config.source_sha256 is None or not holds_text(folder, config):
         return False
     mark_folder(folder, config)
     return True
+
+
+def holds_text(folder: Path, config: DataConfig) -> bool:
+    """Whether a prepared folder was made of the text that the source holds, which is read in full. Raises BadData."""
+    return is_prepared(folder) and text_digest(find(config)) == read_meta(folder / "meta.json").sha256
 
 
 @contextmanager

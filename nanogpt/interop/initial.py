@@ -2,15 +2,31 @@
 
 import torch
 
+from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadData, escaped
 from nanogpt.interop.hf_tokenizer import have_same_ids
 from nanogpt.interop.names import fitted
-from nanogpt.interop.sources import Source
+from nanogpt.interop.sources import Source, find_source
 from nanogpt.model.gpt import GPT
 from nanogpt.model.sharding import part_of
+from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.tokenizer import Tokenizer
+from nanogpt.weights_digest import check_weights
 
 SHOWN = 5  # tensors named in an error
+
+
+def load_initial_weights(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> None:
+    """Give a new run the weights of `init_from`; a run that has a checkpoint doesn't need them any more.
+
+    Raises BadCheckpoint, BadData, BadEnvironment.
+    """
+    if config.init_from == "scratch" or RunDirectory(locate(config)).checkpoints.steps():
+        return
+    check_weights(config)
+    source = find_source(config.init_from)
+    refuse_other_tokenizer(source, tokenizer)
+    load_weights(model, source)
 
 
 @torch.no_grad()

@@ -52,13 +52,13 @@ def with_identity(config: TrainConfig, peers: Peers) -> TrainConfig:
         found = resolve_all(config)
         stored = locate(found) / "config.json"
         fit = schema.read(TrainConfig, stored).eval.fit if stored.exists() else found.eval.fit
-        return [found.data.source_sha256, found.resume.parent, found.resume.step, fit]
+        return [found.data.source_sha256, found.init_from_sha256, found.resume.parent, found.resume.step, fit]
 
-    digest, parent, step, fit = peers.from_leader(read)
+    digest, weights, parent, step, fit = peers.from_leader(read)
     data = config.data.model_copy(update={"source_sha256": digest})
     resume = config.resume.model_copy(update={"parent": parent, "step": step})
     evaluation = config.eval.model_copy(update={"fit": fit})
-    return config.model_copy(update={"data": data, "resume": resume, "eval": evaluation})
+    return config.model_copy(update={"data": data, "resume": resume, "eval": evaluation, "init_from_sha256": weights})
 
 
 def refuse_alone(config: TrainConfig, world: int) -> None:

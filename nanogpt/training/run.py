@@ -22,12 +22,11 @@ from nanogpt.errors import STOPPED, Diverged
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import write_atomic
-from nanogpt.interop.initial import load_weights, refuse_other_tokenizer
-from nanogpt.interop.sources import find_source
+from nanogpt.interop.initial import load_initial_weights
 from nanogpt.measurement import KEY
 from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
-from nanogpt.run_directory import RunDirectory, locate, opened
+from nanogpt.run_directory import RunDirectory, opened
 from nanogpt.run_identity import resolve
 from nanogpt.tracking.console import say, silence
 from nanogpt.tracking.mirrors import refuse_missing
@@ -137,7 +136,7 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
             config = settled(config, model, compute, peers, peers.world)
             state = build_state(config, model, compute, peers)
             schema.checked(lambda: check_horizon(config, state.steps))
-        peers.leader_first(lambda: start_from(config, state, dataset))
+        peers.leader_first(lambda: load_initial_weights(config, state.model, dataset.tokenizer))
         return train_state(config, state, dataset, benchmarks, watch)
     except RuntimeError as error:
         raise peers.explain(error, state.step if state else 0) from error
@@ -147,15 +146,6 @@ def benchmarks_of(config: TrainConfig) -> list[Benchmark]:
     """The documents of training.eval_tasks. Raises BadData, BadEnvironment."""
     settings = config.training
     return [load_benchmark(name, config.eval, settings.eval_limit) for name in dict.fromkeys(settings.eval_tasks)]
-
-
-def start_from(config: TrainConfig, state: TrainState, dataset: Dataset) -> None:
-    """The weights of `init_from`, unless the run has a checkpoint already: then nobody needs them any more."""
-    if config.init_from == "scratch" or RunDirectory(locate(config)).checkpoints.steps():
-        return
-    source = find_source(config.init_from)
-    refuse_other_tokenizer(source, dataset.tokenizer)
-    load_weights(state.model, source)
 
 
 def train_state(

@@ -13,8 +13,10 @@ from nanogpt.errors import escaped
 from nanogpt.evaluation.loss import LOSSES, LossEvaluation
 from nanogpt.files import list_entries, read_text
 from nanogpt.loss_check import find_trouble
-from nanogpt.run_directory import DIGEST, RunDirectory, relative_of
+from nanogpt.run_directory import RunDirectory
+from nanogpt.run_identity import CONTENTS
 from nanogpt.tracking.console import say, table, visible
+from nanogpt.training.extension import relative_of
 from nanogpt.training.plan import eval_line
 from nanogpt.training.probe import plan_of
 from nanogpt.training.state import TrainState
@@ -33,10 +35,10 @@ def introduce(
         say(f"note    {what}: a run of its own, also for trackers (id {run.origin.id})")
     if not state.step and not run.checkpoints.steps() and (relative := relative_of(config)):
         path, keys = relative
-        changed = keys == [DIGEST]
-        allow = "data" if changed else ",".join(keys)
-        what = "was trained on other content of data.source" if changed else f"differs in {', '.join(keys)} alone"
-        goes_on = f"resume.run={path} resume.allow_change=[{allow}]"
+        held = [path for path, digest in CONTENTS.items() if keys == [digest]]
+        allow = f" resume.allow_change=[{'data' if held else ','.join(keys)}]" if held != ["init_from"] else ""
+        what = f"began with other content of {held[0]}" if held else f"differs in {', '.join(keys)} alone"
+        goes_on = f"resume.run={path}{allow}"
         say(f"note    {escaped(path)} {what}; this is another run. To go on with that one: {goes_on}")
     say(f"data    {config.data.name}: {dataset.description}")
     for note in dataset.notes:

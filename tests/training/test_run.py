@@ -85,8 +85,8 @@ def test_a_longer_run_is_another_and_names_the_one_it_may_go_on_with(
     longer = config(**{"training.steps": 24})
     assert train(longer) == 0
     path = locate(first)
-    told = f"{path} differs in training.steps alone; to go on with it instead: resume.run={path} resume.allow_change="
-    assert f"{told}[training.steps]" in capsys.readouterr().out
+    note = f"{path} differs in training.steps alone; this is another run. To go on with that one: resume.run={path}"
+    assert f"{note} resume.allow_change=[training.steps]" in capsys.readouterr().out
     assert train(config(**{"training.steps": 24, "training.seed": 5})) == 0
     assert "differs in" not in capsys.readouterr().out, "another seed is another run"
 
@@ -146,7 +146,7 @@ def test_other_data_at_the_same_path_is_another_run(
     train(config())
     assert locate(config()) != old
     said = capsys.readouterr().out
-    assert "(new)" in said and f"{old} was trained on other content of data.source" in said
+    assert "(new)" in said and f"{old} began with other content of data.source" in said
     with pytest.raises(BadCheckpoint, match=r"data.source_sha256 \(was [0-9a-f]{64}, now [0-9a-f]{64}\)"):
         train(config(**{"resume.run": str(old)}))
     assert train(config(**{"resume.run": str(old), "resume.allow_change": ["data"]})) == 0
