@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch._inductor.utils import run_and_get_code
 
 from nanogpt.model.dropout import dropout
 
@@ -22,6 +21,8 @@ def apply(tensors: list[Tensor], keys: Tensor) -> list[Tensor]:
 
 def check_equal(shapes: list[tuple[int, ...]]) -> str:
     """Compare values and gradients, and return the compiled code."""
+    from torch._inductor.utils import run_and_get_code  # seconds, which collecting the tests need not take
+
     torch._dynamo.reset()
     inputs = [torch.randn(1 + i % 6, *shape, requires_grad=True) for i, shape in enumerate(shapes)]
     eager = apply(inputs, KEYS)
