@@ -135,7 +135,7 @@ def resolve_all(config: TrainConfig) -> TrainConfig:
         return config
     run = find(config.resume.run, config.runs_dir, "resume.run")
     if config.resume.fork:
-        about = {"parent": id_of(run.path, next(iter(run.starts()), {}))}
+        about = {"parent": id_of(run.path, next(iter(run.starts()), {})), "run": str(run.path)}  # a study is elsewhere
     else:  # a fork that continues stays one
         stored = run.config().resume
         about = {"parent": stored.parent, "step": stored.step}

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from conf.compose import Point
+from launch.study import members_of
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate, opened
 from nanogpt.tracking.about import about
 from nanogpt.tracking.origin import FILE, open_origin, read_origin
 from nanogpt.training.run import train
@@ -101,6 +103,17 @@ def test_a_fork_may_have_other_settings_and_the_same_command_continues_it(
     assert (parent / "metrics.jsonl").read_bytes() == before
     assert locate(config(**(fork | {"resume.fork": False}))) == parent
     assert locate(config(**changes, name="fork")) != path  # not the run from the start
+
+
+def test_points_of_a_sweep_fork_a_run_that_is_given_by_its_name(config: Build) -> None:
+    train(config(pause_at=0.5))
+    parent = locate(config())
+    points = [Point(config(**{"resume.run": parent.name, "resume.fork": True, "training.seed": n}), {}) for n in (1, 2)]
+    members = members_of(parent.parent / "study", points)
+    for member in members:
+        assert locate(member.config) == member.run
+        with opened(member.config) as run:
+            assert run.new_fork and run.checkpoints.steps() == [10]
 
 
 def test_what_can_t_be_forked(config: Build) -> None:
