@@ -108,7 +108,7 @@ def what_to_write(text: str) -> str:
     """Return what a word without `=` should have been."""
     if text.endswith(".py"):
         return "write key=value; what nanoGPT has as files is experiment=NAME here"
-    if text[:1] in DASHES:
+    if text and text[0] in DASHES:
         return f"options begin with '-' or '--', and this with {text[0]!r}"
     key, colon, value = text.partition(":")
     return f"write {escaped(key)}={escaped(value.strip())}" if colon and value else "write key=value"

@@ -183,6 +183,16 @@ def test_a_source_that_is_gone_is_known_from_what_was_prepared(config: Build, co
     assert locate(config()) == found and ensure(config().data).fingerprint == dataset.fingerprint
 
 
+def test_a_source_that_is_there_but_can_t_be_read_is_not_taken_for_the_prepared_one(
+    config: Build, corpus: Path
+) -> None:
+    ensure(resolve(config()).data)
+    corpus.write_bytes(bytes([0x1F, 0x8B]) + b"no gzip")
+    assert resolve_source(config().data).source_sha256 is None
+    with pytest.raises(BadData):
+        ensure(config().data)
+
+
 @pytest.mark.parametrize("remake", [False, True])
 def test_a_digest_that_was_given_is_kept_to(config: Build, corpus: Path, remake: bool) -> None:
     built = resolve(config())

@@ -1,7 +1,9 @@
 """Find the folder of a prepared data set: named by its choices and by the content of its source, not by a path."""
 
+import glob
 import hashlib
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -57,13 +59,19 @@ def is_prepared(folder: Path) -> bool:
     return (folder / "meta.json").exists()
 
 
+def is_there(source: str) -> bool:
+    """Whether a path, or a file that matches a glob, exists, readable or not."""
+    path = os.path.expanduser(source)
+    return os.path.lexists(path) or next(glob.iglob(path, recursive=True), None) is not None
+
+
 def resolve_source(config: DataConfig, remember: bool = True) -> DataConfig:
     """Return the config with the digest of its source: of what is there, else of what was prepared from it.
 
-    Unchanged where there is no source, or neither it nor what was prepared from it is there.
+    Unchanged where there is no source, where it is there but can't be read, or where nothing was prepared from it.
     """
     found = with_digest(config, remember)
-    if found.source is None or found.source_sha256 is not None:
+    if found.source is None or found.source_sha256 is not None or is_there(found.source):
         return found
     metas = Path(config.dir).glob(f"{config.name}-*/meta.json")
     for path in sorted(metas, key=lambda path: path.stat().st_mtime, reverse=True):
