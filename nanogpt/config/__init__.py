@@ -34,7 +34,7 @@ from nanogpt.config.machine import (
     ResumeConfig,
     TrackingConfig,
 )
-from nanogpt.config.network import ConvPlace, ModelConfig
+from nanogpt.config.network import Activation, ConvPlace, ModelConfig
 from nanogpt.config.recipe import (
     OPTIMIZERS,
     EvalConfig,
@@ -62,6 +62,7 @@ from nanogpt.config.studies import (
 __all__ = [
     "METRIC_HELP",
     "OPTIMIZERS",
+    "Activation",
     "Against",
     "Attention",
     "BenchConfig",

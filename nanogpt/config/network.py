@@ -8,6 +8,7 @@ from typing_extensions import Self
 from nanogpt.config.fields import Name, Share
 from nanogpt.schema import Section, fixed, free, refuse
 
+Activation = Literal["gelu", "gelu_tanh", "relu2", "swiglu"]
 ConvPlace = Literal["attention", "qkv", "mlp"]
 
 
@@ -25,7 +26,7 @@ class ModelConfig(Section):
     )
     dropout: Share = fixed(0.0, "probability of zeroing an activation in training")
     bias: bool = fixed(True, "biases in linear layers and layer norms")
-    activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = fixed(
+    activation: Activation = fixed(
         "gelu_tanh", "of the MLP: exact erf form, the tanh form of OpenAI's GPT-2, squared ReLU, or gated SiLU"
     )
     norm: Literal["layernorm", "rmsnorm"] = fixed("layernorm", "normalisation before each part of a block")

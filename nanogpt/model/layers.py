@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import assert_never
 
-from nanogpt.config import ModelConfig
+from nanogpt.config import Activation, ModelConfig
 from nanogpt.model.dropout import dropout
 
 RMS_EPS = 1e-6
@@ -21,7 +21,7 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.dropout = layer, config.dropout
-        self.activation = config.activation
+        self.activation: Activation = config.activation
         inside = config.mlp_width
         self.c_fc = Linear(config.n_embd, 2 * inside if config.gated else inside, bias=config.bias)
         self.c_proj = Linear(inside, config.n_embd, bias=config.bias)

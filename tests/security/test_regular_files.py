@@ -143,6 +143,7 @@ OURS = {  # module -> why what it opens can't be a user's file, or is checked
     "nanogpt.cores": "/proc and /sys",
     "nanogpt.device": "/proc",
     "nanogpt.distributed": "/proc",
+    "nanogpt.run_state": "/proc",
     "launch.local": "/proc",
     "nanogpt.benchmark.clock": "/proc",
     "nanogpt.benchmark.rivals": "this repository's sources",
