@@ -183,10 +183,11 @@ def test_a_hugging_face_folder(person: Person) -> None:
             ended = person.refused(*SAMPLE, "init_from=hf")
             assert ended == code or (ended == 2 and name == "config.json"), content[:200]
         (folder / name).write_bytes(good)
-    code_of_it = {"auto_map": {"AutoModel": "evil.Model"}, "_attn_implementation_internal": "x/y"}
-    (folder / "config.json").write_text(json.dumps(config | code_of_it))
     (folder / "evil.py").write_text(f"open({str(person.canary)!r}, 'w')")
-    assert person.give(*SAMPLE, "init_from=hf").code == 0, "code that comes along is left alone"
+    for code_of_it in ({"auto_map": {"AutoModel": "evil.Model"}}, {"_attn_implementation_internal": "x/y"}):
+        (folder / "config.json").write_text(json.dumps(config | code_of_it))
+        assert person.refused(*SAMPLE, "init_from=hf") == 4, "a network of its own code is not ours, and nothing runs"
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").unlink()
     for content in (*worst, *(json.dumps(one).encode() for one in INDEX)):
         (folder / "model.safetensors.index.json").write_bytes(content)
