@@ -50,13 +50,11 @@ def test_compiled_equals_eager() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_compiled_equals_eager_for_random_shapes(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(1, 60, (9, 2), generator=draw).tolist()
-    check_equal(
-        [SHAPES[seed], SHAPES[(seed + 2) % 8], *((height, width) for height, width in sizes), (4 * (seed + 17),)]
-    )
+    sizes = torch.randint(1, 60, (5, 2), generator=draw).tolist()
+    check_equal([*SHAPES[4 * seed : 4 * seed + 4], *((height, width) for height, width in sizes), (4 * (seed + 17),)])
 
 
 def test_nothing_else_reinterprets_memory() -> None:

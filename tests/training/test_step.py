@@ -125,7 +125,7 @@ def test_compiled_is_eager(config: Build, changes: dict[str, object], dropout: f
         assert abs(a.loss - b.loss) < 1e-5
 
 
-SIZES = [(50, 2, 24, 3), (6, 1, 16, 5), (9, 2, 20, 1), (27, 3, 36, 6), (16, 2, 16, 4)]
+SIZES = [(50, 2, 24, 3), (6, 1, 16, 5), (27, 3, 36, 6)]
 """block_size, n_head, n_embd and sequences: counts of mask elements that are and are not multiples of 4 and of 64."""
 
 
