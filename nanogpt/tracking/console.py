@@ -1,5 +1,6 @@
 """What a person watches: a live bar on a terminal, plain lines in a pipe or a cluster's log, the same facts in both."""
 
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 PLAIN_SECONDS = 10.0  # between lines of a Meter that has no terminal
+
+# Matplotlib warns while it is imported for the first time, but only on machines that are busy.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def seconds(duration: float) -> str:
