@@ -81,7 +81,9 @@ def test_a_run_directory(person: Person, paused: Path, words: list[str]) -> None
 
 @pytest.mark.parametrize("name", ["out", ".out.partial"])
 def test_an_export(name: str, person: Person, run: Path) -> None:
+    """A link in the place is refused; the folder that is written first has a name that nobody can know."""
     folder, _ = precious(person)
     Path(name).symlink_to(folder)
-    assert person.refused("-m", "nanogpt.export", "out=out", "overwrite=true") in (2, 5)
+    ended = person.give("-m", "nanogpt.export", "out=out", "overwrite=true").code
+    assert ended in (2, 5) if name == "out" else ended == 0
     assert untouched(folder)
