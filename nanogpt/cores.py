@@ -54,7 +54,7 @@ def limit_spinning(environment: MutableMapping[str, str]) -> None:
     """Let waiting OpenMP threads sleep after a short spin, unless the user has set a policy. Call before torch loads.
 
     GNU OpenMP spins for milliseconds by default. On a busy machine a spinning thread takes the core from the thread it
-    waits for. docs/benchmarks.md has the measurements.
+    waits for.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = SPIN_COUNT
