@@ -230,10 +230,11 @@ def reads_late(compute: Compute) -> bool:
 
 
 def compiled(model: nn.Module, mode: CompileMode = "default") -> nn.Module:
-    """The model through torch.compile, which asks every tensor that enters our loss for a gradient and then warns.
+    """Return the model compiled for each shape it meets, of which a training has one.
 
-    For one shape alone: when a second one came, torch would compile for all at once, and then (2.13, CPU) gradients
-    of a model with dropout are wrong. A training has one shape; a sweep in one process, or a probe, has several.
+    A second model in the same process, as in a sweep or a probe, once got wrong gradients when torch compiled for all
+    shapes at once (torch 2.13, CPU). That was seen with dropout masks that reinterpreted memory (model/dropout.py), and
+    not since. The warning that is filtered is about tensors that enter the loss, for which torch asks a gradient.
     """
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     return cast(nn.Module, torch.compile(model, mode=mode, dynamic=False))
