@@ -78,19 +78,26 @@ def test_ranks_on_a_cpu_share_its_memory() -> None:
 
 @pytest.mark.slow
 def test_the_memory_of_a_plan_is_what_a_run_takes(tmp_path: Path) -> None:
-    """The peak of a whole process that saves is within 15 % of what its plan says, for model=tiny on a CPU."""
+    """The peak of a whole process that saves is within 15 % of what its plan says, for model=tiny on a CPU.
+
+    It is read from /proc: getrusage's ru_maxrss would be the parent's, pytest's, where that is larger.
+    """
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
     words = ["model=tiny", "hardware=cpu", "training.steps=20", "eval.every=10", "checkpoint.every=10"]
     words += ["schedule.warmup_steps=2", f"runs_dir={tmp_path}/runs", f"data.dir={tmp_path}/data"]
     program = (
-        "import resource, runpy, sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
+        "import runpy, sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
         "try: runpy.run_path('train.py', run_name='__main__')\n"
-        "finally: print('peak', 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "finally:\n"
+        "    status = dict(line.split(maxsplit=1) for line in open('/proc/self/status'))\n"
+        "    print('peak', status['VmHWM:'].split()[0])"
     )
     done = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, check=True)
     told = re.search(r"^memory  about ([\d.]+)MB", done.stdout, re.MULTILINE)
     peak = re.search(r"^peak (\d+)$", done.stdout, re.MULTILINE)
     assert told and peak, done.stdout
-    assert float(told[1]) * 1e6 == pytest.approx(int(peak[1]), rel=0.15)
+    assert float(told[1]) * 1e6 == pytest.approx(1024 * int(peak[1]), rel=0.15)
 
 
 def test_a_known_peak_is_assumed_to_be_used_in_part_and_any_other_device_is_measured() -> None:
