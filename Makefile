@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup train test coverage slow slurm slurm-up slurm-status slurm-down lint types fmt bench clean help
+NULL := $(or $(NULL_GPU_VENV),.venv-null)
+
+.PHONY: setup train test coverage slow gpu-null slurm slurm-up slurm-status slurm-down lint types fmt bench clean help
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -45,6 +47,21 @@ coverage: $(VENV)/.dev  ## run the default tests and show which lines they leave
 
 slow: $(VENV)/.slow  ## install lm-evaluation-harness too and run the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+# torch for CUDA comes from the package index, whatever pip is configured to prefer.
+FROM_INDEX = PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= PIP_CONFIG_FILE=/dev/null
+$(NULL)/.installed: pyproject.toml constraints.txt
+	@echo "installing torch for CUDA into $(NULL) (once; 3 GB)"
+	@$(PYTHON) -m venv $(NULL) || { rm -rf $(NULL); $(PYTHON) .ci/venv_without_ensurepip.py $(NULL); }
+	@$(FROM_INDEX) $(NULL)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt \
+	    -e '.[fp8,transformers]' hypothesis pytest pytest-timeout pytest-xdist
+	@touch $@
+
+$(NULL)/null_gpu/libcuda.so.1: $(NULL)/.installed $(wildcard tests/null_gpu/*.c tests/null_gpu/*.h) tests/null_gpu/build.py
+	@$(NULL)/bin/python -m tests.null_gpu.build $(NULL)/null_gpu
+
+gpu-null: $(NULL)/null_gpu/libcuda.so.1  ## tests on a GPU whose kernels do nothing; downloads 3 GB, needs gcc
+	@NULL_GPU_VENV=$(NULL) tests/null_gpu/run -m pytest -n 0 -m null_gpu $(ARGS)
 
 slurm: $(VENV)/.dev  ## install Slurm too (Debian, Ubuntu; root) and run the tests that need a cluster
 	@$(BIN)/python -m launch.cluster.packages

@@ -127,8 +127,8 @@ def test_every_exit_code_is_explained() -> None:
 
 def test_make_targets_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for name in ["setup", "train", "test", "slow", "lint", "types", "fmt", "bench", "clean", "help"]:
+    for name in ["setup", "train", "test", "slow", "gpu-null", "lint", "types", "fmt", "bench", "clean", "help"]:
         assert re.search(rf"^{name}:.*##", makefile, re.MULTILINE), name
     for page in PAGES:
-        for name in set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE)):
+        for name in set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)):
             assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"{page.name}: {name}"
