@@ -5,6 +5,7 @@ import os
 import re
 import sys
 
+from nanogpt.device_errors import as_device_error
 from nanogpt.errors import BadData, BadEnvironment, BadInput, LabError, escaped
 
 OURS = ("nanogpt", "conf", "launch", "experiments")
@@ -22,6 +23,8 @@ def as_lab_error(command: str, error: Exception) -> LabError | None:
     what = escaped(f"{type(error).__name__}: {error}", 300)
     if isinstance(error, LabError):
         return error
+    if known := as_device_error(error):
+        return known
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         return BadEnvironment(f"out of memory: {what}")
     if isinstance(error, ImportError):

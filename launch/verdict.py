@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nanogpt.errors import STOPPED, Diverged, Locked, PeerLost
+from nanogpt.errors import GPU_FAILED, STOPPED, Diverged, Locked, PeerLost
 
 State = Literal["finished", "requeued", "failed", "diverged", "cancelled"]
 TO_STOP = (signal.SIGUSR1, signal.SIGUSR2)
@@ -86,13 +86,14 @@ def decide(end: Ended, history: History, limits: Limits) -> tuple[State, str]:
     """What becomes of the point, and why.
 
     Stopped and killed attempts are put back; so is one that lost a rank. Errors that would only come again are not, but
-    for an unforeseen exception after a new checkpoint, which the hardware may be to blame for.
+    for an unforeseen exception or a GPU that failed, after a new checkpoint: the hardware may be to blame.
     """
     if end.code == 0:
         return "finished", ""
     if end.code == Diverged.exit_code:
         return "diverged", end.why
-    again = end.code < 0 or end.code in AGAIN or (end.code == 1 and history.fruitless == 0)
+    perhaps = end.code == 1 or end.why.startswith(GPU_FAILED)
+    again = end.code < 0 or end.code in AGAIN or (perhaps and history.fruitless == 0)
     if not again or "out of memory" in end.why:
         return "failed", end.why
     refusal = refuse(history, limits)

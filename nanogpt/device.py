@@ -2,10 +2,9 @@
 
 import os
 import platform
-import shutil
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from nanogpt.config import Attention, HardwareConfig, ModelConfig, Precision
 from nanogpt.cores import Threads, threads_for
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.place import started_by_slurm
+from nanogpt.torch_compile import choose_compile, keep_compiled
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KERNELS: dict[Attention, SDPBackend] = {
@@ -38,6 +38,12 @@ class Compute:
     """How many threads of the CPU, and why as many, for a person."""
     attention: tuple[Attention, ...] = ()
     """Kernels of attention in the order they are tried; none: torch's order."""
+    compiles: bool = False
+    """Whether the model is compiled for training."""
+    missing: str = ""
+    """Why it isn't compiled, where hardware.compile=auto would."""
+    asked: HardwareConfig = field(default_factory=HardwareConfig)
+    """What was asked for, `auto` where the choice was left to this program."""
 
     @contextmanager
     def autocast(self) -> Generator[None, None, None]:
@@ -84,10 +90,6 @@ def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1, 
         device = own_device(device, hardware, local_rank, local_world, section)
     if hardware.fp8:
         refuse_fp8(device, section)
-    if hardware.compile:
-        if not has_compiler():
-            raise BadEnvironment("hardware.compile=true: torch.compile needs a C++ compiler and there is none here")
-        keep_compiled(hardware.attention)
     if hardware.deterministic:
         make_deterministic()
     threads = set_threads(hardware.threads, local_world)
@@ -95,9 +97,19 @@ def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1, 
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    order = kernel_order(hardware.attention, device)
-    return Compute(device, find_precision(hardware, device, section), name, threads, order)
+    compiles, missing = choose_compile(hardware, device, section)
+    if compiles:
+        keep_compiled(hardware.attention)
+    return Compute(
+        device=device,
+        precision=find_precision(hardware, device, section),
+        name=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        threads=threads,
+        attention=kernel_order(hardware.attention, device),
+        compiles=compiles,
+        missing=missing,
+        asked=hardware,
+    )
 
 
 def set_threads(wanted: int | None, local_world: int) -> str:
@@ -106,29 +118,6 @@ def set_threads(wanted: int | None, local_world: int) -> str:
     found = found or Threads(max(1, torch.get_num_threads() // local_world), "torch's choice")
     torch.set_num_threads(found.number)
     return f"{found.number} {'thread' if found.number == 1 else 'threads'} ({found.why})"
-
-
-def has_compiler() -> bool:
-    """Whether torch.compile will find the C++ compiler that it needs."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc"))
-
-
-def keep_compiled(attention: Attention) -> None:
-    """What torch.compile makes is kept for this user's next start, where nobody else may write: it is code.
-
-    The place is TORCHINDUCTOR_CACHE_DIR where that is set, else in XDG_CACHE_HOME or ~/.cache. torch tells graphs of
-    different attention kernels apart only by this tag (torch 2.13).
-    """
-    torch.compiler.config.cache_key_tag = f"attention={attention}"
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
-        return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nanogpt-lab" / "inductor"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except (OSError, RuntimeError):  # no home, or one that can't be written: torch has a place of its own
-        return
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def kernel_order(wanted: Attention, device: torch.device) -> tuple[Attention, ...]:

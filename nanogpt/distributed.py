@@ -9,7 +9,6 @@ messages over gloo, as JSON, never pickles. With one rank every method is the id
 import itertools
 import json
 import os
-import re
 import socket
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nanogpt.device_errors import COLLECTIVE, as_group_error, find_library
 from nanogpt.errors import BadInput, LabError, PeerLost, error_of, escaped
 from nanogpt.place import STORE, Place
 from nanogpt.run_state import is_alive
@@ -44,6 +44,8 @@ class Peers:
         self.leading = place.rank == 0
         self.remedy = "the same command continues from the last checkpoint"
         """What a lost rank calls for."""
+        self.connected = False
+        """Whether a message went from rank to rank."""
         self.neighbours = neighbours or {}
         """Process ids of the ranks that this one can see live and die: those of its machine and container."""
 
@@ -98,6 +100,7 @@ class Peers:
         longest = max(int(length) for length in lengths)
         texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
         dist.all_gather(texts, torch.cat([mine, mine.new_zeros(longest - len(mine))]))
+        self.connected = True
         return [one[: int(n)].numpy().tobytes().decode() for one, n in zip(texts, lengths, strict=True)]
 
     def from_leader(self, make: Callable[[], T]) -> T:
@@ -187,13 +190,17 @@ class Peers:
         return error
 
     def explain(self, error: Exception, step: int) -> Exception:
-        """A failed collective as PeerLost with the names of the lost ranks; any other error as it is."""
-        if self.world == 1 or not re.search(r"gloo|nccl|connection|c10d|process ?group|socket", str(error), re.I):
+        """Return a failed collective as PeerLost with the names of the lost ranks, or with what the library said if
+        none is known to be lost; any other error as it is.
+        """
+        if self.world == 1 or not COLLECTIVE.search(str(error)):
             return error
         deadline = time.monotonic() + 2
         while not (gone := self.lost()) and time.monotonic() < deadline:
             time.sleep(0.05)  # a dying process closes its connections before it is gone
-        return self.lost_error(gone, step)
+        lost = self.lost_error(gone, step)
+        connecting = step == 0 and (not self.connected or find_library(str(error)) == "nccl")
+        return lost if gone else as_group_error(error, connecting, lost)
 
     def close(self) -> None:
         """Leave the group when all went well, so that this process can join another."""

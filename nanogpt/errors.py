@@ -11,6 +11,7 @@ from pathlib import Path
 from nanogpt.redaction import redact
 
 STOPPED = 85
+GPU_FAILED = "the GPU failed"  # how the error of a broken GPU begins: the launcher tries again elsewhere
 
 
 class LabError(Exception):

@@ -77,7 +77,7 @@ def device_of(config: EvaluateConfig, place: Place) -> Compute:
     """What this rank computes on. Raises LabError."""
     if config.devices is not None and config.devices != place.local_world:
         raise BadInput(f"devices={config.devices}: but {place.local_world} ranks were started on this machine")
-    hardware = HardwareConfig(device=config.device, precision=config.precision)
+    hardware = HardwareConfig(device=config.device, precision=config.precision, compile=False)
     return set_up(hardware, place.local_rank, place.local_world, section="")
 
 

@@ -71,7 +71,7 @@ def training_table(config: BenchConfig, compute: Compute) -> Table:
         ("achieved", *(achieved(rate, config.model, compute) for rate in rates)),
         *floors(config, compute).rows(*typical),
         *phase_rows(found),
-        *(compiling_rows(found) if config.hardware.compile else []),
+        *(compiling_rows(found) if compute.compiles else []),
         memory_row(found),
     ]
     if 4 * micro * config.model.block_size * config.model.padded_vocab_size >= LARGE_LOGITS:

@@ -72,7 +72,7 @@ def nanogpt_trainer(work: Work, compute: Compute, batches: Batches) -> Trainer:
     device = compute.device.type
     optimizer = model.configure_optimizers(settings.weight_decay, settings.lr, settings.betas, device)
     scaler = GradScaler(device, enabled=compute.precision == "fp16")
-    forward = torch.compile(model) if work.config.hardware.compile else model
+    forward = torch.compile(model) if compute.compiles else model
 
     def step(phase: Phase) -> None:
         loss = torch.zeros(())

@@ -56,7 +56,7 @@ def training_rows(config: BenchConfig, compute: Compute) -> Rows:
         *((name, cell) for name, cell in floor.rows(median)),
         *phase_rows(config, state, batches),
         ("first step", f"{1e3 * first:.0f} ms"),
-        *(compiling if config.hardware.compile else []),
+        *(compiling if compute.compiles else []),
         (f"loading a micro-batch of {config.micro_batch_size()} x {config.model.block_size}", spread(loads)),
         ("peak memory of the process", f"{amount(memory, 'G')}B"),
         *([("peak memory of the GPU", f"{amount(gpu_memory, 'G')}B")] if gpu_memory else []),

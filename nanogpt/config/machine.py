@@ -67,10 +67,12 @@ class HardwareConfig(Section):
         None,
         "sequences per forward pass; null: those of up to 16,384 tokens; auto: on GPUs the most that fit, by trying",
     )
-    compile: bool = free(False, "torch.compile the model")
+    compile: bool | Literal["auto"] = free(
+        "auto", "torch.compile the model; auto: on CUDA where that can work, and where fp8 or compile_mode needs it"
+    )
     compile_mode: CompileMode = free(
         "default",
-        "of hardware.compile; reduce-overhead: CUDA graphs; max-autotune: also kernels found by trying",
+        "how to compile; reduce-overhead: CUDA graphs; max-autotune: try kernels and take the fastest",
     )
     attention: Attention = free(
         "auto", "kernel tried first; auto: torch's choice, on Hopper cudnn, then flash; what it can't do goes to others"
@@ -92,6 +94,11 @@ class HardwareConfig(Section):
         le=1e6,
     )
 
+    @property
+    def must_compile(self) -> bool:
+        """Return whether the model must be compiled: it was asked for, or another key needs it."""
+        return self.compile is True or (self.compile == "auto" and (self.fp8 or self.compile_mode != "default"))
+
     def keys_without_effect(self) -> set[str]:
         """The precision that the device has anyway adds nothing: hardware=cpu and hardware=auto are the same run."""
         usual = "bf16" if self.device.startswith("cuda") else "fp32" if self.device in ("cpu", "mps") else None
@@ -99,7 +106,7 @@ class HardwareConfig(Section):
 
     @model_validator(mode="after")
     def _mode_of_compile(self) -> Self:
-        if self.compile_mode != "default" and not self.compile:
+        if self.compile_mode != "default" and self.compile is False:
             raise refuse("hardware.compile_mode", self.compile_mode, "is a way of compiling; hardware.compile=true too")
         return self
 
@@ -124,7 +131,7 @@ class HardwareConfig(Section):
     def _what_fp8_needs(self) -> Self:
         if self.fp8 and self.precision not in ("auto", "bf16"):
             raise refuse("hardware.fp8", "true", f"needs hardware.precision=bf16 or auto, not {self.precision}")
-        if self.fp8 and not self.compile:
+        if self.fp8 and self.compile is False:
             raise refuse("hardware.fp8", "true", "is slow without hardware.compile=true; give that too")
         return self
 

@@ -16,10 +16,11 @@ from torch.cuda import nccl
 
 from nanogpt.config import DoctorConfig, TrackingConfig
 from nanogpt.data.dataset import open_prepared
-from nanogpt.device import cpu_name, find_device, has_compiler, keep_compiled, memory_bytes
+from nanogpt.device import cpu_name, find_device, memory_bytes
 from nanogpt.doctor.finding import Check, Finding
 from nanogpt.errors import BadEnvironment, LabError, escaped
 from nanogpt.tokenizer import GPT2Tokenizer
+from nanogpt.torch_compile import find_missing, keep_compiled
 from nanogpt.tracking.about import mode_of
 from nanogpt.tracking.console import amount
 
@@ -71,8 +72,8 @@ def device(config: DoctorConfig) -> Finding:
 def compiler(config: DoctorConfig) -> Finding:
     """torch.compile makes a kernel that computes what it should."""
     found = find_device(config.device, "device")
-    if found.type != "cuda" and not has_compiler():
-        return Finding("note", "no C++ compiler, so no hardware.compile=true", "install g++ or clang")
+    if missing := find_missing(found):
+        return Finding("note", f"torch.compile can't work on {found.type}", missing)
     keep_compiled("auto")
 
     def curve(x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def tiny(folder: Path, name: str, **changes: dict[str, Any]) -> TrainConfig:
         "optimizer": {"lr": 1e-4, "eps": 1e-3},  # Adam turns the rounding of a vanishing gradient into no whole step
         "training": {"batch_tokens": 128, "steps": STEPS},
         "eval": {"every": STEPS // 2, "tokens": 128},
-        "hardware": {"threads": 1},
+        "hardware": {"threads": 1, "compile": False},
         "tracking": {"log_every": 1, "sample_tokens": 0},
     }
     merged = {section: values.get(section, {}) | changes.get(section, {}) for section in {*values, *changes}}

@@ -17,6 +17,7 @@ from nanogpt.data.dataset import Dataset, expected_train_tokens
 from nanogpt.data.prepare import ensure, unprepared_lines
 from nanogpt.data.start import find_start_ids
 from nanogpt.device import Compute, set_up
+from nanogpt.device_errors import as_device_error
 from nanogpt.distributed import Peers, meet
 from nanogpt.errors import STOPPED, Diverged
 from nanogpt.evaluation.loss import LossEvaluation
@@ -41,6 +42,7 @@ from nanogpt.training.checks import (
     warn_of_short_shards,
     with_identity,
 )
+from nanogpt.training.choices import describe_choices, keep_micro_batch
 from nanogpt.training.extension import describe_later_changes
 from nanogpt.training.incidents import replay
 from nanogpt.training.loop import Loop
@@ -70,6 +72,8 @@ def train(config: TrainConfig) -> int:
         return train_on(config, place)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
+            if known := as_device_error(error):
+                raise known from error
             raise
     # Out of the handler, whose error holds on to everything that the training had in memory.
     compute = set_up(config.hardware, place.local_rank, place.local_world)
@@ -86,15 +90,18 @@ def show_plan(config: TrainConfig, place: Place) -> int:
     check_places(config)
     refuse_alone(config, world)
     model, sure = expected_model(config)
+    choices: list[str] = []
     if config.hardware.device.startswith("cuda") and not torch.cuda.is_available():
         plan = Plan(config, model, world, describe_absent_gpu(config.hardware), sure)
     else:
         compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
         refuse_too_large(config, compute, world)
-        plan = plan_of(settled(config, model, compute, Peers(), world), model, compute, world, sure)
+        config = settled(keep_micro_batch(config, compute, Peers(), world), model, compute, Peers(), world)
+        plan = plan_of(config, model, compute, world, sure)
+        choices = describe_choices(config, compute)
     plan = replace(plan, train_tokens=expected_train_tokens(config.data))
     schema.checked(lambda: check_horizon(config, plan.steps))
-    say("\n".join([*plan.lines(), *unprepared_lines(config.data)]))
+    say("\n".join([*plan.lines(), *choices, *unprepared_lines(config.data)]))
     return 0
 
 
@@ -133,6 +140,7 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
             peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})
             peers.refuse_differences("benchmark", {one.name: fingerprint(one) for one in benchmarks})
             model = model_for(config, dataset)
+            config = keep_micro_batch(config, compute, peers, peers.world)
             config = settled(config, model, compute, peers, peers.world)
             state = build_state(config, model, compute, peers)
             schema.checked(lambda: check_horizon(config, state.steps))

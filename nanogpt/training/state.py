@@ -192,7 +192,7 @@ def build_state(
             "ranks": peers.world,
             "strategy": hardware.strategy,
             "micro_batch_size": config.micro_batch_size(peers.world),
-            "compile": hardware.compile,
+            "compile": is_compiled(hardware, compute),
             "compile_mode": hardware.compile_mode,
             "attention": attention,
             "recompute": hardware.recompute,
@@ -206,16 +206,21 @@ def build_state(
     return state
 
 
+def is_compiled(hardware: HardwareConfig, compute: Compute) -> bool:
+    """Return whether the model is compiled: because it must be, or because `auto` chose it for this device."""
+    return hardware.must_compile or compute.compiles
+
+
 def on_device(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
     """What a step calls, with the whole model on this rank's device."""
     model.to(compute.device)
     trained = in_float8(model) if hardware.fp8 else model
-    return compiled(trained, hardware.compile_mode) if hardware.compile else trained
+    return compiled(trained, hardware.compile_mode) if is_compiled(hardware, compute) else trained
 
 
 def in_shards(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
     """What a step calls, with the weights in parts. Each block is compiled alone: around it they are gathered."""
-    if hardware.compile:
+    if is_compiled(hardware, compute):
         for block in model.blocks:
             block.compile(dynamic=False)
     shard(model, compute.device)

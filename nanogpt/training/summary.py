@@ -16,6 +16,7 @@ from nanogpt.loss_check import find_trouble
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_identity import CONTENTS
 from nanogpt.tracking.console import say, table, visible
+from nanogpt.training.choices import describe_choices
 from nanogpt.training.extension import relative_of
 from nanogpt.training.plan import eval_line
 from nanogpt.training.probe import plan_of
@@ -45,7 +46,7 @@ def introduce(
         say(f"note    {note}")
     plan = plan_of(config, state.model.config, state.compute, state.peers.world)
     plan = replace(plan, train_tokens=dataset.train.n_tokens)
-    say("\n".join([*plan.lines(), f"eval    {eval_line(plan, loss.tokens)}"]))
+    say("\n".join([*plan.lines(), *describe_choices(config, state.compute), f"eval    {eval_line(plan, loss.tokens)}"]))
 
 
 def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:

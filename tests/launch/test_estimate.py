@@ -107,7 +107,7 @@ def test_of_another_model_the_speed_is_scaled(tmp_path: Path) -> None:
     assert "not known" in line_of(estimate([point(tmp_path, **{"model.n_embd": 256})], None, 1), "time")
 
 
-H100 = {"device": "cuda", "precision": "bf16", "threads": None}
+H100 = {"device": "cuda", "precision": "bf16", "threads": None, "compile": True}
 
 
 @pytest.mark.parametrize(

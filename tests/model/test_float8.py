@@ -25,7 +25,7 @@ ON = {"hardware.fp8": True, "hardware.compile": True}
 
 def test_fp8_needs_compiling_and_bf16(config: Build) -> None:
     with pytest.raises(BadInput, match=r"hardware.fp8=true: .*hardware.compile=true"):
-        config(**{"hardware.fp8": True})
+        config(**{"hardware.fp8": True, "hardware.compile": False})
     for precision in ("fp32", "fp16"):
         with pytest.raises(BadInput, match=rf"hardware.fp8=true: .*hardware.precision=bf16 or auto, not {precision}"):
             config(**ON, **{"hardware.precision": precision})

@@ -151,3 +151,18 @@ def test_auto_on_a_gpu_is_found_by_trying(config: Build) -> None:
     built = config(**BIG | {"hardware.device": "cuda", "hardware.micro_batch_size": "auto"})
     assert train(built) == 0
     assert RunDirectory(locate(built)).config().hardware.micro_batch_size == 512
+
+
+def test_a_run_continues_with_its_own_micro_batch(
+    config: Build, undisturbed: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little memory is free at the second start; to the bits of a run that was never stopped."""
+    auto = {"hardware.micro_batch_size": "auto"}
+    assert train(config(**auto, pause_at=0.5)) == 0
+    monkeypatch.setattr(probe, "available_bytes", lambda: 1)
+    assert train(config(**auto)) == 0
+    assert ranks.result(config(**auto)) == undisturbed()
+    facts = RunDirectory(locate(config())).starts()[-1]["arithmetic"]
+    assert facts["micro_batch_size"] == 8
+    assert train(config(**auto, fresh=True)) == 0
+    assert RunDirectory(locate(config())).starts()[-1]["arithmetic"]["micro_batch_size"] == 1

@@ -1,0 +1,119 @@
+"""hardware.compile=auto on a pretended GPU: compiled where that can work, else eager with what is missing by name."""
+
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from nanogpt.config import HardwareConfig, TrainConfig
+from nanogpt.device import Compute
+from nanogpt.errors import BadEnvironment, BadInput
+from nanogpt.schema import from_dict
+from nanogpt.torch_compile import choose_compile
+from nanogpt.training.choices import describe_choices
+
+Build = Callable[..., TrainConfig]
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A GPU that Triton compiles for, with Triton, compilers and Python.h."""
+    (tmp_path / "Python.h").touch()
+    for name in ("CC", "CXX", "CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")  # pyright: ignore[reportUnknownLambdaType]
+    return monkeypatch
+
+
+def test_auto_compiles_on_cuda_alone(able: pytest.MonkeyPatch) -> None:
+    usual = HardwareConfig()
+    assert usual.compile == "auto"
+    assert choose_compile(usual, GPU) == (True, "")
+    assert choose_compile(HardwareConfig(compile=False), GPU) == (False, "")
+    for device in (CPU, torch.device("mps")):
+        assert choose_compile(usual, device) == (False, "")
+        assert choose_compile(HardwareConfig(compile=True), device) == (True, "")
+        assert choose_compile(HardwareConfig(compile_mode="max-autotune"), device) == (True, "")
+
+
+def take_away(able: pytest.MonkeyPatch, what: str) -> None:
+    """Take one of the things that compiling needs."""
+    compilers = {"C compiler": ("gcc", "clang"), "C++ compiler": ("g++",)}
+    if what == "capability 7.0":
+        able.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))  # pyright: ignore[reportUnknownLambdaType]
+    elif what == "Triton":
+        able.setitem(sys.modules, "triton", None)
+    elif what == "Python.h":
+        able.setattr(sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+    else:
+        able.setattr(shutil, "which", lambda name: None if name in compilers[what] else name)  # pyright: ignore[reportUnknownLambdaType]
+
+
+@pytest.mark.parametrize("what", ["capability 7.0", "Triton", "C compiler", "C++ compiler", "Python.h"])
+def test_what_is_missing_is_named(what: str, able: pytest.MonkeyPatch) -> None:
+    """`auto` is eager and says why, `true` is an error, and so is what needs compiling."""
+    take_away(able, what)
+    compiles, why = choose_compile(HardwareConfig(), GPU)
+    assert not compiles and what in why and "apt" not in why.replace("apt install", "", 1)
+    for asked, key in (
+        ({"compile": True}, "hardware.compile=true"),
+        ({"fp8": True}, "hardware.fp8=true"),
+        ({"compile_mode": "reduce-overhead"}, "hardware.compile_mode=reduce-overhead"),
+    ):
+        with pytest.raises(BadEnvironment) as caught:
+            choose_compile(from_dict(HardwareConfig, asked), GPU)
+        assert str(caught.value).startswith(f"{key}: ") and why in str(caught.value)
+
+
+def test_a_compiler_or_header_that_is_named_counts(able: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    able.setattr(shutil, "which", lambda name: name if name == "icpx" else None)  # pyright: ignore[reportUnknownLambdaType]
+    able.setattr(sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+    assert choose_compile(HardwareConfig(), GPU)[0] is False
+    able.setenv("CC", "icpx")
+    able.setenv("CXX", "icpx")
+    able.setenv("CPATH", f"/nothing:{tmp_path}")
+    assert choose_compile(HardwareConfig(), GPU) == (True, "")
+
+
+def test_the_package_with_the_header_of_this_python(able: pytest.MonkeyPatch) -> None:
+    take_away(able, "Python.h")
+    assert f"python3.{sys.version_info.minor}-dev" in choose_compile(HardwareConfig(), GPU)[1]
+
+
+def test_a_mode_or_fp8_without_compiling_is_refused() -> None:
+    for asked in ({"fp8": True}, {"compile_mode": "max-autotune"}):
+        with pytest.raises(BadInput, match=r"hardware.compile=true"):
+            from_dict(HardwareConfig, asked | {"compile": False})
+
+
+def test_a_start_says_what_was_chosen_and_how_to_choose_otherwise(config: Build, able: pytest.MonkeyPatch) -> None:
+    able.setattr("nanogpt.training.choices.attention_used", lambda *_: "cudnn")  # pyright: ignore[reportUnknownLambdaType]
+    asked = HardwareConfig(device="cuda", micro_batch_size="auto")
+    compute = Compute(GPU, "bf16", "NVIDIA H100", compiles=True, asked=asked)
+    built = config(**{"hardware.micro_batch_size": 4, "model.dropout": 0.0})
+    choice, other = describe_choices(built, compute)
+    for words in ("bf16 (the GPU has it)", "compiled (", "cudnn attention", "micro-batches of 4 "):
+        assert words in choice
+    assert other.split(": ")[1].split() == [
+        "hardware.precision=fp32",
+        "hardware.compile=false",
+        "hardware.attention=math",
+        "hardware.micro_batch_size=8",
+    ]
+    eager = Compute(GPU, "fp16", "Tesla P100", missing="no Triton", asked=asked)
+    note, choice, other = describe_choices(built, eager)
+    assert note == "note    not compiled: no Triton; without this note: hardware.compile=false"
+    assert "fp16 (the GPU has no bf16)" in choice and "compiled" not in choice and "compile" not in other
+    given = HardwareConfig(device="cuda", precision="bf16", compile=True, attention="flash", micro_batch_size=4)
+    assert describe_choices(built, Compute(GPU, "bf16", "NVIDIA H100", compiles=True, asked=given)) == []
+    assert describe_choices(built, Compute(CPU, "fp32", "a CPU", asked=asked)) == []
