@@ -21,7 +21,7 @@ from nanogpt.model.forward_pass import Pass
 from nanogpt.model.initial import initialize
 from nanogpt.model.kv_cache import KVCache
 from nanogpt.model.layers import MLP, linear, norm
-from nanogpt.model.loss import capped, linear_cross_entropy, logits
+from nanogpt.model.loss import Loss, capped, linear_cross_entropy, logits
 from nanogpt.model.rotary import rotation_of
 
 
@@ -56,6 +56,8 @@ class GPT(nn.Module):
         self.config = config
         self.recompute = False
         """Whether the backward pass computes a block's activations again: dropout is keyed, so to the same bits."""
+        self.compiled_loss: Loss | None = None
+        """In place of `linear_cross_entropy` in a compiled model."""
         assert config.vocab_size is not None
         rows = config.padded_vocab_size
         with torch.device("meta"):  # no module need initialise itself
@@ -128,8 +130,8 @@ class GPT(nn.Module):
         x = self.features(ids, cache, keys)
         if targets is None:
             return self.logits(x)
-        head = self.lm_head.weight
-        return linear_cross_entropy(x.flatten(0, 1), head, self.pad_mask, targets.flatten(), self.config.softcap)
+        loss, head = self.compiled_loss or linear_cross_entropy, self.lm_head.weight
+        return loss(x.flatten(0, 1), head, self.pad_mask, targets.flatten(), self.config.softcap)
 
     def logits(self, x: Tensor) -> Tensor:
         """(…, C) features -> (…, P), -inf on padded ids."""

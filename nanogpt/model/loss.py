@@ -1,10 +1,12 @@
 """Cross-entropy of a linear layer's outputs that never holds all of them: the largest tensor of a GPT's training step.
 
-The logits are computed a few rows at a time, and where gradients are wanted each piece becomes its share of them at
+The logits are computed a few rows at a time, and where gradients are wanted each chunk becomes its share of them at
 once, so nothing is computed twice (the idea of Wijmans et al. 2024 and of Liger Kernel, Hsu et al. 2024).
 N rows, C channels, P vocabulary with its padding.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,22 +14,42 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from nanogpt.model.memory import CHUNK_BYTES
+from nanogpt.model.memory import chunk_rows
 
 IGNORED = -1  # a target that doesn't count
 
+Loss = Callable[[Tensor, Tensor, Tensor | None, Tensor, float | None], Tensor]
+Chunk = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
+
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float | None = None,
+    compiled: Chunk | None = None,
 ) -> Tensor:
     """Summed -log softmax(capped(x weight^T) + bias)[target] in nats, fp32: (N, C), (P, C), (P,), (N,) -> ().
 
     `bias` is a constant. Rows whose target is IGNORED don't count. Under autocast the products are in its precision.
+    `compiled` is `compute_chunk` in another form, for chunks of one size.
     """
     if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(x, weight, bias, targets, softcap)  # pyright: ignore[reportReturnType]
+        return _LinearCrossEntropy.apply(x, weight, bias, targets, softcap, compiled)  # pyright: ignore[reportReturnType]
     pieces = zip(x.split(rows_of(weight)), targets.split(rows_of(weight)), strict=True)
     return torch.stack([summed(logits(part, weight, bias, softcap), target) for part, target in pieces]).sum()
+
+
+def compile_loss() -> Loss:
+    """Return `linear_cross_entropy` for a compiled model: one break in its graph, then a loop over a compiled chunk.
+
+    Compiled as a part of the model, the loop would be unrolled: compile time grows with the batch, and the products of
+    all chunks stay in memory until they are added up (pytorch/pytorch#135305).
+    """
+    chunk = torch.compile(compute_chunk, dynamic=False)
+    loss: Any = torch.compiler.disable(partial(linear_cross_entropy, compiled=chunk))
+    return loss
 
 
 def capped(logits: Tensor, softcap: float) -> Tensor:
@@ -44,12 +66,57 @@ def logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None
 
 
 def rows_of(weight: Tensor) -> int:
-    """Rows of logits computed at a time."""
-    return max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    """Return the rows of logits computed at a time."""
+    return chunk_rows(weight.shape[0], gpu=weight.device.type != "cpu")
 
 
 def summed(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+
+
+def compute_chunk(
+    part: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, grad_weight: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return a chunk's loss, (), and gradient, (rows, C). Adds the gradient of the head's matrix to `grad_weight`."""
+    logits = F.linear(part, matrix, bias if bias is None or softcap else bias.to(matrix.dtype)).float()
+    slope = None
+    if softcap:
+        bounded = logits.div_(softcap).tanh_()
+        slope = 1 - bounded.square()
+        logits = bounded.mul_(softcap) if bias is None else bounded.mul_(softcap).add_(bias)
+    counted = (target != IGNORED)[:, None]
+    chosen = target[:, None].where(counted, 0)
+    highest, own = logits.amax(dim=1, keepdim=True), logits.gather(1, chosen)
+    logits.sub_(highest).exp_()
+    total = logits.sum(dim=1, keepdim=True)
+    loss = (highest + total.log() - own).where(counted, 0.0).sum()
+    share = total.reciprocal().where(counted, 0.0)
+    logits.mul_(share)  # becomes the gradient, in its place
+    if torch.compiler.is_compiling():  # a comparison fuses with the rest, a scatter doesn't
+        logits -= (torch.arange(logits.shape[1], device=logits.device) == chosen).where(counted, False).float()
+    else:
+        logits.scatter_add_(1, chosen, -counted.float())
+    grad_logits = (logits if slope is None else logits.mul_(slope)).to(matrix.dtype)
+    del logits, slope
+    if matrix.dtype == grad_weight.dtype:
+        grad_weight.addmm_(grad_logits.T, part)
+    else:  # sums over chunks are kept in fp32
+        grad_weight += grad_logits.T @ part
+    return loss, grad_logits @ matrix
+
+
+def pad_chunk(chunk: Chunk, rows: int) -> Chunk:
+    """Return `chunk` for at most `rows` rows. What is missing is filled up with rows that don't count."""
+
+    def padded(part: Tensor, matrix: Tensor, bias: Any, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        given = len(part)
+        if given < rows:
+            part = F.pad(part, (0, 0, 0, rows - given))
+            target = F.pad(target, (0, rows - given), value=IGNORED)
+        loss, grad = chunk(part, matrix, bias, target, *rest)
+        return loss, grad[:given]
+
+    return padded
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -57,36 +124,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+        compiled: Chunk | None,
     ) -> Tensor:
-        rows = rows_of(weight)
+        x, weight = x.detach(), weight.detach()  # torch.compile would look for gradients of their gradients
+        rows = max(1, min(rows_of(weight), len(x)))
         product = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         matrix = weight.to(product)
-        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        chunk = pad_chunk(compiled, rows) if compiled else compute_chunk
         losses: list[Tensor] = []
         for part, target, grad in zip(x.split(rows), targets.split(rows), grad_x.split(rows), strict=True):
-            part = part.to(product)
-            logits = F.linear(part, matrix, bias if bias is None or softcap else bias.to(product)).float()
-            slope = None
-            if softcap:
-                bounded = logits.div_(softcap).tanh_()
-                slope = 1 - bounded.square()
-                logits = bounded.mul_(softcap) if bias is None else bounded.mul_(softcap).add_(bias)
-            counted = (target != IGNORED)[:, None]
-            chosen = target[:, None].where(counted, 0)
-            highest, own = logits.amax(dim=1, keepdim=True), logits.gather(1, chosen)
-            logits.sub_(highest).exp_()
-            total = logits.sum(dim=1, keepdim=True)
-            losses.append((highest + total.log() - own).where(counted, 0.0).sum())
-            share = total.reciprocal().where(counted, 0.0)
-            logits.mul_(share).scatter_add_(1, chosen, -counted.float())  # the gradient, in its place
-            piece = (logits if slope is None else logits.mul_(slope)).to(product)
-            grad.copy_(piece @ matrix)
-            if product == weight.dtype:
-                grad_weight.addmm_(piece.T, part)
-            else:  # sums over pieces are kept in fp32
-                grad_weight += piece.T @ part
-            del logits, piece, slope  # before the next are made
+            loss, gradient = chunk(part.to(product), matrix, bias, target, grad_weight, softcap)
+            grad.copy_(gradient)
+            losses.append(loss)
+            del gradient
         ctx.grads = grad_x, grad_weight
         return torch.stack(losses).sum()
 
@@ -96,4 +154,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x, grad_weight = ctx.grads
         del ctx.grads  # they are scaled in place, once
         (scale,) = grad_outputs
-        return grad_x.mul_(scale), grad_weight.mul_(scale), None, None, None
+        return grad_x.mul_(scale), grad_weight.mul_(scale), None, None, None, None

@@ -18,6 +18,7 @@ from nanogpt.model.cost import conv_widths, mlp_shapes, parameter_counts, qkv_wi
 from nanogpt.optim.declaration import FP32, Kind, Shape
 
 CHUNK_BYTES = 128 * 2**20  # of fp32 logits at a time; on a CPU 64 MiB takes 8 % longer, 256 MiB 3 % less
+GPU_CHUNK_BYTES = 512 * 2**20  # the same on a GPU, where each chunk reads and writes the gradient of the head's matrix
 PROCESS = 400 * 10**6  # Python, torch, what is drawn and evaluated; measured on Linux: docs/benchmarks.md
 KINDS: dict[str, Kind] = {"token embedding": "embedding", "position embedding": "embedding", "head": "head"}
 ROOM = 0.9  # of a memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
@@ -81,7 +82,7 @@ def training_memory(
         gradients=FP32 * (-(-n_params // shards) + gathered),
         moments=-(-state_bytes(config, rule) // shards),
         activations=activation_bytes(config, size, sequences, FP32 if gpu else size, recompute),
-        loss=loss_bytes(config, size, sequences),
+        loss=loss_bytes(config, size, sequences, gpu),
         temporary=OPTIMIZERS[rule].temporary_bytes(hidden_matrices(config)),
         process=0 if gpu else PROCESS,
         copy=checkpoint_bytes(config, rule),
@@ -206,11 +207,20 @@ def matrix_elements(config: ModelConfig) -> int:
     return C * (qkv_width(config) + C) + sum(n_in * n_out for n_in, n_out in mlp_shapes(config))
 
 
-def loss_bytes(config: ModelConfig, size: int, sequences: int) -> int:
-    """See nanogpt/model/loss.py; in half precision logits and the head's matrix are there in both precisions."""
-    rows, C = config.padded_vocab_size, config.n_embd
+def chunk_rows(vocabulary: int, gpu: bool) -> int:
+    """Return the rows of logits that the loss computes at a time: on a GPU 128 times a power of two."""
+    if not gpu:
+        return max(1, CHUNK_BYTES // (FP32 * vocabulary))
+    return max(128, 2 ** ((GPU_CHUNK_BYTES // (FP32 * vocabulary)).bit_length() - 1))
+
+
+def loss_bytes(config: ModelConfig, size: int, sequences: int, gpu: bool = False) -> int:
+    """Return the bytes of features, of the head's gradient and of a chunk of logits (nanogpt/model/loss.py). In half
+    precision the head's matrix and the chunk are there in both precisions. Compiled, the loss takes less than this.
+    """
+    vocabulary, C = config.padded_vocab_size, config.n_embd
     positions = sequences * config.block_size
-    chunk = min(positions, max(1, CHUNK_BYTES // (FP32 * rows))) * rows * FP32
-    half = 0 if size == FP32 else size * rows * C + chunk
-    slopes = 0 if config.softcap is None else chunk
-    return 2 * FP32 * positions * C + FP32 * rows * C + chunk + half + slopes
+    logits = min(positions, chunk_rows(vocabulary, gpu)) * vocabulary
+    half = 0 if size == FP32 else size * (vocabulary * C + logits)
+    slopes = 0 if config.softcap is None else FP32 * logits
+    return FP32 * (2 * positions * C + vocabulary * C + logits) + half + slopes

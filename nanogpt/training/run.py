@@ -50,7 +50,7 @@ from nanogpt.training.plan import Plan, describe_absent_gpu
 from nanogpt.training.probe import advice, out_of_memory, plan_of, settled
 from nanogpt.training.record import Record
 from nanogpt.training.restore import restore, start_measurement
-from nanogpt.training.state import TrainState, build_state, settle_buckets
+from nanogpt.training.state import TrainState, build_state, is_compiled, settle_buckets
 from nanogpt.training.stop import Stop, StopFlag
 from nanogpt.training.summary import conclude, introduce
 from nanogpt.training.watch import Watch, watched
@@ -182,7 +182,9 @@ def train_state(
             return 0
         start_measurement(state, loss, dataset, config)
         record = begin(config, state, dataset, run, watch) if run else None
-        watch.arm(flag, path, config.hardware.timeout, config.checkpoint.grace)
+        watch.arm(
+            flag, path, config.hardware.timeout, config.checkpoint.grace, is_compiled(config.hardware, state.compute)
+        )
         with reporting(record, watch, flag):
             if config.tracking.required:
                 peers.from_leader(lambda: record.require_mirrors() if record else None)

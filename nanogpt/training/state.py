@@ -1,6 +1,5 @@
 """All that changes while training, and its way into a checkpoint and back."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -23,9 +22,12 @@ from nanogpt.measurement import KEY, read_facts
 from nanogpt.model.cost import horizon
 from nanogpt.model.float8 import in_float8
 from nanogpt.model.gpt import GPT
+from nanogpt.model.loss import compile_loss
 from nanogpt.model.sharding import part_of, shard, whole
 from nanogpt.optim.build import build_optimizer
 from nanogpt.training.spikes import Spikes
+
+SHAPES = 128  # that a function may be compiled for in one process
 
 
 @dataclass
@@ -219,8 +221,12 @@ def on_device(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Modu
 
 
 def in_shards(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
-    """What a step calls, with the weights in parts. Each block is compiled alone: around it they are gathered."""
+    """Return what a step calls, with the weights in parts. Blocks, around which they are gathered, and the chunks of
+    the loss are compiled, each alone.
+    """
     if is_compiled(hardware, compute):
+        allow_shapes()
+        model.compiled_loss = compile_loss()
         for block in model.blocks:
             block.compile(dynamic=False)
     shard(model, compute.device)
@@ -234,15 +240,23 @@ def reads_late(compute: Compute) -> bool:
     return compute.device.type == "cuda" and compute.precision != "fp16"
 
 
-def compiled(model: nn.Module, mode: CompileMode = "default") -> nn.Module:
-    """Return the model compiled for each shape it meets, of which a training has one.
+def compiled(model: GPT, mode: CompileMode = "default") -> nn.Module:
+    """Return the model compiled for each shape it meets, of which a training has one; its loss by chunks.
 
     A second model in the same process, as in a sweep or a probe, once got wrong gradients when torch compiled for all
     shapes at once (torch 2.13, CPU). That was seen with dropout masks that reinterpreted memory (model/dropout.py), and
-    not since. The warning that is filtered is about tensors that enter the loss, for which torch asks a gradient.
+    not since.
     """
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    allow_shapes()
+    model.compiled_loss = compile_loss()
     return cast(nn.Module, torch.compile(model, mode=mode, dynamic=False))
+
+
+def allow_shapes() -> None:
+    """Let one process compile for many shapes and models; after 8 of one function torch would go on eagerly."""
+    import torch._dynamo  # seconds, which only those who compile pay
+
+    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)  # pyright: ignore
 
 
 def settle_buckets(state: TrainState, batch: Batch) -> None:

@@ -1,7 +1,7 @@
 """A thread that ends this rank when nothing else can: its peer is gone, it hangs in a collective, or ignores a signal.
 
 It counts its own ticks instead of reading a clock, so a job that is suspended as a whole, or a laptop that sleeps,
-loses nothing.
+loses nothing. While torch compiles, for minutes or longer, this thread beats in place of the main one.
 """
 
 import faulthandler
@@ -21,7 +21,7 @@ from nanogpt.errors import STOPPED, PeerLost
 from nanogpt.training.stop import StopFlag
 
 TICK = 0.25
-FIRST = 5.0  # times the patience before the first step is done: compiling, warming up
+FIRST = 5.0  # times the patience before the first step is done: warming up, connecting
 AWHILE = 2.0  # seconds without a beat before a lost peer matters: the others may be at their end already
 
 
@@ -33,6 +33,8 @@ class Watch:
         self.silent = self.quiet = self.stopping = 0.0
         """Seconds since the last beat of this rank, since the last of any rank, and since the first signal."""
         self.beats = self.theirs = 0
+        self.compiling = 0
+        """Compilations under way in this process."""
         self.patience = self.grace = float("inf")
         self.factor, self.step = FIRST, -1
         self.flag: StopFlag | None = None
@@ -40,12 +42,27 @@ class Watch:
         self.over = Event()
         self.thread = Thread(target=self.run, name="watch", daemon=True)
 
-    def arm(self, flag: StopFlag, folder: Path, patience: float, grace: float) -> None:
-        """The loop begins: from now on the main thread beats, and `folder` takes the stacks of a hang."""
+    def arm(self, flag: StopFlag, folder: Path, patience: float, grace: float, compiles: bool = False) -> None:
+        """The loop begins: from now on the main thread beats, and `folder` takes the stacks of a hang. What `compiles`
+        may take its time, at the first step or any other.
+        """
         self.file = folder / f"stacks-rank-{self.peers.rank}.txt"
         self.patience = patience if self.peers.world > 1 else float("inf")
         self.grace, self.flag = grace, flag
         self.silent = self.quiet = 0.0
+        if compiles:
+            from torch._dynamo.callback import callback_handler  # seconds, which only those who compile pay
+
+            callback_handler.register_start_callback(self.begin_compiling)
+            callback_handler.register_end_callback(self.end_compiling)
+
+    def begin_compiling(self, _: object) -> None:
+        """Note that a compilation begins, in whichever thread."""
+        self.compiling += 1
+
+    def end_compiling(self, _: object) -> None:
+        """Note that it is done."""
+        self.compiling -= 1
 
     def end(self) -> None:
         """The ranks need each other no more, and leave one by one."""
@@ -81,6 +98,9 @@ class Watch:
 
     def look_for_peers(self) -> None:
         """See whether others get somewhere; end when one of this machine is gone and this one is stuck without it."""
+        if self.compiling:
+            self.beats += 1
+            self.quiet = 0.0
         theirs = self.peers.progress(self.beats)
         if theirs != self.theirs:
             self.theirs, self.quiet = theirs, 0.0
@@ -93,7 +113,7 @@ class Watch:
         """End when the main thread has been silent, or asked to stop, for too long."""
         at = f"at step {max(0, self.step)}"
         again = "the same command continues from the last checkpoint"
-        if self.quiet > self.patience * self.factor:
+        if self.quiet > self.patience * self.factor and not self.compiling:
             what = f"no rank got anywhere for {self.quiet:.0f} s {at}: one hangs or is lost, or a batch takes so long"
             self.give_up(f"{what}; {again}", PeerLost.exit_code)
         if self.stopping > self.grace:

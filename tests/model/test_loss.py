@@ -6,12 +6,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanogpt.model import loss as module
+from nanogpt.model import memory
 from nanogpt.model.loss import IGNORED, linear_cross_entropy
 
 
 @pytest.fixture(params=[128 * 2**20, 4 * 64 * 5], ids=["one chunk", "chunks of 5 rows"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", request.param)
+    monkeypatch.setattr(memory, "CHUNK_BYTES", request.param)
 
 
 def problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,7 +61,7 @@ def test_under_autocast_the_products_are_in_its_precision() -> None:
 
 def test_the_logits_are_never_there_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor that autograd keeps, or that a linear layer returns, has more rows than a chunk."""
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 64 * 5)
+    monkeypatch.setattr(memory, "CHUNK_BYTES", 4 * 64 * 5)
     rows: list[int] = []
     linear = F.linear
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from nanogpt.distributed import Peers
 from nanogpt.place import Place
@@ -27,13 +28,13 @@ def flag() -> Generator[StopFlag, None, None]:
         yield one
 
 
-def watch(world: int, flag: StopFlag, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Watch:
+def watch(world: int, flag: StopFlag, folder: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool = False) -> Watch:
     def leave(code: int) -> None:
         raise Gone(code)
 
     monkeypatch.setattr(watching.os, "_exit", leave)
     one = Watch(Peers(Place(0, world)))
-    one.arm(flag, folder, patience=10.0, grace=3.0)
+    one.arm(flag, folder, patience=10.0, grace=3.0, compiles=compiles)
     return one
 
 
@@ -51,6 +52,36 @@ def test_patience_is_five_times_as_long_before_the_first_step(
     with pytest.raises(Gone, match="7"):
         one.look_at_time()
     assert "no rank got anywhere for 11 s at step 101" in (tmp_path / "stacks-rank-0.txt").read_text()
+
+
+def test_compiling_is_no_hang_however_long_it_takes(
+    flag: StopFlag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch really compiles, and meanwhile, at each of two shapes, an hour passes without a beat of the main thread."""
+    one, beats = watch(2, flag, tmp_path, monkeypatch, compiles=True), list[int]()
+    monkeypatch.setattr(one.peers, "progress", beats.append)
+    one.beat(0)
+    one.beat(1)
+
+    def compile_for_an_hour(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        one.silent = one.quiet = 3600.0
+        one.look_at_time()
+        one.look_for_peers()
+        one.look_for_peers()
+        one.silent = 3600.0
+        with pytest.raises(Gone, match="7"), monkeypatch.context() as patch:
+            patch.setattr(one.peers, "lost", lambda: [1])
+            one.look_for_peers()
+        return graph
+
+    double = torch.compile(torch.nn.ReLU(), backend=compile_for_an_hour, dynamic=False)
+    double(torch.ones(2))
+    double(torch.ones(3))
+    assert beats == [3, 4, 5, 6, 7, 8], "the others see that it lives"
+    assert one.quiet == 0.0
+    one.quiet = 11.0
+    with pytest.raises(Gone, match="7"):
+        one.look_at_time()
 
 
 def test_one_rank_alone_may_take_its_time(flag: StopFlag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
