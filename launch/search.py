@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import assert_never
+
 from conf.reading import Sweep
 from conf.space import Axis, Space
 from conf.sweeps import Search
@@ -124,9 +126,13 @@ def ask(
     space = {axis.key: distribution(axis) for axis in axes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # of constant_liar: keeps trials of one batch apart
-        tpe = sweeper.sampler == "tpe"
-        samplers = optuna.samplers
-        sampler = samplers.TPESampler(seed=seed, constant_liar=True) if tpe else samplers.RandomSampler(seed)
+        match sweeper.sampler:
+            case "tpe":
+                sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            case "random":
+                sampler = optuna.samplers.RandomSampler(seed)
+            case _:
+                assert_never(sweeper.sampler)
         study = optuna.create_study(sampler=sampler)
         study.add_trials([told(one, axes, space) for one in trials])
         asked = [study.ask(space).params for _ in range(count)]

@@ -133,7 +133,7 @@ class Checkpoints:
                 states[step] = read_json(self.path(step) / "state.json")
         return best_step(states)
 
-    def choose(self, which: str) -> Loaded:
+    def choose(self, which: Literal["best", "latest"]) -> Loaded:
         """Return the checkpoint that is `best`, or else the newest good one. Raise BadCheckpoint if there is none.
 
         A training that goes on meanwhile may remove the one being read; then those it has saved since are tried.
@@ -141,7 +141,7 @@ class Checkpoints:
         while True:
             before = self.steps()
             try:
-                step = self.best_step() if which == "best" else None
+                step = {"best": self.best_step, "latest": lambda: None}[which]()
                 loaded = verify(self.path(step)) if step is not None else self.newest()[0]
                 break
             except BadCheckpoint:

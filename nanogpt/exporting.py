@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
+from typing_extensions import assert_never
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ExportConfig, ModelConfig, TrainConfig
@@ -31,11 +32,15 @@ def export(config: ExportConfig) -> int:
     """Write the model to `out`. Raises BadInput for a switch that the format has no form of, or a folder in use."""
     folder = check_target(config)
     trained = load_trained(config, torch.device("cpu"))
-    if config.format == "hf":
-        to_hf(trained.model.config)
-    else:
-        require_nanogpt(trained.model.config)
-    writer = write_hf if config.format == "hf" else write_nanogpt
+    match config.format:
+        case "hf":
+            to_hf(trained.model.config)
+            writer = write_hf
+        case "nanogpt":
+            require_nanogpt(trained.model.config)
+            writer = write_nanogpt
+        case _:
+            assert_never(config.format)
     with write_beside(folder, {"format": config.format}) as partial:
         writer(trained, partial, config)
         verified = verify(trained, partial, config)

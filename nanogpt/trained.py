@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -59,7 +60,7 @@ def load_trained(config: TrainedConfig, device: torch.device) -> Trained:
     return Trained(model.eval().to(device), tokenizer, config.init_from, None, None)
 
 
-def of_run(run: RunDirectory, which: str, device: torch.device) -> Trained:
+def of_run(run: RunDirectory, which: Literal["best", "latest"], device: torch.device) -> Trained:
     """A run's model at its best or latest checkpoint."""
     tokenizer = tokenizers.load(run.path)
     loaded = run.checkpoints.choose(which)

@@ -123,6 +123,7 @@ def rank_main(
     from conf.door import guarded
     from nanogpt.training.run import train
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests were started with nohup
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the door is reached: Python's traceback would be the harness's
     if world > 1:
         places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}

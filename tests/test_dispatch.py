@@ -7,9 +7,13 @@ from typing import Any, get_args
 import pytest
 
 from conf.groups import choices
+from conf.sweeps import Search
+from launch.search import ask
 from nanogpt import tokenizer as tokenizers
+from nanogpt.checkpoint import Checkpoints
 from nanogpt.config import (
     OPTIMIZERS,
+    DataConfig,
     Gpu,
     ModelConfig,
     OptimizerConfig,
@@ -20,6 +24,9 @@ from nanogpt.config import (
     TrainConfig,
 )
 from nanogpt.config.recipe import EVERY_OPTIMIZERS_KEYS
+from nanogpt.data import corpora
+from nanogpt.data.sampler import Sampler
+from nanogpt.interop.export_config import to_hf
 from nanogpt.model.cost import parameter_counts
 from nanogpt.model.devices import DEVICES
 from nanogpt.model.gpt import GPT
@@ -59,6 +66,11 @@ USES: list[tuple[str, Callable[[], object]]] = [
     ("parametrization", lambda: with_unknown(ParametrizationConfig(), "name").width(64)),
     ("tokenizer", lambda: tokenizers.build("unknown", [])),  # type: ignore[arg-type]
     ("tracker", lambda: use_tracker("unknown")),
+    ("corpus", lambda: corpora.find(DataConfig().model_copy(update={"corpus": "unknown"}), Path())),
+    ("order", lambda: Sampler([99], 8, 1, "unknown")),  # type: ignore[arg-type]
+    ("exported position", lambda: to_hf(with_unknown(SMALL, "position"))),
+    ("optuna sampler", lambda: ask(with_unknown(Search(), "sampler"), [], [], 0, 1)),
+    ("checkpoint", lambda: Checkpoints(Path("none")).choose("unknown")),  # type: ignore[arg-type]
 ]
 
 

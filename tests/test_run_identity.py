@@ -248,13 +248,19 @@ def test_token_files_are_checked_in_full_once(tmp_path: Path, monkeypatch: pytes
     for name in ("train.bin", "val.bin"):
         os.utime(folder / name, (1, 1))
     monkeypatch.setattr("nanogpt.data.content.REMEMBER_BYTES", 1)
+    monkeypatch.setattr("nanogpt.data.content.SETTLED_SECONDS", -1.0)
     with pytest.raises(BadData, match="id 256"):
         ensure(config)
     known = json.loads((tmp_path / "data" / MEMORY).read_text())
-    assert [known[str(folder / name)][4] for name in ("train.bin", "val.bin")] == [256, 0]
-    monkeypatch.setattr("nanogpt.data.content.read_tokens", None)  # it isn't read again
-    with pytest.raises(BadData, match="id 256"):
-        ensure(config)
+    assert [known[str(folder / name)][5] for name in ("train.bin", "val.bin")] == [256, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr("nanogpt.data.content.read_tokens", None)  # it isn't read again
+        with pytest.raises(BadData, match="id 256"):
+            ensure(config)
+    ids[4_300_000] = 7
+    ids.tofile(folder / "train.bin")
+    os.utime(folder / "train.bin", (1, 1))
+    assert ensure(config).train.n_tokens == 5_000_000, "other ids of the same size and time of writing are read"
 
 
 @pytest.mark.parametrize(("device", "made"), [("cpu", "bf16"), ("cuda", "fp32"), ("auto", "bf16")])

@@ -26,7 +26,7 @@ def main() -> int:
     try:
         with redirect_stdout(sys.stderr):
             compute = set_up(work.config.hardware)
-            found = training(work, compute) if work.what == "training" else generation(work, compute)
+            found = {"training": training, "generation": generation}[work.what](work, compute)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,8 +1,8 @@
 """Identify text and token files by what they hold, wherever they lie and however their path is written.
 
 The digest of a source stands for its path in a run's identity and in the name of the prepared folder. What was found
-out about large files is remembered in the data folder by real path, size and time of change, so that the next start
-doesn't read them again.
+out about large files is remembered in the data folder by real path, size, time of writing and time of any change (which
+`cp -p` and `touch` can't set), so that the next start doesn't read them again.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class FileFacts:
 
 
 class Memory:
-    """Facts of large files, remembered under `folder` by real path, size and time of change."""
+    """Facts of large files, remembered under `folder` by real path, size and times."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / MEMORY
@@ -53,12 +53,12 @@ class Memory:
         except OSError as error:
             raise BadData(f"{escaped(file)}: {error.strerror}") from None
         kind = "text" if shard is None else shard.dtype.str
-        stamp = [kind, about.st_size, about.st_mtime_ns]
+        stamp = [kind, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
         known = self.known.get(key)
-        if known is not None and known[:3] == stamp:
-            return FileFacts(*known[3:])
+        if known is not None and known[:4] == stamp:
+            return FileFacts(*known[4:])
         facts = FileFacts(sha256(file)) if shard is None else read_tokens(shard)
-        if about.st_size >= REMEMBER_BYTES and time.time() - about.st_mtime > SETTLED_SECONDS:
+        if about.st_size >= REMEMBER_BYTES and time.time() - max(about.st_mtime, about.st_ctime) > SETTLED_SECONDS:
             self.new[key] = [*stamp, facts.sha256, facts.largest_id]
         return facts
 
@@ -73,12 +73,12 @@ class Memory:
 
 
 def read_memory(path: Path) -> dict[str, list[Any]]:
-    """Return what is remembered, by real path: kind, size, time of change, sha256, largest id."""
+    """Return what is remembered, by real path: kind, size, times of writing and change, sha256, largest id."""
     try:
         known: Any = read_json_bytes(path)
     except (OSError, ValueError):
         return {}
-    kinds = (str, int, int, str, int)
+    kinds = (str, int, int, int, str, int)
     return {
         str(key): entry
         for key, entry in (known.items() if isinstance(known, dict) else ())

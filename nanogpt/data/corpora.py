@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import assert_never
+
 from nanogpt.config import DataConfig
 from nanogpt.data.file_kinds import BOM, FileKind, check_not_wide, conversion, detect_kind, open_content
 from nanogpt.data.hub_data import find_hub_splits, hub_rows
@@ -214,14 +216,19 @@ def find(config: DataConfig, cache: Path) -> Corpus:
         source = find_files(config.source)
         named = divide_by_names(source) if config.split == "auto" else NamedFiles(source.files)
         return Corpus(config, source, named, notes=(*source.notes, *named.notes))
-    if config.corpus == "hub":
-        used, left_out = find_hub_splits(config)
-        notes = (f"left out, splits of the hub: {join_names(left_out)}",) if left_out else ()
-        return Corpus(config, LocalFiles(Path(), ()), NamedFiles(()), used, notes)
-    if config.corpus == "pystdlib":
-        files = standard_library()
-    else:
-        files = (download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, cache / "tinyshakespeare.txt"),)
+    match config.corpus:
+        case "hub":
+            used, left_out = find_hub_splits(config)
+            notes = (f"left out, splits of the hub: {join_names(left_out)}",) if left_out else ()
+            return Corpus(config, LocalFiles(Path(), ()), NamedFiles(()), used, notes)
+        case "pystdlib":
+            files = standard_library()
+        case "shakespeare":
+            files = (download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, cache / "tinyshakespeare.txt"),)
+        case "text":
+            raise BadData("data.corpus=text: needs data.source, a file or folder of text")
+        case _:
+            assert_never(config.corpus)
     return Corpus(config, LocalFiles(Path(), files), NamedFiles(files))
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import assert_never
 
 UInts = npt.NDArray[np.uint64]
 Offsets = npt.NDArray[np.int64]
@@ -71,10 +72,13 @@ class Sampler:
         order: Literal["permutation", "random"] = "permutation",
     ) -> None:
         self.block_size, self.seed, self.order = block_size, seed, order
-        if order == "permutation":  # one window less than fits, so that the phase has room to move
-            counts = [max(0, n // block_size - 1) for n in shard_tokens]
-        else:
-            counts = [max(0, n - block_size) for n in shard_tokens]
+        match order:
+            case "permutation":  # one window less than fits, so that the phase has room to move
+                counts = [max(0, n // block_size - 1) for n in shard_tokens]
+            case "random":
+                counts = [max(0, n - block_size) for n in shard_tokens]
+            case _:
+                assert_never(order)
         self.ends = np.cumsum(np.array(counts, np.int64))
         self.n_windows = int(self.ends[-1]) if counts else 0
         """Windows in an epoch (permutation), or places a window can start at (random)."""

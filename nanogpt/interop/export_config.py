@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from typing_extensions import assert_never
+
 from nanogpt.config import ModelConfig
 from nanogpt.errors import BadInput, escaped
 from nanogpt.interop.architecture import FREE, SIZES, check_known_keys
@@ -14,7 +16,13 @@ ONLY_HERE: dict[str, object] = {
 
 def to_hf(model: ModelConfig) -> dict[str, Any]:
     """The config.json of a model, without padding. Raises BadInput naming the switch that has no form there."""
-    return gpt2_config(model) if model.position == "learned" else llama_config(model)
+    match model.position:
+        case "learned":
+            return gpt2_config(model)
+        case "rotary":
+            return llama_config(model)
+        case _:
+            assert_never(model.position)
 
 
 def require(model: ModelConfig, form: str, **expected: object) -> None:

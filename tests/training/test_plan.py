@@ -90,8 +90,8 @@ def test_the_memory_of_a_plan_is_what_a_run_takes(tmp_path: Path) -> None:
         "import runpy, sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
         "try: runpy.run_path('train.py', run_name='__main__')\n"
         "finally:\n"
-        "    status = dict(line.split(maxsplit=1) for line in open('/proc/self/status'))\n"
-        "    print('peak', status['VmHWM:'].split()[0])"
+        "    fields = [line.split() for line in open('/proc/self/status')]\n"
+        "    print('peak', next(field[1] for field in fields if field[0] == 'VmHWM:'))"
     )
     done = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, check=True)
     told = re.search(r"^memory  about ([\d.]+)MB", done.stdout, re.MULTILINE)
