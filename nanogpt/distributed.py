@@ -31,6 +31,8 @@ from nanogpt.run_state import is_alive
 T = TypeVar("T")
 ALONE = Place()
 MEETINGS = itertools.count()  # a process may run several trainings, one after the other
+# torch.distributed.all_gather_into_tensor until torch 2.13, which warns of that name
+ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor")  # noqa: B009
 PATIENCE = timedelta(days=7)  # of the collectives themselves: training/watch.py is what gives up on a rank
 
 
@@ -82,13 +84,27 @@ class Peers:
             dist.all_reduce(tensor)
         return tensor
 
-    def concatenate(self, share: Tensor) -> Tensor:
-        """(k, …) of each rank, in order -> (world k, …), the same bits on every rank."""
-        if self.world == 1:
-            return share
-        shares = [torch.empty_like(share) for _ in range(self.world)]
-        dist.all_gather(shares, share)
-        return torch.cat(shares)
+    def start_all_gather(self, share: Tensor, count: int) -> Callable[[], Tensor]:
+        """Begin to gather `count` rows, of which each rank comes with equally many, (k, …), the last ones filled up.
+
+        Returns a function that waits for (count or more, …), the same bits on every rank; a GPU's host doesn't wait.
+        """
+        if count < self.world:  # the first ranks have a row each; an all-gather would bring one from every rank
+            gathered = share.new_empty(count, *share.shape[1:])
+            if self.rank < count:
+                gathered[self.rank].copy_(share[0])
+            works = [dist.broadcast(gathered[source], source, async_op=True) for source in range(count)]
+        else:
+            gathered = share.new_empty(self.world * len(share), *share.shape[1:])
+            works = [ALL_GATHER(gathered, share, async_op=True)]
+
+        def wait() -> Tensor:
+            for work in works:
+                assert work is not None
+                work.wait()
+            return gathered
+
+        return wait
 
     def gather(self, text: str) -> list[str]:
         """Everybody's text, by rank."""

@@ -27,8 +27,11 @@ class Ranks(Protocol):
     rank: int
     world: int
 
-    def concatenate(self, share: Tensor) -> Tensor:
-        """(k, …) of each rank, in order -> (world k, …) on every rank."""
+    def start_all_gather(self, share: Tensor, count: int) -> Callable[[], Tensor]:
+        """Begin to gather `count` rows, of which each rank comes with equally many, (k, …), the last ones filled up.
+
+        Returns a function that waits for (count or more, …), the same bits on every rank.
+        """
         ...
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from nanogpt.optim.muon_update import Settings
 
+STACK_BYTES = 320 * 2**20
+"""Bytes of fp32 matrices that a step works on at a time. Fewer take less memory, more take fewer launches."""
+
 
 def state_bytes(kind: Kind, shape: Shape) -> int:
     """Return the bytes of a hidden matrix's momentum, in fp32; of all else AdamW's."""
@@ -22,15 +25,15 @@ def state_bytes(kind: Kind, shape: Shape) -> int:
 
 
 def temporary_bytes(matrices: Sequence[Shape]) -> int:
-    """Return what iterating on the largest stack of matrices of one shape takes: the stack, its scaled form, two
-    iterates and their products, about five times the stack. The updates replace the gradients.
+    """Return what updating the largest stack of matrices takes: gradients and momenta put together, iterates, the
+    update and the weights that it moves: five times the stack (tests/optim/test_muon_bounds.py).
 
     A parameter that holds several matrices counts as one, so the stack is estimated, from above.
     """
     stacks: Counter[Shape] = Counter()
     for shape in matrices:
         stacks[tuple(sorted(shape))] += FP32 * prod(shape)
-    return 5 * max(stacks.values(), default=0)
+    return max((5 * min(size, max(STACK_BYTES, FP32 * prod(shape))) for shape, size in stacks.items()), default=0)
 
 
 def build(groups: list[Group], settings: Settings, ranks: Ranks | None, fused: bool) -> Optimizer:

@@ -1,17 +1,23 @@
 """The steps of Muon (Jordan et al. 2024), which moves a hidden matrix by its orthogonalised momentum, and of NorMuon
 (Li et al. 2025).
+
+Matrices of one shape are updated together, as a stack: a kernel is launched once for many of them. A stack is bounded
+in bytes, and with it the memory of a step. Several ranks share the iterations of a stack; its results are gathered
+while they iterate on the next one.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from math import prod
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from nanogpt.optim.declaration import Group, Ranks
+from nanogpt.optim.declaration import FP32, Group, Ranks
+from nanogpt.optim.muon import STACK_BYTES
 from nanogpt.optim.orthogonal import orthogonalized
 
 TINY = 1e-12
@@ -28,102 +34,163 @@ class Settings(Protocol):
     row_beta: float
 
 
+class Rates(NamedTuple):
+    """Rates of one step, taken from a param group."""
+
+    lr: float
+    decay: float
+    momentum: float
+
+
 @dataclass
 class Piece:
-    """One matrix: all of a parameter, or some rows of it."""
+    """One matrix: all of a parameter, or some rows of it. Its tensors are views."""
 
     weight: Tensor
-    """(rows, cols), a view of the parameter."""
-    update: Tensor
-    """(rows, cols): the momentum, looked ahead."""
+    """(rows, cols), fp32."""
+    grad: Tensor
+    momentum: Tensor
     row_second: Tensor | None
-    """(rows, 1), NorMuon's: running mean of the squares of the update's rows."""
-    group: Group
+    """(rows, 1), for NorMuon: running mean of the squares of the update's rows."""
 
     @property
     def tall(self) -> bool:
-        """Whether it is transposed for the iteration, which takes no more rows than columns."""
+        """Return True if it is transposed for the iteration, which takes no more rows than columns."""
         return self.weight.shape[0] > self.weight.shape[1]
 
 
+@dataclass
+class Stack:
+    """Matrices that are updated together: of one shape or its transpose, with equal rates, the tall ones first."""
+
+    pieces: list[Piece]
+    rates: Rates
+
+    def split_by_shape(self) -> list[list[Piece]]:
+        """Return the tall pieces and the others, without an empty list."""
+        split = [[piece for piece in self.pieces if piece.tall == tall] for tall in (True, False)]
+        return [pieces for pieces in split if pieces]
+
+
 class Muon(AdamW):
-    """The groups with `rows` by Muon, all others by AdamW. The gradients of the former are used up."""
+    """Muon for the groups with `rows`, AdamW for all others. The gradients of the former are used up."""
 
     def __init__(self, groups: list[Group], settings: Settings, ranks: Ranks | None, fused: bool) -> None:
         super().__init__(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
-        self.settings, self.ranks = settings, ranks
+        self.settings = settings
+        self.ranks = ranks if ranks and ranks.world > 1 else None
         self._step_supports_amp_scaling = False  # else GradScaler leaves it to AdamW's kernel to skip a step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of all parameters that have gradients; on several ranks together."""
+        """Update all parameters that have gradients; on several ranks together."""
         assert closure is None
-        stacks: defaultdict[tuple[int, ...], list[Piece]] = defaultdict(list)
-        for group in self.param_groups:
-            for parameter in group["params"] if group["rows"] else []:
-                if parameter.grad is not None:
-                    for piece in self.pieces(parameter, group):
-                        stacks[tuple(sorted(piece.weight.shape))].append(piece)
-                    parameter.grad = None  # AdamW passes over it
-        for pieces in stacks.values():
-            pieces.sort(key=lambda piece: not piece.tall)
-            update = self.orthogonalized(torch.stack([p.update.mT if p.tall else p.update for p in pieces]))
-            tall = sum(piece.tall for piece in pieces)
-            self.apply(pieces[:tall], update[:tall].mT)
-            self.apply(pieces[tall:], update[tall:])
-        return super().step()
+        gathering: list[tuple[Stack, Callable[[], Tensor]]] = []
+        for stack in self.build_stacks():
+            gathering.append((stack, self.start(stack)))
+            if len(gathering) > (self.ranks is not None):  # alone there is nothing to wait for
+                self.finish(*gathering.pop(0))
+        result = super().step()
+        for waiting in gathering:
+            self.finish(*waiting)
+        return result
 
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return what is kept of a parameter that holds hidden matrices, before its first step."""
+        """Return the state of a parameter that holds hidden matrices, before its first step."""
         return {"momentum": torch.zeros_like(parameter)}
 
-    def pieces(self, parameter: Tensor, group: Group) -> list[Piece]:
-        """A parameter's matrices, its momentum brought up to date (Nesterov's form)."""
+    def build_stacks(self) -> Iterator[Stack]:
+        """Yield stacks of all matrices that have gradients, in the same order on every rank."""
+        alike: defaultdict[tuple[tuple[int, ...], Rates], list[Piece]] = defaultdict(list)
+        for group in self.param_groups:
+            rates = Rates(group["lr"], group["weight_decay"], group["muon_momentum"])
+            for parameter in group["params"] if group["rows"] else []:
+                if parameter.grad is not None:
+                    for piece in self.split_parameter(parameter, group["rows"]):
+                        alike[tuple(sorted(piece.weight.shape)), rates].append(piece)
+                    parameter.grad = None  # AdamW passes over it
+        for (shape, rates), pieces in alike.items():
+            pieces.sort(key=lambda piece: not piece.tall)
+            most = self.largest_stack(shape)
+            yield from (Stack(pieces[i : i + most], rates) for i in range(0, len(pieces), most))
+
+    def largest_stack(self, shape: tuple[int, ...]) -> int:
+        """Return how many matrices of a shape are updated together: if possible, equally many for each rank."""
+        most, world = max(1, STACK_BYTES // (FP32 * prod(shape))), self.ranks.world if self.ranks else 1
+        return most - most % world or most
+
+    def split_parameter(self, parameter: Tensor, rows: tuple[int, ...]) -> Iterator[Piece]:
+        """Yield the matrices of a parameter."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
             state |= self.initial_state(parameter)
         assert parameter.grad is not None
-        grad = self.unless_broken(parameter.grad, state["momentum"])  # which then stays
-        momentum = state["momentum"].lerp_(grad, 1 - group["muon_momentum"])
-        update, rows = torch.lerp(grad, momentum, group["muon_momentum"]), group["rows"]
-        seconds = state["row_second"].split(rows) if "row_second" in state else [None] * len(rows)
-        cut = zip(parameter.detach().split(rows), update.split(rows), seconds, strict=True)
-        return [Piece(*one, group) for one in cut]
+        grad, momentum, second = parameter.grad, state["momentum"], state.get("row_second")
+        if len(rows) == 1:
+            yield Piece(parameter, grad, momentum, second)
+        else:
+            seconds = [None] * len(rows) if second is None else second.split(rows)
+            parts = zip(parameter.split(rows), grad.split(rows), momentum.split(rows), seconds, strict=True)
+            yield from (Piece(*part) for part in parts)
 
-    def orthogonalized(self, stack: Tensor) -> Tensor:
-        """(n, rows, cols) -> the same in fp32; on several ranks each does its share of the n."""
-        steps, n = self.settings.orthogonal_steps, len(stack)
-        if self.ranks is None or self.ranks.world == 1:
-            return orthogonalized(stack, steps).float()
-        each = -(-n // self.ranks.world)
-        share = stack.new_zeros(each, *stack.shape[1:])
-        mine = stack[self.ranks.rank * each : (self.ranks.rank + 1) * each]
-        share[: len(mine)] = mine
-        return self.ranks.concatenate(orthogonalized(share, steps))[:n].float()
+    def start(self, stack: Stack) -> Callable[[], Tensor]:
+        """Update the momenta and begin to orthogonalise them, on several ranks each its share.
 
-    def apply(self, pieces: list[Piece], update: Tensor) -> None:
-        """Decay the weights and move them along (n, rows, cols), so far that each output changes about as much."""
-        if not pieces:
-            return
+        Returns a function that waits for the result, (n, rows, cols) with rows <= cols; a rank's share is filled up.
+        """
+        for pieces in stack.split_by_shape():
+            self.update_momenta(pieces, stack.rates)
+        if self.ranks is None:
+            update = orthogonalized(look_ahead(stack), self.settings.orthogonal_steps)
+            return lambda: update
+        each = -(-len(stack.pieces) // self.ranks.world)
+        own = stack.pieces[self.ranks.rank * each : (self.ranks.rank + 1) * each]
+        filled = stack.pieces[0].weight.new_zeros(each, *sorted(stack.pieces[0].weight.shape))
+        if own:
+            filled[: len(own)] = look_ahead(Stack(own, stack.rates))
+        share = orthogonalized(filled, self.settings.orthogonal_steps)
+        return self.ranks.start_all_gather(share, len(stack.pieces))
+
+    def update_momenta(self, pieces: list[Piece], rates: Rates) -> None:
+        """Move the momenta of pieces of one shape towards their gradients."""
+        momenta = [piece.momentum for piece in pieces]
+        old = torch.stack(momenta)
+        grads = self.unless_broken(torch.stack([piece.grad for piece in pieces]), old)
+        copy_all(momenta, old.lerp_(grads, 1 - rates.momentum).unbind())
+
+    def finish(self, stack: Stack, wait: Callable[[], Tensor]) -> None:
+        """Wait for the result of `start` and move the weights."""
+        updates, done = wait(), 0
+        for pieces in stack.split_by_shape():
+            update = updates[done : done + len(pieces)].float()
+            done += len(pieces)
+            self.apply(pieces, update.mT if pieces[0].tall else update, stack.rates)
+
+    def apply(self, pieces: list[Piece], update: Tensor, rates: Rates) -> None:
+        """Decay the weights and move them along (n, rows, cols), so far that each output changes about as much.
+
+        `update` is used up.
+        """
         update = self.scale_rows(pieces, update)
-        update = update * max(1.0, update.shape[1] / update.shape[2]) ** 0.5
-        update, nothing = self.unless_broken(update, torch.zeros_like(update)), torch.zeros_like(update[0])
-        for piece, direction in zip(pieces, update, strict=True):
-            lr, decay = piece.group["lr"], piece.group["weight_decay"]
-            if decay:
-                kept = piece.weight * (piece.weight * direction >= 0) if self.settings.cautious_decay else piece.weight
-                piece.weight.sub_(self.unless_broken(kept, nothing), alpha=lr * decay)
-            piece.weight.sub_(direction, alpha=lr)
+        if update.shape[1] > update.shape[2]:
+            update.mul_((update.shape[1] / update.shape[2]) ** 0.5)
+        weights = [piece.weight for piece in pieces]
+        old = torch.stack(weights)
+        moved = old.sub(self.decaying(old, update), alpha=rates.lr * rates.decay) if rates.decay else old.clone()
+        moved.sub_(update, alpha=rates.lr)
+        copy_all(weights, self.unless_broken(moved, old).unbind())
+
+    def decaying(self, weights: Tensor, update: Tensor) -> Tensor:
+        """Return the weights, or with cautious decay zeros for those that the update makes larger."""
+        return weights * (weights * update >= 0) if self.settings.cautious_decay else weights
 
     def unless_broken(self, new: Tensor, old: Tensor) -> Tensor:
-        """`new`, but where the step's numbers aren't finite `old`. The device knows, and the host doesn't wait for it:
-        torch's fused AdamW heeds the same attribute.
-        """
+        """Return `old` if `found_inf` is set, else `new`, without a host sync. torch's fused AdamW heeds it too."""
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         return new if found_inf is None else torch.where(found_inf > 0, old, new)
 
     def scale_rows(self, pieces: list[Piece], update: Tensor) -> Tensor:
-        """Return (n, rows, cols) as it is; NorMuon changes the sizes of its rows."""
+        """Return (n, rows, cols) unchanged; NorMuon changes the sizes of its rows, in place."""
         return update
 
 
@@ -131,15 +198,30 @@ class NorMuon(Muon):
     """Muon whose rows take steps of like size."""
 
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return the momentum, and of each row the running mean of the squares of its updates."""
+        """Return the momentum, and for each row the running mean of the squares of its updates."""
         return super().initial_state(parameter) | {"row_second": parameter.new_zeros(len(parameter), 1)}
 
     def scale_rows(self, pieces: list[Piece], update: Tensor) -> Tensor:
-        """Divide each row by the root of its running mean square; the norm of each of the n matrices stays."""
+        """Divide each row by the root of its running mean square, in place; the norm of each matrix stays."""
         seconds = [piece.row_second for piece in pieces if piece.row_second is not None]
-        running = torch.stack(seconds).lerp_(update.square().mean(2, keepdim=True), 1 - self.settings.row_beta)
-        for second, now in zip(seconds, running, strict=True):
-            second.copy_(self.unless_broken(now, second))
-        even = update / running.sqrt().clamp(min=TINY)
-        norms = [torch.linalg.matrix_norm(one, keepdim=True) for one in (update, even)]
-        return even * (norms[0] / norms[1].clamp(min=TINY))
+        old = torch.stack(seconds)
+        running = old.lerp(update.square().mean(2, keepdim=True), 1 - self.settings.row_beta)
+        copy_all(seconds, self.unless_broken(running, old).unbind())
+        norm = torch.linalg.matrix_norm(update, keepdim=True)
+        update.div_(running.sqrt().clamp(min=TINY))
+        return update.mul_(norm / torch.linalg.matrix_norm(update, keepdim=True).clamp(min=TINY))
+
+
+def look_ahead(stack: Stack) -> Tensor:
+    """Return the momenta moved once more towards the gradients (Nesterov's form): (n, rows, cols) with rows <= cols."""
+    ahead: list[Tensor] = []
+    for pieces in stack.split_by_shape():
+        grads = torch.stack([piece.grad for piece in pieces])
+        update = grads.lerp_(torch.stack([piece.momentum for piece in pieces]), stack.rates.momentum)
+        ahead.append(update.mT if pieces[0].tall else update)
+    return torch.cat(ahead)
+
+
+def copy_all(targets: list[Tensor], sources: tuple[Tensor, ...]) -> None:
+    """Copy each source to its target, in one launch on a GPU."""
+    torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]

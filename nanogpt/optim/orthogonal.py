@@ -33,20 +33,21 @@ def orthogonalized(stack: Tensor, steps: int) -> Tensor:
     In bf16 on a GPU, whose products are then many times as fast, else in fp32. A matrix of zeros stays one.
     """
     norms = torch.linalg.matrix_norm(stack.float(), keepdim=True)
-    x = stack / (SAFETY * norms).clamp(min=TINY)
+    scale = (SAFETY * norms).clamp(min=TINY)
     polynomials = list(islice(chain(POLYNOMIALS, repeat(POLYNOMIALS[-1])), steps))
     if stack.device.type == "cuda":
-        return iterated(x.bfloat16(), polynomials)
+        return iterated((stack / scale).bfloat16(), polynomials)
     if 2 * stack.shape[1] > stack.shape[2]:
-        return iterated(x.float(), polynomials)
-    return iterated_on_gram(x.float(), polynomials)
+        return iterated((stack / scale).float(), polynomials)
+    return iterated_on_gram((stack / scale).float(), polynomials)
 
 
 def iterated(x: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     """x <- (a + b A + c A^2) x with A = x x^T, for each polynomial."""
     for a, b, c in polynomials:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = torch.bmm(x, x.mT)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # the one before is free again
+        x = torch.baddbmm(x, gram, x, beta=a)
     return x
 
 

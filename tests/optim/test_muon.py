@@ -13,7 +13,6 @@ from nanogpt.errors import BadInput
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.groups import kind_of
-from nanogpt.optim.muon_update import Muon
 from nanogpt.optim.orthogonal import POLYNOMIALS, iterated, orthogonalized
 from nanogpt.optim.schedule import momentum_at
 
@@ -192,30 +191,6 @@ def test_steps_are_a_plain_loop_over_single_matrices(rule: str, cautious: bool, 
             apart = (p - expected[name]).abs() > 3e-5
             assert float(apart.double().mean()) <= (0.01 if cautious else 0.0), name  # signs of nearly nothing
         assert all(torch.equal(p, others[name]) for name, p in rest.items())
-
-
-class Rank:
-    """One of several ranks in one process: it notes its share, or is given all of them."""
-
-    def __init__(self, rank: int, world: int, shares: list[Tensor]) -> None:
-        self.rank, self.world, self.shares = rank, world, shares
-
-    def concatenate(self, share: Tensor) -> Tensor:
-        self.shares.append(share)
-        return torch.cat([share] * self.world)
-
-
-@pytest.mark.parametrize("world", [2, 3, 8])
-def test_ranks_share_the_matrices(world: int) -> None:
-    """Their shares, one after the other, are what one rank alone would find; each has at most its part."""
-    stack = torch.randn(5, 8, 12, generator=torch.Generator().manual_seed(0))
-    config, shares = OptimizerConfig(name="muon"), list[Tensor]()
-    for rank in range(world):
-        optimizer = build_optimizer(small(), config, "cpu", Rank(rank, world, shares))
-        assert isinstance(optimizer, Muon)
-        assert optimizer.orthogonalized(stack).shape == stack.shape
-    assert all(len(share) == -(-5 // world) for share in shares)
-    assert torch.allclose(torch.cat(shares)[:5], orthogonalized(stack, 5), atol=1e-5)
 
 
 def test_what_is_no_matrix_is_refused_by_name() -> None:
