@@ -1,5 +1,6 @@
 """Small data, small models, and a way to run the commands as a person does."""
 
+import inspect
 import os
 import subprocess
 from collections.abc import Callable, Generator
@@ -15,6 +16,7 @@ from conf import reading
 from conf.compose import Composer
 from nanogpt.config import TrainConfig
 from nanogpt.cores import threads_for
+from nanogpt.training.record import Record
 from tests import ranks
 from tests.commands import command
 from tests.composing import Remembering, register_once
@@ -52,6 +54,14 @@ def pytest_xdist_auto_num_workers() -> int:
 def compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What torch.compile makes is of this session, not what is left of another's code."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+
+
+@pytest.fixture(autouse=True)
+def pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings in this process draw no loss curve, most of their time, unless a test names this fixture."""
+    test = getattr(request.node, "function", None)
+    if test is None or "pictures" not in inspect.signature(test).parameters:
+        monkeypatch.setattr(Record, "draw", lambda _: None)
 
 
 @pytest.fixture(autouse=True)

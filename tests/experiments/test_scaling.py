@@ -45,6 +45,7 @@ def test_a_planted_law_is_recovered_exactly_without_noise() -> None:
         assert getattr(law, name) == pytest.approx(getattr(PLANTED, name), rel=0.01), name
 
 
+@pytest.mark.slow
 def test_a_planted_law_is_inside_the_intervals() -> None:
     """With noise of 0.3 % on each loss: the law, its prediction for ten times the budget, and not by wide intervals."""
     runs = synthetic(0.003)

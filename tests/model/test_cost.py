@@ -55,9 +55,9 @@ def counted_parts(model: GPT) -> dict[str, int]:
     return found | {"total": sum(found.values())}
 
 
-def test_counts_are_those_of_built_models_for_every_combination_of_switches() -> None:
-    for changes in every_combination():
-        assert parameter_counts(small(**changes)) == counted_parts(GPT(small(**changes))), changes
+def test_counts_are_those_of_built_models_for_combinations_of_switches() -> None:
+    for changes in list(every_combination())[::17]:
+        assert parameter_counts(small(**changes)) == counted_parts(GPT(small(**changes), seed=None)), changes
 
 
 GPT2_SIZES = {  # layers, heads, width: parameters of OpenAI's models, as transformers counts them

@@ -48,8 +48,9 @@ def kept_by_autograd(
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch's, of RMS norms under autocast
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_are_what_autograd_keeps(precision: Precision) -> None:
-    for changes in list(every_combination())[::5]:  # each value of each switch, in many combinations
-        for dropout in (0.0, 0.1):
+    combinations = list(every_combination())[::5]  # each value of each switch, in many combinations
+    for number, changes in enumerate(combinations):
+        for dropout in (0.0, 0.1)[number % 2 :: 2]:
             config = small(**changes, dropout=dropout)
             estimate, (kept, _) = training_memory(config, precision, 3), kept_by_autograd(config, precision, 3)
             assert abs(estimate.activations / kept - 1) < 0.02, (changes, dropout)

@@ -79,7 +79,7 @@ for wrong in ("hardware.strategy=fsdp", "optimizer.betas=[0.8,0.9]", "optimizer.
 def add_toy(folder: Path, leave_out: str = "") -> Path:
     """Copy the code and add an optimizer to it, but for one place."""
     for name in CODE:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)  # compiled files too: they need not be made again
     if leave_out != "file":
         (folder / "nanogpt/optim/toy.py").write_text(OWN_FILE)
     if leave_out != "yaml":

@@ -41,7 +41,7 @@ def untouched(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files(name: str, person: Person, paused: Path, words: list[str]) -> None:
+def test_files(name: str, person: Person, paused: Path, words: list[str], pictures: None) -> None:
     """Training goes on, or ends in one line."""
     folder, file = precious(person)
     (paused / name).unlink(missing_ok=True)

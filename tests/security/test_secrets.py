@@ -54,7 +54,7 @@ def searched(person: Person) -> Searched:
     return Searched(person)
 
 
-def test_a_training(searched: Searched, words: list[str]) -> None:
+def test_a_training(searched: Searched, words: list[str], pictures: None) -> None:
     """With W&B offline; its files, the checkpoints, the provenance; what can be told of it, and exported."""
     pytest.importorskip("wandb")
     searched.give("train.py", *words, "name=mine", "tracking=wandb", "tracking.mode=offline")

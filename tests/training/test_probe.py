@@ -66,6 +66,7 @@ def test_bisection_finds_the_largest_that_fits(config: Build, monkeypatch: pytes
             if sequences > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
+        monkeypatch.setattr(probe.gc, "collect", lambda: 0)  # half a second each
         monkeypatch.setattr(probe, "forward_backward", limited)
         expected = max((n for n in divisors(360) if n <= largest), default=None)
         assert probe.largest_fitting(built, built.model.with_vocab(50), CPU, divisors(360)) == expected
@@ -134,6 +135,7 @@ def test_out_of_memory_names_the_largest_micro_batch_that_fits(config: Build) ->
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_when_nothing_fits(config: Build) -> None:
     wide = BIG | {"model.n_embd": 1024, "model.n_layer": 6}
     done = train_within(config(**wide), 900)

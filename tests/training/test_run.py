@@ -24,7 +24,7 @@ Build = Callable[..., TrainConfig]
 Reference = Callable[..., dict[str, str]]
 
 
-def test_what_a_run_leaves_behind(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_run_leaves_behind(config: Build, capsys: pytest.CaptureFixture[str], pictures: None) -> None:
     built = config()
     assert train(built) == 0
     path = locate(built)
