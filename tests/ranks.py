@@ -63,8 +63,8 @@ def plant(fault: Fault) -> None:
         if calls == fault.call and not fault.after:
             happen(fault.action)
         result = real(*arguments, **named)
-        if calls == fault.call and fault.action == "true":
-            return True
+        if calls == fault.call and fault.action in ("true", "false"):
+            return fault.action == "true"
         if fault.action.startswith("returns "):  # at every call
             return float(fault.action.removeprefix("returns "))
         if calls == fault.call and fault.action == "nan":
@@ -99,7 +99,7 @@ def happen(action: str) -> None:
     elif action == "full output":
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, 1)
-    elif action not in ("nan", "spike", "other data", "true") and not action.startswith("returns "):
+    elif action not in ("nan", "spike", "other data", "true", "false") and not action.startswith("returns "):
         os.kill(os.getpid(), signal.Signals[action])
 
 

@@ -44,7 +44,7 @@ from nanogpt.config.recipe import (
     ScheduleConfig,
     TrainingConfig,
 )
-from nanogpt.config.run import TrainConfig, check_horizon, divisors
+from nanogpt.config.run import AUTO_TOKENS, TrainConfig, check_horizon, divisors
 from nanogpt.config.studies import (
     METRIC_HELP,
     Against,
@@ -60,6 +60,7 @@ from nanogpt.config.studies import (
 )
 
 __all__ = [
+    "AUTO_TOKENS",
     "METRIC_HELP",
     "OPTIMIZERS",
     "Activation",

@@ -65,7 +65,7 @@ class HardwareConfig(Section):
     )
     micro_batch_size: Count | Literal["auto"] | None = free(
         None,
-        "sequences per forward pass; null: those of up to 16,384 tokens; auto: on GPUs the most that fit, by trying",
+        "sequences per forward pass; null: of up to 16,384 tokens; auto: on GPUs the most that fit, of up to 65,536",
     )
     compile: bool | Literal["auto"] = free(
         "auto", "torch.compile the model; auto: on CUDA where that can work, and where fp8 or compile_mode needs it"
@@ -89,7 +89,7 @@ class HardwareConfig(Section):
     deterministic: bool = free(False, "kernels that give the same bits every time; on GPUs slower, CPUs are so anyway")
     timeout: float = free(
         120.0,
-        "seconds without progress after which a rank gives up on the others; five times that at first",
+        "seconds without progress, or compiling, after which a rank gives up on the others; at first five times that",
         ge=1,
         le=1e6,
     )

@@ -21,6 +21,7 @@ from nanogpt.errors import escaped, hint
 from nanogpt.schema import Section, change_of, fixed, free, leaves, refuse
 
 MICRO_BATCH_TOKENS = 16_384  # what a micro-batch holds at most when hardware.micro_batch_size is null
+AUTO_TOKENS = 65_536  # the same for `auto`: every kernel of a GPU is busy long before
 
 
 class TrainConfig(Section):
@@ -132,6 +133,11 @@ class TrainConfig(Section):
             return self.hardware.micro_batch_size
         most, share = max(1, MICRO_BATCH_TOKENS // self.model.block_size), self.batch_sequences // world
         return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+
+    def auto_sizes(self, world: int) -> list[int]:
+        """Return the micro-batches of each of `world` ranks that `auto` chooses among, in order."""
+        most = max(1, AUTO_TOKENS // self.model.block_size)
+        return [n for n in divisors(self.batch_sequences // world) if n <= most]
 
     def shards(self, world: int) -> int:
         """Parts that weights, gradients and moments are cut into over `world` ranks."""

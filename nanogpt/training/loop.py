@@ -15,6 +15,7 @@ from nanogpt.evaluation.tasks import Evaluations
 from nanogpt.model.sharding import whole_model
 from nanogpt.training.incidents import describe, keep, on_cpu
 from nanogpt.training.pending import Pending
+from nanogpt.training.probe import naming_size
 from nanogpt.training.record import Record
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics, pass_over, train_step
@@ -125,7 +126,8 @@ class Loop:
     def step(self) -> None:
         """One step, whose numbers are read now or later."""
         self.pending.begin()
-        self.pending.steps.append(train_step(self.state, self.micro_batches(), self.config))
+        with naming_size(self.config, self.state.compute, everywhere=self.state.peers.world == 1):
+            self.pending.steps.append(train_step(self.state, self.micro_batches(), self.config))
         if self.pending.due() or self.eventful():
             self.read()
 

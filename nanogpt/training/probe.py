@@ -2,13 +2,15 @@
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from nanogpt.config import ModelConfig, TrainConfig, divisors
 from nanogpt.device import Compute, attention_used, available_bytes, memory_bytes
-from nanogpt.distributed import Peers
+from nanogpt.distributed import Peers, synchronised
 from nanogpt.errors import BadEnvironment
 from nanogpt.model.cost import flops_per_token
 from nanogpt.model.devices import peak_flops
@@ -16,7 +18,7 @@ from nanogpt.model.gpt import GPT
 from nanogpt.model.memory import ROOM, largest_micro_batch, memory_of
 from nanogpt.tracking.console import amount, say
 from nanogpt.training.plan import MFU, Machine, Plan, Rate
-from nanogpt.training.state import TrainState, build_state
+from nanogpt.training.state import TrainState, build_state, is_compiled
 
 MEASURED_FLOPS = 5e9  # of one pass when measuring: tens of milliseconds on a CPU core
 MEASURED_SECONDS = 0.3
@@ -54,37 +56,45 @@ def measured_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
     length = int(MEASURED_FLOPS / flops_per_token(part))
     part = part.model_copy(update={"block_size": min(model.block_size, max(128, length))})
     network = GPT(part).to(compute.device)
-    forward_backward(network, compute, sequences)  # to warm up
+    forward_backward(network, part, compute, sequences)  # to warm up
     durations: list[float] = []
     while len(durations) < 2 or sum(durations) < MEASURED_SECONDS:
         started = time.perf_counter()
-        forward_backward(network, compute, sequences)
+        forward_backward(network, part, compute, sequences)
         durations.append(time.perf_counter() - started)
     rate = sequences * part.block_size * flops_per_token(part) / min(durations)
     of = f"{sequences} x {part.block_size} tokens" + (f" of {layers} layers" if layers < model.n_layer else "")
     return Rate(rate, f"measured here on {of}, forward and backward")
 
 
-def forward_backward(model: GPT, compute: Compute, sequences: int) -> None:
-    """A training micro-batch of ids of no meaning; gradients add up in the parameters."""
-    ids = torch.zeros(sequences, model.config.block_size, dtype=torch.int64, device=compute.device)
-    keys = ids[:, 0] if model.config.dropout else None
+def forward_backward(forward: nn.Module, model: ModelConfig, compute: Compute, sequences: int) -> None:
+    """Run a training micro-batch of ids of no meaning; gradients add up in the parameters."""
+    ids = torch.zeros(sequences, model.block_size, dtype=torch.int64, device=compute.device)
+    keys = ids[:, 0] if model.dropout else None
     with compute.autocast():
-        loss = model(ids, ids, keys=keys)
+        loss = forward(ids, ids, keys=keys)
     loss.backward()
     if compute.device.type == "cuda":
         torch.cuda.synchronize(compute.device)
 
 
-def settled(config: TrainConfig, model: ModelConfig, compute: Compute, peers: Peers, world: int) -> TrainConfig:
-    """The config with `hardware.micro_batch_size=auto` replaced by what fits on every rank. Raises BadEnvironment.
+def settled(
+    config: TrainConfig,
+    model: ModelConfig,
+    compute: Compute,
+    peers: Peers,
+    world: int,
+    too_large: int | None = None,
+) -> TrainConfig:
+    """Return the config with `hardware.micro_batch_size=auto` replaced by what fits on every rank, below `too_large`.
 
-    On a GPU the largest that fits is found by trying, with weights in shards by estimate. On a CPU larger is not
-    faster, so it is what null would mean, or less where the memory that is free is not enough for that by estimate.
+    On a GPU the largest of `TrainConfig.auto_sizes` that fits is found by trying, with weights in shards by estimate.
+    On a CPU larger is not faster, so it is what null would mean, or less where the memory that is free is not enough
+    for that by estimate. Raises BadEnvironment if nothing fits.
     """
     if config.hardware.micro_batch_size != "auto":
         return config
-    sizes = divisors(config.batch_sequences // world)
+    sizes = [n for n in config.auto_sizes(world) if too_large is None or n < too_large]
     if compute.device.type != "cuda":
         sizes = [n for n in sizes if n <= config.micro_batch_size(world)]
         found = -peers.agree(-(largest_by_estimate(config, model, compute, sizes, world) or 1))
@@ -103,8 +113,8 @@ def largest_by_estimate(
     """Return the largest of ascending `sizes` for which there is memory: on a GPU most of it, on a CPU what is free."""
     gpu, free = compute.device.type != "cpu", available_bytes()
     there = ROOM * (memory_bytes(compute.device) or 0) if gpu else free
-    if not there:
-        return sizes[-1]
+    if not there or not sizes:
+        return max(sizes, default=None)
 
     def needed(sequences: int) -> int:
         memory = memory_of(config, model, compute.precision, sequences, gpu, world)
@@ -116,20 +126,29 @@ def largest_by_estimate(
 def largest_fitting(
     config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], peers: Peers | None = None
 ) -> int | None:
-    """The largest of ascending `sizes` whose forward and backward pass fit on every rank beside weights, gradients and
-    moments, with some to spare, by bisection; None when none does. All memory it took is free again.
+    """Return the largest of ascending `sizes` whose forward and backward pass fit on every rank beside weights,
+    gradients and moments, with some to spare; None when none does. All memory it took is free again.
+
+    The model as it is written is tried by bisection, as it takes no time to compile for each size. From there the
+    program that will be trained is tried, downwards until it fits.
     """
     peers = peers or Peers()
     free_all(compute)
     state = training_state(config, model, compute)
+
+    def failed(sequences: int, forward: nn.Module | None) -> int:
+        return peers.agree(int(state is None or forward is None or not fits(config, state, sequences, forward)))
+
     low, high = 0, len(sizes)
     while low < high:
         middle = (low + high) // 2
-        failed = state is None or not fits(config, state, sizes[middle])
-        if peers.agree(int(failed)):
+        if failed(sizes[middle], state and state.model):
             high = middle
         else:
             low = middle + 1
+    if is_compiled(config.hardware, compute):
+        while low and failed(sizes[low - 1], state and state.forward):
+            low -= 1
     state = None
     free_all(compute)
     return sizes[low - 1] if low else None
@@ -149,16 +168,22 @@ def training_state(config: TrainConfig, model: ModelConfig, compute: Compute) ->
         return None
 
 
-def fits(config: TrainConfig, state: TrainState, sequences: int) -> bool:
-    """Return whether a micro-batch of this size gets through while a tenth of what it takes lies idle, and where
-    everything is in one memory the copy that is saved and SPARE_CPU: for evaluations, pictures, gaps between tensors.
+def fits(config: TrainConfig, state: TrainState, sequences: int, forward: nn.Module) -> bool:
+    """Return whether a micro-batch of this size gets through `forward`, beside the moments, while a tenth of what it
+    takes lies idle, and where everything is in one memory the copy that is saved and SPARE_CPU: for evaluations,
+    pictures, gaps between tensors.
     """
-    gpu = state.compute.device.type != "cpu"
-    memory = memory_of(config, state.model.config, state.compute.precision, sequences, gpu)
+    model, compute = state.model.config, state.compute
+    gpu = compute.device.type != "cpu"
+    memory = memory_of(config, model, compute.precision, sequences, gpu, state.peers.world)
     idle = (memory.total - memory.process) // 10 + (0 if gpu else memory.copy + SPARE_CPU)
+    idle += 0 if state.optimizer.state else memory.moments
     try:
-        spare = torch.empty(idle, dtype=torch.uint8, device=state.compute.device)
-        forward_backward(state.model, state.compute, sequences)
+        spare = torch.empty(idle, dtype=torch.uint8, device=compute.device)
+        for _ in range(3 if state.graphs else 1):  # CUDA graphs are recorded at the second run
+            if state.graphs:
+                torch.compiler.cudagraph_mark_step_begin()
+            forward_backward(forward, model, compute, sequences)
         del spare
         return True
     except (MemoryError, RuntimeError) as error:
@@ -166,7 +191,53 @@ def fits(config: TrainConfig, state: TrainState, sequences: int) -> bool:
             raise
         return False
     finally:
-        free_all(state.compute)
+        free_all(compute)
+
+
+class DidNotFit(MemoryError):
+    """A micro-batch that `auto` chose ran out of memory. `everywhere`: all ranks know, so they can go on together."""
+
+    def __init__(self, sequences: int, everywhere: bool = True) -> None:
+        super().__init__(sequences)
+        self.sequences, self.everywhere = sequences, everywhere
+
+
+def rehearse(config: TrainConfig, state: TrainState) -> None:
+    """Run a micro-batch of the size that `auto` chose through the very program that is trained, before the first step.
+
+    Raises DidNotFit, on all ranks, if it does not fit on one of them: they exchange no gradients, so that none waits
+    in vain for another. (Weights in shards are exchanged; there a lack of memory is the same on all ranks.)
+    """
+    if not needs_rehearsal(state):
+        return
+    size = config.micro_batch_size(state.peers.world)
+    with synchronised(state.forward, last=False):
+        failed = not fits(config, state, size, state.forward)
+    state.clear_gradients()
+    if state.peers.agree(int(failed)):
+        raise DidNotFit(size)
+
+
+def needs_rehearsal(state: TrainState) -> bool:
+    """Return whether the micro-batch was found by trying or by an estimate of a GPU's memory."""
+    return is_auto(state.compute) and state.compute.device.type == "cuda"
+
+
+def is_auto(compute: Compute) -> bool:
+    """Return whether the choice of the micro-batch was left to this program."""
+    return compute.asked.micro_batch_size == "auto"
+
+
+@contextmanager
+def naming_size(config: TrainConfig, compute: Compute, everywhere: bool) -> Generator[None, None, None]:
+    """Raise DidNotFit if `auto`'s micro-batch runs out of memory inside."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        size = config.hardware.micro_batch_size
+        if isinstance(error, DidNotFit) or not (out_of_memory(error) and is_auto(compute) and isinstance(size, int)):
+            raise
+        raise DidNotFit(size, everywhere) from None
 
 
 def free_all(compute: Compute) -> None:
@@ -183,7 +254,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def advice(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> BadEnvironment:
-    """The error of a training that ran out of memory, naming the largest micro-batch that fits here."""
+    """Return the error of a training that ran out of memory, naming the largest smaller micro-batch that fits here."""
     tried, sizes = config.hardware.micro_batch_size, divisors(config.batch_sequences // world)
     if tried != "auto":
         tried = config.micro_batch_size(world)

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +12,8 @@ from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig, check_horizon
 from nanogpt.data.batches import TrainBatches
-from nanogpt.data.dataset import Dataset, expected_train_tokens
-from nanogpt.data.prepare import ensure, unprepared_lines
+from nanogpt.data.dataset import Dataset
+from nanogpt.data.prepare import ensure
 from nanogpt.data.start import find_start_ids
 from nanogpt.device import Compute, set_up
 from nanogpt.device_errors import as_device_error
@@ -28,26 +27,32 @@ from nanogpt.measurement import KEY
 from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
 from nanogpt.run_directory import RunDirectory, opened
-from nanogpt.run_identity import resolve
 from nanogpt.tracking.console import say, silence
 from nanogpt.tracking.mirrors import refuse_missing
 from nanogpt.training.checks import (
     check_places,
     expected_model,
     model_for,
-    refuse_alone,
     refuse_ranks,
     refuse_shorter,
     refuse_too_large,
     warn_of_short_shards,
     with_identity,
 )
-from nanogpt.training.choices import describe_choices, keep_micro_batch
+from nanogpt.training.choices import keep_micro_batch
+from nanogpt.training.dry_run import show_plan
 from nanogpt.training.extension import describe_later_changes
 from nanogpt.training.incidents import replay
 from nanogpt.training.loop import Loop
-from nanogpt.training.plan import Plan, describe_absent_gpu
-from nanogpt.training.probe import advice, out_of_memory, plan_of, settled
+from nanogpt.training.probe import (
+    DidNotFit,
+    advice,
+    free_all,
+    naming_size,
+    out_of_memory,
+    rehearse,
+    settled,
+)
 from nanogpt.training.record import Record
 from nanogpt.training.restore import restore, start_measurement
 from nanogpt.training.state import TrainState, build_state, is_compiled, settle_buckets
@@ -68,48 +73,46 @@ def train(config: TrainConfig) -> int:
     silence(place.rank > 0)
     if config.plan:
         return show_plan(config, place)
-    try:
-        return train_on(config, place)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            if known := as_device_error(error):
-                raise known from error
-            raise
-    # Out of the handler, whose error holds on to everything that the training had in memory.
+    too_large: int | None = None
+    while True:
+        failed: DidNotFit | None = None
+        try:
+            return train_on(config, place, too_large)
+        except DidNotFit as error:
+            failed = DidNotFit(error.sequences, error.everywhere)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                if known := as_device_error(error):
+                    raise known from error
+                raise
+        # Out of the handler, whose error holds on to everything that the training had in memory.
+        too_large = recover(config, place, failed)
+
+
+def recover(config: TrainConfig, place: Place, failed: DidNotFit | None) -> int:
+    """After a training ran out of memory, return the micro-batch below which `auto` chooses again. Raises
+    BadEnvironment if it wasn't `auto`'s, or other ranks may not know: then it names one that fits.
+    """
     compute = set_up(config.hardware, place.local_rank, place.local_world)
-    raise advice(config, expected_model(config)[0], compute, place.world)
+    if failed is None or not failed.everywhere:
+        tried = config.with_micro_batch_size(failed.sequences) if failed else config
+        raise advice(tried, expected_model(config)[0], compute, place.world)
+    free_all(compute)
+    size = f"hardware.micro_batch_size=auto: {failed.sequences} did not fit after all"
+    say(f"warning: {size}; going on with a smaller one (the loss curve doesn't change)")
+    return failed.sequences
 
 
-def show_plan(config: TrainConfig, place: Place) -> int:
-    """`plan=true`: what a training would begin with saying, and nothing else."""
-    if place.rank > 0:
-        return 0
-    config = resolve(config, remember=False)
-    world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else place.world
-    schema.checked(lambda: config.refuse_ranks(world, "WORLD_SIZE"))
-    check_places(config)
-    refuse_alone(config, world)
-    model, sure = expected_model(config)
-    choices: list[str] = []
-    if config.hardware.device.startswith("cuda") and not torch.cuda.is_available():
-        plan = Plan(config, model, world, describe_absent_gpu(config.hardware), sure)
-    else:
-        compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
-        refuse_too_large(config, compute, world)
-        config = settled(keep_micro_batch(config, compute, Peers(), world), model, compute, Peers(), world)
-        plan = plan_of(config, model, compute, world, sure)
-        choices = describe_choices(config, compute)
-    plan = replace(plan, train_tokens=expected_train_tokens(config.data))
-    schema.checked(lambda: check_horizon(config, plan.steps))
-    say("\n".join([*plan.lines(), *choices, *unprepared_lines(config.data)]))
-    return 0
-
-
-def train_on(config: TrainConfig, place: Place) -> int:
-    """`train`, on one of the ranks."""
+def train_on(config: TrainConfig, place: Place, too_large: int | None = None) -> int:
+    """`train`, on one of the ranks. Raises DidNotFit for a micro-batch that `auto` chose, below `too_large`."""
     compute, peers = meet(place, config.hardware.timeout, lambda: device_of(config, place))
     with watched(peers, compute.device, config.hardware.timeout) as watch:
-        return train_with(config, compute, peers, watch)
+        try:
+            return train_with(config, compute, peers, watch, too_large)
+        except DidNotFit as error:
+            if error.everywhere:
+                peers.close()
+            raise
 
 
 def device_of(config: TrainConfig, place: Place) -> Compute:
@@ -118,7 +121,7 @@ def device_of(config: TrainConfig, place: Place) -> Compute:
     return set_up(config.hardware, place.local_rank, place.local_world)
 
 
-def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch) -> int:
+def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch, too_large: int | None = None) -> int:
     """`train`, once the ranks have met."""
     state = None
     try:
@@ -140,12 +143,14 @@ def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch
             peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})
             peers.refuse_differences("benchmark", {one.name: fingerprint(one) for one in benchmarks})
             model = model_for(config, dataset)
-            config = keep_micro_batch(config, compute, peers, peers.world)
-            config = settled(config, model, compute, peers, peers.world)
+            if too_large is None:
+                config = keep_micro_batch(config, compute, peers, peers.world)
+            config = settled(config, model, compute, peers, peers.world, too_large)
             state = build_state(config, model, compute, peers)
             schema.checked(lambda: check_horizon(config, state.steps))
         peers.leader_first(lambda: load_initial_weights(config, state.model, dataset.tokenizer))
-        return train_state(config, state, dataset, benchmarks, watch)
+        with naming_size(config, compute, everywhere=False):
+            return train_state(config, state, dataset, benchmarks, watch)
     except RuntimeError as error:
         raise peers.explain(error, state.step if state else 0) from error
 
@@ -180,6 +185,7 @@ def train_state(
             if run:
                 say_done(config, state, run)
             return 0
+        rehearse(config, state)
         start_measurement(state, loss, dataset, config)
         record = begin(config, state, dataset, run, watch) if run else None
         watch.arm(

@@ -4,20 +4,24 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
 from nanogpt.config import ModelConfig, TrainConfig, divisors
+from nanogpt.data.batches import Batch
 from nanogpt.device import Compute
 from nanogpt.distributed import Peers
+from nanogpt.model.gpt import GPT
 from nanogpt.model.memory import training_memory
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.schema import signature, to_json
-from nanogpt.training import probe
+from nanogpt.training import loop, probe
 from nanogpt.training.run import train
+from nanogpt.training.state import TrainState
+from nanogpt.training.step import Unread
 from tests import ranks
 
 Build = Callable[..., TrainConfig]
@@ -62,7 +66,7 @@ def test_bisection_finds_the_largest_that_fits(config: Build, monkeypatch: pytes
     built = config(**{"training.batch_tokens": 16 * 360})
     for largest in (0, 1, 7, 8, 100, 360, 1000):
 
-        def limited(model: object, compute: object, sequences: int, most: int = largest) -> None:
+        def limited(_: object, model: object, compute: object, sequences: int, most: int = largest) -> None:
             if sequences > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -70,6 +74,69 @@ def test_bisection_finds_the_largest_that_fits(config: Build, monkeypatch: pytes
         monkeypatch.setattr(probe, "forward_backward", limited)
         expected = max((n for n in divisors(360) if n <= largest), default=None)
         assert probe.largest_fitting(built, built.model.with_vocab(50), CPU, divisors(360)) == expected
+
+
+@pytest.mark.parametrize("largest", [0, 1, 8, 9, 360])
+def test_the_program_that_is_trained_is_tried(config: Build, monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    """Compiled, a model may need more than as it is written: sizes above `largest` fail, as it is written above 40."""
+    built = config(**{"training.batch_tokens": 16 * 360, "hardware.compile": True})
+    compiled: dict[int, bool] = {}
+
+    def limited(forward: object, model: object, compute: object, sequences: int) -> None:
+        if not isinstance(forward, GPT):
+            compiled[sequences] = sequences <= largest
+        if sequences > (40 if isinstance(forward, GPT) else largest):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(probe, "forward_backward", limited)
+    found = probe.largest_fitting(built, built.model.with_vocab(50), CPU, divisors(360))
+    assert found == max((n for n in divisors(360) if n <= min(40, largest)), default=None)
+    assert found is None or compiled[found], "what is advised was tried"
+
+
+def test_auto_stops_growing_where_nothing_is_gained(config: Build) -> None:
+    built = config(**{"training.batch_tokens": 16 * 2**14, "hardware.micro_batch_size": "auto"})
+    assert built.auto_sizes(1) == [2**n for n in range(13)] and built.auto_sizes(8)[-1] == 2048
+
+
+def test_a_micro_batch_that_does_not_fit_after_all_gets_smaller(
+    config: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Memory runs out in the run's sixth step, above two sequences; it goes on from its checkpoint with two."""
+    auto, real, calls = config(**{"hardware.micro_batch_size": "auto"}), loop.train_step, [0]
+
+    def limited(state: TrainState, batches: Iterable[Batch], built: TrainConfig) -> Unread:
+        calls[0] += 1
+        if calls[0] > 5 and built.micro_batch_size() > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(state, batches, built)
+
+    monkeypatch.setattr(loop, "train_step", limited)
+    assert train(auto) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"micro_batch_size=auto: (\d) did not fit after all; going on with a smaller one", said) == [
+        "8",
+        "4",
+    ]
+    run = RunDirectory(locate(auto))
+    assert run.config().hardware.micro_batch_size == 2
+    assert [start["arithmetic"]["micro_batch_size"] for start in run.starts()] == [8, 4, 2]
+    assert [start["from_step"] for start in run.starts()] == [0, 5, 5]
+
+
+def test_all_ranks_go_on_with_less_when_one_has_too_little(config: Build, tmp_path: Path) -> None:
+    """Rank 1 alone can't hold the micro-batch of the rehearsal; the run is then that of the next smaller one."""
+    auto = config(**{"hardware.micro_batch_size": "auto"})
+    faults = [
+        ranks.Fault("nanogpt.training.probe.needs_rehearsal", 1, "true", None),
+        ranks.Fault("nanogpt.training.probe.fits", 1, "false", 1),
+    ]
+    codes, output = ranks.run(auto, 2, faults)
+    assert codes == [0, 0], output
+    assert output.count("micro_batch_size=auto: 4 did not fit after all") == 1
+    other = config(**{"runs_dir": str(tmp_path / "other"), "hardware.micro_batch_size": 2})
+    assert ranks.run(other, 2)[0] == [0, 0]
+    assert ranks.result(auto) == ranks.result(other)
 
 
 def test_only_a_lack_of_memory_is_one(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,44 @@
+"""`plan=true`: what a training would take here, without beginning it."""
+
+from dataclasses import replace
+
+import torch
+
+from nanogpt import schema
+from nanogpt.config import TrainConfig, check_horizon
+from nanogpt.data.dataset import expected_train_tokens
+from nanogpt.data.prepare import unprepared_lines
+from nanogpt.device import set_up
+from nanogpt.distributed import Peers
+from nanogpt.place import Place
+from nanogpt.run_identity import resolve
+from nanogpt.tracking.console import say
+from nanogpt.training.checks import check_places, expected_model, refuse_alone, refuse_too_large
+from nanogpt.training.choices import describe_choices, keep_micro_batch
+from nanogpt.training.plan import Plan, describe_absent_gpu
+from nanogpt.training.probe import plan_of, settled
+
+
+def show_plan(config: TrainConfig, place: Place) -> int:
+    """Print what a training would begin with saying. Returns the exit code."""
+    if place.rank > 0:
+        return 0
+    config = resolve(config, remember=False)
+    world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else place.world
+    schema.checked(lambda: config.refuse_ranks(world, "WORLD_SIZE"))
+    check_places(config)
+    refuse_alone(config, world)
+    model, sure = expected_model(config)
+    choices: list[str] = []
+    if config.hardware.device.startswith("cuda") and not torch.cuda.is_available():
+        plan = Plan(config, model, world, describe_absent_gpu(config.hardware), sure)
+    else:
+        compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
+        refuse_too_large(config, compute, world)
+        config = settled(keep_micro_batch(config, compute, Peers(), world), model, compute, Peers(), world)
+        plan = plan_of(config, model, compute, world, sure)
+        choices = describe_choices(config, compute)
+    plan = replace(plan, train_tokens=expected_train_tokens(config.data))
+    schema.checked(lambda: check_horizon(config, plan.steps))
+    say("\n".join([*plan.lines(), *choices, *unprepared_lines(config.data)]))
+    return 0
