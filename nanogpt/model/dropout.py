@@ -26,12 +26,17 @@ def random_bits(keys: Tensor, place: int, count: int) -> Tensor:
     """Return (B, count) int16 values, uniform over the whole range. Arithmetic is modulo 2**64.
 
     The words are cut into 16-bit pieces by shifts. `view(torch.int16)` would give the same bits, but compiled for a CPU
-    (torch 2.13) such a view of a computed tensor reads past its end for most sizes.
+    (torch 2.13) such a view of a computed tensor reads past its end for most sizes. Compiled, each element computes its
+    word anew, which fuses with what uses the bits: no word is written to memory.
     """
+    once = torch.compiler.is_compiling()
     # `^ 0` keeps the product out of index expressions, which Triton computes in 32 bits (pytorch/pytorch#175966).
-    words = torch.arange(1, -(-count // 4) + 1, device=keys.device) ^ 0
+    places = torch.arange(count if once else -(-count // 4), device=keys.device) ^ 0
+    words = (places >> 2 if once else places) + 1
     x = mixed(mixed(keys + place)[:, None] + words * GOLDEN)
-    return torch.stack([x, x >> 16, x >> 32, x >> 48], dim=2).flatten(1)[:, :count].to(torch.int16)
+    if once:
+        return (x >> 16 * (places & 3)).to(torch.int16)
+    return torch.stack([(x >> shift).to(torch.int16) for shift in (0, 16, 32, 48)], dim=2).flatten(1)[:, :count]
 
 
 def mixed(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Counted is what lives at the end of a forward pass or in the optimizer's step, w
 the optimizer's state, all that autograd keeps of a micro-batch (to within a few per cent, tests/model/test_memory.py),
 the loss with its chunk of logits, what the step allocates; the copy that a checkpoint is written from; on a CPU the
 process itself. Not counted are the allocator's gaps, the kernels' workspace, a GPU's context, and the two or three
-tensors of one layer that its backward pass is just computing. torch.compile keeps less than this.
+tensors of one layer that its backward pass is just computing. Compiled, a model keeps as much, or less with dropout.
 
 T time, C channels, F channels inside the MLP, H heads, K heads of keys and values, D head size, L layers, P vocabulary
 padded to a multiple. Sizes are of one position in all layers unless they say otherwise.
@@ -36,6 +36,8 @@ class Memory:
     """Of one micro-batch; in bf16 and fp16 with the weights' copies in that precision."""
     loss: int
     """Features and their gradient, the gradient of the head's matrix, a chunk of logits."""
+    transient: int
+    """Allocated beside the activations while attention with dropout is computed, and free again before the loss."""
     temporary: int
     """Allocated by the optimizer's step, when activations and loss are gone."""
     process: int
@@ -53,7 +55,7 @@ class Memory:
     @property
     def total(self) -> int:
         """All that is in the memory of the rank's device, without the copy."""
-        return self.state + max(self.activations + self.loss, self.temporary) + self.process
+        return self.state + max(self.activations + max(self.loss, self.transient), self.temporary) + self.process
 
     def of_machine(self, ranks: int = 1) -> int:
         """Return the bytes of a machine's memory that `ranks` on its CPU take together."""
@@ -83,6 +85,7 @@ def training_memory(
         moments=-(-state_bytes(config, rule) // shards),
         activations=activation_bytes(config, size, sequences, FP32 if gpu else size, recompute),
         loss=loss_bytes(config, size, sequences, gpu),
+        transient=transient_bytes(config, size, sequences, FP32 if gpu else size),
         temporary=OPTIMIZERS[rule].temporary_bytes(hidden_matrices(config)),
         process=0 if gpu else PROCESS,
         copy=checkpoint_bytes(config, rule),
@@ -194,6 +197,14 @@ def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:
         kept += results + FP32 * (H + config.kv_heads) + (0 if size == FP32 else FP32 * (C + kv))
         whole = whole or size == FP32
     return kept + size * C + (size * qkv_width(config) if whole else 0)
+
+
+def transient_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int) -> int:
+    """Return what open attention with dropout takes for a moment beyond what it keeps: its weights scaled and masked,
+    before they are in the precision of products, or the words of its mask.
+    """
+    square = sequences * config.n_head * config.block_size**2 if config.dropout else 0
+    return square * (max(2 * softmax_size, 5) - size)
 
 
 def mlp_channels(config: ModelConfig) -> int:

@@ -102,8 +102,9 @@ def refuse_too_large(config: TrainConfig, compute: Compute, world: int) -> None:
     n_params = parameter_counts(model)["total"]
     memory, there = memory_of(config, model, "fp32", 1, world=world), memory_bytes(compute.device)
     on_cpu = compute.device.type == "cpu"
-    needed = memory.state + (memory.copy if on_cpu else 0)
-    what = "weights, gradients, optimizer state" + (" and the copy that is saved" if on_cpu else "")
+    needed = memory.state + memory.temporary + (memory.copy if on_cpu else 0)
+    what = "weights, gradients, optimizer state" + (" and its step" if memory.temporary else "")
+    what += " and the copy that is saved" if on_cpu else ""
     if there and needed > there:
         raise BadInput(
             f"model.n_layer={model.n_layer} model.n_embd={model.n_embd}: {amount(n_params)} parameters need "

@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from nanogpt.config import ModelConfig
 from nanogpt.model.dropout import dropout
+from nanogpt.model.gpt import GPT
+from nanogpt.training.state import compiled
+
+PRESETS = Path(__file__).parents[2] / "conf" / "model"
 
 KEYS = torch.randint(-(2**62), 2**62, (6,), generator=torch.Generator().manual_seed(1))
 SHAPES = [(7,), (72,), (10, 10), (80,), (9, 16), (1, 6, 6), (2, 50, 50), (36, 27)]
@@ -37,16 +43,47 @@ def check_equal(shapes: list[tuple[int, ...]]) -> str:
 
 
 def test_compiled_equals_eager() -> None:
-    """The code has no wide constant in an index expression either.
+    """The code has no wide constant in an index expression either, and writes no words of masks to memory."""
+    check_code(check_equal(SHAPES[1:2]))
 
-    Inductor folds `arange * constant` into one (pytorch/pytorch#175966), Triton computes it in 32 bits and refuses the
-    constant. The C++ of a CPU shows it too.
+
+def check_code(code: str) -> None:
+    """Look for constants that Triton refuses, and for tensors of 64-bit integers.
+
+    Inductor folds `arange * constant` into an index expression (pytorch/pytorch#175966), which Triton computes in 32
+    bits. The C++ of a CPU shows it too.
     """
-    code = check_equal(SHAPES[1:2])
     wide = (
         r"\(?-?\d{10,}L*\)?\s*\*\s*\(?x\d|x\d\)?\s*\*\s*\(?-?\d{10,}|c10::convert<int64_t>\([^;]*\d{11,}[^;]*x\d[^;]*\)"
     )
     assert not re.findall(wide, code)
+    assert "empty_strided_cpu(" in code and not re.findall(r"empty_strided_cpu\(\(\d+, \d.*torch.int64\)", code)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch's, of RMS norms under autocast
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "pretrained"))
+def test_the_code_of_every_preset(name: str) -> None:
+    """All switches of each model, two layers of it and small, with dropout, forward and backward."""
+    from torch._inductor.utils import run_and_get_code
+
+    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())["model"]
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    size = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "vocab_size": 61, "dropout": 0.1}
+    size |= {"n_kv_head": 1} if values.get("n_kv_head") else {}
+    model = GPT(ModelConfig(**(values | size)))
+    ids, forward = torch.randint(61, (3, 24)), compiled(model)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = forward(ids, ids, keys=KEYS[:3])
+        loss.backward()
+
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        _, codes = run_and_get_code(step)
+    assert len(codes) >= 3, "features, their gradients, a chunk of the loss"
+    check_code("\n".join(codes))
 
 
 @pytest.mark.slow
