@@ -53,6 +53,7 @@ LAYERS = [
     ("nanogpt.training", "nanogpt.sampling", "nanogpt.exporting", "nanogpt.syncing"),
     ("nanogpt.evaluating",),
     ("nanogpt.benchmark", "nanogpt.doctor", "conf"),
+    ("nanogpt.gpu_check",),
     ("launch",),
     ("experiments",),
     (

@@ -53,15 +53,20 @@ def profile_generation(config: BenchConfig, compute: Compute) -> None:
         profiled(config, compute, f"generation-{batch}", lambda d=draw: d(GENERATED))
 
 
-def profiled(config: BenchConfig, compute: Compute, name: str, step: Callable[[], object]) -> None:
+def record(compute: Compute, step: Callable[[], object]) -> profiler:
     """Run a step a few times, the last of them recorded."""
-    gpu = compute.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if compute.device.type == "cuda" else [])]
     plan = schedule(wait=SKIPPED, warmup=WARM_UP, active=ACTIVE, repeat=1)
     with profiler(activities=activities, schedule=plan, acc_events=True) as found:
         for _ in range(SKIPPED + WARM_UP + ACTIVE):
             step()
             found.step()
+    return found
+
+
+def profiled(config: BenchConfig, compute: Compute, name: str, step: Callable[[], object]) -> None:
+    """Record some steps, write their trace and show the costliest kernels."""
+    gpu, found = compute.device.type == "cuda", record(compute, step)
     folder = Path(config.bench.trace or config.runs_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"trace-{config.run_name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"

@@ -164,6 +164,24 @@ class DoctorConfig(Section):
     )
     runs_dir: str = free("runs", "folder of run directories, whose disk is tried", min_length=1)
     data_dir: str = free("data", "folder that prepared data sets live in", min_length=1)
+    gpu: bool = free(
+        False, "instead check a GPU: invariants, benchmarks and the tests marked gpu; on device=cpu a rehearsal"
+    )
+    limit_s: float = free(
+        480.0, "gpu=true: seconds for the whole check; the limit of each part grows with it", ge=1, le=86_400
+    )
+    against: str | None = free(
+        None, "gpu=true: checkout of nanoGPT whose training step is timed in turn; null: none", literal=True
+    )
+    out: str = free("gpu-check", "gpu=true: folder for gpu-check.json and gpu-check.md", min_length=1)
+
+    @model_validator(mode="after")
+    def _what_the_gpu_check_takes(self) -> Self:
+        if self.gpu and self.checks:
+            raise refuse("checks", f"[{','.join(self.checks)}]", "are not chosen with gpu=true, which makes its own")
+        if not self.gpu and self.against is not None:
+            raise refuse("against", self.against, "is compared with in the check of a GPU; give gpu=true too")
+        return self
 
 
 class PrepareConfig(Section):

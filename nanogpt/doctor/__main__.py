@@ -6,7 +6,11 @@ from nanogpt.config import DoctorConfig
 
 def main(config: DoctorConfig) -> int:
     """Check, and show what was found."""
-    from nanogpt.doctor.examination import examination  # torch: not for --help
+    if config.gpu:
+        from nanogpt.gpu_check.run import check_gpu  # torch: not for --help
+
+        return check_gpu(config)
+    from nanogpt.doctor.examination import examination
 
     return examination(config)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.null_gpu.conftest import RTX_4090, Train
 from tests.null_gpu.matrix import SHORT, Choices, cover_pairs, name_of, overrides
 
-pytestmark = pytest.mark.null_gpu
+pytestmark = [pytest.mark.null_gpu, pytest.mark.timeout(3600)]
 TINY = ("model=tiny", "hardware=gpu", "hardware.compile=false", "training.steps=8", "training.batch_tokens=1536")
 SCHEDULE = ("schedule.warmup_steps=2", "eval.every=4", "eval.tokens=2048", "checkpoint.every=4")
 

@@ -1,0 +1,69 @@
+"""The findings of each part, and the files and tables made of them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from nanogpt.benchmark.clock import Table
+from nanogpt.schema import Section
+
+JSON, MARKDOWN = "gpu-check.json", "gpu-check.md"
+Verdict = Literal["pass", "FAIL", "skip", "info"]
+
+
+class Row(Section):
+    """One finding of a part."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    allowed: str = ""
+    """Limit or floor that `found` is compared with."""
+    numbers: dict[str, float] = Field(default_factory=dict[str, float])
+    """For the JSON file, in SI units."""
+
+
+class Part(Section):
+    """All findings of one part."""
+
+    name: str
+    seconds: float
+    rows: tuple[Row, ...]
+    remedy: str = ""
+    """What to do after a failure."""
+
+    @property
+    def failed(self) -> bool:
+        return any(row.verdict == "FAIL" for row in self.rows)
+
+
+def judge(name: str, passed: bool, found: str, allowed: str = "", **numbers: float) -> Row:
+    return Row(name=name, verdict="pass" if passed else "FAIL", found=found, allowed=allowed, numbers=numbers)
+
+
+def make_table(parts: Sequence[Part]) -> Table:
+    rows = [(part.name, row.name, row.verdict, row.found, row.allowed) for part in parts for row in part.rows]
+    return Table(("part", "finding", "verdict", "found", "allowed"), rows)
+
+
+def summarize(parts: Sequence[Part]) -> str:
+    """Return the last lines for a person: how many parts failed, and what to do about each."""
+    failed = [part for part in parts if part.failed]
+    if not failed:
+        return f"all {len(parts)} parts passed"
+    lines = [f"{len(failed)} of {len(parts)} parts failed:"]
+    return "\n".join([*lines, *(f"  {part.name}: {part.remedy}" for part in failed)])
+
+
+def write_files(folder: Path, about: dict[str, Any], parts: Sequence[Part]) -> None:
+    """Write gpu-check.json and gpu-check.md. Called after each part, so that a killed check leaves what it found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    passed = not any(part.failed for part in parts)
+    content = about | {"passed": passed, "parts": [part.model_dump() for part in parts]}
+    (folder / JSON).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    title = f"# GPU check, {about['date']}\n\n{about['machine']}"
+    text = f"{title}\n\n{make_table(parts).markdown()}\n\n{summarize(parts)}\n"
+    (folder / MARKDOWN).write_text(text, encoding="utf-8")
