@@ -111,7 +111,8 @@ def answers(
     device = trained.model.lm_head.weight.device
     generators = [torch.Generator(device).manual_seed(seed_of(config.seed, number)) for number in numbers]
     rows = [Answer(trained.tokenizer, config.task) for _ in prompts]
-    drawn = generate(trained.model, prompts, config.max_new_tokens, draw_of(trained, config), generators)
+    draw = draw_of(trained, config)
+    drawn = generate(trained.model, prompts, config.max_new_tokens, draw, generators, config.attention)
     for tokens in drawn:
         for row, (answer, token) in enumerate(zip(rows, tokens, strict=True)):
             if not answer.finished:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanogpt.config import Attention, HardwareConfig, ModelConfig, Precision
 from nanogpt.cores import Threads, threads_for
+from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.errors import BadEnvironment, BadInput
-from nanogpt.place import started_by_slurm
 from nanogpt.torch_compile import choose_compile, keep_compiled
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,6 +38,8 @@ class Compute:
     """How many threads of the CPU, and why as many, for a person."""
     attention: tuple[Attention, ...] = ()
     """Kernels of attention in the order they are tried; none: torch's order."""
+    elsewhere: tuple[Attention, ...] = ()
+    """The same outside training steps, where shapes vary."""
     compiles: bool = False
     """Whether the model is compiled for training."""
     missing: str = ""
@@ -51,18 +53,29 @@ class Compute:
         with self.products(), self.kernels():
             yield
 
+    @contextmanager
+    def evaluation(self) -> Generator[None, None, None]:
+        """Multiply matrices in this precision, and attend through the kernels for shapes that vary."""
+        with self.products(), prefer(self.elsewhere):
+            yield
+
     def products(self) -> AbstractContextManager[object]:
         """Nothing to do for fp32."""
         return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, DTYPES[self.precision])
 
     def kernels(self) -> AbstractContextManager[object]:
         """Nothing to do for torch's own order."""
-        order = [KERNELS[name] for name in self.attention]
-        return sdpa_kernel(order, set_priority=True) if order else nullcontext()
+        return prefer(self.attention)
 
     def peak_memory(self) -> int | None:
         """Most bytes allocated so far, on CUDA."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+
+def prefer(order: Sequence[Attention]) -> AbstractContextManager[object]:
+    """Try kernels of attention in this order while inside, and no others; nothing to do for torch's own order."""
+    kernels = [KERNELS[name] for name in order]
+    return sdpa_kernel(kernels, set_priority=True) if kernels else nullcontext()
 
 
 def find_device(wanted: str, key: str = "hardware.device") -> torch.device:
@@ -74,19 +87,29 @@ def find_device(wanted: str, key: str = "hardware.device") -> torch.device:
     if wanted.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
-            raise BadEnvironment(f"{key}={wanted}: no CUDA device here; use {key}=cpu")
+            why = f"; {why}" if (why := explain_no_cuda()) else ""
+            raise BadEnvironment(f"{key}={wanted}: no CUDA device here{why}; use {key}=cpu")
         if (torch.device(wanted).index or 0) >= count:
             raise BadEnvironment(f"{key}={wanted}: allowed cuda:0..cuda:{count - 1}")
     return torch.device(wanted)
 
 
-def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1, section: str = "hardware.") -> Compute:
+def set_up(
+    hardware: HardwareConfig,
+    local_rank: int = 0,
+    local_world: int = 1,
+    section: str = "hardware.",
+    gpu: int | None = None,
+) -> Compute:
     """Choose the device and precision of a rank, and set torch's threads and TF32. Raises BadEnvironment, BadInput.
 
-    `section` is what the keys of `hardware` begin with where the user wrote them.
+    `section` is what the keys of `hardware` begin with where the user wrote them. `gpu` is the number of the GPU that
+    the ranks agreed on; by itself a rank takes that of its number.
     """
     device = find_device(hardware.device, f"{section}device")
-    if local_world > 1:
+    if gpu is not None and device.index is None:
+        device = torch.device("cuda", gpu)
+    elif local_world > 1:
         device = own_device(device, hardware, local_rank, local_world, section)
     if hardware.fp8:
         refuse_fp8(device, section)
@@ -96,7 +119,7 @@ def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1, 
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+        set_tf32(hardware.tf32)
     compiles, missing = choose_compile(hardware, device, section)
     if compiles:
         keep_compiled(hardware.attention)
@@ -106,10 +129,17 @@ def set_up(hardware: HardwareConfig, local_rank: int = 0, local_world: int = 1, 
         name=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         threads=threads,
         attention=kernel_order(hardware.attention, device),
+        elsewhere=order_elsewhere(hardware.attention, device),
         compiles=compiles,
         missing=missing,
         asked=hardware,
     )
+
+
+def set_tf32(on: bool) -> None:
+    """Let products in fp32 on CUDA round their factors to TF32, or keep all of fp32."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
 
 
 def set_threads(wanted: int | None, local_world: int) -> str:
@@ -129,6 +159,17 @@ def kernel_order(wanted: Attention, device: torch.device) -> tuple[Attention, ..
         first = ("cudnn", "flash")
     rest: tuple[Attention, ...] = ("flash", "efficient", "math") if device.type == "cuda" else ("math",)
     return (*first, *(name for name in rest if name not in first)) if first else ()
+
+
+def order_elsewhere(wanted: Attention, device: torch.device) -> tuple[Attention, ...]:
+    """Return the order outside training steps: without cuDNN unless it is asked for, which plans each new shape anew.
+
+    That takes it tenths of a second (modelscope/FunASR#3704, sgl-project/sglang#4650), and shapes vary from batch to
+    batch of a benchmark, and from token to token of a text.
+    """
+    if wanted == "auto" and device.type == "cuda":
+        return ("flash", "efficient", "math")
+    return kernel_order(wanted, device)
 
 
 def attention_used(wanted: Attention, compute: Compute, model: ModelConfig, section: str = "hardware.") -> str:
@@ -157,7 +198,7 @@ def chosen(order: tuple[Attention, ...], compute: Compute, model: ModelConfig) -
     dtype = DTYPES.get(compute.precision, torch.float32)
     shape = (1, model.n_head, model.block_size, model.head_size)
     q = torch.zeros(shape, dtype=dtype, device=compute.device, requires_grad=True)
-    with Compute(compute.device, "fp32", "", attention=order).kernels():
+    with prefer(order):
         number = torch._fused_sdp_choice(q, q, q, is_causal=True)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return next((name for name, kernel in KERNELS.items() if kernel.value == number), "unknown")
 
@@ -178,8 +219,6 @@ def own_device(
         raise BadInput(f"{section}device={hardware.device}: {local_world} ranks need {section}device=cuda or cpu")
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        if count == 1 and started_by_slurm(os.environ):  # srun --gpus-per-task: each rank sees only its own
-            return torch.device("cuda", 0)
         if local_world > count:
             raise BadInput(f"{section}devices={local_world}: this machine has {count} GPUs")
         return torch.device("cuda", local_rank)

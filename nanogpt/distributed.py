@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt.device_errors import COLLECTIVE, as_group_error, find_library
 from nanogpt.errors import BadInput, LabError, PeerLost, error_of, escaped
+from nanogpt.gpus import Facts
 from nanogpt.place import STORE, Place
 from nanogpt.run_state import is_alive
 
@@ -229,22 +230,25 @@ def synchronised(forward: nn.Module, last: bool) -> AbstractContextManager[None]
     return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
 
 
-def meet(place: Place, timeout: float, prepare: Callable[[], T]) -> tuple[T, Peers]:
-    """Make this rank ready and find the others; when one can't be, all end with its problem, and it is told once.
+def meet(
+    place: Place, timeout: float, prepare: Callable[[Sequence[Facts]], T], describe: Callable[[], Facts] = dict
+) -> tuple[T, Peers]:
+    """Tell the other ranks what `describe` returns, run `prepare` on what all of them told, and find them.
 
-    Raises LabError of `prepare`, here or on another rank, and PeerLost naming the ranks that didn't come within
-    `timeout` seconds.
+    If `prepare` fails on any rank, every rank raises that error and one prints it. With one rank `prepare` gets
+    nothing. Raises PeerLost naming the ranks that didn't come within `timeout` seconds.
     """
     if place.world == 1:
-        return prepare(), Peers()
+        return prepare([]), Peers()
     ready, problem = list[T](), None
-    try:
-        ready.append(prepare())
-    except LabError as error:
-        problem = error
     try:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's, which keeps its store
         store = dist.PrefixStore(f"{attempt}/{next(MEETINGS)}", meeting_point(place, timeout))
+        facts = exchange(store, place, "facts", describe(), timeout)
+        try:
+            ready.append(prepare(facts))
+        except LabError as error:
+            problem = error
         neighbours = check_in(store, place, timeout, problem)
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
@@ -267,19 +271,24 @@ def meeting_point(place: Place, timeout: float) -> dist.Store:
     )
 
 
-def check_in(store: dist.Store, place: Place, timeout: float, problem: LabError | None) -> dict[int, int]:
-    """Tell where this rank lives and learn it of all others; {rank: process id} of neighbours."""
-    here = machine()
-    trouble = problem and [problem.exit_code, str(problem)]
-    store.set(f"home/{place.rank}", json.dumps([here, os.getpid(), trouble]))
+def exchange(store: dist.Store, place: Place, name: str, mine: object, timeout: float) -> list[Any]:
+    """Return what every rank gives under this name, by rank. Raises PeerLost naming those that didn't in time."""
+    store.set(f"{name}/{place.rank}", json.dumps(mine))
     missing = list(range(place.world))
     deadline = time.monotonic() + timeout
-    while missing := [rank for rank in missing if not store.check([f"home/{rank}"])]:
+    while missing := [rank for rank in missing if not store.check([f"{name}/{rank}"])]:
         if time.monotonic() > deadline:
             names = ", ".join(map(str, missing))
             raise PeerLost(f"of {place.world} ranks these didn't come within {timeout:g} s: {names}")
         time.sleep(0.02)
-    homes = [json.loads(store.get(f"home/{rank}")) for rank in range(place.world)]
+    return [json.loads(store.get(f"{name}/{rank}")) for rank in range(place.world)]
+
+
+def check_in(store: dist.Store, place: Place, timeout: float, problem: LabError | None) -> dict[int, int]:
+    """Tell where this rank lives and learn it of all others; {rank: process id} of neighbours."""
+    here = machine()
+    trouble = problem and [problem.exit_code, str(problem)]
+    homes = exchange(store, place, "home", [here, os.getpid(), trouble], timeout)
     for rank, (_, _, trouble) in enumerate(homes):
         if trouble:
             leave_together(store, place)

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from nanogpt import schema
 from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareConfig
 from nanogpt.data.prepare import ensure
-from nanogpt.device import Compute, set_up
+from nanogpt.device import Compute, attention_used, set_up
 from nanogpt.distributed import Peers, meet
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput
 from nanogpt.evaluation.loss import LossEvaluation, Stopped
@@ -20,6 +20,7 @@ from nanogpt.evaluation.measured import describe_measurement
 from nanogpt.evaluation.statistics import Metric, exp
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import append, read_json
+from nanogpt.gpus import Facts, choose_gpu, describe_self
 from nanogpt.measurement import KEY, spec_digest, to_dict
 from nanogpt.model.gpt import GPT
 from nanogpt.outputs import check_output_file
@@ -67,18 +68,30 @@ def evaluate(config: EvaluateConfig) -> int:
     """
     place = place_from(os.environ)
     silence(place.rank > 0)
-    compute, peers = meet(place, TIMEOUT, lambda: device_of(config, place))
+    compute, peers = meet(
+        place,
+        TIMEOUT,
+        lambda facts: device_of(config, place, facts),
+        lambda: describe_self(config.device, place),
+    )
     peers.remedy = "give the same command again"
     with watched(peers, compute.device, TIMEOUT) as watch:
         return explained(config, compute, peers, watch)
 
 
-def device_of(config: EvaluateConfig, place: Place) -> Compute:
-    """What this rank computes on. Raises LabError."""
+def device_of(config: EvaluateConfig, place: Place, facts: Sequence[Facts]) -> Compute:
+    """Return what this rank computes on, given what all ranks told of theirs. Raises LabError."""
     if config.devices is not None and config.devices != place.local_world:
         raise BadInput(f"devices={config.devices}: but {place.local_world} ranks were started on this machine")
-    hardware = HardwareConfig(device=config.device, precision=config.precision, compile=False)
-    return set_up(hardware, place.local_rank, place.local_world, section="")
+    hardware = HardwareConfig(
+        device=config.device,
+        precision=config.precision,
+        tf32=config.tf32,
+        attention=config.attention,
+        compile=False,
+    )
+    gpu = choose_gpu(facts, place, section="") if facts else None
+    return set_up(hardware, place.local_rank, place.local_world, section="", gpu=gpu)
 
 
 def explained(config: EvaluateConfig, compute: Compute, peers: Peers, watch: Watch) -> int:
@@ -99,6 +112,7 @@ def evaluate_with(config: EvaluateConfig, compute: Compute, peers: Peers, watch:
         peers.refuse_differences("config", dict(schema.values(config)))
         check_output_file("out", config.out, links=False)
         trained = load_trained(config, compute.device)
+        attention_used(config.attention, compute, trained.model.config, section="")
         out = destination(config, trained)
         check_output_file("run", None if out is None or config.out else str(out), links=False)
         peers.refuse_differences("model", {"name": trained.name, "step": trained.step})
@@ -199,6 +213,7 @@ def record(result: Result, config: EvaluateConfig, trained: Trained, compute: Co
         "tokenizer": spec_digest(trained.tokenizer.spec()),
         **({KEY: result.task.measurement} if result.task.measurement else {}),
         "precision": compute.precision,
+        **({"tf32": config.tf32} if compute.device.type == "cuda" else {}),
         "device": compute.name,
         "ranks": peers.world,
         "seconds": round(result.seconds, 3),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nanogpt.config import Attention
+from nanogpt.device import order_elsewhere, prefer
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
 
@@ -58,7 +60,12 @@ def filtered(logits: Tensor, draw: Draw, seen: Tensor | None = None) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, draw: Draw, generators: Sequence[torch.Generator]
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    draw: Draw,
+    generators: Sequence[torch.Generator],
+    attention: Attention = "auto",
 ) -> Iterator[list[int]]:
     """Yield the next token of every text (B of them, from prompts of at least one id), as soon as they are drawn.
 
@@ -70,8 +77,11 @@ def generate(
     length = max(map(len, texts)) + max_new_tokens
     seen = seen_tokens(model, texts) if draw.repetition_penalty != 1.0 else None
     cache, ids = begin(model, texts, length)
+    order = order_elsewhere(attention, model.lm_head.weight.device)
     for _ in range(max_new_tokens):
-        probabilities = filtered(model.next_logits(ids, cache).float(), draw, seen)
+        with prefer(order):
+            logits = model.next_logits(ids, cache).float()
+        probabilities = filtered(logits, draw, seen)
         rows = zip(probabilities, generators, strict=True)
         drawn = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in rows])  # (B, 1)
         tokens = [int(token) for token in drawn[:, 0].tolist()]

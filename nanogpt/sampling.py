@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanogpt.completion import answers, encode_prompt
 from nanogpt.config import SampleConfig
-from nanogpt.device import find_device
+from nanogpt.device import Compute, attention_used, find_device
 from nanogpt.errors import BadInput, escaped
 from nanogpt.files import from_json, open_regular
 from nanogpt.generate import lay_out
@@ -27,7 +27,9 @@ def sample(config: SampleConfig) -> int:
     config = settled(config)
     check_output_file("out", config.out)
     texts = [] if config.interactive else prompt_texts(config)  # before the model: it may take a while
-    trained = load_trained(config, find_device(config.device, "device"))
+    device = find_device(config.device, "device")
+    trained = load_trained(config, device)
+    attention_used(config.attention, Compute(device, config.precision, ""), trained.model.config, section="")
     check_special_tokens(trained, config, texts)
     if config.precision == "bf16":
         trained.model.bfloat16()

@@ -2,17 +2,26 @@
 
 import importlib
 import os
+import re
 import shutil
+import socket
+import stat
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import torch
 
 from nanogpt.config import Attention, HardwareConfig
 from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.place import Place, place_from
 
 OLDEST_CAPABILITY = (7, 0)  # of a GPU that Triton compiles for
+NETWORK = re.compile(
+    r"nfs4?|lustre|cifs|smb3|smbfs|gpfs|beegfs|ceph|glusterfs|panfs|pvfs2|orangefs|afs|wekafs|autofs|fuse\..*"
+)
+"""File systems that machines share; autofs: one of them that isn't mounted yet."""
 HEADER_PATHS = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")  # where compilers look too
 
 
@@ -72,18 +81,57 @@ def has_python_header() -> bool:
 
 
 def keep_compiled(attention: Attention) -> None:
-    """Keep what torch.compile makes for this user's next start, where nobody else may write: it is code.
-
-    The place is TORCHINDUCTOR_CACHE_DIR where that is set, else in XDG_CACHE_HOME or ~/.cache. torch tells graphs of
-    different attention kernels apart only by this tag (torch 2.13).
+    """Keep what torch.compile makes for this user's next start, in `find_folder`. torch tells graphs of different
+    attention kernels apart only by this tag (torch 2.13).
     """
     torch.compiler.config.cache_key_tag = f"attention={attention}"
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
-        return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nanogpt-lab" / "inductor"
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(find_folder(place_from(os.environ)))
+
+
+def find_folder(place: Place) -> Path:
+    """Return a folder that nobody else may write to: what torch.compile makes is code, and is loaded.
+
+    It is in XDG_CACHE_HOME or ~/.cache where that is a disk of this machine and the run's ranks are all on it. Ranks of
+    several nodes that compile the same at once would race in a folder they share over a network: then it is in
+    SLURM_TMPDIR, TMPDIR or the system's folder for temporary files.
+    """
+    home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    local = home.is_absolute() and place.world == place.local_world and not is_on_network(home)
+    places = [home / "nanogpt-lab"] if local else []
+    for base in [os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), tempfile.gettempdir()]:
+        if base and Path(base).is_dir():
+            of_node = f"-{socket.gethostname()}" if is_on_network(Path(base)) else ""
+            places.append(Path(base, f"nanogpt-lab-{os.geteuid()}{of_node}"))
+    for one in places:
+        if own_folder(one) and (found := own_folder(one / "inductor")):
+            return found
+    return Path(tempfile.mkdtemp(prefix="nanogpt-lab-"))  # for this process alone
+
+
+def own_folder(path: Path) -> Path | None:
+    """Return a folder, made if needed, that is this user's and closed to others; None if it is another's, or a link."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except (OSError, RuntimeError):  # no home, or one that can't be written: torch has a place of its own
-        return
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return None
+        path.chmod(0o700)
+        return path if os.access(path, os.W_OK) else None
+    except OSError:  # no home, or one that can't be written
+        return None
+
+
+def is_on_network(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
+    """Return whether a folder, there or not yet, is on a file system that other machines may share."""
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    kinds: dict[str, str] = {}
+    for line in lines:
+        _, where, kind, *_ = line.split(" ")
+        kinds[re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), where)] = kind  # the last mount is on top
+    whole = Path(os.path.realpath(path))
+    kind = next((kinds[str(one)] for one in (whole, *whole.parents) if str(one) in kinds), "")
+    return NETWORK.fullmatch(kind) is not None

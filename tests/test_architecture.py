@@ -22,13 +22,13 @@ FILE_LINES, FUNCTION_LINES = 320, 60
 LAYERS = [
     ("nanogpt.entry_names", "nanogpt.redaction", "nanogpt.field_values", "nanogpt.run_state"),
     ("nanogpt.errors",),
-    ("nanogpt.outputs", "nanogpt.kept_text"),
+    ("nanogpt.outputs", "nanogpt.kept_text", "nanogpt.cuda_driver"),
     ("nanogpt.device_errors",),
     ("nanogpt.files",),
     ("nanogpt.schema", "nanogpt.tensor_file", "nanogpt.place", "nanogpt.cores", "nanogpt.hub"),
     ("nanogpt.optim",),  # each optimizer's own file; the config asks what they declare
     ("nanogpt.config",),
-    ("nanogpt.torch_compile",),
+    ("nanogpt.torch_compile", "nanogpt.gpus"),
     (
         "nanogpt.tokenizer",
         "nanogpt.model",

@@ -7,12 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt.config import HardwareConfig, ModelConfig, TrainConfig
-from nanogpt.device import Compute, attention_used, kernel_order, set_up
+from nanogpt.config import EvaluateConfig, HardwareConfig, ModelConfig, SampleConfig, TrainConfig
+from nanogpt.device import (
+    Compute,
+    attention_used,
+    find_precision,
+    kernel_order,
+    order_elsewhere,
+    refuse_fp8,
+    set_tf32,
+    set_up,
+)
 from nanogpt.errors import BadEnvironment, BadInput
+from nanogpt.evaluating import evaluate
+from nanogpt.generate import Draw, generate
 from nanogpt.model.gpt import GPT
+from nanogpt.sampling import sample
 from nanogpt.schema import from_dict, signature
 from nanogpt.training.run import train
+from tests.conftest import ROOT
 from tests.model.test_cost import small
 
 Build = Callable[..., TrainConfig]
@@ -102,3 +115,85 @@ def test_gpu_kernels_agree(attention: str) -> None:
         with compute.autocast():
             found = float(GPT(model).to("cuda")(ids.cuda(), ids.cuda()))
     assert abs(found / expected - 1) < 1e-2
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+def test_outside_training_steps_cudnn_is_left_out_unless_asked_for(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It plans each new shape anew: each batch of a benchmark, each token of a text."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert order_elsewhere("auto", gpu) == ("flash", "efficient", "math")
+    assert order_elsewhere("cudnn", gpu) == ("cudnn", "flash", "efficient", "math")
+    assert order_elsewhere("auto", CPU) == ()
+
+
+def test_evaluation_and_sampling_attend_in_that_order(config: Build) -> None:
+    """Everything that isn't a training step enters `prefer` with it, and training steps don't."""
+    orders: list[tuple[str, ...]] = []
+    compute = Compute(CPU, "fp32", "", attention=("flash",), elsewhere=("math",))
+    ids = torch.zeros(1, 12, dtype=torch.int64)
+    for enter, operator in ((compute.evaluation, "math"), (compute.autocast, "flash")):
+        with torch.no_grad(), enter():
+            found = names_of_kernels(lambda: GPT(small())(ids, ids))
+        orders.append(tuple(sorted(name for name in found if operator in name)))
+    assert all(orders)
+    text = [
+        token for (token,) in generate(GPT(small()), [[1, 2]], 4, Draw(temperature=0.0), [torch.Generator()], "math")
+    ]
+    assert text == [
+        token for (token,) in generate(GPT(small()), [[1, 2]], 4, Draw(temperature=0.0), [torch.Generator()])
+    ]
+    for room in ("evaluation/loss.py", "evaluation/scoring.py"):
+        assert "autocast()" not in (ROOT / "nanogpt" / room).read_text()
+
+
+def test_a_kernel_that_evaluation_or_sampling_lacks_is_refused(config: Build, tmp_path: Path) -> None:
+    built = config(**{"training.steps": 1, "schedule.warmup_steps": 0})
+    assert train(built) == 0
+    for command, kind in ((evaluate, EvaluateConfig), (sample, SampleConfig)):
+        asked = from_dict(kind, {"runs_dir": built.runs_dir, "device": "cpu", "attention": "cudnn"})
+        with pytest.raises(
+            BadEnvironment, match=r"^attention=cudnn: cpu has no such kernel .* allowed: auto, flash, math"
+        ):
+            command(asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "capability", "words"),
+    [
+        ({"fp8": True}, (8, 6), r"^hardware\.fp8=true: cuda.* no products of 8-bit floats; .*capability 8\.9"),
+        ({"precision": "bf16"}, (7, 5), r"^hardware\.precision=bf16: cuda.* doesn't have it; allowed: fp16, fp32"),
+        ({"attention": "flash"}, (8, 0), r"^hardware\.attention=flash: .*heads of 6 in bf16; allowed: auto, efficient"),
+        ({"attention": "cudnn"}, (8, 0), r"^hardware\.attention=cudnn: .*heads of 6 in bf16; allowed: auto, efficient"),
+    ],
+)
+def test_what_an_older_gpu_lacks_is_named(
+    asked: dict[str, object], capability: tuple[int, int], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As set_up and build_state ask, before the first step."""
+    gpu, hardware = torch.device("cuda", 0), from_dict(HardwareConfig, asked)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr("nanogpt.device.chosen", lambda order, *_: "efficient" if "efficient" in order[:1] else "math")
+    with pytest.raises(BadEnvironment, match=words):
+        if hardware.fp8:
+            refuse_fp8(gpu, "hardware.")
+        precision = find_precision(hardware, gpu, "hardware.")
+        attention_used(hardware.attention, Compute(gpu, precision, "a GPU"), small())
+    assert find_precision(HardwareConfig(), gpu, "hardware.") == ("bf16" if capability >= (8, 0) else "fp16")
+
+
+def test_tf32_can_be_left(config: Build) -> None:
+    """It is arithmetic: guarded, and as before where nothing is said; on a CPU it is nothing."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        for on, expected in ((False, "highest"), (True, "high")):
+            set_tf32(on)
+            assert torch.get_float32_matmul_precision() == expected and torch.backends.cudnn.allow_tf32 is on
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert signature(config(**{"hardware.tf32": False})) == signature(config())
+    gpu = {"hardware.device": "cuda"}
+    assert signature(config(**gpu, **{"hardware.tf32": False})) != signature(config(**gpu))

@@ -1,10 +1,7 @@
 """Which rank a process is, from the variables of srun, as Slurm 22.05 sets them."""
 
 import pytest
-import torch
 
-from nanogpt.config import HardwareConfig
-from nanogpt.device import own_device
 from nanogpt.errors import BadInput
 from nanogpt.place import Place, adopt_slurm, first_host, place_from, tasks_on
 
@@ -40,19 +37,6 @@ def test_others_are_left_alone(change: dict[str, str]) -> None:
     batch = {"SLURM_JOB_ID": "41", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}  # a batch script, without srun
     adopt_slurm(batch)
     assert place_from(batch) == Place()
-
-
-def test_ranks_of_one_command_do_not_share_the_only_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch script and `srun --pty` have SLURM_PROCID too, but one GPU is shown to all ranks only by `devices=N`."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    eight = HardwareConfig(device="cuda", devices=8)
-    for name, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "RANK": "3", "WORLD_SIZE": "8"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(BadInput, match="this machine has 1 GPU"):
-        own_device(torch.device("cuda"), eight, 3, 8, "hardware.")
-    for name, value in {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}.items():  # srun --gpus-per-task=1
-        monkeypatch.setenv(name, value)
-    assert own_device(torch.device("cuda"), eight, 3, 8, "hardware.") == torch.device("cuda", 0)
 
 
 def test_a_job_number_of_ten_digits() -> None:

@@ -1,8 +1,11 @@
 """hardware.compile=auto on a pretended GPU: compiled where that can work, else eager with what is missing by name."""
 
+import os
 import shutil
+import socket
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +16,9 @@ import torch
 from nanogpt.config import HardwareConfig, TrainConfig
 from nanogpt.device import Compute
 from nanogpt.errors import BadEnvironment, BadInput
+from nanogpt.place import Place
 from nanogpt.schema import from_dict
-from nanogpt.torch_compile import choose_compile
+from nanogpt.torch_compile import choose_compile, find_folder, is_on_network
 from nanogpt.training.choices import describe_choices
 
 Build = Callable[..., TrainConfig]
@@ -117,3 +121,66 @@ def test_a_start_says_what_was_chosen_and_how_to_choose_otherwise(config: Build,
     given = HardwareConfig(device="cuda", precision="bf16", compile=True, attention="flash", micro_batch_size=4)
     assert describe_choices(built, Compute(GPU, "bf16", "NVIDIA H100", compiles=True, asked=given)) == []
     assert describe_choices(built, Compute(CPU, "fp32", "a CPU", asked=asked)) == []
+
+
+ALONE = Place()
+SEVERAL = Place(rank=3, world=4, local_rank=1, local_world=2)
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home, and places for temporary files, of this test."""
+    for name in ("SLURM_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("home", "job", "tmp"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path
+
+
+def test_compiled_code_of_several_nodes_stays_on_each(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = f"nanogpt-lab-{os.geteuid()}/inductor"
+    assert find_folder(ALONE) == places / "home" / "nanogpt-lab" / "inductor"
+    assert find_folder(SEVERAL) == places / "tmp" / ours
+    monkeypatch.setenv("TMPDIR", str(places))
+    assert find_folder(SEVERAL) == places / ours
+    monkeypatch.setenv("SLURM_TMPDIR", str(places / "job"))
+    assert find_folder(SEVERAL) == places / "job" / ours
+    assert all(one.stat().st_mode & 0o777 == 0o700 for one in (places / "job" / ours, (places / "job" / ours).parent))
+
+
+def test_compiled_code_is_not_kept_on_a_network(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanogpt.torch_compile.is_on_network", lambda path: "tmp" not in path.name)  # pyright: ignore[reportUnknownLambdaType]
+    assert find_folder(ALONE) == places / "tmp" / f"nanogpt-lab-{os.geteuid()}" / "inductor"
+    monkeypatch.setattr("nanogpt.torch_compile.is_on_network", lambda _: True)  # pyright: ignore[reportUnknownLambdaType]
+    assert find_folder(ALONE) == places / "tmp" / f"nanogpt-lab-{os.geteuid()}-{socket.gethostname()}" / "inductor"
+
+
+def test_what_is_mounted_where(tmp_path: Path) -> None:
+    table = tmp_path / "mounts"
+    mounts = ("/dev/sda / ext4", "srv:/h /home nfs4", "tmpfs /home/local tmpfs", "x /my\\040data lustre")
+    table.write_text("".join(f"{one} rw 0 0\n" for one in (*mounts, "sshfs /ssh fuse.sshfs", "auto /net autofs")))
+    shared = [
+        path for path in ("/home/me/.cache", "/my data/x", "/ssh/x", "/net/x") if is_on_network(Path(path), table)
+    ]
+    assert shared == ["/home/me/.cache", "/my data/x", "/ssh/x", "/net/x"]
+    assert not any(is_on_network(Path(path), table) for path in ("/root/.cache", "/home/local/x", "/homes/x"))
+    assert not is_on_network(Path("/home"), tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["another's", "a link", "a file"])
+def test_a_folder_that_is_not_ours_is_not_used(kind: str, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns it could put code there that this process would run."""
+    trap = places / "home" / "nanogpt-lab"
+    if kind == "another's":
+        trap.mkdir()
+        real = os.geteuid()
+        monkeypatch.setattr("nanogpt.torch_compile.os.geteuid", lambda: real + 1)
+    elif kind == "a link":
+        trap.symlink_to(places / "job")
+    else:
+        trap.touch()
+    found = find_folder(ALONE)
+    assert trap not in found.parents and found.parent.name.startswith("nanogpt-lab-" if kind != "another's" else "")
+    assert found.stat().st_mode & 0o777 == 0o700

@@ -61,7 +61,8 @@ def training_table(config: BenchConfig, compute: Compute) -> Table:
     found = in_turn(programs, config.bench.rounds, work)
     medians = {program: [statistics.median(one.seconds) for one in runs] for program, runs in found.items()}
     shape = f"{config.grad_accum()} x {micro} x {config.model.block_size}"
-    title = f"training, {shape} tokens, vocabulary {config.model.padded_vocab_size:,}, {compute.precision}"
+    given = "" if config.hardware.micro_batch_size != "auto" else " (train.py looks for the most that fits)"
+    title = f"training, {shape}{given} tokens, vocabulary {config.model.padded_vocab_size:,}, {compute.precision}"
     typical = [statistics.median(runs) for runs in medians.values()]
     rates = [config.training.batch_tokens / seconds for seconds in typical]
     rows = [

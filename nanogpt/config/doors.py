@@ -8,7 +8,7 @@ from typing_extensions import Self
 from nanogpt.config.corpus import DataConfig
 from nanogpt.config.evaluation import EvaluationConfig
 from nanogpt.config.fields import Count, Name, parts
-from nanogpt.config.machine import Gpu, MirrorNames
+from nanogpt.config.machine import Attention, Gpu, MirrorNames
 from nanogpt.config.run import TrainConfig
 from nanogpt.schema import Section, free, refuse, values
 
@@ -68,6 +68,7 @@ class SampleConfig(TrainedConfig):
     )
     truncate: bool = free(False, "of a prompt longer than model.block_size take the end, instead of refusing it")
     precision: Literal["fp32", "bf16"] = free("fp32", "of the weights; bf16 halves the memory that each token reads")
+    attention: Attention = free("auto", "kernel tried first; auto: on CUDA flash, then efficient")
     seed: int = free(1337, "of the draws; text i uses (seed, i)", ge=0, lt=2**63)
     stream: bool = free(True, "show every token as it is drawn")
     quiet: bool = free(False, "leave out the line on standard error that names the model and the settings")
@@ -84,8 +85,10 @@ class EvaluateConfig(TrainedConfig):
         None, "ranks on this machine, one device each, started by this command; null: one, or torchrun's", ge=1, le=64
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = free(
-        "auto", "of matrix products; auto: bf16 on GPU, else fp32"
+        "auto", "of matrix products; auto: on CUDA bf16, or fp16 where that is missing, else fp32, see tf32"
     )
+    tf32: bool = free(True, "on CUDA, round the factors of products in fp32 to TF32; false: full fp32, slower")
+    attention: Attention = free("auto", "kernel tried first; auto: on CUDA flash, then efficient")
     batch_tokens: Count | None = free(None, "tokens per forward pass; null: 2,048 on the CPU, else 32,768")
     out: str | None = free(
         None, "JSON lines file the results are added to; null: the run directory's evaluations.jsonl, if there is a run"

@@ -16,9 +16,13 @@ MirrorName = Literal["wandb", "tensorboard", "trackio"]
 MirrorNames = Annotated[tuple[MirrorName, ...], Field(strict=False)]
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 Gpu = Literal[  # nanogpt/model/devices.py has what they can
+    "gb300",
+    "gb200",
+    "b300",
     "b200",
     "gh200",
     "h200",
+    "h200_nvl",
     "h100",
     "h100_nvl",
     "h100_pcie",
@@ -27,8 +31,12 @@ Gpu = Literal[  # nanogpt/model/devices.py has what they can
     "a800_80gb",
     "l40s",
     "l4",
+    "a10",
+    "a10g",
     "a40",
     "rtx_a6000",
+    "rtx_6000_ada",
+    "rtx_5090",
     "rtx_4090",
     "rtx_3090",
     "v100_32gb",
@@ -56,7 +64,14 @@ class HardwareConfig(Section):
         "ddp", "what each rank keeps of weights, gradients and moments; ddp: all, fsdp: its part, for what doesn't fit"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = guarded(
-        "auto", "of matrix products; auto: bf16 on GPU, else fp32", earlier="auto"
+        "auto",
+        "of matrix products; auto: on CUDA bf16, or fp16 where that is missing, else fp32, see tf32",
+        earlier="auto",
+    )
+    tf32: bool = guarded(
+        True,
+        "on CUDA, round the factors of products in fp32 to TF32, which has fp16's mantissa; false: slower",
+        earlier=True,
     )
     fp8: bool = guarded(
         False,
@@ -101,8 +116,9 @@ class HardwareConfig(Section):
 
     def keys_without_effect(self) -> set[str]:
         """The precision that the device has anyway adds nothing: hardware=cpu and hardware=auto are the same run."""
-        usual = "bf16" if self.device.startswith("cuda") else "fp32" if self.device in ("cpu", "mps") else None
-        return {"precision"} if self.precision == usual else set()
+        here = self.device in ("cpu", "mps")
+        usual = "bf16" if self.device.startswith("cuda") else "fp32" if here else None
+        return ({"precision"} if self.precision == usual else set[str]()) | ({"tf32"} if here else set[str]())
 
     @model_validator(mode="after")
     def _mode_of_compile(self) -> Self:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.cuda import nccl
 
 from nanogpt.config import DoctorConfig, TrackingConfig
+from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.data.dataset import open_prepared
 from nanogpt.device import cpu_name, find_device, memory_bytes
 from nanogpt.doctor.finding import Check, Finding
@@ -44,9 +45,8 @@ def pytorch(_: DoctorConfig) -> Finding:
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
         raise BadEnvironment(f"torch {version} is too old")
     built = f"{version}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'for CPUs'}"
-    if shutil.which("nvidia-smi") and not torch.cuda.is_available():
-        remedy = "nvidia-smi says which CUDA the driver has; install a torch for it"
-        return Finding("note", f"{built}; there is an NVIDIA driver, and this torch sees no GPU", remedy)
+    if why := explain_no_cuda():
+        return Finding("note", f"{built}; there is an NVIDIA driver, and this torch sees no GPU", why)
     return Finding("ok", built)
 
 

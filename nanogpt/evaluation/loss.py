@@ -75,7 +75,7 @@ class LossEvaluation:
             number = first + self.peers.rank
             if number < len(batches):
                 x, y = read_windows(split, batches[number], self.block_size, self.compute.device)
-                with self.compute.autocast():
+                with self.compute.evaluation():
                     mine.append(model(x, y))
                 sums[1, number] = float(self.token_bytes[y.cpu().numpy()].sum())
         if mine:

@@ -138,7 +138,7 @@ def score_batch(model: GPT, batch: list[Row], compute: Compute) -> Tensor:
     device = compute.device
     shared = any(len(row.branches) > 1 for row in batch)
     layout = branches_of(*(torch.from_numpy(one).to(device) for one in (positions, branch))) if shared else None
-    with compute.autocast():
+    with compute.evaluation():
         x = model.features(torch.from_numpy(ids).to(device), branches=layout)  # (B, T, C)
         chosen = x.flatten(0, 1)[torch.from_numpy(predictors(batch, ids.shape[1])).to(device)]  # (N, C)
         likelihoods, hits = token_scores(model, chosen, torch.from_numpy(targets).to(device))

@@ -34,10 +34,15 @@ class Device:
 
 
 DEVICES: dict[Gpu, Device] = {
+    # of NVIDIA's figures for Blackwell racks and boards, with sparsity, half; divided by their number of GPUs
+    "gb300": Device(r"GB300", 288, 2500.0, 8.0),
+    "gb200": Device(r"GB200", 186, 2500.0, 8.0),
+    "b300": Device(r"B300( SXM6 AC)?", 288, 2250.0, 8.0),
     "b200": Device(r"B200", 180, 2250.0, 8.0),
     # the newer one has 144 GB; the number in its name isn't the GPU's
     "gh200": Device(r"GH200 \d+GB?( HBM3e)?", 96, 989.4, 4.0, bandwidths=(("HBM3e", 4.9),)),
     "h200": Device(r"H200", 141, 989.4, 4.8),
+    "h200_nvl": Device(r"H200 NVL", 141, 835.5, 4.8),
     "h100": Device(r"H100( 80GB HBM3)?", 80, 989.4, 3.35),
     "h100_nvl": Device(r"H100 NVL", 94, 835.5, 3.9),
     "h100_pcie": Device(r"H100 PCIe", 80, 756.5, 2.0),
@@ -48,8 +53,12 @@ DEVICES: dict[Gpu, Device] = {
     "a800_80gb": Device(r"A800-SXM4-80GB", 80, 311.9, 2.039),
     "l40s": Device(r"L40S", 48, 362.1, 0.864),
     "l4": Device(r"L4", 24, 121.0, 0.3),
+    "a10": Device(r"A10", 24, 125.0, 0.6),
+    "a10g": Device(r"A10G", 24, 70.0, 0.6),
     "a40": Device(r"A40", 48, 149.7, 0.696),
     "rtx_a6000": Device(r"RTX A6000", 48, 154.8, 0.768),
+    "rtx_6000_ada": Device(r"RTX 6000 Ada Generation", 48, 364.2, 0.96),
+    "rtx_5090": Device(r"GeForce RTX 5090", 32, 209.5, 1.792),  # of fp16 with fp16 accumulation it has twice that
     "rtx_4090": Device(r"GeForce RTX 4090", 24, 165.2, 1.008),
     "rtx_3090": Device(r"GeForce RTX 3090", 24, 71.2, 0.936),
     "v100_32gb": Device(r"Tesla V100-SXM2-32GB", 32, 125.0, 0.9, bf16=False),

@@ -1,6 +1,7 @@
 """What `auto` in `hardware` came to on this device: for a person to read, and for a run that continues to repeat."""
 
 from nanogpt.config import TrainConfig
+from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.device import Compute, attention_used
 from nanogpt.distributed import Peers
 from nanogpt.run_directory import locate, newest_step
@@ -12,10 +13,13 @@ LIKE = ("ranks", "precision", "fp8", "strategy", "compile", "compile_mode", "rec
 
 
 def describe_choices(config: TrainConfig, compute: Compute) -> list[str]:
-    """Return lines that say what was chosen for a GPU, why, and how to choose otherwise; none on other devices."""
+    """Return lines that say what was chosen for a GPU, why, and how to choose otherwise. On a CPU there is nothing to
+    say, unless a GPU is here that torch can't use.
+    """
     asked = compute.asked
     if compute.device.type != "cuda":
-        return []
+        why = explain_no_cuda() if asked.device == "auto" else ""
+        return [f"warning: on the CPU, though {why}; without this warning: hardware.device=cpu"] if why else []
     chosen: list[tuple[str, str]] = []
     if asked.precision == "auto":
         why = "the GPU has it" if compute.precision == "bf16" else "the GPU has no bf16"

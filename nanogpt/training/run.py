@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from nanogpt.errors import STOPPED, Diverged
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import write_atomic
+from nanogpt.gpus import Facts, choose_gpu, describe_self
 from nanogpt.interop.initial import load_initial_weights
 from nanogpt.measurement import KEY
 from nanogpt.place import Place, place_from
@@ -105,8 +106,14 @@ def recover(config: TrainConfig, place: Place, failed: DidNotFit | None) -> int:
 
 def train_on(config: TrainConfig, place: Place, too_large: int | None = None) -> int:
     """`train`, on one of the ranks. Raises DidNotFit for a micro-batch that `auto` chose, below `too_large`."""
-    compute, peers = meet(place, config.hardware.timeout, lambda: device_of(config, place))
-    with watched(peers, compute.device, config.hardware.timeout) as watch:
+    hardware = config.hardware
+    compute, peers = meet(
+        place,
+        hardware.timeout,
+        lambda facts: device_of(config, place, facts),
+        lambda: describe_self(hardware.device, place),
+    )
+    with watched(peers, compute.device, hardware.timeout) as watch:
         try:
             return train_with(config, compute, peers, watch, too_large)
         except DidNotFit as error:
@@ -115,10 +122,11 @@ def train_on(config: TrainConfig, place: Place, too_large: int | None = None) ->
             raise
 
 
-def device_of(config: TrainConfig, place: Place) -> Compute:
-    """What this rank computes on. Raises LabError."""
+def device_of(config: TrainConfig, place: Place, facts: Sequence[Facts]) -> Compute:
+    """Return what this rank computes on, given what all ranks told of theirs. Raises LabError."""
     refuse_ranks(config, place)
-    return set_up(config.hardware, place.local_rank, place.local_world)
+    gpu = choose_gpu(facts, place) if facts else None
+    return set_up(config.hardware, place.local_rank, place.local_world, gpu=gpu)
 
 
 def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch, too_large: int | None = None) -> int:

@@ -191,6 +191,7 @@ def build_state(
             "device": compute.device.type,
             "precision": compute.precision,
             "fp8": hardware.fp8,
+            "tf32": hardware.tf32 if compute.device.type == "cuda" else None,
             "ranks": peers.world,
             "strategy": hardware.strategy,
             "micro_batch_size": config.micro_batch_size(peers.world),

@@ -106,7 +106,7 @@ def holdings(text: str, rank: int, folder: str) -> None:
 
     os.environ[STORE] = f"{folder}/store"
     config = schema.from_dict(TrainConfig, json.loads(text))
-    compute, peers = meet(Place(rank, 2, rank, 2), 30, lambda: Compute(torch.device("cpu"), "fp32", "test"))
+    compute, peers = meet(Place(rank, 2, rank, 2), 30, lambda _: Compute(torch.device("cpu"), "fp32", "test"))
     peers.join(compute.device)
     dataset = prepare(config.data)
     state = build_state(config, config.model.with_vocab(dataset.vocab_size), compute, peers)

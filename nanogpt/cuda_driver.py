@@ -1,0 +1,43 @@
+"""Why torch sees no GPU on a machine that has an NVIDIA driver, and which torch would see it."""
+
+import ctypes
+import os
+
+import torch
+
+from nanogpt.errors import escaped
+
+OLDEST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
+"""By CUDA's major version, the first Linux driver that runs it (CUDA Toolkit release notes, "CUDA Driver")."""
+WHEELS = {12: "cu126"}
+"""By the major version that a driver runs, the build of torch for it, where older drivers than the newest are meant."""
+
+
+def read_driver_cuda() -> tuple[int, int] | None:
+    """Return the newest CUDA version that the installed driver runs; None if there is no driver."""
+    try:
+        library, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        if library.cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def explain_no_cuda() -> str:
+    """Return why torch has no CUDA device here, and what to do; empty if there is no NVIDIA driver."""
+    driver = read_driver_cuda()
+    if driver is None or torch.cuda.is_available():
+        return ""
+    runs, built = ".".join(map(str, driver)), torch.version.cuda
+    index = f"pip install torch --index-url https://download.pytorch.org/whl/{WHEELS.get(driver[0], 'cu130')}"
+    if built is None:
+        return f"the driver runs CUDA {runs}, but torch {torch.__version__} is built for CPUs: {index}"
+    major = int(built.partition(".")[0])
+    if driver[0] < major:
+        newer = f"a driver from {OLDEST_DRIVER.get(major, 'a newer series')} on"
+        other = f", or a torch for CUDA {driver[0]}: {index}" if driver[0] in WHEELS else ""
+        return f"the driver runs CUDA {runs} at most, and torch {torch.__version__} needs {built}: {newer}{other}"
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return f"CUDA_VISIBLE_DEVICES={escaped(visible)} names no GPU that is here; nvidia-smi -L lists them"
+    return f"the driver runs CUDA {runs}, but torch, for {built}, finds no GPU; nvidia-smi says what the driver sees"
