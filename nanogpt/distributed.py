@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from inspect import signature
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +35,9 @@ ALONE = Place()
 MEETINGS = itertools.count()  # a process may run several trainings, one after the other
 # torch.distributed.all_gather_into_tensor until torch 2.13, which warns of that name
 ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor")  # noqa: B009
+# DistributedDataParallel's broadcast_buffers until torch 2.13, which warns of that name
+SYNC_BUFFERS = {"forward_sync_buffers", "broadcast_buffers"} & signature(DistributedDataParallel).parameters.keys()
+NO_BUFFERS: dict[str, Any] = {max(SYNC_BUFFERS): False}
 PATIENCE = timedelta(days=7)  # of the collectives themselves: training/watch.py is what gives up on a rank
 
 
@@ -178,11 +182,11 @@ class Peers:
                 raise BadInput(f"rank {rank} has another {what} than the other ranks: {differing}")
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model whose backward averages gradients over all ranks."""
+        """Return a model whose backward pass averages gradients over all ranks. Its buffers are constants."""
         if self.world == 1:
             return model
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **NO_BUFFERS)
 
     def progress(self, mine: int) -> int:
         """Tell the others how far this rank is, and learn how far they are together; from any thread."""

@@ -50,8 +50,31 @@ class MLP(nn.Module):
 def norm(config: ModelConfig) -> nn.Module:
     """Normalises each position over its channels; the RMS form (Zhang & Sennrich 2019) has no mean and no bias."""
     if config.mean_norm:
-        return nn.LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_weight, bias=config.bias)
-    return nn.RMSNorm(config.n_embd, RMS_EPS, config.norm_weight)
+        return LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_weight, bias=config.bias)
+    return RMSNorm(config.n_embd, RMS_EPS, config.norm_weight)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, computed in fp32 where sharded weights were gathered in half precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, C) -> (…, C)."""
+        return F.layer_norm(input, self.normalized_shape, in_fp32(self.weight), in_fp32(self.bias), self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, computed in fp32 where sharded weights were gathered in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) -> (…, C)."""
+        return F.rms_norm(x, self.normalized_shape, in_fp32(self.weight), self.eps)
+
+
+def in_fp32(parameter: Tensor | None) -> Tensor | None:
+    """Return a norm's parameter under autocast in fp32, which it is where weights aren't sharded."""
+    if parameter is None or not torch.is_autocast_enabled(parameter.device.type):
+        return parameter
+    return parameter.float()
 
 
 class Linear(nn.Linear):

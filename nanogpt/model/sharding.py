@@ -1,26 +1,46 @@
-"""Weights in shards: every rank keeps its part of each parameter, gradient and moment (FSDP2; Zhao et al. 2023).
+"""Sharded weights: every rank keeps its part of each parameter, gradient and moment (FSDP2; Zhao et al. 2023).
 
-A block's weights are whole on a rank only while it is computed. Its gradients are averaged and cut into parts as soon
-as its backward pass is done, at every micro-batch, so that nothing whole ever adds up. torch's module for it takes
-0.7 s to import: only those who shard pay that.
+A block's weights are whole on a rank only while it is computed, forward and again backward, in the precision of its
+matrix products. Its gradients are reduced in fp32, at every micro-batch or at the last. Embeddings, head and last norm
+are gathered in fp32: the residual stream begins with them, and a token's gradient is a sum over all its positions.
+torch's module for it takes 0.7 s to import: only those who shard pay that.
 """
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanogpt.model.gpt import GPT
 
 
-def shard(model: GPT, device: torch.device) -> None:
-    """Cut the weights into parts over all ranks, one block after the other, each part going to the device."""
+def shard(model: GPT, device: torch.device, products: torch.dtype | None) -> None:
+    """Cut the weights into parts over all ranks, one block after the other, each part going to the device.
+
+    Blocks are gathered in `products`, the dtype of matrix products; None: fp32. They are freed after the forward pass
+    and gathered again for the backward pass: kept, they would take as much as no sharding at all.
+    """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    reduced = None if products is None else torch.float32
+    # Inputs stay as they are: the residual stream is fp32, and autocast rounds what enters a product.
+    policy = MixedPrecisionPolicy(param_dtype=products, reduce_dtype=reduced, cast_forward_inputs=False)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     fully_shard(model, mesh=mesh)
+
+
+def set_gradient_sync(forward: nn.Module, last: bool, each: bool) -> None:
+    """Before a micro-batch of a sharded model: with `each` its gradients are reduced at once, else with the last one's,
+    up to which they add up whole on each rank, in fp32. Does nothing where weights aren't sharded.
+    """
+    if hasattr(forward, "set_requires_gradient_sync"):  # an FSDPModule
+        model: Any = forward
+        model.set_is_last_backward(last)
+        model.set_requires_gradient_sync(last or each)
 
 
 def whole(tensor: Tensor) -> Tensor:

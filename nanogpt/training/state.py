@@ -15,16 +15,18 @@ from nanogpt.checkpoint import Loaded, Tensors
 from nanogpt.config import CompileMode, HardwareConfig, ModelConfig, TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.data.sampler import seed_of
-from nanogpt.device import Compute, attention_used
+from nanogpt.device import DTYPES, Compute, attention_used, memory_bytes
 from nanogpt.distributed import Peers
 from nanogpt.errors import BadCheckpoint, escaped
 from nanogpt.measurement import KEY, read_facts
-from nanogpt.model.cost import horizon
+from nanogpt.model.cost import horizon, parameter_counts
 from nanogpt.model.float8 import in_float8
 from nanogpt.model.gpt import GPT
 from nanogpt.model.loss import compile_loss
+from nanogpt.model.memory import ROOM, memory_of
 from nanogpt.model.sharding import part_of, shard, whole
 from nanogpt.optim.build import build_optimizer
+from nanogpt.optim.declaration import FP32
 from nanogpt.training.spikes import Spikes
 
 SHAPES = 128  # that a function may be compiled for in one process
@@ -67,6 +69,8 @@ class TrainState:
     spikes: Spikes = field(default_factory=Spikes)
     skipped: list[int] = field(default_factory=list[int])
     """Steps whose update was left out because a number was not finite."""
+    reduces_each: bool = True
+    """With sharded weights: gradients are reduced at every micro-batch, not only at a step's last one."""
     broken: Tensor | None = None
     """(), 1 on the device from a step on whose numbers aren't finite until they are read: the optimizer, which has it
     as `found_inf`, then changes nothing. None where the numbers of every step are read before its update.
@@ -176,6 +180,7 @@ def build_state(
         case _:
             assert_never(hardware.strategy)
     optimizer = build_optimizer(model, config.optimizer, compute.device.type, peers, width)
+    each = hardware.strategy == "ddp" or reduces_each(config, model_config, compute, peers)
     broken = torch.zeros((), device=compute.device) if reads_late(compute) else None
     if broken is not None:
         optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]  # torch's own convention
@@ -199,9 +204,11 @@ def build_state(
             "compile_mode": hardware.compile_mode,
             "attention": attention,
             "recompute": hardware.recompute,
+            "reduces_each": each,
             "threads": torch.get_num_threads() if compute.device.type == "cpu" else None,
             "torch": str(torch.__version__),
         },
+        reduces_each=each,
         broken=broken,
         graphs=compute.device.type == "cuda" and hardware.compile_mode != "default",
     )
@@ -230,8 +237,21 @@ def in_shards(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Modu
         model.compiled_loss = compile_loss()
         for block in model.blocks:
             block.compile(dynamic=False)
-    shard(model, compute.device)
+    shard(model, compute.device, DTYPES.get(compute.precision))
     return model
+
+
+def reduces_each(config: TrainConfig, model: ModelConfig, compute: Compute, peers: Peers) -> bool:
+    """Return whether sharded gradients are reduced at every micro-batch, which needs no room for whole ones.
+
+    Not where on every rank's GPU the estimate leaves room for them. On a CPU always: it is as fast, and the sums of
+    earlier runs stay what they were.
+    """
+    if compute.device.type != "cuda" or config.grad_accum(peers.world) == 1:
+        return True
+    memory = memory_of(config, model, compute.precision, config.micro_batch_size(peers.world), True, peers.world)
+    needed = memory.total + FP32 * parameter_counts(model)["total"]
+    return bool(peers.agree(int(needed > ROOM * (memory_bytes(compute.device) or 0))))
 
 
 def reads_late(compute: Compute) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.distributed import synchronised
-from nanogpt.model.sharding import whole
+from nanogpt.model.sharding import set_gradient_sync, whole
 from nanogpt.optim.schedule import set_rates
 from nanogpt.training.state import TrainState
 
@@ -109,6 +109,7 @@ def gradients(
     world, per_rank = state.peers.world, config.grad_accum(state.peers.world)
     parts: list[Tensor] = []
     for number, batch in enumerate(micro_batches, 1):
+        set_gradient_sync(state.forward, last=number == per_rank, each=state.reduces_each)
         with synchronised(state.forward, last=number == per_rank), state.compute.autocast():
             if state.graphs:
                 torch.compiler.cudagraph_mark_step_begin()

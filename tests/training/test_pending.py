@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import prepare
 from nanogpt.device import Compute, set_up
+from nanogpt.distributed import Peers
 from nanogpt.errors import Diverged
 from nanogpt.model import gpt
+from nanogpt.place import Place
 from nanogpt.run_directory import locate
 from nanogpt.tracking.metrics import read_rows
 from nanogpt.training import loop
@@ -157,10 +160,12 @@ def test_ranks_go_back_together(config: Build, tmp_path: Path) -> None:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails where a number goes from a tensor to Python, for which a GPU would be waited for."""
+    """Fails where the host would wait for a GPU: for a number, a shape that depends on numbers, or a copy to a CPU."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "index.Tensor_mask", "equal.default")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func is not torch.ops.aten._local_scalar_dense.default, "a number was asked for"
+        assert not any(name in str(func) for name in self.WAITS), f"a number was asked for by {func}"
         return func(*args, **(kwargs or {}))
 
 
@@ -170,20 +175,40 @@ def start(config: TrainConfig, compute: Compute) -> tuple[TrainState, TrainBatch
     return state, TrainBatches(dataset.train, config, compute.device)
 
 
-def test_a_late_step_asks_the_device_nothing(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = config(**{"hardware.micro_batch_size": 4, "optimizer.grad_clip": 1.0})
-    monkeypatch.setattr(READS, lambda _: True)
-    state, batches = start(built, set_up(built.hardware))
+def forbid_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tensors refuse to be copied to the CPU or to Python; on a CPU no operation would show it."""
 
-    def asked(_: torch.Tensor) -> list[float]:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("numbers were asked for")
 
-    monkeypatch.setattr(torch.Tensor, "tolist", asked)
-    with NoWaiting():
-        steps = [train_step(state, batches.step(state.samples), built) for _ in range(3)]
-        for wait in (steps[0].read, lambda: bool(steps[0].numbers[0] > 0), lambda: float(steps[0].numbers[0])):
-            with pytest.raises(AssertionError, match="asked for"):
-                wait()
+    for name in ("tolist", "cpu", "numpy", "item"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon", "normuon"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_late_step_asks_the_device_nothing(
+    config: Build, rule: str, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rank alone, and one of two, whose process group has no other; tests/training/test_fake_ranks.py: sharded."""
+    changes = {"hardware.micro_batch_size": 2, "optimizer.grad_clip": 1.0, "optimizer.name": rule}
+    built = config(**changes)
+    monkeypatch.setattr(READS, lambda _: True)
+    state, batches = start(built, set_up(built.hardware))
+    if ranks == 2:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+        state.peers = Peers(Place(0, 2, 0, 2))
+        state.forward = state.peers.wrap(state.model, state.compute.device)
+    forbid_waiting(monkeypatch)
+    try:
+        with NoWaiting():
+            steps = [train_step(state, batches.step(state.samples), built) for _ in range(3)]
+            for wait in (steps[0].read, lambda: bool(steps[0].numbers[0] > 0), lambda: steps[0].numbers.nonzero()):
+                with pytest.raises(AssertionError, match="asked for"):
+                    wait()
+    finally:
+        if ranks == 2:
+            dist.destroy_process_group()
 
 
 @pytest.mark.gpu

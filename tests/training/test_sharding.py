@@ -78,6 +78,25 @@ def test_a_run_may_change_between_parts_and_whole(config: Build, tmp_path: Path)
     assert max(abs(a - b) for a, b in losses) < 2e-6
 
 
+def test_half_precision_reduced_once_a_step(config: Build, tmp_path: Path) -> None:
+    """Blocks gathered in bf16 and gradients reduced with the last micro-batch, as on a GPU with room: a run that is
+    stopped goes on to the bit, and the curve is that of whole weights in bf16 up to its rounding.
+    """
+    half = {"hardware.precision": "bf16", "hardware.micro_batch_size": 1, **GENTLE}
+    once = Fault("nanogpt.training.state.reduces_each", 1, "returns 0", None)
+    whole, parts, stopped = (
+        config(**half, **{"hardware.strategy": strategy}, runs_dir=str(tmp_path / name))
+        for name, strategy in (("whole", "ddp"), ("parts", "fsdp"), ("stopped", "fsdp"))
+    )
+    assert ranks.run(whole, 2)[0] == [0, 0] and ranks.run(parts, 2, [once])[0] == [0, 0]
+    stop = Fault("nanogpt.training.loop.train_step", 9, "SIGTERM", 1)
+    assert ranks.run(stopped, 2, [once, stop])[0] == [85, 85] and ranks.run(stopped, 2, [once])[0] == [0, 0]
+    assert ranks.result(stopped) == ranks.result(parts)
+    expected, found = (read_rows(locate(built) / "metrics.jsonl") for built in (whole, parts))
+    differences = [abs(a["loss"] - b["loss"]) for a, b in zip(expected, found, strict=True) if "loss" in a]
+    assert 0 < max(differences) < 2e-3
+
+
 def test_it_starts_from_the_weights_of_a_run(config: Build, tmp_path: Path) -> None:
     first = config(**{"training.steps": 5}, runs_dir=str(tmp_path / "first"))
     assert ranks.run(first)[0] == [0]
