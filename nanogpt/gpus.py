@@ -38,17 +38,24 @@ def list_gpus(device: str) -> list[str]:
         found = [identify_gpu(number) for number in range(torch.cuda.device_count())]
     except RuntimeError:  # a GPU that can't be used: setting it up will say why
         return []
+    if len(set(found)) < len(found):  # virtual GPUs may all have the same UUID
+        found = [f"{machine_id()} {name_gpu(number)}" for number in range(len(found))]
     _, colon, number = device.partition(":")
     return found[int(number) : int(number) + 1] if colon else found
 
 
+def name_gpu(number: int) -> str:
+    """Return what CUDA_VISIBLE_DEVICES calls the GPU that has this number here; the number where it says nothing."""
+    named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",")]
+    return named[number] if number < len(named) and named[number] else str(number)
+
+
 def identify_gpu(number: int) -> str:
     """Return what tells this GPU, or slice of one, from all others."""
-    named = os.environ.get(VISIBLE, "").split(",")
-    if number < len(named) and named[number].strip().startswith("MIG-"):
-        return named[number].strip()
+    if (name := name_gpu(number)).startswith("MIG-"):
+        return name
     about: Any = torch.cuda.get_device_properties(number)
-    return str(getattr(about, "uuid", "")) or f"{machine_id()} {number}"
+    return str(getattr(about, "uuid", "")) or f"{machine_id()} {name}"
 
 
 def machine_id() -> str:

@@ -122,6 +122,17 @@ def test_the_identity_of_what_a_rank_sees(
     assert list_gpus(device) == expected
 
 
+def test_gpus_whose_uuids_are_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As virtual ones may have: their numbers, or what CUDA_VISIBLE_DEVICES calls them, tell them apart."""
+    monkeypatch.delenv(VISIBLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="0"))  # pyright: ignore[reportUnknownLambdaType]
+    assert len(set(list_gpus("cuda"))) == 2
+    monkeypatch.setenv(VISIBLE, "5,7")
+    assert [name.split()[-1] for name in list_gpus("cuda")] == ["5", "7"]
+
+
 def run_ranks(folder: Path, *visible: str) -> list[tuple[int, str]]:
     """Start a rank for each CUDA_VISIBLE_DEVICES on a machine of four pretended GPUs. Returns (exit code, output)."""
     ranks: list[subprocess.Popen[str]] = []
