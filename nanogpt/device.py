@@ -18,6 +18,7 @@ from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.torch_compile import choose_compile, keep_compiled
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CUDNN_CAPABILITIES = ((9, 0), (10, 0), (10, 3))  # H100, H200; B200, GB200; B300: where torch prefers cuDNN's attention
 KERNELS: dict[Attention, SDPBackend] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -107,7 +108,7 @@ def set_up(
     the ranks agreed on; by itself a rank takes that of its number.
     """
     device = find_device(hardware.device, f"{section}device")
-    if gpu is not None and device.index is None:
+    if gpu is not None and ":" not in hardware.device:
         device = torch.device("cuda", gpu)
     elif local_world > 1:
         device = own_device(device, hardware, local_rank, local_world, section)
@@ -151,12 +152,16 @@ def set_threads(wanted: int | None, local_world: int) -> str:
 
 
 def kernel_order(wanted: Attention, device: torch.device) -> tuple[Attention, ...]:
-    """The wanted kernel, then those that do what it can't, such as masks. On Hopper cuDNN's is the fastest."""
+    """Return the wanted kernel, then those that do what it can't, such as masks.
+
+    `auto` leaves the order to torch, but on Hopper and Blackwell takes cuDNN's kernel first, as torch 2.13 does, and
+    leaves out one that is wrong: before 9.15.1 for lengths that 128 doesn't divide (pytorch/pytorch#169849).
+    """
     if wanted == "math":
         return ("math",)
     first: tuple[Attention, ...] = () if wanted == "auto" else (wanted,)
-    if not first and device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0):
-        first = ("cudnn", "flash")
+    if not first and device.type == "cuda" and torch.cuda.get_device_capability(device) in CUDNN_CAPABILITIES:
+        first = ("cudnn", "flash") if (torch.backends.cudnn.version() or 0) > 91500 else ("flash",)
     rest: tuple[Attention, ...] = ("flash", "efficient", "math") if device.type == "cuda" else ("math",)
     return (*first, *(name for name in rest if name not in first)) if first else ()
 

@@ -32,6 +32,15 @@ Build = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 
 
+def always(value: object) -> Callable[..., object]:
+    """Return a function that returns `value`, whatever it is given."""
+
+    def give(*_: object) -> object:
+        return value
+
+    return give
+
+
 def on_cpu(attention: str) -> Compute:
     return set_up(from_dict(HardwareConfig, {"device": "cpu", "attention": attention}))
 
@@ -74,13 +83,21 @@ def test_a_kernel_the_device_lacks_is_refused_before_anything_is_written(config:
     assert not Path(built.runs_dir).exists()
 
 
-def test_on_hopper_auto_is_cudnn_then_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0), (10, 3)])
+def test_on_hopper_and_blackwell_auto_is_cudnn_then_flash(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not a cuDNN that is wrong for lengths that 128 doesn't divide, which torch would take."""
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", always(capability))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91501)
     assert kernel_order("auto", gpu) == ("cudnn", "flash", "efficient", "math")
     assert kernel_order("efficient", gpu) == ("efficient", "flash", "math")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    assert kernel_order("auto", gpu) == ()
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    assert kernel_order("auto", gpu) == ("flash", "efficient", "math")
+    for other in ((8, 0), (12, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", always(other))
+        assert kernel_order("auto", gpu) == ()
 
 
 def test_a_mode_of_compiling_needs_compiling(config: Build) -> None:
@@ -123,7 +140,7 @@ def test_outside_training_steps_cudnn_is_left_out_unless_asked_for(
 ) -> None:
     """It plans each new shape anew: each batch of a benchmark, each token of a text."""
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", always(capability))
     assert order_elsewhere("auto", gpu) == ("flash", "efficient", "math")
     assert order_elsewhere("cudnn", gpu) == ("cudnn", "flash", "efficient", "math")
     assert order_elsewhere("auto", CPU) == ()
@@ -174,8 +191,12 @@ def test_what_an_older_gpu_lacks_is_named(
 ) -> None:
     """As set_up and build_state ask, before the first step."""
     gpu, hardware = torch.device("cuda", 0), from_dict(HardwareConfig, asked)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr("nanogpt.device.chosen", lambda order, *_: "efficient" if "efficient" in order[:1] else "math")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", always(capability))
+
+    def choose(order: tuple[str, ...], *_: object) -> str:
+        return "efficient" if order[:1] == ("efficient",) else "math"
+
+    monkeypatch.setattr("nanogpt.device.chosen", choose)
     with pytest.raises(BadEnvironment, match=words):
         if hardware.fp8:
             refuse_fp8(gpu, "hardware.")

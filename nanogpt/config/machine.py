@@ -90,7 +90,8 @@ class HardwareConfig(Section):
         "how to compile; reduce-overhead: CUDA graphs; max-autotune: try kernels and take the fastest",
     )
     attention: Attention = free(
-        "auto", "kernel tried first; auto: torch's choice, on Hopper cudnn, then flash; what it can't do goes to others"
+        "auto",
+        "kernel tried first; auto: torch's choice, on Hopper and Blackwell cudnn; what it can't do goes to others",
     )
     recompute: bool = free(
         False, "keep only each block's input and compute the rest again in the backward pass: less memory, slower"
