@@ -6,7 +6,7 @@ from itertools import combinations, product
 Choices = Mapping[str, str]
 OPTIONS: dict[str, dict[str, dict[str, str]]] = {
     "mode": {
-        "eager": {},
+        "eager": {"hardware.compile": "false"},
         "compiled": {"hardware.compile": "true"},
         "graphs": {"hardware.compile": "true", "hardware.compile_mode": "reduce-overhead"},
     },

@@ -18,7 +18,7 @@ def test_each_allowed_pair_occurs() -> None:
 @pytest.mark.parametrize("choices", all_choices(), ids=name_of)
 def test_allowed_is_what_the_config_allows(choices: dict[str, str]) -> None:
     words = [word.split("=") for word in overrides(choices) if word.startswith("hardware.")]
-    values = {key: {"true": True, "2": 2}.get(value, value) for key, value in words}
+    values = {key: {"true": True, "false": False, "2": 2}.get(value, value) for key, value in words}
     given = {"hardware.devices": int(choices["ranks"]), "optimizer.name": choices["optimizer"]}
     try:
         tiny_config(Path(), Path(), **given | values)

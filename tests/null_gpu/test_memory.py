@@ -31,14 +31,15 @@ PRESETS = [
     "gpt2_medium optimizer=normuon",
 ]
 MEMORY = {"24 GB": 23.6, "80 GB": 79.1, "141 GB": 139.8}  # in GiB, as torch shows an RTX 4090, an H100 and an H200
+FILLED = 0.95 * ROOM  # at ROOM itself the allocator's gaps were too many once: gpt2 recomputed, 273 sequences, 24 GB
 MOST_TOKENS = 2**19  # of a micro-batch: beyond it a small model's estimate is proportional
 
 
 def start(words: str, sequences: int = 1, vocab_size: int = 50304) -> tuple[TrainConfig, Compute]:
-    """Return the config of a step of one micro-batch, on the null GPU."""
+    """Return the config of a step of two micro-batches: beside the second there are gradients."""
     fixed = ["hardware=gpu", "hardware.compile=false", "hardware.attention=flash", f"model.vocab_size={vocab_size}"]
     (config,) = points("train", TrainConfig, [f"model={words.split()[0]}", *words.split()[1:], *fixed])
-    batch = config.training.model_copy(update={"batch_tokens": sequences * config.model.block_size})
+    batch = config.training.model_copy(update={"batch_tokens": 2 * sequences * config.model.block_size})
     hardware = config.hardware.model_copy(update={"micro_batch_size": sequences})
     config = config.model_copy(update={"training": batch, "hardware": hardware})
     return config, set_up(config.hardware)
@@ -46,10 +47,10 @@ def start(words: str, sequences: int = 1, vocab_size: int = 50304) -> tuple[Trai
 
 def make_steps(state: TrainState, config: TrainConfig, count: int) -> None:
     model = config.model
-    ids = torch.zeros(config.batch_sequences, model.block_size, dtype=torch.int64, device="cuda")
+    ids = torch.zeros(config.micro_batch_size(), model.block_size, dtype=torch.int64, device="cuda")
     keys = ids[:, 0].clone() if model.dropout else None
     for _ in range(count):
-        train_step(state, [Batch(ids, ids, keys)], config)
+        train_step(state, 2 * [Batch(ids, ids, keys)], config)
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_the_estimate_is_what_is_allocated(
         return memory_of(config, config.model, compute.precision, sequences, gpu=True).total
 
     sizes = range(1, MOST_TOKENS // config.model.block_size + 1)
-    sequences = largest_micro_batch(sizes, ROOM * MEMORY[size] * 2**30, needed)
+    sequences = largest_micro_batch(sizes, FILLED * MEMORY[size] * 2**30, needed)
     if sequences is None:
         pytest.skip("the estimate says that it does not fit")
     gc.collect()
