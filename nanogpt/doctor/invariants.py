@@ -157,7 +157,10 @@ def result(config: TrainConfig) -> dict[str, bytes]:
 
 
 def alike(found: Tensor, expected: Tensor, limit: float, what: str) -> Finding:
-    """Raises BadEnvironment where two tensors are not the same up to rounding."""
+    """Raise BadEnvironment where two tensors are not the same up to rounding, or nothing was computed at all."""
+    found, expected = found.cpu(), expected.cpu()
+    if not expected.any():
+        raise BadEnvironment(f"{what} are all zero: the device computes nothing")
     worst = (found - expected).abs().max() / expected.abs().max().clamp(min=1.0)
     return within(float(worst), limit, what)
 

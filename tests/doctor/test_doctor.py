@@ -40,6 +40,12 @@ def test_what_must_hold_holds_here(name: str) -> None:
     assert (found.state, found.remedy) == ("ok", ""), found
 
 
+def test_numbers_that_are_all_zero_are_no_agreement() -> None:
+    zeros = torch.zeros(2, 3)
+    with pytest.raises(BadEnvironment, match="computes nothing"):
+        invariants.alike(zeros, zeros, 1e-3, "logits")
+
+
 def test_every_check_can_be_chosen() -> None:
     assert set(get_args(CheckName)) == set(CHECKS)
 
