@@ -50,3 +50,21 @@ def test_evaluating_leaves_no_trace(config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(Stopped):
         evaluate(model, lambda: True)
     assert model.training
+
+
+def test_the_host_waits_once_for_a_split(config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in every batch: the bytes of targets are counted where they are read."""
+    built = config(**{"eval.tokens": None, "eval.train": False})
+    dataset = prepare(built.data)
+    model = GPT(built.model.with_vocab(dataset.vocab_size), seed=1)
+    evaluate, copies = LossEvaluation(dataset, built.eval, 16, CPU), list[tuple[int, ...]]()
+    real = torch.Tensor.cpu
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        copies.append(tuple(tensor.shape))
+        return real(tensor)
+
+    monkeypatch.setattr("nanogpt.evaluation.loss.CPU_BATCH_TOKENS", 64)
+    monkeypatch.setattr(torch.Tensor, "cpu", count)
+    evaluate(model)
+    assert copies == [(-(-len(evaluate.places["val"]) // 4),)] and copies[0][0] > 10
