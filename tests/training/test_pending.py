@@ -213,6 +213,7 @@ def test_a_late_step_asks_the_device_nothing(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_on_a_gpu_never_waits(config: Build, precision: str) -> None:
     changes = {"hardware.device": "cuda", "hardware.precision": precision, "hardware.micro_batch_size": 4}
