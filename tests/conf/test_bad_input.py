@@ -40,7 +40,7 @@ def test_sampling(words: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("door", "words", "expected"),
     [
-        ("sizing", "sizing.gpu=h101", "one of b200, gh200, h200, h100, h100_nvl"),
+        ("sizing", "sizing.gpu=h101", "one of gb300, gb200, b300, b200, gh200, h200"),
         ("sizing", "sizing.gpu=h101", "did you mean 'h100'?"),
         ("sizing", "sizing.mfu=40", "sizing.mfu=40: out of range; allowed: number in (0, 1]"),
         ("sizing", "sizing.price=2", "sizing.price=2.0: is of one kind of GPU; name it, e.g. sizing.gpu=h100"),
