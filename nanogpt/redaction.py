@@ -24,7 +24,8 @@ ORDINARY_NAME = re.compile(
     re.IGNORECASE,
 )
 """Names that look like those of secrets but hold settings or paths."""
-LOGIN_IN_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:(?P<password>[^/\s@]+)@")
+LOGIN_IN_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^/\s:@]*:(?P<password>[^/\s@]+)@")
+"""A scheme's length is bounded: without a bound the time to search a long word grows with its square."""
 
 TOKEN_FORMS: dict[str, re.Pattern[str]] = {
     "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{16,}"),

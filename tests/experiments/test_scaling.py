@@ -156,7 +156,7 @@ def test_a_study_of_run_directories(tmp_path: Path, capsys: pytest.CaptureFixtur
             tokens = int(flops / flops_per_token(model))
             write_run(tmp_path, width, loss_of(law, parameter_counts(model)["total"], tokens), tokens)
     out = tmp_path / "out"
-    assert scale(ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(out), bootstrap=6)) == 0
+    assert scale(ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(out), bootstrap=20)) == 0
     found = json.loads((out / "scaling.json").read_text())
     assert len(found["runs"]) == 8 and len(found["minima"]) == 2 and 0.2 < found["exponent"] < 0.8
     assert found["law"] == pytest.approx(law.model_dump(), rel=0.05)

@@ -99,7 +99,7 @@ def test_pipes_in_a_run(person: Person, run: Path, words: list[str]) -> None:
     assert person.refused("train.py", *words) == 4
 
 
-def test_pipes_given_by_name(person: Person) -> None:
+def test_pipes_given_by_name(person: Person, gpt2_files: None) -> None:
     os.mkfifo("pipe")
     Path("tokens").mkdir()
     for name in ("train.bin", "val.bin"):
@@ -142,6 +142,9 @@ OURS = {  # module -> why what it opens can't be a user's file, or is checked
     "nanogpt.files": "the functions that check",
     "nanogpt.cores": "/proc and /sys",
     "nanogpt.device": "/proc",
+    "nanogpt.gpus": "/proc",
+    "nanogpt.torch_compile": "/proc",
+    "nanogpt.gpu_check.parts": "this repository's tests",
     "nanogpt.distributed": "/proc",
     "nanogpt.run_state": "/proc",
     "launch.local": "/proc",
@@ -161,6 +164,7 @@ CALLS = {  # (module, call) -> why it is safe
     ("launch.commands", "path.open"): "after check_regular",
     ("launch.ranks", "json.load"): "standard input, from the process that started it",
     ("nanogpt.doctor.trainings", "json.load"): "standard input, from the process that started it",
+    ("nanogpt.gpu_check.child", "json.load"): "standard input, from the process that started it",
     ("conf.groups", "read_text"): "files of the package",
 }
 READERS = {

@@ -164,6 +164,12 @@ ORDINARY = [
 ORDINARY += ["GIT_AUTHOR_NAME", "MAX_TOKENS", "HOME", "HF_HOME", "HF_TOKEN_PATH"]
 
 
+def test_a_long_word_is_searched() -> None:
+    """In a time that grows with its length; with its square this would be a hang."""
+    assert redact("x" * 3_000_000) == "x" * 3_000_000
+    assert find_secret("x" * 3_000_000 + "://user:canary@host") == "a login in an address"
+
+
 def test_names_of_variables() -> None:
     assert [name for name in NAMES if not is_secret_name(name)] == []
     assert [name for name in ORDINARY if is_secret_name(name)] == []

@@ -76,7 +76,7 @@ def test_bisection_finds_the_largest_that_fits(config: Build, monkeypatch: pytes
         assert probe.largest_fitting(built, built.model.with_vocab(50), CPU, divisors(360)) == expected
 
 
-@pytest.mark.parametrize("largest", [0, 1, 8, 9, 360])
+@pytest.mark.parametrize("largest", [0, 8])
 def test_the_program_that_is_trained_is_tried(config: Build, monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
     """Compiled, a model may need more than as it is written: sizes above `largest` fail, as it is written above 40."""
     built = config(**{"training.batch_tokens": 16 * 360, "hardware.compile": True})
@@ -88,6 +88,7 @@ def test_the_program_that_is_trained_is_tried(config: Build, monkeypatch: pytest
         if sequences > (40 if isinstance(forward, GPT) else largest):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
+    monkeypatch.setattr(probe.gc, "collect", lambda: 0)
     monkeypatch.setattr(probe, "forward_backward", limited)
     found = probe.largest_fitting(built, built.model.with_vocab(50), CPU, divisors(360))
     assert found == max((n for n in divisors(360) if n <= min(40, largest)), default=None)
