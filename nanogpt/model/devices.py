@@ -1,4 +1,7 @@
-"""GPUs that the platform knows: memory and its peak, the peak of the matrix units, as the makers' data sheets say."""
+"""GPUs that the platform knows: memory and its peak, the peak of the matrix units, as the makers' data sheets say.
+
+Not compared with a data sheet yet: gb300, gb200, b300, h200_nvl, a10, a10g, rtx_6000_ada, rtx_5090.
+"""
 
 import re
 from dataclasses import dataclass
