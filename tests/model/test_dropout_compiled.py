@@ -64,7 +64,15 @@ def check_code(code: str) -> None:
 
 def small_presets() -> dict[str, ModelConfig]:
     """Return each preset with two small layers and dropout; of those that differ in size only, the first."""
-    size = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "vocab_size": 61, "dropout": 0.1}
+    size = {
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 32,
+        "block_size": 24,
+        "vocab_size": 61,
+        "vocab_multiple": 1,
+        "dropout": 0.1,
+    }
     found: dict[str, ModelConfig] = {}
     for path in sorted(PRESETS.glob("*.yaml")):
         values: dict[str, Any] = yaml.safe_load(path.read_text())["model"] | size | {"name": "small"}
