@@ -17,7 +17,7 @@ from typing import TypeVar
 from launch.resources import visible_gpus
 from launch.speeds import DeviceKind, Speed, Work, measured, speed_of, unlabelled
 from launch.study import Member
-from nanogpt.config import AUTO_TOKENS, DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, divisors
+from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, auto_sizes, divisors
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.errors import LabError, escaped
 from nanogpt.model.cost import horizon
@@ -226,13 +226,12 @@ def memory(work: Work, sequences: int) -> int:
 
 @cache
 def needed(work: Work, there: int | None = None, micro: int | None = None) -> int:
-    """Bytes of a GPU, or of a machine whose ranks share its memory. A micro-batch that will be found by trying is the
-    largest that fits, on CPUs up to what null means; or it is 1.
+    """Return the bytes of a GPU, or of a machine whose ranks share its memory. A micro-batch that will be found by
+    trying is the largest that fits, or 1.
     """
     sizes = [micro or work.micro]
     if work.auto and there and not micro:
-        most = max(1, AUTO_TOKENS // work.model.block_size) if work.device == "cuda" else work.micro
-        sizes = [n for n in divisors(work.share) if n <= most]
+        sizes = auto_sizes(work.share, work.model.block_size)
     totals = [memory(work, n) for n in sizes]
     fitting = [total for total in totals if there and total <= ROOM * there]
     return max(fitting, default=totals[0])

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
+from typing_extensions import assert_never
 
 from nanogpt.comparability import best_step
 from nanogpt.data.shards import sha256
@@ -141,7 +142,13 @@ class Checkpoints:
         while True:
             before = self.steps()
             try:
-                step = {"best": self.best_step, "latest": lambda: None}[which]()
+                match which:
+                    case "best":
+                        step = self.best_step()
+                    case "latest":
+                        step = None
+                    case _:
+                        assert_never(which)
                 loaded = verify(self.path(step)) if step is not None else self.newest()[0]
                 break
             except BadCheckpoint:

@@ -40,13 +40,13 @@ class Compute:
     attention: tuple[Attention, ...] = ()
     """Kernels of attention in the order they are tried; none: torch's order."""
     elsewhere: tuple[Attention, ...] = ()
-    """The same outside training steps, where shapes vary."""
+    """Their order outside training steps, where shapes vary."""
     compiles: bool = False
-    """Whether the model is compiled for training."""
+    """True if the model is compiled for training."""
     missing: str = ""
-    """Why it isn't compiled, where hardware.compile=auto would."""
+    """The reason, if hardware.compile=auto would compile but can't."""
     asked: HardwareConfig = field(default_factory=HardwareConfig)
-    """What was asked for, `auto` where the choice was left to this program."""
+    """The section as the user gave it, with `auto` still in it."""
 
     @contextmanager
     def autocast(self) -> Generator[None, None, None]:

@@ -1,4 +1,4 @@
-"""Errors of CUDA, nccl and gloo as one line: what they said, what to do, and which variable makes them say more.
+"""Turn errors of CUDA, nccl and gloo into one line: their words, a remedy, the variable that makes them say more.
 
 Their texts are pages of C++, whose first line, or nccl's `Last error`, says what happened. All of it goes to a file.
 Without torch: the doors ask here too.

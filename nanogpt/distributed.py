@@ -52,7 +52,7 @@ class Peers:
         self.remedy = "the same command continues from the last checkpoint"
         """What a lost rank calls for."""
         self.connected = False
-        """Whether a message went from rank to rank."""
+        """True once a message went from rank to rank."""
         self.neighbours = neighbours or {}
         """Process ids of the ranks that this one can see live and die: those of its machine and container."""
 

@@ -18,7 +18,7 @@ from nanogpt.place import STORE, Place, started_by_slurm
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 Facts = Mapping[str, Any]
-"""What a rank tells the others of itself: its GPUs, its machine, and whether other machines can reach it."""
+"""A rank's GPUs, its machine, and whether other machines can reach it, for the other ranks."""
 
 
 def describe_self(device: str, place: Place) -> Facts:
@@ -116,11 +116,11 @@ def choose_gpu(facts: Sequence[Facts], place: Place, section: str = "hardware.")
         raise BadEnvironment(f"rank {blind[0]} sees no GPU, but other ranks do: {hint}")
     chosen = assign_gpus(seen)
     if None in chosen:
-        raise crowded(seen, chosen.index(None), place, section)
+        raise explain_sharing(seen, chosen.index(None), place, section)
     return chosen[place.rank]
 
 
-def crowded(seen: list[list[str]], rank: int, place: Place, section: str) -> BadInput:
+def explain_sharing(seen: list[list[str]], rank: int, place: Place, section: str) -> BadInput:
     """Return the error of a rank that finds no GPU of its own, naming what decided how many ranks there are."""
     mine = set(seen[rank])
     ranks = [number for number, gpus in enumerate(seen) if mine & set(gpus)]

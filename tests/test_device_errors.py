@@ -1,4 +1,4 @@
-"""What nccl, gloo and CUDA say, as torch 2.13 raises it, in one line that says what to do; the rest in a file."""
+"""Errors of nccl, gloo and CUDA as torch 2.13 raises them become one line with a remedy; the rest goes to a file."""
 
 import re
 from pathlib import Path

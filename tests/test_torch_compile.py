@@ -165,7 +165,7 @@ def test_what_is_mounted_where(tmp_path: Path) -> None:
         path for path in ("/home/me/.cache", "/my data/x", "/ssh/x", "/net/x") if is_on_network(Path(path), table)
     ]
     assert shared == ["/home/me/.cache", "/my data/x", "/ssh/x", "/net/x"]
-    assert not any(is_on_network(Path(path), table) for path in ("/root/.cache", "/home/local/x", "/homes/x"))
+    assert not any(is_on_network(Path(path), table) for path in ("/opt/cache", "/home/local/x", "/homes/x"))
     assert not is_on_network(Path("/home"), tmp_path / "none")
 
 

@@ -44,7 +44,7 @@ from nanogpt.config.recipe import (
     ScheduleConfig,
     TrainingConfig,
 )
-from nanogpt.config.run import AUTO_TOKENS, TrainConfig, check_horizon, divisors
+from nanogpt.config.run import TrainConfig, auto_sizes, check_horizon, divisors
 from nanogpt.config.studies import (
     METRIC_HELP,
     Against,
@@ -60,7 +60,6 @@ from nanogpt.config.studies import (
 )
 
 __all__ = [
-    "AUTO_TOKENS",
     "METRIC_HELP",
     "OPTIMIZERS",
     "Activation",
@@ -110,6 +109,7 @@ __all__ = [
     "TrainingConfig",
     "Waste",
     "WatchConfig",
+    "auto_sizes",
     "check_horizon",
     "divisors",
 ]

@@ -136,8 +136,7 @@ class TrainConfig(Section):
 
     def auto_sizes(self, world: int) -> list[int]:
         """Return the micro-batches of each of `world` ranks that `auto` chooses among, in order."""
-        most = max(1, AUTO_TOKENS // self.model.block_size)
-        return [n for n in divisors(self.batch_sequences // world) if n <= most]
+        return auto_sizes(self.batch_sequences // world, self.model.block_size)
 
     def shards(self, world: int) -> int:
         """Parts that weights, gradients and moments are cut into over `world` ranks."""
@@ -179,6 +178,12 @@ def nearest_divisors(number: int, wanted: int) -> str:
     """The two divisors of `number` that are nearest to `wanted`, in words."""
     nearest = sorted(sorted(divisors(number), key=lambda n: (abs(n - wanted), n))[:2])
     return ", ".join(map(str, nearest))
+
+
+def auto_sizes(share: int, block_size: int) -> list[int]:
+    """Return the micro-batches, in order, that `auto` chooses among for a rank's share of a step's sequences."""
+    most = max(1, AUTO_TOKENS // block_size)
+    return [n for n in divisors(share) if n <= most]
 
 
 def divisors(number: int) -> list[int]:

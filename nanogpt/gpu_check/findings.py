@@ -33,7 +33,7 @@ class Part(Section):
     seconds: float
     rows: tuple[Row, ...]
     remedy: str = ""
-    """What to do after a failure."""
+    """The advice that is printed after a failure."""
 
     @property
     def failed(self) -> bool:

@@ -1,4 +1,4 @@
-"""What must hold of training on a GPU: other programs for the same step find the same numbers."""
+"""Invariants of training on a GPU: compiled, as a CUDA graph and in other precisions, a step has the same numbers."""
 
 from typing import Any
 

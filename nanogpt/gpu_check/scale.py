@@ -16,12 +16,12 @@ class Scale:
 
     models: dict[str, dict[str, int]]
     sequences: dict[str, int]
-    """Of a micro-batch; a step has two."""
+    """Sequences per micro-batch; a step has two micro-batches."""
     steps: int
     new_tokens: int
     batch_sizes: tuple[int, ...]
     lengths: tuple[int, ...]
-    """Of documents that are scored."""
+    """Lengths in tokens of the documents that are scored."""
 
 
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50257, "vocab_multiple": 64}

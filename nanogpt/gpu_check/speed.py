@@ -154,11 +154,11 @@ def check_evaluation(config: DoctorConfig) -> list[Row]:
         document = torch.randint(bench.model.vocab_size or 0, (length,)).tolist()
         requests = [Request(document[:4], [document[4:]])] * 4
 
-        def scored(requests: list[Request] = requests) -> None:
+        def score_batch(requests: list[Request] = requests) -> None:
             score(model, requests, compute, Peers())
             synchronize()
 
-        first, again = timed(scored), timed(scored)
+        first, again = timed(score_batch), timed(score_batch)
         more.append(first - again)
     more = more[1:]  # the very first sets up libraries
     typical, found = statistics.median(more), f"{between([1e3 * value for value in more], ' ms')}"

@@ -108,7 +108,7 @@ def compute_chunk(
 def pad_chunk(chunk: Chunk, rows: int) -> Chunk:
     """Return `chunk` for at most `rows` rows. What is missing is filled up with rows that don't count."""
 
-    def padded(part: Tensor, matrix: Tensor, bias: Any, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    def run_padded(part: Tensor, matrix: Tensor, bias: Any, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         given = len(part)
         if given < rows:
             part = F.pad(part, (0, 0, 0, rows - given))
@@ -116,7 +116,7 @@ def pad_chunk(chunk: Chunk, rows: int) -> Chunk:
         loss, grad = chunk(part, matrix, bias, target, *rest)
         return loss, grad[:given]
 
-    return padded
+    return run_padded
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""What `auto` in `hardware` came to on this device: for a person to read, and for a run that continues to repeat."""
+"""Describe what `auto` in `hardware` chose on this device, and keep a continued run's micro-batch."""
 
 from nanogpt.config import TrainConfig
 from nanogpt.cuda_driver import explain_no_cuda

@@ -35,6 +35,8 @@ class Watch:
         self.beats = self.theirs = 0
         self.compiling = 0
         """Compilations under way in this process."""
+        self.listens = False
+        """True while torch tells this watch of compilations: until `end`, as a process may train several times."""
         self.patience = self.grace = float("inf")
         self.factor, self.step = FIRST, -1
         self.flag: StopFlag | None = None
@@ -55,6 +57,7 @@ class Watch:
 
             callback_handler.register_start_callback(self.begin_compiling)
             callback_handler.register_end_callback(self.end_compiling)
+            self.listens = True
 
     def begin_compiling(self, _: object) -> None:
         """Note that a compilation begins, in whichever thread."""
@@ -70,6 +73,12 @@ class Watch:
         if self.flag is not None and self.thread.is_alive():
             self.flag.waker.send(b"\0")  # no need to wait for the tick
         self.thread.join()
+        if self.listens:
+            from torch._dynamo.callback import callback_handler
+
+            callback_handler.remove_start_callback(self.begin_compiling)
+            callback_handler.remove_end_callback(self.end_compiling)
+            self.listens = False
 
     def beat(self, step: int) -> None:
         """The main thread lives and is at `step`."""

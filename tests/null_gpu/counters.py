@@ -1,4 +1,4 @@
-"""What the null GPU counts: kernels and graphs started, and times that the host waited for the device."""
+"""Read the null GPU's counters: kernels and graphs started, and times that the host waited for the device."""
 
 import ctypes
 

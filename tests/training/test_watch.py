@@ -84,6 +84,23 @@ def test_compiling_is_no_hang_however_long_it_takes(
         one.look_at_time()
 
 
+def test_a_watch_that_ended_hears_of_no_compilation(
+    flag: StopFlag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may train several times."""
+    one, compiling = watch(2, flag, tmp_path, monkeypatch, compiles=True), list[int]()
+    one.thread.start()
+
+    def note(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        compiling.append(one.compiling)
+        return graph
+
+    torch.compile(torch.nn.ReLU(), backend=note)(torch.ones(2))
+    one.end()
+    torch.compile(torch.nn.ReLU(), backend=note)(torch.ones(2))
+    assert compiling == [1, 0]
+
+
 def test_one_rank_alone_may_take_its_time(flag: StopFlag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = watch(1, flag, tmp_path, monkeypatch)
     one.quiet = 1e9
