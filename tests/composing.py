@@ -14,6 +14,7 @@ class Remembering(Composer):
     """A Composer that keeps what Hydra made of each choice of files."""
 
     made: dict[tuple[str, ...], Made] = {}  # noqa: RUF012
+    plain_made: dict[tuple[str, ...], dict[str, Any] | None] = {}  # noqa: RUF012
 
     def base(self, files: tuple[str, ...]) -> DictConfig:
         key = (self.door, *files)
@@ -27,6 +28,12 @@ class Remembering(Composer):
         for prefix, plain in found.items():
             self.found[prefix] += [one for one in plain if one not in self.found[prefix]]
         return self.composed[files]
+
+    def constants(self, files: tuple[str, ...]) -> dict[str, Any] | None:
+        key = (self.door, *files)
+        if key not in self.plain_made:
+            self.plain_made[key] = super().constants(files)
+        return self.plain_made[key]
 
 
 register_once = cache(register)

@@ -1,8 +1,10 @@
 """Small data, small models, and a way to run the commands as a person does."""
 
+import gc
 import inspect
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Generator
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -26,9 +28,19 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+gc.disable()  # until the tests are collected: 2 s of looking for garbage among what is only just made
+sys.dont_write_bytecode = False  # hundreds of processes start here, and each would compile every module again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # several tests at once
     os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Leave what was imported and collected out of all later garbage collections, which it would make slow."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ The processes are forked from a server that has loaded torch, so one costs hundr
 """
 
 import dataclasses
+import gc
 import hashlib
 import importlib
 import multiprocessing
@@ -119,6 +120,7 @@ def rank_main(
     config: str, rank: int, world: int, folder: str, faults: list[Fault], environment: Mapping[str, str]
 ) -> None:
     """The body of one process."""
+    gc.freeze()  # what the server has loaded: looking through it for garbage costs more than a whole training
     take(environment, f"{folder}/rank-{rank}.txt", f"{folder}/rank-{rank}.txt")
     from conf.door import guarded
     from nanogpt.training.run import train
