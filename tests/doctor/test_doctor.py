@@ -32,10 +32,20 @@ def doctor(folder: Path, *words: str, **environment: str) -> subprocess.Complete
     return command("-m", "nanogpt.doctor", *words, folder=folder, PYTHONPATH=str(ROOT), **environment)
 
 
+def train_forked(_: Path, *trainings: tuple[TrainConfig, int]) -> None:
+    """Stand in for `train_side_by_side`: processes that have loaded torch already, one after the other."""
+    for config, world in trainings:
+        codes, output = ranks.run(config, world)
+        assert codes == [0] * world, output
+
+
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", invariants.CHECKS)
-def test_what_must_hold_holds_here(name: str) -> None:
+def test_what_must_hold_holds_here(name: str, forked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "logits":
         pytest.importorskip("transformers")
+    if forked:
+        monkeypatch.setattr(invariants, "train_side_by_side", train_forked)
     found = examine(CHECKS[name], CPU)
     assert (found.state, found.remedy) == ("ok", ""), found
 
@@ -79,13 +89,8 @@ def other_second_training(**changes: dict[str, Any]) -> Callable[[pytest.MonkeyP
         def differing(folder: Path, name: str, **usual: dict[str, Any]) -> Any:
             return tiny(folder, name, **usual, **(changes if name in ("two", "parts") else {}))
 
-        def quickly(_: Path, *trainings: tuple[TrainConfig, int]) -> None:
-            for config, world in trainings:
-                codes, output = ranks.run(config, world)
-                assert codes == [0] * world, output
-
         patch.setattr(invariants, "tiny", differing)
-        patch.setattr(invariants, "train_side_by_side", quickly)
+        patch.setattr(invariants, "train_side_by_side", train_forked)
 
     return plant
 

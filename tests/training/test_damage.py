@@ -66,8 +66,26 @@ def damage(kind: str, folder: Path) -> None:
         (folder / "model.pkl").write_bytes(b"\x80\x04.")
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "zeros", "missing", "no manifest", "manifest", "extra"])
-def test_f11_damaged_files(config: Build, undisturbed: Reference, kind: str) -> None:
+KINDS = ("empty", "zeros", "missing", "no manifest", "manifest", "extra")
+
+
+def test_f11_damaged_files_are_found(config: Build) -> None:
+    """Whatever became of the newest checkpoint, the one before is the newest that is good."""
+    newest = stopped_early(config())
+    checkpoints = RunDirectory(newest.parents[1]).checkpoints
+    shutil.copytree(newest, newest.parents[1] / "whole")
+    for kind in ("cut", *KINDS):
+        damage(kind, newest)
+        loaded, bad = checkpoints.newest()
+        assert loaded is not None and loaded.path == checkpoints.path(12) and str(newest) in str(bad), kind
+        shutil.rmtree(newest)
+        shutil.copytree(newest.parents[1] / "whole", newest)
+    loaded, bad = checkpoints.newest()
+    assert loaded is not None and loaded.path == newest and not bad
+
+
+@pytest.mark.parametrize("kind", ["cut", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS)])
+def test_f11_a_run_goes_on_from_the_checkpoint_before(config: Build, undisturbed: Reference, kind: str) -> None:
     damage(kind, stopped_early(config()))
     output = goes_on(config(), undisturbed)
     assert "warning: " in output and "step-00000014" in output and "continuing at step 12" in output

@@ -18,6 +18,7 @@ from tests.ranks import Fault, Started, goes_on
 
 Build = Callable[..., TrainConfig]
 Reference = Callable[..., dict[str, str]]
+SLOW = pytest.mark.slow
 
 
 def a_good_checkpoint(config: TrainConfig) -> bool:
@@ -26,7 +27,9 @@ def a_good_checkpoint(config: TrainConfig) -> bool:
     return not bad and (loaded is not None or not list(locate(config).glob("checkpoints/*step*")))
 
 
-@pytest.mark.parametrize(("world", "moment"), [(1, 2), (1, 7), (1, 12), (2, 9), (4, 11)])
+@pytest.mark.parametrize(
+    ("world", "moment"), [(1, 7), (2, 9), *(pytest.param(*case, marks=SLOW) for case in ((1, 2), (1, 12), (4, 11)))]
+)
 def test_f01_kill_9_of_all(config: Build, undisturbed: Reference, world: int, moment: int) -> None:
     started = Started(config(), world).until_rows(moment)
     started.send(signal.SIGKILL)
@@ -37,16 +40,16 @@ def test_f01_kill_9_of_all(config: Build, undisturbed: Reference, world: int, mo
 
 SAVE = [  # (function, the call that belongs to the second save, after it)
     ("nanogpt.tracking.metrics.RowLog.sync", 2, False),
-    ("nanogpt.checkpoint.refuse_full_disk", 2, False),
-    ("nanogpt.checkpoint.write_tensors", 3, False),
+    pytest.param("nanogpt.checkpoint.refuse_full_disk", 2, False, marks=SLOW),
+    pytest.param("nanogpt.checkpoint.write_tensors", 3, False, marks=SLOW),
     ("nanogpt.checkpoint.write_tensors", 3, True),
-    ("nanogpt.checkpoint.write_tensors", 4, True),
+    pytest.param("nanogpt.checkpoint.write_tensors", 4, True, marks=SLOW),
     ("nanogpt.checkpoint.write", 3, True),
-    ("nanogpt.checkpoint.write", 4, True),
-    ("nanogpt.checkpoint.sync", 3, True),
+    pytest.param("nanogpt.checkpoint.write", 4, True, marks=SLOW),
+    pytest.param("nanogpt.checkpoint.sync", 3, True, marks=SLOW),
     ("nanogpt.checkpoint.sync", 4, False),
-    ("nanogpt.checkpoint.sync", 4, True),
-    ("nanogpt.checkpoint.Checkpoints.prune", 3, False),
+    pytest.param("nanogpt.checkpoint.sync", 4, True, marks=SLOW),
+    pytest.param("nanogpt.checkpoint.Checkpoints.prune", 3, False, marks=SLOW),
     ("nanogpt.checkpoint.Checkpoints.prune", 3, True),
 ]
 
@@ -59,7 +62,7 @@ def test_f02_kill_9_inside_a_save(config: Build, undisturbed: Reference, target:
     goes_on(config(), undisturbed)
 
 
-@pytest.mark.parametrize(("world", "victim"), [(2, 0), (2, 1), (4, 2)])
+@pytest.mark.parametrize(("world", "victim"), [(2, 0), (2, 1), pytest.param(4, 2, marks=SLOW)])
 def test_f03_kill_9_of_one_rank(config: Build, undisturbed: Reference, world: int, victim: int) -> None:
     fault = Fault("nanogpt.training.loop.train_step", 7, "SIGKILL", victim)
     started = Started(config(), world, [fault])
@@ -71,7 +74,9 @@ def test_f03_kill_9_of_one_rank(config: Build, undisturbed: Reference, world: in
     goes_on(config(), undisturbed, world)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name", ["SIGINT", "SIGUSR1", *(pytest.param(name, marks=SLOW) for name in ("SIGTERM", "SIGUSR2", "SIGHUP"))]
+)
 def test_f04_signals_stop_at_a_boundary(config: Build, undisturbed: Reference, name: str) -> None:
     codes, output = ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 7, name)])
     assert codes == [85]
@@ -80,7 +85,7 @@ def test_f04_signals_stop_at_a_boundary(config: Build, undisturbed: Reference, n
     goes_on(config(), undisturbed)
 
 
-@pytest.mark.parametrize(("world", "receiver"), [(2, 1), (4, 3), (2, None)])
+@pytest.mark.parametrize(("world", "receiver"), [(2, 1), (2, None), pytest.param(4, 3, marks=SLOW)])
 def test_f04_one_signal_stops_all_ranks(
     config: Build, undisturbed: Reference, world: int, receiver: int | None
 ) -> None:
@@ -90,7 +95,7 @@ def test_f04_one_signal_stops_all_ranks(
     goes_on(config(), undisturbed, world)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 5, 9, 10])
+@pytest.mark.parametrize("number", [1, 3, 10, *(pytest.param(number, marks=SLOW) for number in (2, 5, 9))])
 def test_f05_a_signal_during_an_evaluation(config: Build, undisturbed: Reference, number: int) -> None:
     """Cut between batches; also the first and the last one. Killed again in the next start it is still exact."""
     target = "nanogpt.evaluation.loss.LossEvaluation.split_loss"
@@ -125,7 +130,7 @@ def test_f05_a_signal_in_the_last_step_lets_the_run_finish(config: Build, undist
     assert ranks.result(config()) == undisturbed()
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [2, pytest.param(1, marks=SLOW)])
 def test_f06_a_second_signal_skips_the_save(config: Build, undisturbed: Reference, world: int) -> None:
     fault = Fault("nanogpt.training.loop.train_step", 7, "SIGTERM+SIGINT", rank=world - 1)
     codes, output = ranks.run(config(), world, [fault])
@@ -189,7 +194,7 @@ def test_f41_the_reader_of_the_output_goes(config: Build, undisturbed: Reference
     assert ranks.result(config()) == undisturbed()
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=SLOW)])
 def test_f41_nothing_can_be_printed(config: Build, undisturbed: Reference, world: int) -> None:
     """A terminal that is gone, a log on a full disk: every print fails from the first on."""
     codes, _ = ranks.run(config(), world, [Fault("nanogpt.training.run.set_up", 1, "full output", None)])
@@ -224,7 +229,7 @@ def test_f47_an_error_in_the_writer_costs_one_save(config: Build, undisturbed: R
     assert ranks.result(config()) == undisturbed()
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=SLOW)])
 def test_f47_an_error_in_the_last_save_decides_the_exit_code(config: Build, undisturbed: Reference, world: int) -> None:
     built = config(**{"checkpoint.every": 1000, "eval.every": 1000})  # one save: two files of tensors
     codes, output = ranks.run(built, world, [Fault("nanogpt.checkpoint.write_tensors", 1, "oserror")])

@@ -28,7 +28,7 @@ def evaluations(rank: int, world: int) -> int:
     return sum(number % world == rank for number in (0,)) * 2 + (2 if world > 1 else 0)
 
 
-@pytest.mark.parametrize(("world", "bad"), [(1, 0), (2, 1), (4, 2)])
+@pytest.mark.parametrize(("world", "bad"), [(1, 0), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_f18_a_nan_on_one_rank_halts_all(config: Build, world: int, bad: int) -> None:
     built = config(**QUIET)
     codes, output = ranks.run(built, world, [Fault(LOSS, evaluations(bad, world) + 8, "nan", bad)])

@@ -17,7 +17,14 @@ Reference = Callable[..., dict[str, str]]
 RULE = {"optimizer.momentum_warmup_steps": 12, "optimizer.weight_decay": 0.1, "optimizer.embedding_lr": 3e-3}
 
 
-@pytest.mark.parametrize(("rule", "world"), [("muon", 1), ("normuon", 1), ("muon", 2), ("normuon", 2)])
+@pytest.mark.parametrize(
+    ("rule", "world"),
+    [
+        ("muon", 1),
+        ("normuon", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("muon", 2), ("normuon", 1))),
+    ],
+)
 def test_killed_and_continued_to_a_bit(config: Build, undisturbed: Reference, rule: str, world: int) -> None:
     """Weights, momenta, metrics and samples, with a momentum that is still warming up."""
     changes = {"optimizer.name": rule} | RULE
@@ -29,7 +36,7 @@ def test_killed_and_continued_to_a_bit(config: Build, undisturbed: Reference, ru
     assert ranks.result(config(**changes)) == undisturbed(world, **changes)
 
 
-@pytest.mark.parametrize("rule", ["muon", "normuon"])
+@pytest.mark.parametrize("rule", ["muon", pytest.param("normuon", marks=pytest.mark.slow)])
 def test_ranks_never_change_the_curve(config: Build, tmp_path: Path, rule: str) -> None:
     gentle = {"optimizer.name": rule, "optimizer.lr": 1e-3, "tracking.log_every": 1, "training.steps": 12}
     rows: list[list[dict[str, float]]] = []

@@ -68,10 +68,14 @@ def outcome(config: TrainConfig) -> tuple[dict[str, str], dict[str, bytes], list
     ("changes", "factors"),
     [
         ({"tracking.log_every": 7, "eval.every": 10}, {}),
-        ({"tracking.log_every": 100, "eval.every": 20, "checkpoint.every": 20}, {}),
+        pytest.param({"tracking.log_every": 100, "eval.every": 20, "checkpoint.every": 20}, {}, marks=pytest.mark.slow),
         (BROKEN, {1: float("nan"), 6: float("nan"), 7: float("inf"), 8: float("nan"), 18: float("nan")}),
         (BROKEN | {"checkpoint.every": 1}, {1: float("nan"), 6: float("nan")}),
-        (BROKEN | {"optimizer.name": "muon", "optimizer.weight_decay": 0.1}, {1: float("nan"), 6: float("nan")}),
+        pytest.param(
+            BROKEN | {"optimizer.name": "muon", "optimizer.weight_decay": 0.1},
+            {1: float("nan"), 6: float("nan")},
+            marks=pytest.mark.slow,
+        ),
         (BROKEN | {"optimizer.name": "normuon"}, {6: float("nan"), 7: float("inf")}),
         ({"training.steps": 60, "optimizer.lr": 1e-4, "tracking.log_every": 9, "eval.every": 60}, {41: 1e6, 43: 1e6}),
     ],
