@@ -64,17 +64,17 @@ gpu-null: $(NULL)/null_gpu/libcuda.so.1  ## tests on a GPU whose kernels do noth
 	@NULL_GPU_VENV=$(NULL) tests/null_gpu/run -m pytest -n 0 -m null_gpu $(ARGS)
 
 slurm: $(VENV)/.dev  ## install Slurm too (Debian, Ubuntu; root) and run the tests that need a cluster
-	@$(BIN)/python -m launch.cluster.packages
+	@$(BIN)/python -m launch.slurm_sandbox.packages
 	@$(BIN)/python -m pytest -m slurm $(ARGS)
 
 slurm-up: $(VENV)/.core  ## start a throw-away Slurm on this machine, two nodes
-	@$(BIN)/python -m launch.cluster up
+	@$(BIN)/python -m launch.slurm_sandbox up
 
 slurm-status: $(VENV)/.core  ## its nodes and jobs
-	@$(BIN)/python -m launch.cluster status
+	@$(BIN)/python -m launch.slurm_sandbox status
 
 slurm-down: $(VENV)/.core  ## stop it; ARGS=--wipe removes its files too
-	@$(BIN)/python -m launch.cluster down $(ARGS)
+	@$(BIN)/python -m launch.slurm_sandbox down $(ARGS)
 
 lint: $(VENV)/.dev  ## check format and style
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -1,15 +1,6 @@
-"""Text from a trained model:  python sample.py run=runs/… prompt='def '  (see --help)"""
+"""Generate text:  python sample.py run=runs/… prompt='def '  (see --help)"""
 
-from conf.door import enter
-from nanogpt.config import SampleConfig
-
-
-def main(config: SampleConfig) -> int:
-    """Draw and print."""
-    from nanogpt.sampling import sample
-
-    return sample(config)
-
+from cli.commands import run_command
 
 if __name__ == "__main__":
-    enter("sample", SampleConfig, main)
+    run_command("sample")

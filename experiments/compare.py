@@ -1,4 +1,4 @@
-"""`python -m experiments compare`: runs, or settings of several seeds, side by side, at equal cost too."""
+"""`nanogpt compare`: runs, or settings of several seeds, side by side, at equal cost too."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.code import code_difference
+from experiments.code_diff import code_difference
 from experiments.document import Block, Cell, Code, Document, Figure, Heading, Note, Table
-from experiments.finding import find
+from experiments.find import find
 from experiments.progress import look
 from experiments.ranking import Setting, settings
 from experiments.results import Result, read_all
@@ -29,9 +29,9 @@ from experiments.tables import (
 )
 from nanogpt.comparability import IN_BITS, Comparability, agree_in_bits, compare_measurements, partition
 from nanogpt.config import Against, CompareConfig, Metric
+from nanogpt.console import amount, say, visible
 from nanogpt.errors import BadInput, escaped
-from nanogpt.outputs import check_output_folder
-from nanogpt.tracking.console import amount, say, visible
+from nanogpt.output_paths import check_output_folder
 
 MOST = 26  # sides, each a letter
 PAGE_ONLY = ("best val", "FLOPs")  # columns that a terminal has no room for
@@ -227,7 +227,7 @@ def code(sides: Sequence[Side]) -> Iterator[Block]:
 
 def pictures(sides: Sequence[Side]) -> Iterator[Block]:
     """Curves over tokens, FLOPs and time, in a unit in which all sides are comparable."""
-    from experiments.pictures.curves import Curve, loss_curves
+    from experiments.plots.curves import Curve, loss_curves
 
     unit = compare_measurements([side.measurement for _, side in sides if side.counted]).unit
     if unit is None:

@@ -1,4 +1,4 @@
-"""`python -m experiments coordinates`: how far a few steps move activations at several widths, with muP and without.
+"""`nanogpt coordinates`: how far a few steps move activations at several widths, with muP and without.
 
 The check of Yang et al. 2022 (Tensor Programs V, appendix D.1): what grows with the width is wrongly parametrized.
 """
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.pictures.coordinates import draw
+from experiments.plots.coordinates import draw
 from nanogpt.config import CoordinatesConfig, ModelConfig, ScheduleConfig
+from nanogpt.console import say, table
 from nanogpt.data.batches import Batch, shifted
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.device import Compute, set_up
 from nanogpt.model.gpt import GPT
-from nanogpt.outputs import check_output_file
-from nanogpt.tracking.console import say, table
+from nanogpt.output_paths import check_output_file
 from nanogpt.training.state import build_state
 from nanogpt.training.step import train_step
 
@@ -50,7 +50,7 @@ def at_width(config: CoordinatesConfig, name: Literal["standard", "mup"], n_embd
     """The same recipe in another width, heads keeping their size; at its full rate, in one micro-batch a step."""
     heads = n_embd // config.model.head_size
     kv_heads = config.model.n_kv_head and max(1, config.model.n_kv_head * heads // config.model.n_head)
-    wider = {"n_embd": n_embd, "n_head": heads, "n_kv_head": kv_heads, "tied_head": False, "dropout": 0.0}
+    wider = {"n_embd": n_embd, "n_head": heads, "n_kv_head": kv_heads, "tie_weights": False, "dropout": 0.0}
     model = ModelConfig.model_validate(config.model.model_dump() | wider)
     sequences = config.coordinates.sequences
     sections = {

@@ -14,10 +14,10 @@ from typing import Literal
 
 import jinja2
 
-from experiments.pictures.theme import Picture
+from experiments.plots.theme import Picture
+from nanogpt.console import visible
 from nanogpt.errors import BadEnvironment, escaped
 from nanogpt.files import write_atomic
-from nanogpt.tracking.console import visible
 
 TEMPLATES = Path(__file__).with_name("templates")
 

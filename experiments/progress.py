@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.finding import Found, touched
-from launch.states import Cluster, Point, last_rows, points_of
+from experiments.find import Found, touched
+from launch.status import Cluster, Point, last_rows, points_of
 from launch.study import RECORDS
 from launch.submission import stray_submissions
 from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.metrics_file import number, whole
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED, OPEN, WRITTEN, is_alive
-from nanogpt.tracking.metrics import number, whole
 
 LONG_SILENCE = 3600.0
 

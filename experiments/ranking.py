@@ -12,9 +12,9 @@ from experiments.statistics import Estimate, estimate
 from nanogpt import schema
 from nanogpt.comparability import agree_in_bits, agree_in_nats, group_results, partition
 from nanogpt.config import Metric, TrainConfig
+from nanogpt.console import shortened
 from nanogpt.measurement import Measurement
 from nanogpt.schema import change_of, leaves
-from nanogpt.tracking.console import shortened
 
 SEED = "training.seed"
 LABELS = {"model": "model.name", "data": "data.name", "optimizer": "optimizer.name", "schedule": "schedule.name"}

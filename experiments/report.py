@@ -1,4 +1,4 @@
-"""`python -m experiments report`: what came out of a study, as report.md, report.html, pictures; also while it runs."""
+"""`nanogpt report`: what came out of a study, as report.md, report.html, pictures; also while it runs."""
 
 import os
 import time
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.code import code_table
-from experiments.command import APART, repeat
+from experiments.code_diff import code_table
 from experiments.document import Block, Code, Document, Figure, Heading, Note
-from experiments.finding import Found, find
-from experiments.pictures.curves import Curve, loss_curves
-from experiments.pictures.landscape import landscape
+from experiments.find import Found, find
+from experiments.plots.curves import Curve, loss_curves
+from experiments.plots.sweep_plots import landscape
 from experiments.progress import look, near
 from experiments.ranking import LABELS, Axis, Ranking, Setting, axes, rankings, science, settings, shown
+from experiments.reproduce import APART, repeat
 from experiments.results import Result, missing, read_all
 from experiments.statistics import difference
 from experiments.tables import (
@@ -30,9 +30,9 @@ from experiments.tables import (
 )
 from nanogpt import schema
 from nanogpt.config import Metric, ReportConfig, TrainConfig
+from nanogpt.console import say, seconds
 from nanogpt.errors import BadInput, escaped
-from nanogpt.outputs import check_output_folder
-from nanogpt.tracking.console import say, seconds
+from nanogpt.output_paths import check_output_folder
 
 PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns that a terminal has no room for
 PICTURES = ("curves", "sensitivity", "heatmap", "parallel")  # those of an earlier report go when a new one has others

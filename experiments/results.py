@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.planned import never_started
+from experiments.missing_points import never_started
 from experiments.progress import Progress, progress_of
 from nanogpt.comparability import agree_in_nats
 from nanogpt.config import Against, Metric, TrainConfig
 from nanogpt.errors import LabError, escaped
+from nanogpt.estimates.flops import flops_per_token
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement, measured_at, read_history, requested
-from nanogpt.model.cost import flops_per_token
+from nanogpt.metrics_file import Row, read_lines, whole
 from nanogpt.run_directory import RunDirectory
 from nanogpt.schema import signature
-from nanogpt.tracking.metrics import Row, read_lines, whole
 
 Start = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""`python -m experiments sizing`: what a training would take, calculated: what nanoGPT's transformer_sizing shows, for
+"""`nanogpt sizing`: what a training would take, calculated: what nanoGPT's transformer_sizing shows, for
 every form of the model, and time and cost on the GPUs that are known.
 """
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from nanogpt import schema
 from nanogpt.config import Gpu, ModelConfig, Precision, SizingConfig, check_horizon, divisors
+from nanogpt.console import amount, say, seconds, table
 from nanogpt.data.dataset import expected_vocab_size
-from nanogpt.model.cost import flops_per_token, forward_flops, horizon, parameter_counts
-from nanogpt.model.devices import DEVICES, Device
-from nanogpt.model.memory import ROOM, checkpoint_bytes, largest_micro_batch, memory_of
-from nanogpt.tracking.console import amount, say, seconds, table
+from nanogpt.estimates.flops import flops_per_token, forward_flops, horizon, parameter_counts
+from nanogpt.estimates.gpu_specs import DEVICES, Device
+from nanogpt.estimates.memory import ROOM, checkpoint_bytes, largest_micro_batch, memory_of
 
 
 def size(config: SizingConfig) -> int:

@@ -9,10 +9,10 @@ from experiments.results import Result
 from experiments.statistics import Estimate, mean
 from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
+from nanogpt.console import amount, say, seconds, shortened, table
 from nanogpt.errors import escaped
 from nanogpt.measurement import Measurement
 from nanogpt.run_state import WRONG
-from nanogpt.tracking.console import amount, say, seconds, shortened, table
 
 RUN_COLUMNS: dict[Metric, str] = {"val_loss": "last val", "best_val_loss": "best val", "val_bpb": "last bits/byte"}
 MANY = 6  # keys that were varied, each in a column of its own; more are told in one, as far as they are unlike most

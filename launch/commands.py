@@ -1,4 +1,4 @@
-"""The commands of `python -m launch` about what was submitted."""
+"""The job commands: status, logs, wait, cancel, retry and resubmit."""
 
 import time
 from collections import Counter
@@ -8,22 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from conf.launchers import KINDS, JobLauncher, LaunchConfig
+from cli.launcher_config import KINDS, JobLauncher, LaunchConfig
 from launch import local, slurm
 from launch.resources import placed, resources_of
 from launch.snapshot import restore, snapshot
-from launch.states import Point, points_of
+from launch.status import Point, points_of
 from launch.study import Member, Study, find_study
 from launch.submission import create, records, submissions
 from launch.sweep import submit
 from launch.watching import status_table, tell_wrong, watch
 from nanogpt import schema
 from nanogpt.config import TrainConfig
+from nanogpt.console import say, visible
 from nanogpt.errors import BadInput, escaped, hint
 from nanogpt.files import check_regular, read_text
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import FAILED, OPEN, WRONG
-from nanogpt.tracking.console import say, visible
 
 FOLLOW = 0.5  # seconds between looks at a log
 
@@ -73,7 +73,7 @@ def logs(config: LaunchConfig) -> int:
         if point.submission and (log := point.submission.log(point.index, config.rank)) and log.exists()
     ]
     if not there:
-        raise BadInput("logs: nothing has started yet, or this rank never did; python -m launch status")
+        raise BadInput("logs: nothing has started yet, or this rank never did; nanogpt status")
     if config.follow and len(there) > 1:
         raise BadInput("follow=true: of which run? name one")
     for point, log in there:
@@ -111,7 +111,7 @@ def cancel(config: LaunchConfig) -> int:
         for point in going:
             assert point.submission is not None
             point.submission.note(
-                point.index, "end", state="cancelled", why="python -m launch cancel", step=newest_step(point.run)
+                point.index, "end", state="cancelled", why="nanogpt cancel", step=newest_step(point.run)
             )
             if not on_slurm(point):
                 local.stop(point.job)
@@ -154,7 +154,7 @@ def describe_others(study: Study, config: LaunchConfig) -> str:
     """Return which points aren't finished though there is nothing to retry, and the command that submits them."""
     counts = Counter(point.state for point in chosen(config)[1])
     others = ", ".join(f"{counts[state]} {state}" for state in ("lost", "cancelled") if counts[state])
-    return f"; {others}: python -m launch resubmit {escaped(study.path)}" if others else ""
+    return f"; {others}: nanogpt resubmit {escaped(study.path)}" if others else ""
 
 
 def send(study: Study, points: list[Point], code: str, changes: dict[str, Any]) -> str:
@@ -164,7 +164,7 @@ def send(study: Study, points: list[Point], code: str, changes: dict[str, Any]) 
     values = {key: value for key, value in old.facts.launcher.items() if value is not None} | changes
     kind = KINDS[old.facts.executor]
     try:
-        launcher = schema.from_dict(kind, values)
+        launcher = schema.from_stored(kind, values)
     except BadInput as error:
         raise BadInput(f"hydra.launcher.{error}") from None
     assert isinstance(launcher, JobLauncher)

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conf.sweeps import Halving
-from launch.comparing import UNITS, check_comparable, choose_metric
+from cli.sweep_config import Halving
+from launch.metric_choice import UNITS, check_comparable, choose_metric
 from launch.preview import goal_step, goal_value, states
 from launch.study import Member, Study
 from nanogpt.config import Metric
+from nanogpt.console import say, table
 from nanogpt.errors import STOPPED, BadInput, escaped
 from nanogpt.files import append, from_json, read_text
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import FAILED
 from nanogpt.schema import signature
-from nanogpt.tracking.console import say, table
 
 FILE = "rungs.jsonl"  # in the study's folder: the losses that decided
 
@@ -51,8 +51,8 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
     `run` trains or submits points and waits for them. Raises BadInput.
     """
     config = study.members[0].config
-    if config.fresh or config.pause_at is not None:
-        what = "fresh=true" if config.fresh else f"pause_at={config.pause_at}"
+    if config.new_attempt or config.stop_at_fraction is not None:
+        what = "new_attempt=true" if config.new_attempt else f"stop_at_fraction={config.stop_at_fraction}"
         raise BadInput(f"{what}: hydra/sweeper=halving decides how far runs go on; leave it out")
     metric = choose_metric([member.config for member in study.members], sweeper.metric, "hydra/sweeper=halving")
     left = candidates(study.members)
@@ -65,7 +65,7 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
         refuse_past(part, metric)
         say(f"=== rung {rung + 1} of {sweeper.rungs}: {len(part.members)} points to {100 * share:.3g} % of their steps")
         code = run(part)
-        if code == STOPPED or code >= 128 or config.plan:
+        if code == STOPPED or code >= 128 or config.dry_run:
             return code
         if missing := judge(part, left, metric):
             say(f"rung {rung + 1} isn't complete: {missing}; the same command goes on")
@@ -93,7 +93,7 @@ def candidates(members: list[Member]) -> list[Candidate]:
 
 def paused(member: Member, share: float | None) -> Member:
     """The point with the share of its steps that a rung trains."""
-    return Member(member.run, member.config.model_copy(update={"pause_at": share}))
+    return Member(member.run, member.config.model_copy(update={"stop_at_fraction": share}))
 
 
 def judge(part: Study, left: list[Candidate], metric: Metric) -> str:
@@ -126,7 +126,7 @@ def judge(part: Study, left: list[Candidate], metric: Metric) -> str:
 
 def name_of(member: Member) -> str:
     """A point and the share of its steps, as rungs.jsonl has them."""
-    return f"{member.run.name} {member.config.pause_at or 1.0!r}"
+    return f"{member.run.name} {member.config.stop_at_fraction or 1.0!r}"
 
 
 def decided(study: Path, metric: Metric) -> dict[str, float]:

@@ -15,15 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from conf.door import guarded
-from launch import slurm, verdict
-from launch.ranks import end_with_parent
+from cli.entry import exit_on_error
+from launch import requeue_policy, slurm
+from launch.requeue_policy import History, Limits
 from launch.submission import Submission
-from launch.verdict import History, Limits
-from nanogpt import place
+from nanogpt.distributed import env
+from nanogpt.distributed.env import STORE, adopt_slurm
+from nanogpt.distributed.spawn import end_with_parent
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, escaped
 from nanogpt.files import open_regular, read_json_bytes, write_atomic
-from nanogpt.place import STORE, adopt_slurm
 from nanogpt.redaction import redact
 from nanogpt.run_directory import newest_step
 
@@ -41,7 +41,8 @@ class Attempt:
         self.number = int(os.environ.get(ATTEMPT, os.environ.get("SLURM_RESTART_COUNT", "0")))
         self.run = self.submission.runs[self.index]
         launcher = self.submission.facts.launcher
-        self.limits = Limits(launcher["max_requeues"], launcher["max_fruitless"])
+        restarts: int = launcher.get("max_restarts_without_progress", launcher.get("max_fruitless", 3))  # former name
+        self.limits = Limits(launcher["max_requeues"], restarts)
 
     @property
     def job(self) -> str:
@@ -61,7 +62,7 @@ class Attempt:
 def begin(attempt: Attempt) -> int:
     """Note the start. One more that can't be expected to get any further ends here, before it takes GPUs for hours."""
     before = attempt.history()
-    refusal = verdict.refuse(before, attempt.limits) if before.from_steps else None
+    refusal = requeue_policy.refuse(before, attempt.limits) if before.from_steps else None
     facts = {"job": attempt.job, "attempt": attempt.number, "step": before.step, "host": os.uname().nodename}
     attempt.submission.note(attempt.index, "start", **facts)
     if refusal:
@@ -137,14 +138,14 @@ def end(attempt: Attempt, code: int) -> int:
     return final
 
 
-def judge(attempt: Attempt, code: int) -> tuple[verdict.State, str, int]:
+def judge(attempt: Attempt, code: int) -> tuple[requeue_policy.State, str, int]:
     """(what becomes of the point, why, exit code)."""
     exits: dict[int, dict[str, Any]] = {}
     for path in attempt.submission.path.glob(f"exits/{attempt.index}-{attempt.number}-*.json"):
         with suppress(OSError, ValueError):
             exits[int(path.stem.rpartition("-")[2])] = read_json_bytes(path)
-    how = verdict.ended(code, exits, tail(attempt))
-    state, why = verdict.decide(how, attempt.history(), attempt.limits)
+    how = requeue_policy.ended(code, exits, tail(attempt))
+    state, why = requeue_policy.decide(how, attempt.history(), attempt.limits)
     return state, why, how.code if how.code >= 0 else 128 - how.code
 
 
@@ -172,7 +173,7 @@ def main() -> int:
     """See the module's docstring."""
     what, folder, first, *rest = sys.argv[1:]
     attempt = Attempt(Path(folder), int(first))
-    for module in (__file__, place.__file__):
+    for module in (__file__, env.__file__):
         if Path(attempt.submission.facts.code) not in Path(module).parents:
             raise BadEnvironment(
                 f"{escaped(attempt.submission.facts.code)}: the frozen code is gone; resubmit the point"
@@ -188,4 +189,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    guarded("job", main)
+    exit_on_error("job", main)

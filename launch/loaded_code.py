@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nanogpt
-from launch import ranks
 from launch.snapshot import snapshot
 from launch.study import Member
+from nanogpt.distributed import spawn
 
-UNUSED = ("nanogpt.benchmark", "nanogpt.doctor", "nanogpt.export", "nanogpt.tracking.__main__")
+UNUSED = ("nanogpt.benchmark", "nanogpt.doctor", "nanogpt.gpu_check")
 TRACKERS = ("nanogpt.tracking.wandb", "nanogpt.tracking.tensorboard", "nanogpt.tracking.trackio")
 
 
@@ -25,17 +25,17 @@ def keep_code(members: Sequence[Member]) -> Generator[None, None, None]:
     if len(members) < 2:
         yield
         return
-    load_library({f"nanogpt.tracking.{name}" for one in members for name in one.config.tracking.mirrors})
+    load_library({f"nanogpt.tracking.{name}" for one in members for name in one.config.tracking.trackers})
     if not any((one.config.hardware.devices or 1) > 1 for one in members):
         yield
         return
-    before = ranks.CODE
+    before = spawn.CODE
     with tempfile.TemporaryDirectory(prefix="nanogpt-code-") as folder:
-        ranks.CODE = snapshot(Path(folder))
+        spawn.CODE = snapshot(Path(folder))
         try:
             yield
         finally:
-            ranks.CODE = before
+            spawn.CODE = before
 
 
 def load_library(wanted: set[str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from conf.door import guarded
+from cli.entry import exit_on_error
 from launch.job import ATTEMPT, INDEX, Attempt, begin, judge, reason_of_stop, tail
 from launch.resources import visible_gpus
 from launch.slurm import environment, plain_environment
@@ -200,4 +200,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    guarded("local", main)
+    exit_on_error("local", main)

@@ -4,26 +4,26 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from conf.launchers import JobLauncher, SlurmLauncher
-from conf.sweeps import SweepConfig
+from cli.launcher_config import JobLauncher, SlurmLauncher
+from cli.sweep_config import SweepConfig
 from launch import local
-from launch.estimate import estimate
+from launch.forecast import estimate
 from launch.resources import Resources
-from launch.states import Point, points_of, read_run
+from launch.status import Point, points_of, read_run
 from launch.study import Member, Study
 from nanogpt.config import Metric
+from nanogpt.console import say
 from nanogpt.errors import escaped
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, newest_step
 from nanogpt.run_state import FAILED, RESUBMITTED
-from nanogpt.tracking.console import say
-from nanogpt.tracking.metrics import read_rows
 
 
 def todo(members: list[Member], before: dict[Path, Point], settings: SweepConfig) -> list[Member]:
     """The points that are to be started: neither done, nor on their way, nor failed, unless sweep.retry says so."""
     again = (*RESUBMITTED, *FAILED) if settings.retry else RESUBMITTED
     start = [one for one in members if before[one.run].state in again]
-    return [one for one in start if one.config.pause_at is None or goal_value(one) is None]
+    return [one for one in start if one.config.stop_at_fraction is None or goal_value(one) is None]
 
 
 def states(study: Study) -> dict[Path, Point]:
@@ -34,7 +34,7 @@ def states(study: Study) -> dict[Path, Point]:
 
 def state(member: Member, point: Point | None) -> Point:
     """One point."""
-    if member.config.fresh:
+    if member.config.new_attempt:
         return Point(member.run)
     if point is None:
         point = Point(member.run)
@@ -86,7 +86,7 @@ def preview(
     for point in failed[:5]:
         say(f"{point.state:<8}{escaped(point.run.name)}: {escaped(point.why, 200)}")
     if failed and not settings.retry:
-        jobs = f", or python -m launch retry {escaped(study.path)}" if where else ""
+        jobs = f", or nanogpt retry {escaped(study.path)}" if where else ""
         say(f"        not {'submitted' if where else 'run'} again; sweep.retry=failed does{jobs}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.launchers import JobLauncher, SlurmLauncher
+from cli.launcher_config import JobLauncher, SlurmLauncher
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import assert_never
 
-from conf.reading import Sweep
-from conf.space import Axis, Space
-from conf.sweeps import Search
-from launch.comparing import UNITS, check_comparable, choose_metric, search_plans
+from cli.search_space import Axis, Space
+from cli.sweep_config import Search
+from cli.sweep_request import Sweep
+from launch.metric_choice import UNITS, check_comparable, choose_metric, search_plans
 from launch.study import Study
 from launch.trials import Record, Trial, judge, study_of_trials, trial
 from nanogpt.config import Metric, TrainConfig
+from nanogpt.console import say, table
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, escaped
 from nanogpt.files import locked
 from nanogpt.run_state import FAILED
-from nanogpt.tracking.console import say, table
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -43,7 +43,7 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
     refuse(config)
     metric = choose_metric(search_plans(space, config), sweeper.metric, "hydra/sweeper=optuna")
     record = Record(path)
-    if config.plan:
+    if config.dry_run:
         return plan(sweeper, space, record, run, metric)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / ".trials.lock", wait=False) as mine:
@@ -61,10 +61,12 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
 
 def refuse(config: TrainConfig) -> None:
     """What a search can't do. Raises BadInput, BadEnvironment."""
-    if config.fresh:
-        raise BadInput("fresh=true: hydra/sweeper=optuna goes on from what is there; give another name")
-    if config.pause_at is not None:
-        raise BadInput(f"pause_at={config.pause_at}: hydra/sweeper=optuna trains every trial to its end")
+    if config.new_attempt:
+        raise BadInput("new_attempt=true: hydra/sweeper=optuna goes on from what is there; give another name")
+    if config.stop_at_fraction is not None:
+        raise BadInput(
+            f"stop_at_fraction={config.stop_at_fraction}: hydra/sweeper=optuna trains every trial to its end"
+        )
     if find_spec("optuna") is None:
         raise BadEnvironment("hydra/sweeper=optuna: is not installed: pip install -e '.[optuna]'")
 

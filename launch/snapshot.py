@@ -10,13 +10,13 @@ import os
 import shutil
 from pathlib import Path
 
+from nanogpt.console import say
 from nanogpt.errors import BadEnvironment, escaped
 from nanogpt.files import read_bytes, sync, write
 from nanogpt.provenance import GIT_STATE, git_state
 from nanogpt.redaction import redact_all
-from nanogpt.tracking.console import say
 
-PACKAGES = ("conf", "experiments", "launch", "nanogpt")
+PACKAGES = ("cli", "conf", "experiments", "launch", "nanogpt")
 KINDS = (".py", ".yaml", ".txt")
 ROOT = Path(__file__).parents[1]
 DIGITS = 12  # of the digest in a snapshot's name
@@ -97,5 +97,5 @@ def restore(place: Path) -> Path:
         return snapshot(place.parent)
     raise BadEnvironment(
         f"{escaped(place)}: the frozen code is damaged or gone, and the code has changed since; "
-        "python -m launch resubmit takes the code as it is now"
+        "nanogpt resubmit takes the code as it is now"
     )

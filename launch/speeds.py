@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any, Literal
 
-from launch.states import last_rows
+from launch.status import last_rows
 from nanogpt.config import DataConfig, Gpu, ModelConfig, Precision, Rule
 from nanogpt.errors import LabError
-from nanogpt.model.cost import flops_per_token
-from nanogpt.model.devices import DEVICES, known
+from nanogpt.estimates.flops import flops_per_token
+from nanogpt.estimates.gpu_specs import DEVICES, known
+from nanogpt.estimates.plan import MFU
 from nanogpt.run_directory import RunDirectory
-from nanogpt.training.plan import MFU
 
 MOST_RUNS = 50  # that are looked at, the newest
 FAR = 10.0  # times more or fewer FLOPs a token: the speed of such a model says too little about another's

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.compose import Point
-from conf.overrides import LAUNCHER
-from conf.reading import Sweep
+from cli.compose import Point
+from cli.overrides import LAUNCHER
+from cli.sweep_request import Sweep
 from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.folders import resolve_source
@@ -99,7 +99,7 @@ def members_of(path: Path, points: Sequence[Point[TrainConfig]]) -> list[Member]
 
 def latest_attempt(member: Member, there: list[str]) -> Member:
     """The member with the directory its run is in, when there were several attempts or a new one is asked for."""
-    if not member.config.fresh and not any(name.startswith(f"{member.run.name}-") for name in there):
+    if not member.config.new_attempt and not any(name.startswith(f"{member.run.name}-") for name in there):
         return member
     return Member(locate(member.config), member.config)
 

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from launch.requeue_policy import State
 from launch.study import RECORDS, Member, Study
-from launch.verdict import State
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.entry_names import number_of

@@ -11,14 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from conf.door import is_rank
-from conf.launchers import BasicLauncher, JobLauncher, SlurmLauncher
-from conf.reading import Sweep
-from conf.sweeps import AllPoints, Halving, SweepConfig
+from cli.entry import is_rank
+from cli.launcher_config import BasicLauncher, JobLauncher, SlurmLauncher
+from cli.sweep_config import AllPoints, Halving, SweepConfig
+from cli.sweep_request import Sweep
 from launch import local, slurm
 from launch.halving import halve
-from launch.here import run_here
-from launch.precisions import check_precisions
+from launch.inline import run_here
+from launch.precision_check import check_precisions
 from launch.preview import preview, states, todo
 from launch.resources import Resources, batch_options, placed, resources_of
 from launch.search import search
@@ -27,10 +27,10 @@ from launch.study import Member, Study, study_of, study_of_one
 from launch.submission import Facts, Submission, create, records, submissions
 from launch.watching import verdict, watch
 from nanogpt.config import TrainConfig
+from nanogpt.console import say
 from nanogpt.data.prepare import refuse_unprepared
 from nanogpt.errors import STOPPED, BadInput, escaped
 from nanogpt.run_directory import parts_of
-from nanogpt.tracking.console import say
 
 
 def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> int:
@@ -39,8 +39,8 @@ def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> 
     if sweep.excluded:
         say(f"sweep   {sweep.excluded} points left out by sweep.exclude")
     code = run_study(sweep, study, main)
-    if code != STOPPED and not (sweep.points[0].config.plan or is_rank()):
-        say(f"\nnext:\n  python -m experiments report {escaped(study.path)}")
+    if code != STOPPED and not (sweep.points[0].config.dry_run or is_rank()):
+        say(f"\nnext:\n  nanogpt report {escaped(study.path)}")
     return code
 
 
@@ -75,7 +75,7 @@ def run_one(sweep: Sweep[TrainConfig]) -> int:
 def launch(study: Study, launcher: JobLauncher, settings: SweepConfig) -> int:
     """Submit what isn't done and isn't on its way; then watch, unless that isn't wanted."""
     groups = ready(study, launcher)
-    if study.members[0].config.plan:
+    if study.members[0].config.dry_run:
         preview(study, states(study), settings, (launcher, groups))
         return 0
     with records(study):
@@ -87,7 +87,7 @@ def launch(study: Study, launcher: JobLauncher, settings: SweepConfig) -> int:
             if start := todo(members, before, settings):
                 hand_over(study, start, launcher, resources)
     if not launcher.wait:
-        say(f"python -m launch status {escaped(study.path)}")
+        say(f"nanogpt status {escaped(study.path)}")
         return 0
     sent = {run for submission in submissions(study.path) for run in submission.runs}
     runs = {member.run.resolve() for member in study.members}
@@ -102,7 +102,7 @@ def ready(study: Study, launcher: JobLauncher) -> dict[Resources, list[Member]]:
     groups = by_resources(study.members, launcher)
     if isinstance(launcher, SlurmLauncher):
         refuse_odd_paths(study.logs.resolve())
-    if study.members[0].config.plan:
+    if study.members[0].config.dry_run:
         return groups
     check_precisions(study.members, here=not isinstance(launcher, SlurmLauncher))
     if isinstance(launcher, SlurmLauncher):
@@ -160,7 +160,7 @@ def frozen(member: Member) -> Member:
     """As it will be read again and again: its attempt is made, or found, once, now."""
     member.run.mkdir(parents=True, exist_ok=True)
     parts = parts_of(member.run.name)
-    attempt = {"fresh": False, "attempt": parts[2] if parts else 1}
+    attempt = {"new_attempt": False, "attempt": parts[2] if parts else 1}
     return Member(member.run, member.config.model_copy(update=attempt))
 
 

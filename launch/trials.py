@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from conf.space import Space
+from cli.search_space import Space
 from launch.preview import goal_value, states
 from launch.study import Member, Study, digits_of, members_of
 from nanogpt.config import Metric, TrainConfig

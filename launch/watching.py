@@ -4,10 +4,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from launch.states import Cluster, Point, points_of
+from launch.status import Cluster, Point, points_of
+from nanogpt.console import Board, say, seconds, table
 from nanogpt.errors import BadCheckpoint, escaped
 from nanogpt.run_state import DONE, OPEN, WRONG
-from nanogpt.tracking.console import Board, say, seconds, table
 
 ORDER = (*WRONG, *reversed(OPEN), "stopped", "new", *reversed(DONE))
 """Those that need a person first."""
@@ -68,7 +68,7 @@ def watch(study: Path, pause: float, runs: set[Path] | None = None) -> int:
             time.sleep(pause)
     except KeyboardInterrupt:
         board.close()
-        say(f"left; the jobs go on. python -m launch status {escaped(study)}; the same command watches again")
+        say(f"left; the jobs go on. nanogpt status {escaped(study)}; the same command watches again")
         return 130
     board.close()
     return verdict(study, points)

@@ -28,9 +28,9 @@ from nanogpt.data.shards import sha256
 from nanogpt.entry_names import HIDDEN_STEP, step_name, step_of
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
 from nanogpt.files import list_entries, read_json, sync, write
+from nanogpt.metrics_check import RowsRecord
+from nanogpt.safetensors_writer import write_tensors
 from nanogpt.schema import Section
-from nanogpt.tensor_file import write_tensors
-from nanogpt.tracking.row_check import RowsRecord
 
 FORMAT = 2  # 1 had no digest of the manifest itself
 PARTS = ("model", "optimizer")
@@ -185,9 +185,11 @@ class Checkpoints:
                 bad.append(error)
         if bad:
             reasons = "; ".join(map(str, bad))
-            raise BadCheckpoint(f"no usable checkpoint: {reasons}; fresh=true starts another attempt")
+            raise BadCheckpoint(f"no usable checkpoint: {reasons}; new_attempt=true starts another attempt")
         if self.mark.exists():
-            raise BadCheckpoint(f"{escaped(self.folder)}: its checkpoints are gone; fresh=true starts another attempt")
+            raise BadCheckpoint(
+                f"{escaped(self.folder)}: its checkpoints are gone; new_attempt=true starts another attempt"
+            )
         return None, []
 
     def set_aside(self, after: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanogpt.config import Attention, HardwareConfig, ModelConfig, Precision
-from nanogpt.cores import Threads, threads_for
+from nanogpt.cpu_threads import Threads, threads_for
 from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.torch_compile import choose_compile, keep_compiled

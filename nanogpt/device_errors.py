@@ -9,8 +9,8 @@ import traceback
 from dataclasses import dataclass
 
 from nanogpt.errors import GPU_FAILED, BadEnvironment, LabError, PeerLost, escaped
-from nanogpt.kept_text import keep_text
 from nanogpt.redaction import redact
+from nanogpt.saved_text import keep_text
 
 COLLECTIVE = re.compile(r"gloo|nccl|connection|c10d|process ?group|socket|tcp ?store", re.IGNORECASE)
 CUDA = re.compile(
@@ -40,7 +40,7 @@ SETUP = (  # of a machine or a command: the same command fails again
     Known(r"duplicate gpu", "two ranks use one GPU: start as many ranks as there are GPUs"),
     Known(
         r"driver version is insufficient|driver on your system is too old|nvidia driver .*too old",
-        "the driver is older than this torch needs; python -m nanogpt.doctor says which torch fits",
+        "the driver is older than this torch needs; nanogpt doctor says which torch fits",
     ),
     Known(
         r"no (?:network |socket |usable )*interface|unable to (?:find|resolve|determine).*(?:interface|address|host)"
@@ -50,7 +50,7 @@ SETUP = (  # of a machine or a command: the same command fails again
     Known(
         r"/dev/shm|shared memory|no space left on device", "more shared memory: docker run --shm-size=8g, or --ipc=host"
     ),
-    Known(r"no kernel image", "this torch has no code for this GPU; python -m nanogpt.doctor says which torch fits"),
+    Known(r"no kernel image", "this torch has no code for this GPU; nanogpt doctor says which torch fits"),
     Known(r"busy or unavailable", "another process holds the GPU, or it is in exclusive mode; nvidia-smi says which"),
     Known(r"not yet initialized", "the GPUs' fabric manager doesn't run: systemctl status nvidia-fabricmanager"),
     Known(r"invalid device ordinal|no cuda-capable device", "CUDA_VISIBLE_DEVICES names a GPU that isn't here"),

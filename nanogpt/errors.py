@@ -105,7 +105,7 @@ ALIASES = {  # what nanoGPT and other trainers call our keys
     "num_epochs": "tokens",
     "min_lr": "min_lr_ratio",
     "output_dir": "runs_dir",
-    "wandb_log": "mirrors",
+    "wandb_log": "trackers",
     "wandb_project": "project",
     "wandb_run_name": "name",
     "eval_interval": "every",

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from nanogpt.distributed.env import STORE, Place, started_by_slurm
 from nanogpt.errors import BadEnvironment, BadInput, escaped
-from nanogpt.place import STORE, Place, started_by_slurm
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 Facts = Mapping[str, Any]

@@ -29,6 +29,7 @@ from nanogpt.files import (
     read_json_bytes,
     write_atomic,
 )
+from nanogpt.metrics_file import RowLog
 from nanogpt.run_identity import (
     SHORT,
     differing,
@@ -39,7 +40,6 @@ from nanogpt.run_identity import (
     resolve,
 )
 from nanogpt.run_state import read_start_time
-from nanogpt.tracking.metrics import RowLog
 from nanogpt.tracking.origin import Origin, id_of, open_origin
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def locate(config: TrainConfig) -> Path:
     if config.attempt is not None:
         check_attempt(folder, names, name, config.attempt)
         return folder / nth(name, config.attempt)
-    return folder / attempt(name, names, config.fresh)
+    return folder / attempt(name, names, config.new_attempt)
 
 
 def resolve_all(config: TrainConfig) -> TrainConfig:
@@ -147,7 +147,7 @@ def name_in(folder: Path, names: Sequence[str], run_name: str, config: TrainConf
     only a run of the same identity with other digits is there.
     """
     name = f"{run_name}-{digits_of(config)}"
-    if config.fresh or any(is_attempt(name, other) for other in names):
+    if config.new_attempt or any(is_attempt(name, other) for other in names):
         return name
     found = [(parts, other) for other in sorted(names) if (parts := parts_of(other)) and parts[0] == run_name]
     earlier = earlier_digits(config, {parts[1]: folder / other for parts, other in found})
@@ -251,7 +251,9 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
             )
             raise BadCheckpoint(f"{escaped(run.path)}: was made with other values: {what}; {remedy}")
     return [
-        f"{key}: {before[key]} -> {now[key]}" for key in changed if not key.startswith(("fresh", "attempt", "pause_at"))
+        f"{key}: {before[key]} -> {now[key]}"
+        for key in changed
+        if not key.startswith(("new_attempt", "attempt", "stop_at_fraction"))
     ]
 
 

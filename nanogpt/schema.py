@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -52,7 +52,15 @@ Change = Literal["fixed", "guarded", "free"]
 NEVER: Any = object()  # no value of the key reproduces earlier behaviour: the key was always there
 
 
-def knob(change: Change, default: Any, doc: str, literal: bool = False, earlier: object = NEVER, **limits: Any) -> Any:
+def knob(
+    change: Change,
+    default: Any,
+    doc: str,
+    literal: bool = False,
+    earlier: object = NEVER,
+    was: str | None = None,
+    **limits: Any,
+) -> Any:
     """Declare a field with its one-line meaning and what a run that continues may do with it.
 
     `fixed` never changes within a run, `guarded` only when `resume.allow_change` names it, `free` always. What isn't
@@ -63,8 +71,11 @@ def knob(change: Change, default: Any, doc: str, literal: bool = False, earlier:
     the first keys): the value that reproduces what the program did before the key existed. Where the key has this
     value it adds nothing to the identity, so runs made without the key are found again, and a stored config without
     the key is read as having it, whatever the default is.
+
+    `was` is the key's former name. Stored configs with that name are read, the identity is computed with it, and a
+    command line or YAML file that uses it is told the new one.
     """
-    extra: dict[str, Any] = {"change": change, "literal": literal}
+    extra: dict[str, Any] = {"change": change, "literal": literal, "was": was}
     if earlier is not NEVER:
         extra["earlier"] = earlier
     return Field(default, description=doc, json_schema_extra=extra, **limits)
@@ -83,6 +94,21 @@ def earlier_of(field: FieldInfo) -> Any:
     """Return the value that reproduces the behaviour before the key existed, or NEVER for one of the first keys."""
     extra = field.json_schema_extra
     return extra.get("earlier", NEVER) if isinstance(extra, Mapping) else NEVER
+
+
+def former_name(field: FieldInfo) -> str | None:
+    """Return the name that a key had before, or None."""
+    extra = field.json_schema_extra
+    return extra.get("was") if isinstance(extra, Mapping) else None  # type: ignore[return-value]
+
+
+def unknown_key(fields: Iterable[tuple[str, FieldInfo]], key: str, known: Iterable[str], what: str = "key") -> str:
+    """Return the message for a key that doesn't exist: its new name, or the nearest of `known`."""
+    for name, field in fields:
+        parent, dot, _ = name.rpartition(".")
+        if (was := former_name(field)) and f"{parent}{dot}{was}" == key:
+            return f"{escaped(key)}: was renamed to {name}"
+    return f"{escaped(key)}: no such {what}{hint(key, known)}"
 
 
 def refuse(key: str, value: object, why: str) -> PydanticCustomError:
@@ -143,12 +169,17 @@ def from_stored(schema: type[Config], values: Any) -> Config:
 
 
 def with_earlier(schema: type[BaseModel], values: Any) -> Any:
-    """Return stored values with each missing later key at the value that reproduces the behaviour of then."""
+    """Return stored values under today's names, with each missing later key at the value that reproduces the
+    behaviour of then.
+    """
     if not isinstance(values, Mapping):
         return values
     whole: dict[str, Any] = dict(values)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     for name, field in schema.model_fields.items():
         kind: Any = field.annotation
+        was = former_name(field)
+        if was in whole and name not in whole:
+            whole[name] = whole.pop(was)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             if filled := with_earlier(kind, whole.get(name, {})):
                 whole[name] = filled
@@ -203,7 +234,7 @@ def message(schema: type[BaseModel], error: ErrorDetails) -> str:
         path.pop()  # a place in a list, a kind among several: name the key
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        return f"{escaped(key)}: no such key{hint(key, keys)}"
+        return unknown_key(keys.items(), key, keys)
     if error["type"] == "renamed":
         return f"{shown(key, error['input'])}: was renamed to {context['name']}"
     if error["type"] in ("file_name", "form"):
@@ -257,7 +288,7 @@ def identity(section: BaseModel) -> dict[str, Any]:
             if inner := identity(value):
                 kept[name] = inner
         elif change_of(field) != "free" and name not in unused and value != earlier_of(field):
-            kept[name] = value
+            kept[former_name(field) or name] = value
     return json.loads(json.dumps(kept))
 
 

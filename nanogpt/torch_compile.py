@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from nanogpt.config import Attention, HardwareConfig
+from nanogpt.distributed.env import Place, place_from
 from nanogpt.errors import BadEnvironment, escaped
-from nanogpt.place import Place, place_from
 
 OLDEST_CAPABILITY = (7, 0)  # of a GPU that Triton compiles for
 NETWORK = re.compile(

@@ -19,7 +19,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.run_directory import RunDirectory, locate
 from tests import ranks
 from tests.ranks import Fault, Started
-from tests.tiny import tiny_config, write_corpus
+from tests.tiny_config import tiny_config, write_corpus
 
 SETTINGS = {"training.batch_tokens": 12 * 16, "hardware.timeout": 10.0}  # 12 sequences, for 1 to 4 ranks
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
@@ -31,11 +31,11 @@ EVERYWHERE = {  # function of every rank -> how often it is called in an undistu
     "nanogpt.evaluation.loss.LossEvaluation.split_loss": 10,
 }
 LEADERS = {  # function of the leader -> the same
-    "nanogpt.training.record.Record.evaluation": 5,
-    "nanogpt.training.saver.Saver.save": 8,
-    "nanogpt.tracking.metrics.RowLog.append": 30,
-    "nanogpt.tracking.metrics.RowLog.rewind": 2,
-    "nanogpt.tracking.metrics.RowLog.sync": 8,
+    "nanogpt.training.run_logger.Record.evaluation": 5,
+    "nanogpt.training.async_checkpoint.Saver.save": 8,
+    "nanogpt.metrics_file.RowLog.append": 30,
+    "nanogpt.metrics_file.RowLog.rewind": 2,
+    "nanogpt.metrics_file.RowLog.sync": 8,
     "nanogpt.checkpoint.write_tensors": 16,
     "nanogpt.checkpoint.write": 16,
     "nanogpt.checkpoint.sync": 16,

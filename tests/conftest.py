@@ -6,23 +6,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Generator
-from importlib.util import spec_from_file_location
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-import conf
-from conf import reading
-from conf.compose import Composer
+from cli import config_files, sweep_request
+from cli.compose import Composer
 from nanogpt.config import TrainConfig
-from nanogpt.cores import threads_for
-from nanogpt.training.record import Record
+from nanogpt.cpu_threads import threads_for
+from nanogpt.training.run_logger import Record
 from tests import ranks
+from tests.cached_compose import Remembering, register_once
 from tests.commands import command
-from tests.composing import Remembering, register_once
-from tests.tiny import tiny_config, write_corpus
+from tests.tiny_config import tiny_config, write_corpus
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -52,8 +49,8 @@ def seeded() -> None:
 @pytest.fixture(autouse=True)
 def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in this process compose each choice of files once; those in their own compose as ever."""
-    monkeypatch.setattr(reading, "Composer", Remembering)
-    monkeypatch.setattr(reading, "register", register_once)
+    monkeypatch.setattr(sweep_request, "Composer", Remembering)
+    monkeypatch.setattr(sweep_request, "register", register_once)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -141,10 +138,8 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in (ROOT / "conf").iterdir():
         if path.name not in ("experiment", "__pycache__"):
             (package / path.name).symlink_to(path)
-    spec = spec_from_file_location("conf", package / "__init__.py", submodule_search_locations=[str(package)])
-    monkeypatch.setattr(conf, "__spec__", spec)
-    monkeypatch.setattr(reading, "Composer", Composer)  # which reads the file anew
-    monkeypatch.setattr("conf.groups.resources", SimpleNamespace(files=lambda _: package))  # type: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(sweep_request, "Composer", Composer)  # which reads the file anew
+    monkeypatch.setattr(config_files, "CONFIG_DIR", package)
     return package / "experiment" / "mine.yaml"
 
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import torch
 
-from conf.door import guarded
-from nanogpt.distributed import meet
+from cli.entry import exit_on_error
+from nanogpt.distributed.env import adopt_slurm, place_from
+from nanogpt.distributed.process_group import meet
 from nanogpt.gpus import VISIBLE, choose_gpu, describe_self, list_gpus
-from nanogpt.place import adopt_slurm, place_from
 
 
 def pretend(count: int, node: str) -> None:
@@ -44,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    guarded("ranks", main)
+    exit_on_error("ranks", main)

@@ -21,15 +21,15 @@ from typing import Any
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig
+from nanogpt.estimates.plan import Rate
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, locate
-from nanogpt.tracking.metrics import read_rows
-from nanogpt.training.plan import Rate
 
 HANG = 600.0  # seconds after which a wait is given up; only a hang takes that long
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["nanogpt.training.run", "nanogpt.tracking.plots", "conf.door", "torch._dynamo", "tests.ranks"]
+    ["nanogpt.training.run", "nanogpt.tracking.plots", "cli.entry", "torch._dynamo", "tests.ranks"]
 )
 
 
@@ -122,7 +122,7 @@ def rank_main(
     """The body of one process."""
     gc.freeze()  # what the server has loaded: looking through it for garbage costs more than a whole training
     take(environment, f"{folder}/rank-{rank}.txt", f"{folder}/rank-{rank}.txt")
-    from conf.door import guarded
+    from cli.entry import exit_on_error
     from nanogpt.training.run import train
 
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests were started with nohup
@@ -132,12 +132,12 @@ def rank_main(
         os.environ.update({name: str(value) for name, value in places.items()}, NANOGPT_STORE=f"{folder}/store")
     # Half of the time, and none of the faults; and passes of the model that would count as a training's.
     importlib.import_module("nanogpt.tracking.plots").draw_loss = lambda *_: None
-    importlib.import_module("nanogpt.training.probe").measured_rate = lambda *_: Rate(1e9, "not measured")
+    importlib.import_module("nanogpt.training.auto_batch_size").measured_rate = lambda *_: Rate(1e9, "not measured")
     for fault in faults:
         if fault.rank in (None, rank):
             plant(fault)
     built = schema.from_dict(TrainConfig, importlib.import_module("json").loads(config))
-    guarded("train", lambda: begun() or train(built))
+    exit_on_error("train", lambda: begun() or train(built))
 
 
 def begun() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from nanogpt.comparability import agree_in_nats, best_step, compare_measurements, group_results, partition
 from nanogpt.measurement import Measurement, measured_at, read_history, requested
-from tests.experiments.made import made_config
+from tests.experiments.fake_runs import made_config
 
 CHAR = Measurement(
     tokenizer="c" * 64,

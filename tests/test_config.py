@@ -33,8 +33,8 @@ Build = Callable[..., TrainConfig]
         ("eval.hellaswag", "elsewhere"),
         ("data.workers", 3),
         ("model.name", "label"),
-        ("fresh", True),
-        ("plan", True),
+        ("new_attempt", True),
+        ("dry_run", True),
         ("hardware.micro_batch_size", "auto"),
     ],
 )

@@ -10,7 +10,7 @@ from nanogpt.config import HardwareConfig, TrainConfig
 from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.device import Compute, find_device
 from nanogpt.errors import BadEnvironment
-from nanogpt.training.choices import describe_choices
+from nanogpt.training.auto_choices import describe_choices
 
 Build = Callable[..., TrainConfig]
 

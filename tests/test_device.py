@@ -19,14 +19,14 @@ from nanogpt.device import (
     set_up,
 )
 from nanogpt.errors import BadEnvironment, BadInput
-from nanogpt.evaluating import evaluate
-from nanogpt.generate import Draw, generate
+from nanogpt.evaluation.command import evaluate
+from nanogpt.generation.command import sample
+from nanogpt.generation.decode import Draw, generate
 from nanogpt.model.gpt import GPT
-from nanogpt.sampling import sample
 from nanogpt.schema import from_dict, signature
 from nanogpt.training.run import train
 from tests.conftest import ROOT
-from tests.model.test_cost import small
+from tests.estimates.test_flops import small
 
 Build = Callable[..., TrainConfig]
 CPU = torch.device("cpu")

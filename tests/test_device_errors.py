@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from conf.system_errors import as_lab_error
-from launch.verdict import Ended, History, Limits, decide
+from cli.exit_codes import as_lab_error
+from launch.requeue_policy import Ended, History, Limits, decide
 from nanogpt.device_errors import as_device_error
-from nanogpt.distributed import Peers
+from nanogpt.distributed.env import Place
+from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadEnvironment, LabError, PeerLost
-from nanogpt.place import Place
 
 STACK = "\nException raised from checkNCCL at /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77 (most recent call):"
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, {}, NCCL version 2.27.5\n{}{}" + STACK
@@ -38,9 +38,9 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def two_ranks(rank: int = 0) -> Peers:
+def two_ranks(rank: int = 0) -> ProcessGroup:
     """Two ranks of which none is known to be gone: the other is on another machine."""
-    return Peers(Place(rank, 2, 0, 1))
+    return ProcessGroup(Place(rank, 2, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_connection_that_breaks_later_is_a_lost_rank() -> None:
     assert str(error).startswith("another rank lost at step 7; the same command continues")
     assert "gloo: Connection closed by peer" in str(error)
     other = RuntimeError("a mistake in a formula")
-    assert peers.explain(other, 7) is other and Peers().explain(RuntimeError(CLOSED), 7) is not None
+    assert peers.explain(other, 7) is other and ProcessGroup().explain(RuntimeError(CLOSED), 7) is not None
 
 
 @pytest.mark.parametrize(

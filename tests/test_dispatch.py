@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from conf.groups import choices
-from conf.sweeps import Search
+from cli.config_files import choices
+from cli.sweep_config import Search
 from launch.search import ask
 from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import Checkpoints
@@ -23,19 +23,19 @@ from nanogpt.config import (
     TrackingConfig,
     TrainConfig,
 )
-from nanogpt.config.recipe import EVERY_OPTIMIZERS_KEYS
+from nanogpt.config.optimizer import EVERY_OPTIMIZERS_KEYS
 from nanogpt.data import corpora
 from nanogpt.data.sampler import Sampler
+from nanogpt.estimates.flops import parameter_counts
+from nanogpt.estimates.gpu_specs import DEVICES
+from nanogpt.estimates.memory import training_memory
 from nanogpt.interop.export_config import to_hf
-from nanogpt.model.cost import parameter_counts
-from nanogpt.model.devices import DEVICES
 from nanogpt.model.gpt import GPT
-from nanogpt.model.memory import training_memory
 from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.schedule import lr_scale
 from nanogpt.schema import Section
-from nanogpt.tracking.about import About
-from nanogpt.tracking.mirrors import backend
+from nanogpt.tracking.run_metadata import About
+from nanogpt.tracking.trackers import backend
 
 SMALL = ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=9)
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from experiments.collecting import remove
+from experiments.gc import remove
 from launch.study import RECORDS
 from launch.submission import stray_submissions, submissions
 from nanogpt.checkpoint import Checkpoints
 from nanogpt.entry_names import number_of, sample_step, step_name, step_of
 from nanogpt.run_directory import attempt, newest_step, parts_of
 from nanogpt.training.run import train
-from tests.tiny import tiny_config, write_corpus
+from tests.tiny_config import tiny_config, write_corpus
 
 STRAYS = [
     "step-99",
@@ -50,12 +50,12 @@ def test_every_step_is_read_back(step: int) -> None:
     "end", ["-02", "-1", "-0", "-\N{SUPERSCRIPT TWO}", "-\N{ARABIC-INDIC DIGIT THREE}", "-2\n", "-2-2"]
 )
 def test_a_stray_is_no_attempt(end: str) -> None:
-    assert attempt("run-0123abcd", ["run-0123abcd", f"run-0123abcd{end}"], fresh=True) == "run-0123abcd-2"
+    assert attempt("run-0123abcd", ["run-0123abcd", f"run-0123abcd{end}"], new_attempt=True) == "run-0123abcd-2"
     assert parts_of(f"run-0123abcd{end}") is None
 
 
 def test_attempts_are_counted() -> None:
-    assert attempt("a", ["a", "a-2", "a-10"], fresh=True) == "a-11" and parts_of("a-0123abcd-10") == (
+    assert attempt("a", ["a", "a-2", "a-10"], new_attempt=True) == "a-11" and parts_of("a-0123abcd-10") == (
         "a",
         "0123abcd",
         10,
@@ -76,7 +76,7 @@ def test_a_run_goes_on_beside_strays(tmp_path: Path, capsys: pytest.CaptureFixtu
     """One warning names them (case 24); they stay where they are."""
     write_corpus(tmp_path / "corpus.txt")
     build: Callable[..., Any] = lambda **more: tiny_config(tmp_path, tmp_path / "corpus.txt", **more)  # noqa: E731
-    assert train(build(**{"training.steps": 4, "pause_at": 0.5})) == 0
+    assert train(build(**{"training.steps": 4, "stop_at_fraction": 0.5})) == 0
     (run,) = (tmp_path / "runs").iterdir()
     for name in ("step-99", "step-\N{SUPERSCRIPT TWO}", "step-00000004.bak"):
         (run / "checkpoints" / name).mkdir()

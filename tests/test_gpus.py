@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nanogpt.distributed.env import STORE, Place
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.gpus import VISIBLE, assign_gpus, choose_gpu, describe_self, find_unreachable, list_gpus
-from nanogpt.place import STORE, Place
 from tests.conftest import ROOT
 
 ALL = ["a", "b", "c", "d"]

@@ -1,16 +1,29 @@
 """A run's identity is stable: configs of the first release keep their signatures, whatever keys are added."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conf.reading import read
+from cli.sweep_request import read
 from nanogpt import schema
-from nanogpt.config import TrainConfig
+from nanogpt.config import SyncConfig, TrainConfig
+from nanogpt.errors import BadInput
 from nanogpt.run_identity import same_runs
-from nanogpt.schema import NEVER, Section, change_of, earlier_of, free, from_stored, guarded, leaves, signature
+from nanogpt.schema import (
+    NEVER,
+    Section,
+    change_of,
+    earlier_of,
+    former_name,
+    free,
+    from_stored,
+    guarded,
+    leaves,
+    signature,
+)
 
 TABLE = json.loads((Path(__file__).parent / "signatures.json").read_text())
 """Written by commit bb3612a: `first` has every key of a config, each of `configs` what differs from that, the command
@@ -27,6 +40,20 @@ def stored(changes: dict[str, Any]) -> dict[str, Any]:
             section = section.setdefault(group, {})
         section[leaf] = value
     return nested
+
+
+RENAMED = {
+    f"{key.rpartition('.')[0]}{'.' if '.' in key else ''}{was}": key
+    for key, field in leaves(TrainConfig)
+    if (was := former_name(field))
+}
+"""Former names of keys: their names now."""
+
+
+def with_new_names(command: str) -> list[str]:
+    """The words of a command, each key under the name that it has now."""
+    words = [word.partition("=") for word in command.split()]
+    return ["".join((RENAMED.get(key, key), *rest)) for key, *rest in words]
 
 
 def check_signature(config: TrainConfig, row: dict[str, Any]) -> None:
@@ -48,14 +75,43 @@ def test_stored_configs_keep_their_signatures() -> None:
 )
 def test_the_same_command_has_the_same_signature(row: dict[str, Any]) -> None:
     """A preset or default that changes must not make today's command another run than yesterday's."""
-    check_signature(read("train", TrainConfig, row["command"].split()).points[0].config, row)
+    check_signature(read("train", TrainConfig, with_new_names(row["command"])).points[0].config, row)
 
 
 def test_every_later_key_says_what_reproduces_earlier_behaviour() -> None:
     """`earlier=` is required of each key that isn't free and that bb3612a didn't have."""
     for key, field in leaves(TrainConfig):
-        if key not in TABLE["first"] and change_of(field) != "free":
+        if key not in TABLE["first"] and key not in RENAMED.values() and change_of(field) != "free":
             assert earlier_of(field) is not NEVER, f"{key}: give earlier=…, see knob in nanogpt/schema.py"
+
+
+@pytest.mark.parametrize("former", RENAMED)
+def test_a_former_name_is_answered_with_the_new_one(former: str) -> None:
+    with pytest.raises(BadInput, match=rf"^{re.escape(former)}: was renamed to {re.escape(RENAMED[former])}$"):
+        read("train", TrainConfig, [f"{former}=1"])
+    values = json.loads(schema.to_json(read("train", TrainConfig, []).points[0].config))
+    section = values
+    *groups, leaf = RENAMED[former].split(".")
+    for group in groups:
+        section = section[group]
+    section[former.rpartition(".")[2]] = section.pop(leaf)
+    with pytest.raises(BadInput, match="was renamed to"):
+        schema.from_dict(TrainConfig, values)
+    assert schema.to_json(from_stored(TrainConfig, values)) == schema.to_json(
+        read("train", TrainConfig, []).points[0].config
+    )
+
+
+def test_former_names_of_other_commands_keys() -> None:
+    with pytest.raises(BadInput, match=r"hydra\.launcher.max_fruitless: was renamed to hydra\.launcher.max_restarts"):
+        read(
+            "train",
+            TrainConfig,
+            ["hydra/launcher=submitit_local", "hydra.launcher.max_fruitless=1", "training.seed=1,2"],
+            True,
+        )
+    with pytest.raises(BadInput, match=r"^mirrors: was renamed to trackers$"):
+        read("sync", SyncConfig, ["mirrors=[wandb]"])
 
 
 class Before(Section):

@@ -6,40 +6,37 @@ from pathlib import Path
 
 import pytest
 
-from conf.argv import split
-from conf.reading import points
-from conf.reference import slug
-from conf.unforeseen import CODE
-from conf.words import with_targets
-from experiments.__main__ import ABOUT_RUNS, QUESTIONS
+from cli.argv import split
+from cli.commands import COMMANDS, JOBS
+from cli.crash_report import CODE
+from cli.help import slug
+from cli.quoting import with_targets
+from cli.sweep_request import points
 from nanogpt.errors import STOPPED, LabError
-from tests.doors import DOORS
+from tests.cli_helpers import DOORS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"export": "-m nanogpt.export", "doctor": "-m nanogpt.doctor", "sync": "-m nanogpt.tracking sync"}
-COMMANDS |= {name: f"-m experiments {name}" for name in (*QUESTIONS, *ABOUT_RUNS)}
-JOBS = ("status", "logs", "wait", "cancel", "retry", "resubmit")
-BY_COMMAND = {f"-m launch {word}": ("launch", DOORS["launch"]) for word in JOBS} | {
-    "-m launch submit": ("train", DOORS["train"])
-}
-BY_COMMAND |= {COMMANDS.get(name, f"{name}.py"): (name, kind) for name, kind in DOORS.items() if name != "launch"}
-MODULE = r"(-m (?:nanogpt\.export|nanogpt\.doctor|nanogpt\.tracking sync|(?:experiments|launch) \w+))"
+BY_COMMAND = {
+    f"python {command.script}" if command.script else f"nanogpt {name}": ("launch" if command.group == JOBS else name)
+    for name, command in COMMANDS.items()
+} | {f"nanogpt {name}": name for name, command in COMMANDS.items() if command.script}
+BY_COMMAND["nanogpt submit"] = "train"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-PAGES += [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/help/*.txt"))]
+PAGES += [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("cli/help_texts/*.txt"))]
 MARKDOWN = [path for room in ("*", "docs/**/*", "experiments/worked/**/*") for path in sorted(ROOT.glob(f"{room}.md"))]
-START = r"(?:python|torchrun(?: --\S+)+)"
+TORCHRUN = r"torchrun(?: --\S+)+"
 
 
 def commands() -> list[str]:
-    """`python <door>.py …`, `torchrun … <door>.py …`, `python -m experiments …` in code blocks, tables and help pages,
-    without explanation."""
+    """Commands in code blocks, tables and help pages, without explanation: `python train.py …`, `nanogpt report …`."""
     found: dict[str, None] = {}
+    start = "|".join(map(re.escape, BY_COMMAND)) + rf"|{TORCHRUN} (?:train|evaluate)\.py"
     for page in PAGES:
         for line in page.read_text().splitlines():
             if line.startswith("$"):
                 continue  # a session that shows an error
             line = line.partition("| ")[2].partition("| ")[2] if line.startswith("| ") else line  # not nanoGPT's own
-            for match in re.finditer(rf"{START} (?:{'|'.join(map(re.escape, BY_COMMAND))})(?: [^`|#]*)?", line):
+            for match in re.finditer(rf"(?<![\w/-])(?:{start})(?![\w/-])(?: [^`|#]*)?", line):
                 command = re.split(r"\s{3,}|\s+# ", match[0])[0].strip()
                 found[command.rstrip('")').strip() if "-sc" in command else command] = None
     return list(found)
@@ -47,17 +44,18 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", [c for c in commands() if "…" not in c and "-sc" not in c])
 def test_commands_compose(command: str) -> None:
-    _, door, *words = shlex.split(re.sub(START, "python", re.sub(MODULE, r"'\1'", command), count=1))
+    program, door, *words = shlex.split(re.sub(TORCHRUN, "python", command, count=1))
     if "--help" in words:
         return  # asked for in test_compose
-    name, kind = BY_COMMAND[door]
+    name = BY_COMMAND[f"{program} {door}"]
     words = [word for word in words if word != "STUDY|RUN"]
-    keys = dict.fromkeys(ABOUT_RUNS, "targets") | {"sync": "runs"}
-    flags, overrides = split(with_targets(words, keys[name]) if name in keys else words)
+    targets = COMMANDS[name].targets if name in COMMANDS else "target"
+    flags, overrides = split(with_targets(words, targets) if targets and name != "launch" else words)
     if name == "launch":
         overrides = [word if "=" in word else f"target={word}" for word in overrides]
-    if door == "-m launch submit":  # its default
+    if door == "submit":  # its default
         overrides.append("hydra/launcher=submitit_slurm")
+    kind = DOORS[name]
     assert points(name, kind, overrides, multirun="-m" in flags)
 
 
@@ -78,7 +76,7 @@ def test_links_and_pictures_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_are_named_are_there(page: Path) -> None:
-    rooms = "docs|experiments|launch|nanogpt|tests"
+    rooms = "cli|docs|experiments|launch|nanogpt|tests"
     for name in re.findall(rf"(?:`|\s)((?:{rooms})/[\w/.-]+\.(?:py|yaml|txt|md))\b", page.read_text()):
         assert (ROOT / name).exists(), name
 
@@ -93,7 +91,7 @@ def test_paths_in_code_are_there(page: Path) -> None:
     if page.name == "CHANGELOG.md" or RESULTS in page.parents:
         return
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    for name in re.findall(r"`((?:conf|docs|experiments|launch|nanogpt|tests)/[\w/.-]*)`", text):
+    for name in re.findall(r"`((?:cli|conf|docs|experiments|launch|nanogpt|tests)/[\w/.-]*)`", text):
         assert (ROOT / name).exists(), name
 
 
@@ -106,7 +104,12 @@ def test_pages_promise_the_same(page: Path) -> None:
 
 def test_messages_name_an_installation_that_works() -> None:
     extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    for path in [*ROOT.glob("nanogpt/**/*.py"), *ROOT.glob("launch/**/*.py"), *ROOT.glob("conf/**/*.yaml")]:
+    for path in [
+        *ROOT.glob("nanogpt/**/*.py"),
+        *ROOT.glob("cli/*.py"),
+        *ROOT.glob("launch/**/*.py"),
+        *ROOT.glob("conf/**/*.yaml"),
+    ]:
         text = path.read_text()
         assert "nanogpt-lab[" not in text, path
         for extra in re.findall(r"pip install -e '\.\[(\w+)\]'", text):

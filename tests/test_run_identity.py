@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conf.compose import Point
-from conf.reading import read
-from launch.precisions import check_precisions
+from cli.compose import Point
+from cli.sweep_request import read
+from launch.precision_check import check_precisions
 from launch.study import Member, members_of, study_of
 from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
@@ -22,7 +22,7 @@ from nanogpt.errors import BadCheckpoint, BadData
 from nanogpt.run_directory import locate, opened
 from nanogpt.run_identity import resolve
 from nanogpt.schema import signature
-from nanogpt.training.extension import relative_of
+from nanogpt.training.related_runs import relative_of
 from nanogpt.weights_digest import check_weights
 
 Build = Callable[..., TrainConfig]

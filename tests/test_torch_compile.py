@@ -15,11 +15,11 @@ import torch
 
 from nanogpt.config import HardwareConfig, TrainConfig
 from nanogpt.device import Compute
+from nanogpt.distributed.env import Place
 from nanogpt.errors import BadEnvironment, BadInput
-from nanogpt.place import Place
 from nanogpt.schema import from_dict
 from nanogpt.torch_compile import choose_compile, find_folder, is_on_network
-from nanogpt.training.choices import describe_choices
+from nanogpt.training.auto_choices import describe_choices
 
 Build = Callable[..., TrainConfig]
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -101,7 +101,7 @@ def test_a_mode_or_fp8_without_compiling_is_refused() -> None:
 
 
 def test_a_start_says_what_was_chosen_and_how_to_choose_otherwise(config: Build, able: pytest.MonkeyPatch) -> None:
-    able.setattr("nanogpt.training.choices.attention_used", lambda *_: "cudnn")  # pyright: ignore[reportUnknownLambdaType]
+    able.setattr("nanogpt.training.auto_choices.attention_used", lambda *_: "cudnn")  # pyright: ignore[reportUnknownLambdaType]
     asked = HardwareConfig(device="cuda", micro_batch_size="auto")
     compute = Compute(GPU, "bf16", "NVIDIA H100", compiles=True, asked=asked)
     built = config(**{"hardware.micro_batch_size": 4, "model.dropout": 0.0})

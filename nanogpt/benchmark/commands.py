@@ -7,46 +7,45 @@ import tempfile
 import time
 from pathlib import Path
 
-from nanogpt.benchmark.clock import Rows, spread, timed
+from nanogpt.benchmark.timing import Rows, spread, timed
 from nanogpt.config import BenchConfig
-from nanogpt.tracking.console import amount
-from nanogpt.tracking.metrics import Row, read_rows
+from nanogpt.console import amount
+from nanogpt.metrics_file import Row, read_rows
 
+TRAIN = (sys.executable, str(Path(__file__).parents[2] / "train.py"))
 NOT_TRAIN_PY = ("training.tokens", "bench.", "against=", "profile=")  # words of this command that train.py doesn't take
 
 
 def startup_rows() -> Rows:
     """Whole-process time of what a person waits for, from the start of Python."""
-    door = str(Path(sys.argv[0]).resolve().with_name("train.py"))
     rows: Rows = []
     for words in (["--help"], ["--cfg", "job"]):
-        command = [sys.executable, door, *words]
+        command = [*TRAIN, *words]
         runs = [timed(lambda c=command: subprocess.run(c, stdout=subprocess.DEVNULL, check=True)) for _ in range(5)]
         rows.append((f"`python train.py {' '.join(words)}`", spread(runs)))
     rows.append(
-        ("`python train.py` to the end of its first step, data prepared", spread([first_step(door) for _ in range(3)]))
+        ("`python train.py` to the end of its first step, data prepared", spread([first_step() for _ in range(3)]))
     )
     return rows
 
 
 def rank_rows(config: BenchConfig) -> Rows:
     """Whole trainings of this command on several numbers of ranks: tokens a second after the first steps."""
-    door = str(Path(sys.argv[0]).resolve().with_name("train.py"))
     rows: Rows = []
     for count in config.bench.ranks:
-        found = train_briefly(door, config.bench.warmup + config.bench.steps, count)
+        found = train_briefly(config.bench.warmup + config.bench.steps, count)
         rates = [row["tokens_per_second"] for row in found[config.bench.warmup :]]
         rows.append((f"training on {count} ranks", f"{amount(statistics.median(rates))} tokens a second"))
     return rows
 
 
-def first_step(door: str) -> float:
+def first_step() -> float:
     """Seconds from starting train.py with this command's overrides to its first row in timing.jsonl."""
     started = time.time()
-    return train_briefly(door, 1, None)[0]["time"] - started
+    return train_briefly(1, None)[0]["time"] - started
 
 
-def train_briefly(door: str, steps: int, ranks: int | None) -> list[Row]:
+def train_briefly(steps: int, ranks: int | None) -> list[Row]:
     """timing.jsonl of a training with this command's overrides."""
     with tempfile.TemporaryDirectory() as folder:
         short = {"training.steps": steps, "schedule.warmup_steps": 0, "eval.tokens": 1, "tracking.log_every": 1}
@@ -54,7 +53,7 @@ def train_briefly(door: str, steps: int, ranks: int | None) -> list[Row]:
         short |= {} if ranks is None else {"hardware.devices": ranks}
         replaced = (*short, *NOT_TRAIN_PY)
         ours = [word for word in sys.argv[1:] if not word.startswith(replaced)]
-        command = [sys.executable, door, *ours, *(f"{key}={value}" for key, value in short.items())]
+        command = [*TRAIN, *ours, *(f"{key}={value}" for key, value in short.items())]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         (timing,) = Path(folder).glob("*/timing.jsonl")
         return read_rows(timing)

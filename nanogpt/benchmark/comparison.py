@@ -7,17 +7,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nanogpt.benchmark.clock import Table, between, digits
-from nanogpt.benchmark.floors import floors
-from nanogpt.benchmark.rivals import checkout, refuse_rival
+from nanogpt.benchmark.baselines import checkout, refuse_rival
+from nanogpt.benchmark.measurement import OURS, Measurement, Work, measured, with_vocabulary
+from nanogpt.benchmark.roofline import floors
+from nanogpt.benchmark.timing import Table, between, digits
 from nanogpt.benchmark.training import achieved
-from nanogpt.benchmark.work import OURS, Measurement, Work, measured, with_vocabulary
 from nanogpt.config import BenchConfig
+from nanogpt.console import amount
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute
 from nanogpt.errors import BadInput
-from nanogpt.tracking.console import amount
-from nanogpt.training.checks import expected_model
+from nanogpt.training.validation import expected_model
 
 FEW_IDS = 64  # a vocabulary whose logits are nothing
 LARGE_LOGITS = 256 * 2**20  # bytes from which their share is told apart from the noise of a process's memory

@@ -7,14 +7,14 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, record_function, schedule
 from torch.profiler import profile as profiler
 
-from nanogpt.benchmark.clock import digits
 from nanogpt.benchmark.comparison import known_vocabulary
+from nanogpt.benchmark.measurement import OURS, Work
 from nanogpt.benchmark.ours import generator, random_batches, random_prompts, trainer
+from nanogpt.benchmark.timing import digits
 from nanogpt.benchmark.training import prepared
-from nanogpt.benchmark.work import OURS, Work
 from nanogpt.config import BenchConfig
+from nanogpt.console import say, table
 from nanogpt.device import Compute
-from nanogpt.tracking.console import say, table
 from nanogpt.training.step import train_step
 
 SKIPPED, WARM_UP, ACTIVE = 2, 1, 3  # steps

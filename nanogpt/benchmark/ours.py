@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nanogpt.benchmark.work import Work
+from nanogpt.benchmark.measurement import Work
 from nanogpt.data.batches import Batch
 from nanogpt.device import DTYPES, Compute
-from nanogpt.generate import Draw, generate, lay_out
+from nanogpt.generation.decode import Draw, generate, lay_out
 from nanogpt.model.gpt import GPT
 from nanogpt.training.state import build_state
 from nanogpt.training.step import Phase, train_step

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.benchmark.clock import Rows, Table
 from nanogpt.benchmark.commands import rank_rows, startup_rows
 from nanogpt.benchmark.comparison import generation_tables, known_vocabulary, refuse_rivals, training_table
 from nanogpt.benchmark.kernels import profile
+from nanogpt.benchmark.timing import Rows, Table
 from nanogpt.benchmark.training import training_rows
 from nanogpt.config import BenchConfig
+from nanogpt.console import say
 from nanogpt.device import Compute, set_up
-from nanogpt.distributed import Peers
-from nanogpt.outputs import check_output_file, check_output_folder
+from nanogpt.distributed.process_group import ProcessGroup
+from nanogpt.output_paths import check_output_file, check_output_folder
 from nanogpt.provenance import git_state
-from nanogpt.tracking.console import say
-from nanogpt.training.checks import refuse_too_large
-from nanogpt.training.probe import settled
+from nanogpt.training.auto_batch_size import settled
+from nanogpt.training.validation import refuse_too_large
 
 
 def bench(config: BenchConfig) -> int:
@@ -55,7 +55,7 @@ def fitted(config: BenchConfig, compute: Compute) -> BenchConfig:
     """The config with the micro-batch that train.py would find for `auto`. Raises BadData, BadEnvironment."""
     if config.hardware.micro_batch_size != "auto":
         return config
-    found = settled(config, known_vocabulary(config).model, compute, Peers(), 1).micro_batch_size()
+    found = settled(config, known_vocabulary(config).model, compute, ProcessGroup(), 1).micro_batch_size()
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(compute.device)  # the tries' is not the step's
     return config.with_micro_batch_size(found)

@@ -5,14 +5,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from nanogpt.benchmark.clock import Rows, spread, timed
+from nanogpt.benchmark.timing import Rows, spread, timed
 from nanogpt.checkpoint import verify
 from nanogpt.config import BenchConfig
+from nanogpt.console import amount, say
 from nanogpt.data.batches import TrainBatches
 from nanogpt.run_directory import RunDirectory
-from nanogpt.tensor_file import blocks, write_all
-from nanogpt.tracking.console import amount, say
-from nanogpt.training.saver import Saver
+from nanogpt.safetensors_writer import blocks, write_all
+from nanogpt.training.async_checkpoint import Saver
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import train_step
 

@@ -3,20 +3,20 @@
 import statistics
 from collections.abc import Iterator
 
-from nanogpt.benchmark.clock import Rows, Stopwatch, peak_resident, spread, synchronizer, timed
-from nanogpt.benchmark.floors import floors
+from nanogpt.benchmark.measurement import with_vocabulary
+from nanogpt.benchmark.roofline import floors
 from nanogpt.benchmark.saving import saving_rows
-from nanogpt.benchmark.work import with_vocabulary
+from nanogpt.benchmark.timing import Rows, Stopwatch, peak_resident, spread, synchronizer, timed
 from nanogpt.config import BenchConfig, ModelConfig
+from nanogpt.console import amount
 from nanogpt.data.batches import Batch, TrainBatches
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute
-from nanogpt.model.cost import flops_per_token
-from nanogpt.model.devices import compute_mfu
-from nanogpt.tracking.console import amount
-from nanogpt.training.checks import model_for
+from nanogpt.estimates.flops import flops_per_token
+from nanogpt.estimates.gpu_specs import compute_mfu
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import train_step
+from nanogpt.training.validation import model_for
 
 PHASES = ("data", "forward", "backward", "clip", "optimizer")
 MOST_PHASED = 10  # steps of their own that are measured by phase

@@ -1,14 +1,14 @@
 """Every knob of the platform: what it means, its unit, its range, its default, and whether a run may change it.
 
-YAML and overrides become one of the frozen models of this room exactly once, at the door (`conf/door.py`); everything
+YAML and overrides become one of the frozen models of this room exactly once, at the door (`cli/entry.py`); everything
 after that is typed. Each knob is `fixed`, `guarded` or `free` (nanogpt/schema.py); what isn't free can change the
 result and belongs to the run's identity, its `signature`. Units: `steps` are optimizer steps, `tokens` are target
 tokens over all micro-batches and ranks, losses are nats per token. Sizes keep the names of GPT-2 and nanoGPT.
 """
 
-from nanogpt.config.benchmark import BenchConfig, BenchSettings
-from nanogpt.config.corpus import DataConfig
-from nanogpt.config.doors import (
+from nanogpt.config.bench import BenchConfig, BenchSettings
+from nanogpt.config.checkpoint import CheckpointConfig, ResumeConfig
+from nanogpt.config.commands import (
     CoordinatesConfig,
     DoctorConfig,
     EvaluateConfig,
@@ -22,29 +22,12 @@ from nanogpt.config.doors import (
     TaskConfig,
     TrainedConfig,
 )
-from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName, EvaluationConfig
-from nanogpt.config.machine import (
-    Attention,
-    CheckpointConfig,
-    CompileMode,
-    Gpu,
-    HardwareConfig,
-    MirrorName,
-    Precision,
-    ResumeConfig,
-    TrackingConfig,
-)
-from nanogpt.config.network import Activation, ConvPlace, ModelConfig
-from nanogpt.config.recipe import (
-    OPTIMIZERS,
-    EvalConfig,
-    OptimizerConfig,
-    ParametrizationConfig,
-    Rule,
-    ScheduleConfig,
-    TrainingConfig,
-)
-from nanogpt.config.run import TrainConfig, auto_sizes, check_horizon, divisors
+from nanogpt.config.data import DataConfig
+from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName, EvalConfig, EvaluationConfig
+from nanogpt.config.hardware import Attention, CompileMode, Gpu, HardwareConfig, Precision
+from nanogpt.config.model import Activation, ConvPlace, ModelConfig
+from nanogpt.config.optimizer import OPTIMIZERS, OptimizerConfig, ParametrizationConfig, Rule
+from nanogpt.config.schedule import ScheduleConfig
 from nanogpt.config.studies import (
     METRIC_HELP,
     Against,
@@ -58,6 +41,9 @@ from nanogpt.config.studies import (
     Waste,
     WatchConfig,
 )
+from nanogpt.config.tracking import TrackerName, TrackingConfig
+from nanogpt.config.train import TrainConfig, auto_sizes, check_horizon, divisors
+from nanogpt.config.training import TrainingConfig
 
 __all__ = [
     "METRIC_HELP",
@@ -87,7 +73,6 @@ __all__ = [
     "LawConfig",
     "ListConfig",
     "Metric",
-    "MirrorName",
     "ModelConfig",
     "OptimizerConfig",
     "ParametrizationConfig",
@@ -103,6 +88,7 @@ __all__ = [
     "SyncConfig",
     "TargetsConfig",
     "TaskConfig",
+    "TrackerName",
     "TrackingConfig",
     "TrainConfig",
     "TrainedConfig",

@@ -1,11 +1,11 @@
-"""Benchmarks: which ones, on which documents."""
+"""Evaluation while training, and the benchmarks."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nanogpt.config.fields import Count
-from nanogpt.schema import Section, free
+from nanogpt.config.types import Count
+from nanogpt.schema import Section, free, guarded
 
 BenchmarkName = Literal["hellaswag", "lambada", "wikitext"]
 
@@ -20,6 +20,27 @@ class BenchmarkFiles(Section):
     wikitext: str | None = free(
         None, "file or folder: raw text of WikiText-2, .jsonl or .parquet with a column page; null: the hub"
     )
+
+
+class EvalConfig(BenchmarkFiles):
+    """Evaluation on windows that never change, and where the documents of training.eval_tasks are."""
+
+    every: Count = guarded(1000, "steps between evaluations; the last step is always evaluated")
+    tokens: Count | None = guarded(
+        None, "tokens of each split, in windows spread over it; null: the whole validation split"
+    )
+    train: bool = guarded(True, "evaluate as many tokens of the training split too")
+    fit: bool = free(
+        False, "evaluate a run shorter than eval.every four times; true unless eval.every is typed", earlier=False
+    )
+
+    def interval(self, steps: int) -> int:
+        """Return the number of steps between evaluations in a run of `steps`."""
+        return max(1, steps // 4) if self.fit and self.every > steps else self.every
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether a run of `steps` is evaluated at `step`: at every interval, at step 0 and at the end."""
+        return step % self.interval(steps) == 0 or step == steps
 
 
 class EvaluationConfig(BenchmarkFiles):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nanogpt.config import TrainConfig
-from nanogpt.data.ahead import Ahead
 from nanogpt.data.dataset import Split
+from nanogpt.data.prefetch import Ahead
 from nanogpt.data.sampler import Offsets, Sampler, key
 from nanogpt.errors import BadData
 

@@ -208,7 +208,7 @@ def open_foreign(config: DataConfig, folder: Path) -> Dataset:
     elif (folder / "meta.pkl").exists():
         raise BadData(
             f"{escaped(folder)}/meta.pkl: a pickle can run code, so it isn't read; "
-            f"convert it safely: python -m nanogpt.foreign {escaped(folder)}/meta.pkl"
+            f"convert it safely: python -m nanogpt.interop.pickle_import {escaped(folder)}/meta.pkl"
         )
     elif config.tokenizer in ("gpt2", "byte"):
         tokenizer = tokenizers.build(config.tokenizer, [])

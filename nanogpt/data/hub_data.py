@@ -9,7 +9,7 @@ from nanogpt.data.local_files import join_names
 from nanogpt.data.rows import Row, row_of
 from nanogpt.data.splits import WORDS
 from nanogpt.errors import BadData, BadEnvironment, escaped
-from nanogpt.hub import refuse_silence
+from nanogpt.hf_hub import refuse_silence
 
 
 def hub_rows(config: DataConfig, split: str, number: int) -> Iterator[Row]:

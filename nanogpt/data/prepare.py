@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
+from nanogpt.console import Meter
 from nanogpt.data import corpora
 from nanogpt.data.combine import check_parts, check_windows, combine, joint_digest
 from nanogpt.data.content import is_token_folder
@@ -42,10 +43,9 @@ from nanogpt.data.folders import (
 from nanogpt.data.local_files import size_of
 from nanogpt.errors import BadData, BadEnvironment, escaped
 from nanogpt.files import locked, read_text, sync, write_atomic
-from nanogpt.outputs import check_output_folder
+from nanogpt.output_paths import check_output_folder
 from nanogpt.schema import to_json
 from nanogpt.tokenizer import Tokenizer
-from nanogpt.tracking.console import Meter
 
 SMALL_BYTES = 200 * 2**20  # train.py prepares local text up to this size by itself
 BPE_CHARACTERS = 200_000_000  # a vocabulary is learned from this much text at most

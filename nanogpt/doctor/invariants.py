@@ -17,13 +17,13 @@ from nanogpt.device import Compute, find_device
 from nanogpt.doctor.finding import Check, Finding
 from nanogpt.doctor.trainings import tiny, train_side_by_side
 from nanogpt.errors import BadEnvironment
-from nanogpt.generate import Draw, generate
+from nanogpt.generation.decode import Draw, generate
 from nanogpt.interop.export_config import to_hf
 from nanogpt.interop.names import to_gpt2
+from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
 from nanogpt.run_directory import RunDirectory, locate
-from nanogpt.tracking.metrics import read_rows
 from nanogpt.training.state import build_state
 from nanogpt.training.step import StepMetrics, train_step
 
@@ -133,7 +133,7 @@ def resume(config: DoctorConfig) -> Finding:
     with place() as folder:
         whole, parts = (tiny(folder, name, hardware=hardware) for name in ("whole", "parts"))
         prepare(whole.data)
-        train_side_by_side(folder, (whole, 1), (parts.model_copy(update={"pause_at": 0.5}), 1))
+        train_side_by_side(folder, (whole, 1), (parts.model_copy(update={"stop_at_fraction": 0.5}), 1))
         train_side_by_side(folder, (parts, 1))
         expected, found = result(whole), result(parts)
     if differing := [name for name in expected if expected[name] != found.get(name)]:
@@ -175,8 +175,8 @@ def within(worst: float, limit: float, what: str) -> Finding:
 CODE = "if device=cpu is well, the device's driver or torch is at fault; else the code: python -m pytest"
 CHECKS = {
     "logits": Check(logits, f"{CODE} tests/model tests/interop"),
-    "cache": Check(cache, f"{CODE} tests/test_generate.py"),
+    "cache": Check(cache, f"{CODE} tests/generation/test_decode.py"),
     "accumulation": Check(accumulation, f"{CODE} tests/training/test_step.py"),
-    "ranks": Check(ranks, f"hardware.devices=1 trains without; {CODE} tests/training/test_ranks.py"),
+    "ranks": Check(ranks, f"hardware.devices=1 trains without; {CODE} tests/distributed/test_ranks.py"),
     "resume": Check(resume, f"don't rely on restarts before this is well; {CODE} tests/training/test_run.py"),
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.cuda import nccl
 
 from nanogpt.config import DoctorConfig, TrackingConfig
+from nanogpt.console import amount
 from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.data.dataset import open_prepared
 from nanogpt.device import cpu_name, find_device, memory_bytes
@@ -22,8 +23,7 @@ from nanogpt.doctor.finding import Check, Finding
 from nanogpt.errors import BadEnvironment, LabError, escaped
 from nanogpt.tokenizer import GPT2Tokenizer
 from nanogpt.torch_compile import find_missing, keep_compiled
-from nanogpt.tracking.about import mode_of
-from nanogpt.tracking.console import amount
+from nanogpt.tracking.run_metadata import mode_of
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 9)
 MIB, GIB = 2**20, 2**30

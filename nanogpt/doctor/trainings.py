@@ -1,6 +1,6 @@
 """Trainings of seconds in fresh processes, as train.py has them: one process a rank, which meet through a file.
 
-`python -m nanogpt.doctor.trainings` is such a process: a config as JSON comes in.
+`nanogpt doctor.trainings` is such a process: a config as JSON comes in.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig
+from nanogpt.distributed.env import STORE
 from nanogpt.errors import BadEnvironment, LabError, escaped
-from nanogpt.place import STORE
 
 PATIENCE = 240.0  # seconds for all trainings of a check
 STEPS = 6

@@ -13,7 +13,7 @@ from nanogpt.config import EvalConfig
 from nanogpt.data.batches import evaluation_places, host_windows, shifted
 from nanogpt.data.dataset import Dataset, Split
 from nanogpt.device import Compute
-from nanogpt.distributed import Peers
+from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadData
 from nanogpt.model.gpt import GPT
 
@@ -31,9 +31,9 @@ class LossEvaluation:
     """Evaluates a model on the same windows every time. Ranks share the work; the result is the same to a bit."""
 
     def __init__(
-        self, dataset: Dataset, config: EvalConfig, block_size: int, compute: Compute, peers: Peers | None = None
+        self, dataset: Dataset, config: EvalConfig, block_size: int, compute: Compute, peers: ProcessGroup | None = None
     ) -> None:
-        self.compute, self.block_size, self.peers = compute, block_size, peers or Peers()
+        self.compute, self.block_size, self.peers = compute, block_size, peers or ProcessGroup()
         self.places = {"val": evaluation_places(dataset.val, block_size, config.tokens)}
         if config.train:
             as_many = len(self.places["val"]) * block_size

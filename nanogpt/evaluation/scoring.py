@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.device import Compute
-from nanogpt.distributed import Peers
+from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.evaluation.loss import Stopped
 from nanogpt.model.branches import branches_of
 from nanogpt.model.gpt import GPT
@@ -61,7 +61,7 @@ def score(
     model: GPT,
     requests: Sequence[Request],
     compute: Compute,
-    peers: Peers,
+    peers: ProcessGroup,
     batch_tokens: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[list[Score]]:

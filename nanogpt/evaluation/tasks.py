@@ -7,7 +7,7 @@ from typing import Protocol
 
 from nanogpt.config import BenchmarkFiles, BenchmarkName
 from nanogpt.device import Compute
-from nanogpt.distributed import Peers
+from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadData, BadInput
 from nanogpt.evaluation.hellaswag import HellaSwag
 from nanogpt.evaluation.lambada import Lambada
@@ -61,10 +61,10 @@ class TaskEvaluation:
         benchmark: Benchmark,
         tokenizer: Tokenizer,
         compute: Compute,
-        peers: Peers | None = None,
+        peers: ProcessGroup | None = None,
         batch_tokens: int | None = None,
     ) -> None:
-        self.benchmark, self.compute, self.peers = benchmark, compute, peers or Peers()
+        self.benchmark, self.compute, self.peers = benchmark, compute, peers or ProcessGroup()
         self.batch_tokens = batch_tokens
         try:
             self.requests = list(benchmark.requests(tokenizer))

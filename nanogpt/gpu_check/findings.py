@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from nanogpt.benchmark.clock import Table
+from nanogpt.benchmark.timing import Table
 from nanogpt.schema import Section
 
 JSON, MARKDOWN = "gpu-check.json", "gpu-check.md"

@@ -51,7 +51,7 @@ def run_check(check: Check, config: DoctorConfig) -> list[Row]:
     """Make one of the doctor's checks; what it raises is the process's last word."""
     found = check.call(config)
     verdict = {"ok": "pass", "note": "info", "failed": "FAIL"}[found.state]
-    return [Row(name="as python -m nanogpt.doctor", verdict=verdict, found=found.what)]  # type: ignore[arg-type]
+    return [Row(name="as nanogpt doctor", verdict=verdict, found=found.what)]  # type: ignore[arg-type]
 
 
 def list_tasks() -> dict[str, Task]:

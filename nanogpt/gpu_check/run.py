@@ -1,4 +1,4 @@
-"""`python -m nanogpt.doctor gpu=true`: run all parts, one process each, within a limit for all of them together."""
+"""`nanogpt doctor gpu=true`: run all parts, one process each, within a limit for all of them together."""
 
 import json
 import os
@@ -13,17 +13,17 @@ from pathlib import Path
 
 import nanogpt
 from nanogpt import schema
+from nanogpt.benchmark.baselines import refuse_rival
 from nanogpt.benchmark.report import machine
-from nanogpt.benchmark.rivals import refuse_rival
 from nanogpt.config import DoctorConfig
+from nanogpt.console import say
 from nanogpt.device import find_device, set_up
 from nanogpt.errors import BadEnvironment, escaped
 from nanogpt.gpu_check.findings import JSON, MARKDOWN, Part, Row, summarize, write_files
 from nanogpt.gpu_check.parts import Task, list_tasks
 from nanogpt.gpu_check.scale import bench_config
-from nanogpt.outputs import check_output_folder
+from nanogpt.output_paths import check_output_folder
 from nanogpt.redaction import redact
-from nanogpt.tracking.console import say
 
 USUAL = 8 * 60.0  # seconds of the whole check, for which the limits of the parts are made
 MOST_AT_ONCE = 4  # parts that are not timed, where there are four cores for each

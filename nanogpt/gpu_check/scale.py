@@ -7,7 +7,7 @@ import torch
 
 from nanogpt import schema
 from nanogpt.config import BenchConfig, DoctorConfig
-from nanogpt.config.benchmark import NANOGPT
+from nanogpt.config.bench import NANOGPT
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,24 @@ import statistics
 import torch
 from torch.profiler import record_function
 
-from nanogpt.benchmark.clock import between, digits, synchronizer, timed
+from nanogpt.benchmark.baselines import refuse_rival
 from nanogpt.benchmark.comparison import Found, in_turn
-from nanogpt.benchmark.floors import floors, memory_peak
 from nanogpt.benchmark.kernels import record, top
+from nanogpt.benchmark.measurement import OURS, Measurement, Work
 from nanogpt.benchmark.ours import random_batches, trainer
-from nanogpt.benchmark.rivals import refuse_rival
-from nanogpt.benchmark.work import OURS, Measurement, Work
+from nanogpt.benchmark.roofline import floors, memory_peak
+from nanogpt.benchmark.timing import between, digits, synchronizer, timed
 from nanogpt.config import BenchConfig, DoctorConfig
+from nanogpt.console import amount
 from nanogpt.device import Compute, find_device, set_up
-from nanogpt.distributed import Peers
+from nanogpt.distributed.process_group import ProcessGroup
+from nanogpt.estimates.flops import flops_per_token, parameter_counts
+from nanogpt.estimates.gpu_specs import compute_mfu
+from nanogpt.estimates.memory import memory_of
 from nanogpt.evaluation.scoring import Request, score
 from nanogpt.gpu_check.findings import Row, judge
 from nanogpt.gpu_check.scale import bench_config, scale_of
-from nanogpt.model.cost import flops_per_token, parameter_counts
-from nanogpt.model.devices import compute_mfu
 from nanogpt.model.gpt import GPT
-from nanogpt.model.memory import memory_of
-from nanogpt.tracking.console import amount
 
 LEAST_MFU = 0.25  # below it something is wrong: no fused attention, no compiler, a throttled device
 LEAST_RATIO = 0.95  # nanoGPT's time over ours
@@ -155,7 +155,7 @@ def check_evaluation(config: DoctorConfig) -> list[Row]:
         requests = [Request(document[:4], [document[4:]])] * 4
 
         def score_batch(requests: list[Request] = requests) -> None:
-            score(model, requests, compute, Peers())
+            score(model, requests, compute, ProcessGroup())
             synchronize()
 
         first, again = timed(score_batch), timed(score_batch)

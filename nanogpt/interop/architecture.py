@@ -25,11 +25,11 @@ PLAIN: Values = {
     "rope_base": 10_000.0,
     "qk_norm": False,
     "n_kv_head": None,
-    "tied_head": True,
-    "norm_weight": True,
-    "softcap": None,
+    "tie_weights": True,
+    "norm_affine": True,
+    "logit_softcap": None,
     "conv": [],
-    "conv_taps": 3,
+    "conv_history": 3,
 }
 FREE = {  # keys that say nothing about a trained network -> why
     "name": "a label",

@@ -9,7 +9,7 @@ from nanogpt.errors import BadInput, escaped
 from nanogpt.interop.architecture import FREE, SIZES, check_known_keys
 
 ONLY_HERE: dict[str, object] = {
-    "softcap": None,
+    "logit_softcap": None,
     "conv": ((),),
 }  # keys that no other program has -> what leaves them out
 
@@ -47,7 +47,7 @@ def check_switches(model: ModelConfig, form: str, mapped: str, **expected: objec
     Raises BadInput naming a key of which neither is said here, and keys with other values.
     """
     check_known_keys(type(model), f"the export to {form}")
-    said = {*SIZES, *FREE, *ONLY_HERE, *expected, *mapped.split(), "norm_weight", "conv_taps"}
+    said = {*SIZES, *FREE, *ONLY_HERE, *expected, *mapped.split(), "norm_affine", "conv_history"}
     if unsaid := sorted(type(model).model_fields.keys() - said):
         raise BadInput(f"model.{unsaid[0]}: it isn't known whether {form} has it, so it can't be exported")
     require(model, form, **expected)
@@ -62,7 +62,7 @@ def shown(value: object) -> str:
 
 def require_nanogpt(model: ModelConfig) -> None:
     """The one form that nanoGPT has. Raises BadInput naming the switches that are others."""
-    switches = gpt2_switches(model) | {"activation": "gelu", "tied_head": True}
+    switches = gpt2_switches(model) | {"activation": "gelu", "tie_weights": True}
     check_switches(model, "nanoGPT", "bias rope_base", **switches)
 
 
@@ -74,7 +74,7 @@ def gpt2_config(model: ModelConfig) -> dict[str, Any]:
     """GPT2LMHeadModel, without dropout: it is for training."""
     form = "GPT2LMHeadModel (model.position=learned)"
     switches = gpt2_switches(model) | {"activation": ("gelu", "gelu_tanh")}
-    check_switches(model, form, "bias rope_base tied_head", **switches)
+    check_switches(model, form, "bias rope_base tie_weights", **switches)
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -88,7 +88,7 @@ def gpt2_config(model: ModelConfig) -> dict[str, Any]:
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
-        "tie_word_embeddings": model.tied_head,
+        "tie_word_embeddings": model.tie_weights,
         "torch_dtype": "float32",
     }
 
@@ -99,7 +99,7 @@ def llama_config(model: ModelConfig) -> dict[str, Any]:
     form = f"{name}ForCausalLM (model.position=rotary, model.qk_norm={str(model.qk_norm).lower()})"
     biases = False if model.qk_norm else (False, True)  # Qwen3's MLP has none
     switches = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": biases}
-    check_switches(model, form, "qk_norm n_kv_head rope_base tied_head", **switches)
+    check_switches(model, form, "qk_norm n_kv_head rope_base tie_weights", **switches)
     return {
         "architectures": [f"{name}ForCausalLM"],
         "model_type": name.lower(),
@@ -118,6 +118,6 @@ def llama_config(model: ModelConfig) -> dict[str, Any]:
         "rope_theta": model.rope_base,  # transformers 4 reads this, 5 the next
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
         "attention_dropout": 0.0,
-        "tie_word_embeddings": model.tied_head,
+        "tie_word_embeddings": model.tie_weights,
         "torch_dtype": "float32",
     }

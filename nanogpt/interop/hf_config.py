@@ -150,7 +150,7 @@ def read_gpt2(keys: Keys) -> Values:
         bias=True,
         activation=ACTIVATIONS[activation],
     )
-    return values | {"tied_head": keys.flag("tie_word_embeddings", True)}
+    return values | {"tie_weights": keys.flag("tie_word_embeddings", True)}
 
 
 def read_llama(keys: Keys) -> Values:
@@ -192,7 +192,7 @@ def read_llama(keys: Keys) -> Values:
         "rope_base": read_rope_base(keys),
         "qk_norm": qwen,
         "n_kv_head": n_kv_head or n_head,
-        "tied_head": keys.flag("tie_word_embeddings", False),
+        "tie_weights": keys.flag("tie_word_embeddings", False),
     }
 
 

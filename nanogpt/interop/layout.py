@@ -54,7 +54,7 @@ def gpt2_layout(values: Values, input_first: bool) -> Layout:
     for norm in [f"h.{layer}.{name}" for layer in range(values["n_layer"]) for name in ("ln_1", "ln_2")] + ["ln_f"]:
         layout[f"{norm}.weight"] = (n_embd,)
         layout |= {f"{norm}.bias": (n_embd,)} if bias else {}
-    return layout if values["tied_head"] else layout | {HEAD: (vocab, n_embd)}
+    return layout if values["tie_weights"] else layout | {HEAD: (vocab, n_embd)}
 
 
 def llama_layout(values: Values) -> Layout:
@@ -79,7 +79,7 @@ def llama_layout(values: Values) -> Layout:
             layout[f"layers.{layer}.{name}.weight"] = shape
             layout |= {f"layers.{layer}.{name}.bias": shape[:1]} if values["bias"] else {}
         layout |= {f"layers.{layer}.{name}.weight": (width,) for name, width in gains.items()}
-    return layout if values["tied_head"] else layout | {HEAD: (vocab, n_embd)}
+    return layout if values["tie_weights"] else layout | {HEAD: (vocab, n_embd)}
 
 
 def plain_name(name: str) -> str:

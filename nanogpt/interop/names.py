@@ -98,7 +98,7 @@ def to_llama(tensors: Tensors, model: ModelConfig) -> Tensors:
 
 def with_gains(tensors: Tensors, model: ModelConfig) -> Tensors:
     """The tensors, and for a model whose norms have no gains those that change nothing: other programs have them."""
-    if model.norm_weight:
+    if model.norm_affine:
         return tensors
     inner = {"ln_1": model.n_embd, "ln_2": model.n_embd}
     inner |= {"attn.q_norm": model.head_size, "attn.k_norm": model.head_size} if model.qk_norm else {}

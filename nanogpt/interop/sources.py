@@ -17,7 +17,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped, hint
 from nanogpt.files import read_json
-from nanogpt.hub import refuse_silence
+from nanogpt.hf_hub import refuse_silence
 from nanogpt.interop.architecture import (
     GPT2_SIZES,
     PLAIN,
@@ -71,8 +71,8 @@ class OpenAI:
         return openai_values(self.label)
 
     def tensors(self) -> "Tensors":
-        from nanogpt.interop.contents import weights_by_plain_name
         from nanogpt.interop.names import from_gpt2
+        from nanogpt.interop.tensor_checks import weights_by_plain_name
 
         file = downloaded(HUB[self.label], WEIGHTS)
         values = self.values()
@@ -104,8 +104,8 @@ class Folder:
         return values, stored, match(stored, layout_of(values, input_first=True), where)
 
     def tensors(self) -> "Tensors":
-        from nanogpt.interop.contents import weights_by_plain_name
         from nanogpt.interop.names import from_gpt2, from_llama
+        from nanogpt.interop.tensor_checks import weights_by_plain_name
 
         values, stored, names = self.checked()
         theirs: Tensors = {}
@@ -140,7 +140,7 @@ class NanoGPT:
 
     def checked(self) -> "tuple[Values, Tensors, dict[str, str]]":
         """The values, the tensors, and plain name -> stored name, once model_args and the tensors agree."""
-        from nanogpt.foreign import read_checkpoint
+        from nanogpt.interop.pickle_import import read_checkpoint
 
         arguments, tensors = read_checkpoint(self.path)
         values, where = nanogpt_values(arguments, escaped(self.path)), escaped(self.path)
@@ -151,8 +151,8 @@ class NanoGPT:
         return values, tensors, match(stored, layout_of(values, input_first=False), f"{where}: model_args")
 
     def tensors(self) -> "Tensors":
-        from nanogpt.interop.contents import weights_by_plain_name
         from nanogpt.interop.names import from_gpt2
+        from nanogpt.interop.tensor_checks import weights_by_plain_name
 
         values, tensors, names = self.checked()
         weights = weights_by_plain_name(tensors, names, values, escaped(self.path))
@@ -165,7 +165,7 @@ class NanoGPT:
         if (folder / "meta.pkl").exists():
             raise BadInput(
                 f"{escaped(folder)}/meta.pkl: a pickle can run code, so it isn't read; "
-                f"convert it safely: python -m nanogpt.foreign {escaped(folder)}/meta.pkl"
+                f"convert it safely: python -m nanogpt.interop.pickle_import {escaped(folder)}/meta.pkl"
             )
         return GPT2Tokenizer() if self.values()["vocab_size"] in (50_257, 50_304) else None
 

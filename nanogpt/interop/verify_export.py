@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanogpt.config import ModelConfig
 from nanogpt.errors import LabError, escaped
-from nanogpt.interop.initial import load_weights
+from nanogpt.interop.load_weights import load_weights
 from nanogpt.interop.sources import NanoGPT
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import CharTokenizer, Tokenizer

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
-from nanogpt.model.convolution import convolution
+from nanogpt.model.context import Pass
 from nanogpt.model.dropout import dropout
-from nanogpt.model.forward_pass import Pass
 from nanogpt.model.layers import RMS_EPS, Linear, RMSNorm
 from nanogpt.model.rotary import rotated
+from nanogpt.model.short_conv import convolution
 
 ALONE = Pass()
 
@@ -31,7 +31,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.conv = convolution(config, "qkv", sum(self.widths), layer)
         self.q_norm, self.k_norm = (
-            RMSNorm(config.head_size, RMS_EPS, config.norm_weight) if config.qk_norm else nn.Identity()
+            RMSNorm(config.head_size, RMS_EPS, config.norm_affine) if config.qk_norm else nn.Identity()
             for _ in range(2)
         )
 

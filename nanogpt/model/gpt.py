@@ -15,14 +15,14 @@ from torch.utils.checkpoint import checkpoint
 from nanogpt.config import ModelConfig
 from nanogpt.model.attention import CausalSelfAttention
 from nanogpt.model.branches import Branches
-from nanogpt.model.convolution import convolution
+from nanogpt.model.context import Pass
 from nanogpt.model.dropout import dropout
-from nanogpt.model.forward_pass import Pass
-from nanogpt.model.initial import initialize
+from nanogpt.model.init import initialize
 from nanogpt.model.kv_cache import KVCache
 from nanogpt.model.layers import MLP, linear, norm
 from nanogpt.model.loss import Loss, capped, linear_cross_entropy, logits
 from nanogpt.model.rotary import rotation_of
+from nanogpt.model.short_conv import convolution
 
 
 class Block(nn.Module):
@@ -68,7 +68,7 @@ class GPT(nn.Module):
             self.transformer["ln_f"] = norm(config)
             self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
         self.to_empty(device="cpu")
-        if config.tied_head:
+        if config.tie_weights:
             self.lm_head.weight = self.token_embedding.weight
         # Added to the logits as the head's bias: padded ids get probability zero and no gradient, at no cost.
         pad = torch.zeros(rows).masked_fill(torch.arange(rows) >= config.vocab_size, -math.inf)
@@ -131,17 +131,17 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(x)
         loss, head = self.compiled_loss or linear_cross_entropy, self.lm_head.weight
-        return loss(x.flatten(0, 1), head, self.pad_mask, targets.flatten(), self.config.softcap)
+        return loss(x.flatten(0, 1), head, self.pad_mask, targets.flatten(), self.config.logit_softcap)
 
     def logits(self, x: Tensor) -> Tensor:
         """(…, C) features -> (…, P), -inf on padded ids."""
-        return logits(x, self.lm_head.weight, self.pad_mask, self.config.softcap)
+        return logits(x, self.lm_head.weight, self.pad_mask, self.config.logit_softcap)
 
     def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) ids -> (B, V) logits of the token after the last, padded ids cut off."""
         last = self.features(ids, cache)[:, -1]
         likely = linear(last, self.lm_head.weight)[:, : self.config.vocab_size]
-        return likely if self.config.softcap is None else capped(likely, self.config.softcap)
+        return likely if self.config.logit_softcap is None else capped(likely, self.config.logit_softcap)
 
 
 def again(block: nn.Module, x: Tensor, shared: Pass) -> Tensor:

@@ -50,8 +50,8 @@ class MLP(nn.Module):
 def norm(config: ModelConfig) -> nn.Module:
     """Normalises each position over its channels; the RMS form (Zhang & Sennrich 2019) has no mean and no bias."""
     if config.mean_norm:
-        return LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_weight, bias=config.bias)
-    return RMSNorm(config.n_embd, RMS_EPS, config.norm_weight)
+        return LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_affine, bias=config.bias)
+    return RMSNorm(config.n_embd, RMS_EPS, config.norm_affine)
 
 
 class LayerNorm(nn.LayerNorm):

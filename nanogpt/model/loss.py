@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from nanogpt.model.memory import chunk_rows
+from nanogpt.estimates.memory import chunk_rows
 
 IGNORED = -1  # a target that doesn't count
 

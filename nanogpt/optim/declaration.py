@@ -19,6 +19,8 @@ Shape = tuple[int, ...]
 Group = dict[str, Any]
 """One of torch's `param_groups`. Ours also have `peak_lr`, `muon_momentum` and `rows`."""
 FP32 = 4
+STACK_BYTES = 320 * 2**20
+"""Bytes of fp32 matrices that a step of Muon works on at a time. Fewer take less memory, more take fewer launches."""
 
 
 class Ranks(Protocol):

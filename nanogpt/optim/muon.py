@@ -8,15 +8,12 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from nanogpt.optim import adamw
-from nanogpt.optim.declaration import FP32, Declaration, Group, Kind, Ranks, Shape
+from nanogpt.optim.declaration import FP32, STACK_BYTES, Declaration, Group, Kind, Ranks, Shape
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from nanogpt.optim.muon_update import Settings
-
-STACK_BYTES = 320 * 2**20
-"""Bytes of fp32 matrices that a step works on at a time. Fewer take less memory, more take fewer launches."""
 
 
 def state_bytes(kind: Kind, shape: Shape) -> int:
@@ -50,7 +47,7 @@ MUON = Declaration(
         "momentum",
         "momentum_start",
         "momentum_warmup_steps",
-        "orthogonal_steps",
+        "ns_steps",
         "cautious_decay",
     ),
     decayed=frozenset(("matrix",)),

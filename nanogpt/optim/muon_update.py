@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from nanogpt.optim.declaration import FP32, Group, Ranks
-from nanogpt.optim.muon import STACK_BYTES
+from nanogpt.optim.declaration import FP32, STACK_BYTES, Group, Ranks
 from nanogpt.optim.orthogonal import orthogonalized
 
 TINY = 1e-12
@@ -29,7 +28,7 @@ class Settings(Protocol):
     lr: float
     betas: tuple[float, float]
     eps: float
-    orthogonal_steps: int
+    ns_steps: int
     cautious_decay: bool
     row_beta: float
 
@@ -141,14 +140,14 @@ class Muon(AdamW):
         for pieces in stack.split_by_shape():
             self.update_momenta(pieces, stack.rates)
         if self.ranks is None:
-            update = orthogonalized(look_ahead(stack), self.settings.orthogonal_steps)
+            update = orthogonalized(look_ahead(stack), self.settings.ns_steps)
             return lambda: update
         each = -(-len(stack.pieces) // self.ranks.world)
         own = stack.pieces[self.ranks.rank * each : (self.ranks.rank + 1) * each]
         filled = stack.pieces[0].weight.new_zeros(each, *sorted(stack.pieces[0].weight.shape))
         if own:
             filled[: len(own)] = look_ahead(Stack(own, stack.rates))
-        share = orthogonalized(filled, self.settings.orthogonal_steps)
+        share = orthogonalized(filled, self.settings.ns_steps)
         return self.ranks.start_all_gather(share, len(stack.pieces))
 
     def update_momenta(self, pieces: list[Piece], rates: Rates) -> None:

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nanogpt.files import write_atomic
-from nanogpt.tracking.metrics import Row
+from nanogpt.metrics_file import Row
 
 INK, FAINT, TRAIN, VAL = "#222222", "#b8c4d6", "#3b6ea8", "#d1495b"
 POINTS = 25  # the running mean looks back over about this share of the curve: 1/25

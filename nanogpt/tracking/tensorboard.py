@@ -8,8 +8,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from nanogpt.entry_names import sample_step
 from nanogpt.files import list_entries, read_text
-from nanogpt.tracking.about import About
-from nanogpt.tracking.metrics import Row
+from nanogpt.metrics_file import Row
+from nanogpt.tracking.run_metadata import About
 
 
 class TensorBoard:

@@ -6,8 +6,8 @@ from typing import Any
 import trackio
 from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
 
-from nanogpt.tracking.about import About
-from nanogpt.tracking.metrics import Row
+from nanogpt.metrics_file import Row
+from nanogpt.tracking.run_metadata import About
 
 
 class Trackio:

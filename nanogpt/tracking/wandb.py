@@ -22,8 +22,8 @@ from nanogpt.config import TrackingConfig
 from nanogpt.entry_names import sample_step, step_of
 from nanogpt.errors import BadEnvironment, escaped
 from nanogpt.files import list_entries, read_json_bytes, read_text, write_atomic
-from nanogpt.tracking.about import About, mode_of
-from nanogpt.tracking.metrics import Row
+from nanogpt.metrics_file import Row
+from nanogpt.tracking.run_metadata import About, mode_of
 
 FILE = "wandb.json"
 EXIT_CODES = {"finished": 0, "paused": 0, "stopped": 85, "diverged": 6}

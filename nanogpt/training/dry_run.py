@@ -1,4 +1,4 @@
-"""`plan=true`: what a training would take here, without beginning it."""
+"""`dry_run=true`: what a training would take here, without beginning it."""
 
 from dataclasses import replace
 
@@ -6,17 +6,17 @@ import torch
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig, check_horizon
+from nanogpt.console import say
 from nanogpt.data.dataset import expected_train_tokens
 from nanogpt.data.prepare import unprepared_lines
 from nanogpt.device import set_up
-from nanogpt.distributed import Peers
-from nanogpt.place import Place
+from nanogpt.distributed.env import Place
+from nanogpt.distributed.process_group import ProcessGroup
+from nanogpt.estimates.plan import Plan, describe_absent_gpu
 from nanogpt.run_identity import resolve
-from nanogpt.tracking.console import say
-from nanogpt.training.checks import check_places, expected_model, refuse_alone, refuse_too_large
-from nanogpt.training.choices import describe_choices, keep_micro_batch
-from nanogpt.training.plan import Plan, describe_absent_gpu
-from nanogpt.training.probe import plan_of, settled
+from nanogpt.training.auto_batch_size import plan_of, settled
+from nanogpt.training.auto_choices import describe_choices, keep_micro_batch
+from nanogpt.training.validation import check_places, expected_model, refuse_alone, refuse_too_large
 
 
 def show_plan(config: TrainConfig, place: Place) -> int:
@@ -35,7 +35,9 @@ def show_plan(config: TrainConfig, place: Place) -> int:
     else:
         compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
         refuse_too_large(config, compute, world)
-        config = settled(keep_micro_batch(config, compute, Peers(), world), model, compute, Peers(), world)
+        config = settled(
+            keep_micro_batch(config, compute, ProcessGroup(), world), model, compute, ProcessGroup(), world
+        )
         plan = plan_of(config, model, compute, world, sure)
         choices = describe_choices(config, compute)
     plan = replace(plan, train_tokens=expected_train_tokens(config.data))

@@ -9,18 +9,18 @@ from typing import Any
 from nanogpt.checkpoint import Tensors
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch, TrainBatches
+from nanogpt.distributed.signals import Stop, StopFlag
+from nanogpt.distributed.watchdog import Watch
 from nanogpt.errors import Diverged
 from nanogpt.evaluation.loss import Stopped
 from nanogpt.evaluation.tasks import Evaluations
-from nanogpt.model.sharding import whole_model
-from nanogpt.training.incidents import describe, keep, on_cpu
+from nanogpt.model.fsdp import whole_model
+from nanogpt.training.auto_batch_size import naming_size
+from nanogpt.training.nonfinite import describe, keep, on_cpu
 from nanogpt.training.pending import Pending
-from nanogpt.training.probe import naming_size
-from nanogpt.training.record import Record
+from nanogpt.training.run_logger import Record
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics, pass_over, train_step
-from nanogpt.training.stop import Stop, StopFlag
-from nanogpt.training.watch import Watch
 
 POLL = 0.01  # seconds between looks at a save that is waited for
 

@@ -7,15 +7,15 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import Loaded, StateFile
 from nanogpt.comparability import agree_in_nats
 from nanogpt.config import TrainConfig
+from nanogpt.console import say
 from nanogpt.data.dataset import Dataset
-from nanogpt.distributed import Peers
+from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadCheckpoint, BadData, escaped
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.measured import describe_measurement
 from nanogpt.files import check_regular
 from nanogpt.measurement import Measurement, to_dict
 from nanogpt.run_directory import RunDirectory
-from nanogpt.tracking.console import say
 from nanogpt.training.state import TrainState
 
 
@@ -108,7 +108,7 @@ def allow_fork(config: TrainConfig, run: RunDirectory, loaded: Loaded, dataset: 
     return config.model_copy(update={"resume": config.resume.model_copy(update={"allow_change": allowed})})
 
 
-def shared(mine: Loaded | None, about: dict[str, Any], peers: Peers) -> Loaded:
+def shared(mine: Loaded | None, about: dict[str, Any], peers: ProcessGroup) -> Loaded:
     """The leader's checkpoint on every rank, through memory: only the leader need see its files."""
     model, optimizer = peers.share(mine and mine.model), peers.share(mine and mine.optimizer)
     return Loaded(Path(about["path"]), model, optimizer, about["state"])
@@ -127,7 +127,7 @@ def refuse_other_data(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> 
     first = f", first differing file {escaped(names[0])}" if before and names else ""
     raise BadData(
         f"{escaped(dataset.folder)}: not the data this run was trained on (fingerprint {dataset.fingerprint[:12]}, "
-        f"was {escaped(theirs)[:12]}{first}); fresh=true starts another attempt, resume.allow_change=[data] goes on"
+        f"was {escaped(theirs)[:12]}{first}); new_attempt=true starts another, resume.allow_change=[data] goes on"
     )
 
 

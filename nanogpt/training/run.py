@@ -11,26 +11,46 @@ import torch
 from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig, check_horizon
+from nanogpt.console import say, silence
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import ensure
-from nanogpt.data.start import find_start_ids
 from nanogpt.device import Compute, set_up
 from nanogpt.device_errors import as_device_error
-from nanogpt.distributed import Peers, meet
+from nanogpt.distributed.env import Place, place_from
+from nanogpt.distributed.process_group import ProcessGroup, meet
+from nanogpt.distributed.signals import Stop, StopFlag
+from nanogpt.distributed.watchdog import Watch, watched
 from nanogpt.errors import STOPPED, Diverged
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import write_atomic
+from nanogpt.generation.start_tokens import find_start_ids
 from nanogpt.gpus import Facts, choose_gpu, describe_self
-from nanogpt.interop.initial import load_initial_weights
+from nanogpt.interop.load_weights import load_initial_weights
 from nanogpt.measurement import KEY
-from nanogpt.place import Place, place_from
 from nanogpt.provenance import code_digest, provenance
 from nanogpt.run_directory import RunDirectory, opened
-from nanogpt.tracking.console import say, silence
-from nanogpt.tracking.mirrors import refuse_missing
-from nanogpt.training.checks import (
+from nanogpt.tracking.trackers import refuse_missing
+from nanogpt.training.auto_batch_size import (
+    DidNotFit,
+    advice,
+    free_all,
+    naming_size,
+    out_of_memory,
+    rehearse,
+    settled,
+)
+from nanogpt.training.auto_choices import keep_micro_batch
+from nanogpt.training.dry_run import show_plan
+from nanogpt.training.loop import Loop
+from nanogpt.training.nonfinite import replay
+from nanogpt.training.related_runs import describe_later_changes
+from nanogpt.training.restore import restore, start_measurement
+from nanogpt.training.run_logger import Record
+from nanogpt.training.state import TrainState, build_state, is_compiled, settle_buckets
+from nanogpt.training.summary import conclude, introduce
+from nanogpt.training.validation import (
     check_places,
     expected_model,
     model_for,
@@ -40,26 +60,6 @@ from nanogpt.training.checks import (
     warn_of_short_shards,
     with_identity,
 )
-from nanogpt.training.choices import keep_micro_batch
-from nanogpt.training.dry_run import show_plan
-from nanogpt.training.extension import describe_later_changes
-from nanogpt.training.incidents import replay
-from nanogpt.training.loop import Loop
-from nanogpt.training.probe import (
-    DidNotFit,
-    advice,
-    free_all,
-    naming_size,
-    out_of_memory,
-    rehearse,
-    settled,
-)
-from nanogpt.training.record import Record
-from nanogpt.training.restore import restore, start_measurement
-from nanogpt.training.state import TrainState, build_state, is_compiled, settle_buckets
-from nanogpt.training.stop import Stop, StopFlag
-from nanogpt.training.summary import conclude, introduce
-from nanogpt.training.watch import Watch, watched
 
 
 def train(config: TrainConfig) -> int:
@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> int:
         return replay(config)
     place = place_from(os.environ)
     silence(place.rank > 0)
-    if config.plan:
+    if config.dry_run:
         return show_plan(config, place)
     too_large: int | None = None
     while True:
@@ -129,7 +129,9 @@ def device_of(config: TrainConfig, place: Place, facts: Sequence[Facts]) -> Comp
     return set_up(config.hardware, place.local_rank, place.local_world, gpu=gpu)
 
 
-def train_with(config: TrainConfig, compute: Compute, peers: Peers, watch: Watch, too_large: int | None = None) -> int:
+def train_with(
+    config: TrainConfig, compute: Compute, peers: ProcessGroup, watch: Watch, too_large: int | None = None
+) -> int:
     """`train`, once the ranks have met."""
     state = None
     try:
@@ -197,7 +199,11 @@ def train_state(
         start_measurement(state, loss, dataset, config)
         record = begin(config, state, dataset, run, watch) if run else None
         watch.arm(
-            flag, path, config.hardware.timeout, config.checkpoint.grace, is_compiled(config.hardware, state.compute)
+            flag,
+            path,
+            config.hardware.timeout,
+            config.checkpoint.stop_timeout_s,
+            is_compiled(config.hardware, state.compute),
         )
         with reporting(record, watch, flag):
             if config.tracking.required:
@@ -229,14 +235,14 @@ def say_done(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
     if run.status().get("state") != outcome:
         run.write_status(outcome, step=state.step, steps=state.steps, best=state.best)
     if outcome == "paused":
-        say(f"paused already, at step {state.step} of {state.steps}; pause_at=null goes on")
+        say(f"paused already, at step {state.step} of {state.steps}; stop_at_fraction=null goes on")
         return
-    say(f"finished already, at step {state.step}; fresh=true trains it again beside this one")
+    say(f"finished already, at step {state.step}; new_attempt=true trains it again beside this one")
     conclude(config, state, run)
 
 
 @contextmanager
-def directory(config: TrainConfig, peers: Peers) -> Generator[tuple[Path, RunDirectory | None], None, None]:
+def directory(config: TrainConfig, peers: ProcessGroup) -> Generator[tuple[Path, RunDirectory | None], None, None]:
     """Where the run is, on all ranks; and the run directory itself, locked, on the leader."""
     with ExitStack() as stack:
         mine: list[RunDirectory] = []
@@ -297,11 +303,11 @@ def reporting(record: Record | None, watch: Watch, flag: StopFlag) -> Generator[
 
 
 def close_mirrors(record: Record, flag: StopFlag, state: str) -> None:
-    """Let trackers have what they lack, within tracking.timeout and checkpoint.grace; another signal cuts it short."""
+    """Upload what trackers lack within tracking.timeout and checkpoint.stop_timeout_s; a second signal ends it."""
     before, config = flag.level, record.config
     left = config.tracking.timeout
     if before:
-        left = min(left, flag.first + config.checkpoint.grace - time.monotonic()) if before < Stop.NOW else 1.0
+        left = min(left, flag.first + config.checkpoint.stop_timeout_s - time.monotonic()) if before < Stop.NOW else 1.0
     record.mirrors.finish(state, left, lambda: flag.level > before)
 
 
@@ -309,9 +315,9 @@ def farewell(config: TrainConfig, record: Record, flag: StopFlag, agreed: Stop) 
     """Why it stopped, and how it goes on."""
     step, steps = record.state.step, record.run.checkpoints.steps()
     if not agreed:
-        say(f"paused at step {step} of {record.state.steps}, all saved; pause_at=null goes on")
+        say(f"paused at step {step} of {record.state.steps}, all saved; stop_at_fraction=null goes on")
         return
-    again = "the same command without fresh=true" if config.fresh else "the same command"
+    again = "the same command without new_attempt=true" if config.new_attempt else "the same command"
     reason = flag.reason or "a signal to another rank"
     if agreed < Stop.NOW or step in steps:
         say(f"{reason}: stopped at step {step}, all saved; {again} continues")

@@ -16,15 +16,15 @@ from nanogpt.config import CompileMode, HardwareConfig, ModelConfig, TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.data.sampler import seed_of
 from nanogpt.device import DTYPES, Compute, attention_used, memory_bytes
-from nanogpt.distributed import Peers
+from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.estimates.flops import horizon, parameter_counts
+from nanogpt.estimates.memory import ROOM, memory_of
 from nanogpt.measurement import KEY, read_facts
-from nanogpt.model.cost import horizon, parameter_counts
 from nanogpt.model.float8 import in_float8
+from nanogpt.model.fsdp import part_of, shard, whole
 from nanogpt.model.gpt import GPT
 from nanogpt.model.loss import compile_loss
-from nanogpt.model.memory import ROOM, memory_of
-from nanogpt.model.sharding import part_of, shard, whole
 from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.declaration import FP32
 from nanogpt.training.spikes import Spikes
@@ -43,7 +43,7 @@ class TrainState:
     optimizer: Optimizer
     scaler: GradScaler
     compute: Compute
-    peers: Peers
+    peers: ProcessGroup
     steps: int
     """Where the run ends."""
     step: int = 0
@@ -164,14 +164,14 @@ def refuse_misfits(loaded: Loaded, named: dict[str, torch.nn.Parameter]) -> None
 
 
 def build_state(
-    config: TrainConfig, model_config: ModelConfig, compute: Compute, peers: Peers | None = None
+    config: TrainConfig, model_config: ModelConfig, compute: Compute, peers: ProcessGroup | None = None
 ) -> TrainState:
     """Step 0: weights from the seed, on the device."""
-    peers = peers or Peers()
+    peers = peers or ProcessGroup()
     hardware, width = config.hardware, config.parametrization.width(model_config.n_embd)
     attention = attention_used(hardware.attention, compute, model_config)
     model = GPT(model_config, seed_of(config.training.seed, "init"), width)
-    model.recompute = hardware.recompute
+    model.recompute = hardware.activation_checkpointing
     match hardware.strategy:
         case "ddp":
             forward = peers.wrap(on_device(model, hardware, compute), compute.device)
@@ -203,7 +203,7 @@ def build_state(
             "compile": is_compiled(hardware, compute),
             "compile_mode": hardware.compile_mode,
             "attention": attention,
-            "recompute": hardware.recompute,
+            "recompute": hardware.activation_checkpointing,
             "reduces_each": each,
             "threads": torch.get_num_threads() if compute.device.type == "cpu" else None,
             "torch": str(torch.__version__),
@@ -241,7 +241,7 @@ def in_shards(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Modu
     return model
 
 
-def reduces_each(config: TrainConfig, model: ModelConfig, compute: Compute, peers: Peers) -> bool:
+def reduces_each(config: TrainConfig, model: ModelConfig, compute: Compute, peers: ProcessGroup) -> bool:
     """Return whether sharded gradients are reduced at every micro-batch, which needs no room for whole ones.
 
     Not where on every rank's GPU the estimate leaves room for them. On a CPU always: it is as fast, and the sums of

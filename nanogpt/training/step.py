@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
-from nanogpt.distributed import synchronised
-from nanogpt.model.sharding import set_gradient_sync, whole
+from nanogpt.distributed.process_group import synchronised
+from nanogpt.model.fsdp import set_gradient_sync, whole
 from nanogpt.optim.schedule import set_rates
 from nanogpt.training.state import TrainState
 

@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanogpt.config import TrainConfig
+from nanogpt.console import say, table, visible
 from nanogpt.data.dataset import Dataset
 from nanogpt.entry_names import sample_step
 from nanogpt.errors import escaped
+from nanogpt.estimates.plan import eval_line
 from nanogpt.evaluation.loss import LOSSES, LossEvaluation
 from nanogpt.files import list_entries, read_text
 from nanogpt.loss_check import find_trouble
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_identity import CONTENTS
-from nanogpt.tracking.console import say, table, visible
-from nanogpt.training.choices import describe_choices
-from nanogpt.training.extension import relative_of
-from nanogpt.training.plan import eval_line
-from nanogpt.training.probe import plan_of
+from nanogpt.training.auto_batch_size import plan_of
+from nanogpt.training.auto_choices import describe_choices
+from nanogpt.training.related_runs import relative_of
 from nanogpt.training.state import TrainState
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from nanogpt.benchmark import floors
+from nanogpt.benchmark import roofline
 
 
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floors, "SIDES", (64, 128))
-    monkeypatch.setattr(floors, "COPIED", 2**22)
-    monkeypatch.setattr(floors, "SECONDS", 0.01)
+    monkeypatch.setattr(roofline, "SIDES", (64, 128))
+    monkeypatch.setattr(roofline, "COPIED", 2**22)
+    monkeypatch.setattr(roofline, "SECONDS", 0.01)

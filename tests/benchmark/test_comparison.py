@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from nanogpt.benchmark import ours, rivals
-from nanogpt.benchmark.clock import Table
+from nanogpt.benchmark import baselines, ours
+from nanogpt.benchmark.baselines import refuse_rival
 from nanogpt.benchmark.comparison import (
     compiling_rows,
     generation_tables,
@@ -24,9 +24,9 @@ from nanogpt.benchmark.comparison import (
     ratio_row,
     training_table,
 )
+from nanogpt.benchmark.measurement import OURS, Measurement, Work, measured, with_vocabulary
 from nanogpt.benchmark.report import bench
-from nanogpt.benchmark.rivals import refuse_rival
-from nanogpt.benchmark.work import OURS, Measurement, Work, measured, with_vocabulary
+from nanogpt.benchmark.timing import Table
 from nanogpt.config import BenchConfig, BenchSettings, ModelConfig, TrainConfig
 from nanogpt.device import set_up
 from nanogpt.errors import BadEnvironment, BadInput
@@ -94,7 +94,7 @@ def test_transformers_has_the_same_network_and_draws_every_token(config: Build, 
     compute = set_up(built.hardware)
     work = Work(program="transformers", what="generation", batch=2, config=built)
     prompts = ours.random_prompts(work, compute.device)
-    theirs, draw = rivals.transformers_generator(work, compute, prompts)
+    theirs, draw = baselines.transformers_generator(work, compute, prompts)
     mine, _ = ours.generator(work, compute, prompts)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in mine.parameters())
     draw(5)  # refuses by itself to end early
@@ -150,7 +150,7 @@ def test_a_process_keeps_what_it_compiles_where_it_is_told(
         return subprocess.CompletedProcess([], 0, text, "")
 
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setattr("nanogpt.benchmark.work.subprocess.run", start)
+    monkeypatch.setattr("nanogpt.benchmark.measurement.subprocess.run", start)
     built = known_vocabulary(build(config))
     in_turn((OURS, "x"), 2, lambda name: Work(program=name, what="training", batch=1, config=built))
     assert told[:2] == told[2:] and len(set(told)) == 2 and "its own" not in told
@@ -164,7 +164,7 @@ def test_nanogpts_attention_is_torchs_choice(config: Build, nanogpt: str, monkey
     work = Work(program=nanogpt, what="training", batch=8, config=built)
     batches = ours.random_batches(work, compute.device)
     seen: list[set[str]] = []
-    for make in (ours.trainer, rivals.nanogpt_trainer):
+    for make in (ours.trainer, baselines.nanogpt_trainer):
         _, step = make(work, compute, batches)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
             step(unobserved)
@@ -184,7 +184,7 @@ def test_nanogpt_and_we_make_the_same_steps(config: Build, nanogpt: str, monkeyp
     assert len(batches) == 2 and batches[0].ids.shape == (4, 16)
     assert torch.equal(batches[0].ids[:, 1:], batches[0].targets[:, :-1])
     mine, step = ours.trainer(work, compute, batches)
-    theirs, their_step = rivals.nanogpt_trainer(work, compute, batches)
+    theirs, their_step = baselines.nanogpt_trainer(work, compute, batches)
     theirs.load_state_dict(mine.state_dict())
     for _ in range(3):
         step(unobserved)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt.benchmark.clock import Stopwatch, between, spread
 from nanogpt.benchmark.report import bench
+from nanogpt.benchmark.timing import Stopwatch, between, spread
 from nanogpt.config import BenchConfig, BenchSettings, TrainConfig
 from tests.conftest import ROOT
 
@@ -64,7 +64,7 @@ def test_an_automatic_micro_batch_is_the_one_that_training_takes(
     config: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory for two sequences: it is told, and measured with it."""
-    monkeypatch.setattr("nanogpt.training.probe.largest_micro_batch", lambda *_, **__: 2)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr("nanogpt.training.auto_batch_size.largest_micro_batch", lambda *_, **__: 2)  # pyright: ignore[reportUnknownLambdaType]
     settings = BenchSettings(warmup=1, steps=1, startup=False)
     bench(BenchConfig(**dict(config(**{"hardware.micro_batch_size": "auto"})), bench=settings))
     assert "step of 128 tokens (4 x 2 x 16)" in capsys.readouterr().out
@@ -87,6 +87,6 @@ def test_a_stopwatch_adds_up_and_waits() -> None:
 def test_memory_is_that_of_the_process_alone() -> None:
     """getrusage would tell what this one holds."""
     ballast = torch.ones(2**30 // 4)
-    code = "from nanogpt.benchmark.clock import peak_resident; print(peak_resident())"
+    code = "from nanogpt.benchmark.timing import peak_resident; print(peak_resident())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 50e6 < int(done.stdout) < ballast.nbytes

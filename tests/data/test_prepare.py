@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanogpt import foreign
 from nanogpt import tokenizer as tokenizers
 from nanogpt.data import corpora
 from nanogpt.data.dataset import Dataset, Split, folder_of
 from nanogpt.data.prepare import ensure, prepare
 from nanogpt.errors import BadData, BadEnvironment
+from nanogpt.interop import pickle_import
 from tests.data.conftest import Make
 
 ROOT = Path(__file__).parents[2]
@@ -223,13 +223,13 @@ def test_nanogpts_vocabulary_is_converted_without_running_it(
     np.array([0, 1, 2, 1] * 20, np.uint16).tofile(folder / "val.bin")
     meta = {"vocab_size": 3, "itos": {0: "a", 1: "b", 2: "c"}, "stoi": {"a": 0, "b": 1, "c": 2}}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
-    with pytest.raises(BadData, match=r"python -m nanogpt.foreign .*meta.pkl"):
+    with pytest.raises(BadData, match=r"python -m nanogpt.interop.pickle_import .*meta.pkl"):
         ensure(data(source=str(folder)))
-    foreign.convert_meta(folder / "meta.pkl")
+    pickle_import.convert_meta(folder / "meta.pkl")
     dataset = ensure(data(source=str(folder)))
     assert text_of(dataset, dataset.val).startswith("abcb")
     for evil in (pickle.dumps(Canary()), pickle.dumps({"itos": Canary()}), b"cos\nsystem\n(S'touch canary'\ntR."):
         (folder / "meta.pkl").write_bytes(evil)
         with pytest.raises(BadData, match="not a plain vocabulary"):
-            foreign.convert_meta(folder / "meta.pkl")
+            pickle_import.convert_meta(folder / "meta.pkl")
     assert not (tmp_path / "canary").exists() and not (folder / "canary").exists()

@@ -8,7 +8,7 @@ import pytest
 from nanogpt.data import text_digest
 from nanogpt.data.prepare import prepare
 from nanogpt.data.text_digest import digest_text
-from tests.tiny import tiny_config
+from tests.tiny_config import tiny_config
 
 TEXT = "It was – as they said – the best of times.\nIt was the worst of times.\n" * 120
 

@@ -1,4 +1,4 @@
-"""`python -m nanogpt.doctor`: well where all is well, and where something is broken it says what and what to do."""
+"""`nanogpt doctor`: well where all is well, and where something is broken it says what and what to do."""
 
 import os
 import pty
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nanogpt.config import DoctorConfig, TrainConfig
-from nanogpt.config.doors import CheckName
+from nanogpt.config.commands import CheckName
 from nanogpt.doctor import examination, invariants, machine
 from nanogpt.doctor.examination import CHECKS
 from nanogpt.doctor.finding import Check, Finding, examine
@@ -29,7 +29,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 def doctor(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return command("-m", "nanogpt.doctor", *words, folder=folder, PYTHONPATH=str(ROOT), **environment)
+    return command("-m", "cli", "doctor", *words, folder=folder, PYTHONPATH=str(ROOT), **environment)
 
 
 def train_forked(_: Path, *trainings: tuple[TrainConfig, int]) -> None:
@@ -99,7 +99,7 @@ def other_second_training(**changes: dict[str, Any]) -> Callable[[pytest.MonkeyP
     ("name", "plant", "says", "remedy"),
     [
         ("logits", other_logits, "from transformers' logits", "tests/interop"),
-        ("cache", other_positions, "from logits without a cache", "tests/test_generate.py"),
+        ("cache", other_positions, "from logits without a cache", "tests/generation/test_decode.py"),
         ("accumulation", other_mean, "from losses of the whole batch", "tests/training/test_step.py"),
         ("ranks", other_second_training(training={"seed": 5}), "from losses of one rank", "hardware.devices=1"),
         ("resume", other_second_training(optimizer={"weight_decay": 0.0}), "these differ: ", "don't rely on restarts"),
@@ -209,7 +209,7 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
 def test_a_terminal_gets_colours(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100"}
-    command = [sys.executable, "-m", "nanogpt.doctor", "checks=[python,data]"]
+    command = [sys.executable, "-m", "cli", "doctor", "checks=[python,data]"]
     process = subprocess.Popen(command, stdout=follower, stderr=follower, cwd=tmp_path, env=environment)
     os.close(follower)
     said = ""

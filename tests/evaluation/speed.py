@@ -16,20 +16,20 @@ import torch
 
 from nanogpt.config import ExportConfig, HardwareConfig, ModelConfig
 from nanogpt.device import Compute, set_up
-from nanogpt.distributed import Peers
+from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.evaluation.hellaswag import HellaSwag
 from nanogpt.evaluation.scoring import score
-from nanogpt.exporting import write_hf
+from nanogpt.interop.export import write_hf
+from nanogpt.interop.load_model import Trained
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import GPT2Tokenizer
-from nanogpt.trained import Trained
 
 
 def ours(benchmark: HellaSwag, model: GPT, compute: Compute, batch_tokens: int | None) -> tuple[float, list[float]]:
     """(items a second, log-likelihood of every ending)."""
     tokenizer = GPT2Tokenizer()
     started = time.perf_counter()
-    scores = score(model, list(benchmark.requests(tokenizer)), compute, Peers(), batch_tokens)
+    scores = score(model, list(benchmark.requests(tokenizer)), compute, ProcessGroup(), batch_tokens)
     rate = len(benchmark.documents) / (time.perf_counter() - started)
     return rate, [one.log_likelihood for those in scores for one in those]
 

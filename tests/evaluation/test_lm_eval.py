@@ -13,10 +13,10 @@ from nanogpt.evaluation.hellaswag import HellaSwag
 from nanogpt.evaluation.lambada import Lambada
 from nanogpt.evaluation.tasks import TaskEvaluation, load_benchmark
 from nanogpt.evaluation.wikitext import WikiText
-from nanogpt.exporting import write_hf
+from nanogpt.interop.export import write_hf
+from nanogpt.interop.load_model import Trained
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import Tokenizer, build
-from nanogpt.trained import Trained
 from tests.conftest import SHARED
 from tests.evaluation.harness import harness
 

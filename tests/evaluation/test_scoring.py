@@ -9,7 +9,7 @@ import torch
 
 from nanogpt.config import ModelConfig
 from nanogpt.device import Compute
-from nanogpt.distributed import Peers
+from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.evaluation import scoring
 from nanogpt.evaluation.loss import Stopped
 from nanogpt.evaluation.scoring import Request, Score, score
@@ -19,7 +19,7 @@ CPU = Compute(torch.device("cpu"), "fp32", "test")
 V, T = 50, 12
 FORMS = [
     {},
-    {"position": "rotary", "qk_norm": True, "n_kv_head": 1, "norm": "rmsnorm", "tied_head": False},
+    {"position": "rotary", "qk_norm": True, "n_kv_head": 1, "norm": "rmsnorm", "tie_weights": False},
     {"vocab_multiple": 64},
 ]
 
@@ -59,7 +59,7 @@ def test_scores_are_those_of_single_sequences(form: dict[str, object]) -> None:
     expected = [[plain(model, request.context, one) for one in request.continuations] for request in asked]
     assert sum(one.greedy for those in expected for one in those) >= 10
     for batch_tokens in (1, 100, 100_000):
-        found = score(model, asked, CPU, Peers(), batch_tokens)
+        found = score(model, asked, CPU, ProcessGroup(), batch_tokens)
         for ours, theirs in zip(chain(*found), chain(*expected), strict=True):
             assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=1e-5, abs=1e-5)
             assert ours.greedy == theirs.greedy
@@ -82,7 +82,7 @@ def test_long_texts_are_read_in_windows(length: int) -> None:
     for first in range(0, length, T):
         end = min(first + T, length)
         total += plain(model, whole[: first + 1], whole[first + 1 : end + 1]).log_likelihood
-    ((found,),) = score(model, [Request([7], [text])], CPU, Peers())
+    ((found,),) = score(model, [Request([7], [text])], CPU, ProcessGroup())
     assert found.log_likelihood == pytest.approx(total, rel=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_equal_likelihoods_go_to_the_first_and_nothing_is_certain() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    ((first, second, nothing),) = score(model, [Request([3], [[0, 0], [0, 1], []])], CPU, Peers())
+    ((first, second, nothing),) = score(model, [Request([3], [[0, 0], [0, 1], []])], CPU, ProcessGroup())
     assert first.greedy and not second.greedy
     assert first.log_likelihood == pytest.approx(-2 * math.log(V))
     assert nothing == Score(0.0, True)
@@ -100,7 +100,7 @@ def test_equal_likelihoods_go_to_the_first_and_nothing_is_certain() -> None:
 def test_it_stops_between_batches() -> None:
     calls = iter([False, False, True])
     with pytest.raises(Stopped):
-        score(model_of(), requests(2), CPU, Peers(), 20, lambda: next(calls))
+        score(model_of(), requests(2), CPU, ProcessGroup(), 20, lambda: next(calls))
 
 
 def test_only_wanted_logits_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,5 +108,5 @@ def test_only_wanted_logits_are_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     real = scoring.token_scores
     monkeypatch.setattr(scoring, "token_scores", lambda model, x, y: (seen.append(len(x)), real(model, x, y))[1])
     asked = requests(3)
-    score(model_of(), asked, CPU, Peers())
+    score(model_of(), asked, CPU, ProcessGroup())
     assert sum(seen) == sum(len(one) for request in asked for one in request.continuations)

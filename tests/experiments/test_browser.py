@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.experiments import browser
-from tests.experiments.made import write_run
+from tests.experiments.fake_runs import write_run
 from tests.experiments.page import EVIL, reported
 
 

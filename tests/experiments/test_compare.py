@@ -8,14 +8,14 @@ from scipy import stats
 
 from experiments.compare import blocks, compare, equal_cost
 from experiments.document import Block, Cell, Code, Note, Table
-from experiments.finding import find
+from experiments.find import find
 from experiments.progress import look
 from experiments.ranking import settings
 from experiments.results import read_all
 from nanogpt.config import CompareConfig, TargetsConfig
 from nanogpt.errors import BadInput
 from nanogpt.provenance import digest_of, git
-from tests.experiments.made import BATCH, seeds, write_run
+from tests.experiments.fake_runs import BATCH, seeds, write_run
 
 
 def sides(*targets: Path):  # type: ignore[no-untyped-def]

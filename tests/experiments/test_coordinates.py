@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from conf.reading import points
+from cli.sweep_request import points
 from experiments.coordinates import check
 from nanogpt.config import CoordinatesConfig
 from nanogpt.errors import BadInput
@@ -32,7 +32,7 @@ def test_adamw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_muon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Orthogonal updates hold by themselves; the head, which Adam moves, only with muP."""
-    words = ("model=tiny_modern", "model.softcap=null", "optimizer=muon", "coordinates.widths=[64,128,256]")
+    words = ("model=tiny_modern", "model.logit_softcap=null", "optimizer=muon", "coordinates.widths=[64,128,256]")
     slopes = checked(capsys, tmp_path, "coordinates.steps=2", *words)
     assert slopes["logits"][0] > 0.5 and all(mup < 0.4 for _, mup in slopes.values()), slopes
 

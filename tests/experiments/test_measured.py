@@ -7,17 +7,17 @@ import pytest
 
 from experiments.compare import blocks
 from experiments.document import Block, Note, Table
-from experiments.listing import list_runs
-from experiments.pictures import theme
-from experiments.pictures.theme import LIGHT
+from experiments.list_runs import list_runs
+from experiments.plots import theme
+from experiments.plots.theme import LIGHT
 from experiments.progress import progress_of
 from experiments.ranking import rankings, settings
 from experiments.results import Result, read
-from experiments.runs import finished_runs
+from experiments.scaling.runs import finished_runs
 from nanogpt.config import ListConfig
 from nanogpt.errors import BadInput
 from nanogpt.loss_check import find_trouble
-from tests.experiments.made import write_run
+from tests.experiments.fake_runs import write_run
 from tests.experiments.page import reported
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from conf.reading import points, read
-from conf.words import quoted, with_targets
-from experiments.command import repeat
-from experiments.finding import find
+from cli.quoting import quoted, with_targets
+from cli.sweep_request import points, read
+from experiments.find import find
 from experiments.progress import look
 from experiments.ranking import Setting, axes, name, ranked, settings
+from experiments.reproduce import repeat
 from experiments.results import Result, missing, read_all
 from launch.study import study_of
 from nanogpt.config import ReportConfig, TargetsConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.schema import signature
-from tests.experiments.made import seeds, write_run
+from tests.experiments.fake_runs import seeds, write_run
 
 
 def results(folder: Path) -> list[Result]:

@@ -15,16 +15,16 @@ from scipy import stats
 
 from experiments.compare import compare
 from experiments.document import escaped_markdown
-from experiments.listing import list_runs
-from experiments.pictures import theme
-from experiments.pictures.landscape import draw_means
-from experiments.pictures.theme import LIGHT
+from experiments.list_runs import list_runs
+from experiments.plots import theme
+from experiments.plots.sweep_plots import draw_means
+from experiments.plots.theme import LIGHT
 from experiments.report import PICTURES, report
 from experiments.statistics import Estimate
 from nanogpt import files
 from nanogpt.config import Against, CompareConfig, ListConfig, ReportConfig
 from nanogpt.errors import BadEnvironment, BadInput
-from tests.experiments.made import BATCH, seeds, write_run
+from tests.experiments.fake_runs import BATCH, seeds, write_run
 from tests.experiments.page import EVIL, reported
 
 ROOT = Path(__file__).parents[2]

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments.finding import find
+from experiments.find import find
 from experiments.progress import look, progress_of
 from experiments.ranking import ranked, settings
 from experiments.results import Result, read, read_all
 from experiments.tables import run_table
-from launch.states import Point
+from launch.status import Point
 from nanogpt.config import TargetsConfig
 from nanogpt.errors import BadInput
-from nanogpt.model.cost import flops_per_token
+from nanogpt.estimates.flops import flops_per_token
 from nanogpt.run_directory import RunDirectory
-from tests.experiments.made import BATCH, write_run
+from tests.experiments.fake_runs import BATCH, write_run
 
 
 def result(path: Path) -> Result:

@@ -1,4 +1,4 @@
-"""`python -m experiments sizing`: nanoGPT's notebook as tables, devices, costs; and the door of the room."""
+"""`nanogpt sizing`: nanoGPT's notebook as tables, devices, costs; and the door of the room."""
 
 import ast
 import re
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from conf.reading import points
+from cli.sweep_request import points
 from experiments.sizing import size
 from nanogpt.config import SizingConfig
-from nanogpt.model.devices import DEVICES
-from nanogpt.model.memory import training_memory
+from nanogpt.estimates.gpu_specs import DEVICES
+from nanogpt.estimates.memory import training_memory
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ["model=gpt2", "model.bias=false", "model.vocab_multiple=1"]
@@ -113,7 +113,7 @@ def test_questions_are_answered_without_torch(words: list[str], code: int, tmp_p
 
 def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:
     told = command("scalling", folder=tmp_path).stderr
-    assert told.startswith("error: scalling: no such command; allowed: one of sizing, scaling, coordinates")
+    assert told.startswith("error: scalling: no such command; allowed: one of report, compare, list")
     assert told.splitlines()[0].endswith("did you mean 'scaling'?")
 
 

@@ -10,15 +10,15 @@ from typing import get_args
 import pytest
 import torch
 
-from nanogpt.benchmark.work import OURS, Measurement
+from nanogpt.benchmark.measurement import OURS, Measurement
 from nanogpt.config import DoctorConfig
-from nanogpt.config.doors import CheckName
+from nanogpt.config.commands import CheckName
 from nanogpt.device import Compute
+from nanogpt.estimates.flops import flops_per_token
 from nanogpt.gpu_check import invariants, run, speed
 from nanogpt.gpu_check.findings import JSON, MARKDOWN, Part, Row, judge, summarize, write_files
 from nanogpt.gpu_check.parts import Task, list_tasks
 from nanogpt.gpu_check.scale import REAL, bench_config
-from nanogpt.model.cost import flops_per_token
 from tests.commands import command
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def task(limit: float = 60.0, timed: bool = True) -> Task:
 def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = command("-m", "nanogpt.doctor", "gpu=true", folder=tmp_path, PYTHONPATH=str(ROOT))
+    done = command("-m", "cli", "doctor", "gpu=true", folder=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 5 and done.stdout == ""
     expected = "error: gpu=true: no CUDA device here; device=cpu rehearses the check with tiny models"
     assert done.stderr.splitlines() == [expected]
@@ -42,7 +42,7 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
 
 def test_keys_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     for words in (["gpu=true", "checks=[disk]"], ["against=/nowhere"], ["gpu=true", "device=cpu", "against=/nowhere"]):
-        done = command("-m", "nanogpt.doctor", *words, folder=tmp_path, PYTHONPATH=str(ROOT))
+        done = command("-m", "cli", "doctor", *words, folder=tmp_path, PYTHONPATH=str(ROOT))
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 

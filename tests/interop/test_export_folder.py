@@ -10,7 +10,7 @@ import pytest
 
 from nanogpt.config import ExportConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, BadInput, LabError
-from nanogpt.exporting import check_target, export
+from nanogpt.interop.export import check_target, export
 from nanogpt.interop.export_folder import ExportFolder, check_export_folder, write_beside
 from nanogpt.run_directory import locate
 from nanogpt.training.run import train
@@ -142,7 +142,7 @@ def test_the_folder_of_a_run(
             with pytest.raises(BadInput):
                 export(wanted.model_copy(update={"out": str(out), "overwrite": overwrite}))
     with monkeypatch.context() as patched:
-        patched.setattr("nanogpt.exporting.weights_of", lambda model: changed(model))
+        patched.setattr("nanogpt.interop.export.weights_of", lambda model: changed(model))
         with pytest.raises(LabError, match=r"logits differ in init_from by up to .* nothing was written"):
             export(wanted)
     assert tree_names(run) == before

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ExportConfig, ModelConfig, TrainConfig, TrainedConfig
 from nanogpt.errors import BadCheckpoint, BadInput
-from nanogpt.exporting import export, write_hf
+from nanogpt.interop.export import export, write_hf
 from nanogpt.interop.export_config import to_hf
 from nanogpt.interop.hf_tokenizer import read_tokenizer, write_tokenizer
+from nanogpt.interop.load_model import Trained, load_trained
 from nanogpt.interop.names import from_llama, to_llama
 from nanogpt.interop.sources import Folder
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer
-from nanogpt.trained import Trained, load_trained
 from nanogpt.training.run import train
 from tests.model.test_gpt import randomize
 
@@ -32,14 +32,14 @@ FORMS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "gpt2, erf": {"activation": "gelu"},
     "gpt2, no biases, padded": {"bias": False, "vocab_multiple": 64},
-    "gpt2, no gains": {"norm_weight": False},
+    "gpt2, no gains": {"norm_affine": False},
     "llama": MODERN,
-    "llama, no gains": MODERN | {"norm_weight": False},
+    "llama, no gains": MODERN | {"norm_affine": False},
     "llama, biases, grouped": MODERN | {"bias": True, "n_kv_head": 2},
-    "llama, untied, padded": MODERN | {"tied_head": False, "vocab_multiple": 64, "rope_base": 500_000.0},
+    "llama, untied, padded": MODERN | {"tie_weights": False, "vocab_multiple": 64, "rope_base": 500_000.0},
     "qwen3": MODERN | {"qk_norm": True},
-    "qwen3, no gains": MODERN | {"qk_norm": True, "norm_weight": False},
-    "qwen3, grouped, untied": MODERN | {"qk_norm": True, "n_kv_head": 1, "tied_head": False, "vocab_multiple": 32},
+    "qwen3, no gains": MODERN | {"qk_norm": True, "norm_affine": False},
+    "qwen3, grouped, untied": MODERN | {"qk_norm": True, "n_kv_head": 1, "tie_weights": False, "vocab_multiple": 32},
 }
 
 
@@ -114,7 +114,7 @@ def test_a_sharded_folder_and_the_names_of_the_hub(tmp_path: Path) -> None:
         ),
         (MODERN | {"activation": "gelu"}, "model.activation=gelu: LlamaForCausalLM .* needs model.activation=swiglu"),
         (MODERN | {"qk_norm": True, "bias": True}, "model.bias=true: Qwen3ForCausalLM .* needs model.bias=false"),
-        ({"softcap": 15.0}, "model.softcap=15.0: GPT2LMHeadModel .* needs model.softcap=null"),
+        ({"logit_softcap": 15.0}, "model.logit_softcap=15.0: GPT2LMHeadModel .* needs model.logit_softcap=null"),
         ({"conv": ["mlp", "qkv"]}, r"model.conv=\[mlp,qkv\]: GPT2LMHeadModel .* needs model.conv=\[\]"),
         ({"n_kv_head": 2}, "model.n_kv_head=2: .* needs model.n_kv_head=null or 4"),
     ],

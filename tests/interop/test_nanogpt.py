@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from nanogpt.config import ExportConfig, SampleConfig, TrainConfig, TrainedConfig
 from nanogpt.errors import BadCheckpoint, BadInput
-from nanogpt.exporting import export
-from nanogpt.foreign import convert_meta, read_checkpoint
+from nanogpt.generation.command import sample
+from nanogpt.interop.export import export
+from nanogpt.interop.load_model import load_trained, of_run
+from nanogpt.interop.pickle_import import convert_meta, read_checkpoint
 from nanogpt.interop.sources import find_source
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, locate
-from nanogpt.sampling import sample
 from nanogpt.tokenizer import CharTokenizer
-from nanogpt.tracking.metrics import read_rows
-from nanogpt.trained import load_trained, of_run
 from nanogpt.training.run import train
 from tests import ranks
 from tests.conftest import Run

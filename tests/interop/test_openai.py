@@ -13,13 +13,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from conf.reading import points
+from cli.sweep_request import points
 from nanogpt.config import TrainConfig, TrainedConfig
 from nanogpt.interop.architecture import GPT2_SIZES
-from nanogpt.interop.initial import load_weights
+from nanogpt.interop.load_model import load_trained
+from nanogpt.interop.load_weights import load_weights
 from nanogpt.interop.sources import HUB, find_source
 from nanogpt.model.gpt import GPT
-from nanogpt.trained import load_trained
 from tests.conftest import Run
 
 transformers = pytest.importorskip("transformers")

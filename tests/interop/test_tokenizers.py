@@ -9,7 +9,7 @@ import pytest
 
 from nanogpt.errors import BadData
 from nanogpt.interop.hf_tokenizer import have_same_ids, read_tokenizer, write_tokenizer
-from nanogpt.interop.initial import refuse_other_tokenizer
+from nanogpt.interop.load_weights import refuse_other_tokenizer
 from nanogpt.interop.sources import Folder
 from nanogpt.tokenizer import (
     BPETokenizer,

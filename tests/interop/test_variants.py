@@ -15,7 +15,7 @@ from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.interop import architecture, sources
 from nanogpt.interop.export_config import require_nanogpt, to_hf
 from nanogpt.interop.hf_config import ALL_HARMLESS, FIXED, Keys, read_gpt2, read_llama
-from nanogpt.interop.initial import load_weights
+from nanogpt.interop.load_weights import load_weights
 from nanogpt.interop.sources import Folder, find_source
 from nanogpt.model.gpt import GPT
 from nanogpt.schema import fixed
@@ -279,7 +279,7 @@ def test_an_untied_gpt2_keeps_its_head(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.allclose(ours(tmp_path), model(IDS).logits, atol=1e-4)
-    assert Folder(tmp_path).values()["tied_head"] is False
+    assert Folder(tmp_path).values()["tie_weights"] is False
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

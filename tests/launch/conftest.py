@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 import pytest
 
-from launch.cluster.cluster import Cluster
+from launch.slurm_sandbox.cluster import Cluster
 from tests.launch import slurm
 
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster.cluster import Cluster
-from launch.states import Point, points_of
+from launch.slurm_sandbox.cluster import Cluster
+from launch.status import Point, points_of
 from nanogpt import schema
 from nanogpt.config import TrainConfig
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory
-from nanogpt.tracking.metrics import read_rows
 from tests import ranks
 from tests.conftest import ROOT
 from tests.ranks import HANG
-from tests.tiny import tiny_config, write_corpus
+from tests.tiny_config import tiny_config, write_corpus
 
 STEPS = 500
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from launch.study import Member
 from nanogpt.run_directory import locate
-from tests.experiments.made import made_config
+from tests.experiments.fake_runs import made_config
 
 
 def point(folder: Path, **changes: object) -> Member:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from launch.cluster.cluster import STEP, Cluster
-from launch.cluster.daemons import wait_until
-from launch.cluster.packages import FOR_ACCOUNTING, PACKAGES, missing, need_root
+from launch.slurm_sandbox.cluster import STEP, Cluster
+from launch.slurm_sandbox.daemons import wait_until
+from launch.slurm_sandbox.packages import FOR_ACCOUNTING, PACKAGES, missing, need_root
 from nanogpt.errors import BadEnvironment
 from tests.ranks import HANG
 

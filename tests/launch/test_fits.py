@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.estimate import estimate
+from launch.forecast import estimate
 from launch.study import Member
 from nanogpt.config import Precision
-from nanogpt.model.memory import training_memory
-from nanogpt.tracking.console import amount
+from nanogpt.console import amount
+from nanogpt.estimates.memory import training_memory
 from tests.launch.previews import line_of, point
 
 

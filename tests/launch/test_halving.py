@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from conf.reading import read
+from cli.sweep_request import read
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, Diverged
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, locate
-from nanogpt.tracking.metrics import read_rows
 from nanogpt.training.run import train
 from tests.launch.jobs import Lab
 
@@ -148,7 +148,7 @@ def test_it_waits_for_rungs(lab: Lab) -> None:
         halving(lab, "hydra/launcher=submitit_local", "hydra.launcher.wait=false")
 
 
-@pytest.mark.parametrize("word", ["pause_at=0.5", "fresh=true"])
+@pytest.mark.parametrize("word", ["stop_at_fraction=0.5", "new_attempt=true"])
 def test_it_decides_how_far_runs_go_on(lab: Lab, word: str) -> None:
     with pytest.raises(BadInput, match=f"{word}: hydra/sweeper=halving decides how far runs go on"):
         halving(lab, word)
@@ -156,7 +156,7 @@ def test_it_decides_how_far_runs_go_on(lab: Lab, word: str) -> None:
 
 
 def test_the_plan_writes_nothing(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    assert halving(lab, "plan=true", "hydra/launcher=submitit_local") == 0
+    assert halving(lab, "dry_run=true", "hydra/launcher=submitit_local") == 0
     assert "33 % of the work" in capsys.readouterr().out and not lab.study("half").exists()
 
 
@@ -199,7 +199,7 @@ def test_killed_between_the_evaluation_and_its_checkpoint(lab: Lab) -> None:
     def main(config: TrainConfig) -> int:
         code = train(config)
         run = RunDirectory(locate(config))
-        if config.optimizer.lr == 1e-2 and config.pause_at:  # as the kill would have left it
+        if config.optimizer.lr == 1e-2 and config.stop_at_fraction:  # as the kill would have left it
             shutil.rmtree(run.checkpoints.path(6))
             run.write_status("running", step=5, steps=STEPS)
             raise KeyboardInterrupt

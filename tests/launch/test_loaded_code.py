@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from conf.reading import read
-from launch import loaded_code, ranks
+from cli.sweep_request import read
+from launch import loaded_code
 from launch.loaded_code import keep_code
 from launch.snapshot import is_whole
 from launch.study import study_of
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
+from nanogpt.distributed import spawn
 from nanogpt.errors import BadData, BadEnvironment
 from nanogpt.run_directory import RunDirectory, locate
 from tests.launch.jobs import Lab
@@ -89,10 +90,10 @@ def test_ranks_get_a_copy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded_code, "load_library", set)
     words = lab.only("name=s", "training.seed=1,2", "hardware.devices=2")
     members = study_of(read("train", TrainConfig, words, multirun=True)).members
-    tree = ranks.CODE
+    tree = spawn.CODE
     with keep_code(members):
-        assert tree != ranks.CODE and is_whole(ranks.CODE) and (ranks.CODE / "launch/ranks.py").is_file()
-        copy = ranks.CODE
-    assert tree == ranks.CODE and not copy.exists()
+        assert tree != spawn.CODE and is_whole(spawn.CODE) and (spawn.CODE / "nanogpt/distributed/spawn.py").is_file()
+        copy = spawn.CODE
+    assert tree == spawn.CODE and not copy.exists()
     with keep_code(members[:1]):
-        assert tree == ranks.CODE
+        assert tree == spawn.CODE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.states import Point
+from launch.status import Point
 from tests.launch.jobs import Lab, describe, result, starts
 from tests.ranks import HANG
 

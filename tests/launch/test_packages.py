@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import daemons, packages
-from launch.cluster.__main__ import main
-from launch.cluster.cluster import Cluster
+from launch.slurm_sandbox import daemons, packages
+from launch.slurm_sandbox.__main__ import main
+from launch.slurm_sandbox.cluster import Cluster
 from nanogpt.errors import BadEnvironment
 from tests.launch.slurm import program
 
@@ -44,7 +44,10 @@ def test_sudo_without_a_password_is_used(allowed: bool, monkeypatch: pytest.Monk
     with pytest.raises(SystemExit if allowed else BadEnvironment):
         main(["down", "--wipe"])
     if allowed:
-        assert called[:2] == ["sudo", ["sudo", "-n", "-E", sys.executable, "-m", "launch.cluster", "down", "--wipe"]]
+        assert called[:2] == [
+            "sudo",
+            ["sudo", "-n", "-E", sys.executable, "-m", "launch.slurm_sandbox", "down", "--wipe"],
+        ]
         assert isinstance(called[2], dict) and called[2]["NANOGPT_SLURM"] == "/tmp/of-mine"
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from conf.reading import read
+from cli.sweep_request import read
 from launch import slurm
-from launch.states import Cluster, points_of
+from launch.status import Cluster, points_of
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from conf import reading
-from conf.compose import register
-from conf.launchers import SlurmLauncher
-from conf.reading import read
+from cli import sweep_request
+from cli.compose import register
+from cli.launcher_config import SlurmLauncher
+from cli.sweep_request import read
 from launch.resources import Resources, batch_options, placed, resources_of
 from launch.study import Member, Study
 from launch.submission import Facts, create, refuse_others
@@ -116,7 +116,7 @@ def test_other_plugins_of_the_same_name_change_nothing(monkeypatch: pytest.Monke
         node={"_target_": "os.system", "partition": None},
         provider="other",
     )
-    monkeypatch.setattr(reading, "register", register)  # as in every command
+    monkeypatch.setattr(sweep_request, "register", register)  # as in every command
     _, how = asked("hydra.launcher.qos=high")
     assert how.executor == "slurm" and how.qos == "high"
 
@@ -129,7 +129,7 @@ def test_a_launcher_without_a_sweep_or_without_slurm(run: Run, monkeypatch: pyte
         done.returncode == 5 and "no sbatch and srun on this machine" in done.stderr and "submitit_local" in done.stderr
     )
     done = run("train.py", "hydra/launcher=submitit_local")
-    assert done.returncode == 2 and "add -m" in done.stderr and "launch submit" in done.stderr
+    assert done.returncode == 2 and "add -m" in done.stderr and "nanogpt submit" in done.stderr
     done = run("train.py", "-m", "hydra/launcher=submitit_local", "training.seed=1,2", RANK="0", WORLD_SIZE="2")
     assert done.returncode == 2 and "every rank would submit" in done.stderr
     done = run("train.py", "-m", "hydra/launcher=submitit_local", "data=openwebtext", "training.seed=1,2")

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from conf.reading import read
-from experiments.planned import never_started
+from cli.sweep_request import read
+from experiments.missing_points import never_started
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput, Diverged, Locked
 from nanogpt.files import locked
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.schema import signature
-from nanogpt.tracking.metrics import read_rows
 from nanogpt.training.run import train
 from tests.launch.jobs import Lab
 
@@ -248,8 +248,8 @@ def test_one_at_a_time(lab: Lab) -> None:
 
 def test_the_plan_writes_nothing(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     main = Trained()
-    assert search(lab, main, "plan=true", "hydra/launcher=submitit_local") == 0
-    assert search(lab, train, "plan=true") == 0
+    assert search(lab, main, "dry_run=true", "hydra/launcher=submitit_local") == 0
+    assert search(lab, train, "dry_run=true") == 0
     shown = capsys.readouterr().out
     assert "8 trials, 1 at once, by tpe; 0 done" in shown and "optimizer.lr=tag(log,interval(1e-4,1e-1))" in shown
     assert "plan    " in shown and not (lab.folder / "runs").exists()
@@ -260,8 +260,8 @@ def test_the_plan_writes_nothing(lab: Lab, capsys: pytest.CaptureFixture[str]) -
 def test_what_it_does_not_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = {
         ("hydra/launcher=submitit_local", "hydra.launcher.wait=false"): "waits for each trial",
-        ("fresh=true",): "fresh=true: hydra/sweeper=optuna goes on from what is there",
-        ("pause_at=0.5",): "pause_at=0.5: hydra/sweeper=optuna trains every trial to its end",
+        ("new_attempt=true",): "new_attempt=true: hydra/sweeper=optuna goes on from what is there",
+        ("stop_at_fraction=0.5",): "stop_at_fraction=0.5: hydra/sweeper=optuna trains every trial to its end",
         ("resume.run=runs/x",): "resume.run: continues one run",
     }
     for words, message in refused.items():

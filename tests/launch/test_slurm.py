@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster.cluster import Cluster
-from launch.states import Point
+from launch.slurm_sandbox.cluster import Cluster
+from launch.status import Point
 from tests.launch.jobs import Lab, describe, lab_on, result, starts
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -130,7 +130,7 @@ def test_preempted_with_and_without_grace(
 
 
 def test_cancelled_stays_cancelled_until_the_same_command(lab: Lab, reference: dict[str, str]) -> None:
-    """By scancel, which tells nobody, and by python -m launch cancel."""
+    """By scancel, which tells nobody, and by nanogpt cancel."""
     for name in ("scancelled", "cancelled"):
         submit(lab, name)
     slurm("scancel", array(lab.wait_for_step("scancelled", "base", 40)))
@@ -148,7 +148,10 @@ def test_cancelled_stays_cancelled_until_the_same_command(lab: Lab, reference: d
 
 def test_failures_that_come_again_end(lab: Lab) -> None:
     """Killed at each start: without a new checkpoint three restarts are made, and never more than max_requeues."""
-    for name, limit in (("fruitless", "hydra.launcher.max_fruitless=2"), ("limited", "hydra.launcher.max_requeues=1")):
+    for name, limit in (
+        ("fruitless", "hydra.launcher.max_restarts_without_progress=2"),
+        ("limited", "hydra.launcher.max_requeues=1"),
+    ):
         killer = f"(sleep 1; while ! pkill -9 -f 'launch.job task {lab.study(name)}/'; do sleep 0.1; done) &"
         submit(lab, name, limit, f'hydra.launcher.setup=["{killer}"]')
     points = {name: lab.wait_for(name, "failed", "lost")["base"] for name in ("fruitless", "limited")}

@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
-from launch.cluster.cluster import Cluster
+from launch.slurm_sandbox.cluster import Cluster
 from launch.submission import Submission
 from tests.launch.jobs import Lab, describe, lab_on, result, starts
 from tests.launch.slurm import started, wait_until_saved
@@ -117,7 +117,9 @@ def test_the_controller_goes_and_comes_while_watching(lab: Lab, small: Cluster) 
 def test_time_limits_are_survived(lab: Lab) -> None:
     """Told before the limit, the run saves, is put back, and ends as one without limits would."""
     long = {"training.steps": 8000, "eval.every": 4000, "checkpoint.every": 4000, "hardware.threads": 1}
-    patient = ["hydra.launcher.max_fruitless=20"]  # on a busy machine the first step may come too late, several times
+    patient = [
+        "hydra.launcher.max_restarts_without_progress=20"
+    ]  # on a busy machine the first step may come too late, several times
     submit(lab, "limited", "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=35", *patient, **long)
     submit(lab, "unlimited", **long)
     points = {

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch.cluster.cluster import Cluster
+from launch.slurm_sandbox.cluster import Cluster
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]

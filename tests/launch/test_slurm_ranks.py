@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster.cluster import Cluster
-from launch.states import Point
-from nanogpt.tracking.metrics import read_rows
+from launch.slurm_sandbox.cluster import Cluster
+from launch.status import Point
+from nanogpt.metrics_file import read_rows
 from tests.conftest import ROOT
 from tests.launch.jobs import Lab, describe, lab_on, result, starts
 from tests.launch.test_slurm import slurm, submit

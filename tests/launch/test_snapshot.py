@@ -62,7 +62,7 @@ def test_a_damaged_one_of_other_code_is_refused(how: str, tree: Path, tmp_path: 
     (tree / "launch" / "job.py").write_text("changed")
     assert restore(place) == place
     DAMAGE[how](place)
-    with pytest.raises(BadEnvironment, match="python -m launch resubmit"):
+    with pytest.raises(BadEnvironment, match="nanogpt resubmit"):
         restore(place)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.reading import read
+from cli.sweep_request import read
 from launch.study import Study, find_study, study_of, study_of_one
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
@@ -65,7 +65,7 @@ def test_another_attempt_is_beside_the_first(tmp_path: Path) -> None:
     words = ("name=mine", "training.seed=1,2")
     first = study(*words, runs_dir=tmp_path).members[0].run
     first.mkdir(parents=True)
-    fresh = study(*words, "fresh=true", runs_dir=tmp_path).members
+    fresh = study(*words, "new_attempt=true", runs_dir=tmp_path).members
     assert fresh[0].run.name == f"{first.name}-2"
     fresh[0].run.mkdir()
     assert study(*words, runs_dir=tmp_path).members[0].run == fresh[0].run

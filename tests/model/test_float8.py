@@ -17,7 +17,7 @@ from nanogpt.model.gpt import GPT
 from nanogpt.training.run import train
 from nanogpt.training.state import build_state
 from nanogpt.training.step import train_step
-from tests.model.test_cost import small
+from tests.estimates.test_flops import small
 
 Build = Callable[..., TrainConfig]
 ON = {"hardware.fp8": True, "hardware.compile": True}

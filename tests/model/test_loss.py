@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nanogpt.estimates import memory
 from nanogpt.model import loss as module
-from nanogpt.model import memory
 from nanogpt.model.loss import IGNORED, linear_cross_entropy
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from nanogpt.model import memory
+from nanogpt.estimates import memory
 from nanogpt.model.gpt import GPT
 from nanogpt.model.loss import IGNORED, compile_loss, linear_cross_entropy
-from tests.model.test_cost import small
+from tests.estimates.test_flops import small
 
 P, C, ROWS = 512, 64, 16  # ROWS are those of a chunk
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
 from nanogpt.model.branches import branches_of
-from nanogpt.model.convolution import ShortConv
-from nanogpt.model.forward_pass import Pass
+from nanogpt.model.context import Pass
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
+from nanogpt.model.short_conv import ShortConv
 from nanogpt.training.state import compiled
 from tests.model.test_gpt import randomize, small
 
@@ -24,17 +24,17 @@ MODERN: dict[str, Any] = {
     "activation": "swiglu",
     "qk_norm": True,
     "bias": False,
-    "tied_head": False,
+    "tie_weights": False,
     "n_kv_head": 1,
     "vocab_multiple": 64,
 }
 SWITCHES: list[dict[str, Any]] = [
-    {"norm_weight": False},
-    {"softcap": 2.0},
+    {"norm_affine": False},
+    {"logit_softcap": 2.0},
     {"conv": ["attention"]},
-    {"conv": ["qkv"], "conv_taps": 1},
-    {"conv": ["mlp"], "conv_taps": 5},
-    {"norm_weight": False, "softcap": 2.0, "conv": ["attention", "qkv", "mlp"]},
+    {"conv": ["qkv"], "conv_history": 1},
+    {"conv": ["mlp"], "conv_history": 5},
+    {"norm_affine": False, "logit_softcap": 2.0, "conv": ["attention", "qkv", "mlp"]},
 ]
 FORMS = [base | switch for switch in SWITCHES for base in ({}, MODERN)]
 
@@ -64,7 +64,7 @@ def test_a_convolution_is_torchs(taps: int = 3) -> None:
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_loss_of_capped_logits_is_the_plain_one(padded: bool) -> None:
     """Value and gradients by autograd, without chunks; padded ids get neither."""
-    model = built({"softcap": 2.0, "tied_head": False, "vocab_multiple": 64 if padded else 1})
+    model = built({"logit_softcap": 2.0, "tie_weights": False, "vocab_multiple": 64 if padded else 1})
     ids, targets = torch.randint(50, (3, 12)), torch.randint(50, (3, 12))
     plain = copy.deepcopy(model)
     logits = 2.0 * torch.tanh(F.linear(plain.features(ids), plain.lm_head.weight)[..., :50] / 2.0)
@@ -82,7 +82,7 @@ def test_the_loss_of_capped_logits_is_the_plain_one(padded: bool) -> None:
 
 def test_norms_without_gains_are_those_with_gains_of_one() -> None:
     for norm in ("layernorm", "rmsnorm"):
-        bare = built({"norm": norm, "qk_norm": True, "norm_weight": False, "bias": False})
+        bare = built({"norm": norm, "qk_norm": True, "norm_affine": False, "bias": False})
         full = GPT(small(norm=norm, qk_norm=True, bias=False)).eval()  # whose gains begin at one
         missing = full.load_state_dict(bare.state_dict(), strict=False).missing_keys
         assert len(missing) == 2 * (2 + 2) + 1 and all("ln_" in name or "_norm" in name for name in missing)
@@ -159,13 +159,13 @@ def test_fan_in_initialisation() -> None:
             assert abs(float(weight.std()) / std - 1) < 0.05 and float(weight.abs().max()) <= std * math.sqrt(3), name
         else:
             assert torch.equal(weight, torch.ones_like(weight))
-    for changes in ({"tied_head": True}, {"zero_init": False}):  # then every matrix is something
+    for changes in ({"tie_weights": True}, {"zero_init": False}):  # then every matrix is something
         weights = dict(GPT(small(**(form | changes))).named_parameters())
         assert weights["lm_head.weight" if "zero_init" in changes else "transformer.wte.weight"].any()
 
 
 def test_zero_initialised_blocks_change_nothing() -> None:
-    model = GPT(small(**MODERN, zero_init=True, norm_weight=False))
+    model = GPT(small(**MODERN, zero_init=True, norm_affine=False))
     ids = torch.randint(50, (2, 12))
     expected = F.rms_norm(model.token_embedding(ids), (24,), eps=1e-6)
     torch.testing.assert_close(model.features(ids), expected)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.null_gpu.counters import on_null_gpu
-from tests.tiny import write_corpus
+from tests.tiny_config import write_corpus
 
 ROOT = Path(__file__).parents[2]
 Train = Callable[..., subprocess.CompletedProcess[str]]

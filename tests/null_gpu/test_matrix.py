@@ -6,7 +6,7 @@ import pytest
 
 from nanogpt.errors import BadInput
 from tests.null_gpu.matrix import SHORT, all_choices, cover_pairs, is_allowed, name_of, overrides, pairs_of
-from tests.tiny import tiny_config
+from tests.tiny_config import tiny_config
 
 
 def test_each_allowed_pair_occurs() -> None:

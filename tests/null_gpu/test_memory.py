@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from conf.reading import points
+from cli.sweep_request import points
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.device import Compute, set_up
+from nanogpt.estimates.memory import ROOM, largest_micro_batch, memory_of
 from nanogpt.model.gpt import GPT
-from nanogpt.model.memory import ROOM, largest_micro_batch, memory_of
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import train_step
 from tests.null_gpu.counters import waits
@@ -26,7 +26,7 @@ PRESETS = [
     "gpt2_xl",
     "gpt2_modern",
     "gpt2 model.dropout=0.1",
-    "gpt2 hardware.recompute=true",
+    "gpt2 hardware.activation_checkpointing=true",
     "gpt2_modern optimizer=muon",
     "gpt2_medium optimizer=normuon",
 ]

@@ -29,7 +29,7 @@ def test_each_pair_of_choices(train: Train, choices: Choices) -> None:
 def check_training(train: Train, choices: Choices) -> None:
     """Train to the middle, stop, and continue to the end: both compile, save and restore."""
     words = dict(word.split("=") for word in [*TINY, *SCHEDULE, *overrides(choices)])
-    for stop in (["pause_at=0.5"], []):
+    for stop in (["stop_at_fraction=0.5"], []):
         done = train(*(f"{key}={value}" for key, value in words.items()), *stop, NULL_GPU_COUNT="2")
         assert done.returncode == 0, done.stderr[-3000:]
         assert ("paused at step 4" in done.stdout) == bool(stop)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CODE = ("nanogpt", "conf", "launch")
+CODE = ("nanogpt", "cli", "conf", "launch")
 OWN_FILE = '''"""Gradient descent with momentum."""
 
 from math import prod
@@ -47,11 +47,11 @@ CONFIG = {
 KEY = '    toy_momentum: Share = guarded(0.9, "toy: decay of the sum of gradients")\n'
 CHECK = """
 import torch
-from conf.reading import points
+from cli.sweep_request import points
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.model.gpt import GPT
-from nanogpt.model.memory import memory_of
+from nanogpt.estimates.memory import memory_of
 from nanogpt.optim.build import build_optimizer
 
 words = ["model=tiny", "optimizer=toy", "optimizer.toy_momentum=0.5"]

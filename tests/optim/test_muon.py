@@ -16,7 +16,7 @@ from nanogpt.optim.groups import kind_of
 from nanogpt.optim.orthogonal import POLYNOMIALS, iterated, orthogonalized
 from nanogpt.optim.schedule import momentum_at
 
-MODERN = {"activation": "swiglu", "n_head": 4, "n_kv_head": 2, "tied_head": False, "norm": "rmsnorm", "bias": False}
+MODERN = {"activation": "swiglu", "n_head": 4, "n_kv_head": 2, "tie_weights": False, "norm": "rmsnorm", "bias": False}
 
 
 def small(**changes: object) -> GPT:
@@ -66,7 +66,7 @@ def test_zeros_and_vanishing_directions_stay_finite() -> None:
 
 
 def test_kinds() -> None:
-    kinds = {name: kind_of(name) for name, _ in small(tied_head=False, qk_norm=True).named_parameters()}
+    kinds = {name: kind_of(name) for name, _ in small(tie_weights=False, qk_norm=True).named_parameters()}
     assert {name for name, kind in kinds.items() if kind == "embedding"} == {
         "transformer.wte.weight",
         "transformer.wpe.weight",
@@ -80,7 +80,7 @@ def test_kinds() -> None:
 
 
 def test_each_kind_has_its_own_rate_and_vectors_never_decay() -> None:
-    model = small(tied_head=False)
+    model = small(tie_weights=False)
     config = OptimizerConfig(lr=0.1, embedding_lr=0.2, head_lr=0.3, vector_lr=0.4)
     names = {id(p): name for name, p in model.named_parameters()}
     for rule in ("adamw", "muon"):
@@ -96,7 +96,7 @@ def test_each_kind_has_its_own_rate_and_vectors_never_decay() -> None:
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_mup_slows_what_adam_sums_over_the_width(rule: str) -> None:
     """Yang et al. 2022, table 3; an orthogonalised update needs nothing. What decay takes in a step stays."""
-    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=20, block_size=8, tied_head=False))
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=20, block_size=8, tie_weights=False))
     config = OptimizerConfig.model_validate({"name": rule, "lr": 0.02, "weight_decay": 0.1, "head_lr": 0.01})
     names = {parameter: name for name, parameter in model.named_parameters()}
     for group in build_optimizer(model, config, "cpu", width=4.0).param_groups:
@@ -157,7 +157,7 @@ def test_steps_are_a_plain_loop_over_single_matrices(rule: str, cautious: bool, 
     model = small(**shape)
     about = {"lr": 0.02, "embedding_lr": 0.01, "head_lr": 0.01, "vector_lr": 0.01, "weight_decay": 0.5}
     config = OptimizerConfig.model_validate(
-        {"name": rule, "momentum": 0.9, "orthogonal_steps": 4, "cautious_decay": cautious, **about}
+        {"name": rule, "momentum": 0.9, "ns_steps": 4, "cautious_decay": cautious, **about}
     )
     optimizer = build_optimizer(model, config, "cpu")
     hidden = {name: p for name, p in model.named_parameters() if kind_of(name) == "matrix"}

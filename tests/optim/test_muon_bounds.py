@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from nanogpt.config import ModelConfig, OptimizerConfig
+from nanogpt.estimates.memory import hidden_matrices
 from nanogpt.model.gpt import GPT
-from nanogpt.model.memory import hidden_matrices
 from nanogpt.optim import muon_update
 from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.groups import kind_of
@@ -27,7 +27,7 @@ SIZES = {
     "gpt2_xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 20, "block_size": 8, "vocab_size": 9}
-SHAPES = [{}, {"activation": "swiglu", "n_kv_head": 2, "norm": "rmsnorm", "bias": False, "tied_head": False}]
+SHAPES = [{}, {"activation": "swiglu", "n_kv_head": 2, "norm": "rmsnorm", "bias": False, "tie_weights": False}]
 
 
 class Matrices:
@@ -108,7 +108,7 @@ def whole_step(model: GPT, state: dict[str, dict[str, Tensor]], config: Optimize
         pieces.sort(key=lambda piece: piece[0].shape[0] <= piece[0].shape[1])
         tall = [piece[0].shape[0] > piece[0].shape[1] for piece in pieces]
         found = orthogonalized(
-            torch.stack([u.mT if t else u for (_, u, _), t in zip(pieces, tall, strict=True)]), config.orthogonal_steps
+            torch.stack([u.mT if t else u for (_, u, _), t in zip(pieces, tall, strict=True)]), config.ns_steps
         )
         for (weight, _, second), u in zip(
             pieces, [o.mT if t else o for o, t in zip(found, tall, strict=True)], strict=True

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from conf.words import override
+from cli.quoting import override
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.training.run import train
 from tests.security.hostile import Person
-from tests.tiny import tiny_config, write_corpus
+from tests.tiny_config import tiny_config, write_corpus
 
 SHORT = {"training.steps": 2, "eval.every": 2, "checkpoint.every": 1, "eval.tokens": 64}
 

@@ -59,7 +59,7 @@ class Person:
         return pickle.dumps(Evil(self.canary))
 
     def give(self, *words: str) -> Said:
-        """`python train.py …`, `python -m experiments report …`."""
+        """`python train.py …`, `nanogpt report …`."""
         self.capsys.readouterr()
         handlers, level = logging.root.handlers[:], logging.root.level
         self.patch.setattr(sys, "argv", [words[1] if words[0] == "-m" else words[0], *words[1 + (words[0] == "-m") :]])

@@ -14,14 +14,14 @@ import torch
 from nanogpt.checkpoint import sealed, verify
 from nanogpt.data.dataset import open_prepared
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
+from nanogpt.interop.load_model import of_run
 from nanogpt.run_directory import RunDirectory
-from nanogpt.trained import of_run
-from nanogpt.training.incidents import read_incident
+from nanogpt.training.nonfinite import read_incident
 from tests.security.hostile import DEEP, JSON, Evil, Person
 
 SAMPLE = ("sample.py", "max_new_tokens=1", "prompt=a")
 LIST, GC = ("-m", "experiments", "list"), ("-m", "experiments", "gc")
-EXPORT, SYNC = ("-m", "nanogpt.export", "out=out"), ("-m", "nanogpt.tracking", "sync")
+EXPORT, SYNC = ("-m", "cli", "export", "out=out"), ("-m", "cli", "sync")
 WORST = ("pickle", "deep")  # for the second command that reads a file, and slow ones
 
 
@@ -41,7 +41,7 @@ def ending(person: Person, *words: str) -> int:
     ("file", "code", "commands"),
     [
         ("config.json", 4, [SAMPLE, SYNC, ("train.py", "resume.run=RUN"), ("-m", "experiments", "report")]),
-        ("tokenizer.json", 3, [SAMPLE, EXPORT, ("train.py", "init_from=RUN", "plan=true")]),
+        ("tokenizer.json", 3, [SAMPLE, EXPORT, ("train.py", "init_from=RUN", "dry_run=true")]),
         ("checkpoints/step-00000002/manifest.json", 4, [EXPORT]),
         ("checkpoints/step-00000002/model.safetensors", 4, [SAMPLE, ("train.py", "init_from=RUN", "replay=RUN")]),
         ("status.json", 0, [LIST, GC]),
@@ -112,7 +112,7 @@ WEIGHTS = {
 
 def test_weights(person: Person, run: Path) -> None:
     """Of a run whose manifest agrees, and of a Hugging Face folder."""
-    assert person.give("-m", "nanogpt.export", "out=hf").code == 0
+    assert person.give("-m", "cli", "export", "out=hf").code == 0
     shutil.rmtree(run / "checkpoints" / "step-00000001")
     step = run / "checkpoints" / "step-00000002"
     for content in (WEIGHTS | {"pickle": person.pickle}).values():
@@ -168,7 +168,7 @@ CONFIGS = [
 
 
 def test_a_hugging_face_folder(person: Person) -> None:
-    assert person.give("-m", "nanogpt.export", "out=hf").code == 0
+    assert person.give("-m", "cli", "export", "out=hf").code == 0
     folder = Path("hf")
     config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     worst = [payloads(person)[name] for name in WORST]
@@ -247,13 +247,13 @@ def test_token_files(person: Person) -> None:
         assert person.refused("train.py", *words) == 3
     for name in WORST:
         (folder / "tokenizer.json").write_bytes(payloads(person)[name])
-        assert person.refused("train.py", *words, "plan=true") == 3
+        assert person.refused("train.py", *words, "dry_run=true") == 3
     (folder / "tokenizer.json").unlink()
     vocabulary = pickle.dumps({"vocab_size": 1, "itos": {0: Evil(person.canary)}, "stoi": {}})
     for content in (person.pickle, vocabulary, pickle.dumps({"itos": {0: "b", 1: "a"}}), b"\x80\x05" + b"(" * 10_000):
         (folder / "meta.pkl").write_bytes(content)
         assert person.refused("train.py", *words) == 3
-        assert person.refused("-m", "nanogpt.foreign", str(folder / "meta.pkl")) == 3
+        assert person.refused("-m", "nanogpt.interop.pickle_import", str(folder / "meta.pkl")) == 3
     assert not (folder / "tokenizer.json").exists()
 
 

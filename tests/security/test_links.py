@@ -16,7 +16,7 @@ FOLDERS = [f"checkpoints/{name}step-0000000{step}" for name in (".tmp-", ".old-"
 def paused(person: Person, words: list[str]) -> Path:
     """A run in the middle."""
     shutil.rmtree("runs")
-    assert person.give("train.py", *longer(words), "pause_at=0.5").code == 0
+    assert person.give("train.py", *longer(words), "stop_at_fraction=0.5").code == 0
     (path,) = Path("runs").iterdir()
     return path
 
@@ -84,6 +84,6 @@ def test_an_export(name: str, person: Person, run: Path) -> None:
     """A link in the place is refused; the folder that is written first has a name that nobody can know."""
     folder, _ = precious(person)
     Path(name).symlink_to(folder)
-    ended = person.give("-m", "nanogpt.export", "out=out", "overwrite=true").code
+    ended = person.give("-m", "cli", "export", "out=out", "overwrite=true").code
     assert ended in (2, 5) if name == "out" else ended == 0
     assert untouched(folder)

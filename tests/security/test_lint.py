@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_architecture import SOURCES, module_name
 
-FOREIGN = "nanogpt.foreign"  # the one module for files of other programs that are pickles
+FOREIGN = "nanogpt.interop.pickle_import"  # the one module for files of other programs that are pickles
 MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle", "code"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 NAMES = {

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from conf import reading
-from conf.launchers import LocalLauncher, SlurmLauncher
+from cli import sweep_request
+from cli.launcher_config import LocalLauncher, SlurmLauncher
 from launch.study import study_of
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.schema import check_value, leaves
-from tests.doors import DOORS
+from tests.cli_helpers import DOORS
 from tests.security.hostile import Person
 
 TRAVERSING = [
@@ -149,7 +149,7 @@ def test_points_stay_in_the_folder_of_their_study(person: Person, words: list[st
     ):
         own = {one.partition("=")[0] for one in mine}
         rest = [word for word in words if word.partition("=")[0] not in own]
-        study = study_of(reading.read("train", TrainConfig, [*rest, *mine], multirun=True))
+        study = study_of(sweep_request.read("train", TrainConfig, [*rest, *mine], multirun=True))
         for member in study.members:
             assert member.run.resolve().parent == study.path.resolve() and member.run.name == Path(member.run.name).name
             assert Path(member.config.runs_dir) == study.path
@@ -160,5 +160,5 @@ def test_an_export_replaces_nothing_but_an_export(person: Person) -> None:
     Path("precious").mkdir()
     Path("precious/file").write_text("x")
     for out in ("precious", ".", "..", "runs", "data", "/", "precious/file", "precious/../precious"):
-        assert person.refused("-m", "nanogpt.export", f"out={out}", "overwrite=true") in (2, 5)
+        assert person.refused("-m", "cli", "export", f"out={out}", "overwrite=true") in (2, 5)
     assert Path("precious/file").read_text() == "x" and Path("corpus.txt").exists() and Path("runs").is_dir()

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import initialize_config_module
+from hydra import initialize_config_dir
 
-from conf import reading
-from conf.argv import split
-from conf.compose import register
-from conf.groups import choices, groups
-from conf.overrides import aside_fields, first, parse
+from cli import config_files, sweep_request
+from cli.argv import split
+from cli.compose import register
+from cli.config_files import choices, groups
+from cli.overrides import aside_fields, first, parse
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, LabError
 from nanogpt.schema import leaves
-from tests.composing import Remembering
+from tests.cached_compose import Remembering
 
 KEYS = dict(leaves(TrainConfig))
 SECONDS = 30.0  # of processor time: what hangs or grows with 2^n takes more, a slow machine does not
@@ -84,7 +84,7 @@ def test_a_value_for_every_key(value: str) -> None:
 @cache
 def composer() -> Remembering:
     """Of no overrides."""
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
         register("train", TrainConfig)
         made = Remembering("train", TrainConfig, {}, [])
         made.base(())
@@ -111,8 +111,8 @@ def answer(words: list[str]) -> str | None:
     try:
         flags, overrides = split(words)
         several = "-m" in flags
-        if not several or reading.size("train", TrainConfig, overrides) in (1, 2, 3):
-            made = reading.points("train", TrainConfig, overrides, multirun=several)
+        if not several or sweep_request.size("train", TrainConfig, overrides) in (1, 2, 3):
+            made = sweep_request.points("train", TrainConfig, overrides, multirun=several)
             assert made and all(isinstance(one, TrainConfig) for one in made)
         line = None
     except LabError as error:

@@ -14,7 +14,7 @@ import pytest
 from nanogpt import files
 from nanogpt.errors import BadCheckpoint
 from nanogpt.files import check_regular, open_regular, read_bytes, read_json
-from nanogpt.tracking.metrics import RowLog
+from nanogpt.metrics_file import RowLog
 from tests.security.hostile import Person
 from tests.test_architecture import SOURCES, module_name
 
@@ -115,7 +115,7 @@ def test_pipes_given_by_name(person: Person, gpt2_files: None) -> None:
 
 
 def test_pipes_in_foreign_folders(person: Person) -> None:
-    assert person.give("-m", "nanogpt.export", "out=hf").code == 0
+    assert person.give("-m", "cli", "export", "out=hf").code == 0
     for name, code in (("tokenizer.json", 3), ("config.json", 4), ("model.safetensors", 4)):
         shutil.copytree("hf", "one")
         put_pipe(Path("one") / name)
@@ -128,44 +128,44 @@ def test_pipes_in_prepared_data(person: Person, words: list[str]) -> None:
     for name in ("meta.json", "tokenizer.json", *(path.name for path in folder.glob("train*.bin"))):
         shutil.copytree(folder, "kept")
         put_pipe(folder / name)
-        assert person.refused("train.py", *words, "fresh=true") == 3, name
+        assert person.refused("train.py", *words, "new_attempt=true") == 3, name
         shutil.rmtree(folder)
         Path("kept").rename(folder)
 
 
 def test_a_pipe_for_an_experiment_file(person: Person, experiment: Path) -> None:
     os.mkfifo(experiment)
-    assert person.refused("train.py", "experiment=mine", "plan=true") == 2
+    assert person.refused("train.py", "experiment=mine", "dry_run=true") == 2
 
 
 OURS = {  # module -> why what it opens can't be a user's file, or is checked
     "nanogpt.files": "the functions that check",
-    "nanogpt.cores": "/proc and /sys",
+    "nanogpt.cpu_threads": "/proc and /sys",
     "nanogpt.device": "/proc",
     "nanogpt.gpus": "/proc",
     "nanogpt.torch_compile": "/proc",
     "nanogpt.gpu_check.parts": "this repository's tests",
-    "nanogpt.distributed": "/proc",
+    "nanogpt.distributed.process_group": "/proc",
     "nanogpt.run_state": "/proc",
     "launch.local": "/proc",
-    "nanogpt.benchmark.clock": "/proc",
-    "nanogpt.benchmark.rivals": "this repository's sources",
+    "nanogpt.benchmark.timing": "/proc",
+    "nanogpt.benchmark.baselines": "this repository's sources",
     "nanogpt.doctor.invariants": "files that it has just written to a folder of its own",
     "experiments.document": "templates of the package",
-    "conf.door": "help pages of the package",
-    "conf.reference": "files of the package",
+    "cli.entry": "help pages of the package",
+    "cli.help": "files of the package",
 }
 CALLS = {  # (module, call) -> why it is safe
     ("nanogpt.checkpoint", "load_file"): "after its size and digest were checked, through open_regular",
     ("nanogpt.interop.safetensors_files", "safe_open"): "after check_regular",
     ("nanogpt.interop.safetensors_files", "load_file"): "after check_regular",
-    ("nanogpt.foreign", "torch.load"): "after check_regular",
+    ("nanogpt.interop.pickle_import", "torch.load"): "after check_regular",
     ("nanogpt.data.hub_data", "datasets.load_dataset"): "files that were found to be regular, or a name on the Hub",
     ("launch.commands", "path.open"): "after check_regular",
-    ("launch.ranks", "json.load"): "standard input, from the process that started it",
+    ("nanogpt.distributed.spawn", "json.load"): "standard input, from the process that started it",
     ("nanogpt.doctor.trainings", "json.load"): "standard input, from the process that started it",
     ("nanogpt.gpu_check.child", "json.load"): "standard input, from the process that started it",
-    ("conf.groups", "read_text"): "files of the package",
+    ("cli.config_files", "read_text"): "files of the package",
 }
 READERS = {
     "read_text",
@@ -209,7 +209,7 @@ def writes(node: ast.Call, method: bool) -> bool:
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_every_read_is_of_a_regular_file(path: Path) -> None:
     module = module_name(path)
-    if module in OURS or module.startswith("launch.cluster"):  # a Slurm of its own, in a folder of its own
+    if module in OURS or module.startswith("launch.slurm_sandbox"):  # a Slurm of its own, in a folder of its own
         return
     bare = [f"{module}:{line}: {call}" for line, call in reads(path) if (module, call) not in CALLS]
     assert not bare, "read it with nanogpt.files, or say here why not"

@@ -58,9 +58,9 @@ def test_a_training(searched: Searched, words: list[str], pictures: None) -> Non
     """With W&B offline; its files, the checkpoints, the provenance; what can be told of it, and exported."""
     pytest.importorskip("wandb")
     searched.give("train.py", *words, "name=mine", "tracking=wandb", "tracking.mode=offline")
-    searched.give("-m", "nanogpt.export", "out=exported")
+    searched.give("-m", "cli", "export", "out=exported")
     searched.give("-m", "experiments", "list")
-    searched.give("-m", "nanogpt.doctor", "checks=[python,disk,wandb]")
+    searched.give("-m", "cli", "doctor", "checks=[python,disk,wandb]")
     files = searched.refuse_leaks()
     names = {path.suffix for path in files} | {path.name for path in files}
     assert names >= {
@@ -87,7 +87,7 @@ def test_a_study_and_its_report(searched: Searched, words: list[str]) -> None:
 def test_slurm(searched: Searched, slurm: Path, words: list[str]) -> None:
     """Neither in what a plan shows nor in what sbatch is given; Slurm hands the environment itself to jobs."""
     mine = [*words, "hydra/launcher=submitit_slurm", "hydra.launcher.wait=false", "name=study", "training.seed=1,2"]
-    shown = searched.give("train.py", "-m", *mine, "plan=true")
+    shown = searched.give("train.py", "-m", *mine, "dry_run=true")
     assert "2 to submit" in shown and not (searched.person.folder / "runs" / "study").exists()
     searched.give("train.py", "-m", *mine)
     (slurm / "environment.txt").unlink()
@@ -209,7 +209,7 @@ WAYS = [
 def test_no_way_through_an_experiment_file(text: str, searched: Searched, experiment: Path) -> None:
     """Case 23: joined from pieces, computed, nested, within a sweep, in the defaults list, or written out."""
     experiment.write_text(text)
-    for words in (["plan=true"], ["--cfg", "job"], ["-m", "training.seed=1,2", "plan=true"]):
+    for words in (["dry_run=true"], ["--cfg", "job"], ["-m", "training.seed=1,2", "dry_run=true"]):
         done = searched.person.give("train.py", "experiment=mine", *words)
         assert done.code == 2 and "canary" not in (done.out + done.err).lower(), done
         assert done.err.count("\n") == 1
@@ -227,5 +227,5 @@ def test_no_secret_gets_into_a_config(name: str, searched: Searched) -> None:
     ):
         for key in ("data.hub", "init_from"):
             quoted = re.sub(r"'", r"\\'", text)
-            done = searched.person.give("train.py", "plan=true", f"{key}='{quoted}'")
+            done = searched.person.give("train.py", "dry_run=true", f"{key}='{quoted}'")
             assert done.code == 2 and SECRETS[name] not in done.out + done.err, done

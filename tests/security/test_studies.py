@@ -116,5 +116,5 @@ def test_a_record_of_trials(person: Person, words: list[str]) -> None:
     ]
     for content in (person.pickle, JSON["deep"], JSON["list"], *evil):
         (folder / "trials.jsonl").write_bytes(content + b"\n")
-        done = person.give("train.py", "-m", *rest, *mine, "plan=true")
+        done = person.give("train.py", "-m", *rest, *mine, "dry_run=true")
         assert done.code in (0, 2, 4) and done.err.count("\n") <= 1, done

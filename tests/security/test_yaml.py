@@ -31,7 +31,7 @@ BOMB = "a: &a [x]\n" + "".join(
 @pytest.mark.parametrize("tag", TAGS)
 def test_tags(tag: str, person: Person, experiment: Path) -> None:
     experiment.write_text(f"{HEAD}name: {tag} ['touch {person.canary}']\n")
-    assert person.refused("train.py", "experiment=mine", "plan=true") == 2
+    assert person.refused("train.py", "experiment=mine", "dry_run=true") == 2
 
 
 def test_targets(person: Person, experiment: Path) -> None:
@@ -39,10 +39,10 @@ def test_targets(person: Person, experiment: Path) -> None:
     for line in TARGETS:
         for place in PLACES:
             experiment.write_text(HEAD + line.format(place=place, canary=person.canary) + "\n")
-            assert person.refused("train.py", "experiment=mine", "plan=true") == 2
+            assert person.refused("train.py", "experiment=mine", "dry_run=true") == 2
     for line in HYDRA:
         experiment.write_text(HEAD + line.format(canary=person.canary) + "\n")
-        for words in (["-m", "plan=true", "training.seed=1,2"], ["--cfg", "hydra"], ["--info"]):
+        for words in (["-m", "dry_run=true", "training.seed=1,2"], ["--cfg", "hydra"], ["--info"]):
             person.give("train.py", "experiment=mine", *words)
 
 
@@ -64,7 +64,7 @@ def test_targets(person: Person, experiment: Path) -> None:
 def test_files_that_are_no_config(text: str, person: Person, experiment: Path) -> None:
     experiment.write_text(HEAD + text)
     started = time.process_time()
-    assert person.refused("train.py", "experiment=mine", "plan=true") == 2
+    assert person.refused("train.py", "experiment=mine", "dry_run=true") == 2
     assert time.process_time() - started < 30
 
 
@@ -86,4 +86,4 @@ def test_targets_on_a_command_line(person: Person) -> None:
         "+hydra.callbacks.x={_target_:os.system}",
         "hydra.searchpath=[file:///etc]",
     ):
-        assert person.refused("train.py", "-m", "plan=true", "hydra/launcher=submitit_slurm", word) == 2
+        assert person.refused("train.py", "-m", "dry_run=true", "hydra/launcher=submitit_slurm", word) == 2

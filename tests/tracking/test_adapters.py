@@ -27,7 +27,7 @@ def killed_and_finished(built: TrainConfig, undisturbed: Reference, variables: d
 
 def test_tensorboard(config: Build, undisturbed: Reference) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    built = config(**{"tracking.mirrors": ["tensorboard"]})
+    built = config(**{"tracking.trackers": ["tensorboard"]})
     killed_and_finished(built, undisturbed, {})
     events = reader.EventAccumulator(str(locate(built) / "tensorboard"), {"tensors": 0, "scalars": 0})
     events.Reload()
@@ -40,7 +40,7 @@ def test_tensorboard(config: Build, undisturbed: Reference) -> None:
 def test_trackio(config: Build, undisturbed: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
-    built = config(**{"tracking.mirrors": ["trackio"], "tracking.project": "tests"})
+    built = config(**{"tracking.trackers": ["trackio"], "tracking.project": "tests"})
     killed_and_finished(built, undisturbed, {"TRACKIO_DIR": str(tmp_path / "trackio")})
     (name,) = storage.get_runs("tests")
     assert name.startswith(locate(built).name)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt.tracking.console import Meter, Steps, amount, seconds, table
-from nanogpt.tracking.metrics import RowLog, read_rows
+from nanogpt.console import Meter, Steps, amount, seconds, table
+from nanogpt.metrics_file import RowLog, read_rows
 from nanogpt.tracking.plots import draw_loss, limits, smooth
 
 

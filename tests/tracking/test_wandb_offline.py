@@ -56,7 +56,7 @@ def test_what_wandb_json_can_t_have_said_is_left_out(tmp_path: Path) -> None:
 def offline(config: Build) -> Build:
     """The config of a run with W&B in offline mode."""
     return lambda **changes: config(
-        **{"tracking.mirrors": ["wandb"], "tracking.mode": "offline", "tracking.timeout": 30.0} | changes
+        **{"tracking.trackers": ["wandb"], "tracking.mode": "offline", "tracking.timeout": 30.0} | changes
     )
 
 
@@ -107,7 +107,7 @@ def test_f29_kill_9_and_later_sync(offline: Build, undisturbed: Reference, tmp_p
 
 
 def test_without_a_key_it_is_kept_offline(config: Build, undisturbed: Reference, tmp_path: Path) -> None:
-    built = config(**{"tracking.mirrors": ["wandb"], "tracking.timeout": 30.0})
+    built = config(**{"tracking.trackers": ["wandb"], "tracking.timeout": 30.0})
     started = Started(built, 1, [], keyless(tmp_path) | CANARIES)
     assert started.wait() == [0]
     assert ranks.result(built) == undisturbed()
@@ -119,7 +119,7 @@ def test_without_a_key_it_is_kept_offline(config: Build, undisturbed: Reference,
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_without_a_key_it_is_refused_where_it_is_required(world: int, config: Build, tmp_path: Path) -> None:
-    built = config(**{"tracking.mirrors": ["wandb"], "tracking.required": True})
+    built = config(**{"tracking.trackers": ["wandb"], "tracking.required": True})
     started = Started(built, world, [], keyless(tmp_path))
     assert started.wait() == [5] * world
     assert "error: tracking.required=true: wandb: no API key" in started.output()
@@ -127,7 +127,7 @@ def test_without_a_key_it_is_refused_where_it_is_required(world: int, config: Bu
 
 
 def test_a_required_server_that_is_down_ends_the_run(config: Build, tmp_path: Path) -> None:
-    built = config(**{"tracking.mirrors": ["wandb"], "tracking.required": True, "tracking.timeout": 1.0})
+    built = config(**{"tracking.trackers": ["wandb"], "tracking.required": True, "tracking.timeout": 1.0})
     started = Started(built, 1, [], keyless(tmp_path) | {"WANDB_API_KEY": KEY})
     assert started.wait() == [5]
     assert "error: tracking.required=true: wandb: the server can't be used" in started.output()

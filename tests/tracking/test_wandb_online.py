@@ -18,7 +18,7 @@ import pytest
 
 from nanogpt.config import TrainConfig
 from nanogpt.run_directory import locate
-from nanogpt.tracking.follow import Follow
+from nanogpt.tracking.tail import Follow
 from tests import ranks
 from tests.ranks import HANG, Fault, Started
 from tests.tracking.server import KEY, Bucket, Server
@@ -48,7 +48,7 @@ def server(servers: Callable[[], Server]) -> Server:
 @pytest.fixture
 def tracked(config: Build) -> Build:
     """The config of a run with W&B."""
-    return lambda **changes: config(**{"tracking.mirrors": ["wandb"], "tracking.timeout": 30.0} | changes)
+    return lambda **changes: config(**{"tracking.trackers": ["wandb"], "tracking.timeout": 30.0} | changes)
 
 
 def environment(server: Server) -> dict[str, str]:
@@ -101,7 +101,7 @@ def has_curve(server: Server, config: TrainConfig) -> bool:
 
 
 def sync(server: Server, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nanogpt.tracking", "sync", *words]
+    command = [sys.executable, "-m", "cli", "sync", *words]
     variables = os.environ | environment(server) | {"PYTHONPATH": str(ROOT)} | more
     return subprocess.run(command, capture_output=True, text=True, env=variables)
 
@@ -142,7 +142,7 @@ def test_f26_a_server_that_cannot_be_used_costs_one_warning(
     for fault in faults:
         assert started[fault].wait() == [0], started[fault].output()
         assert ranks.result(built[fault]) == expected
-        output, again = started[fault].output(), f"`python -m nanogpt.tracking sync {locate(built[fault])}`"
+        output, again = started[fault].output(), f"`nanogpt sync {locate(built[fault])}`"
         why = "the API key was rejected (401)" if fault == "401" else "the server can't be used"
         assert f"warning: wandb: {why}" in output and f"{again} sends what is missing" in output, output
         assert output.count("warning: ") == 1, output

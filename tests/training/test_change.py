@@ -95,7 +95,9 @@ def test_f38_every_key(config: Build, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(schema, "values", values)
     kind = schema.change_of(dict(schema.leaves(TrainConfig))[key])
     if kind == "free" or key.startswith(("hardware.precision", "resume.")):  # see below; which run it is
-        assert len(accepted_changes(run, config())) == (not key.startswith(("resume.", "fresh", "attempt", "pause_at")))
+        assert len(accepted_changes(run, config())) == (
+            not key.startswith(("resume.", "new_attempt", "attempt", "stop_at_fraction"))
+        )
     else:
         with pytest.raises(BadCheckpoint, match=rf"{key} \(was something else, now"):
             accepted_changes(run, config())
@@ -119,7 +121,7 @@ def test_a_run_continues_with_a_longer_horizon(config: Build, capsys: pytest.Cap
     assert train(config(**longer)) == 0
     assert "finished already, at step 30" in capsys.readouterr().out
     assert train(config()) == 0
-    assert "changed training.steps: 20 -> 30; fresh=true trains" in capsys.readouterr().out
+    assert "changed training.steps: 20 -> 30; new_attempt=true trains" in capsys.readouterr().out
 
 
 def test_a_refused_change_leaves_the_run_as_it_was(config: Build, corpus: Path, tmp_path: Path) -> None:
@@ -150,8 +152,8 @@ def test_a_checkpoint_of_another_model(config: Build) -> None:
     assert "model.n_layer (was 2, now 3), model.n_embd (was 16, now 32)" in str(caught.value)
     with pytest.raises(BadInput, match=r"resume.run=nowhere: not a run directory"):
         train(config(**{"resume.run": "nowhere"}))
-    with pytest.raises(BadInput, match=r"resume.run=x: fresh=true starts another run"):
-        config(fresh=True, **{"resume.run": "x"})
+    with pytest.raises(BadInput, match=r"resume.run=x: new_attempt=true starts another run"):
+        config(new_attempt=True, **{"resume.run": "x"})
 
 
 def test_another_precision_is_guarded(config: Build) -> None:

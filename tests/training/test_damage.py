@@ -106,7 +106,7 @@ def test_f12_no_good_checkpoint_is_an_error_not_a_new_start(config: Build, world
         damage("cut", locate(config()) / "checkpoints" / name)
     codes, output = ranks.run(config(), world)
     assert codes == [4] * world
-    assert "no usable checkpoint" in output and all(name in output for name in names) and "fresh=true" in output
+    assert "no usable checkpoint" in output and all(name in output for name in names) and "new_attempt=true" in output
     assert sorted(path.name for path in locate(config()).glob("checkpoints/*")) == names
 
 
@@ -115,7 +115,7 @@ def test_f12_checkpoints_that_are_gone_are_not_a_new_start(config: Build) -> Non
     shutil.rmtree(locate(config()) / "checkpoints")
     before = (locate(config()) / "metrics.jsonl").read_bytes()
     codes, output = ranks.run(config())
-    assert codes == [4] and "its checkpoints are gone; fresh=true starts another attempt" in output
+    assert codes == [4] and "its checkpoints are gone; new_attempt=true starts another attempt" in output
     assert (locate(config()) / "metrics.jsonl").read_bytes() == before
 
 

@@ -143,7 +143,7 @@ def test_checkpoints_kept_for_good(config: Build) -> None:
 
 
 def test_a_row_that_was_torn_by_a_full_disk_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nanogpt.tracking.metrics import RowLog, read_rows
+    from nanogpt.metrics_file import RowLog, read_rows
 
     log = RowLog(tmp_path / "metrics.jsonl")
     assert log.append({"step": 1})

@@ -7,10 +7,10 @@ import pytest
 
 from nanogpt.config import SampleConfig, TrainConfig
 from nanogpt.errors import BadInput
+from nanogpt.generation.command import sample
+from nanogpt.interop.load_model import start_ids_of
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, locate
-from nanogpt.sampling import sample
-from nanogpt.tracking.metrics import read_rows
-from nanogpt.trained import start_ids_of
 from nanogpt.training.run import train
 
 Build = Callable[..., TrainConfig]
@@ -28,13 +28,13 @@ def test_epochs_are_said(config: Build, capsys: pytest.CaptureFixture[str]) -> N
     rows = read_rows(path / "metrics.jsonl")
     assert rows and all(row["epoch"] == round(row["tokens"] / there, 6) for row in rows)
     assert f"({3 * 128 / there:.3g} epochs of " in shown and "warning: training.batch_tokens" not in shown
-    assert train(built.model_copy(update={"plan": True})) == 0
+    assert train(built.model_copy(update={"dry_run": True})) == 0
     assert f"({3 * 128 / there:.3g} epochs of " in capsys.readouterr().out
 
 
 def test_a_run_from_before_goes_on_with_the_rows_it_had(config: Build) -> None:
     """Until then no row had its epoch, and the file of a run has rows of one form."""
-    first = config(**{"training.steps": 6, "pause_at": 0.5})
+    first = config(**{"training.steps": 6, "stop_at_fraction": 0.5})
     train(first)
     path = locate(first)
     starts = json.loads((path / "provenance.json").read_text())
@@ -42,7 +42,7 @@ def test_a_run_from_before_goes_on_with_the_rows_it_had(config: Build) -> None:
         del start["train_tokens"], start["start_ids"]
     (path / "provenance.json").write_text(json.dumps(starts))
     before = [row for row in read_rows(path / "metrics.jsonl")]
-    train(first.model_copy(update={"pause_at": None}))
+    train(first.model_copy(update={"stop_at_fraction": None}))
     rows = read_rows(path / "metrics.jsonl")
     assert rows[: len(before)] == before and not any("epoch" in row for row in rows[len(before) :])
 
@@ -53,7 +53,7 @@ def test_a_step_larger_than_the_data_is_said(config: Build, capsys: pytest.Captu
     shown = capsys.readouterr().out
     there = RunDirectory(locate(built)).starts()[0]["train_tokens"]
     assert f"warning: training.batch_tokens=131072: each step is {2**17 / there:.3g} epochs of the" in shown
-    train(built.model_copy(update={"plan": True}))
+    train(built.model_copy(update={"dry_run": True}))
     assert "warning: training.batch_tokens=131072" in capsys.readouterr().out
 
 

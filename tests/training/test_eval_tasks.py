@@ -8,10 +8,10 @@ import pytest
 
 from nanogpt.config import EvaluateConfig, TrainConfig
 from nanogpt.errors import BadData
-from nanogpt.evaluating import evaluate
+from nanogpt.evaluation.command import evaluate
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.schema import from_dict
-from nanogpt.tracking.metrics import read_rows
 from nanogpt.training.run import train
 from tests import ranks
 from tests.evaluation.benchmarks import write_hellaswag, write_lambada

@@ -39,7 +39,7 @@ def test_f01_kill_9_of_all(config: Build, undisturbed: Reference, world: int, mo
 
 
 SAVE = [  # (function, the call that belongs to the second save, after it)
-    ("nanogpt.tracking.metrics.RowLog.sync", 2, False),
+    ("nanogpt.metrics_file.RowLog.sync", 2, False),
     pytest.param("nanogpt.checkpoint.refuse_full_disk", 2, False, marks=SLOW),
     pytest.param("nanogpt.checkpoint.write_tensors", 3, False, marks=SLOW),
     ("nanogpt.checkpoint.write_tensors", 3, True),
@@ -150,7 +150,7 @@ def test_f06_the_same_signal_from_two_sides_is_one(config: Build, undisturbed: R
 
 def test_f07_a_signal_while_stuck_in_a_collective(config: Build, undisturbed: Reference) -> None:
     """Rank 1 is stopped, rank 0 waits for it in C++ and is told to end: its watcher does, from the last checkpoint."""
-    changes = {"checkpoint.grace": 1.0}
+    changes = {"checkpoint.stop_timeout_s": 1.0}
     started = Started(config(**changes), 2, [Fault("nanogpt.training.loop.train_step", 9, "SIGSTOP", 1)]).until_rows(6)
     started.until_stopped(1)
     started.send(signal.SIGTERM, 0)
@@ -205,7 +205,7 @@ def test_f41_nothing_can_be_printed(config: Build, undisturbed: Reference, world
 def test_a_slow_leader_is_waited_for(config: Build, undisturbed: Reference) -> None:
     """Rank 0 takes longer than hardware.timeout to draw a sample, token by token: nobody gives up on it."""
     changes = {"hardware.timeout": 6.0}
-    slow = [Fault("nanogpt.generate.filtered", n, "sleep 2", 0) for n in (11, 12, 13, 14)]
+    slow = [Fault("nanogpt.generation.decode.filtered", n, "sleep 2", 0) for n in (11, 12, 13, 14)]
     codes, output = ranks.run(config(**changes), 2, slow)
     assert codes == [0, 0], output
     assert ranks.result(config()) == undisturbed(2)

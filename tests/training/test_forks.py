@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import Point
+from cli.compose import Point
 from launch.study import members_of
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.run_directory import RunDirectory, locate, opened
-from nanogpt.tracking.about import about
 from nanogpt.tracking.origin import FILE, open_origin, read_origin
+from nanogpt.tracking.run_metadata import about
 from nanogpt.training.run import train
 from tests import ranks
 
@@ -26,7 +26,7 @@ def tracker_id(config: TrainConfig, path: Path) -> str:
 
 
 def test_a_copy_is_a_fork_and_a_moved_folder_is_not(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    half = config(pause_at=0.5)
+    half = config(stop_at_fraction=0.5)
     train(half)
     path = locate(half)
     first = tracker_id(half, path)
@@ -91,7 +91,7 @@ def test_a_fork_may_have_other_settings_and_the_same_command_continues_it(
     parent, before = locate(config()), (locate(config()) / "metrics.jsonl").read_bytes()
     changes = {"training.steps": 30, "optimizer.lr": 1e-3, "training.seed": 5, "hardware.precision": "bf16"}
     fork = {**changes, "name": "fork", "resume.run": parent.name, "resume.fork": True}
-    assert train(config(**fork, pause_at=0.8)) == 0
+    assert train(config(**fork, stop_at_fraction=0.8)) == 0
     assert train(config(**fork)) == 0
     path = locate(config(**fork))
     assert RunDirectory(path).checkpoints.steps()[-1] == 30
@@ -106,7 +106,7 @@ def test_a_fork_may_have_other_settings_and_the_same_command_continues_it(
 
 
 def test_points_of_a_sweep_fork_a_run_that_is_given_by_its_name(config: Build) -> None:
-    train(config(pause_at=0.5))
+    train(config(stop_at_fraction=0.5))
     parent = locate(config())
     points = [Point(config(**{"resume.run": parent.name, "resume.fork": True, "training.seed": n}), {}) for n in (1, 2)]
     members = members_of(parent.parent / "study", points)

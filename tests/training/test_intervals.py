@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from conf.reading import points
+from cli.sweep_request import points
 from nanogpt.config import EvalConfig, TrainConfig
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import locate
 from nanogpt.schema import signature
-from nanogpt.tracking.metrics import read_rows
 from nanogpt.training.run import train
 
 Build = Callable[..., TrainConfig]
@@ -34,7 +34,7 @@ def test_an_interval_that_is_typed_is_kept() -> None:
 
 def test_a_run_that_began_before_keeps_its_evaluations(config: Build) -> None:
     """Its config.json has no eval.fit; the same command has it."""
-    before = config(**{"eval.every": 100, "pause_at": 0.5})
+    before = config(**{"eval.every": 100, "stop_at_fraction": 0.5})
     assert train(before) == 0
     stored = locate(before) / "config.json"
     values = json.loads(stored.read_text())

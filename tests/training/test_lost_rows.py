@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from nanogpt.config import TrainConfig
-from nanogpt.tracking.metrics import RowLog
-from nanogpt.tracking.row_check import RowsRecord
+from nanogpt.metrics_check import RowsRecord
+from nanogpt.metrics_file import RowLog
 from nanogpt.training.run import train
-from tests.tiny import tiny_config, write_corpus
+from tests.tiny_config import tiny_config, write_corpus
 
 Lines = list[bytes]
 
@@ -83,13 +83,13 @@ def test_runs_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Case 22: a run whose rows were doubled ends with the undisturbed run's bytes; lost ones are said and noted."""
     write_corpus(tmp_path / "corpus.txt")
     build: Callable[..., TrainConfig] = lambda **more: tiny_config(tmp_path, tmp_path / "corpus.txt", **more)  # noqa: E731
-    assert train(build(pause_at=0.5)) == 0
+    assert train(build(stop_at_fraction=0.5)) == 0
     (path,) = tmp_path.glob("runs/*/metrics.jsonl")
     half = path.read_bytes()
     assert json.loads(newest_state(path))["metrics"] == {"count": 8, "sha256": hashlib.sha256(half).hexdigest()}
     path.write_bytes(half + half)
     capsys.readouterr()
-    assert train(build(pause_at=0.75)) == 0
+    assert train(build(stop_at_fraction=0.75)) == 0
     assert capsys.readouterr().out.count("the rows are repaired exactly") == 1
     assert path.read_bytes()[: len(half)] == half
     path.write_bytes(b"")

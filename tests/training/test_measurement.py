@@ -10,7 +10,7 @@ from nanogpt.data.prepare import prepare
 from nanogpt.files import read_json
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.training.run import train
-from tests.tiny import tiny_config, write_corpus
+from tests.tiny_config import tiny_config, write_corpus
 
 QUICK = {"training.steps": 4, "eval.every": 2, "checkpoint.every": 2, "eval.train": False, "tracking.sample_tokens": 0}
 
@@ -44,7 +44,7 @@ def test_after_a_change_of_the_data_the_best_is_looked_for_anew(tmp_path: Path) 
     (folder / "val.bin").write_bytes(easy)
     foreign = {"data.source": str(folder), "data.tokenizer": "byte"}
     config = tiny_config(tmp_path, folder, **QUICK | {"training.steps": 8}, **foreign)
-    assert train(config.model_copy(update={"pause_at": 0.5})) == 0
+    assert train(config.model_copy(update={"stop_at_fraction": 0.5})) == 0
     run = RunDirectory(locate(config))
     before = run.status()["best"]
     (folder / "val.bin").write_bytes(hard)

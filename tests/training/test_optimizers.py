@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nanogpt.config import TrainConfig
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import locate
-from nanogpt.tracking.metrics import read_rows
 from tests import ranks
 from tests.ranks import Started
 

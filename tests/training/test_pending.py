@@ -15,12 +15,12 @@ from nanogpt.config import TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import prepare
 from nanogpt.device import Compute, set_up
-from nanogpt.distributed import Peers
+from nanogpt.distributed.env import Place
+from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import Diverged
+from nanogpt.metrics_file import read_rows
 from nanogpt.model import gpt
-from nanogpt.place import Place
 from nanogpt.run_directory import locate
-from nanogpt.tracking.metrics import read_rows
 from nanogpt.training import loop
 from nanogpt.training.run import train
 from nanogpt.training.state import TrainState, build_state
@@ -194,14 +194,14 @@ def forbid_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_late_step_asks_the_device_nothing(
     config: Build, rule: str, ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One rank alone, and one of two, whose process group has no other; tests/training/test_fake_ranks.py: sharded."""
+    """One rank alone, and one of two whose process group has no other; sharded in test_fake_ranks.py."""
     changes = {"hardware.micro_batch_size": 2, "optimizer.grad_clip": 1.0, "optimizer.name": rule}
     built = config(**changes)
     monkeypatch.setattr(READS, lambda _: True)
     state, batches = start(built, set_up(built.hardware))
     if ranks == 2:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
-        state.peers = Peers(Place(0, 2, 0, 2))
+        state.peers = ProcessGroup(Place(0, 2, 0, 2))
         state.forward = state.peers.wrap(state.model, state.compute.device)
     forbid_waiting(monkeypatch)
     try:

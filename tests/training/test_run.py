@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from nanogpt.config import SampleConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, BadInput
+from nanogpt.generation.command import sample
+from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, find, locate
-from nanogpt.sampling import sample
-from nanogpt.tracking.metrics import read_rows
 from nanogpt.training import loop
 from nanogpt.training.run import train
 from tests import ranks
@@ -70,7 +70,7 @@ def test_the_same_command_says_it_is_finished(config: Build, capsys: pytest.Capt
 def test_fresh_starts_beside_and_is_then_continued(config: Build, undisturbed: Reference) -> None:
     train(config())
     first = locate(config())
-    again = config(fresh=True)
+    again = config(new_attempt=True)
     second = locate(again)
     assert train(again) == 0
     assert second.name == first.name + "-2" and locate(config()) == second

@@ -111,7 +111,9 @@ GOLDEN = [5.551, 5.374, 5.157]
 @pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(
-    "changes", [{}, {"attention": "math", "compile_mode": "reduce-overhead"}, {"recompute": True}], ids=str
+    "changes",
+    [{}, {"attention": "math", "compile_mode": "reduce-overhead"}, {"activation_checkpointing": True}],
+    ids=str,
 )
 def test_compiled_is_eager(config: Build, changes: dict[str, object], dropout: float) -> None:
     """torch.compile shares the weights and gives the same losses up to rounding, with dropout."""

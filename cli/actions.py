@@ -1,0 +1,55 @@
+"""The functions of `train`, `evaluate` and `doctor`; the first two start the ranks that the config asks for."""
+
+import json
+import os
+import sys
+
+from nanogpt.config import DoctorConfig, EvaluateConfig, TrainConfig
+from nanogpt.distributed.env import adopt_slurm
+from nanogpt.distributed.spawn import run_ranks
+from nanogpt.errors import BadInput
+from nanogpt.schema import Section
+
+QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # keep torch's C++ logs quiet; lost ranks are reported in one line
+
+
+def train(config: TrainConfig) -> int:
+    """Train, continue, or say that the run is finished. Returns the exit code. Raises LabError."""
+    adopt_slurm(os.environ)
+    if "RANK" not in os.environ and not (config.replay or config.dry_run):
+        if (config.hardware.nodes or 1) > 1:
+            raise BadInput(f"hardware.nodes={config.hardware.nodes}: needs nanogpt submit, or torchrun")
+        if (config.hardware.devices or 1) > 1:
+            return start_ranks("train", config, config.hardware.devices or 1, config.checkpoint.stop_timeout_s)
+    os.environ |= QUIET | os.environ
+    from nanogpt.training.run import train  # torch: not for --help
+
+    return train(config)
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Evaluate a model and print the results. Returns the exit code. Raises LabError."""
+    adopt_slurm(os.environ)
+    if (config.devices or 1) > 1 and "RANK" not in os.environ:
+        return start_ranks("evaluate", config, config.devices or 1)
+    os.environ |= QUIET | os.environ
+    from nanogpt.evaluation.command import evaluate  # torch: not for --help
+
+    return evaluate(config)
+
+
+def run_doctor(config: DoctorConfig) -> int:
+    """Check this machine, or with gpu=true a new GPU. Returns the exit code."""
+    if config.gpu:
+        from nanogpt.gpu_check.run import check_gpu  # torch: not for --help
+
+        return check_gpu(config)
+    from nanogpt.doctor.examination import examination
+
+    return examination(config)
+
+
+def start_ranks(name: str, config: Section, world: int, stop_timeout: float = 0.0) -> int:
+    """Run `train` or `evaluate` on `world` ranks of this machine. Returns the exit code of the first failure."""
+    message = {"command": name, "parent": os.getpid(), "argv": sys.argv, "config": config.model_dump(mode="json")}
+    return run_ranks([sys.executable, "-m", "cli.rank_worker"], json.dumps(message), world, stop_timeout)

@@ -1,0 +1,138 @@
+"""The commands: what each is called, which config it takes, and which function runs it."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NoReturn
+
+from cli.entry import dispatch, exit_on_error
+from cli.launcher_config import LaunchConfig
+from cli.quoting import with_targets
+from nanogpt.config import (
+    BenchConfig,
+    CompareConfig,
+    CoordinatesConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GcConfig,
+    ListConfig,
+    PrepareConfig,
+    ReportConfig,
+    SampleConfig,
+    ScalingConfig,
+    SizingConfig,
+    SyncConfig,
+    TrainConfig,
+    WatchConfig,
+)
+from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.schema import Section
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `nanogpt`."""
+
+    group: str
+    """Heading in the list of commands."""
+    summary: str
+    config: type[Section]
+    function: str
+    """`module:function`, imported when the command runs. Job commands take (command, words), all others a config."""
+    targets: str | None = None
+    """Key that is set by the words without '='."""
+    sweep: str | None = None
+    """`module:function` that runs the points of `-m`; None: one after the other."""
+    script: str | None = None
+    """File beside conf/ that is this command too."""
+
+
+MODEL, RUNS, JOBS, SIZES = "Train and use a model", "Studies and runs", "Jobs", "Before training"
+
+
+def job(summary: str) -> Command:
+    """Return a job command."""
+    return Command(JOBS, summary, LaunchConfig, "launch.dispatch:run_job_command")
+
+
+def about_runs(summary: str, config: type[Section], function: str) -> Command:
+    """Return a command whose words without '=' name studies and runs."""
+    return Command(RUNS, summary, config, function, targets="targets")
+
+
+TRAIN = ("cli.actions:train", None, "launch.dispatch:run_training_sweep", "train.py")
+COMMANDS = {
+    "train": Command(MODEL, "train or continue a run; with -m, run a sweep", TrainConfig, *TRAIN),
+    "prepare": Command(MODEL, "tokenize data", PrepareConfig, "nanogpt.data.command:prepare_data", script="prepare.py"),
+    "sample": Command(MODEL, "generate text", SampleConfig, "nanogpt.generation.command:sample", script="sample.py"),
+    "evaluate": Command(MODEL, "loss and benchmarks", EvaluateConfig, "cli.actions:evaluate", script="evaluate.py"),
+    "export": Command(MODEL, "write weights for transformers", ExportConfig, "nanogpt.interop.export:export"),
+    "bench": Command(MODEL, "measure speed, memory", BenchConfig, "nanogpt.benchmark.report:bench", script="bench.py"),
+    "doctor": Command(MODEL, "check this machine and the code on it", DoctorConfig, "cli.actions:run_doctor"),
+    "list": about_runs("all runs: state, progress, loss", ListConfig, "experiments.list_runs:list_runs"),
+    "watch": about_runs("a live table of runs", WatchConfig, "experiments.list_runs:watch"),
+    "report": about_runs("ranking, curves and plots of a study", ReportConfig, "experiments.report:report"),
+    "compare": about_runs("what differs between runs", CompareConfig, "experiments.compare:compare"),
+    "gc": about_runs("find and delete what is no longer needed", GcConfig, "experiments.gc:collect"),
+    "sync": Command(RUNS, "upload runs to a tracker", SyncConfig, "nanogpt.tracking.sync:sync_runs", "runs"),
+    "submit": job("submit one run"),
+    "status": job("state of each job"),
+    "logs": job("the end of each log"),
+    "wait": job("a live table until all jobs have ended"),
+    "cancel": job("stop jobs; they save a checkpoint first"),
+    "retry": job("submit failed points again"),
+    "resubmit": job("submit all unfinished points again, with the current code"),
+    "sizing": Command(SIZES, "parameters, FLOPs, memory and time", SizingConfig, "experiments.sizing:size"),
+    "scaling": Command(SIZES, "best size for a budget", ScalingConfig, "experiments.scaling.command:scale"),
+    "coordinates": Command(SIZES, "coordinate check of muP", CoordinatesConfig, "experiments.coordinates:check"),
+}
+
+
+def main() -> NoReturn:
+    """Run `nanogpt COMMAND …`."""
+    run_subcommand("nanogpt", tuple(COMMANDS))
+
+
+def run_subcommand(program: str, names: tuple[str, ...]) -> NoReturn:
+    """Run the command that the first word names. Without one, or with --help, list `names`."""
+    words = sys.argv[1:]
+    if not words or words[0] not in names:
+        exit_on_error("nanogpt", lambda: list_commands(program, names, words))
+    sys.argv = [f"{program} {words[0]}", *words[1:]]
+    run_command(words[0])
+
+
+def run_command(name: str) -> NoReturn:
+    """Run a command with the words of sys.argv, and exit with its code."""
+    command = COMMANDS[name]
+    if command.group == JOBS:
+        exit_on_error("launch", lambda: load(command.function)(name, sys.argv[1:]))
+
+    def call() -> int:
+        if command.targets:
+            sys.argv[1:] = with_targets(sys.argv[1:], command.targets)
+        sweep = load(command.sweep) if command.sweep else None
+        return dispatch(name, command.config, load(command.function), sys.argv[1:], sweep)
+
+    exit_on_error(name, call)
+
+
+def load(where: str) -> Callable[..., Any]:
+    """Return a function that imports `module:function` when it is called: --help needs no torch."""
+    module, _, name = where.partition(":")
+    return lambda *arguments: getattr(import_module(module), name)(*arguments)
+
+
+def list_commands(program: str, names: tuple[str, ...], words: list[str]) -> int:
+    """Print the commands by group. Raises BadInput if the first word is neither a command nor --help."""
+    if words and words[0] not in ("--help", "-h"):
+        allowed = f"allowed: one of {', '.join(names)}{hint(words[0], names)}"
+        raise BadInput(f"{escaped(words[0])}: no such command; {allowed}")
+    lines = [f"usage: {program} COMMAND [group=choice] [key=value] …"]
+    for group in (MODEL, RUNS, JOBS, SIZES):
+        rows = [(name, COMMANDS[name].summary) for name in names if COMMANDS[name].group == group]
+        lines += ["", f"{group}:", *(f"  {name:<12} {summary}" for name, summary in rows)] if rows else []
+    print("\n".join([*lines, "", f"{program} COMMAND --help explains a command; --help all lists its keys."]))
+    return 0

@@ -1,0 +1,308 @@
+"""Overrides -> Hydra's compose -> plain dict -> typed config, for every point of a sweep.
+
+What launches the points (`hydra/launcher=…`) is read here too, as one more typed config: no class that a YAML names is
+ever looked up, so it is the same whether other launcher plugins are installed or not (docs/decisions/0006).
+"""
+
+import copy
+import os
+import sys
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Generic, TypeVar
+
+from hydra import compose
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from cli.checks import HYDRA_IS_OURS, check_hydra_settings, check_tilde, check_typed
+from cli.config_files import choices, groups, refuse_bombs
+from cli.grid import left_out
+from cli.interpolation import check_values, ordinary_words
+from cli.launcher_config import KINDS, BasicLauncher, Launcher
+from cli.overrides import (
+    ASIDE,
+    LAUNCHER,
+    LAUNCHER_KEYS,
+    SWEEP_KEYS,
+    SWEEPER,
+    SWEEPER_KEYS,
+    Value,
+    parse,
+)
+from cli.resolution import constants_in, first_line, is_constant, plain_values, put
+from cli.sweep_config import SWEEPERS, AllPoints, SweepConfig, Sweeper, sweeper_with
+from nanogpt import schema
+from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.interop.sources import adopted
+from nanogpt.schema import Section, leaves
+
+Config = TypeVar("Config", bound=Section)
+
+HORIZON = ("training.steps", "training.tokens", "training.tokens_per_param", "training.flops")
+
+
+@dataclass(frozen=True)
+class Point(Generic[Config]):
+    """One point of a sweep; `changes` are the swept keys with this point's values, as text."""
+
+    config: Config
+    changes: dict[str, str]
+
+
+def register(door: str, kind: type[Section]) -> None:
+    """Give Hydra every key of the schemas with its default, so YAML files need only say what they choose.
+
+    Launchers and sweepers that installed plugins bring under our names are dropped: their schemas don't fit ours.
+    """
+    Plugins.instance()  # theirs are stored now, and not again
+    store = ConfigStore.instance()
+    for group in (LAUNCHER, SWEEPER):
+        for name in choices(group):
+            store.repo["hydra"][group.removeprefix("hydra/")].pop(f"{name}.yaml", None)
+    sweep = {"sweep": schema.defaults(SweepConfig)} if door == "train" else {}
+    store.store(name=f"{door}_schema", node=schema.defaults(kind) | sweep)
+    for group, kinds in ((LAUNCHER, KINDS), (SWEEPER, SWEEPERS)):
+        for name, aside in kinds.items():
+            store.store(group=group, name=f"{name}_defaults", node=schema.defaults(aside))
+
+
+class Composer:
+    """Points of one sweep. Hydra composes once for each choice of files (60 ms); single values are set afterwards."""
+
+    def __init__(self, door: str, kind: type[Config], literals: dict[str, str], asides: list[Value]) -> None:
+        self.door, self.kind, self.literals, self.asides = door, kind, literals, asides
+        self.keys = {key for key, _ in leaves(kind)}
+        self.groups = groups(door)
+        self.ordinary = ordinary_words(kind, self.groups)
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.plain_files: dict[tuple[str, ...], dict[str, Any] | None] = {}
+        self.said: set[str] = set()
+        """Notes that were printed."""
+        self.found: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in ASIDE}
+        """What is about sweeps in each choice of files."""
+
+    def points(self, combinations: list[list[Value]], several: set[str], exclude: tuple[str, ...]) -> list[Point[Any]]:
+        """Every point that isn't left out, checked. Raises BadInput, which says of which point of several."""
+        made: list[Point[Any]] = []
+        for number, chosen in enumerate(combinations, 1):
+            try:
+                point = self.point(chosen, several, exclude)
+            except BadInput as error:
+                changes = changes_in(chosen, several)
+                if not changes or str(error).startswith("sweep."):
+                    raise
+                words = " ".join(f"{key}={text}" for key, text in changes.items())
+                raise BadInput(f"{error}; in point {number} of {len(combinations)}: {words}") from None
+            made += [point] if point is not None else []
+        if not made:
+            raise BadInput(f"sweep.exclude: leaves out all {len(combinations)} points")
+        return made
+
+    def point(self, chosen: list[Value], several: set[str], exclude: tuple[str, ...]) -> Point[Any] | None:
+        """One point, checked; None when it is left out. Raises BadInput."""
+        plain = self.plain(chosen)
+        if exclude and left_out(exclude, self.facts(plain, chosen), parse):
+            return None
+        return Point(self.config(plain), changes_in(chosen, several))
+
+    def facts(self, plain: dict[str, Any], chosen: list[Value]) -> dict[str, Any]:
+        """A point's values by key, and of each group the file that was chosen."""
+        inner = self.flat(plain)
+        labels = {group: inner.get(f"{group}.name") for group in self.groups}
+        return labels | inner | {one.key: one.text for one in chosen if one.key in self.groups}
+
+    def flat(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """A point's values by key."""
+        return {key: reduce(lambda part, name: part[name], key.split("."), plain) for key in self.keys}
+
+    def files(self, chosen: list[Value]) -> tuple[str, ...]:
+        """The files that a point chooses, as overrides."""
+        given = {one.key: one.value for one in chosen}
+        files = [f"{one.key}={one.text}" for one in chosen if one.key in (*self.groups, LAUNCHER, SWEEPER)]
+        weights = given.get("init_from", "scratch")
+        if "model" in self.groups and weights not in ("scratch", "") and not given.keys() & {"model", "experiment"}:
+            files.append("model=pretrained")
+        return tuple(files)
+
+    def plain(self, chosen: list[Value]) -> dict[str, Any]:
+        """One point, composed. Raises BadInput."""
+        given = {one.key for one in chosen}
+        if sum(key in given for key in HORIZON) == 1:  # the horizon asked for replaces the preset's
+            chosen = [*chosen, *(Value(key, "null", None) for key in HORIZON if key not in given and key in self.keys)]
+        values = [one for one in chosen if one.key in self.keys]
+        for one in values:
+            check_typed(self.kind, one)
+        plain = self.with_values(self.files(chosen), values)
+        if "eval.fit" in self.keys and not given & {"eval.every", "eval.fit"}:
+            plain["eval"]["fit"] = True  # the interval of the files is for their usual length
+        return plain if "schedule.warmup_steps" in given else self.with_shorter_warmup(plain)
+
+    def with_values(self, files: tuple[str, ...], values: list[Value]) -> dict[str, Any]:
+        """Return a choice of files with some values set, as a plain dict. Raises BadInput."""
+        base = self.base(files)
+        constants = self.constants(files)
+        if constants is None or not all(is_constant(one.value) for one in values):
+            composed = copy.deepcopy(base)
+            for one in values:
+                put(composed, one)
+            return plain_values(composed, self.keys, self.ordinary)
+        plain = copy.deepcopy(constants)  # ten times as fast
+        for one in values:
+            *path, name = one.key.split(".")
+            reduce(lambda inner, part: inner[part], path, plain)[name] = one.value
+        check_values(plain, self.ordinary)
+        return plain
+
+    def constants(self, files: tuple[str, ...]) -> dict[str, Any] | None:
+        """Return a choice of files as a plain dict; None if there is anything to resolve in it."""
+        if files not in self.plain_files:
+            self.plain_files[files] = constants_in(self.base(files), self.keys)
+        return self.plain_files[files]
+
+    def with_shorter_warmup(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """Shorten a file's warm-up that is longer than the run to a tenth of the run, and say so once."""
+        schedule, training = plain.get("schedule"), plain.get("training")
+        if not isinstance(schedule, dict) or not isinstance(training, dict):
+            return plain
+        warmup, steps, end = schedule.get("warmup_steps"), training.get("steps"), schedule.get("decay_steps")
+        if end is not None or not isinstance(warmup, int) or not isinstance(steps, int) or not warmup > steps > 0:
+            return plain
+        said = f"schedule.warmup_steps={warmup} of the files is longer than the run; {steps // 10} is used, a tenth"
+        if said not in self.said and os.environ.get("RANK", "0") == "0":
+            print(f"note: {said}", file=sys.stderr)
+        self.said.add(said)
+        return plain | {"schedule": schedule | {"warmup_steps": steps // 10}}
+
+    def config(self, plain: dict[str, Any]) -> Any:
+        """One point, checked. Raises BadInput."""
+        plain = with_weights(plain)
+        check_values(self.literals)
+        for key, text in self.literals.items():
+            *path, name = key.split(".")
+            reduce(lambda inner, part: inner[part], path, plain)[name] = text
+        config = schema.from_dict(self.kind, plain)
+        check_tilde(config)
+        return config
+
+    def base(self, files: tuple[str, ...]) -> DictConfig:
+        """What Hydra makes of a choice of files, without what is about sweeps. Raises BadInput."""
+        if files not in self.composed:
+            for file in files:
+                refuse_bombs(*file.split("=", 1))
+            try:
+                composed = compose(self.door, list(files), return_hydra_config=True)
+            except (TypeError, YAMLError) as error:
+                raise BadInput(f"{' '.join(files)}: a file is not YAML with keys: {escaped(error, 300)}") from None
+            except (HydraException, OmegaConfBaseException, RecursionError) as error:
+                if "hydra.searchpath" in str(error):
+                    raise BadInput(f"{' '.join(files)}: hydra.searchpath: {HYDRA_IS_OURS}") from None
+                own = "Could not find 'experiment/" in str(error)
+                remedy = "; of another group's file write e.g. - override /data: text" if own else ""
+                raise BadInput(f"{first_line(error)}{remedy}") from None
+            except ValueError as error:  # not UTF-8, an integer of thousands of digits
+                raise BadInput(f"{' '.join(files)}: a file can't be read as YAML: {escaped(error, 300)}") from None
+            if "experiment" in composed:
+                raise BadInput("experiment: its file must begin with the line # @package _global_")
+            check_hydra_settings(self.door, files, composed)
+            for prefix in ASIDE:
+                there = OmegaConf.select(composed, prefix.rstrip("."))
+                plain = plain_values(there, self.keys, self.ordinary) if there is not None else {}
+                if plain not in self.found[prefix]:
+                    self.found[prefix].append(plain)
+            with open_dict(composed):
+                del composed["hydra"]
+                composed.pop("sweep", None)
+            self.composed[files] = composed
+        return self.composed[files]
+
+    def given(self, prefix: str) -> dict[str, Any]:
+        """Those keys of a prefix that the command line sets, without it."""
+        return {one.key.removeprefix(prefix): one.value for one in self.asides if one.key.startswith(prefix)}
+
+    def aside(self, prefix: str) -> dict[str, Any]:
+        """What files and command line say under a prefix. Raises BadInput when an experiment's files differ in it."""
+        if len(self.found[prefix]) > 1:
+            if prefix == SWEEP_KEYS:
+                raise BadInput("experiment: these have sweep sections that differ; sweep one of them at a time")
+            what = prefix.rstrip(".").replace("hydra.", "hydra/")
+            raise BadInput(f"{what}: the points of this sweep ask for different ones; give one on the command line")
+        return self.found[prefix][0] | self.given(prefix)
+
+    def settings(self) -> SweepConfig:
+        """Which points there are, checked. Raises BadInput."""
+        return checked(SweepConfig, self.aside(SWEEP_KEYS), SWEEP_KEYS)
+
+    def sweeper(self) -> Sweeper:
+        """How far each point is trained, checked. Raises BadInput."""
+        values = self.aside(SWEEPER_KEYS)
+        if self.door != "train":
+            return AllPoints()
+        if values.get("method") not in SWEEPERS:
+            raise BadInput(f"{SWEEPER}: its file must begin with defaults: [halving, _self_], or optuna")
+        kind = SWEEPERS[values["method"]]
+        if kind is AllPoints and (given := self.given(SWEEPER_KEYS)):
+            key = next(iter(given))
+            raise BadInput(f"{SWEEPER_KEYS}{key}: choose {sweeper_with(key)}")
+        return checked(kind, values, SWEEPER_KEYS)
+
+    def launcher(self) -> Launcher:
+        """The launcher of all points, checked. Raises BadInput."""
+        values = self.aside(LAUNCHER_KEYS)
+        if values.get("executor") not in KINDS:
+            raise BadInput(
+                f"{LAUNCHER}: its file must begin with defaults: [submitit_slurm, _self_], or submitit_local"
+            )
+        kind = KINDS[values["executor"]]
+        if kind is BasicLauncher and (given := self.given(LAUNCHER_KEYS)):
+            if self.door != "train":  # about jobs that have their launcher
+                return BasicLauncher()
+            raise BadInput(
+                f"{LAUNCHER_KEYS}{next(iter(given))}: choose hydra/launcher=submitit_slurm or submitit_local"
+            )
+        return checked(kind, values, LAUNCHER_KEYS)
+
+
+def checked(kind: type[Config], values: dict[str, Any], prefix: str) -> Config:
+    """A config of what is about sweeps. Raises BadInput with the whole key."""
+    try:
+        return schema.from_dict(kind, values)
+    except BadInput as error:
+        raise BadInput(f"{prefix}{error}") from None
+
+
+def changes_in(chosen: list[Value], several: set[str]) -> dict[str, str]:
+    """A point's values of the keys in which points differ, as text."""
+    return {one.key: one.text for one in chosen if one.key in several}
+
+
+def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
+    """A composed config whose model is that of the weights it starts from. Raises BadInput for a contradiction."""
+    model, init_from = plain.get("model"), plain.get("init_from")
+    if not isinstance(model, dict) or not isinstance(init_from, str):
+        return plain
+    if init_from not in ("scratch", ""):
+        return plain | {"model": adopted(init_from, model)}
+    if model.get("n_layer") is None and model.get("name") == "pretrained":
+        raise BadInput("model=pretrained: takes its shape from weights; say which, e.g. init_from=gpt2")
+    return plain
+
+
+def as_yaml(config: Section, package: str = "") -> str:
+    """The config that would run, checked and resolved, as YAML; with a `package` such as `model` that part of it.
+
+    Raises BadInput for a package that doesn't exist.
+    """
+    plain: Any = config.model_dump(mode="json")
+    for name in package.split(".") if package not in ("", "_global_") else ():
+        if not isinstance(plain, dict) or name not in plain:
+            raise BadInput(f"--package {escaped(package)}: no such part of the configuration{hint(name, plain)}")
+        plain = plain[name]  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(plain, dict):
+        raise BadInput(f"--package {escaped(package)}: is one key; give the group it is in")
+    header = f"# @package {package}\n" if package else ""
+    return header + OmegaConf.to_yaml(OmegaConf.create(plain))

@@ -1,0 +1,240 @@
+"""The door every command goes through: command line -> Hydra -> checked, typed config -> one call.
+
+Hydra is imported here and nowhere in the library. Everything is checked before anything is created: a wrong override
+ends in one line on stderr and exit code 2. `--cfg job` shows the checked config; `--cfg hydra`, `--info`,
+`--hydra-help` and tab completion are Hydra's own.
+"""
+
+import errno
+import gc
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from pydantic.fields import FieldInfo
+
+from cli.argv import HYDRA_FLAGS, package_in, split
+from nanogpt import schema
+from nanogpt.cpu_threads import limit_spinning
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, escaped, hint
+from nanogpt.schema import Section
+
+if TYPE_CHECKING:
+    from cli.sweep_request import Sweep
+
+Config = TypeVar("Config", bound=Section)
+HELP_DIR = Path(__file__).parent / "help_texts"
+
+
+def exit_on_error(name: str, call: Callable[[], int]) -> NoReturn:
+    """Exit with the code `call` returns, or with that of its error, told in one line."""
+    open_closed_streams()
+    limit_spinning(os.environ)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than our texts hold
+    try:
+        code = call()
+        flush()
+    except KeyboardInterrupt:  # before or after training, which handles it itself
+        print("interrupted; the same command continues", file=sys.stderr)
+        leave(128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        leave(0)
+    except Exception as error:
+        leave(tell_exception(name, error)[0])
+    leave(code)
+
+
+def tell_exception(name: str, error: Exception) -> tuple[int, str]:
+    """Print what became of a command on standard error. Returns its exit code and the reason in one line."""
+    from cli.crash_report import report_crash
+    from cli.exit_codes import as_lab_error
+
+    known = as_lab_error(name, error)
+    if known is None:
+        return report_crash(name, error), f"{type(error).__name__}: {error}"
+    tell(known)
+    return known.exit_code, str(known)
+
+
+def open_closed_streams() -> None:
+    """Connect standard streams that the caller closed (`>&-`) to /dev/null.
+
+    Otherwise the next file that is opened takes their number, and what is printed goes into it.
+    """
+    for number, stream, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            setattr(sys, stream, os.fdopen(number, mode, closefd=False))
+
+
+def print_help(name: str) -> int:
+    """Print the help page of a command. Returns 0."""
+    print((HELP_DIR / f"{name}.txt").read_text().rstrip())
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. A rank of several ends at once: after an error torch's destructors would wait for ranks that are
+    gone, and after a success, rarely, they abort over a thread of the connections that still runs.
+    """
+    if is_rank():
+        with suppress(BadEnvironment):
+            flush()
+        os._exit(code)
+    gc.freeze()  # what torch imports is 285,000 objects, and looking for garbage among them takes most of a second
+    sys.exit(code)
+
+
+def is_rank() -> bool:
+    """Whether this process is one of several ranks."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def flush() -> None:
+    """Send off what was printed. A reader that has gone is no error. Raises BadEnvironment for a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+        if error.errno != errno.EPIPE:
+            raise BadEnvironment(f"standard output: {error.strerror}; the end of the text is missing") from None
+
+
+def tell(error: LabError) -> None:
+    """One line on standard error, unless another rank tells it."""
+    rank = os.environ.get("RANK", "0")
+    if not error.told:
+        print(f"{'' if rank == '0' else f'rank {escaped(rank)}: '}error: {error}", file=sys.stderr, flush=True)
+
+
+def dispatch(
+    name: str,
+    kind: type[Config],
+    main: Callable[[Config], int],
+    argv: list[str],
+    sweep: "Callable[[Sweep[Config]], int] | None" = None,
+) -> int:
+    """Answer a question about the configuration, or run every point the command line asks for."""
+    if "--help" in argv or "-h" in argv:
+        print(help_page(name, kind, [word for word in argv if not word.startswith("-")]))
+        return 0
+    if "--shell-completion" in argv or "-sc" in argv:
+        refuse_beside_completion(argv)
+        return to_hydra(name, kind)
+    flags, overrides = split(argv, kind)
+    from cli.compose import as_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
+    from cli.overrides import warn_of_repeats
+    from cli.sweep_request import read
+
+    warn_of_repeats(overrides)
+    multirun = "--multirun" in flags or "-m" in flags
+    asked_for = read(name, kind, overrides, multirun)
+    if asked := [flag for flag in flags if flag.partition("=")[0] in HYDRA_FLAGS]:
+        if asked[0] in ("--cfg", "-c") and flags[flags.index(asked[0]) + 1] == "job":
+            print(as_yaml(asked_for.points[0].config, package_in(flags)).rstrip())
+            return 0
+        return to_hydra(name, kind)
+    if multirun:
+        return sweep(asked_for) if sweep else one_by_one([point.config for point in asked_for.points], main)
+    asked_for.refuse_without_m()
+    return main(asked_for.points[0].config)
+
+
+def one_by_one(configs: list[Config], main: Callable[[Config], int]) -> int:
+    """Run every point, one after the other; a failing point is reported and doesn't stop the others, Ctrl-C does.
+
+    Returns the first exit code that isn't 0.
+    """
+    codes: list[int] = []
+    for number, config in enumerate(configs, 1):
+        print(f"=== point {number} of {len(configs)}", flush=True)
+        try:
+            codes.append(main(config))
+        except LabError as error:
+            if is_rank():  # torchrun's ranks can't meet again after an error
+                raise
+            tell(error)
+            codes.append(error.exit_code)
+        if codes[-1] in (STOPPED, PeerLost.exit_code) or codes[-1] >= 128:
+            break
+    return next((code for code in codes if code), 0)
+
+
+def refuse_beside_completion(argv: list[str]) -> None:
+    """Hydra reads these words itself, and has options that read files, a pickle among them. Raises BadInput."""
+    for word in argv:
+        if word not in ("--shell-completion", "-sc") and not re.fullmatch(r"(install|uninstall|query)=\w+", word):
+            raise BadInput(f"{escaped(word)}: with -sc only install=, uninstall= or query= and the name of a shell")
+
+
+def to_hydra(name: str, kind: type[Section]) -> int:
+    """Let Hydra answer: it reads sys.argv itself and never runs anything for these flags."""
+    import hydra
+
+    from cli import config_files
+    from cli.compose import register
+
+    register(name, kind)
+    hydra.main(version_base="1.3", config_path=str(config_files.CONFIG_DIR), config_name=name)(lambda _: None)()
+    return 0
+
+
+def plain(value: object) -> str:
+    """A default as one would type it."""
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(plain, value))}]"  # pyright: ignore[reportUnknownArgumentType]
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
+
+
+def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
+    """The newcomer's page, or every key under the given topics: `--help optimizer model.dropout`."""
+    from cli.config_files import choices, groups
+
+    if not topics:
+        text = (HELP_DIR / f"{name}.txt").read_text()
+        return text.format(**{group: " ".join(choices(group)) for group in groups(name)}).rstrip()
+    from cli.sweep_request import composed
+
+    try:
+        usual = composed(name, kind, [])
+    except BadInput:  # a command that can't do without words
+        usual = {}
+    lines: list[str] = []
+    topics = [topic.partition("=")[0] for topic in topics]
+    keys = [*schema.leaves(kind), *(aside() if name == "train" else [])]
+    for key, field in keys:
+        if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
+            default = "" if field.is_required() else f", default {plain(field.default)}"
+            if key in usual and default and (by_files := plain(usual[key])) != plain(field.default):
+                default += f" ({by_files} by the files of this command)"
+            change = schema.change_of(field)
+            lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.allowed(field)}{default}; {change}")
+    if not lines:
+        near = hint(topics[0], [*groups(name), *(key for key, _ in keys)])
+        raise BadInput(f"{escaped(topics[0])}: no such key or group; see --help all{near}")
+    if name == "train":
+        lines.append(
+            "\na change of what is fixed is another run; guarded: also, or resume.allow_change; free: the same run"
+        )
+    return "\n".join(lines)
+
+
+def aside() -> list[tuple[str, FieldInfo]]:
+    """Every key about sweeps that a person may set."""
+    from cli.overrides import aside_fields
+
+    return [(key, field) for key, field in aside_fields().items() if not key.endswith((".executor", ".method"))]

@@ -1,0 +1,66 @@
+"""Exceptions of Python and of libraries that the machine or the input causes, as errors a person can act on."""
+
+import errno
+import os
+import re
+import sys
+
+from nanogpt.device_errors import as_device_error
+from nanogpt.errors import BadData, BadEnvironment, BadInput, LabError, escaped
+
+OURS = ("nanogpt", "cli", "launch", "experiments")
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc", re.IGNORECASE)
+REMEDIES = {
+    errno.ENOSPC: "; free some space, or choose another place",
+    errno.EDQUOT: "; your quota there is used up",
+    errno.EMFILE: "; raise the limit with ulimit -n",
+    errno.EROFS: "; choose another place",
+}
+
+
+def as_lab_error(command: str, error: Exception) -> LabError | None:
+    """Return what `command` should say of an exception; None for one that only a mistake in the code can cause."""
+    what = escaped(f"{type(error).__name__}: {error}", 300)
+    if isinstance(error, LabError):
+        return error
+    if known := as_device_error(error):
+        return known
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return BadEnvironment(f"out of memory: {what}")
+    if isinstance(error, ImportError):
+        return missing_package(error)
+    if isinstance(error, OSError):
+        return of_system_call(command, error)
+    if isinstance(error, UnicodeDecodeError):
+        return BadData(f"{command}: a text is not valid {error.encoding} at byte {error.start}: {error.reason}")
+    if isinstance(error, UnicodeEncodeError):
+        return BadInput(f"{command}: {escaped(error.object, 60)} can't be written as {error.encoding}")
+    if isinstance(error, RecursionError):
+        return BadInput(f"{command}: a value or a file is nested too deeply")
+    if isinstance(error, OverflowError):
+        return BadInput(f"{command}: a number is too large or too small to compute with: {escaped(error)}")
+    return None
+
+
+def missing_package(error: ImportError) -> BadEnvironment | None:
+    """Return the error for a package that is not installed, or doesn't load; None for a module of our own."""
+    package = (error.name or "").partition(".")[0]
+    if not package or package in OURS:
+        return None
+    why = "has no" if isinstance(error, ModuleNotFoundError) else f"can't import from ({escaped(error, 160)})"
+    return BadEnvironment(
+        f"{escaped(sys.executable)} {why} '{escaped(package)}'; `make setup` makes an environment that has it: .venv"
+    )
+
+
+def of_system_call(command: str, error: OSError) -> BadEnvironment:
+    """Return the error for a system call that failed: which file, why, and what helps."""
+    try:
+        os.getcwd()
+    except OSError:
+        return BadEnvironment("the current folder was deleted or can't be read; change to another one")
+    where = f"{command}, in what it writes or prints"
+    if isinstance(error.filename, str | bytes | os.PathLike):
+        where = os.fsdecode(error.filename)  # pyright: ignore[reportUnknownArgumentType]
+    remedy = REMEDIES.get(error.errno or 0, "")
+    return BadEnvironment(f"{escaped(where, 400)}: {error.strerror or escaped(error, 300)}{remedy}")

@@ -1,0 +1,90 @@
+"""The points of a sweep as combinations of values: grid, pairs, lists of points, and what is left out of them."""
+
+from typing import Any
+
+from cli.overrides import Value
+from cli.sweep_config import CONDITION
+from nanogpt.errors import BadInput, escaped, hint
+
+Bundle = tuple[Value, ...]
+"""Values of one or several keys that go together."""
+
+
+def axes(swept: list[list[Value]], points: list[Bundle], zipped: tuple[tuple[str, ...], ...]) -> list[list[Bundle]]:
+    """What the points are all combinations of, one of each list: swept keys, pairs of them, listed points.
+
+    Raises BadInput for keys that don't fit together.
+    """
+    by_key = {values[0].key: values for values in swept}
+    found: dict[str, list[Bundle]] = {key: [(value,) for value in values] for key, values in by_key.items()}
+    taken: set[str] = set()
+    for group in zipped:
+        keys = [full_key(key, by_key) for key in group]
+        if again := next((key for key in keys if key in taken or keys.count(key) > 1), None):
+            raise BadInput(f"sweep.zip=[{','.join(group)}]: {again} is in it twice")
+        taken |= set(keys)
+        refuse_lengths(keys, by_key)
+        pairs = zip(*(by_key[key] for key in keys), strict=True)
+        found = {key: bundles for key, bundles in found.items() if key not in keys[1:]} | {keys[0]: list(pairs)}
+    for key in {value.key for bundle in points for value in bundle} & by_key.keys():
+        raise BadInput(f"sweep.points: {key} is in the points and given outside of them too")
+    return [*found.values(), *([points] if points else [])]
+
+
+def full_key(name: str, by_key: dict[str, list[Value]]) -> str:
+    """The swept key that is meant: itself, or the only one that ends so. Raises BadInput."""
+    ends = [key for key in by_key if key == name or key.endswith(f".{name}")]
+    if name in by_key or len(ends) == 1:
+        return name if name in by_key else ends[0]
+    why = f"could be {' or '.join(ends)}" if ends else "isn't swept; give it a list of values"
+    raise BadInput(f"sweep.zip: {escaped(name)} {why}{hint(name, by_key)}")
+
+
+def refuse_lengths(keys: list[str], by_key: dict[str, list[Value]]) -> None:
+    """Zipped keys have as many values each. Raises BadInput."""
+    counts = {key: len(by_key[key]) for key in keys}
+    if len(set(counts.values())) > 1:
+        words = ", ".join(f"{key} has {count}" for key, count in counts.items())
+        raise BadInput(f"sweep.zip=[{','.join(keys)}]: {words} values; zipped keys need as many each")
+
+
+def left_out(exclude: tuple[str, ...], facts: dict[str, Any], parse: Any) -> bool:
+    """Whether all comparisons of one of the texts hold for a point. Raises BadInput for a key that no point has.
+
+    `facts` are the point's values by key; of a group, the file chosen. `parse` reads a text as the command line does.
+    """
+    return any(all(holds(word, facts, parse) for word in text.split()) for text in exclude)
+
+
+def holds(word: str, facts: dict[str, Any], parse: Any) -> bool:
+    """One comparison. Raises BadInput."""
+    match = CONDITION.fullmatch(word)
+    assert match
+    key, sign, text = match.groups()
+    if key not in facts:
+        raise BadInput(f"sweep.exclude: {escaped(word)}: no such key{hint(key, facts)}")
+    try:
+        read = parse(f"{key}={text}")
+    except BadInput as error:
+        raise BadInput(f"sweep.exclude: {error}") from None
+    if read.is_sweep_override() or "${" in text:
+        raise BadInput(f"sweep.exclude: {escaped(word)}: compares with one value")
+    value, other = facts[key], read.value()
+    if sign in ("=", "!="):
+        return same(value, other) == (sign == "=")
+    if not (is_number(value) or value is None) or not is_number(other):
+        raise BadInput(f"sweep.exclude: {escaped(word)}: {key} is {escaped(value)}; {sign} compares numbers")
+    if value is None:
+        return False
+    return {">": value > other, "<": value < other, ">=": value >= other, "<=": value <= other}[sign]
+
+
+def same(value: Any, other: Any) -> bool:
+    """Equal, as a person writes values: 1 is 1.0, and text may have quotes or not."""
+    if isinstance(value, bool) or isinstance(other, bool):
+        return value is other
+    return bool(value == other) or (not is_number(value) and str(value) == str(other))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

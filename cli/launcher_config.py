@@ -1,0 +1,182 @@
+"""What `hydra/launcher=…` takes: how the points of a sweep are run. None of it is part of a run's identity.
+
+The keys are those of hydra-submitit-launcher, which many know, typed and checked; `wait`, `poll_s`, `max_requeues` and
+`max_restarts_without_progress` are ours. What must agree with the training (nodes, tasks, GPUs) is null and comes from
+`hardware`.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
+
+from nanogpt.config.types import Count, Name
+from nanogpt.schema import Section, free, refuse
+
+# What the launcher itself writes into the batch script, and must, or has a key for.
+# fmt: off
+OURS = (
+    "account", "array", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency", "error",
+    "exclude", "exclusive", "gpus", "gpus-per-node", "gpus-per-task", "gres", "input", "job-name", "kill-on-bad-exit",
+    "mail-type", "mail-user", "mem", "mem-per-cpu", "mem-per-gpu", "no-requeue", "nodelist", "nodes", "ntasks",
+    "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "signal", "tasks-per-node", "time",
+    "wrap",
+)
+# fmt: on
+TAKEN = "another option than those that the launcher sets or has a key for"
+
+
+def slurm_word(text: str) -> str:
+    """No blank, quote or line break, so a value can't become another line of the batch script."""
+    if re.fullmatch(r"[A-Za-z0-9_.,:;@%+=/&|()*\[\]{}~-]{1,500}", text) and not text.startswith("-"):
+        return text
+    raise PydanticCustomError("form", "letters, digits and punctuation, no blanks, not beginning with '-'")
+
+
+def shell_line(text: str) -> str:
+    """One line of the batch script."""
+    if text.isprintable() and text.strip():
+        return text
+    raise PydanticCustomError("form", "one printable line")
+
+
+def option(text: str) -> str:
+    """An option of srun that the launcher doesn't set itself."""
+    name = text.removeprefix("--").partition("=")[0]
+    if text.startswith("--") and text.isprintable() and not is_ours(name):
+        return text
+    raise PydanticCustomError("form", f"--name or --name=value, {TAKEN}")
+
+
+def is_ours(name: str) -> bool:
+    """Whether Slurm could read a long option's name, or the beginning of one, as one of ours."""
+    return any(option.startswith(name.replace("_", "-")) for option in OURS)
+
+
+def options(values: dict[str, Any]) -> dict[str, Any]:
+    """Options of sbatch that the launcher doesn't set itself, as {name: value}."""
+    for name, value in values.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or is_ours(name):
+            raise PydanticCustomError("form", f"sbatch's long names, {TAKEN}")
+        if not isinstance(value, bool | int | str) or (isinstance(value, str) and slurm_word(value) != value):
+            raise PydanticCustomError("form", "texts without blanks, integers and true")
+    return values
+
+
+Word = Annotated[str, AfterValidator(slurm_word)]
+Line = Annotated[str, AfterValidator(shell_line)]
+Option = Annotated[str, AfterValidator(option)]
+Options = Annotated[dict[str, Any], AfterValidator(options)]
+
+
+class BasicLauncher(Section):
+    """One point after the other, in the process that was started."""
+
+    executor: Literal["none"] = free("none", "what runs the points")
+
+
+class JobLauncher(Section):
+    """What jobs have everywhere."""
+
+    name: Name | None = free(None, "of the jobs; null: the study's")
+    nodes: int | None = free(None, "machines of a point; null: hardware.nodes", ge=1, le=10_000)
+    tasks_per_node: int | None = free(None, "ranks on each machine; null: hardware.devices", ge=1, le=64)
+    gpus_per_node: int | None = free(
+        None, "GPUs of a point on each machine; null: one a rank when hardware.device is cuda, else none", ge=0, le=64
+    )
+    timeout_min: int = free(
+        60, "minutes that a point may run in one go; then it saves and goes on later", ge=1, le=10**6
+    )
+    signal_delay_s: int = free(120, "seconds before that limit at which it is told to save", ge=5, le=86_400)
+    array_parallelism: Count | None = free(
+        None, "points that run at once; null: on Slurm 256, here what the GPUs or cores allow"
+    )
+    setup: Annotated[tuple[Line, ...], Field(strict=False)] = free(
+        (), "shell lines before the training, e.g. module load"
+    )
+    wait: bool = free(True, "watch the points until all are done; false: return once they are submitted")
+    poll_s: float = free(10.0, "wait: seconds between looks at the queue", ge=0.2, le=3600)
+    max_requeues: int = free(100, "times that a point is put back into the queue", ge=0, le=10**6)
+    max_restarts_without_progress: int = free(
+        3,
+        "restarts in a row without a new checkpoint after which a point isn't put back",
+        ge=1,
+        le=1000,
+        was="max_fruitless",
+    )
+
+    @model_validator(mode="after")
+    def _time_to_save(self) -> Self:
+        if self.timeout_min * 60 <= self.signal_delay_s:
+            least = self.signal_delay_s // 60 + 1
+            why = f"leaves no time before hydra.launcher.signal_delay_s={self.signal_delay_s}; at least {least}"
+            raise refuse("timeout_min", self.timeout_min, why)
+        return self
+
+
+class LocalLauncher(JobLauncher):
+    """Points as processes of this machine, several at once, that outlive the terminal."""
+
+    executor: Literal["local"] = free("local", "what runs the points")
+
+
+class SlurmLauncher(JobLauncher):
+    """Points as an array of Slurm jobs."""
+
+    executor: Literal["slurm"] = free("slurm", "what runs the points")
+    partition: Word | None = free(None, "partition, or several with commas; null: the cluster's default")
+    account: Word | None = free(None, "account that pays")
+    qos: Word | None = free(None, "quality of service")
+    cpus_per_task: Count | None = free(None, "cores of a rank; null: hardware.threads, else the cluster's default")
+    cpus_per_gpu: Count | None = free(None, "cores for each GPU; needs gpus_per_task")
+    gpus_per_task: Count | None = free(None, "GPUs bound to each rank, instead of gpus_per_node")
+    mem_gb: float | None = free(None, "GB of memory on each machine; null: the cluster's default", gt=0, le=1e5)
+    mem_per_gpu: Word | None = free(None, "memory for each GPU, e.g. 80GB")
+    mem_per_cpu: Word | None = free(None, "memory for each core, e.g. 4GB")
+    constraint: Word | None = free(None, "features the nodes must have, e.g. a100")
+    gres: Word | None = free(None, "generic resources, e.g. gpu:a100:2, instead of gpus_per_node")
+    nodelist: Word | None = free(None, "these nodes, e.g. n[1-4]")
+    exclude: Word | None = free(None, "not these nodes")
+    exclusive: bool = free(False, "no other jobs on the nodes")
+    dependency: Word | None = free(None, "jobs to wait for, e.g. afterok:1234")
+    comment: Word | None = free(None, "comment of the jobs")
+    mail_type: Word | None = free(None, "when to write a mail, e.g. END,FAIL")
+    mail_user: Word | None = free(None, "whom to write to")
+    additional_parameters: Options = free({}, "other options of sbatch, e.g. {reservation: mine}")
+    srun_args: Annotated[tuple[Option, ...], Field(strict=False)] = free(
+        (), "more options of srun, e.g. ['--mpi=none']"
+    )
+    submit_retries: int = free(
+        6, "times that a submission is tried again when the controller doesn't answer", ge=0, le=100
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_gpus(self) -> Self:
+        given = [name for name in ("gpus_per_node", "gpus_per_task", "gres") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise refuse(given[1], getattr(self, given[1]), f"give one of {', '.join(given)}")
+        if self.cpus_per_gpu is not None and self.gpus_per_task is None:
+            raise refuse("cpus_per_gpu", self.cpus_per_gpu, "needs gpus_per_task")
+        memory = [name for name in ("mem_gb", "mem_per_gpu", "mem_per_cpu") if getattr(self, name) is not None]
+        if len(memory) > 1:
+            raise refuse(memory[1], getattr(self, memory[1]), f"give one of {', '.join(memory)}")
+        return self
+
+
+class LaunchConfig(Section):
+    """The study or run that a job command (status, logs, wait, cancel, retry, resubmit) is about."""
+
+    target: str | None = free(
+        None, "study or run: a folder or its name; null: what was submitted last", literal=True, min_length=1
+    )
+    runs_dir: str = free("runs", "folder of all run directories", min_length=1)
+    lines: Count = free(20, "logs: lines of each log")
+    rank: int = free(0, "logs: of this rank", ge=0, le=10**6)
+    follow: bool = free(False, "logs: go on showing what comes")
+    poll_s: float = free(10.0, "wait: seconds between looks at the queue", ge=0.2, le=3600)
+
+
+Launcher = BasicLauncher | LocalLauncher | SlurmLauncher
+KINDS: dict[str, type[Launcher]] = {"none": BasicLauncher, "local": LocalLauncher, "slurm": SlurmLauncher}

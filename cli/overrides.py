@@ -1,0 +1,301 @@
+"""Overrides of a command line, checked before Hydra sees them, with every refusal in our own words.
+
+Hydra alone accepts `+new.key=1` and `~model`, and its advice for a typo is to add the key.
+"""
+
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from types import NoneType
+from typing import Any, NoReturn, get_args
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, ValueType
+from hydra.errors import HydraException
+from pydantic.fields import FieldInfo
+
+from cli.config_files import choices, groups, optional
+from cli.launcher_config import KINDS
+from cli.quoting import typed
+from cli.sweep_config import SWEEPERS, SweepConfig
+from nanogpt import schema
+from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.schema import Section
+
+MOST_POINTS = 100_000
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
+PASTED = dict.fromkeys(DASHES, "-") | {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "}
+"""What word processors and web pages put in place of what was typed."""
+LONGEST_EXAMPLE = 60  # characters of a value that is written again in quotes
+LAUNCHING = ("train", "launch")  # the doors whose points can be jobs
+LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
+LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS = "hydra.launcher.", "hydra.sweeper.", "sweep."
+ASIDE = (LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS)  # keys about a sweep, not about its runs
+
+
+def take_last(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that count: of several with the same key the last, as in Hydra."""
+    last: dict[str, str] = {}
+    for text in overrides:
+        last.pop(key_in(text), None)
+        last[key_in(text)] = text
+    return list(last.values())
+
+
+def warn_of_repeats(overrides: Sequence[str]) -> None:
+    """Print a note on standard error for each key that is given more than once with different values."""
+    given: dict[str, list[str]] = {}
+    for text in overrides:
+        given.setdefault(key_in(text), []).append(text)
+    for key, texts in given.items():
+        if len(set(texts)) > 1:
+            said = f"{' '.join(map(escaped, texts))}: {escaped(key)} is given {len(texts)} times; the last one counts"
+            print(f"note: {said}", file=sys.stderr)
+
+
+def key_in(text: str) -> str:
+    """Return the key of an override as it was typed. A text without `=` is a key of its own."""
+    return text.partition("=")[0].strip()
+
+
+def is_literal(field: Any) -> bool:
+    """Whether a field takes all that follows `=` as it is."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("literal"))  # pyright: ignore[reportUnknownMemberType]
+
+
+def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return {key: value} of free-text keys, and the other overrides.
+
+    A value in quotes is left to Hydra, and so is `null` for a key that may be null.
+    """
+    free = {key: field for key, field in schema.leaves(kind) if is_literal(field)}
+    literals: dict[str, str] = {}
+    rest: list[str] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        is_null = value == "null" and key in free and NoneType in get_args(free[key].annotation)
+        if equals and key in free and not quoted and not is_null:
+            literals[key] = value
+        else:
+            rest.append(text)
+    return literals, rest
+
+
+def parse(text: str, kind: type[Section] = Section) -> Override:
+    """One override. Raises BadInput with the reason in a few words; `kind` has the keys with what they take."""
+    key, equals, value = text.partition("=")
+    plain = escaped(text)
+    if text.startswith("~"):
+        raise BadInput(f"{plain}: keys can't be deleted; set a value with key=value")
+    if text.startswith("+"):
+        raise BadInput(f"{plain}: keys can't be added; set one that exists without +, --help all lists them")
+    if not equals:
+        raise BadInput(f"{plain}: not an override; {what_to_write(text)}")
+    if not key.strip():
+        raise BadInput(f"{plain}: the key before '=' is missing")
+    try:
+        return parse_override(text)
+    except (HydraException, RecursionError, ValueError):  # the last for an integer of thousands of digits
+        raise BadInput(f"{plain}: {why_unreadable(key, value, kind)}") from None
+
+
+def what_to_write(text: str) -> str:
+    """Return what a word without `=` should have been."""
+    if text.endswith(".py"):
+        return "write key=value; what nanoGPT has as files is experiment=NAME here"
+    if text and text[0] in DASHES:
+        return f"options begin with '-' or '--', and this with {text[0]!r}"
+    key, colon, value = text.partition(":")
+    return f"write {escaped(key)}={escaped(value.strip())}" if colon and value else "write key=value"
+
+
+def parse_override(text: str) -> Override:
+    """One override, read by Hydra. Raises HydraException, RecursionError, ValueError."""
+    return OverridesParser.create().parse_override(text)
+
+
+def why_unreadable(key: str, value: str, kind: type[Section]) -> str:
+    """Return why Hydra can't read `key=value`, and what to write instead where that is clear."""
+    if key != key.rstrip() or any(c.isspace() for c in key.strip()):
+        return "write key=value without blanks before '='"
+    if odd := next((c for c in key if not (c.isalnum() and c.isascii()) and c not in "_./@"), None):
+        return f"no key has the character {escaped(odd)!r}"
+    if pasted := next((c for c in value if c in PASTED), None):
+        plain = "".join(PASTED.get(c, c) for c in value)
+        return f"the character {pasted!r} is not the one on a keyboard: {escaped(key)}={escaped(plain)}"
+    if value.endswith(","):
+        return "ends with a comma; leave it out, or give one more value"
+    if len(value) > LONGEST_EXAMPLE or any(c in value for c in "[]{}()'\""):
+        return "can't be read; check the quotes and brackets"
+    if value.startswith("~"):
+        whole = os.path.expanduser(value)
+        return f"write {escaped(key)}={escaped(whole)}" if whole != value else "there is no such user"
+    odd = next((c for c in value if not (c.isalnum() and c.isascii()) and not is_readable(f"{key}=a{c}a")), None)
+    what = f"the character {escaped(odd)!r}" if odd else "this"
+    field = dict(schema.leaves(kind)).get(key)
+    if field and "str" not in str(field.annotation):
+        return f"{what} can't be in it; allowed: {schema.allowed(field)}"
+    if field and not is_valid(kind, key, value):
+        return f"{what} needs quotes, and is not allowed in them either; allowed: {what_is_allowed(kind, key, value)}"
+    return f"{what} needs quotes: {typed(key, value)}"
+
+
+def what_is_allowed(kind: type[Section], key: str, value: str) -> str:
+    """Return what the refusal of a value says is allowed."""
+    try:
+        schema.check_value(kind, key, value)
+    except BadInput as error:
+        return str(error).rpartition("allowed: ")[2]
+    return ""
+
+
+def is_valid(kind: type[Section], key: str, value: object) -> bool:
+    """Whether a key takes a value, whatever the others are."""
+    try:
+        schema.check_value(kind, key, value)
+    except BadInput:
+        return False
+    return True
+
+
+def is_readable(text: str) -> bool:
+    """Whether Hydra can read an override."""
+    try:
+        parse_override(text)
+    except (HydraException, ValueError):
+        return False
+    return True
+
+
+def expand_glob(door: str, kind: type[Section], override: Override) -> Override:
+    """Return `group=glob(…)` with the names of the group's files that match; any other override as it is.
+
+    Raises BadInput for a key that is not a group, and when nothing matches.
+    """
+    pattern = override.value()
+    if not isinstance(pattern, Glob):
+        return override
+    group, text = override.key_or_group, escaped(override.input_line)
+    if group not in groups(door):
+        check_keys(door, kind, [override])
+        raise BadInput(f"{text}: glob() chooses among the files of a group; of other keys list the values, with commas")
+    names = pattern.filter(choices(group))
+    if not names:
+        raise BadInput(f"{text}: matches none of {', '.join(choices(group))}")
+    return replace(override, value_type=ValueType.CHOICE_SWEEP, _value=ChoiceSweep(list=[*names]))
+
+
+def check_keys(door: str, kind: type[Section], overrides: list[Override]) -> None:
+    """Every override names a group or a key that exists, and a choice that exists."""
+    keys = [key for key, _ in schema.leaves(kind)]
+    files = [*groups(door), *aside_groups(door)]
+    known = [*files, *keys, *aside_keys(door)]
+    for override in overrides:
+        key = override.key_or_group
+        text = escaped(override.input_line)
+        if override.package is not None:
+            raise BadInput(f"{text}: no such key or group; '@' is for Hydra's packages, which aren't used here")
+        if key not in known:
+            refuse_unknown(kind, key, text, known, door)
+        if key.startswith((*ASIDE, LAUNCHER, SWEEPER)) and override.is_sweep_override():
+            raise BadInput(f"{text}: is one for all points and can't be swept")
+        if key in files:
+            check_choice(override, optional=key in optional(door))
+
+
+def refuse_unknown(kind: type[Section], key: str, text: str, known: list[str], door: str) -> NoReturn:
+    """Raises BadInput with the nearest key that exists."""
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        mine = ("hydra.launcher", "hydra/l", "hydra.sweeper", "hydra/s")[: 4 if door == "train" else 2]
+        if door not in LAUNCHING or not key.startswith(mine):
+            raise BadInput(f"{text}: Hydra's own settings can't be changed here")
+        near = [name for name in known if name.startswith("hydra")]
+        raise BadInput(schema.unknown_key(aside_fields().items(), key, near, "key or group"))
+    inside = [name for name in known if name.startswith(key + ".")]
+    if inside:
+        raise BadInput(f"{text}: a group of keys; set one of {', '.join(inside[:6])}")
+    raise BadInput(schema.unknown_key(schema.leaves(kind), key, known, "key or group"))
+
+
+def aside_groups(door: str) -> list[str]:
+    """The groups of a door that aren't about runs."""
+    return {"train": [LAUNCHER, SWEEPER], "launch": [LAUNCHER]}.get(door, [])
+
+
+def aside_keys(door: str) -> list[str]:
+    """`hydra.launcher.partition` and so on, of all launchers; of `train` what a sweep takes too."""
+    mine = {"train": ASIDE, "launch": (LAUNCHER_KEYS,)}.get(door, ())
+    return [key for key in aside_fields() if key.startswith(mine)]
+
+
+def aside_fields() -> dict[str, FieldInfo]:
+    """Every key about a sweep, each once."""
+    kinds: list[tuple[str, type[Section]]] = [
+        *((LAUNCHER_KEYS, kind) for kind in KINDS.values()),
+        *((SWEEPER_KEYS, kind) for kind in SWEEPERS.values()),
+        (SWEEP_KEYS, SweepConfig),
+    ]
+    return {prefix + key: field for prefix, kind in kinds for key, field in schema.leaves(kind)}
+
+
+def check_choice(override: Override, optional: bool) -> None:
+    """The chosen file exists in its group."""
+    group = override.key_or_group
+    options = choices(group)
+    swept = override.is_sweep_override()
+    if override.is_interval_sweep():
+        raise BadInput(f"{escaped(override.input_line)}: needs names; allowed: {', '.join(options)}")
+    chosen = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS)) if swept else [override.value()]
+    for name in chosen:
+        if name is None and optional:
+            continue
+        if name in (None, ""):
+            raise BadInput(f"{group}={name or ''}: needs a value; allowed: one of {', '.join(options)}")
+        if name not in options:
+            text = escaped(f"{group}={name}")
+            raise BadInput(
+                f"{text}: no such choice; allowed: one of {', '.join(options)}{hint(PurePath(str(name)).stem, options)}"
+            )
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value for one key: as typed, and as Hydra reads it."""
+
+    key: str
+    text: str
+    value: Any
+
+
+def first(override: Override, multirun: bool) -> Value:
+    """The first of the values, of an interval its text. Raises BadInput as `expand`."""
+    if multirun and override.is_interval_sweep():
+        return Value(override.key_or_group, str(override.input_line).partition("=")[2], None)
+    return expand(override, multirun, 1)[0]
+
+
+def expand(override: Override, multirun: bool, most: int = MOST_POINTS + 1) -> list[Value]:
+    """The values a comma-separated override stands for, the first `most` of them. Raises BadInput for several values
+    without `-m`.
+    """
+    text, key = str(override.input_line), override.key_or_group
+    if not override.is_sweep_override():
+        return [Value(key, text.partition("=")[2], override.value())]
+    if not multirun:
+        raise BadInput(f"{escaped(text)}: several values are a sweep and need -m")
+    if not override.is_discrete_sweep():
+        raise BadInput(f"{escaped(text)}: a sweep needs a list of values; hydra/sweeper=optuna takes intervals")
+    try:
+        texts = list(itertools.islice(override.sweep_string_iterator(), most))
+    except (HydraException, ValueError) as error:
+        raise BadInput(f"{escaped(text)}: {str(error).splitlines()[0]}") from None
+    if not texts:
+        raise BadInput(f"{escaped(text)}: an empty sweep")
+    if len(texts) > MOST_POINTS:  # before each is read, which takes seconds for so many
+        raise BadInput(f"{escaped(text)}: too many points; allowed: at most {MOST_POINTS:,}")
+    return [Value(key, one, parse(f"{key}={one}").value()) for one in texts]

@@ -1,0 +1,31 @@
+"""`python -m cli.rank_worker`: one rank started by cli/actions.py. Its command and config come as JSON on stdin."""
+
+import json
+import os
+import sys
+
+from cli.entry import exit_on_error
+from nanogpt import schema
+from nanogpt.config import EvaluateConfig, TrainConfig
+from nanogpt.distributed.spawn import end_with_parent
+from nanogpt.errors import PeerLost
+
+
+def run_rank() -> int:
+    """Train or evaluate as the message on standard input says. Returns the exit code."""
+    message = json.load(sys.stdin)
+    end_with_parent()
+    if os.getppid() != message["parent"]:
+        return PeerLost.exit_code  # the parent ended before end_with_parent
+    sys.argv = message["argv"]
+    if message["command"] == "evaluate":
+        from nanogpt.evaluation.command import evaluate
+
+        return evaluate(schema.from_dict(EvaluateConfig, message["config"]))
+    from nanogpt.training.run import train
+
+    return train(schema.from_dict(TrainConfig, message["config"]))
+
+
+if __name__ == "__main__":
+    exit_on_error("rank", run_rank)

@@ -1,0 +1,208 @@
+"""What a command line asks for: one run, or the points of a sweep, each with its checked config."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from hydra import initialize_config_dir
+from hydra.core.override_parser.types import Override
+
+from cli import config_files
+from cli.compose import Composer, Point, register
+from cli.grid import Bundle, axes
+from cli.launcher_config import Launcher
+from cli.overrides import (
+    ASIDE,
+    LAUNCHER,
+    LAUNCHER_KEYS,
+    MOST_POINTS,
+    SWEEP_KEYS,
+    SWEEPER,
+    SWEEPER_KEYS,
+    Value,
+    check_keys,
+    expand,
+    expand_glob,
+    first,
+    parse,
+    take_last,
+    take_literals,
+)
+from cli.quoting import override, written
+from cli.search_space import Space, space_of
+from cli.sweep_config import Search, SweepConfig, Sweeper
+from nanogpt.errors import BadInput
+from nanogpt.schema import Section
+
+Config = TypeVar("Config", bound=Section)
+
+
+@dataclass(frozen=True)
+class Sweep(Generic[Config]):
+    """What a command line asks for: its points, how to run them, and the settings all points share."""
+
+    points: list[Point[Config]]
+    launcher: Launcher
+    launcher_values: dict[str, Any]
+    """Those of its keys that were given, without `hydra.launcher.`."""
+    shared: dict[str, str]
+    sweeper: Sweeper
+    settings: SweepConfig
+    excluded: int
+    """Points that `sweep.exclude` left out."""
+    sweep_keys: tuple[str, ...]
+    """Keys about sweeps that were given."""
+    space: Space[Config] | None = None
+    """What a search chooses from; of its points, `points` has one that can be."""
+
+    @property
+    def in_files(self) -> set[str]:
+        """Keys that files sweep."""
+        return {*self.settings.grid, *(key for point in self.settings.points for key in point)}
+
+    def refuse_without_m(self) -> None:
+        """What is about sweeps needs `-m`. Raises BadInput."""
+        if self.launcher.executor != "none":
+            raise BadInput("hydra/launcher: is for sweeps; add -m, or for this run alone: nanogpt submit …")
+        if given := [
+            key for key in (*self.sweep_keys, *self.shared) if key.startswith((SWEEP_KEYS, SWEEPER_KEYS, SWEEPER))
+        ]:
+            raise BadInput(f"{given[0]}: is for sweeps; add -m")
+        if self.in_files:
+            what = f"experiment={self.shared['experiment']}" if "experiment" in self.shared else "sweep.grid"
+            raise BadInput(f"{what}: is a study of several runs; add -m")
+
+
+def points(door: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> list[Config]:
+    """One checked config for every point of the sweep; one point without `-m`. Raises BadInput; creates nothing."""
+    return [point.config for point in read(door, kind, overrides, multirun).points]
+
+
+def read(door: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> Sweep[Config]:
+    """All that the command line asks for. Raises BadInput; creates nothing."""
+    with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
+        asked = ask(door, kind, overrides, multirun)
+        composer, space = asked.composer, None
+        if asked.is_search:
+            space = space_of(composer, asked.given, asked.settings)
+            made, several, excluded = [space.start()], space.keys, 0
+        else:
+            combinations = asked.combinations()
+            several = asked.several
+            made = composer.points(combinations, several, asked.settings.exclude if multirun else ())
+            excluded = len(combinations) - len(made)
+        return Sweep(
+            made,
+            composer.launcher(),
+            composer.given(LAUNCHER_KEYS),
+            {one.key: one.text for one in asked.mine if one.key not in several} | composer.literals,
+            composer.sweeper(),
+            composer.settings(),
+            excluded,
+            tuple(one.key for one in composer.asides),
+            space,
+        )
+
+
+def composed(door: str, kind: type[Section], overrides: list[str]) -> dict[str, Any]:
+    """What files and command line say of every key, together unchecked. Raises BadInput."""
+    with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
+        asked = ask(door, kind, overrides, False)
+        return asked.composer.flat(asked.composer.plain(asked.mine))
+
+
+def size(door: str, kind: type[Section], overrides: list[str]) -> int | None:
+    """How many points a sweep has, or a few more, a hundred times faster than composing them; None for a search.
+
+    Raises BadInput.
+    """
+    with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
+        asked = ask(door, kind, overrides, True)
+        return None if asked.is_search else len(asked.combinations())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A command line with the files it chooses, before its points are composed."""
+
+    composer: Composer
+    mine: list[Value]
+    """The keys of the command line that are about runs, each with its first value."""
+    given: list[Override]
+    """The same with all values, and the keys that files sweep."""
+    listed: list[Bundle]
+    settings: SweepConfig
+    multirun: bool
+
+    @property
+    def is_search(self) -> bool:
+        return self.multirun and isinstance(self.composer.sweeper(), Search)
+
+    @cached_property
+    def swept(self) -> list[list[Value]]:
+        """All values of each key. Raises BadInput."""
+        return [expand(override, self.multirun) for override in self.given]
+
+    @property
+    def several(self) -> set[str]:
+        """The keys in which points differ."""
+        listed = {value.key for bundle in self.listed for value in bundle}
+        return {values[0].key for values in self.swept if len(values) > 1} | listed
+
+    def combinations(self) -> list[list[Value]]:
+        """The values of each point of a grid. Raises BadInput."""
+        choices = axes(self.swept, self.listed, self.settings.zip if self.multirun else ())
+        refuse_many(math.prod(map(len, choices)))
+        return [[value for bundle in chosen for value in bundle] for chosen in itertools.product(*choices)]
+
+
+def ask(door: str, kind: type[Section], overrides: list[str], multirun: bool) -> Asked:
+    """Read a command line. Raises BadInput."""
+    literals, rest = take_literals(kind, take_last(overrides))
+    parsed = [expand_glob(door, kind, parse(text, kind)) for text in rest]
+    register(door, kind)
+    firsts = [first(override, multirun) for override in parsed]
+    check_keys(door, kind, parsed)
+    composer = Composer(door, kind, literals, [one for one in firsts if one.key.startswith(ASIDE)])
+    given = [one for one in parsed if not one.key_or_group.startswith(ASIDE)]
+    mine = [one for one in firsts if not one.key.startswith(ASIDE)]
+    composer.base(composer.files(mine))
+    settings, listed = composer.settings(), list[Bundle]()
+    if multirun:
+        grid, listed = from_files(door, kind, {one.key for one in mine}, settings)
+        given = [*given, *grid]
+    return Asked(composer, mine, given, listed, settings, multirun)
+
+
+def refuse_many(count: int) -> None:
+    """Raises BadInput for more points than anybody means."""
+    if count > MOST_POINTS:
+        raise BadInput(f"-m: {count:,} points; allowed: at most {MOST_POINTS:,}")
+
+
+def from_files(
+    door: str, kind: type[Section], mine: set[str], settings: SweepConfig
+) -> tuple[list[Override], list[Bundle]]:
+    """(the keys of sweep.grid that the command line, which has `mine`, leaves alone; the points of sweep.points).
+
+    Raises BadInput.
+    """
+    grid = [
+        expand_glob(door, kind, parsed_values(key, values)) for key, values in settings.grid.items() if key not in mine
+    ]
+    points = [[parse(override(key, value)) for key, value in point.items()] for point in settings.points]
+    for overrides in (grid, *points):
+        check_keys(door, kind, overrides)
+        if shared := [
+            one.key_or_group for one in overrides if one.key_or_group.startswith((*ASIDE, LAUNCHER, SWEEPER))
+        ]:
+            raise BadInput(f"sweep.grid, sweep.points: {shared[0]} is one for all points and can't be swept")
+    return grid, [tuple(expand(one, False)[0] for one in overrides) for overrides in points]
+
+
+def parsed_values(key: str, values: Any) -> Override:
+    """A key of sweep.grid as if it were on the command line: a list of values, or what would follow `=` there."""
+    texts = [written(value) for value in values] if isinstance(values, list | tuple) else [str(values)]  # pyright: ignore[reportUnknownVariableType]
+    return parse(f"{key}={','.join(texts)}")

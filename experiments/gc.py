@@ -1,0 +1,225 @@
+"""`nanogpt gc`: what could be deleted, how much that frees, and, only when told so, deleting it.
+
+No kind takes away a run's newest or best checkpoint, its rows, or anything of a run that is on its way.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.find import find
+from experiments.progress import Progress, look
+from launch.study import RECORDS
+from launch.submission import submissions
+from nanogpt.comparability import best_step
+from nanogpt.config import GcConfig, TrainConfig, Waste
+from nanogpt.console import amount, say, table
+from nanogpt.entry_names import HIDDEN_STEP, step_of
+from nanogpt.errors import BadEnvironment, LabError, escaped
+from nanogpt.files import list_entries, locked, read_json
+from nanogpt.metrics_file import read_rows
+from nanogpt.run_directory import RunDirectory, parts_of
+
+KINDS: dict[Waste, str] = {
+    "leftovers": "half-written files of processes that were killed",
+    "checkpoints": "of finished runs, all but the newest, the best and those of checkpoint.keep_every",
+    "code": "frozen code that no unfinished point needs",
+    "damaged": "checkpoints that were found corrupt and set aside",
+    "attempts": "runs that a later attempt with new_attempt=true has finished",
+    "empty": "runs that ended before their first checkpoint and first evaluation after a step",
+}
+SHOWN = 20  # paths of a kind
+DOOMED = ".del-"  # how the names of folders begin whose deletion has begun
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something that could be deleted, and the run it belongs to, if it does."""
+
+    kind: Waste
+    path: Path
+    size: int
+    run: Path | None = None
+
+
+def collect(config: GcConfig) -> int:
+    """Tell what there is; delete what is asked for. Raises BadInput."""
+    found = find(config)
+    progress, problems = look(found)
+    quiet = [one for one in progress if not one.going and one.path.is_dir()]
+    things = [thing for one in quiet for thing in of_run(one, progress)]
+    if not problems:  # else it isn't known which points still need their code
+        things += [thing for study in found.studies for thing in of_study(study, progress)]
+    tell(things, config)
+    for problem in problems:
+        say(f"warning: {problem}")
+    busy = sum(one.going for one in progress)
+    if busy:
+        say(f"{busy} runs are on their way; nothing of theirs is listed")
+    chosen = [thing for thing in things if thing.kind in config.what]
+    if config.delete:
+        return delete_all(chosen, progress)
+    if chosen:
+        say(f"nothing was deleted; delete=true deletes {amount(sum(t.size for t in chosen), 'G')}B")
+    return 0
+
+
+def delete_all(things: Sequence[Thing], progress: Sequence[Progress]) -> int:
+    """Delete what no process holds. Returns 5 when some of it can't be deleted."""
+    freed, code = 0, 0
+    for thing in things:
+        try:
+            why = delete(thing, progress)
+        except OSError as error:
+            why, code = escaped(error.strerror or error), BadEnvironment.exit_code
+        if why:
+            say(f"left: {escaped(thing.path)}: {why}")
+        else:
+            freed += thing.size
+    say(f"deleted: {amount(freed, 'G')}B freed")
+    return code
+
+
+def of_run(one: Progress, progress: Sequence[Progress]) -> Iterator[Thing]:
+    """What of one run."""
+    for kind, path in waste(one, progress):
+        yield Thing(kind, path, size_of(path), one.path)
+
+
+def waste(one: Progress, progress: Sequence[Progress]) -> Iterator[tuple[Waste, Path]]:
+    """Whole runs come alone."""
+    if superseded(one.path, progress):
+        yield "attempts", one.path
+        return
+    if is_empty(one):
+        yield "empty", one.path
+        return
+    folder = one.path / "checkpoints"
+    partial = [*hidden(folder, "tmp"), *hidden(folder, "del")]
+    for path in [*partial, *old_versions(folder), *sorted(one.path.glob(".*.tmp"))]:
+        yield "leftovers", path
+    for path in hidden(folder, "bad"):
+        yield "damaged", path
+    for path in superfluous(one.path) if one.state == "finished" else []:
+        yield "checkpoints", path
+
+
+def hidden(folder: Path, kind: str) -> list[Path]:
+    """Return the entries of a checkpoints folder that are named `.KIND-step-…`, exactly as training names them."""
+    return [
+        path for path in list_entries(folder) if (match := HIDDEN_STEP.fullmatch(path.name)) and match["kind"] == kind
+    ]
+
+
+def old_versions(folder: Path) -> list[Path]:
+    """Checkpoints whose replacement is there."""
+    return [path for path in hidden(folder, "old") if (folder / path.name.removeprefix(".old-")).exists()]
+
+
+def superseded(run: Path, progress: Sequence[Progress]) -> bool:
+    """Whether a later attempt of the same run is finished."""
+    mine = parts_of(run.name)
+    if mine is None:
+        return False
+    names = (one.path.name for one in progress if one.path.parent == run.parent and one.state == "finished")
+    others = (parts for name in names if (parts := parts_of(name)))
+    return any(other[:2] == mine[:2] and other[2] > mine[2] for other in others)
+
+
+def is_empty(one: Progress) -> bool:
+    """Nothing to continue from and nothing learnt."""
+    if one.state == "finished" or any((one.path / "checkpoints").glob("*step-*")):
+        return False
+    if (one.path / RECORDS).exists() or (one.path / "incidents").exists():
+        return False
+    return not any("val_loss" in row and row["step"] > 0 for row in read_rows(one.path / "metrics.jsonl"))
+
+
+def superfluous(run: Path) -> list[Path]:
+    """Checkpoints that neither continuing nor sampling would take."""
+    entries = list_entries(run / "checkpoints")
+    found = {step: path for path in entries if (step := step_of(path.name)) is not None}
+    states: dict[int, dict[str, Any]] = {}
+    for step, path in found.items():
+        with suppress(LabError):
+            states[step] = read_json(path / "state.json")
+    try:
+        config: TrainConfig = RunDirectory(run).config()
+    except LabError:
+        return []
+    every = config.checkpoint.keep_every
+    kept = {max(found, default=0), best_step(states)}
+    return [path for step, path in sorted(found.items()) if step not in kept and (every is None or step % every)]
+
+
+def of_study(study: Path, progress: Sequence[Progress]) -> Iterator[Thing]:
+    """Copies of the code that were made for jobs that are all done."""
+    for path in list_entries(study):
+        if path.name.startswith(DOOMED):
+            yield Thing("leftovers", path, size_of(path), path)
+    folder = study / RECORDS / "code"
+    open_points = {one.path.resolve() for one in progress if one.state != "finished"}
+    needed = {
+        Path(submission.facts.code).resolve()
+        for submission in submissions(study)
+        if any(run.resolve() in open_points or not run.exists() for run in submission.runs)
+    }
+    for path in list_entries(folder):
+        if path.is_dir() and path.resolve() not in needed:
+            yield Thing("code", path, size_of(path))
+
+
+def size_of(path: Path) -> int:
+    """Bytes on disk, links not followed."""
+    total = 0
+    inside = (Path(top) / name for top, _, names in os.walk(path) for name in names)
+    for file in inside if path.is_dir() and not path.is_symlink() else [path]:
+        with suppress(OSError):  # deleted meanwhile
+            total += file.lstat().st_size
+    return total
+
+
+def tell(things: Sequence[Thing], config: GcConfig) -> None:
+    """A line a kind, then the paths."""
+    rows = [
+        (kind, str(len(own)), f"{amount(sum(thing.size for thing in own), 'G')}B", about)
+        for kind, about in KINDS.items()
+        for own in [[thing for thing in things if thing.kind == kind]]
+    ]
+    say(table("what could be deleted", ("what", "things", "frees", "which"), rows))
+    for kind in config.what:
+        own = sorted((thing for thing in things if thing.kind == kind), key=lambda thing: -thing.size)
+        for thing in own[:SHOWN]:
+            say(f"{kind}: {escaped(thing.path)} ({amount(thing.size, 'G')}B)")
+        if len(own) > SHOWN:
+            say(f"{kind}: and {len(own) - SHOWN} more")
+
+
+def delete(thing: Thing, progress: Sequence[Progress]) -> str:
+    """Under the lock of the run, or of its study's records, so nothing of what has just been started or submitted.
+    Returns why it is left, if it is. Raises OSError.
+    """
+    records = thing.path.parents[1]  # of frozen code
+    with locked(thing.run / ".lock" if thing.run else records / "lock", wait=False) as mine:
+        if not mine:
+            return "a process is training here" if thing.run else "a command is submitting here"
+        if thing.run is None and thing.path not in (other.path for other in of_study(records.parent, progress)):
+            return "was submitted just now"
+        remove(thing.path)
+    return ""
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder. A folder is renamed first, so that nobody takes one that is half deleted for whole."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    doomed = path if path.name.startswith(".") else path.with_name(DOOMED + path.name)
+    if doomed != path:
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,177 @@
+"""Loss curves of many settings in one picture: the mean over seeds, the spread between them, the best on top."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.plots.theme import Picture, Style, Theme, color_bar, color_range, dress, picture, plain, ruler
+from experiments.results import Result
+from nanogpt.config import Against
+from nanogpt.console import amount, seconds
+from nanogpt.tracking.plots import smooth
+
+MANY = 8  # curves that can have a colour and a line of the legend each
+POINTS = 300  # of a curve of training steps
+LABEL: dict[Against, str] = {
+    "steps": "step",
+    "tokens": "tokens",
+    "flops": "training FLOPs",
+    "time": "time in training steps",
+}
+WRITE: dict[Against, Callable[[float], str]] = {
+    "steps": amount,
+    "tokens": amount,
+    "flops": partial(amount, billion="G"),
+    "time": lambda time: f"{time:g}s" if time < 60 else seconds(time),
+}
+Array = npt.NDArray[np.float64]
+Line = tuple[Array, Array]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs of one setting."""
+
+    label: str
+    results: Sequence[Result]
+    loss: float | None
+    """What it is ranked by; None for one that isn't."""
+    state: str = "finished"
+
+    @property
+    def dashes(self) -> str:
+        return {"finished": "-", "diverged": ":", "failed": ":"}.get(self.state, "--")
+
+
+Drawn = tuple[Curve, list[Line], list[Line]]
+
+
+def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves", in_nats: bool = True) -> Picture | None:
+    """Validation and training losses, the best first among `curves`; None without any row.
+
+    Where nats per token are not comparable, bits per byte of the validation alone.
+    """
+    every: list[Drawn] = [
+        (curve, lines(curve, "val_loss", x), lines(curve, "loss", x))
+        if in_nats
+        else (curve, lines(curve, "val_bpb", x), [])
+        for curve in curves
+    ]
+    drawn = [(curve, val, train) for curve, val, train in every if val or train]
+    if not drawn:
+        return None
+    few = len(drawn) <= MANY
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        panels = figure.subplots(1, 2 if in_nats else 1, sharey=True, squeeze=False)[0]
+        norm, far = color_range([curve.loss for curve, _, _ in drawn if curve.loss is not None] or [0.0])
+        for rank, (curve, *both) in reversed(list(enumerate(drawn))):
+            style = style_of(curve, rank, few, theme, norm)
+            for axes, found in zip(panels, both, strict=False):
+                draw_curve(axes, found, style, few)
+        ends = [float(line[0].max()) for _, val, train in drawn for line in (val or train)]
+        for axes, title in zip(panels, ("Validation loss", "Training loss, smoothed"), strict=False):
+            dress(axes, theme, title, LABEL[x])
+            ruler(axes.xaxis, ends if x != "steps" else [0.0, *ends], WRITE[x])
+            axes.yaxis.set_tick_params(labelleft=True)
+        panels[0].set_ylabel("nats per token" if in_nats else "bits per byte", color=theme.ink)
+        panels[0].set_ylim(*limits([val + train for _, val, train in drawn]))
+        if not few:
+            color_bar(figure, panels, theme, norm, "what it is ranked by", extend="max" if far else "neither")
+        legend(figure, drawn, few, theme, norm)
+
+    rows = min(4, -(-len(drawn) // 2)) if few else 1
+    title = f"loss against {LABEL[x]}"
+    return picture(name, title, (11, 4.4 + 0.22 * rows), draw)
+
+
+def style_of(curve: Curve, rank: int, few: bool, theme: Theme, norm: Normalize) -> Style:
+    """Its own colour among few; among many that of its loss, the best bold."""
+    style: Style = {"linestyle": curve.dashes, "linewidth": 1.8, "zorder": 3.0 - rank / 1000}
+    if few:
+        return style | {"color": theme.cycle[rank]}
+    if rank == 0 and curve.loss is not None:
+        return style | {"color": theme.accent, "linewidth": 2.8, "zorder": 4.0}
+    if curve.loss is None:
+        return style | {"color": theme.bad if curve.dashes == ":" else theme.faint, "linewidth": 1.0, "zorder": 2.0}
+    return style | {"color": theme.colors(norm(curve.loss)), "linewidth": 1.0}
+
+
+def draw_curve(axes: Axes, found: Sequence[Line], style: Style, few: bool) -> None:
+    """The mean of the seeds as far as all of them got, and between which losses they are."""
+    if not found:
+        return
+    xs, losses = common(found)
+    marker: Style = {"marker": "o", "markersize": 3.5} if few and len(xs) <= 25 else {}
+    axes.plot(xs, losses.mean(axis=0), **style, **marker)
+    if few and len(found) > 1:
+        axes.fill_between(xs, losses.min(axis=0), losses.max(axis=0), color=style["color"], alpha=0.12, linewidth=0)
+
+
+def common(found: Sequence[Line]) -> Line:
+    """Where all the lines are, and (lines, points) their losses there."""
+    longest = max(found, key=lambda line: len(line[0]))[0]
+    shared = longest[longest <= min(xs.max() for xs, _ in found)]
+    xs = shared if len(shared) else longest[:1]
+    return xs, np.stack([np.interp(xs, own, losses) for own, losses in found])
+
+
+def lines(curve: Curve, key: str, x: Against) -> list[Line]:
+    """One for each run that has any."""
+    found: list[Line] = []
+    for result in curve.results:
+        rows = result.train if key == "loss" else [row for row in result.evals if key in row]
+        places = result.along(rows, x) if rows else None
+        if places:
+            xs, losses = np.array(places), np.array([row[key] for row in rows])
+            found.append(thin(xs, losses) if key == "loss" else (xs, losses))
+    return found
+
+
+def thin(xs: Array, losses: Array) -> Line:
+    """Means of neighbours, then a running mean."""
+    parts = np.array_split(np.arange(len(xs)), min(POINTS, len(xs)))
+    means = smooth(tuple(float(losses[part].mean()) for part in parts))
+    return np.array([xs[part].mean() for part in parts]), np.array(means)
+
+
+def limits(drawn: Sequence[Sequence[Line]]) -> tuple[float, float]:
+    """From just below the lowest loss to what curves have after a tenth of their way: the first fall would take all
+    the room, and one that goes up all the more.
+    """
+    curves = [line for found in drawn for line in found]
+    low = min(float(losses.min()) for _, losses in curves)
+    early = [float(np.interp(0.1 * xs.max(), xs, losses)) for xs, losses in curves]
+    high = max(float(np.median(early)), low + 1e-3)
+    high = min(high + 0.25 * (high - low), max(high, *(float(losses[0]) for _, losses in curves)))
+    return low - 0.05 * (high - low), high
+
+
+def legend(figure: Figure, drawn: Sequence[Drawn], few: bool, theme: Theme, norm: Normalize) -> None:
+    """Below both panels: every curve among few; else the best, and what the kinds of lines mean."""
+    top = limits([val + train for _, val, train in drawn])[1]
+    handles: list[Line2D] = []
+    for rank, (curve, val, train) in enumerate(drawn if few else drawn[:1]):
+        outside = all(float(losses[-1]) > top for _, losses in val or train)
+        words = [
+            curve.label,
+            *([curve.state] if curve.dashes != "-" else []),
+            *(["above the picture"] if outside else []),
+        ]
+        label = plain(("" if few else "best: ") + ", ".join(words), 80)
+        if few or curve.loss is not None:
+            handles.append(Line2D([], [], label=label, **style_of(curve, rank, few, theme, norm)))
+    for dashes, words in () if few else ((":", "failed or diverged"), ("--", "not finished")):
+        if count := sum(curve.dashes == dashes for curve, _, _ in drawn):
+            look: Style = {"color": theme.bad if dashes == ":" else theme.faint, "linestyle": dashes}
+            handles.append(Line2D([], [], label=f"{words} ({count})", **look))
+    if handles:
+        columns = 2 if len(handles) > 1 and max(len(str(handle.get_label())) for handle in handles) < 50 else 1
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor=theme.ink)

@@ -1,0 +1,257 @@
+"""The loss over what was varied: lines over one key, a heat map over two, parallel coordinates over more."""
+
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from experiments.plots.theme import (
+    WIDE,
+    Picture,
+    Style,
+    Theme,
+    color_bar,
+    color_range,
+    dress,
+    picture,
+    plain,
+    readable,
+    ruler,
+)
+from experiments.ranking import Axis, Setting, brief, short, shown
+from experiments.statistics import Estimate
+from nanogpt.config import Metric
+
+WORDS: dict[Metric, str] = {
+    "val_loss": "final val loss",
+    "best_val_loss": "best val loss",
+    "val_bpb": "final bits per byte",
+    "best_val_bpb": "best bits per byte",
+}
+LABEL: dict[Metric, str] = {
+    metric: words if metric.endswith("bpb") else f"{words}, nats per token" for metric, words in WORDS.items()
+}
+FEW = 8  # values of an axis that each have their tick
+MOST_WORDS = 14  # columns of a heat map that have room for words
+
+
+def number_of(value: Any) -> float | None:
+    """A value as a number, if it is one."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+class Scale:
+    """Places of an axis's values: on a line of numbers, or one beside the other."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        numbers = [number_of(value) for value in values]
+        self.numeric = all(number is not None for number in numbers)
+        self.values = sorted({shown(v): v for v in values}.values(), key=lambda v: v if self.numeric else sort_key(v))
+        found = [number for number in numbers if number is not None]
+        self.log = self.numeric and min(found) > 0 and max(found) / min(found) >= WIDE
+
+    def tick(self, value: Any) -> float:
+        """On an axis of its own: the number, or the how-manieth."""
+        return float(value) if self.numeric else float([shown(one) for one in self.values].index(shown(value)))
+
+    def place(self, value: Any) -> float:
+        """Between 0 and 1."""
+        if not self.numeric:
+            return self.tick(value) / max(1, len(self.values) - 1)
+        low, high, at = (math.log(v) if self.log else float(v) for v in (self.values[0], self.values[-1], value))
+        return (at - low) / (high - low) if high > low else 0.5
+
+
+def sort_key(value: Any) -> tuple[bool, bool, float, str]:
+    """Numbers first, then words, null last."""
+    number = number_of(value)
+    return value is None, number is None, number or 0.0, shown(value)
+
+
+def sensitivity(found: Sequence[Setting], axis: Axis, metric: Metric) -> Picture:
+    """The loss over the one thing that was varied, with every seed and the interval of their mean."""
+    scale = Scale([axis.value(setting) for setting in found])
+    places = [scale.tick(axis.value(setting)) for setting in found]
+    means = [(x, e) for x, s in zip(places, found, strict=True) if s.finished and (e := s.loss(metric))]
+    seeds = [(x, loss) for x, s in zip(places, found, strict=True) if len(s.finished) > 1 for loss in s.losses(metric)]
+    off = [x for x, setting in zip(places, found, strict=True) if not setting.finished]
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        dress(axes, theme, "", plain(axis.key), LABEL[metric])
+        if means:
+            draw_means(axes, sorted(means, key=lambda mean: mean[0]), [loss for _, loss in seeds], theme, scale.numeric)
+        if seeds:
+            axes.plot(*zip(*seeds, strict=True), ".", color=theme.ink, markersize=4, label="each seed", zorder=4)
+        if off:
+            top: Style = {"transform": axes.get_xaxis_transform(), "color": theme.bad, "markeredgewidth": 2}
+            axes.plot(off, [0.97] * len(off), "x", label="no finished run", **top)
+        if scale.numeric:
+            ruler(axes.xaxis, places, lambda value: f"{value:g}")
+            if len(scale.values) <= FEW:
+                axes.set_xticks([float(value) for value in scale.values])
+        else:
+            axes.set_xticks(range(len(scale.values)), [plain(brief(value), 20) for value in scale.values])
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, labelcolor=theme.ink)
+
+    return picture("sensitivity", f"{WORDS[metric]} over {axis.key}", (8, 4.6), draw)
+
+
+def draw_means(
+    axes: Axes, means: Sequence[tuple[float, Estimate]], seeds: Sequence[float], theme: Theme, joined: bool
+) -> None:
+    """Points with their intervals, the best with a star; what is far off is only named, at the top."""
+    bottom, top = reach([one for _, one in means], seeds)
+    near = [(x, one) for x, one in means if one.mean <= top]
+    xs, losses = [x for x, _ in near], [one.mean for _, one in near]
+    halves = [np.nan if one.half is None else one.half for _, one in near]
+    style: Style = {"color": theme.cycle[0], "linewidth": 1.8, "linestyle": "-" if joined else "none", "zorder": 3}
+    label = "one seed" if np.isnan(halves).all() else "mean, 95 % interval"
+    if any(abs(end - one.mean) < (one.half or 0.0) for _, one in near for end in (bottom, top)):
+        label += ", cut where it is wide"
+    axes.errorbar(xs, losses, yerr=halves, marker="o", capsize=4, label=label, **style)
+    best = losses.index(min(losses))
+    star: Style = {"color": theme.accent, "markeredgecolor": theme.paper, "markersize": 16, "zorder": 5}
+    axes.plot(xs[best], losses[best], "*", label=f"best {losses[best]:.4f}", **star)
+    for x, one in means:
+        if (x, one) not in near:
+            look: Style = {"ha": "center", "va": "top", "fontsize": 9, "color": theme.ink}
+            axes.text(x, 0.98, f"↑\n{one.mean:.2f}", transform=axes.get_xaxis_transform(), **look)
+            axes.plot([x], [bottom], alpha=0)  # the axis reaches so far
+    axes.set_ylim(bottom - 0.1 * (top - bottom), top + 0.2 * (top - bottom))
+
+
+def reach(means: Sequence[Estimate], seeds: Sequence[float]) -> tuple[float, float]:
+    """The lowest and the highest loss to be shown: all good ones, their seeds, and as much of the intervals again."""
+    norm, far = color_range([one.mean for one in means])
+    high = float(norm.vmax or 1.0)
+    near = [one for one in means if not far or one.mean <= high]
+    inside = [*(one.mean for one in near), *(loss for loss in seeds if not far or loss <= high)]
+    ends = [one.mean + side * (one.half or 0.0) for one in near for side in (-1, 1)]
+    bottom, top = min(inside), max(high, *inside)
+    room = top - bottom  # two seeds can have an interval that dwarfs all differences
+    return max(bottom - room, min(bottom, *ends)), min(top + room, max(top, *ends))
+
+
+def heat_map(found: Sequence[Setting], across: Axis, down: Axis, metric: Metric) -> Picture:
+    """The loss over two things that were varied; the best has a frame, what has no loss says why."""
+    if len(Scale([across.value(s) for s in found]).values) < len(Scale([down.value(s) for s in found]).values):
+        across, down = down, across
+    wide, high = (Scale([axis.value(s) for s in found]).values for axis in (across, down))
+    columns, rows = ([shown(value) for value in values] for values in (wide, high))
+    cells = {(shown(down.value(s)), shown(across.value(s))): s for s in reversed(found)}
+    losses = {key: e.mean for key, s in cells.items() if s.finished and (e := s.loss(metric))}
+    norm, far = color_range(list(losses.values()) or [0.0])
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        dress(axes, theme, "", plain(across.key), plain(down.key))
+        axes.grid(visible=False)
+        for (y, row), (x, column) in itertools.product(enumerate(rows), enumerate(columns)):
+            loss = losses.get((row, column))
+            color = None if loss is None else theme.colors(norm(loss))
+            draw_cell(axes, x, y, color, theme)
+            if len(columns) <= MOST_WORDS:
+                ink = theme.bad if (row, column) in cells else theme.faint
+                words = state_word(cells.get((row, column))) if loss is None else digits(loss, losses.values())
+                style: Style = {"ha": "center", "va": "center", "fontsize": 10 if len(columns) < 9 else 9}
+                axes.text(x, y, words, color=ink if color is None else readable(color), **style)
+        if losses:
+            row, column = min(losses, key=lambda key: losses[key])
+            corner = columns.index(column) - 0.5, rows.index(row) - 0.5
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=theme.accent, linewidth=3.5, zorder=5))
+            color_bar(figure, axes, theme, norm, LABEL[metric], extend="max" if far else "neither")
+        axes.set(xlim=(-0.55, len(columns) - 0.45), ylim=(-0.55, len(rows) - 0.45))
+        axes.set_xticks(range(len(columns)), [plain(brief(value), 14) for value in wide])
+        axes.set_yticks(range(len(rows)), [plain(brief(value), 20) for value in high])
+
+    size = min(13.0, 3.5 + 1.0 * len(columns)), min(11.0, 2.0 + 0.6 * len(rows))
+    return picture("heatmap", f"{WORDS[metric]} over {across.key} and {down.key}", size, draw)
+
+
+def draw_cell(axes: Axes, x: int, y: int, color: Any, theme: Theme) -> None:
+    """A cell in the colour of its loss, or hatched."""
+    look: Style = (
+        {"fill": False, "hatch": "//", "edgecolor": theme.grid}
+        if color is None
+        else {"facecolor": color, "edgecolor": theme.paper, "linewidth": 1.5}
+    )
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
+
+
+def digits(loss: float, others: Collection[float]) -> str:
+    """As many as it takes to tell the cells apart."""
+    return f"{loss:.3f}" if max(others) - min(others) > 0.02 else f"{loss:.4f}"
+
+
+def state_word(setting: Setting | None) -> str:
+    """Why a cell has no loss."""
+    return "–" if setting is None else next(iter(setting.states))
+
+
+def parallel(found: Sequence[Setting], varied: Sequence[Axis], metric: Metric) -> Picture:
+    """A line a setting through the values of all that was varied, coloured by its loss, the best on top."""
+    good = sorted((e.mean, i) for i, s in enumerate(found) if s.finished and (e := s.loss(metric)))
+    scales = [Scale([axis.value(setting) for setting in found]) for axis in varied]
+    norm, far = color_range([loss for loss, _ in good] or [0.0])
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        dress(axes, theme)
+        axes.grid(visible=False)
+        for rank, (loss, i) in reversed(list(enumerate(good))):
+            aside = 0.05 * (rank / max(1, len(good) - 1) - 0.5)  # or equal values would hide each other
+            heights = [scale.place(axis.value(found[i])) + aside for scale, axis in zip(scales, varied, strict=True)]
+            style: Style = {"color": theme.colors(norm(loss)), "linewidth": 1.3, "alpha": 0.9, "zorder": 2}
+            if rank == 0:
+                style = {"color": theme.accent, "linewidth": 3.5, "zorder": 5, "label": f"best {loss:.4f}"}
+            axes.plot([*heights, 1 - min(1.0, float(norm(loss)))], **style)
+        for x, scale in enumerate(scales):
+            for value in thinned(scale.values):
+                box: Style = {"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+                look: Style = {"va": "center", "fontsize": 9, "color": theme.ink, "zorder": 6}
+                axes.text(x + 0.04, scale.place(value), plain(brief(value), 16), bbox=box, **look)
+        for x in range(len(varied) + 1):
+            axes.axvline(x, color=theme.faint, linewidth=1, zorder=1)
+        names = [plain(short(axis, varied), 24) for axis in varied]
+        axes.set_xticks(range(len(varied) + 1), [*names, "loss"])
+        axes.set_yticks([])
+        axes.set(xlim=(-0.15, len(varied) + 0.02), ylim=(-0.06, 1.06))
+        axes.spines[:].set_visible(False)
+        if good:
+            axes.legend(frameon=False, labelcolor=theme.ink, loc="lower right", bbox_to_anchor=(1, 1))
+            color_bar(figure, axes, theme, norm, LABEL[metric], extend="max" if far else "neither")
+            figure.axes[-1].invert_yaxis()  # the lowest loss is at the top of its axis
+
+    size = min(14.0, 4.0 + 1.7 * len(varied)), 5.0
+    return picture("parallel", f"{WORDS[metric]} over all that was varied", size, draw)
+
+
+def thinned(values: Sequence[Any], most: int = 12) -> list[Any]:
+    """Some of many values, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
+
+
+def landscape(found: Sequence[Setting], varied: Sequence[Axis], metric: Metric) -> Picture | None:
+    """The picture that suits what was varied; None where nothing was."""
+    if not varied or len(found) < 2:
+        return None
+    if len(varied) == 1:
+        return sensitivity(found, varied[0], metric)
+    if len(varied) == 2 and is_grid(found, varied):
+        return heat_map(found, varied[0], varied[1], metric)
+    return parallel(found, varied, metric)
+
+
+def is_grid(found: Sequence[Setting], varied: Sequence[Axis]) -> bool:
+    """Whether enough combinations of two axes are there to fill a table."""
+    counts = [len({shown(axis.value(setting)) for setting in found}) for axis in varied]
+    there = len({tuple(shown(axis.value(setting)) for axis in varied) for setting in found})
+    return max(counts) <= 40 and there >= 0.4 * counts[0] * counts[1]

@@ -1,0 +1,65 @@
+"""The command that trains a config again: choices of files first, then what differs from them."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from cli.compose import HORIZON
+from cli.config_files import choices
+from cli.quoting import override
+from cli.sweep_request import composed, read
+from nanogpt import schema
+from nanogpt.config import TrainConfig
+from nanogpt.errors import LabError
+from nanogpt.schema import signature
+
+GROUPS = ("model", "data", "optimizer", "schedule")
+APART = ("name", "runs_dir", "new_attempt", "dry_run", "replay")  # which run it is, not what it trains
+
+
+def repeat(config: TrainConfig) -> str | None:
+    """`python train.py …`, checked to give the same science; None for a config that a command line can't give, or
+    whose weights would have to be read to tell.
+    """
+    if config.init_from != "scratch":
+        return None
+    commands = [command for start in beginnings(config) if (command := command_from(config, start))]
+    commands = [command for command in commands if command.isprintable()]  # else a terminal might obey it
+    return min(commands, key=len, default=None)
+
+
+def beginnings(config: TrainConfig) -> Iterator[list[str]]:
+    """Files to start from: the experiment the run was named for, or those its groups are named for."""
+    if config.name in choices("experiment"):
+        yield [f"experiment={config.name}"]
+    named = [(group, getattr(config, group).name) for group in GROUPS]
+    files = [f"{group}={name}" for group, name in named if name in choices(group)]
+    yield files
+    yield [file for file in files if file.startswith(("model=", "data="))]
+
+
+def command_from(config: TrainConfig, files: Sequence[str]) -> str | None:
+    """The command that starts from these files."""
+    wanted = dict(schema.values(config))
+    source = [override("data.source", config.data.source)] if config.data.source is not None else []
+    try:
+        start = {key: as_in_configs(value) for key, value in composed("train", TrainConfig, [*files, *source]).items()}
+        differing = [key for key in wanted if wanted[key] != start[key] and not left_out(key)]
+        given = {key for key in differing if wanted[key] is not None} & set(HORIZON)
+        words = [override(key, wanted[key]) for key in differing if key not in HORIZON or key in given]
+        words = [*files, *source, *words]
+        again = read("train", TrainConfig, words).points[0].config
+        data = again.data.model_copy(update={"source_sha256": config.data.source_sha256})
+        if signature(again.model_copy(update={"data": data})) != signature(config):
+            return None
+    except LabError:
+        return None
+    return "python train.py " + " ".join(shlex.quote(word) for word in words)
+
+
+def as_in_configs(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
+
+
+def left_out(key: str) -> bool:
+    """What only says which run it is, where and how it was started; the source is given with the files."""
+    return key in (*APART, "data.source", "data.source_sha256") or key.startswith("resume.")

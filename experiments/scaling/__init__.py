@@ -1,0 +1,1 @@
+"""Scaling laws: published ones, and fits to finished runs."""

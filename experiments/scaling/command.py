@@ -1,0 +1,131 @@
+"""`nanogpt scaling`: how to spend a budget of FLOPs, by the published laws or by one's own runs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.scaling.laws import Optimum, optimum, optimum_of_size, published_tokens
+from experiments.scaling.runs import Trained, finished_runs
+from nanogpt.config import LawConfig, ScalingConfig
+from nanogpt.console import amount, say, table
+from nanogpt.files import write_atomic
+from nanogpt.output_paths import check_output_folder
+
+if TYPE_CHECKING:
+    from experiments.scaling.fit import Parabola
+
+CONSTANTS = ("E", "A", "B", "alpha", "beta")
+Interval = tuple[float, float]
+
+
+def scale(config: ScalingConfig) -> int:
+    """Answer the question the config asks."""
+    if config.runs is not None:
+        study(config, config.runs)
+    elif config.n_params is not None:
+        answer(config.law, [optimum_of_size(config.law, config.n_params)])
+    elif config.budget is not None:
+        answer(config.law, [optimum(config.law, config.budget)])
+    else:
+        answer(config.law, [optimum(config.law, 10.0**exponent) for exponent in range(17, 27)])
+    return 0
+
+
+def answer(law: LawConfig, optima: list[Optimum]) -> None:
+    """The best sizes of budgets, C = 6 N D; beside them the tokens that approach 2 gives such sizes."""
+    rows = [
+        (
+            f"{one.flops:.3g}",
+            amount(one.n_params),
+            amount(one.tokens),
+            f"{one.tokens / one.n_params:.1f}",
+            f"{one.loss:.3f}",
+            amount(published_tokens(one.n_params)),
+        )
+        for one in optima
+    ]
+    columns = ("FLOPs", "parameters", "tokens", "tokens per parameter", "loss", "tokens by approach 2")
+    constants = ", ".join(f"{name} {getattr(law, name):g}" for name in CONSTANTS)
+    say(table(f"the best of a budget: {constants}", columns, rows))
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the runs say; the file scaling.json. Intervals hold 90 % of the resamples."""
+
+    runs: list[Trained]
+    flops_per_parameter_token: float
+    minima: list[Optimum]
+    """Of the parabolas, one a budget where it is inside the sizes that were trained."""
+    exponent: float | None
+    """Of the best number of parameters over the budget, through the minima."""
+    law: dict[str, float]
+    law_intervals: dict[str, Interval]
+    next: Optimum
+    """What the law predicts for a budget that isn't trained yet."""
+    next_intervals: dict[str, Interval]
+
+
+def study(config: ScalingConfig, pattern: str) -> None:
+    """Fit, tell, write scaling.json, draw scaling.png. Raises BadInput for too few runs; then nothing is written."""
+    from experiments.plots.scaling import draw
+    from experiments.scaling import fit  # scipy: half a second that the other questions needn't wait for
+
+    check_output_folder("out", config.out)
+    runs = finished_runs(pattern)
+    fit.refuse_too_few(runs)
+    budget = config.budget or 10 * max(run.flops for run in runs)
+    factor, law, curves = fit.flops_per_parameter_token(runs), fit.fitted(runs), fit.parabolas(runs)
+    laws = fit.resampled(runs, law, config.bootstrap, config.seed)
+    predicted = [optimum(one, budget, factor) for one in laws]
+    minima = [curve.optimum for curve in curves if curve.optimum]
+    line = fit.power_law(minima)
+    found = Study(
+        runs=runs,
+        flops_per_parameter_token=factor,
+        minima=minima,
+        exponent=line and line[0],
+        law=law.model_dump(),
+        law_intervals={name: fit.interval([getattr(one, name) for one in laws]) for name in CONSTANTS},
+        next=optimum(law, budget, factor),
+        next_intervals={
+            name: fit.interval([getattr(one, name) for one in predicted]) for name in ("n_params", "tokens", "loss")
+        },
+    )
+    tell(found, curves)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "scaling.json", json.dumps(asdict(found), indent=1) + "\n")
+    draw(curves, line, found.next, found.next_intervals["n_params"], folder / "scaling.png")
+    say(f"\n{folder / 'scaling.json'}\n{folder / 'scaling.png'}")
+
+
+def tell(found: Study, curves: "Sequence[Parabola]") -> None:
+    """Three tables: the budgets, the law, the prediction."""
+    rows: list[tuple[str, ...]] = []
+    for curve in curves:
+        best = curve.optimum
+        sizes = f"{len(curve.runs)} runs, {amount(curve.runs[0].n_params)} to {amount(curve.runs[-1].n_params)}"
+        least = (amount(best.n_params), amount(best.tokens), f"{best.loss:.4f}") if best else ("outside", "", "")
+        rows.append((f"{curve.flops:.3g}", sizes, *least))
+    columns = ("FLOPs", "parameters", "best parameters", "tokens", "loss")
+    exponent = f": best parameters ~ FLOPs^{found.exponent:.2f}" if found.exponent is not None else ""
+    say(table(f"parabola of each budget{exponent}", columns, rows))
+    low_high = found.law_intervals
+    constants = [(name, f"{found.law[name]:.4g}", between(low_high[name])) for name in CONSTANTS]
+    say()
+    say(table("L(N, D) = E + A / N^alpha + B / D^beta", ("constant", "fit", "90 % interval"), constants))
+    ahead, spread = found.next, found.next_intervals
+    facts = [
+        ("parameters", amount(ahead.n_params), between(spread["n_params"])),
+        ("tokens", amount(ahead.tokens), between(spread["tokens"])),
+        ("loss, nats/token", f"{ahead.loss:.4f}", between(spread["loss"])),
+    ]
+    say()
+    say(table(f"the best of {ahead.flops:.3g} FLOPs, predicted", ("", "prediction", "90 % interval"), facts))
+
+
+def between(ends: Interval) -> str:
+    return " to ".join(f"{end:.4g}" if end < 1000 else amount(end) for end in ends)

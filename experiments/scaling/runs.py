@@ -1,0 +1,92 @@
+"""Finished runs as points of a scaling study. N parameters, D tokens, C FLOPs."""
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.results import last_measured
+from nanogpt import tokenizer as tokenizers
+from nanogpt.comparability import compare_measurements
+from nanogpt.config import ModelConfig
+from nanogpt.console import say
+from nanogpt.errors import BadInput, escaped
+from nanogpt.estimates.flops import flops_per_token, parameter_counts
+from nanogpt.loss_check import Trouble, find_trouble
+from nanogpt.measurement import Measurement
+from nanogpt.metrics_file import read_rows
+from nanogpt.run_directory import RunDirectory
+
+SAME_BUDGET = 1.1  # runs whose FLOPs differ by less are of one budget: horizons are rounded to whole steps
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one run came to."""
+
+    path: str
+    n_params: float
+    tokens: float
+    flops: float
+    loss: float
+    """The lowest validation loss, nats per token."""
+
+
+def finished_runs(pattern: str) -> list[Trained]:
+    """The finished runs among the folders that a glob names; the others are told about. Raises BadInput."""
+    folders = [Path(path) for path in sorted(glob.glob(pattern)) if (Path(path) / "config.json").exists()]
+    if not folders:
+        raise BadInput(f"runs={escaped(pattern)}: no run directory; train some first, see --help")
+    runs: list[Trained] = []
+    found: list[Measurement] = []
+    for folder in folders:
+        run = RunDirectory(folder)
+        if run.status().get("state") != "finished":
+            say(f"left out: {escaped(folder)} isn't finished")
+            continue
+        one, measurement, trouble = read(run)
+        if trouble and trouble.diverged:
+            say(f"left out: {escaped(folder)}: {trouble.words}")
+            continue
+        runs.append(one)
+        found.append(measurement)
+    verdict = compare_measurements(found)
+    if verdict.unit != "nats":
+        why = f"their losses in nats per token are not comparable, because {escaped(verdict.reason, 500)}"
+        raise BadInput(f"runs={escaped(pattern)}: {why}; name runs that were measured on the same")
+    return runs
+
+
+def read(run: RunDirectory) -> tuple[Trained, Measurement, Trouble | None]:
+    """One run, what its loss was measured on, and what is wrong with it. Raises BadCheckpoint, BadData, BadInput."""
+    model, config = model_of(run), run.config()
+    every = [row for row in read_rows(run.path / "metrics.jsonl") if "val_loss" in row]
+    if not every:
+        raise BadInput(f"runs: {escaped(run.path)} has no validation loss in metrics.jsonl")
+    rows, measurement, _ = last_measured(every, config, run.starts(), run.path)
+    tokens, lowest = max(row["tokens"] for row in rows), min(row["val_loss"] for row in rows)
+    trouble = find_trouble(rows[-1]["val_loss"], lowest, model.vocab_size, rows[-1].get("train_loss"))
+    trained = Trained(
+        path=str(run.path),
+        n_params=parameter_counts(model)["total"],
+        tokens=tokens,
+        flops=tokens * flops_per_token(model),
+        loss=lowest,
+    )
+    return trained, measurement, trouble
+
+
+def model_of(run: RunDirectory) -> ModelConfig:
+    """Its network, with the vocabulary of its own tokenizer."""
+    model = run.config().model
+    return model if model.vocab_size is not None else model.with_vocab(len(tokenizers.load(run.path).tokens))
+
+
+def by_budget(runs: list[Trained]) -> list[list[Trained]]:
+    """Groups of equal FLOPs, small budgets first, small models first."""
+    groups: list[list[Trained]] = []
+    for run in sorted(runs, key=lambda one: one.flops):
+        if groups and run.flops < SAME_BUDGET * groups[-1][0].flops:
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    return [sorted(group, key=lambda one: one.n_params) for group in groups]

@@ -1,0 +1,73 @@
+"""The job commands' words: which study or run is meant, and which settings of the launcher change."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cli.actions import train
+from cli.argv import split
+from cli.entry import print_help
+from cli.launcher_config import BasicLauncher, LaunchConfig
+from cli.sweep_request import Sweep
+from nanogpt.config import TrainConfig
+from nanogpt.errors import BadInput, escaped
+
+
+def run_training_sweep(sweep: Sweep[TrainConfig]) -> int:
+    """Run the points of `python train.py -m`, here or as jobs. Returns the exit code. Raises LabError."""
+    from launch.sweep import run_sweep
+
+    return run_sweep(sweep, train)
+
+
+def run_job_command(command: str, words: list[str]) -> int:
+    """Run submit, status, logs, wait, cancel, retry or resubmit. Raises BadInput."""
+    return submit(words) if command == "submit" else about_jobs(command, words)
+
+
+def submit(words: list[str]) -> int:
+    """One run as a job: what follows is what train.py takes."""
+    if "--help" in words or "-h" in words:
+        return print_help("launch")
+    flags, overrides = split(words)
+    if flags:
+        raise BadInput(f"{flags[0]}: submit takes settings of one run; sweeps: python train.py -m hydra/launcher=…")
+    from cli.overrides import warn_of_repeats
+    from cli.sweep_request import read
+    from launch.sweep import run_one
+
+    warn_of_repeats(overrides)
+    chosen = any(word.startswith("hydra/launcher=") for word in overrides)
+    sweep = read("train", TrainConfig, overrides if chosen else [*overrides, "hydra/launcher=submitit_slurm"])
+    if isinstance(sweep.launcher, BasicLauncher):
+        raise BadInput("hydra/launcher=basic: runs it here: python train.py …")
+    return run_one(sweep)
+
+
+def about_jobs(command: str, words: list[str]) -> int:
+    """What is about a study, or a run of it."""
+    if "--help" in words or "-h" in words:
+        return print_help("launch")
+    flags, overrides = split(words)
+    if flags:
+        raise BadInput(f"{flags[0]}: no such option of nanogpt {command}")
+    if any(word.startswith("hydra/launcher") for word in overrides):
+        raise BadInput("hydra/launcher: these jobs have theirs; single keys can change: hydra.launcher.timeout_min=…")
+    named = [word for word in overrides if "=" not in word or Path(word).exists()]
+    if len(named) > 1:
+        raise BadInput(f"{escaped(named[1])}: one study or run at a time, or none for the latest")
+    from cli.overrides import warn_of_repeats
+    from cli.sweep_request import read
+    from launch import commands
+
+    warn_of_repeats([word for word in overrides if word not in named])
+    settings = [word for word in overrides if word not in named] + [f"target={word}" for word in named]
+    asked = read("launch", LaunchConfig, settings)
+    calls: dict[str, Callable[[LaunchConfig], int]] = {
+        "status": commands.status,
+        "logs": commands.logs,
+        "wait": commands.wait,
+        "cancel": commands.cancel,
+    }
+    if command in calls:
+        return calls[command](asked.points[0].config)
+    return commands.again(asked.points[0].config, command, asked.launcher_values)

@@ -1,0 +1,81 @@
+"""Which metric decides between the points of a sweep; checked before anything is trained and before each choice."""
+
+from collections.abc import Iterator, Sequence
+
+from cli.search_space import Axis, Space
+from launch.study import Member
+from nanogpt.comparability import IN_BITS, compare_measurements
+from nanogpt.config import Metric, TrainConfig
+from nanogpt.console import say
+from nanogpt.errors import BadInput, escaped
+from nanogpt.measurement import Measurement, measured_at, planned, read_history, requested
+from nanogpt.metrics_file import read_rows
+from nanogpt.run_directory import RunDirectory
+
+MEASURED = ("data", "model", "eval", "hardware", "experiment")
+"""Groups whose keys can change what a result is measured on."""
+UNITS: dict[Metric, str] = {
+    "val_loss": "val",
+    "val_bpb": "bits/byte",
+    "best_val_loss": "best val",
+    "best_val_bpb": "best bits/byte",
+}
+
+
+def choose_metric(configs: Sequence[TrainConfig], asked: Metric, sweeper: str) -> Metric:
+    """Return the metric in which the points of a sweep can be compared: `asked`, or bits per byte in its place.
+
+    Raises BadInput naming what differs where they can't be compared at all.
+    """
+    verdict = compare_measurements(measure_plans(configs))
+    if verdict.unit is None:
+        raise BadInput(
+            f"{sweeper}: its points can't be compared with each other, because {escaped(verdict.reason, 500)}; "
+            "sweep that in studies of their own, each with one value"
+        )
+    metric = asked if verdict.unit == "nats" else IN_BITS[asked]
+    if metric != asked:
+        say(f"note    compared by {UNITS[metric]} instead of {UNITS[asked]}, because {escaped(verdict.reason, 500)}")
+    if verdict.note:
+        say(f"note    {verdict.note}")
+    return metric
+
+
+def measure_plans(configs: Sequence[TrainConfig]) -> list[Measurement]:
+    """Return what points will be measured on. A precision that all leave to the device is the same for all."""
+    left_open = {(one.hardware.precision, one.hardware.device) for one in configs}
+    return [requested(one) if len(left_open) == 1 else planned(one) for one in configs]
+
+
+def check_comparable(members: Sequence[Member], metric: Metric) -> None:
+    """Check what the runs of points say they were measured on. Raises BadInput where `metric` can't compare them."""
+    verdict = compare_measurements([found for member in members if (found := measurement_of(member))])
+    if verdict.unit is None or (verdict.unit == "bits_per_byte" and IN_BITS[metric] != metric):
+        raise BadInput(
+            f"hydra.sweeper.metric={metric}: can't decide between these runs, because {escaped(verdict.reason, 500)}"
+        )
+
+
+def measurement_of(member: Member) -> Measurement | None:
+    """Return what the last evaluation of a point was measured on; None before it has one."""
+    rows = [row for row in read_rows(member.run / "metrics.jsonl") if "val_loss" in row]
+    if not rows:
+        return None
+    return measured_at(read_history(member.config, RunDirectory(member.run).starts(), member.run), rows[-1]["step"])
+
+
+def search_plans(space: Space[TrainConfig], start: TrainConfig) -> list[TrainConfig]:
+    """Return configs that show all a search may compare: each axis that matters by itself, at each of its choices."""
+    return [start, *(config for axis in space.axes for config in vary_axis(space, axis))]
+
+
+def vary_axis(space: Space[TrainConfig], axis: Axis) -> Iterator[TrainConfig]:
+    """Yield a config for each choice of one axis, or for both ends of an interval."""
+    if axis.key.partition(".")[0] not in MEASURED:
+        return
+    usual = {other.key: other.at(0) for other in space.axes}
+    for text in axis.choices or (axis.text(axis.low), axis.text(axis.high)):
+        try:
+            yield from (point.config for point in space.points(usual | {axis.key: text}))
+        except BadInput:
+            continue  # a choice that can't be is a trial that is invalid

@@ -1,0 +1,131 @@
+"""Other programs on the same work: a checkout of nanoGPT, which is the user's own code, and transformers.
+
+Each does it as it does by itself; only what is random is given. Runs in the process of one measurement, see child.py.
+"""
+
+import ast
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from nanogpt.benchmark.measurement import Work
+from nanogpt.benchmark.ours import Batches, Generator, Trainer
+from nanogpt.config import ModelConfig
+from nanogpt.config.bench import NANOGPT
+from nanogpt.device import DTYPES, Compute
+from nanogpt.errors import BadEnvironment, BadInput, escaped
+from nanogpt.interop.export_config import require, require_nanogpt, to_hf
+from nanogpt.training.step import Phase
+
+
+def refuse_rival(program: str, model: ModelConfig) -> None:
+    """A rival that isn't there, or has no such model. Raises BadInput, BadEnvironment."""
+    if program == "transformers":
+        if importlib.util.find_spec("transformers") is None:
+            raise BadEnvironment("against=transformers: is not installed: pip install 'transformers>=4.57'")
+        to_hf(model)
+        if model.position == "learned":
+            require(model, "transformers' GPT-2", bias=True)
+        return
+    path = checkout(program) / "model.py"
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(
+            f"against={escaped(program, 200)}: {path.name}: {error.strerror}; allowed: nanoGPT's folder"
+        ) from None
+    except (SyntaxError, ValueError):
+        raise BadInput(f"against={escaped(program, 200)}: {path.name} is not Python") from None
+    missing = {"GPT", "GPTConfig"} - {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    if missing:
+        raise BadInput(f"against={escaped(program, 200)}: {path.name} has no {' and no '.join(sorted(missing))}")
+    require_nanogpt(model)
+
+
+def checkout(program: str) -> Path:
+    """The folder in `nanogpt:PATH`."""
+    return Path(os.path.expanduser(program.removeprefix(NANOGPT))).resolve()
+
+
+def nanogpt_model(work: Work, compute: Compute) -> Any:
+    """Its model of our shape, with our padded vocabulary."""
+    sys.path.insert(0, str(checkout(work.program)))
+    theirs = importlib.import_module("model")
+    model = work.config.model
+    names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    config = theirs.GPTConfig(vocab_size=model.padded_vocab_size, **{name: getattr(model, name) for name in names})
+    torch.manual_seed(work.config.training.seed)
+    return theirs.GPT(config).to(compute.device)
+
+
+def nanogpt_trainer(work: Work, compute: Compute, batches: Batches) -> Trainer:
+    """A step as its train.py makes it, its numbers waited for: attention through the kernels that torch chooses."""
+    model, settings = nanogpt_model(work, compute), work.config.optimizer
+    device = compute.device.type
+    optimizer = model.configure_optimizers(settings.weight_decay, settings.lr, settings.betas, device)
+    scaler = GradScaler(device, enabled=compute.precision == "fp16")
+    forward = torch.compile(model) if compute.compiles else model
+
+    def step(phase: Phase) -> None:
+        loss = torch.zeros(())
+        for batch in batches:
+            with phase("forward"), compute.products():
+                _, loss = forward(batch.ids, batch.targets)
+                loss = loss / len(batches)
+            with phase("backward"):
+                scaler.scale(loss).backward()
+        if settings.grad_clip:
+            with phase("clip"):
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        with phase("optimizer"):
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return model, step
+
+
+def generator_of(program: str) -> Callable[[Work, Compute, Tensor], Generator]:
+    """The rival's decoding."""
+    return transformers_generator if program == "transformers" else nanogpt_generator
+
+
+def nanogpt_generator(work: Work, compute: Compute, prompts: Tensor) -> Generator:
+    """Its `generate`, which computes the whole window for every token."""
+    model: Any = cast_to(nanogpt_model(work, compute).eval(), compute)
+    return model, lambda count: model.generate(prompts, count)
+
+
+def transformers_generator(work: Work, compute: Compute, prompts: Tensor) -> Generator:
+    """Its `generate` with its cache, from the whole distribution, exactly as many tokens as asked for."""
+    import transformers
+
+    plain = work.config.model.model_copy(update={"vocab_size": work.config.model.padded_vocab_size})
+    values = {key: value for key, value in to_hf(plain).items() if key not in ("architectures", "torch_dtype")}
+    config = transformers.AutoConfig.for_model(**values, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    model: Any = cast_to(transformers.AutoModelForCausalLM.from_config(config).eval().to(compute.device), compute)
+    mask = torch.ones_like(prompts)
+
+    def draw(count: int) -> None:
+        settings = transformers.GenerationConfig(
+            max_new_tokens=count, do_sample=True, top_k=0, use_cache=True, eos_token_id=None, pad_token_id=0
+        )
+        texts = model.generate(prompts, attention_mask=mask, generation_config=settings)
+        assert texts.shape[1] == prompts.shape[1] + count, "it stopped early"
+
+    return model, draw
+
+
+def cast_to(model: nn.Module, compute: Compute) -> nn.Module:
+    """Weights in the precision that is measured, as ours are."""
+    return model if compute.precision == "fp32" else model.to(DTYPES[compute.precision])

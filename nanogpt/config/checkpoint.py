@@ -1,0 +1,47 @@
+"""When checkpoints are saved, and how a run is resumed or forked."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from nanogpt.config.types import Count
+from nanogpt.schema import Section, fixed, free, refuse
+
+
+class CheckpointConfig(Section):
+    """When the state is saved: at these steps, at each best evaluation, on a stop signal and at the end."""
+
+    every: Count = free(1000, "steps between checkpoints")
+    keep: int = free(2, "newest checkpoints kept, besides the best one", ge=2, le=1000)
+    keep_every: Count | None = free(None, "checkpoints at multiples of this step are kept for good; null: none")
+    max_failed: int = free(3, "saves in a row that may fail, e.g. on a full disk, before the run ends", ge=1, le=1000)
+    stop_timeout_s: float = free(
+        120.0, "seconds from a stop signal to the end of the process, whatever it does", ge=1, le=1e6, was="grace"
+    )
+
+
+class ResumeConfig(Section):
+    """Continue a run with another config than it was made with."""
+
+    run: str | None = free(None, "run directory to continue, whatever its config; null: the one of this config")
+    fork: bool = free(
+        False, "continue a copy of resume.run's checkpoint as a run of its own, with any settings that fit its weights"
+    )
+    step: int | None = fixed(
+        None, "resume.fork: step of the checkpoint; null: the newest", ge=0, le=2**53, earlier=None
+    )
+    parent: str | None = fixed(
+        None, "resume.fork: id of the run that this one was forked from; filled in at the start", earlier=None
+    )
+    allow_change: Annotated[tuple[str, ...], Field(strict=False)] = free(
+        (), "guarded keys that may change, e.g. [optimizer.lr]; data: train on other data"
+    )
+
+    @model_validator(mode="after")
+    def _fork_of_a_run(self) -> Self:
+        if self.fork and self.run is None:
+            raise refuse("resume.fork", "true", "needs the run to fork: resume.run=RUN")
+        if self.step is not None and not self.fork and self.parent is None:
+            raise refuse("resume.step", self.step, "chooses the checkpoint of a fork; give resume.fork=true too")
+        return self

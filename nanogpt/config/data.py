@@ -1,0 +1,79 @@
+"""The text and its tokens."""
+
+from typing import Literal
+
+from pydantic import model_validator
+from typing_extensions import Self
+
+from nanogpt.config.types import Name
+from nanogpt.schema import Section, fixed, free, refuse
+
+
+class DataConfig(Section):
+    """Where the text comes from and how it becomes tokens."""
+
+    name: Name = free("custom", "label, also the first part of the prepared folder's name")
+    corpus: Literal["pystdlib", "shakespeare", "hub", "text"] = fixed(
+        "pystdlib", "kind of source, see nanogpt/data/corpora.py"
+    )
+    source: str | None = fixed(
+        None, "local files to read instead of downloading: a file, a folder, a glob, or a folder of .bin token files"
+    )
+    source_sha256: str | None = fixed(
+        None,
+        "digest of what data.source holds; null: filled in at the start; given: a source with other content is refused",
+        pattern=r"^[0-9a-f]{64}$",
+        earlier=None,
+    )
+    hub: str | None = fixed(None, "corpus=hub: data set id on the Hugging Face hub")
+    hub_config: str | None = fixed(None, "corpus=hub: configuration of that data set")
+    text_column: str = fixed(
+        "text", "corpus=hub and files with rows (jsonl, csv, parquet …): the column that holds the text", min_length=1
+    )
+    on_bad_row: Literal["stop", "skip"] = fixed(
+        "stop", "what a row without a text does: end the preparation, or be left out and counted", earlier="stop"
+    )
+    separator: str | None = fixed(
+        None,
+        "text that ends a document in the source, \\n: newline; null: <|endoftext|>, if the tokenizer has it; '': none",
+        literal=True,
+        earlier=None,
+    )
+    tokenizer: Literal["char", "byte", "bpe", "gpt2"] = fixed("char", "bpe is trained on the corpus, gpt2 is OpenAI's")
+    vocab_size: int | None = fixed(None, "tokenizer=bpe: size of the trained vocabulary", ge=257, le=1_000_000)
+    val_fraction: float = fixed(
+        0.05, "share of the text held out for validation, where no file is named for it", gt=0, lt=1
+    )
+    split: Literal["auto", "val_fraction"] = fixed(
+        "auto", "auto: files named train, val or test are used so; val_fraction divides all of them", earlier="auto"
+    )
+    order: Literal["permutation", "random"] = fixed(
+        "permutation", "epochs without replacement, or random crops with replacement as nanoGPT"
+    )
+    dir: str = free("data", "folder that prepared data sets live in", min_length=1)
+    workers: int | None = free(None, "processes that tokenise; null: one per core", ge=1, le=1024)
+    verify: Literal["auto", "full", "size"] = free(
+        "auto", "how shards are checked before training; auto hashes them up to 2 GB"
+    )
+
+    def keys_without_effect(self) -> set[str]:
+        """The source is identified by its content where that is known, and by its path elsewhere."""
+        return {"source"} if self.source_sha256 is not None else set()
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> Self:
+        if self.tokenizer == "bpe" and self.vocab_size is None:
+            raise refuse("data.vocab_size", None, "data.tokenizer=bpe needs a size, e.g. data.vocab_size=1024")
+        if self.tokenizer != "bpe" and self.vocab_size is not None:
+            raise refuse("data.vocab_size", self.vocab_size, f"data.tokenizer={self.tokenizer} has a fixed vocabulary")
+        if self.corpus == "pystdlib" and self.source is not None:
+            raise refuse(
+                "data.source", self.source, "data=pystdlib is this Python's own library; files of yours: data=text"
+            )
+        if self.corpus == "text" and self.source is None:
+            raise refuse("data.source", None, "data=text needs your files, e.g. data.source='notes/*.txt'")
+        if self.source_sha256 is not None and self.source is None:
+            raise refuse("data.source_sha256", self.source_sha256, "is of data.source; give that too")
+        if self.corpus == "hub" and self.hub is None and self.source is None:
+            raise refuse("data.hub", None, "needs a data set id, or data.source=FILES")
+        return self

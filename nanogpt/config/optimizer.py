@@ -1,0 +1,69 @@
+"""The update rule, its learning rates, and how they depend on the model's width."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from nanogpt.config.types import Share
+from nanogpt.optim.adamw import ADAMW
+from nanogpt.optim.declaration import Declaration
+from nanogpt.optim.muon import MUON
+from nanogpt.optim.normuon import NORMUON
+from nanogpt.schema import Section, fixed, guarded, refuse
+
+Rule = Literal["adamw", "muon", "normuon"]
+OPTIMIZERS: dict[Rule, Declaration] = {"adamw": ADAMW, "muon": MUON, "normuon": NORMUON}
+"""What each optimizer is. One that isn't here can't be configured or built."""
+EVERY_OPTIMIZERS_KEYS = ("name", "lr", "embedding_lr", "head_lr", "vector_lr", "weight_decay", "grad_clip")
+Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov & Hutter 2019); for hidden matrices also Muon (Jordan 2024) and NorMuon (Li et al. 2025)."""
+
+    name: Rule = fixed("adamw", "update rule; muon and normuon are for hidden matrices, all else is then adamw's")
+    lr: Rate = guarded(6e-4, "peak learning rate; muon: of hidden matrices")
+    embedding_lr: Rate | None = guarded(None, "peak for token and position embeddings; null: lr")
+    head_lr: Rate | None = guarded(None, "peak for a head that is not tied to the embedding; null: lr")
+    vector_lr: Rate | None = guarded(None, "peak for gains, biases and short convolutions; null: lr")
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = guarded((0.9, 0.95), "adamw: decay of the two moments")
+    eps: float = guarded(1e-8, "added to the root of the second moment", gt=0, le=1, allow_inf_nan=False)
+    weight_decay: float = guarded(
+        0.1,
+        "decoupled, per unit of learning rate; never of vectors, muon: of hidden matrices alone",
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+    )
+    grad_clip: float = guarded(1.0, "largest global gradient norm; 0 turns clipping off", ge=0, allow_inf_nan=False)
+    momentum: Share = guarded(0.95, "muon: decay of the gradient's running mean")
+    momentum_start: Share = guarded(0.85, "muon: momentum of the first step, if it is warmed up")
+    momentum_warmup_steps: int = guarded(0, "muon: steps from momentum_start to momentum", ge=0, le=2**53)
+    ns_steps: int = guarded(5, "muon: iterations that make an update orthogonal", ge=1, le=10, was="orthogonal_steps")
+    cautious_decay: bool = guarded(False, "muon: decay only weights that the update makes smaller too")
+    row_beta: Share = guarded(0.95, "normuon: decay of the mean square of each row's updates")
+
+    @model_validator(mode="after")
+    def _keys_are_this_rules(self) -> Self:
+        for key, field in type(self).model_fields.items():
+            if key in EVERY_OPTIMIZERS_KEYS or key in OPTIMIZERS[self.name].keys:
+                continue
+            if (value := getattr(self, key)) != field.default:
+                owners = [name for name, declaration in OPTIMIZERS.items() if key in declaration.keys]
+                why = f"is {owners[0]}'s; give optimizer={owners[0]}" if owners else "no optimizer reads it"
+                raise refuse(f"optimizer.{key}", value, why)
+        return self
+
+
+class ParametrizationConfig(Section):
+    """How initialisation and learning rates depend on the model's width (Yang et al. 2022, Tensor Programs V)."""
+
+    name: Literal["standard", "mup"] = fixed(
+        "standard", "as given whatever the width; or as given at base_width, so that the best ones stay the best"
+    )
+    base_width: int = fixed(128, "mup: the model.n_embd that optimizer's rates are for", ge=1, le=65_536)
+
+    def width(self, n_embd: int) -> float:
+        """How many times wider a model is than the one its recipe is for."""
+        return {"standard": 1.0, "mup": n_embd / self.base_width}[self.name]

@@ -1,0 +1,44 @@
+"""What a run records and shows, and the experiment trackers that it is uploaded to."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from nanogpt.config.types import Count, Name
+from nanogpt.schema import Section, free, refuse
+
+TrackerName = Literal["wandb", "tensorboard", "trackio"]
+TrackerNames = Annotated[tuple[TrackerName, ...], Field(strict=False)]
+Tag = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class TrackingConfig(Section):
+    """What is written and shown while training."""
+
+    name: Literal["local", TrackerName] = free("local", "label; local: the run directory has everything")
+    log_every: Count = free(10, "steps between metrics rows")
+    sample_tokens: int = free(200, "length of the sample written at each evaluation; 0: none", ge=0, le=100_000)
+    trackers: TrackerNames = free(
+        (), "trackers that are shown metrics.jsonl too; several at once: [wandb,tensorboard]", was="mirrors"
+    )
+    mode: Literal["online", "offline", "disabled"] | None = free(
+        None, "wandb: sent at once, kept in the run directory, or neither; null: WANDB_MODE, else online"
+    )
+    project: Name | None = free(None, "wandb, trackio: null: WANDB_PROJECT, else nanogpt-lab")
+    entity: Name | None = free(None, "wandb: user or team; null: WANDB_ENTITY, else yours")
+    group: str | None = free(
+        None, "wandb, trackio: null: the folder of the run directory, if not runs", min_length=1, max_length=128
+    )
+    job_type: str = free("train", "wandb: kind of work", min_length=1, max_length=64)
+    tags: Annotated[tuple[Tag, ...], Field(strict=False)] = free((), "wandb: labels, e.g. [a,b]")
+    timeout: float = free(20.0, "seconds that a tracker may take to start, and to finish", ge=1, le=86_400)
+    required: bool = free(False, "a tracker that can't start ends the run with code 5; otherwise it costs a warning")
+    system_stats: bool = free(True, "wandb: load of GPUs, CPUs and memory too")
+    upload_checkpoint: bool = free(False, "wandb: the final weights as an artifact; allow a longer tracking.timeout")
+
+    @model_validator(mode="after")
+    def _mode_of_wandb(self) -> Self:
+        if self.mode is not None and "wandb" not in self.trackers:
+            raise refuse("tracking.mode", self.mode, "is wandb's; give tracking=wandb too")
+        return self

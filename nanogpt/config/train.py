@@ -1,0 +1,214 @@
+"""One training run, and the checks between its sections."""
+
+import math
+
+from pydantic import model_validator
+from typing_extensions import Self
+
+from nanogpt.config.checkpoint import CheckpointConfig, ResumeConfig
+from nanogpt.config.data import DataConfig
+from nanogpt.config.evaluation import EvalConfig
+from nanogpt.config.hardware import HardwareConfig
+from nanogpt.config.model import ModelConfig
+from nanogpt.config.optimizer import OPTIMIZERS, OptimizerConfig, ParametrizationConfig
+from nanogpt.config.schedule import ScheduleConfig
+from nanogpt.config.tracking import TrackingConfig
+from nanogpt.config.training import TrainingConfig
+from nanogpt.config.types import Count, Name
+from nanogpt.errors import escaped, hint
+from nanogpt.schema import Section, change_of, fixed, free, leaves, refuse
+
+MICRO_BATCH_TOKENS = 16_384  # what a micro-batch holds at most when hardware.micro_batch_size is null
+AUTO_TOKENS = 65_536  # the same for `auto`: every kernel of a GPU is busy long before
+
+
+class TrainConfig(Section):
+    """One training run."""
+
+    name: Name | None = free(None, "of the run directory; null: <model>-<data>")
+    runs_dir: str = free("runs", "folder of all run directories", min_length=1)
+    new_attempt: bool = free(False, "start another attempt beside the run that is already there", was="fresh")
+    attempt: Count | None = free(None, "number of the attempt, one that is there or the next; null: the latest")
+    dry_run: bool = free(
+        False, "only say what the training would take: steps, FLOPs, memory, time; nothing is written", was="plan"
+    )
+    stop_at_fraction: float | None = free(
+        None,
+        "share of the steps after which it stops, evaluated and saved; its schedule stays that of all",
+        gt=0,
+        le=1,
+        was="pause_at",
+    )
+    replay: str | None = free(None, "incident directory: run its step again, alone, and say what is not finite")
+    init_from: str = fixed(
+        "scratch",
+        "weights to start from: gpt2, gpt2_medium, …, a Hugging Face folder, nanoGPT's ckpt.pt, a run directory",
+        min_length=1,
+    )
+    init_from_sha256: str | None = fixed(
+        None,
+        "digest of the weights that init_from's path holds; null: filled in at the start",
+        pattern=r"^[0-9a-f]{64}$",
+        earlier=None,
+    )
+    model: ModelConfig = fixed(ModelConfig(), "the network")
+    data: DataConfig = fixed(DataConfig(), "text and tokens")
+    optimizer: OptimizerConfig = fixed(OptimizerConfig(), "update rule")
+    schedule: ScheduleConfig = fixed(ScheduleConfig(), "learning rate over steps")
+    parametrization: ParametrizationConfig = fixed(ParametrizationConfig(), "what the width changes")
+    training: TrainingConfig = fixed(..., "batch and horizon")
+    eval: EvalConfig = fixed(EvalConfig(), "validation")
+    hardware: HardwareConfig = free(HardwareConfig(), "machine")
+    tracking: TrackingConfig = free(TrackingConfig(), "records")
+    checkpoint: CheckpointConfig = free(CheckpointConfig(), "saving")
+    resume: ResumeConfig = free(ResumeConfig(), "continuing with another config")
+
+    def keys_without_effect(self) -> set[str]:
+        """Weights are identified by their content where that is known, and by name or path elsewhere."""
+        return {"init_from"} if self.init_from_sha256 is not None else set()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        batch, block = self.training.batch_tokens, self.model.block_size
+        if batch % block:
+            nearest = sorted({max(block, batch // block * block), -(-batch // block) * block})
+            why = f"must be a multiple of model.block_size={block}; nearest {', '.join(map(str, nearest))}"
+            raise refuse("training.batch_tokens", batch, why)
+        nodes, devices = self.hardware.nodes or 1, self.hardware.devices or 1
+        self.refuse_ranks(nodes * devices, "hardware.devices" if nodes == 1 else "hardware.nodes x hardware.devices")
+        return self
+
+    @model_validator(mode="after")
+    def _head_of_its_own(self) -> Self:
+        if self.parametrization.name == "mup" and self.model.tie_weights:
+            why = "the head and the embedding need unlike learning rates; give model.tie_weights=false too"
+            raise refuse("parametrization.name", "mup", why)
+        return self
+
+    @model_validator(mode="after")
+    def _whole_matrices(self) -> Self:
+        if self.hardware.strategy != "ddp" and not OPTIMIZERS[self.optimizer.name].shardable:
+            why = (
+                f"can't be with optimizer={self.optimizer.name}, which needs whole matrices; hardware.strategy=ddp can"
+            )
+            raise refuse("hardware.strategy", self.hardware.strategy, why)
+        return self
+
+    @model_validator(mode="after")
+    def _changes_exist(self) -> Self:
+        changeable = {key for key, field in leaves(TrainConfig) if change_of(field) == "guarded"} | {"data"}
+        if self.new_attempt and self.resume.run is not None:
+            raise refuse(
+                "resume.run",
+                self.resume.run,
+                "new_attempt=true starts another run, this continues one; give one of them",
+            )
+        if self.attempt is not None and self.new_attempt:
+            raise refuse(
+                "attempt", self.attempt, "is one that is there, new_attempt=true makes another; give one of them"
+            )
+        for key in self.resume.allow_change:
+            if key not in changeable:
+                why = f"{escaped(key)} is not a guarded key{hint(key, changeable)}"
+                raise refuse("resume.allow_change", f"[{key}]", why)
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.training.steps is not None or self.training.tokens:  # else it depends on the model; see check_horizon
+            check_horizon(self, self.steps(0, 0.0))
+        return self
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences per optimizer step, over all micro-batches and ranks."""
+        return self.training.batch_tokens // self.model.block_size
+
+    def refuse_ranks(self, world: int, key: str) -> None:
+        """Check that `world` ranks, and their micro-batches, divide the batch. Raises PydanticCustomError."""
+        batch = f"the {self.batch_sequences} sequences of training.batch_tokens={self.training.batch_tokens}"
+        if self.batch_sequences % world:
+            raise refuse(key, world, f"must divide {batch}; nearest {nearest_divisors(self.batch_sequences, world)}")
+        micro, share = self.hardware.micro_batch_size, self.batch_sequences // world
+        if isinstance(micro, int) and share % micro:
+            among = f", {share} on each of {world} ranks" if world > 1 else ""
+            why = f"must divide {batch}{among}; nearest {nearest_divisors(share, micro)}"
+            raise refuse("hardware.micro_batch_size", micro, why)
+
+    def micro_batch_size(self, world: int = 1) -> int:
+        """Sequences per forward pass of each of `world` ranks; of `auto`, before it is tried, what null means."""
+        if isinstance(self.hardware.micro_batch_size, int):
+            return self.hardware.micro_batch_size
+        most, share = max(1, MICRO_BATCH_TOKENS // self.model.block_size), self.batch_sequences // world
+        return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+
+    def auto_sizes(self, world: int) -> list[int]:
+        """Return the micro-batches of each of `world` ranks that `auto` chooses among, in order."""
+        return auto_sizes(self.batch_sequences // world, self.model.block_size)
+
+    def shards(self, world: int) -> int:
+        """Parts that weights, gradients and moments are cut into over `world` ranks."""
+        return {"ddp": 1, "fsdp": world}[self.hardware.strategy]
+
+    def with_micro_batch_size(self, micro: int) -> Self:
+        """This config with a micro-batch that was found."""
+        return self.model_copy(update={"hardware": self.hardware.model_copy(update={"micro_batch_size": micro})})
+
+    def grad_accum(self, world: int = 1) -> int:
+        """Micro-batches per optimizer step on each of `world` ranks."""
+        return self.batch_sequences // world // self.micro_batch_size(world)
+
+    def steps(self, n_params: int, flops_per_token: float) -> int:
+        """The horizon in optimizer steps; tokens_per_param and flops need the model's numbers."""
+        training = self.training
+        if training.steps is not None:
+            return training.steps
+        if training.flops is not None:
+            return math.ceil(training.flops / flops_per_token / training.batch_tokens)
+        tokens = training.tokens or math.ceil((training.tokens_per_param or 0) * n_params)
+        return -(-tokens // training.batch_tokens)
+
+    def goal(self, steps: int) -> int:
+        """The step at which a run of `steps` ends, or pauses."""
+        return (
+            steps
+            if self.stop_at_fraction is None
+            else min(steps, max(1, math.ceil(round(self.stop_at_fraction * steps, 6))))
+        )
+
+    def evaluated_at(self, step: int, steps: int) -> bool:
+        """Whether a run of `steps` is evaluated at `step`."""
+        return self.eval.due(step, steps) or step == self.goal(steps)
+
+    @property
+    def run_name(self) -> str:
+        """First part of the run directory's name."""
+        return self.name or f"{self.model.name}-{self.data.name}"
+
+
+def nearest_divisors(number: int, wanted: int) -> str:
+    """The two divisors of `number` that are nearest to `wanted`, in words."""
+    nearest = sorted(sorted(divisors(number), key=lambda n: (abs(n - wanted), n))[:2])
+    return ", ".join(map(str, nearest))
+
+
+def auto_sizes(share: int, block_size: int) -> list[int]:
+    """Return the micro-batches, in order, that `auto` chooses among for a rank's share of a step's sequences."""
+    most = max(1, AUTO_TOKENS // block_size)
+    return [n for n in divisors(share) if n <= most]
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, in order."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def check_horizon(config: TrainConfig, steps: int) -> None:
+    """Refuse a schedule that is longer than the run. Raises PydanticCustomError."""
+    schedule = config.schedule
+    end = steps if schedule.decay_steps is None else schedule.decay_steps
+    if schedule.warmup_steps > end > 0:
+        key = "the run's length in steps" if schedule.decay_steps is None else "schedule.decay_steps"
+        why = f"is above {key}={end}; e.g. schedule.warmup_steps={end // 10}"
+        raise refuse("schedule.warmup_steps", schedule.warmup_steps, why)

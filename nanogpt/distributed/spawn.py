@@ -1,0 +1,139 @@
+"""`devices=N` without torchrun: a command starts its ranks itself, passes signals on and sees them through.
+
+The ranks meet through a file, so there is no port to collide; they end with this process, however it ends.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from nanogpt.distributed.env import STORE
+from nanogpt.distributed.signals import SIGNALS
+from nanogpt.entry_names import number_of
+from nanogpt.errors import STOPPED, PeerLost
+from nanogpt.files import locked
+
+POLL, STRAGGLE = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
+PR_SET_PDEATHSIG = 1
+CODE = Path(__file__).parents[2]  # what ranks run; a sweep puts a copy here
+LOCK = "lock"  # held in the ranks' folder for as long as they run
+Rank = subprocess.Popen[str]
+
+
+def run_ranks(command: list[str], message: str, world: int, grace: float = 0.0) -> int:
+    """Run `command` as each of `world` ranks, with `message` on its standard input.
+
+    Once a rank has ended, the others have `grace` seconds, and some, to end too. Returns the exit code of what went
+    wrong first.
+    """
+    remove_stale()
+    with tempfile.TemporaryDirectory(prefix=f"nanogpt-{os.getpid()}-") as folder:
+        ranks: list[Rank] = []
+        with locked(Path(folder) / LOCK, wait=True), passing_on(ranks) as signals:
+            for rank in range(world):
+                ranks.append(start(command, rank, world, Path(folder), message))
+            codes = see_through(ranks, grace)
+    return verdict(codes, signals)
+
+
+def start(command: list[str], rank: int, world: int, folder: Path, message: str) -> Rank:
+    """One rank as a process, in a session of its own so that Ctrl-C reaches it through us, once."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    paths = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {name: str(value) for name, value in places.items()}
+    environment |= {STORE: str(folder / "store"), "PYTHONPATH": paths}
+    quiet = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # gloo tells of a lost peer in pages of C++; we tell in a line
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        text=True,
+        env=quiet | os.environ | environment,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it is gone already, and its exit code says why
+        process.stdin.write(message)
+        process.stdin.close()
+    return process
+
+
+@contextmanager
+def passing_on(ranks: list[Rank]) -> Generator[list[int], None, None]:
+    """While inside, signals go to all ranks; yields those that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        for rank in ranks:
+            rank.send_signal(number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if number != signal.SIGHUP or handler != signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def see_through(ranks: list[Rank], grace: float) -> dict[int, int]:
+    """Wait for all ranks; once one has ended not for ever. Returns {rank: exit code} in the order they ended."""
+    codes: dict[int, int] = {}
+    limit, overdue = float("inf"), False
+    while len(codes) < len(ranks):
+        for rank, process in enumerate(ranks):
+            code = process.poll()
+            if code is not None and rank not in codes:
+                codes[rank] = PeerLost.exit_code if overdue and code < 0 else code  # it was us who killed it
+                patience = STRAGGLE + (grace if code in (0, STOPPED) else 0.0)
+                limit = min(limit, time.monotonic() + patience)
+        if time.monotonic() > limit:
+            overdue = True
+            for process in ranks:
+                process.kill()
+        time.sleep(POLL)
+    return codes
+
+
+def verdict(codes: dict[int, int], signals: list[int]) -> int:
+    """One exit code: the first error that isn't the loss of another rank; a killed rank is told about."""
+    own = [code for code in codes.values() if code > 0 and code not in (PeerLost.exit_code, STOPPED)]
+    if own:
+        return own[0]
+    killed = [(rank, -code) for rank, code in codes.items() if code < 0]
+    if killed and killed[0][1] in signals:  # before it could handle signals: nothing was written
+        return 128 + killed[0][1]
+    if killed:
+        rank, number = killed[0]
+        perhaps = "; perhaps by the system, out of memory" if number == signal.SIGKILL else ""
+        print(f"error: rank {rank} was killed by {signal.Signals(number).name}{perhaps}", file=sys.stderr)
+        return PeerLost.exit_code
+    return max(codes.values())
+
+
+def remove_stale() -> None:
+    """Folders of commands that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob("nanogpt-*-*"):
+        pid = folder.name.split("-")[1]
+        if not number_of(pid) or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
+            continue
+        with suppress(OSError), locked(folder / LOCK, wait=False) as ours:
+            if ours:  # else the process is alive in another container that shares this folder
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_with_parent() -> None:
+    """On Linux: be killed when the process that started this one ends."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

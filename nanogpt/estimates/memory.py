@@ -1,0 +1,237 @@
+"""Memory of a training in bytes, by the model's shape alone; and what a checkpoint takes on disk.
+
+Counted is what lives at the end of a forward pass or in the optimizer's step, whichever is more: weights, gradients,
+the optimizer's state, all that autograd keeps of a micro-batch (to a few per cent, tests/estimates/test_memory.py),
+the loss with its chunk of logits, what the step allocates; the copy that a checkpoint is written from; on a CPU the
+process itself. Not counted are the allocator's gaps, the kernels' workspace, a GPU's context, and the two or three
+tensors of one layer that its backward pass is just computing. Compiled, a model keeps as much, or less with dropout.
+
+T time, C channels, F channels inside the MLP, H heads, K heads of keys and values, D head size, L layers, P vocabulary
+padded to a multiple. Sizes are of one position in all layers unless they say otherwise.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from nanogpt.config import OPTIMIZERS, ModelConfig, Precision, Rule, TrainConfig
+from nanogpt.estimates.flops import conv_widths, mlp_shapes, parameter_counts, qkv_width
+from nanogpt.optim.declaration import FP32, Kind, Shape
+
+CHUNK_BYTES = 128 * 2**20  # of fp32 logits at a time; on a CPU 64 MiB takes 8 % longer, 256 MiB 3 % less
+GPU_CHUNK_BYTES = 512 * 2**20  # the same on a GPU, where each chunk reads and writes the gradient of the head's matrix
+PROCESS = 400 * 10**6  # Python, torch, what is drawn and evaluated; measured on Linux: docs/benchmarks.md
+KINDS: dict[str, Kind] = {"token embedding": "embedding", "position embedding": "embedding", "head": "head"}
+ROOM = 0.9  # of a memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank, by kind; all but `copy` in the memory of its device."""
+
+    weights: int
+    gradients: int
+    moments: int
+    """The optimizer's state."""
+    activations: int
+    """Of one micro-batch; in bf16 and fp16 with the weights' copies in that precision."""
+    loss: int
+    """Features and their gradient, the gradient of the head's matrix, a chunk of logits."""
+    transient: int
+    """Allocated beside the activations while attention with dropout is computed, and free again before the loss."""
+    temporary: int
+    """Allocated by the optimizer's step, when activations and loss are gone."""
+    process: int
+    """The program itself, on a CPU; on a GPU 0."""
+    copy: int
+    """Of weights and the optimizer's state, whole, which a checkpoint is written from; on rank 0 alone, in the
+    machine's memory.
+    """
+
+    @property
+    def state(self) -> int:
+        """What is there whatever the micro-batch."""
+        return self.weights + self.gradients + self.moments
+
+    @property
+    def total(self) -> int:
+        """All that is in the memory of the rank's device, without the copy."""
+        return self.state + max(self.activations + max(self.loss, self.transient), self.temporary) + self.process
+
+    def of_machine(self, ranks: int = 1) -> int:
+        """Return the bytes of a machine's memory that `ranks` on its CPU take together."""
+        return ranks * self.total + self.copy
+
+
+def training_memory(
+    config: ModelConfig,
+    precision: Precision,
+    sequences: int,
+    gpu: bool = False,
+    rule: Rule = "adamw",
+    recompute: bool = False,
+    shards: int = 1,
+) -> Memory:
+    """Estimate for a micro-batch of `sequences`. On a GPU autocast leaves softmax in fp32, on a CPU it doesn't.
+
+    With `recompute` only the input of each block is kept, and all of the one that is in its backward pass. Of several
+    `shards` one is here, and beside it whole what is outside the blocks, and two blocks, one being fetched.
+    """
+    n_params = parameter_counts(config)["total"]
+    size = activation_size(precision)
+    gathered = 0 if shards == 1 else gathered_count(config)
+    return Memory(
+        weights=FP32 * (-(-n_params // shards) + gathered),
+        gradients=FP32 * (-(-n_params // shards) + gathered),
+        moments=-(-state_bytes(config, rule) // shards),
+        activations=activation_bytes(config, size, sequences, FP32 if gpu else size, recompute),
+        loss=loss_bytes(config, size, sequences, gpu),
+        transient=transient_bytes(config, size, sequences, FP32 if gpu else size),
+        temporary=OPTIMIZERS[rule].temporary_bytes(hidden_matrices(config)),
+        process=0 if gpu else PROCESS,
+        copy=checkpoint_bytes(config, rule),
+    )
+
+
+def activation_size(precision: Precision) -> int:
+    """Return the bytes of an element of matrix products."""
+    return {"fp32": FP32, "bf16": 2, "fp16": 2}[precision]
+
+
+def gathered_count(config: ModelConfig) -> int:
+    """Parameters of the embeddings, the head and two blocks."""
+    whole, shorter = (
+        parameter_counts(config.model_copy(update={"n_layer": layers}))["total"] for layers in (config.n_layer, 0)
+    )
+    return shorter + 2 * (whole - shorter) // max(1, config.n_layer)
+
+
+def state_bytes(config: ModelConfig, rule: Rule) -> int:
+    """Return the bytes that an optimizer keeps from step to step, as it declares them for each kind of parameter."""
+    return sum(OPTIMIZERS[rule].state_bytes(kind, shape) for kind, shape in parameter_shapes(config))
+
+
+def parameter_shapes(config: ModelConfig) -> Iterator[tuple[Kind, Shape]]:
+    """Yield the kind and shape of each parameter; all vectors as one."""
+    counts, C = parameter_counts(config), config.n_embd
+    vectors = counts["total"]
+    for name, kind in KINDS.items():
+        if name in counts:
+            vectors -= counts[name]
+            yield kind, (counts[name] // C, C)
+    for rows, cols in hidden_matrices(config):
+        vectors -= rows * cols
+        yield "matrix", (rows, cols)
+    yield "vector", (vectors,)
+
+
+def hidden_matrices(config: ModelConfig) -> list[tuple[int, int]]:
+    """Return (rows, cols) of each weight of attention and MLP, of all layers."""
+    C = config.n_embd
+    layer = [(qkv_width(config), C), (C, C), *((n_out, n_in) for n_in, n_out in mlp_shapes(config))]
+    return config.n_layer * layer
+
+
+def checkpoint_bytes(config: ModelConfig, rule: Rule = "adamw") -> int:
+    """Return the bytes on disk of weights and optimizer state. The headers and the sampler's state are some kB more."""
+    return FP32 * parameter_counts(config)["total"] + state_bytes(config, rule)
+
+
+def memory_of(
+    config: TrainConfig, model: ModelConfig, precision: Precision, sequences: int, gpu: bool = False, world: int = 1
+) -> Memory:
+    """Estimate for one of `world` ranks that train a model as a config says."""
+    rule, recompute = config.optimizer.name, config.hardware.activation_checkpointing
+    return training_memory(model, precision, sequences, gpu, rule, recompute, config.shards(world))
+
+
+def largest_micro_batch(sizes: Iterable[int], available: float, needed: Callable[[int], float]) -> int | None:
+    """The largest of `sizes`, in sequences, that needs at most `available` bytes, or None."""
+    return max((n for n in sizes if needed(n) <= available), default=None)
+
+
+def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int, recompute: bool = False) -> int:
+    """What autograd keeps of a whole micro-batch, matrix products being in elements of `size` bytes."""
+    T, C, L, D = config.block_size, config.n_embd, config.n_layer, config.head_size
+    rms, gains = not config.mean_norm, config.norm_affine
+    norm = FP32 * C + (FP32 * (C * gains + 1) if rms else 2 * FP32)  # input, statistics; RMS what gains multiply too
+    masks = C if config.dropout else 0  # a byte for each element
+    ids = 8
+    block = 2 * norm + 2 * masks + attention_bytes(config, size, softmax_size) + size * mlp_channels(config)
+    convolved = sum(
+        (size if place == "qkv" else FP32) * width
+        for place, width in zip(config.conv, conv_widths(config), strict=True)
+    )
+    block += convolved
+    whole = 1 if recompute else L  # blocks of which all is kept at a time; its input is a part of that
+    position = ids + masks + norm + whole * block + (L - whole) * FP32 * C
+    once = whole * T * T if config.dropout else 0  # which positions are hidden
+    once += whole * sequences * config.conv_history * convolved
+    if config.rotates:  # cosines and sines: the same for all layers, unless copied in half precision
+        once += 2 * FP32 * T * D if size == FP32 or recompute else 0
+        once += whole * 4 * size * T * D if size != FP32 else 0
+    return sequences * T * position + copy_bytes(config, size) + once
+
+
+def copy_bytes(config: ModelConfig, size: int) -> int:
+    """The matrices of all layers once more, in half precision."""
+    return 0 if size == FP32 else size * config.n_layer * matrix_elements(config)
+
+
+def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:
+    """One layer's: its input, queries, keys and values in each form they take, its result, and with dropout the whole
+    square of weights (the fused kernels, without dropout, keep one number of each row).
+    """
+    T, C, H, kv = config.block_size, config.n_embd, config.n_head, config.kv_heads * config.head_size
+    grouped, changed = config.kv_heads < H, config.qk_norm or config.rotates
+    kept = size * C  # the input
+    if config.dropout:
+        kept += 3 * size * C + H * T * (softmax_size + 1 + size)  # the square: softmax, mask, what is left of it
+        whole = False
+    else:
+        kept += (size * C if changed else 0) + FP32 * H
+        kept += 2 * size * C if grouped else size * kv if changed else 0
+        kept += size * C if config.qk_norm else 0  # the result once more, in another order of its dimensions
+        whole = not grouped or not changed  # a view of it is kept
+    if config.qk_norm:  # in fp32 always: results and statistics, and inputs, of which fp32 needs no copy
+        results = FP32 * (C + kv) if config.norm_affine else 0
+        kept += results + FP32 * (H + config.kv_heads) + (0 if size == FP32 else FP32 * (C + kv))
+        whole = whole or size == FP32
+    return kept + size * C + (size * qkv_width(config) if whole else 0)
+
+
+def transient_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int) -> int:
+    """Return what open attention with dropout takes for a moment beyond what it keeps: its weights scaled and masked,
+    before they are in the precision of products, or the words of its mask.
+    """
+    square = sequences * config.n_head * config.block_size**2 if config.dropout else 0
+    return square * (max(2 * softmax_size, 5) - size)
+
+
+def mlp_channels(config: ModelConfig) -> int:
+    """Elements one layer's MLP keeps: its input, the activation's input and result, of the gated form also its gate."""
+    return config.n_embd + (4 if config.gated else 2) * config.mlp_width
+
+
+def matrix_elements(config: ModelConfig) -> int:
+    """Of one layer's matrices, which half precision copies for the forward and backward pass."""
+    C = config.n_embd
+    return C * (qkv_width(config) + C) + sum(n_in * n_out for n_in, n_out in mlp_shapes(config))
+
+
+def chunk_rows(vocabulary: int, gpu: bool) -> int:
+    """Return the rows of logits that the loss computes at a time: on a GPU 128 times a power of two."""
+    if not gpu:
+        return max(1, CHUNK_BYTES // (FP32 * vocabulary))
+    return max(128, 2 ** ((GPU_CHUNK_BYTES // (FP32 * vocabulary)).bit_length() - 1))
+
+
+def loss_bytes(config: ModelConfig, size: int, sequences: int, gpu: bool = False) -> int:
+    """Return the bytes of features, of the head's gradient and of a chunk of logits (nanogpt/model/loss.py). In half
+    precision the head's matrix and the chunk are there in both precisions. Compiled, the loss takes less than this.
+    """
+    vocabulary, C = config.padded_vocab_size, config.n_embd
+    positions = sequences * config.block_size
+    logits = min(positions, chunk_rows(vocabulary, gpu)) * vocabulary
+    half = 0 if size == FP32 else size * (vocabulary * C + logits)
+    slopes = 0 if config.logit_softcap is None else FP32 * logits
+    return FP32 * (2 * positions * C + vocabulary * C + logits) + half + slopes

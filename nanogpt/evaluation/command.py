@@ -1,0 +1,249 @@
+"""`python evaluate.py`: what a trained model is worth, as a table and in evaluations.jsonl, on one rank or many."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nanogpt import schema
+from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareConfig
+from nanogpt.console import say, silence, table
+from nanogpt.data.prepare import ensure
+from nanogpt.device import Compute, attention_used, set_up
+from nanogpt.distributed.env import Place, place_from
+from nanogpt.distributed.process_group import ProcessGroup, meet
+from nanogpt.distributed.signals import StopFlag
+from nanogpt.distributed.watchdog import Watch, watched
+from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput
+from nanogpt.evaluation.loss import LossEvaluation, Stopped
+from nanogpt.evaluation.measured import describe_measurement
+from nanogpt.evaluation.statistics import Metric, exp
+from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
+from nanogpt.files import append, read_json
+from nanogpt.gpus import Facts, choose_gpu, describe_self
+from nanogpt.interop.load_model import Trained, load_trained
+from nanogpt.measurement import KEY, spec_digest, to_dict
+from nanogpt.model.gpt import GPT
+from nanogpt.output_paths import check_output_file
+from nanogpt.training.auto_batch_size import out_of_memory
+
+FILE = "evaluations.jsonl"
+MOST_TOKENS = 2**53  # more than any data set has
+TIMEOUT = 120.0  # seconds that the ranks have to meet
+TaskName = Literal["loss", BenchmarkName]
+Evaluate = Callable[[GPT, Callable[[], bool]], dict[str, Metric]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to find out about a model, all it needs being there."""
+
+    name: str
+    evaluate: Evaluate
+    documents: int
+    """Of the loss: windows."""
+    data: str
+    """Fingerprint of the documents, or of the data set."""
+    measurement: dict[str, Any] | None = None
+    """Of the loss: what it is measured on, as training records it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found out."""
+
+    task: Task
+    metrics: dict[str, Metric]
+    seconds: float
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Evaluate every task of `config.eval` (0), or those done until somebody asks to stop (85).
+
+    With RANK and its like in the environment (torchrun) this is one rank of several. Raises LabError.
+    """
+    place = place_from(os.environ)
+    silence(place.rank > 0)
+    compute, peers = meet(
+        place,
+        TIMEOUT,
+        lambda facts: device_of(config, place, facts),
+        lambda: describe_self(config.device, place),
+    )
+    peers.remedy = "give the same command again"
+    with watched(peers, compute.device, TIMEOUT) as watch:
+        return explained(config, compute, peers, watch)
+
+
+def device_of(config: EvaluateConfig, place: Place, facts: Sequence[Facts]) -> Compute:
+    """Return what this rank computes on, given what all ranks told of theirs. Raises LabError."""
+    if config.devices is not None and config.devices != place.local_world:
+        raise BadInput(f"devices={config.devices}: but {place.local_world} ranks were started on this machine")
+    hardware = HardwareConfig(
+        device=config.device,
+        precision=config.precision,
+        tf32=config.tf32,
+        attention=config.attention,
+        compile=False,
+    )
+    gpu = choose_gpu(facts, place, section="") if facts else None
+    return set_up(hardware, place.local_rank, place.local_world, section="", gpu=gpu)
+
+
+def explained(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, watch: Watch) -> int:
+    """`evaluate`, once the ranks have met; a lost rank and too little memory are told as what they are."""
+    try:
+        return evaluate_with(config, compute, peers, watch)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise peers.explain(error, 0) from error
+        raise BadEnvironment(
+            f"batch_tokens={config.batch_tokens or 'null'}: out of memory; a smaller one changes nothing but the speed"
+        ) from None
+
+
+def evaluate_with(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, watch: Watch) -> int:
+    """Load everything, so that what is missing is told first; then one task after the other."""
+    with peers.alike():
+        peers.refuse_differences("config", dict(schema.values(config)))
+        check_output_file("out", config.out, links=False)
+        trained = load_trained(config, compute.device)
+        attention_used(config.attention, compute, trained.model.config, section="")
+        out = destination(config, trained)
+        check_output_file("run", None if out is None or config.out else str(out), links=False)
+        peers.refuse_differences("model", {"name": trained.name, "step": trained.step})
+    tasks = [prepare(name, config, trained, compute, peers) for name in chosen(config, trained)]
+    with peers.alike():
+        peers.refuse_differences("data set", {task.name: task.data for task in tasks})
+    results: list[Result] = []
+    stopped = None
+    with StopFlag() as flag:
+
+        def should_stop() -> bool:
+            watch.beat(0)
+            return peers.agree(flag.level) > 0
+
+        for task in tasks:
+            started = time.monotonic()
+            if peers.leading:
+                print(f"evaluating {task.name}: {task.documents:,} {unit_of(task)}", file=sys.stderr, flush=True)
+            try:
+                metrics = task.evaluate(trained.model, should_stop)
+            except Stopped:
+                stopped = flag.reason or "a signal to another rank"
+                break
+            results.append(Result(task, metrics, time.monotonic() - started))
+            if out and peers.leading:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                append(out, json.dumps(record(results[-1], config, trained, compute, peers)))
+        peers.agree(0)  # the leader has written: nobody is missed from now on
+    say(drawn(results, trained) if results else "nothing was evaluated to its end")
+    say(f"added to {out}" if out else "not written anywhere; out=FILE adds the results to a file")
+    if stopped:
+        say(f"{stopped}: stopped after {len(results)} of {len(tasks)} tasks")
+    return STOPPED if stopped else 0
+
+
+def chosen(config: EvaluateConfig, trained: Trained) -> list[TaskName]:
+    """The tasks that were asked for, each once; of weights from elsewhere not the loss unless there is a data set."""
+    names = list(dict.fromkeys(config.eval.tasks))
+    if "loss" in names and trained.run is None and not config.has_data:
+        say(f"note: no loss, {trained.name} has no data set of its own; data=NAME says which")
+        names.remove("loss")
+    return names
+
+
+def destination(config: EvaluateConfig, trained: Trained) -> Path | None:
+    """The file results are added to."""
+    return Path(config.out) if config.out else trained.run.path / FILE if trained.run else None
+
+
+def prepare(name: TaskName, config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup) -> Task:
+    """Read the documents of a task, the leader first. Raises BadInput, BadData and BadEnvironment, on all ranks."""
+    if name == "loss":
+        return loss_task(config, trained, compute, peers)
+    benchmark = peers.leader_first(lambda: load_benchmark(name, config.eval, config.eval.limit))
+    with peers.alike():
+        evaluation = TaskEvaluation(benchmark, trained.tokenizer, compute, peers, config.batch_tokens)
+    return Task(name, evaluation, len(benchmark.documents), fingerprint(benchmark))
+
+
+def loss_task(config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup) -> Task:
+    """The validation split of the chosen data set, or of the run's own. Its documents are windows."""
+    own = config.data if config.has_data or trained.run is None else trained.run.config().data
+    dataset = peers.leader_first(lambda: ensure(own))
+    with peers.alike():
+        if dataset.tokenizer.tokens != trained.tokenizer.tokens:
+            ours, theirs = (one.spec()["kind"] for one in (trained.tokenizer, dataset.tokenizer))
+            raise BadData(
+                f"data={own.name}: its {len(dataset.tokenizer.tokens)} tokens ({theirs}) aren't the model's "
+                f"{len(trained.tokenizer.tokens)} ({ours}); evaluate on text prepared with the model's tokenizer"
+            )
+        block_size = trained.model.config.block_size
+        tokens = config.eval.limit and min(config.eval.limit * block_size, MOST_TOKENS)
+        loss = LossEvaluation(dataset, EvalConfig(tokens=tokens, train=False), block_size, compute, peers)
+
+    def evaluate(model: GPT, should_stop: Callable[[], bool]) -> dict[str, Metric]:
+        found = loss(model, should_stop)
+        nats = found["val_loss"]
+        return {"val_loss": Metric(nats), "perplexity": Metric(exp(nats)), "bits_per_byte": Metric(found["val_bpb"])}
+
+    measurement = to_dict(describe_measurement(loss, dataset))
+    return Task("loss", evaluate, len(loss.places["val"]), dataset.fingerprint, measurement)
+
+
+def record(
+    result: Result, config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup
+) -> dict[str, Any]:
+    """A line of evaluations.jsonl; standard errors are named as in lm-evaluation-harness."""
+    metrics = {name: metric.value for name, metric in result.metrics.items()}
+    errors = {f"{name}_stderr": m.stderr for name, m in result.metrics.items() if m.stderr is not None}
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "model": trained.name,
+        "step": trained.step,
+        "sha256": digest(trained),
+        "task": result.task.name,
+        "metrics": metrics | errors,
+        "documents": result.task.documents,
+        "limit": config.eval.limit,
+        "data": result.task.data,
+        "tokenizer": spec_digest(trained.tokenizer.spec()),
+        **({KEY: result.task.measurement} if result.task.measurement else {}),
+        "precision": compute.precision,
+        **({"tf32": config.tf32} if compute.device.type == "cuda" else {}),
+        "device": compute.name,
+        "ranks": peers.world,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def digest(trained: Trained) -> str | None:
+    """That of the checkpoint's manifest, which holds those of its files; None without a run."""
+    if trained.run is None or trained.step is None:
+        return None
+    try:
+        return read_json(trained.run.checkpoints.path(trained.step) / "manifest.json").get("sha256")
+    except BadCheckpoint:
+        return None  # a run that goes on has removed it since
+
+
+def unit_of(task: Task) -> str:
+    return "windows" if task.name == "loss" else "documents"
+
+
+def drawn(results: list[Result], trained: Trained) -> str:
+    """All results as a table, a row for each number."""
+    rows: list[tuple[str, ...]] = []
+    for result in results:
+        documents, rate = result.task.documents, result.task.documents / max(result.seconds, 1e-9)
+        facts = (f"{documents:,} {unit_of(result.task)}", f"{result.seconds:.1f}", f"{rate:.3g}")
+        for name, metric in result.metrics.items():
+            error = "" if metric.stderr is None else f" ± {metric.stderr:.4g}"
+            rows.append((result.task.name, name, f"{metric.value:.6g}{error}", *facts))
+    where = trained.name if trained.step is None else f"{trained.name}, step {trained.step:,}"
+    return table(where, ("task", "metric", "value", "over", "seconds", "per second"), rows)

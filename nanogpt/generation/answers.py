@@ -1,0 +1,124 @@
+"""From a prompt to the text that a model answers with: template, tokens, draws, and where the answer ends.
+
+B batch.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from nanogpt import tokenizer as tokenizers
+from nanogpt.config import SampleConfig, TaskConfig
+from nanogpt.data.sampler import seed_of
+from nanogpt.errors import BadInput, escaped
+from nanogpt.generation.decode import Draw, generate
+from nanogpt.interop.load_model import Trained
+from nanogpt.tokenizer import Tokenizer
+
+SENTENCE = re.compile(r"[.!?][\"')\]]*\s")
+
+
+class Answer:
+    """A text that grows token by token, its bytes decoded as they become characters, up to its end."""
+
+    def __init__(self, tokenizer: Tokenizer, task: TaskConfig) -> None:
+        self.tokenizer, self.task = tokenizer, task
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.text = ""
+        self.shown = 0
+        """Characters that `add` has returned."""
+        self.finished = False
+
+    def add(self, token: int) -> str:
+        """Take one token; returns what can be shown now: not what may turn out to be the beginning of a stop text."""
+        if self.finished:
+            return ""
+        if self.task.until_end and token == self.tokenizer.end_of_text:
+            return self.close()
+        self.text += self.decoder.decode(tokenizers.decode_bytes(self.tokenizer, [token]))
+        end = self.end()
+        if end is not None:
+            self.text, self.finished = self.text[:end], True
+        return self.show(len(self.text) - (0 if self.finished else self.doubtful()))
+
+    def close(self) -> str:
+        """There is no more; returns the rest."""
+        if not self.finished:
+            self.text += self.decoder.decode(b"", final=True)
+            self.finished = True
+        return self.show(len(self.text))
+
+    def show(self, end: int) -> str:
+        piece, self.shown = self.text[self.shown : end], max(self.shown, end)
+        return piece
+
+    def end(self) -> int | None:
+        """Where the text ends by the task's rules, if it does."""
+        ends = [place for stop in self.task.stop if (place := self.text.find(stop)) >= 0]
+        if self.task.sentences is not None:
+            found = list(SENTENCE.finditer(self.text))
+            ends += [found[self.task.sentences - 1].end() - 1] if len(found) >= self.task.sentences else []
+        return min(ends, default=None)
+
+    def doubtful(self) -> int:
+        """Characters at the end that begin a stop text."""
+        lengths = (n for stop in self.task.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
+        return max(lengths, default=0)
+
+
+def encode_prompt(trained: Trained, config: SampleConfig, text: str) -> list[int]:
+    """Ids of what the model sees. Raises BadInput for what is not text, not in the vocabulary, or too long."""
+    if any(0xD800 <= ord(char) < 0xE000 for char in text):
+        raise BadInput(f"prompt={escaped(text)}: not valid UTF-8")
+    put = config.task.template.replace("{prompt}", text)
+    if not put:
+        return list(trained.start_ids) or tokenizers.start_ids(trained.tokenizer)
+    try:
+        if config.special_tokens:
+            ids = tokenizers.encode_with_special_tokens(trained.tokenizer, put)
+        else:
+            ids = trained.tokenizer.encode(put).tolist()
+    except BadInput as error:
+        raise BadInput(f"prompt={escaped(put)}: {error}") from None
+    block_size = trained.model.config.block_size
+    if len(ids) > block_size and not config.truncate:
+        why = f"{len(ids)} tokens, the model sees {block_size}; truncate=true takes the last {block_size}"
+        raise BadInput(f"prompt={escaped(text)}: {why}")
+    return ids
+
+
+def draw_of(trained: Trained, config: SampleConfig) -> Draw:
+    """The rules of a config, over the ids that the tokenizer has."""
+    return Draw(
+        config.repetition_penalty,
+        config.temperature,
+        config.top_k,
+        config.top_p,
+        config.min_p,
+        len(trained.tokenizer.tokens),
+    )
+
+
+def answers(
+    trained: Trained, config: SampleConfig, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
+) -> Iterator[tuple[int, str]]:
+    """Answer B prompts at once; yields (row, piece of text) as they come.
+
+    `numbers` are those of the texts in the whole command: with the seed they decide the draws.
+    """
+    device = trained.model.lm_head.weight.device
+    generators = [torch.Generator(device).manual_seed(seed_of(config.seed, number)) for number in numbers]
+    rows = [Answer(trained.tokenizer, config.task) for _ in prompts]
+    draw = draw_of(trained, config)
+    drawn = generate(trained.model, prompts, config.max_new_tokens, draw, generators, config.attention)
+    for tokens in drawn:
+        for row, (answer, token) in enumerate(zip(rows, tokens, strict=True)):
+            if not answer.finished:
+                yield row, answer.add(token)
+        if all(answer.finished for answer in rows):
+            return
+    for row, answer in enumerate(rows):
+        if not answer.finished:
+            yield row, answer.close()

@@ -1,0 +1,141 @@
+"""Writing a trained model as transformers or nanoGPT read it: a folder that appears when all of it is there."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+from typing_extensions import assert_never
+
+from nanogpt import tokenizer as tokenizers
+from nanogpt.config import ExportConfig, ModelConfig, TrainConfig
+from nanogpt.errors import BadInput
+from nanogpt.files import write
+from nanogpt.interop.export_config import require_nanogpt, to_hf
+from nanogpt.interop.export_folder import ExportFolder, check_export_folder, write_beside
+from nanogpt.interop.hf_tokenizer import write_tokenizer
+from nanogpt.interop.load_model import Trained, load_trained
+from nanogpt.interop.names import Tensors, cut, to_gpt2, to_llama, with_gains
+from nanogpt.interop.pickle_import import write_checkpoint, write_meta
+from nanogpt.interop.verify_export import verify_read_back, verify_with_transformers
+from nanogpt.model.gpt import GPT
+from nanogpt.run_directory import find
+from nanogpt.tokenizer import CharTokenizer
+
+
+def export(config: ExportConfig) -> int:
+    """Write the model to `out`. Raises BadInput for a switch that the format has no form of, or a folder in use."""
+    folder = check_target(config)
+    trained = load_trained(config, torch.device("cpu"))
+    match config.format:
+        case "hf":
+            to_hf(trained.model.config)
+            writer = write_hf
+        case "nanogpt":
+            require_nanogpt(trained.model.config)
+            writer = write_nanogpt
+        case _:
+            assert_never(config.format)
+    with write_beside(folder, {"format": config.format}) as partial:
+        writer(trained, partial, config)
+        verified = verify(trained, partial, config)
+    print(f"{folder.path}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}")
+    print(verified)
+    return 0
+
+
+def verify(trained: Trained, folder: Path, config: ExportConfig) -> str:
+    """Compare the written model with the one in memory; return a sentence for the user. Raises LabError."""
+    if not config.verify:
+        return "not compared with the model (verify=false)"
+    if config.format == "hf":
+        return verify_with_transformers(trained.model, trained.tokenizer, folder)
+    return verify_read_back(trained.model, trained.tokenizer, folder / "ckpt.pt")
+
+
+def check_target(config: ExportConfig) -> ExportFolder:
+    """Return the folder to write. Raises BadInput when something is there that nobody said may go."""
+    default: Path | None = None
+    sources: dict[str, Path] = {}
+    if config.init_from is None:
+        run = find(config.run, config.runs_dir).path
+        default, sources = run / config.format, {"the run": run}
+    elif os.path.exists(config.init_from):
+        sources = {"the weights that are read": Path(config.init_from)}
+        if os.path.isfile(config.init_from):
+            sources["the folder of the weights that are read"] = Path(config.init_from).parent
+    out = default if config.out is None else Path(config.out)
+    if out is None:
+        raise BadInput("out=null: say where the folder shall be, e.g. out=exported")
+    inside_run = default and Path(os.path.realpath(default))
+    return check_export_folder(out, config.overwrite, inside_run, sources)
+
+
+def weights_of(model: GPT) -> Tensors:
+    return with_gains({name: parameter.detach() for name, parameter in model.named_parameters()}, model.config)
+
+
+def write_hf(trained: Trained, folder: Path, config: ExportConfig) -> None:
+    """config.json, model.safetensors and the tokenizer, for AutoModelForCausalLM and AutoTokenizer."""
+    model = trained.model.config
+    about = to_hf(model)
+    end = trained.tokenizer.end_of_text
+    about |= {"bos_token_id": end, "eos_token_id": end}  # null says that there is none; the usual would be GPT-2's
+    rename = to_gpt2 if about["model_type"] == "gpt2" else to_llama
+    folder.mkdir(exist_ok=True)
+    save_file(rename(weights_of(trained.model), model), folder / "model.safetensors", {"format": "pt"})
+    write_tokenizer(trained.tokenizer, folder, model.block_size)
+    write(folder / "config.json", json.dumps(about, indent=2) + "\n")
+
+
+def write_nanogpt(trained: Trained, folder: Path, config: ExportConfig) -> None:
+    """ckpt.pt, which nanoGPT samples from and, with a run's moments, resumes; and the characters as its meta.pkl."""
+    model = trained.model.config
+    require_nanogpt(model)
+    weights = cut(weights_of(trained.model), model)
+    sizes = {name: getattr(model, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")}
+    content: dict[str, Any] = {
+        "model": weights | {"lm_head.weight": weights["transformer.wte.weight"]},
+        "model_args": sizes | {"dropout": model.dropout},
+    }
+    if trained.run is not None:
+        loaded, run_config = trained.run.checkpoints.choose(config.checkpoint), trained.run.config()
+        if run_config.optimizer.name == "adamw":
+            content["optimizer"] = optimizer_state(weights, loaded.optimizer, model, run_config)
+        else:
+            print(
+                f"ckpt.pt is without moments: nanoGPT has no {run_config.optimizer.name}; it samples, but can't resume"
+            )
+        content |= {
+            "iter_num": trained.step,
+            "best_val_loss": (loaded.state.get("best") or [1e9])[0],
+            "config": {"dataset": run_config.data.name, "learning_rate": run_config.optimizer.lr},
+        }
+    folder.mkdir(exist_ok=True)
+    write_checkpoint(folder / "ckpt.pt", content)
+    write(folder / tokenizers.FILE, tokenizers.to_json(trained.tokenizer))  # read back by init_from=…/ckpt.pt
+    if isinstance(trained.tokenizer, CharTokenizer):
+        write_meta(folder / "meta.pkl", trained.tokenizer.chars)
+
+
+def optimizer_state(
+    weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], model: ModelConfig, config: TrainConfig
+) -> dict[str, Any]:
+    """The state_dict of nanoGPT's AdamW: parameters numbered in order, those with two dimensions first."""
+    parameters = {name: nn.Parameter(tensor) for name, tensor in weights.items()}
+    settings = config.optimizer
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters.values() if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    for quantity in ("step", "exp_avg", "exp_avg_sq"):
+        of_all = {name: moments[f"{name}/{quantity}"] for name in parameters if f"{name}/{quantity}" in moments}
+        for name, tensor in (cut(of_all, model) if quantity != "step" else of_all).items():
+            optimizer.state[parameters[name]][quantity] = tensor
+    return optimizer.state_dict()

@@ -1,0 +1,105 @@
+"""A trained model, ready for use, with its tokenizer: of a run, or weights of elsewhere."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from nanogpt import tokenizer as tokenizers
+from nanogpt.config import ModelConfig, TrainedConfig
+from nanogpt.data.dataset import open_dataset
+from nanogpt.errors import BadCheckpoint, BadInput, LabError, escaped
+from nanogpt.generation.start_tokens import find_start_ids
+from nanogpt.interop.hf_tokenizer import read_tokenizer
+from nanogpt.interop.load_weights import load_weights
+from nanogpt.interop.sources import Source, adopted, find_source
+from nanogpt.metrics_file import number
+from nanogpt.model.gpt import GPT
+from nanogpt.run_directory import RunDirectory, find
+from nanogpt.schema import from_dict
+from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `sample.py`, `evaluate.py` and the export work with."""
+
+    model: GPT
+    """In evaluation mode, on the device."""
+    tokenizer: Tokenizer
+    name: str
+    """For tables: the run directory, or the source of the weights."""
+    run: RunDirectory | None
+    step: int | None
+    """Of the run's checkpoint."""
+    start_ids: tuple[int, ...] = ()
+    """What a text without a prompt starts from; empty: what its tokenizer's texts start from."""
+    val_loss: float | None = None
+    """Of that checkpoint, where it was evaluated."""
+
+
+def load_trained(config: TrainedConfig, device: torch.device) -> Trained:
+    """The model that a command asks for. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
+    if config.init_from is None:
+        if config.tokenizer is not None:
+            raise BadInput(f"tokenizer={escaped(config.tokenizer)}: is for init_from; a run has its own")
+        return of_run(find(config.run, config.runs_dir), config.checkpoint, device)
+    if config.run is not None:
+        raise BadInput(f"init_from={escaped(config.init_from)}: run={escaped(config.run)} is given too; give one")
+    source = find_source(config.init_from)
+    tokenizer = chosen_tokenizer(config, source)
+    plain = {"name": source.label, "vocab_multiple": 1}
+    model_config = from_dict(ModelConfig, adopted(config.init_from, plain))
+    model = GPT(model_config, seed=None)
+    load_weights(model, source)
+    if len(tokenizer.tokens) > (model_config.vocab_size or 0):
+        why = f"has {len(tokenizer.tokens):,} tokens, the model {model_config.vocab_size:,}"
+        raise BadInput(f"tokenizer={escaped(config.tokenizer)}: {why}")
+    return Trained(model.eval().to(device), tokenizer, config.init_from, None, None)
+
+
+def of_run(run: RunDirectory, which: Literal["best", "latest"], device: torch.device) -> Trained:
+    """A run's model at its best or latest checkpoint."""
+    tokenizer = tokenizers.load(run.path)
+    loaded = run.checkpoints.choose(which)
+    model = GPT(run.config().model.with_vocab(len(tokenizer.tokens)), seed=None)
+    try:
+        tied = {"lm_head.weight": loaded.model["transformer.wte.weight"]} if model.config.tie_weights else {}
+        model.load_state_dict(loaded.model | tied)
+    except (RuntimeError, KeyError) as error:
+        raise BadCheckpoint(f"{escaped(loaded.path)}: not this model's: {escaped(error, 200)}") from None
+    step, val_loss = int(loaded.state["step"]), number(loaded.state.get("val_loss"))
+    start = tuple(start_ids_of(run, tokenizer))
+    return Trained(model.eval().to(device), tokenizer, str(run.path), run, step, start, val_loss)
+
+
+def start_ids_of(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:
+    """Return ids that the run's training data has: as its last start recorded them, else as its data set shows."""
+    start = run.starts()[-1] if run.starts() else {}
+    recorded: object = start.get("start_ids")
+    if isinstance(recorded, list):
+        ids = [one for one in recorded if isinstance(one, int) and 0 <= one < len(tokenizer.tokens)]  # pyright: ignore[reportUnknownVariableType]
+        if ids:
+            return ids
+    data = run.config().data
+    with suppress(LabError, OSError):
+        dataset = open_dataset(data.model_copy(update={"verify": "size"}))
+        if dataset.fingerprint == start.get("data"):
+            return find_start_ids(tokenizer, dataset.train)
+    ended = data.corpus == "hub" or b"\n" not in tokenizer.tokens
+    return tokenizers.start_ids(tokenizer) if ended else [tokenizer.tokens.index(b"\n")]
+
+
+def chosen_tokenizer(config: TrainedConfig, source: Source) -> Tokenizer:
+    """The tokenizer that was named, or that of the weights. Raises BadInput where neither is known."""
+    if config.tokenizer == "gpt2":
+        return GPT2Tokenizer()
+    folder = config.tokenizer and Path(config.tokenizer)
+    tokenizer = read_tokenizer(folder) if folder else source.tokenizer()
+    if tokenizer is None:
+        why = "no tokenizer.json there" if folder else "nothing beside the weights says which they were trained with"
+        allowed = "gpt2, or a folder that has tokenizer.json"
+        raise BadInput(f"tokenizer={escaped(config.tokenizer or 'null')}: {why}; allowed: {allowed}")
+    return tokenizer

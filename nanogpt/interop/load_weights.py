@@ -1,0 +1,72 @@
+"""Giving a model the weights of a source: the first thing a fine-tuning does, and a command on OpenAI's weights."""
+
+import torch
+
+from nanogpt.config import TrainConfig
+from nanogpt.errors import BadCheckpoint, BadData, escaped
+from nanogpt.interop.hf_tokenizer import have_same_ids
+from nanogpt.interop.names import fitted
+from nanogpt.interop.sources import Source, find_source
+from nanogpt.model.fsdp import part_of
+from nanogpt.model.gpt import GPT
+from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.tokenizer import Tokenizer
+from nanogpt.weights_digest import check_weights
+
+SHOWN = 5  # tensors named in an error
+
+
+def load_initial_weights(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> None:
+    """Give a new run the weights of `init_from`; a run that has a checkpoint doesn't need them any more.
+
+    Raises BadCheckpoint, BadData, BadEnvironment.
+    """
+    if config.init_from == "scratch" or RunDirectory(locate(config)).checkpoints.steps():
+        return
+    check_weights(config)
+    source = find_source(config.init_from)
+    refuse_other_tokenizer(source, tokenizer)
+    load_weights(model, source)
+
+
+@torch.no_grad()
+def load_weights(model: GPT, source: Source) -> None:
+    """Copy a source's weights, cut to the model's context and padded to its rows, whatever its device.
+
+    Raises BadCheckpoint naming the tensors that are missing, too many, of another shape or not finite; BadEnvironment.
+    """
+    tensors = fitted(source.tensors(), model.config)
+    named = dict(model.named_parameters())
+    wrong = [
+        f"{escaped(name)} is {shape_of(tensors.get(name))} there and {shape_of(named.get(name))} in the model"
+        for name in sorted(tensors.keys() | named.keys())
+        if shape_of(tensors.get(name)) != shape_of(named.get(name))
+    ]
+    if wrong:
+        more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise BadCheckpoint(f"{source.label}: its weights don't fit: {', '.join(wrong[:SHOWN])}{more}")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BadCheckpoint(f"{source.label}: {name} is not finite")
+        named[name].copy_(part_of(tensor, named[name]))
+
+
+def shape_of(tensor: torch.Tensor | None) -> str:
+    return "x".join(map(str, tensor.shape)) if tensor is not None else "absent"
+
+
+def refuse_other_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
+    """The data speaks in the tokens that the weights know, as far as that can be told. Raises BadData."""
+    theirs = source.tokenizer()
+    if theirs is None or have_same_ids(theirs, tokenizer):
+        return
+    if theirs.tokens == tokenizer.tokens:
+        raise BadData(
+            f"data.tokenizer={tokenizer.spec()['kind']}: has the tokens that {source.label} was trained with, but "
+            "splits text or merges them otherwise, so texts get other ids"
+        )
+    raise BadData(
+        f"data.tokenizer={tokenizer.spec()['kind']}: {len(tokenizer.tokens):,} tokens, which are not the "
+        f"{len(theirs.tokens):,} that {source.label} was trained with"
+        f"{'; use data.tokenizer=gpt2' if theirs.spec()['kind'] == 'gpt2' else ''}"
+    )

@@ -1,0 +1,50 @@
+"""Random weights: which distribution each parameter gets, by its name and shape."""
+
+import math
+
+import torch
+from torch import nn
+
+from nanogpt.config import ModelConfig
+
+EMBEDDINGS = ("transformer.wte.weight", "transformer.wpe.weight")
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, config: ModelConfig, seed: int, width: float = 1.0) -> None:
+    """Weights that depend on the config, the seed and the width alone.
+
+    init=gpt2 is nanoGPT's: normal(0, 0.02) for matrices, 0.02 / sqrt(2 * n_layer) for those that write to the residual
+    stream (GPT-2 paper, section 2.3), zero biases, unit norms. init=fan_in: embeddings normal(0, 1), matrices uniform
+    with deviation 0.5 / sqrt(inputs), the variance that keeps activations' size. Convolutions begin at zero.
+
+    `width` says how many times wider the model is than the one this is for, as muP counts (Yang et al. 2022, table 3):
+    the variance of matrices falls with it and that of an untied head with its square, embeddings stay.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        zero = config.zero_init and name.endswith(("c_proj.weight", "lm_head.weight"))
+        if zero or name.endswith("bias") or ".conv" in name:
+            parameter.zero_()
+        elif parameter.dim() < 2:
+            parameter.fill_(1.0)
+        elif is_gpt2(config) or (name in EMBEDDINGS and not config.tie_weights):
+            parameter.normal_(0.0, deviation(name, parameter.shape[1], config, width), generator=generator)
+        else:
+            bound = math.sqrt(3) * deviation(name, parameter.shape[1], config, width)
+            parameter.uniform_(-bound, bound, generator=generator)
+
+
+def is_gpt2(config: ModelConfig) -> bool:
+    """Return whether weights are drawn as GPT-2's, else by the number of their inputs."""
+    return {"gpt2": True, "fan_in": False}[config.init]
+
+
+def deviation(name: str, inputs: int, config: ModelConfig, width: float) -> float:
+    """The standard deviation of a matrix with so many inputs."""
+    gpt2 = is_gpt2(config)
+    if name in EMBEDDINGS:
+        return 0.02 if gpt2 else 0.5 / math.sqrt(inputs) if config.tie_weights else 1.0
+    residual = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
+    std = 0.02 / residual / math.sqrt(width) if gpt2 else 0.5 / math.sqrt(inputs)  # which falls with width by itself
+    return std / math.sqrt(width) if name == "lm_head.weight" else std

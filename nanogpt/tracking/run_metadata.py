@@ -1,0 +1,94 @@
+"""What a tracker is told of a run: its names and its settings, without folders of this machine and without secrets."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config import TrackerName, TrackingConfig, TrainConfig
+from nanogpt.errors import BadEnvironment, escaped, hint
+from nanogpt.redaction import HIDDEN, find_secret, secret_values
+from nanogpt.schema import science
+from nanogpt.tracking.origin import id_of
+
+PROJECT = "nanogpt-lab"
+PLAIN = "runs"  # the folder of runs that belong to no study
+WANDB_KEY = re.compile(r"\b[0-9a-f]{40}\b")
+ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+@dataclass(frozen=True)
+class About:
+    """One run, for its trackers."""
+
+    path: Path
+    """The run directory. It is not sent."""
+    id: str
+    name: str
+    group: str | None
+    config: dict[str, Any]
+    """What is sent of the config."""
+    settings: TrackingConfig
+
+    @property
+    def project(self) -> str:
+        return self.settings.project or os.environ.get("WANDB_PROJECT") or PROJECT
+
+
+MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+
+
+def mode_of(settings: TrackingConfig) -> str:
+    """Of W&B: online, offline or disabled. Raises BadEnvironment for a WANDB_MODE that is none: it may have been meant
+    to keep the run from being sent.
+    """
+    asked = settings.mode or os.environ.get("WANDB_MODE") or "online"
+    if asked not in MODES:
+        allowed = f"allowed: one of {', '.join(MODES)}"
+        raise BadEnvironment(f"WANDB_MODE={escaped(asked)}: not a choice; {allowed}{hint(asked, MODES)}")
+    return MODES[asked]
+
+
+def wanted(settings: TrackingConfig) -> list[TrackerName]:
+    """The trackers that were asked for, each once; not W&B when it is disabled."""
+    names = list(dict.fromkeys(settings.trackers))
+    return [name for name in names if name != "wandb" or mode_of(settings) != "disabled"]
+
+
+def about(config: TrainConfig, path: Path, born: Mapping[str, Any]) -> About:
+    """The facts of a run. `born` is its first start, as provenance.json has it."""
+    folder = path.resolve().parent.name
+    study = config.tracking.group or (folder if folder != PLAIN else None)
+    return About(
+        path=path,
+        id=id_of(path, born),
+        name=re.sub(r"-[0-9a-f]{8}(?=-[0-9]+$|$)", "", path.name) if study else path.name,
+        group=study,
+        config=sent(config),
+        settings=config.tracking,
+    )
+
+
+def sent(config: TrainConfig) -> dict[str, Any]:
+    """The science of a config and its hardware: each value as it is, but no folder of this machine and no secret."""
+    everything = science(config) | {"hardware": config.hardware.model_dump(mode="json")}
+    for label in ("model", "data"):
+        everything[label] = {"name": getattr(config, label).name} | everything[label]
+    return clean(everything, secret_values())
+
+
+def clean(value: Any, secrets: Mapping[str, str]) -> Any:
+    """A value without what only this machine should know: of an absolute path the last part is left."""
+    if isinstance(value, dict):
+        return {key: clean(inner, secrets) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [clean(inner, secrets) for inner in value]
+    if not isinstance(value, str):
+        return value
+    value = ADDRESS.sub("", value)
+    if WANDB_KEY.search(value) or find_secret(value, secrets):
+        return HIDDEN
+    path = Path(value)
+    return path.name if path.is_absolute() or value.startswith(("~", "..")) else value

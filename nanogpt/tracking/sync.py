@@ -1,0 +1,60 @@
+"""Back-filling trackers: what they lack of runs, read from metrics.jsonl."""
+
+from pathlib import Path
+
+from nanogpt.config import SyncConfig, TrackerName, TrainConfig
+from nanogpt.console import say
+from nanogpt.errors import BadEnvironment, Locked, escaped
+from nanogpt.files import locked
+from nanogpt.run_directory import RunDirectory, find, newest_step, owner
+from nanogpt.tracking.origin import open_origin
+from nanogpt.tracking.run_metadata import about
+from nanogpt.tracking.tail import Follow
+from nanogpt.tracking.trackers import backend, refuse_missing
+
+
+def sync_runs(config: SyncConfig) -> int:
+    """Bring the trackers of every run up to date. Raises BadEnvironment at the first that can't be reached."""
+    runs = [find(name, config.runs_dir, "runs") for name in config.runs or (None,)]
+    configs = [adapted(run.config(), config) for run in runs]
+    refuse_missing(configs[0].tracking)
+    for run, its in zip(runs, configs, strict=True):
+        with locked(run.path / ".lock", wait=False) as mine:
+            if not mine:
+                raise Locked(f"{escaped(run.path)}: {owner(run.path)} is training here, and sends what is missing")
+            origin, forked = open_origin(run.path, next(iter(run.starts()), {}), newest_step(run.path))
+            if forked and origin.forked_from:
+                say(f"{run.path}: a copy of {origin.forked_from.path}: shown as a run of its own (id {origin.id})")
+            for name in config.trackers:
+                sync_run(run, its, name)
+    return 0
+
+
+def adapted(config: TrainConfig, asked: SyncConfig) -> TrainConfig:
+    """The run's config, with the trackers that were asked for, online and required."""
+    changes = {"trackers": asked.trackers, "mode": "online", "timeout": asked.timeout, "required": True}
+    changes |= {key: value for key in ("project", "entity") if (value := getattr(asked, key)) is not None}
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update=changes)})
+
+
+def sync_run(run: RunDirectory, config: TrainConfig, name: TrackerName) -> None:
+    """Bring one tracker of one run up to date. Raises BadEnvironment."""
+    status = run.status()
+    last_step = status.get("steps", -1)
+    rows = Follow(run.metrics.path, lambda step: config.eval.due(step, last_step))
+    tracker = backend(name, about(config, run.path, next(iter(run.starts()), {})), say)
+    try:
+        last, count = tracker.start(), 0
+        for row in rows.more():
+            if row["step"] > last:
+                tracker.row(row)
+                count += 1
+        state = status.get("state", "stopped")
+        tracker.finish("stopped" if state == "running" else state, picture(run))
+    except Exception as error:
+        raise BadEnvironment(f"{escaped(run.path)}: {name}: {escaped(error, 400)}") from error
+    say(f"{run.path}: {name}: {f'{count:,} steps sent' if count else 'nothing was missing'}")
+
+
+def picture(run: RunDirectory) -> Path | None:
+    return run.plot if run.plot.exists() else None

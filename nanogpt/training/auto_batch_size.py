@@ -1,0 +1,283 @@
+"""What only trying tells: how fast this device trains, and which micro-batch still fits beside the training state."""
+
+import gc
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from nanogpt.config import ModelConfig, TrainConfig, divisors
+from nanogpt.console import amount, say
+from nanogpt.device import Compute, attention_used, available_bytes, memory_bytes
+from nanogpt.distributed.process_group import ProcessGroup, synchronised
+from nanogpt.errors import BadEnvironment
+from nanogpt.estimates.flops import flops_per_token
+from nanogpt.estimates.gpu_specs import peak_flops
+from nanogpt.estimates.memory import ROOM, largest_micro_batch, memory_of
+from nanogpt.estimates.plan import MFU, Machine, Plan, Rate
+from nanogpt.model.gpt import GPT
+from nanogpt.training.state import TrainState, build_state, is_compiled
+
+MEASURED_FLOPS = 5e9  # of one pass when measuring: tens of milliseconds on a CPU core
+MEASURED_SECONDS = 0.3
+SPARE_CPU = 160 * 2**20  # trainings of micro-batches of 155 and 297 MB took 110 and 174 MB more than these
+
+
+def plan_of(config: TrainConfig, model: ModelConfig, compute: Compute, world: int, sure: bool = True) -> Plan:
+    """The plan of a training here. On a device whose peak isn't known its speed is measured, for a moment."""
+    threads = f", {compute.threads}" if compute.device.type == "cpu" and compute.threads else ""
+    attention = attention_used(config.hardware.attention, compute, model)
+    machine = Machine(
+        where=f"{compute.device} ({compute.name}), {compute.precision}{threads}, {attention} attention",
+        gpu=compute.device.type != "cpu",
+        precision=compute.precision,
+        memory=memory_bytes(compute.device),
+        rate=rate_of(compute, model, config.micro_batch_size(world)),
+    )
+    return Plan(config, model, world, machine, sure)
+
+
+def rate_of(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
+    """An assumed share of the device's peak where that is known, else measured."""
+    peak = peak_flops(compute.name, compute.precision)
+    return Rate(MFU * peak, f"{MFU:.0%} of its peak, assumed") if peak else measured_rate(compute, model, sequences)
+
+
+def measured_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
+    """FLOP/s of the fastest of some forward and backward passes: of the micro-batch, or of as few of its sequences, of
+    the model's layers and of 128 positions or more as make a pass of about MEASURED_FLOPS. About half a second.
+    """
+    whole = flops_per_token(model) * model.block_size
+    sequences = min(sequences, max(1, int(MEASURED_FLOPS / whole)))
+    layers = min(model.n_layer, max(1, int(model.n_layer * MEASURED_FLOPS / whole)))
+    part = model.model_copy(update={"n_layer": layers})
+    length = int(MEASURED_FLOPS / flops_per_token(part))
+    part = part.model_copy(update={"block_size": min(model.block_size, max(128, length))})
+    network = GPT(part).to(compute.device)
+    forward_backward(network, part, compute, sequences)  # to warm up
+    durations: list[float] = []
+    while len(durations) < 2 or sum(durations) < MEASURED_SECONDS:
+        started = time.perf_counter()
+        forward_backward(network, part, compute, sequences)
+        durations.append(time.perf_counter() - started)
+    rate = sequences * part.block_size * flops_per_token(part) / min(durations)
+    of = f"{sequences} x {part.block_size} tokens" + (f" of {layers} layers" if layers < model.n_layer else "")
+    return Rate(rate, f"measured here on {of}, forward and backward")
+
+
+def forward_backward(forward: nn.Module, model: ModelConfig, compute: Compute, sequences: int) -> None:
+    """Run a training micro-batch of ids of no meaning; gradients add up in the parameters."""
+    ids = torch.zeros(sequences, model.block_size, dtype=torch.int64, device=compute.device)
+    keys = ids[:, 0] if model.dropout else None
+    with compute.autocast():
+        loss = forward(ids, ids, keys=keys)
+    loss.backward()
+    if compute.device.type == "cuda":
+        torch.cuda.synchronize(compute.device)
+
+
+def settled(
+    config: TrainConfig,
+    model: ModelConfig,
+    compute: Compute,
+    peers: ProcessGroup,
+    world: int,
+    too_large: int | None = None,
+) -> TrainConfig:
+    """Return the config with `hardware.micro_batch_size=auto` replaced by what fits on every rank, below `too_large`.
+
+    On a GPU the largest of `TrainConfig.auto_sizes` that fits is found by trying, with weights in shards by estimate.
+    On a CPU larger is not faster, so it is what null would mean, or less where the memory that is free is not enough
+    for that by estimate. Raises BadEnvironment if nothing fits.
+    """
+    if config.hardware.micro_batch_size != "auto":
+        return config
+    sizes = [n for n in config.auto_sizes(world) if too_large is None or n < too_large]
+    if compute.device.type != "cuda":
+        sizes = [n for n in sizes if n <= config.micro_batch_size(world)]
+        found = -peers.agree(-(largest_by_estimate(config, model, compute, sizes, world) or 1))
+    elif config.hardware.strategy == "fsdp":
+        found = largest_by_estimate(config, model, compute, sizes, world)
+    else:
+        found = largest_fitting(config, model, compute, sizes, peers)
+    if found is None:
+        raise BadEnvironment(f"hardware.micro_batch_size=auto: {nothing_fits(config, model, compute, world)}")
+    return config.with_micro_batch_size(found)
+
+
+def largest_by_estimate(
+    config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], world: int
+) -> int | None:
+    """Return the largest of ascending `sizes` for which there is memory: on a GPU most of it, on a CPU what is free."""
+    gpu, free = compute.device.type != "cpu", available_bytes()
+    there = ROOM * (memory_bytes(compute.device) or 0) if gpu else free
+    if not there or not sizes:
+        return max(sizes, default=None)
+
+    def needed(sequences: int) -> int:
+        memory = memory_of(config, model, compute.precision, sequences, gpu, world)
+        return memory.total if gpu else memory.of_machine(world) - world * memory.process  # these run already
+
+    return largest_micro_batch(sizes, there, needed)
+
+
+def largest_fitting(
+    config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], peers: ProcessGroup | None = None
+) -> int | None:
+    """Return the largest of ascending `sizes` whose forward and backward pass fit on every rank beside weights,
+    gradients and moments, with some to spare; None when none does. All memory it took is free again.
+
+    The model as it is written is tried by bisection, as it takes no time to compile for each size. From there the
+    program that will be trained is tried, downwards until it fits.
+    """
+    peers = peers or ProcessGroup()
+    free_all(compute)
+    state = training_state(config, model, compute)
+
+    def failed(sequences: int, forward: nn.Module | None) -> int:
+        return peers.agree(int(state is None or forward is None or not fits(config, state, sequences, forward)))
+
+    low, high = 0, len(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        if failed(sizes[middle], state and state.model):
+            high = middle
+        else:
+            low = middle + 1
+    if is_compiled(config.hardware, compute):
+        while low and failed(sizes[low - 1], state and state.forward):
+            low -= 1
+    state = None
+    free_all(compute)
+    return sizes[low - 1] if low else None
+
+
+def training_state(config: TrainConfig, model: ModelConfig, compute: Compute) -> TrainState | None:
+    """A state of its own with gradients and moments in place, or None when that alone doesn't fit."""
+    try:
+        state = build_state(config, model, compute)
+        for parameter in state.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        state.optimizer.step()
+        return state
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
+
+
+def fits(config: TrainConfig, state: TrainState, sequences: int, forward: nn.Module) -> bool:
+    """Return whether a micro-batch of this size gets through `forward`, beside the moments, while a tenth of what it
+    takes lies idle, and where everything is in one memory the copy that is saved and SPARE_CPU: for evaluations,
+    pictures, gaps between tensors.
+    """
+    model, compute = state.model.config, state.compute
+    gpu = compute.device.type != "cpu"
+    memory = memory_of(config, model, compute.precision, sequences, gpu, state.peers.world)
+    idle = (memory.total - memory.process) // 10 + (0 if gpu else memory.copy + SPARE_CPU)
+    idle += 0 if state.optimizer.state else memory.moments
+    try:
+        spare = torch.empty(idle, dtype=torch.uint8, device=compute.device)
+        for _ in range(3 if state.graphs else 1):  # CUDA graphs are recorded at the second run
+            if state.graphs:
+                torch.compiler.cudagraph_mark_step_begin()
+            forward_backward(forward, model, compute, sequences)
+        del spare
+        return True
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    finally:
+        free_all(compute)
+
+
+class DidNotFit(MemoryError):
+    """A micro-batch that `auto` chose ran out of memory. `everywhere`: all ranks know, so they can go on together."""
+
+    def __init__(self, sequences: int, everywhere: bool = True) -> None:
+        super().__init__(sequences)
+        self.sequences, self.everywhere = sequences, everywhere
+
+
+def rehearse(config: TrainConfig, state: TrainState) -> None:
+    """Run a micro-batch of the size that `auto` chose through the very program that is trained, before the first step.
+
+    Raises DidNotFit, on all ranks, if it does not fit on one of them: they exchange no gradients, so that none waits
+    in vain for another. (Weights in shards are exchanged; there a lack of memory is the same on all ranks.)
+    """
+    if not needs_rehearsal(state):
+        return
+    size = config.micro_batch_size(state.peers.world)
+    with synchronised(state.forward, last=False):
+        failed = not fits(config, state, size, state.forward)
+    state.clear_gradients()
+    if state.peers.agree(int(failed)):
+        raise DidNotFit(size)
+
+
+def needs_rehearsal(state: TrainState) -> bool:
+    """Return whether the micro-batch was found by trying or by an estimate of a GPU's memory."""
+    return is_auto(state.compute) and state.compute.device.type == "cuda"
+
+
+def is_auto(compute: Compute) -> bool:
+    """Return whether the choice of the micro-batch was left to this program."""
+    return compute.asked.micro_batch_size == "auto"
+
+
+@contextmanager
+def naming_size(config: TrainConfig, compute: Compute, everywhere: bool) -> Generator[None, None, None]:
+    """Raise DidNotFit if `auto`'s micro-batch runs out of memory inside."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        size = config.hardware.micro_batch_size
+        if isinstance(error, DidNotFit) or not (out_of_memory(error) and is_auto(compute) and isinstance(size, int)):
+            raise
+        raise DidNotFit(size, everywhere) from None
+
+
+def free_all(compute: Compute) -> None:
+    """Give back what nothing refers to any more; a traceback and its frames may be a circle."""
+    gc.collect()
+    if compute.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is what it means; the CPU's allocators raise a plain RuntimeError."""
+    words = ("can't allocate memory", "bad_alloc", "could not create a memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def advice(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> BadEnvironment:
+    """Return the error of a training that ran out of memory, naming the largest smaller micro-batch that fits here."""
+    tried, sizes = config.hardware.micro_batch_size, divisors(config.batch_sequences // world)
+    if tried != "auto":
+        tried = config.micro_batch_size(world)
+        sizes = [n for n in sizes if n < tried]
+    say(f"out of memory with hardware.micro_batch_size={tried}; looking for one that fits")
+    sharded = config.hardware.strategy == "fsdp"
+    found = (
+        largest_by_estimate(config, model, compute, sizes, world)
+        if sharded
+        else largest_fitting(config, model, compute, sizes)
+    )
+    what = (
+        f"the largest that fits here{' by estimate' if sharded else ''} is hardware.micro_batch_size={found} "
+        "(the loss curve doesn't change)"
+        if found
+        else nothing_fits(config, model, compute, world)
+    )
+    return BadEnvironment(f"hardware.micro_batch_size={tried}: out of memory; {what}")
+
+
+def nothing_fits(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> str:
+    """What the model needs, where one sequence is too much."""
+    memory = memory_of(config, model, compute.precision, 1, compute.device.type != "cpu", world)
+    state, one = amount(memory.state, "G"), amount(memory.activations + memory.loss, "G")
+    needs = f"{state}B for weights, gradients and optimizer state, and {one}B for one sequence"
+    return f"not even 1 fits: the model needs {needs}"

@@ -1,0 +1,140 @@
+"""Steps whose loss or gradient was not finite: what was in the batch, the state before it, and running it again alone.
+
+runs/<run>/incidents/<n>/{incident.json, checkpoint/}
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanogpt import schema
+from nanogpt.checkpoint import Tensors, verify, write_checkpoint
+from nanogpt.config import HardwareConfig, TrainConfig
+from nanogpt.console import say, table
+from nanogpt.data.batches import TrainBatches
+from nanogpt.data.prepare import ensure
+from nanogpt.device import set_up
+from nanogpt.entry_names import number_of
+from nanogpt.errors import BadCheckpoint, BadInput, Diverged, escaped
+from nanogpt.files import list_entries, read_json_bytes, write_atomic
+from nanogpt.training.state import TrainState, build_state
+from nanogpt.training.step import StepMetrics
+
+WITH_STATE = 3  # incidents of a run that keep a whole checkpoint
+
+
+def describe(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> dict[str, Any]:
+    """The step and its micro-batches on all ranks: those whose loss isn't finite, or all when each loss is."""
+    n_parts = batches.grad_accum * batches.world
+    mine = [
+        {
+            "rank": batches.rank,
+            "first_sample": first,
+            "loss": str(float(part) * n_parts),
+            "windows": [[str(batches.split.shards[shard].path), offset] for shard, offset in batches.places(first)],
+        }
+        for first, part in zip(batches.firsts(state.samples), metrics.parts, strict=True)
+    ]
+    parts = [part for text in state.peers.gather(json.dumps(mine)) for part in json.loads(text)]
+    parts.sort(key=lambda part: part["first_sample"])
+    return {
+        "step": state.step + 1,
+        "samples": state.samples,
+        "loss": str(metrics.loss),
+        "grad_norm": str(metrics.grad_norm),
+        "micro_batch_size": batches.micro_batch_size,
+        "ranks": state.peers.world,
+        "precision": state.compute.precision,
+        "micro_batches": [part for part in parts if not math.isfinite(float(part["loss"]))] or parts,
+    }
+
+
+def on_cpu(state: TrainState, keep: bool) -> dict[str, Tensors]:
+    """The state's tensors, or on a rank that keeps none of them nothing; all ranks call it together."""
+    tensors: dict[str, Tensors] = {part: {} for part in state.tensors()}  # there are no moments before the first step
+    for part, key, tensor in state.whole_tensors():
+        if keep:
+            tensors[part][key] = tensor.cpu()
+    return tensors
+
+
+def keep(
+    state: TrainState, tensors: dict[str, Tensors], run: Path, config: TrainConfig, about: dict[str, Any]
+) -> tuple[Path, bool]:
+    """Write an incident; the first ones with the state before the step. Returns where, and whether that is there.
+
+    A full disk doesn't matter here.
+    """
+    numbers = (number_of(path.name) for path in list_entries(run / "incidents"))
+    number = 1 + max((one for one in numbers if one is not None), default=-1)
+    folder = run / "incidents" / str(number)
+    try:
+        folder.mkdir(parents=True)
+        write_atomic(folder / "incident.json", json.dumps(about, indent=1) + "\n")
+        write_atomic(folder / "config.json", schema.to_json(config))
+        finite = all(bool(torch.isfinite(t).all()) for part in tensors.values() for t in part.values())
+        if number < WITH_STATE and finite:
+            partial = folder / ".tmp-checkpoint"
+            write_checkpoint(partial, state.step, tensors, json.dumps(state.facts(), indent=1) + "\n")
+            os.replace(partial, folder / "checkpoint")
+    except OSError as error:
+        say(f"warning: {escaped(folder)} can't be written: {error.strerror}")
+    return folder, (folder / "checkpoint").is_dir()
+
+
+def replay(config: TrainConfig) -> int:
+    """Run the step of the incident at `config.replay` again, on one rank, each micro-batch alone, and show its numbers.
+
+    Returns 0 when all are finite here. Raises Diverged when they aren't, BadInput and BadCheckpoint when it can't be.
+    """
+    folder = Path(str(config.replay))
+    about = read_incident(folder)
+    theirs = schema.read(TrainConfig, folder / "config.json")
+    same = {"micro_batch_size": about["micro_batch_size"], "precision": about["precision"], "devices": None}
+    same["strategy"] = "ddp"
+    hardware = schema.from_dict(HardwareConfig, config.hardware.model_dump() | same)
+    run = theirs.model_copy(update={"hardware": hardware})
+    schema.checked(lambda: run.refuse_ranks(1, "hardware.devices"))
+    if not (folder / "checkpoint").is_dir():
+        raise BadCheckpoint(
+            f"{escaped(folder)}: holds no weights; the first {WITH_STATE} incidents do, if the weights were finite"
+        )
+    compute = set_up(hardware)
+    dataset = ensure(run.data)
+    state = build_state(run, run.model.with_vocab(dataset.vocab_size), compute)
+    state.restore(verify(folder / "checkpoint"))
+    batches = TrainBatches(dataset.train, run, compute.device)
+    rows: list[list[str]] = []
+    bad: set[str] = set()
+    for first in batches.firsts(state.samples):
+        batch = batches.batch(first)
+        state.optimizer.zero_grad(set_to_none=True)
+        with compute.autocast():
+            loss = state.forward(batch.ids, batch.targets, keys=batch.keys) / batch.targets.numel()
+            loss.backward()
+        named = [(name, p.grad) for name, p in state.model.named_parameters() if p.grad is not None]
+        wrong = [name for name, grad in named if not torch.isfinite(grad).all()]
+        norm = torch.stack([grad.norm() for _, grad in named]).norm()
+        bad |= {*wrong, *([] if torch.isfinite(loss) else ["the loss"])}
+        rows.append([str(first), f"{loss.item():.6g}", f"{norm.item():.4g}", ", ".join(wrong[:2]) or "-"])
+    say(table(f"step {about['step']} of {folder.parents[1]}", ("first sample", "loss", "norm", "not finite"), rows))
+    if bad:
+        raise Diverged(f"step {about['step']}: not finite here either, in {len(bad)} places, first {min(bad)}")
+    say(f"every number is finite here, the run had loss {about['loss']} and gradient norm {about['grad_norm']}")
+    return 0
+
+
+def read_incident(folder: Path) -> dict[str, Any]:
+    """incident.json. Raises BadInput."""
+    try:
+        about = read_json_bytes(folder / "incident.json")
+        if isinstance(about["step"], int) and isinstance(about["micro_batch_size"], int) and about["precision"]:
+            return about
+        raise ValueError("step and micro_batch_size are missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = "not an incident directory, like runs/NAME/incidents/0"
+        raise BadInput(f"replay={escaped(folder)}: {why} ({escaped(error)})") from None

@@ -1,0 +1,66 @@
+"""Find runs that a command may mean though their values differ: finished with a longer horizon, or of the same name."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from nanogpt import schema
+from nanogpt.config import TrainConfig
+from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.run_directory import RunDirectory, locate, newest_change, parts_of
+from nanogpt.run_identity import CONTENTS, differing, keys_of_same_content, resolve
+from nanogpt.schema import change_of, leaves, values
+
+
+def describe_later_changes(config: TrainConfig) -> str | None:
+    """Return what to say when a later start changed this config's run and finished it; else None.
+
+    Only changes that provenance.json records are explained: any other difference is refused as ever.
+    """
+    config = resolve(config)
+    run = RunDirectory(locate(config))
+    if config.resume.run is not None or config.new_attempt or run.status().get("state") != "finished":
+        return None
+    try:
+        before, now = dict(values(run.config())), dict(values(config))
+    except BadCheckpoint:
+        return None
+    kinds = {key: change_of(field) for key, field in leaves(TrainConfig)}
+    changed = {key for key in differing(before, now) if kinds[key] != "free"}
+    changed -= keys_of_same_content(before, now)
+    explained: list[str] = []
+    for number, start in enumerate(run.starts(), 1):
+        changes = [one for one in start.get("changes") or [] if isinstance(one, str)]
+        if made := [one for one in changes if one.partition(":")[0] in changed]:
+            explained.append(f"start {number} ({escaped(start.get('time'), 40)}) changed {escaped(', '.join(made))}")
+            changed -= {one.partition(":")[0] for one in made}
+    if changed or not explained:
+        return None
+    return (
+        f"finished already, at step {escaped(run.status().get('step'))} in {escaped(run.path)}: "
+        f"{'; '.join(explained)}; new_attempt=true trains this command's values beside it"
+    )
+
+
+def relative_of(config: TrainConfig) -> tuple[Path, list[str]] | None:
+    """Return the newest run of the same name that may be meant, and the keys in which it differs: guarded ones, or
+    a digest alone, where the same path held something else.
+    """
+    config = resolve(config)
+    here, kinds = locate(config), {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
+    now = dict(schema.values(config))
+    found = [
+        path.parent
+        for path in here.parent.glob("*/config.json")
+        if path.parent != here and (parts := parts_of(path.parent.name)) and parts[0] == config.run_name
+    ]
+    for path in sorted(found, key=newest_change, reverse=True)[:20]:
+        with suppress(BadCheckpoint):
+            before = dict(schema.values(RunDirectory(path).config()))
+            same = keys_of_same_content(before, now)
+            changed = [key for key in differing(before, now) if kinds[key] != "free" and key not in same]
+            if changed and all(kinds[key] == "guarded" for key in changed):
+                return path, changed
+            other = [digest for digest in CONTENTS.values() if before[digest] != now[digest]]
+            if changed == other[:1] or (not changed and other):
+                return path, other[:1]
+    return None

@@ -1,0 +1,190 @@
+"""What the loop reports to: rows on disk, lines for a person, the picture, the samples."""
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import torch
+
+from nanogpt import tokenizer as tokenizers
+from nanogpt.config import TrainConfig
+from nanogpt.console import Steps, amount, say, seconds, visible
+from nanogpt.data.sampler import seed_of
+from nanogpt.errors import escaped
+from nanogpt.estimates.flops import flops_per_token
+from nanogpt.estimates.gpu_specs import compute_mfu
+from nanogpt.evaluation.loss import LOSSES
+from nanogpt.files import no_link, write_atomic
+from nanogpt.generation.decode import Draw, generate
+from nanogpt.metrics_file import read_rows
+from nanogpt.model.gpt import GPT
+from nanogpt.redaction import redact
+from nanogpt.run_directory import RunDirectory
+from nanogpt.tokenizer import Tokenizer
+from nanogpt.tracking.run_metadata import about
+from nanogpt.tracking.trackers import Mirrors
+from nanogpt.training.async_checkpoint import Saver
+from nanogpt.training.state import TrainState
+from nanogpt.training.step import StepMetrics
+
+SHOWN_LINES = 4  # of a sample, on the console
+
+
+class Record:
+    """The reports of one start of a run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunDirectory,
+        state: TrainState,
+        tokenizer: Tokenizer,
+        beat: Callable[[int], None],
+        start_ids: list[int],
+        train_tokens: int | None,
+    ) -> None:
+        """Samples are continued from `start_ids`; with `train_tokens` each row says how many epochs its tokens are."""
+        self.beat, self.start_ids, self.train_tokens = beat, start_ids, train_tokens
+        self.config, self.run, self.state, self.tokenizer = config, run, state, tokenizer
+        self.steps = Steps(state.step, state.steps)
+        self.saver = Saver(run, config.checkpoint.max_failed, self.note)
+        self.block_size, self.batch_tokens = config.model.block_size, config.training.batch_tokens
+        self.flops = flops_per_token(state.model.config)
+        self.first, self.logged = state.step, state.step
+        self.trained = self.interval = 0.0
+        """Seconds inside training steps, over this start and since the last row."""
+        self.deaf = False
+        """Whether the disk was told to be full already."""
+        self.mirrors = Mirrors(
+            about(config, run.path, run.starts()[0]),
+            lambda step: config.evaluated_at(step, state.steps),
+            self.note,
+            self.log,
+        )
+
+    def note(self, text: str) -> None:
+        """A line on the console and in log.txt."""
+        self.steps.note(redact(text))
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """A line in log.txt alone."""
+        with self.tolerant(), open(self.run.path / "log.txt", "a", encoding="utf-8", opener=no_link) as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {redact(text)}\n")
+
+    @contextmanager
+    def tolerant(self) -> Generator[None, None, None]:
+        """A full disk costs a log line or a picture, not the run; it is told once."""
+        try:
+            yield
+        except OSError as error:
+            self.tell_full(error.strerror or str(error))
+
+    def tell_full(self, why: str) -> None:
+        if not self.deaf:
+            self.deaf = True
+            say(f"warning: {escaped(self.run.path)} can't be written: {why}; rows are kept in memory, training goes on")
+
+    def append(self, row: dict[str, float]) -> None:
+        """A row of metrics.jsonl, kept in memory while the disk is full."""
+        tokens = self.state.samples * self.block_size
+        counts: dict[str, float] = {"step": self.state.step, "tokens": tokens}
+        counts |= {"epoch": round(tokens / self.train_tokens, 6)} if self.train_tokens else {}
+        if self.run.metrics.append(counts | row):
+            self.deaf = False
+        else:
+            self.tell_full("no space for a row of metrics.jsonl")
+        self.mirrors.row()
+
+    def require_mirrors(self) -> None:
+        """Wait for the trackers to start. Raises BadEnvironment."""
+        self.mirrors.require(lambda: self.beat(self.state.step))
+
+    def stepped(self, metrics: StepMetrics, spike: str | None, duration: float) -> None:
+        """Take note of a step that went well: every so often with a row and a line."""
+        self.trained += duration
+        self.interval += duration
+        if spike:
+            self.note(f"step {self.state.step}: spike: {spike}")
+        if self.state.step % self.config.tracking.log_every == 0 or self.state.step == self.state.steps:
+            row = {"loss": metrics.loss, "lr": metrics.lr}
+            row |= {"grad_norm": metrics.grad_norm} if math.isfinite(metrics.grad_norm) else {}
+            self.append(row | ({"spikes": self.state.spikes.count} if self.state.spikes.count else {}))
+            self.show(metrics.loss, metrics.grad_norm, metrics.lr)
+
+    def skipped(self, metrics: StepMetrics, why: str) -> None:
+        """A step whose update was left out."""
+        self.append({"lr": metrics.lr, "skipped": len(self.state.skipped)})
+        self.note(f"{why}; its update is left out, training goes on")
+
+    def show(self, loss: float, grad_norm: float, lr: float) -> None:
+        """Speed to timing.jsonl, everything to the console."""
+        state = self.state
+        done = state.step - self.logged
+        rate = done * self.batch_tokens / max(self.interval, 1e-9)
+        left = (state.steps - state.step) * self.trained / max(1, state.step - self.first)
+        mfu = compute_mfu(rate * self.flops, state.compute.name, state.compute.precision, state.peers.world)
+        self.run.timing.append(
+            {"step": state.step, "time": time.time(), "tokens_per_second": rate} | ({"mfu": mfu} if mfu else {})
+        )
+        self.logged, self.interval = state.step, 0.0
+        facts = {"loss": f"{loss:.4f}"}
+        if state.results:
+            facts["val"] = f"{state.results['val_loss']:.4f}"
+        facts |= {"lr": f"{lr:.2e}", "grad": f"{grad_norm:.2f}", "tok/s": amount(rate)}
+        if mfu:
+            facts["MFU"] = f"{100 * mfu:.1f}%"
+        self.steps.show(state.step, facts | {"ETA": seconds(left)})
+
+    def evaluation(self, results: dict[str, float], model: GPT) -> None:
+        """The row, the picture, the sample and the status of an evaluation."""
+        state = self.state
+        self.append(results)
+        best = state.best is not None and state.best[1] == state.step
+        train = f"  train {results['train_loss']:.4f}" if "train_loss" in results else ""
+        self.note(
+            f"step {state.step}  val {results['val_loss']:.4f} nats/token, {results['val_bpb']:.4f} bits/byte"
+            f"{train}{'  best' if best else ''}"
+        )
+        if tasks := [f"{name} {value:.4g}" for name, value in results.items() if name not in LOSSES]:
+            self.note(f"step {state.step}  {'  '.join(tasks)}")
+        with self.tolerant():
+            self.draw()
+        self.status("running")
+        if self.config.tracking.sample_tokens:
+            text = self.sample(model)
+            with self.tolerant():
+                folder = self.run.path / "samples"
+                folder.mkdir(exist_ok=True)
+                write_atomic(folder / f"step-{state.step:08d}.txt", text)
+            self.mirrors.sample(state.step, text)
+            lines = [visible(line) for line in text.splitlines() if line.strip()]
+            self.steps.note("\n".join(f"  | {line[:100]}" for line in lines[:SHOWN_LINES]))
+
+    def draw(self) -> None:
+        """plots/loss.png, once there is a curve."""
+        rows = read_rows(self.run.metrics.path)
+        if len(rows) < 2:
+            return
+        from nanogpt.tracking.plots import draw_loss  # matplotlib: half a second that the first step needn't wait for
+
+        draw_loss(rows, self.run.plot, self.run.path.name)
+
+    def status(self, state: str) -> None:
+        """status.json."""
+        with self.tolerant():
+            self.run.write_status(state, step=self.state.step, steps=self.state.steps, best=self.state.best)
+
+    def sample(self, model: GPT) -> str:
+        """A text from the model as it is; the same weights give the same text."""
+        state = self.state
+        device = state.compute.device
+        generator = torch.Generator(device).manual_seed(seed_of(self.config.training.seed, "sample"))
+        draw = Draw(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
+        drawn = generate(model, [self.start_ids], self.config.tracking.sample_tokens, draw, [generator])
+        ids: list[int] = []
+        for row in drawn:
+            ids += row
+            self.beat(state.step)
+        return tokenizers.decode(self.tokenizer, ids)

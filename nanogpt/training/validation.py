@@ -1,0 +1,120 @@
+"""Whether config, data, ranks and machine fit each other: asked before anything is trained."""
+
+from typing import Any
+
+from nanogpt import schema
+from nanogpt.config import ModelConfig, TrainConfig
+from nanogpt.console import amount, say
+from nanogpt.data.batches import TrainBatches
+from nanogpt.data.dataset import Dataset, expected_vocab_size
+from nanogpt.device import Compute, memory_bytes
+from nanogpt.distributed.env import Place
+from nanogpt.distributed.process_group import ProcessGroup
+from nanogpt.errors import BadData, BadInput
+from nanogpt.estimates.flops import parameter_counts
+from nanogpt.estimates.memory import memory_of
+from nanogpt.output_paths import check_output_folder
+from nanogpt.run_directory import locate, resolve_all
+from nanogpt.training.state import TrainState
+
+
+def refuse_ranks(config: TrainConfig, place: Place) -> None:
+    """The ranks that were started fit the config. Raises BadInput."""
+    devices = config.hardware.devices
+    if devices is not None and devices != place.local_world:
+        raise BadInput(f"hardware.devices={devices}: but {place.local_world} ranks were started on this machine")
+    nodes = config.hardware.nodes
+    if nodes is not None and nodes * place.local_world != place.world:
+        raise BadInput(
+            f"hardware.nodes={nodes}: but {place.world} ranks were started, {place.local_world} on this machine"
+        )
+    schema.checked(lambda: config.refuse_ranks(place.world, "WORLD_SIZE"))
+    refuse_alone(config, place.world)
+
+
+def check_places(config: TrainConfig) -> None:
+    """Check, before data is prepared, that run directories can be written and that the run to continue is there.
+
+    Raises BadInput, BadEnvironment.
+    """
+    check_output_folder("runs_dir", config.runs_dir)
+    if config.resume.run is not None:
+        locate(config)
+
+
+def with_identity(config: TrainConfig, peers: ProcessGroup) -> TrainConfig:
+    """Return the config with what identifies it filled in, for which only rank 0 reads files.
+
+    A run that exists is evaluated as often as when it began.
+    """
+
+    def read() -> list[Any]:
+        found = resolve_all(config)
+        stored = locate(found) / "config.json"
+        fit = schema.read(TrainConfig, stored).eval.fit if stored.exists() else found.eval.fit
+        return [found.data.source_sha256, found.init_from_sha256, found.resume.parent, found.resume.step, fit]
+
+    digest, weights, parent, step, fit = peers.from_leader(read)
+    data = config.data.model_copy(update={"source_sha256": digest})
+    resume = config.resume.model_copy(update={"parent": parent, "step": step})
+    evaluation = config.eval.model_copy(update={"fit": fit})
+    return config.model_copy(update={"data": data, "resume": resume, "eval": evaluation, "init_from_sha256": weights})
+
+
+def refuse_alone(config: TrainConfig, world: int) -> None:
+    """Nothing is shared out over a single rank. Raises BadInput."""
+    if config.hardware.strategy == "fsdp" and world == 1:
+        raise BadInput(
+            "hardware.strategy=fsdp: needs two ranks or more, and there is one; "
+            "give hardware.devices, or start it with torchrun"
+        )
+
+
+def refuse_shorter(config: TrainConfig, state: TrainState) -> None:
+    """The run isn't past the horizon already. Raises BadInput."""
+    if state.step > state.steps:
+        raise BadInput(
+            f"the horizon of training.steps, tokens, tokens_per_param or flops is step {state.steps:,}, "
+            f"but the run is at step {state.step:,} already"
+        )
+
+
+def model_for(config: TrainConfig, dataset: Dataset) -> ModelConfig:
+    """The model with the data's vocabulary. Raises BadData when the model's own is too small."""
+    model = config.model.with_vocab(dataset.vocab_size)
+    assert model.vocab_size is not None
+    if model.vocab_size < dataset.vocab_size:
+        raise BadData(f"model.vocab_size={model.vocab_size}: the data needs at least {dataset.vocab_size}")
+    if model.vocab_size > dataset.vocab_size + 64:
+        say(f"warning: model.vocab_size={model.vocab_size}, but the data has only {dataset.vocab_size} ids")
+    return model
+
+
+def expected_model(config: TrainConfig) -> tuple[ModelConfig, bool]:
+    """The model before its data is opened, and whether the vocabulary is sure."""
+    vocab_size, sure = expected_vocab_size(config.data)
+    return config.model.with_vocab(vocab_size), sure or config.model.vocab_size is not None
+
+
+def refuse_too_large(config: TrainConfig, compute: Compute, world: int) -> None:
+    """A model whose training state alone can't fit is an input error, not a crash minutes later."""
+    model, _ = expected_model(config)
+    n_params = parameter_counts(model)["total"]
+    memory, there = memory_of(config, model, "fp32", 1, world=world), memory_bytes(compute.device)
+    on_cpu = compute.device.type == "cpu"
+    needed = memory.state + memory.temporary + (memory.copy if on_cpu else 0)
+    what = "weights, gradients, optimizer state" + (" and its step" if memory.temporary else "")
+    what += " and the copy that is saved" if on_cpu else ""
+    if there and needed > there:
+        raise BadInput(
+            f"model.n_layer={model.n_layer} model.n_embd={model.n_embd}: {amount(n_params)} parameters need "
+            f"{amount(needed, 'G')}B for {what}; {compute.device} has {amount(there, 'G')}B"
+        )
+
+
+def warn_of_short_shards(batches: TrainBatches, dataset: Dataset) -> None:
+    """Windows don't cross files, so many short ones can hide most of the text from training."""
+    reached = batches.sampler.n_windows * (batches.block_size if batches.sampler.order == "permutation" else 1)
+    if reached < 0.8 * dataset.train.n_tokens and len(dataset.train.shards) > 1:
+        share = 100 * reached / dataset.train.n_tokens
+        say(f"warning: only {share:.0f} % of the training tokens are in files long enough for model.block_size")

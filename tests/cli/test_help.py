@@ -1,0 +1,48 @@
+"""docs/configuration.md is what the code says, and says all of it."""
+
+import re
+from pathlib import Path
+
+from cli.config_files import choices, groups
+from cli.help import page, slug
+from cli.overrides import aside_fields
+from nanogpt.schema import leaves
+from tests.cli_helpers import DOORS
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "configuration.md").read_text()
+
+
+def test_the_file_is_what_would_be_written() -> None:
+    assert page() == PAGE, "write it again: python -m cli.help > docs/configuration.md"
+
+
+def test_every_key_and_every_file_is_told_of() -> None:
+    cells = set(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE))
+    keys = {key for kind in DOORS.values() for key, _ in leaves(kind)}
+    keys |= {key for key in aside_fields() if not key.endswith((".executor", ".method"))}
+    files = {f"{group}={name}" for door in DOORS for group in groups(door) for name in choices(group)}
+    files |= {f"hydra/{kind}={name}" for kind in ("launcher", "sweeper") for name in choices(f"hydra/{kind}")}
+    assert cells == keys | files
+
+
+def test_links_lead_to_headings() -> None:
+    anchors = [slug(heading) for heading in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)]
+    assert len(set(anchors)) == len(anchors)
+    assert set(re.findall(r"\]\(#([^)]*)\)", PAGE)) <= set(anchors)
+
+
+def test_each_line_of_a_table_has_its_columns() -> None:
+    for lines in re.findall(r"(?:^\|.*\n)+", PAGE, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines.splitlines()}) == 1, lines
+
+
+def test_what_a_key_takes_and_whether_it_may_change() -> None:
+    for line in (
+        "| `optimizer.lr` | number in (0, 10] | `0.0006` | `0.005` | guarded "
+        "| peak learning rate; muon: of hidden matrices |",
+        "| `checkpoint.every` | integer of 1 or more | `1000` |  | free | steps between checkpoints |",
+        "| `model=gpt2` | GPT-2 small, 124 M parameters, and the batch, horizon and learning rate that suit it "
+        "(GPT-3 paper, table 2.1). |",
+    ):
+        assert line in PAGE.splitlines()

@@ -1,0 +1,65 @@
+"""What the end of an attempt leads to, case by case."""
+
+import signal
+
+import pytest
+
+from launch.requeue_policy import Ended, History, Limits, decide, ended, refuse
+
+LIMITS = Limits(max_requeues=3, max_restarts_without_progress=2)
+FRESH = History(step=40, from_steps=[0])  # one attempt, that got to step 40
+
+
+def rank(code: int, why: str = "") -> dict[str, object]:
+    return {"code": code, "why": why}
+
+
+ENDS = [  # exit code of all, what the ranks noted, log -> one code, words in the reason
+    (0, {0: rank(0)}, "", 0, ""),
+    (0, {0: rank(85, "asked to stop")}, "", 85, "asked to stop"),
+    (7, {0: rank(7, "rank 1 lost"), 1: rank(3, "no data")}, "", 3, "no data"),
+    (137, {0: rank(7, "rank 1 lost")}, "", 7, "rank 1 lost"),
+    (137, {}, "", -9, "killed by SIGKILL"),
+    (140, {}, "", -12, "asked to stop"),  # before Python was loaded
+    (1, {0: rank(85, "asked to stop")}, "out of memory, said a sample", 85, "asked to stop"),
+    (137, {}, "text about out of memory", -9, "killed by SIGKILL"),
+    (137, {}, "slurmstepd: error: Detected 1 oom_kill event in StepId=5.0", -9, "out of memory"),
+    (7, {}, "text\nrank 1: error: no rank got anywhere for 120 s\n", 7, "no rank got anywhere"),
+    (1, {}, "", 1, "no word"),
+    (1, {0: rank(1, "ValueError: odd")}, "", 1, "ValueError: odd"),
+    (0, {}, "", 1, "no word"),  # srun is content, but nobody trained
+]
+
+
+@pytest.mark.parametrize(("code", "exits", "log", "expected", "why"), ENDS)
+def test_ended(code: int, exits: dict[int, dict[str, object]], log: str, expected: int, why: str) -> None:
+    end = ended(code, exits, log)
+    assert end.code == expected and why in end.why
+
+
+DECISIONS = [
+    (Ended(0, ""), FRESH, "finished"),
+    (Ended(85, "asked to stop"), FRESH, "requeued"),
+    (Ended(7, "rank 1 lost"), FRESH, "requeued"),
+    (Ended(75, "in use"), FRESH, "requeued"),
+    (Ended(-signal.SIGKILL, "killed by SIGKILL"), FRESH, "requeued"),
+    (Ended(-signal.SIGKILL, "out of memory: killed by the system"), FRESH, "failed"),
+    (Ended(6, "loss nan"), FRESH, "diverged"),
+    *[(Ended(code, "no"), FRESH, "failed") for code in (2, 3, 4, 5)],
+    (Ended(1, "CudaError"), FRESH, "requeued"),  # once more: it got somewhere before
+    (Ended(1, "CudaError"), History(40, [0, 40]), "failed"),
+    (Ended(7, "rank 1 lost"), History(0, [0, 0]), "requeued"),
+    (Ended(7, "rank 1 lost"), History(0, [0, 0, 0]), "failed"),  # two restarts without a checkpoint
+    (Ended(7, "rank 1 lost"), History(20, [0, 0, 20, 20]), "failed"),  # put back three times
+    (Ended(85, "asked to stop"), History(60, [0, 0, 0]), "requeued"),
+]
+
+
+@pytest.mark.parametrize(("end", "history", "state"), DECISIONS)
+def test_decide(end: Ended, history: History, state: str) -> None:
+    assert decide(end, history, LIMITS)[0] == state
+
+
+def test_a_refusal_says_why() -> None:
+    assert "no new checkpoint in 3 attempts, all from step 0" in (refuse(History(0, [0, 0, 0]), LIMITS) or "")
+    assert "put back 3 times" in (refuse(History(9, [0, 1, 2, 3]), LIMITS) or "")

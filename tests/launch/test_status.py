@@ -1,0 +1,57 @@
+"""What a point is said to be doing, from its own notes and what the queue answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.slurm import Queued
+from launch.status import Point, read_run, state_of
+
+START: dict[str, Any] = {"event": "start", "job": "5_0", "step": 0}
+
+
+def end(state: str, why: str = "") -> dict[str, Any]:
+    return {"event": "end", "state": state, "why": why, "step": 3}
+
+
+GONE = Queued("GONE", "")
+CASES = [  # events, queue, handed over -> state, words of why
+    ([], Queued("PENDING", "Resources"), True, "queued", "Resources"),
+    ([], Queued("RUNNING", "None"), True, "queued", ""),  # its batch script hasn't begun
+    ([START], Queued("RUNNING", "None"), True, "running", ""),
+    ([START], Queued("COMPLETING", "None"), True, "running", "completing"),
+    ([START, end("requeued", "preempted")], Queued("PENDING", "BeginTime"), True, "queued", "put back: preempted"),
+    ([START, end("requeued", "preempted"), START], Queued("RUNNING", "None"), True, "running", ""),
+    ([START], Queued("PENDING", "BeginTime"), True, "queued", "BeginTime"),  # put back by Slurm itself
+    ([START, end("failed", "no data")], Queued("FAILED", "NonZeroExitCode"), True, "failed", "no data"),
+    ([START, end("diverged", "loss nan")], GONE, True, "diverged", "loss nan"),
+    ([START, end("cancelled", "nanogpt cancel")], Queued("RUNNING", ""), True, "cancelled", "nanogpt cancel"),
+    ([START], Queued("CANCELLED", ""), True, "cancelled", "cancelled in Slurm"),
+    ([START], Queued("OUT_OF_MEMORY", ""), True, "failed", "out of memory"),
+    ([START], Queued("TIMEOUT", ""), True, "lost", "time limit"),
+    ([START], Queued("NODE_FAIL", ""), True, "lost", "node failed"),
+    ([START], GONE, True, "lost", "gone"),
+    ([START], None, True, "unknown", "doesn't answer"),
+    ([START, end("failed", "no data")], None, True, "failed", "no data"),
+    ([], GONE, False, "lost", "cut short"),
+    ([], None, False, "unknown", "doesn't answer"),
+]
+
+
+@pytest.mark.parametrize(("events", "job", "submitted", "state", "why"), CASES)
+def test_state_of(events: list[dict[str, Any]], job: Queued | None, submitted: bool, state: str, why: str) -> None:
+    found, said = state_of(events, job, submitted)
+    assert found == state and why in said
+
+
+def test_what_a_run_wrote_may_be_nonsense(tmp_path: Path) -> None:
+    """Of one run; the other points of the study are told all the same."""
+    for nonsense in ("x", [1], -5, 10**400, True):
+        (tmp_path / "status.json").write_text(json.dumps({"step": nonsense, "steps": nonsense, "updated": nonsense}))
+        rows = [{"step": nonsense, "val_loss": 1.0}, {"step": 7, "val_loss": nonsense if nonsense != -5 else "x"}]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "[" * 2000)
+        point = Point(tmp_path)
+        read_run(point)
+        assert (point.step, point.steps, point.val) == (0, None, None)

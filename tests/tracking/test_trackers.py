@@ -1,0 +1,304 @@
+"""The thread between metrics.jsonl and a tracker, with trackers that are slow, refuse, hang and die."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import current_thread
+from typing import Any
+
+import pytest
+
+from cli.quoting import with_targets
+from cli.sweep_request import points
+from nanogpt.config import SyncConfig, TrackingConfig, TrainConfig
+from nanogpt.errors import BadEnvironment
+from nanogpt.metrics_file import Row, RowLog
+from nanogpt.tracking import trackers
+from nanogpt.tracking.run_metadata import HIDDEN, About, about, clean, mode_of, wanted
+from nanogpt.tracking.tail import Follow
+from nanogpt.tracking.trackers import Mirrors, refuse_missing
+
+Build = Callable[..., TrainConfig]
+
+
+class Tracker:
+    """Remembers what it was shown over all its connections; `plan` says what goes wrong."""
+
+    def __init__(self, **plan: Any) -> None:
+        self.plan = plan
+        self.rows: list[Row] = []
+        self.threads: set[str] = set()
+        self.starts = self.calls = 0
+        self.texts: list[tuple[int, str]] = []
+        self.state = ""
+        self.released = False
+
+    def start(self) -> int:
+        self.threads.add(current_thread().name)
+        self.starts += 1
+        if self.starts <= self.plan.get("refuse", 0):
+            raise ConnectionError("refused\nin two lines")
+        return int(self.rows[-1]["step"]) if self.rows else -1
+
+    def row(self, row: Row) -> None:
+        self.threads.add(current_thread().name)
+        self.calls += 1
+        if self.calls in self.plan.get("die", ()):
+            raise ConnectionResetError("its service has died")
+        while self.plan.get("hang") and not self.released:
+            time.sleep(0.01)
+        time.sleep(self.plan.get("slow", 0))
+        self.rows.append(dict(row))
+
+    def text(self, step: int, text: str) -> None:
+        self.threads.add(current_thread().name)
+        if self.plan.get("mute"):
+            raise ValueError("no samples here")
+        self.texts.append((step, text))
+
+    def finish(self, state: str, picture: Path | None) -> None:
+        self.threads.add(current_thread().name)
+        self.state = state
+
+    def abandon(self) -> None:
+        self.released = True
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> Callable[[Tracker], Mirrors]:
+    def start(tracker: Tracker, **settings: Any) -> Mirrors:
+        monkeypatch.setattr(trackers, "backend", lambda *_: tracker)
+        tracking = TrackingConfig(trackers=("wandb",), **settings)
+        facts = About(tmp_path, "id", "name", None, {}, tracking)
+        return Mirrors(facts, lambda step: step % 10 == 0, told.append, lambda _: None)
+
+    return start
+
+
+def train(folder: Path, shown: Mirrors, steps: range = range(1, 41)) -> None:
+    """Rows as a training writes them, evaluated at every tenth step."""
+    log = RowLog(folder / "metrics.jsonl")
+    for step in steps:
+        log.append({"step": step, "loss": 1 / step})
+        shown.row()
+        if step % 10 == 0:
+            log.append({"step": step, "val_loss": 2 / step})
+            shown.row()
+            shown.sample(step, "text")
+
+
+WHOLE = [{"step": n, "loss": 1 / n} | ({"val_loss": 2 / n} if n % 10 == 0 else {}) for n in range(1, 41)]
+
+
+def test_every_step_is_shown_once(tmp_path: Path, begin: Any, told: list[str]) -> None:
+    tracker = Tracker()
+    shown = begin(tracker)
+    train(tmp_path, shown)
+    shown.finish("finished", 5)
+    assert tracker.rows == WHOLE and tracker.state == "finished" and told == []
+    assert tracker.texts == [(step, "text") for step in (10, 20, 30, 40)]
+    assert tracker.threads == {"wandb mirror"}, "never in the way of a step"
+
+
+def test_a_slow_tracker_holds_up_nothing(tmp_path: Path, begin: Any, told: list[str]) -> None:
+    tracker = Tracker(slow=0.05)
+    shown = begin(tracker)
+    train(tmp_path, shown)
+    assert len(tracker.rows) < len(WHOLE), "the steps are ahead of it"
+    shown.finish("finished", 5)
+    assert tracker.rows == WHOLE and told == []
+
+
+class EndsWhileLookedAt:
+    """A thread that is alive at the first look and has ended at every later one."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def is_alive(self) -> bool:
+        self.looks += 1
+        return self.looks == 1
+
+    def join(self, timeout: float) -> None:
+        assert timeout >= 0
+
+
+def test_a_thread_that_ends_between_two_looks(begin: Any, told: list[str]) -> None:
+    shown = begin(Tracker())
+    for mirror in shown.all:
+        mirror.end("finished")
+        mirror.thread.join(10)
+        mirror.thread = EndsWhileLookedAt()
+    shown.finish("finished", 5)
+    assert told == []
+
+
+def test_a_full_queue_loses_no_row(
+    tmp_path: Path, begin: Any, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "WAITING", 3)
+    tracker = Tracker(slow=0.01)
+    shown = begin(tracker)
+    train(tmp_path, shown)
+    assert shown.all[0].queue.qsize() <= 3
+    shown.finish("finished", 5)
+    assert tracker.rows == WHOLE and told == []
+
+
+def test_a_tracker_that_dies_once_is_started_again(tmp_path: Path, begin: Any, told: list[str]) -> None:
+    tracker = Tracker(die=(17,))
+    shown = begin(tracker)
+    train(tmp_path, shown)
+    shown.finish("stopped", 5)
+    assert tracker.rows == WHOLE and tracker.starts == 2 and tracker.state == "stopped" and told == []
+
+
+def test_a_tracker_that_keeps_dying_costs_one_warning(tmp_path: Path, begin: Any, told: list[str]) -> None:
+    tracker = Tracker(die=range(5, 1000))
+    shown = begin(tracker)
+    train(tmp_path, shown)
+    shown.finish("finished", 5)
+    assert tracker.rows == WHOLE[:4] and tracker.starts == 2
+    assert len(told) == 1 and told[0].startswith("warning: wandb: its service has died; all else goes on")
+
+
+def test_a_tracker_that_cannot_start_is_tried_again_later(
+    tmp_path: Path, begin: Any, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "AGAIN", 0.3)
+    tracker = Tracker(refuse=2)
+    shown = begin(tracker)
+    train(tmp_path, shown, range(1, 21))
+    while tracker.starts < 3:
+        time.sleep(0.02)
+        shown.row()
+    train(tmp_path, shown, range(21, 41))
+    shown.finish("finished", 5)
+    assert tracker.rows == WHOLE
+    assert [line.partition(":")[0] for line in told] == ["warning", "wandb"] and "wandb: refused; " in told[0]
+
+
+def test_a_tracker_that_hangs_is_given_up(tmp_path: Path, begin: Any, told: list[str]) -> None:
+    tracker = Tracker(hang=True)
+    shown = begin(tracker)
+    train(tmp_path, shown)
+    shown.finish("finished", 0.3)
+    assert tracker.released
+    assert len(told) == 1 and "not everything was sent when the run ended" in told[0]
+    hurried = begin(Tracker(hang=True))
+    hurried.finish("stopped", 60, lambda: True)
+
+
+def test_several_trackers_do_not_wait_for_each_other(
+    tmp_path: Path, begin: Any, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, works = Tracker(hang=True), Tracker()
+    facts = About(tmp_path, "id", "name", None, {}, TrackingConfig(trackers=("wandb", "tensorboard")))
+    monkeypatch.setattr(trackers, "backend", lambda name, *_: hangs if name == "wandb" else works)
+    shown = Mirrors(facts, lambda step: step % 10 == 0, told.append, lambda _: None)
+    train(tmp_path, shown)
+    shown.finish("finished", 0.5)
+    assert works.rows == WHOLE and works.state == "finished"
+    assert len(told) == 1 and told[0].startswith("warning: wandb: ")
+
+
+def test_a_sample_that_is_refused_costs_no_row(tmp_path: Path, begin: Any, told: list[str]) -> None:
+    tracker = Tracker(mute=True)
+    shown = begin(tracker)
+    train(tmp_path, shown)
+    shown.finish("finished", 5)
+    assert tracker.rows == WHOLE and tracker.starts == 1 and told == []
+
+
+def test_a_required_tracker_must_start(begin: Any, told: list[str]) -> None:
+    begin(Tracker(), required=True).require()
+    with pytest.raises(BadEnvironment, match=r"tracking\.required=true: wandb: refused"):
+        begin(Tracker(refuse=1), required=True).require()
+    assert told == []
+
+
+def test_the_row_of_a_step_waits_for_its_evaluation(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "metrics.jsonl")
+    follow = Follow(log.path, lambda step: step % 10 == 0)
+    assert list(follow.more()) == []
+    log.append({"step": 9, "loss": 1.0})
+    log.append({"step": 10, "loss": 0.9})
+    assert [row["step"] for row in follow.more()] == [9]
+    log.append({"step": 10, "val_loss": 0.8})
+    with log.path.open("a") as file:
+        file.write('{"step": 12, "lo')
+    assert list(follow.more()) == [{"step": 10, "loss": 0.9, "val_loss": 0.8}]
+    log.rewind(9, 9)  # written anew, as by a start
+    assert [row["step"] for row in follow.more()] == [9]
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "trackio" else object())
+    refuse_missing(TrackingConfig(trackers=("wandb",)))
+    with pytest.raises(BadEnvironment, match=r"trackio is not installed: pip install -e '.\[trackio\]'"):
+        refuse_missing(TrackingConfig(trackers=("wandb", "trackio")))
+
+
+def test_the_mode_is_the_configs_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(mode: Any) -> TrackingConfig:
+        return TrackingConfig(trackers=("wandb", "tensorboard", "wandb"), mode=mode)
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert mode_of(both(None)) == "online" and wanted(both(None)) == ["wandb", "tensorboard"]
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wanted(both(None)) == ["tensorboard"] and mode_of(both("offline")) == "offline"
+
+
+def test_a_wandb_mode_that_is_none_doesn_t_go_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    for word, mode in (("run", "online"), ("dryrun", "offline"), ("", "online")):
+        monkeypatch.setenv("WANDB_MODE", word)
+        assert mode_of(TrackingConfig(trackers=("wandb",))) == mode
+    monkeypatch.setenv("WANDB_MODE", "offlin")
+    assert mode_of(TrackingConfig(trackers=("wandb",), mode="disabled")) == "disabled"
+    with pytest.raises(BadEnvironment, match=r"WANDB_MODE=offlin: not a choice; .*did you mean 'offline'"):
+        refuse_missing(TrackingConfig(trackers=("wandb",)))
+    refuse_missing(TrackingConfig())
+
+
+def test_runs_to_sync_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lr=3").mkdir()
+    for name in ("${oc.env:HOME}", "it's", "lr=3", "a,b"):
+        (config,) = points("sync", SyncConfig, with_targets([name, "timeout=5"], "runs"))
+        assert (config.runs, config.timeout) == ((name,), 5)
+
+
+def test_names(config: Build, tmp_path: Path) -> None:
+    """A point of a study is called after what it changes; a run of its own by its whole folder."""
+    born = {"time": "now", "host": "here", "pid": 1}
+    point = about(config(), tmp_path / "widths" / "n_embd=64-1a2b3c4d", born)
+    assert (point.group, point.name, point.project) == ("widths", "n_embd=64", "nanogpt-lab")
+    assert about(config(), tmp_path / "widths" / "n_embd=64-1a2b3c4d-2", born).name == "n_embd=64-2"
+    alone = about(config(), tmp_path / "runs" / "tiny-1a2b3c4d", born)
+    assert (alone.group, alone.name) == (None, "tiny-1a2b3c4d")
+    assert about(config(**{"tracking.group": "mine"}), alone.path, born).group == "mine"
+    assert alone.id == about(config(), tmp_path / "elsewhere" / "tiny-1a2b3c4d", born).id
+    assert alone.id != about(config(), alone.path, born | {"time": "later"}).id
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("/home/me/notes/*.txt", "*.txt"),
+        ("~/notes", "notes"),
+        ("../x/corpus.txt", "corpus.txt"),
+        ("notes/*.txt", "notes/*.txt"),
+        ("https://me:pw@host/x", "https://host/x"),
+        ("hf_abcdefghijklmnopqrstuvwxyz", HIDDEN),
+        ("x-0123456789abcdef0123456789abcdef01234567", HIDDEN),
+        ("my secret value", HIDDEN),
+        ("openwebtext", "openwebtext"),
+    ],
+)
+def test_values_are_cleaned(value: str, sent: str) -> None:
+    assert clean({"a": [value, 1, None]}, {"secret value": "MY_PASSWORD"}) == {"a": [sent, 1, None]}
