@@ -100,8 +100,8 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise() -> None:
 def test_spinning_is_limited_before_torch_loads() -> None:
     """GNU OpenMP reads the variable once, when torch loads it."""
     code = (
-        "import os, sys; from conf import door; assert 'torch' not in sys.modules; "
-        "door.guarded('test', lambda: print(os.environ['GOMP_SPINCOUNT']) or 0)"
+        "import os, sys; from cli import entry; assert 'torch' not in sys.modules; "
+        "entry.exit_on_error('test', lambda: print(os.environ['GOMP_SPINCOUNT']) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{SPIN_COUNT}\n"), done.stderr
