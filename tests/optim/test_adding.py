@@ -84,7 +84,7 @@ def add_toy(folder: Path, leave_out: str = "") -> Path:
         (folder / "nanogpt/optim/toy.py").write_text(OWN_FILE)
     if leave_out != "yaml":
         (folder / "conf/optimizer/toy.yaml").write_text(YAML)
-    recipe = folder / "nanogpt/config/recipe.py"
+    recipe = folder / "nanogpt/config/optimizer.py"
     text = recipe.read_text()
     for old, added in CONFIG.items():
         assert text.count(old) == 1, old
