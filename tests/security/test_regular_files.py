@@ -154,6 +154,7 @@ OURS = {  # module -> why what it opens can't be a user's file, or is checked
     "experiments.document": "templates of the package",
     "cli.entry": "help pages of the package",
     "cli.help": "files of the package",
+    "cli.config_files": "files of the package; chosen ones through nanogpt.files",
 }
 CALLS = {  # (module, call) -> why it is safe
     ("nanogpt.checkpoint", "load_file"): "after its size and digest were checked, through open_regular",
@@ -162,10 +163,9 @@ CALLS = {  # (module, call) -> why it is safe
     ("nanogpt.interop.pickle_import", "torch.load"): "after check_regular",
     ("nanogpt.data.hub_data", "datasets.load_dataset"): "files that were found to be regular, or a name on the Hub",
     ("launch.commands", "path.open"): "after check_regular",
-    ("nanogpt.distributed.spawn", "json.load"): "standard input, from the process that started it",
+    ("cli.rank_worker", "json.load"): "standard input, from the process that started it",
     ("nanogpt.doctor.trainings", "json.load"): "standard input, from the process that started it",
     ("nanogpt.gpu_check.child", "json.load"): "standard input, from the process that started it",
-    ("cli.config_files", "read_text"): "files of the package",
 }
 READERS = {
     "read_text",
@@ -194,7 +194,7 @@ def reads(path: Path) -> Iterator[tuple[int, str]]:
             continue  # those of nanogpt.files, or of the module itself
         if last == "open" and (writes(node, method) or call == "webbrowser.open"):
             continue
-        yield node.lineno, last if "resources.files" in call else call
+        yield node.lineno, call
 
 
 def writes(node: ast.Call, method: bool) -> bool:
