@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import NoReturn
 
 from nanogpt import schema
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.schema import Section
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
@@ -42,9 +42,9 @@ def split(argv: list[str], kind: type[Section] = Section) -> tuple[list[str], li
         elif flag in FLAGS_WITH_VALUE:
             flags += [flag, value if equals else next(words, "")]
             if flag in ("--cfg", "-c") and flags[-1] not in CFG_TOPICS:
-                raise BadInput(f"{flag} {escaped(flags[-1])}: allowed: one of {', '.join(CFG_TOPICS)}")
+                raise BadInput(f"{flag} {one_line(flags[-1])}: allowed: one of {', '.join(CFG_TOPICS)}")
         elif equals and flag != "--info":
-            raise BadInput(f"{escaped(word)}: {flag} takes no value")
+            raise BadInput(f"{one_line(word)}: {flag} takes no value")
         else:
             flags.append(word)
     if not {"--cfg", "-c"} & set(flags) and (only := {"--resolve", "--package", "-p"} & set(flags)):
@@ -56,12 +56,12 @@ def refuse_flag(word: str, kind: type[Section]) -> NoReturn:
     """Raises BadInput for a word with dashes that is no flag: what to do instead of Hydra's, or the key it may mean."""
     flag, _, value = word.partition("=")
     if flag in ADVICE:
-        raise BadInput(f"{escaped(word)}: no such option here; {ADVICE[flag]}")
+        raise BadInput(f"{one_line(word)}: no such option here; {ADVICE[flag]}")
     key = flag.lstrip("-")
     keys = [one for one, _ in schema.leaves(kind)]
     near = "" if any(one == key or one.startswith(f"{key}.") for one in keys) else hint(key, keys)
-    why = f"settings are written without dashes: {escaped(f'{key}={value}' if value else f'{key}=…')}{near}"
-    raise BadInput(f"{escaped(word)}: no such option; {why}")
+    why = f"settings are written without dashes: {one_line(f'{key}={value}' if value else f'{key}=…')}{near}"
+    raise BadInput(f"{one_line(word)}: no such option; {why}")
 
 
 def package_in(flags: list[str]) -> str:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cli.overrides import Value, is_literal, is_valid
 from cli.quoting import typed
 from nanogpt import schema
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 from nanogpt.schema import Section
 
 EXPANDED = ("data.source", "eval.", "against")  # keys and sections where ~ is expanded when the file is read
@@ -28,10 +28,10 @@ def check_typed(kind: type[Section], one: Value) -> None:
     text = one.text.strip()
     if not is_valid(kind, one.key, one.value) and is_valid(kind, one.key, text):
         why = "text is needed, and this reads as a number or a boolean"
-        raise BadInput(f"{one.key}={escaped(text)}: {why}; quote it: {typed(one.key, text)}")
+        raise BadInput(f"{one.key}={one_line(text)}: {why}; quote it: {typed(one.key, text)}")
     if isinstance(one.value, float) and (extreme := beyond_floats(text, one.value)):
         allowed = schema.allowed(dict(schema.leaves(kind))[one.key])
-        raise BadInput(f"{one.key}={escaped(text)}: too {extreme} for a number; allowed: {allowed}")
+        raise BadInput(f"{one.key}={one_line(text)}: too {extreme} for a number; allowed: {allowed}")
 
 
 def beyond_floats(text: str, value: float) -> str:
@@ -50,8 +50,8 @@ def check_tilde(config: Section) -> None:
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and text.startswith("~"):
                 whole = os.path.expanduser(text)
-                remedy = f"write {escaped(whole)}" if whole != text else "there is no such user"
-                raise BadInput(f"{key}={escaped(text)}: ~ isn't expanded here; {remedy}")
+                remedy = f"write {one_line(whole)}" if whole != text else "there is no such user"
+                raise BadInput(f"{key}={one_line(text)}: ~ isn't expanded here; {remedy}")
 
 
 def check_hydra_settings(door: str, files: tuple[str, ...], composed: DictConfig) -> None:

@@ -27,7 +27,7 @@ from nanogpt.config import (
     TrainConfig,
     WatchConfig,
 )
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.schema import Section
 
 
@@ -129,7 +129,7 @@ def list_commands(program: str, names: tuple[str, ...], words: list[str]) -> int
     """Print the commands by group. Raises BadInput if the first word is neither a command nor --help."""
     if words and words[0] not in ("--help", "-h"):
         allowed = f"allowed: one of {', '.join(names)}{hint(words[0], names)}"
-        raise BadInput(f"{escaped(words[0])}: no such command; {allowed}")
+        raise BadInput(f"{one_line(words[0])}: no such command; {allowed}")
     lines = [f"usage: {program} COMMAND [group=choice] [key=value] …"]
     for group in (MODEL, RUNS, JOBS, SIZES):
         rows = [(name, COMMANDS[name].summary) for name in names if COMMANDS[name].group == group]

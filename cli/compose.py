@@ -37,7 +37,7 @@ from cli.overrides import (
 from cli.resolution import constants_in, first_line, is_constant, plain_values, put
 from cli.sweep_config import SWEEPERS, AllPoints, SweepConfig, Sweeper, sweeper_with
 from nanogpt import schema
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.interop.sources import adopted
 from nanogpt.schema import Section, leaves
 
@@ -197,7 +197,7 @@ class Composer:
             try:
                 composed = compose(self.door, list(files), return_hydra_config=True)
             except (TypeError, YAMLError) as error:
-                raise BadInput(f"{' '.join(files)}: a file is not YAML with keys: {escaped(error, 300)}") from None
+                raise BadInput(f"{' '.join(files)}: a file is not YAML with keys: {one_line(error, 300)}") from None
             except (HydraException, OmegaConfBaseException, RecursionError) as error:
                 if "hydra.searchpath" in str(error):
                     raise BadInput(f"{' '.join(files)}: hydra.searchpath: {HYDRA_IS_OURS}") from None
@@ -205,7 +205,7 @@ class Composer:
                 remedy = "; of another group's file write e.g. - override /data: text" if own else ""
                 raise BadInput(f"{first_line(error)}{remedy}") from None
             except ValueError as error:  # not UTF-8, an integer of thousands of digits
-                raise BadInput(f"{' '.join(files)}: a file can't be read as YAML: {escaped(error, 300)}") from None
+                raise BadInput(f"{' '.join(files)}: a file can't be read as YAML: {one_line(error, 300)}") from None
             if "experiment" in composed:
                 raise BadInput("experiment: its file must begin with the line # @package _global_")
             check_hydra_settings(self.door, files, composed)
@@ -300,9 +300,9 @@ def as_yaml(config: Section, package: str = "") -> str:
     plain: Any = config.model_dump(mode="json")
     for name in package.split(".") if package not in ("", "_global_") else ():
         if not isinstance(plain, dict) or name not in plain:
-            raise BadInput(f"--package {escaped(package)}: no such part of the configuration{hint(name, plain)}")
+            raise BadInput(f"--package {one_line(package)}: no such part of the configuration{hint(name, plain)}")
         plain = plain[name]  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(plain, dict):
-        raise BadInput(f"--package {escaped(package)}: is one key; give the group it is in")
+        raise BadInput(f"--package {one_line(package)}: is one key; give the group it is in")
     header = f"# @package {package}\n" if package else ""
     return header + OmegaConf.to_yaml(OmegaConf.create(plain))

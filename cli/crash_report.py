@@ -5,10 +5,10 @@ import traceback
 from pathlib import Path
 
 import nanogpt
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 from nanogpt.provenance import git_state
 from nanogpt.redaction import redact
-from nanogpt.saved_text import keep_text
+from nanogpt.saved_text import save_text
 
 CODE = 1
 MOST_NAMED = 5
@@ -17,12 +17,12 @@ MOST_NAMED = 5
 def report_crash(command: str, error: Exception) -> int:
     """Print the traceback of an exception that nobody foresaw and one line about it. Returns the exit code."""
     lines = redact("".join(traceback.format_exception(error))).splitlines()
-    text = "\n".join(escaped(line, 10_000) for line in lines)
+    text = "\n".join(one_line(line, 10_000) for line in lines)
     try:
-        where = f"above and in {escaped(keep_text(command, text), 400)}"
+        where = f"above and in {one_line(save_text(command, text), 400)}"
     except (OSError, RuntimeError):  # a full disk; no home folder
         where = "above"
-    what = escaped(redact(f"{type(error).__name__}: {error}"), 300)
+    what = one_line(redact(f"{type(error).__name__}: {error}"), 300)
     print(text, f"error: internal error: {what}; traceback {where}; {describe_code(text)}", sep="\n", file=sys.stderr)
     return CODE
 
@@ -37,6 +37,6 @@ def describe_code(text: str) -> str:
     edited = [name for mark, name in changed if mark != "??" or name in text]
     if not edited:
         return "a mistake of nanogpt-lab, not yours; please report it with the command you gave"
-    named = ", ".join(map(escaped, edited[:MOST_NAMED]))
+    named = ", ".join(map(one_line, edited[:MOST_NAMED]))
     more = f" and {len(edited) - MOST_NAMED} more" if len(edited) > MOST_NAMED else ""
     return f"edited since the last commit: {named}{more}; a mistake may be there"

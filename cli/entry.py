@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from cli.argv import HYDRA_FLAGS, package_in, split
 from nanogpt import schema
 from nanogpt.cpu_threads import limit_spinning
-from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, escaped, hint
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, hint, one_line
 from nanogpt.schema import Section
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def flush() -> None:
 def tell(error: LabError) -> None:
     """One line on standard error, unless another rank tells it."""
     rank = os.environ.get("RANK", "0")
-    if not error.told:
-        print(f"{'' if rank == '0' else f'rank {escaped(rank)}: '}error: {error}", file=sys.stderr, flush=True)
+    if not error.reported_elsewhere:
+        print(f"{'' if rank == '0' else f'rank {one_line(rank)}: '}error: {error}", file=sys.stderr, flush=True)
 
 
 def dispatch(
@@ -174,7 +174,7 @@ def refuse_beside_completion(argv: list[str]) -> None:
     """Hydra reads these words itself, and has options that read files, a pickle among them. Raises BadInput."""
     for word in argv:
         if word not in ("--shell-completion", "-sc") and not re.fullmatch(r"(install|uninstall|query)=\w+", word):
-            raise BadInput(f"{escaped(word)}: with -sc only install=, uninstall= or query= and the name of a shell")
+            raise BadInput(f"{one_line(word)}: with -sc only install=, uninstall= or query= and the name of a shell")
 
 
 def to_hydra(name: str, kind: type[Section]) -> int:
@@ -225,7 +225,7 @@ def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
             lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.allowed(field)}{default}; {change}")
     if not lines:
         near = hint(topics[0], [*groups(name), *(key for key, _ in keys)])
-        raise BadInput(f"{escaped(topics[0])}: no such key or group; see --help all{near}")
+        raise BadInput(f"{one_line(topics[0])}: no such key or group; see --help all{near}")
     if name == "train":
         lines.append(
             "\na change of what is fixed is another run; guarded: also, or resume.allow_change; free: the same run"

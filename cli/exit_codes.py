@@ -6,7 +6,7 @@ import re
 import sys
 
 from nanogpt.device_errors import as_device_error
-from nanogpt.errors import BadData, BadEnvironment, BadInput, LabError, escaped
+from nanogpt.errors import BadData, BadEnvironment, BadInput, LabError, one_line
 
 OURS = ("nanogpt", "cli", "launch", "experiments")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc", re.IGNORECASE)
@@ -20,7 +20,7 @@ REMEDIES = {
 
 def as_lab_error(command: str, error: Exception) -> LabError | None:
     """Return what `command` should say of an exception; None for one that only a mistake in the code can cause."""
-    what = escaped(f"{type(error).__name__}: {error}", 300)
+    what = one_line(f"{type(error).__name__}: {error}", 300)
     if isinstance(error, LabError):
         return error
     if known := as_device_error(error):
@@ -34,11 +34,11 @@ def as_lab_error(command: str, error: Exception) -> LabError | None:
     if isinstance(error, UnicodeDecodeError):
         return BadData(f"{command}: a text is not valid {error.encoding} at byte {error.start}: {error.reason}")
     if isinstance(error, UnicodeEncodeError):
-        return BadInput(f"{command}: {escaped(error.object, 60)} can't be written as {error.encoding}")
+        return BadInput(f"{command}: {one_line(error.object, 60)} can't be written as {error.encoding}")
     if isinstance(error, RecursionError):
         return BadInput(f"{command}: a value or a file is nested too deeply")
     if isinstance(error, OverflowError):
-        return BadInput(f"{command}: a number is too large or too small to compute with: {escaped(error)}")
+        return BadInput(f"{command}: a number is too large or too small to compute with: {one_line(error)}")
     return None
 
 
@@ -47,9 +47,9 @@ def missing_package(error: ImportError) -> BadEnvironment | None:
     package = (error.name or "").partition(".")[0]
     if not package or package in OURS:
         return None
-    why = "has no" if isinstance(error, ModuleNotFoundError) else f"can't import from ({escaped(error, 160)})"
+    why = "has no" if isinstance(error, ModuleNotFoundError) else f"can't import from ({one_line(error, 160)})"
     return BadEnvironment(
-        f"{escaped(sys.executable)} {why} '{escaped(package)}'; `make setup` makes an environment that has it: .venv"
+        f"{one_line(sys.executable)} {why} '{one_line(package)}'; `make setup` makes an environment that has it: .venv"
     )
 
 
@@ -63,4 +63,4 @@ def of_system_call(command: str, error: OSError) -> BadEnvironment:
     if isinstance(error.filename, str | bytes | os.PathLike):
         where = os.fsdecode(error.filename)  # pyright: ignore[reportUnknownArgumentType]
     remedy = REMEDIES.get(error.errno or 0, "")
-    return BadEnvironment(f"{escaped(where, 400)}: {error.strerror or escaped(error, 300)}{remedy}")
+    return BadEnvironment(f"{one_line(where, 400)}: {error.strerror or one_line(error, 300)}{remedy}")

@@ -4,7 +4,7 @@ from typing import Any
 
 from cli.overrides import Value
 from cli.sweep_config import CONDITION
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, hint, one_line
 
 Bundle = tuple[Value, ...]
 """Values of one or several keys that go together."""
@@ -37,7 +37,7 @@ def full_key(name: str, by_key: dict[str, list[Value]]) -> str:
     if name in by_key or len(ends) == 1:
         return name if name in by_key else ends[0]
     why = f"could be {' or '.join(ends)}" if ends else "isn't swept; give it a list of values"
-    raise BadInput(f"sweep.zip: {escaped(name)} {why}{hint(name, by_key)}")
+    raise BadInput(f"sweep.zip: {one_line(name)} {why}{hint(name, by_key)}")
 
 
 def refuse_lengths(keys: list[str], by_key: dict[str, list[Value]]) -> None:
@@ -62,18 +62,18 @@ def holds(word: str, facts: dict[str, Any], parse: Any) -> bool:
     assert match
     key, sign, text = match.groups()
     if key not in facts:
-        raise BadInput(f"sweep.exclude: {escaped(word)}: no such key{hint(key, facts)}")
+        raise BadInput(f"sweep.exclude: {one_line(word)}: no such key{hint(key, facts)}")
     try:
         read = parse(f"{key}={text}")
     except BadInput as error:
         raise BadInput(f"sweep.exclude: {error}") from None
     if read.is_sweep_override() or "${" in text:
-        raise BadInput(f"sweep.exclude: {escaped(word)}: compares with one value")
+        raise BadInput(f"sweep.exclude: {one_line(word)}: compares with one value")
     value, other = facts[key], read.value()
     if sign in ("=", "!="):
         return same(value, other) == (sign == "=")
     if not (is_number(value) or value is None) or not is_number(other):
-        raise BadInput(f"sweep.exclude: {escaped(word)}: {key} is {escaped(value)}; {sign} compares numbers")
+        raise BadInput(f"sweep.exclude: {one_line(word)}: {key} is {one_line(value)}; {sign} compares numbers")
     if value is None:
         return False
     return {">": value > other, "<": value < other, ">=": value >= other, "<=": value <= other}[sign]

@@ -13,7 +13,7 @@ from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 from omegaconf.grammar_parser import parse
 
 from cli.config_files import choices
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 from nanogpt.redaction import find_secret, is_secret_name, secret_values
 from nanogpt.schema import Section, choices_of, leaves
 
@@ -43,11 +43,11 @@ def check_interpolations(raw: object) -> None:
 
 def check_resolver(key: str, resolver: Any) -> None:
     """Raise BadInput unless this is `oc.env` with the plain name of a harmless variable."""
-    shown = escaped(resolver.getText())
+    shown = one_line(resolver.getText())
     name = resolver.resolverName().getText()
     if name != ALLOWED:
         raise BadInput(
-            f"{key}: {shown}: resolver '{escaped(name)}' is not allowed; allowed: ${{key}} and ${{oc.env:NAME}}"
+            f"{key}: {shown}: resolver '{one_line(name)}' is not allowed; allowed: ${{key}} and ${{oc.env:NAME}}"
         )
     sequence = resolver.sequence()
     first = sequence.getChild(0).getText() if sequence is not None and sequence.getChildCount() else ""

@@ -22,7 +22,7 @@ from cli.launcher_config import KINDS
 from cli.quoting import typed
 from cli.sweep_config import SWEEPERS, SweepConfig
 from nanogpt import schema
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.schema import Section
 
 MOST_POINTS = 100_000
@@ -52,7 +52,7 @@ def warn_of_repeats(overrides: Sequence[str]) -> None:
         given.setdefault(key_in(text), []).append(text)
     for key, texts in given.items():
         if len(set(texts)) > 1:
-            said = f"{' '.join(map(escaped, texts))}: {escaped(key)} is given {len(texts)} times; the last one counts"
+            said = f"{' '.join(map(one_line, texts))}: {one_line(key)} is given {len(texts)} times; the last one counts"
             print(f"note: {said}", file=sys.stderr)
 
 
@@ -89,7 +89,7 @@ def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, 
 def parse(text: str, kind: type[Section] = Section) -> Override:
     """One override. Raises BadInput with the reason in a few words; `kind` has the keys with what they take."""
     key, equals, value = text.partition("=")
-    plain = escaped(text)
+    plain = one_line(text)
     if text.startswith("~"):
         raise BadInput(f"{plain}: keys can't be deleted; set a value with key=value")
     if text.startswith("+"):
@@ -111,7 +111,7 @@ def what_to_write(text: str) -> str:
     if text and text[0] in DASHES:
         return f"options begin with '-' or '--', and this with {text[0]!r}"
     key, colon, value = text.partition(":")
-    return f"write {escaped(key)}={escaped(value.strip())}" if colon and value else "write key=value"
+    return f"write {one_line(key)}={one_line(value.strip())}" if colon and value else "write key=value"
 
 
 def parse_override(text: str) -> Override:
@@ -124,19 +124,19 @@ def why_unreadable(key: str, value: str, kind: type[Section]) -> str:
     if key != key.rstrip() or any(c.isspace() for c in key.strip()):
         return "write key=value without blanks before '='"
     if odd := next((c for c in key if not (c.isalnum() and c.isascii()) and c not in "_./@"), None):
-        return f"no key has the character {escaped(odd)!r}"
+        return f"no key has the character {one_line(odd)!r}"
     if pasted := next((c for c in value if c in PASTED), None):
         plain = "".join(PASTED.get(c, c) for c in value)
-        return f"the character {pasted!r} is not the one on a keyboard: {escaped(key)}={escaped(plain)}"
+        return f"the character {pasted!r} is not the one on a keyboard: {one_line(key)}={one_line(plain)}"
     if value.endswith(","):
         return "ends with a comma; leave it out, or give one more value"
     if len(value) > LONGEST_EXAMPLE or any(c in value for c in "[]{}()'\""):
         return "can't be read; check the quotes and brackets"
     if value.startswith("~"):
         whole = os.path.expanduser(value)
-        return f"write {escaped(key)}={escaped(whole)}" if whole != value else "there is no such user"
+        return f"write {one_line(key)}={one_line(whole)}" if whole != value else "there is no such user"
     odd = next((c for c in value if not (c.isalnum() and c.isascii()) and not is_readable(f"{key}=a{c}a")), None)
-    what = f"the character {escaped(odd)!r}" if odd else "this"
+    what = f"the character {one_line(odd)!r}" if odd else "this"
     field = dict(schema.leaves(kind)).get(key)
     if field and "str" not in str(field.annotation):
         return f"{what} can't be in it; allowed: {schema.allowed(field)}"
@@ -180,7 +180,7 @@ def expand_glob(door: str, kind: type[Section], override: Override) -> Override:
     pattern = override.value()
     if not isinstance(pattern, Glob):
         return override
-    group, text = override.key_or_group, escaped(override.input_line)
+    group, text = override.key_or_group, one_line(override.input_line)
     if group not in groups(door):
         check_keys(door, kind, [override])
         raise BadInput(f"{text}: glob() chooses among the files of a group; of other keys list the values, with commas")
@@ -197,7 +197,7 @@ def check_keys(door: str, kind: type[Section], overrides: list[Override]) -> Non
     known = [*files, *keys, *aside_keys(door)]
     for override in overrides:
         key = override.key_or_group
-        text = escaped(override.input_line)
+        text = one_line(override.input_line)
         if override.package is not None:
             raise BadInput(f"{text}: no such key or group; '@' is for Hydra's packages, which aren't used here")
         if key not in known:
@@ -249,7 +249,7 @@ def check_choice(override: Override, optional: bool) -> None:
     options = choices(group)
     swept = override.is_sweep_override()
     if override.is_interval_sweep():
-        raise BadInput(f"{escaped(override.input_line)}: needs names; allowed: {', '.join(options)}")
+        raise BadInput(f"{one_line(override.input_line)}: needs names; allowed: {', '.join(options)}")
     chosen = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS)) if swept else [override.value()]
     for name in chosen:
         if name is None and optional:
@@ -257,7 +257,7 @@ def check_choice(override: Override, optional: bool) -> None:
         if name in (None, ""):
             raise BadInput(f"{group}={name or ''}: needs a value; allowed: one of {', '.join(options)}")
         if name not in options:
-            text = escaped(f"{group}={name}")
+            text = one_line(f"{group}={name}")
             raise BadInput(
                 f"{text}: no such choice; allowed: one of {', '.join(options)}{hint(PurePath(str(name)).stem, options)}"
             )
@@ -287,15 +287,15 @@ def expand(override: Override, multirun: bool, most: int = MOST_POINTS + 1) -> l
     if not override.is_sweep_override():
         return [Value(key, text.partition("=")[2], override.value())]
     if not multirun:
-        raise BadInput(f"{escaped(text)}: several values are a sweep and need -m")
+        raise BadInput(f"{one_line(text)}: several values are a sweep and need -m")
     if not override.is_discrete_sweep():
-        raise BadInput(f"{escaped(text)}: a sweep needs a list of values; hydra/sweeper=optuna takes intervals")
+        raise BadInput(f"{one_line(text)}: a sweep needs a list of values; hydra/sweeper=optuna takes intervals")
     try:
         texts = list(itertools.islice(override.sweep_string_iterator(), most))
     except (HydraException, ValueError) as error:
-        raise BadInput(f"{escaped(text)}: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"{one_line(text)}: {str(error).splitlines()[0]}") from None
     if not texts:
-        raise BadInput(f"{escaped(text)}: an empty sweep")
+        raise BadInput(f"{one_line(text)}: an empty sweep")
     if len(texts) > MOST_POINTS:  # before each is read, which takes seconds for so many
-        raise BadInput(f"{escaped(text)}: too many points; allowed: at most {MOST_POINTS:,}")
+        raise BadInput(f"{one_line(text)}: too many points; allowed: at most {MOST_POINTS:,}")
     return [Value(key, one, parse(f"{key}={one}").value()) for one in texts]

@@ -9,7 +9,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
 from cli.interpolation import check_interpolations, check_values, strings
 from cli.overrides import Value
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, hint, one_line
 
 
 def first_line(error: Exception) -> str:
@@ -24,7 +24,7 @@ def put(composed: DictConfig, one: Value) -> None:
     try:
         OmegaConf.update(composed, one.key, one.value, merge=True)
     except OmegaConfBaseException as error:
-        raise BadInput(f"{one.key}={escaped(one.text)}: {escaped(first_line(error))}") from None
+        raise BadInput(f"{one.key}={one_line(one.text)}: {one_line(first_line(error))}") from None
 
 
 def plain_values(composed: DictConfig, keys: set[str], ordinary: frozenset[str]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def plain_values(composed: DictConfig, keys: set[str], ordinary: frozenset[str])
         plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         name = re.sub(r".*'(.*)' not found.*", r"\1", first_line(error))
-        raise BadInput(f"{error.full_key}: refers to the unknown key '{escaped(name)}'{hint(name, keys)}") from None
+        raise BadInput(f"{error.full_key}: refers to the unknown key '{one_line(name)}'{hint(name, keys)}") from None
     except InterpolationResolutionError as error:
         unset = re.search(r"Environment variable '(.*)' not found", str(error))
         why = f"the environment variable {unset[1]} is not set" if unset else first_line(error)

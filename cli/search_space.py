@@ -21,7 +21,7 @@ from cli.compose import Composer, Point
 from cli.overrides import MOST_POINTS, Value, expand, parse
 from cli.sweep_config import SweepConfig
 from nanogpt import schema
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 from nanogpt.schema import Section
 
 Config = TypeVar("Config", bound=Section)
@@ -140,7 +140,7 @@ def value_of(key: str, text: str) -> Value:
 def seeds_of(override: Override) -> list[Value]:
     """The seeds of every trial. Raises BadInput."""
     if override.is_interval_sweep():
-        raise BadInput(f"{escaped(override.input_line)}: isn't searched; a list of seeds trains every trial with each")
+        raise BadInput(f"{one_line(override.input_line)}: isn't searched; a list of seeds trains every trial with each")
     return list({value.value: value for value in expand(override, True)}.values())
 
 
@@ -149,7 +149,7 @@ def axis_of(composer: Composer, override: Override) -> Axis:
     key, text = override.key_or_group, str(override.input_line)
     field = dict(schema.leaves(composer.kind)).get(key)
     if key in ("hardware", "tracking") or (field and schema.change_of(field) == "free"):
-        raise BadInput(f"{escaped(text)}: can't change a result, so there is nothing to search")
+        raise BadInput(f"{one_line(text)}: can't change a result, so there is nothing to search")
     swept = override.value()
     if isinstance(swept, IntervalSweep | RangeSweep) and field:
         axis = numbers(key, text, swept, field)
@@ -167,19 +167,19 @@ def numbers(key: str, text: str, swept: IntervalSweep | RangeSweep, field: Field
     """An interval or a range. Raises BadInput."""
     log = "log" in swept.tags
     if odd := swept.tags - {"log"}:
-        raise BadInput(f"{escaped(text)}: no such tag: {escaped(min(odd))}; allowed: log")
+        raise BadInput(f"{one_line(text)}: no such tag: {one_line(min(odd))}; allowed: log")
     step = None
     if isinstance(swept, IntervalSweep):
         low, high = float(swept.start or 0), float(swept.end or 0)
         whole = takes_integers(field)
         if whole and not (is_whole(low) and is_whole(high)):
-            raise BadInput(f"{escaped(text)}: {key} is an integer, so its limits must be")
+            raise BadInput(f"{one_line(text)}: {key} is an integer, so its limits must be")
     else:
         low, high, step, whole = limits(text, swept)
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise BadInput(f"{escaped(text)}: an interval needs two numbers, the lower one first")
+        raise BadInput(f"{one_line(text)}: an interval needs two numbers, the lower one first")
     if log and (low <= 0 or (step or 1) != 1 or (step and not whole)):
-        raise BadInput(f"{escaped(text)}: log needs a lower limit above 0, and no step")
+        raise BadInput(f"{one_line(text)}: log needs a lower limit above 0, and no step")
     if whole:
         low, high = int(low), int(high)
     return Axis(key, text.partition("=")[2], (), low, high, step, log, whole)
@@ -192,7 +192,7 @@ def limits(text: str, swept: RangeSweep) -> tuple[float, float, float, bool]:
         values = found if isinstance(found, range) else list(itertools.islice(found, MOST_POINTS + 1))
         first, last = values[0], values[-1]
     except (HydraException, ValueError, IndexError):
-        raise BadInput(f"{escaped(text)}: an empty sweep") from None
+        raise BadInput(f"{one_line(text)}: an empty sweep") from None
     if isinstance(found, range):
         return min(first, last), max(first, last), abs(found.step), True
     return round(min(first, last), 10), round(max(first, last), 10), float(abs(swept.step)), False

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.document import Block, Cell, Code, Note, Table
 from experiments.results import Result, Start
 from launch.study import RECORDS
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 from nanogpt.files import list_entries, read_text
 from nanogpt.provenance import digest_of, git
 
@@ -36,8 +36,8 @@ def code_facts(start: Start) -> tuple[str, ...]:
     files = changed(start)
     few = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     rest = (packages.get("torch", "-"), start.get("device", "-"), about.get("ranks", "-"))
-    digest = escaped(start.get("code", "-"))[:12]
-    return (commit(start)[:12] or "-", escaped(few or "-", 200), digest, *(escaped(text, 60) for text in rest))
+    digest = one_line(start.get("code", "-"))[:12]
+    return (commit(start)[:12] or "-", one_line(few or "-", 200), digest, *(one_line(text, 60) for text in rest))
 
 
 def commit(start: Start) -> str:
@@ -81,7 +81,7 @@ def code_difference(label: str, one: Result, other_label: str, other: Result) ->
         yield from committed(commit(start), commit(end))
     for name, facts in ((label, start), (other_label, end)):
         if text := uncommitted(facts):
-            yield Note(f"{name} was started with uncommitted changes in {escaped(', '.join(changed(facts)), 300)}.")
+            yield Note(f"{name} was started with uncommitted changes in {one_line(', '.join(changed(facts)), 300)}.")
             yield Code(text[:LONGEST], f"uncommitted changes of {name}")
 
 

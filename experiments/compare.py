@@ -29,8 +29,8 @@ from experiments.tables import (
 )
 from nanogpt.comparability import IN_BITS, Comparability, agree_in_bits, compare_measurements, partition
 from nanogpt.config import Against, CompareConfig, Metric
-from nanogpt.console import amount, say, visible
-from nanogpt.errors import BadInput, escaped
+from nanogpt.console import amount, escape_control_chars, say
+from nanogpt.errors import BadInput, one_line
 from nanogpt.output_paths import check_output_folder
 
 MOST = 26  # sides, each a letter
@@ -57,13 +57,13 @@ def compare(config: CompareConfig) -> int:
     if len(groups) > MOST:
         raise BadInput(f"targets: {len(groups)} settings; at most {MOST} side by side; report ranks more")
     sides = [(chr(ord("A") + i), setting) for i, setting in enumerate(groups)]
-    notes = [*problems, *unreadable, *(f"{escaped(r.path)}: {text}" for r in results for text in r.problems)]
+    notes = [*problems, *unreadable, *(f"{one_line(r.path)}: {text}" for r in results for text in r.problems)]
     page = [*(Note(text, warning=True) for text in notes), *blocks(sides, config.metric)]
     tell(page)
     if config.out is not None:
         title = f"Comparison of {len(sides)} settings"
         for path in Document(title, [*page, *pictures(sides)]).write(Path(config.out), "compare"):
-            say(escaped(path))
+            say(one_line(path))
     return 0
 
 
@@ -103,7 +103,7 @@ def blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
 def comparability_notes(comparability: Comparability, sides: Sequence[Side]) -> Iterator[Note]:
     """Which numbers can be compared, where not all can."""
     if comparability.unit == "bits_per_byte":
-        yield Note(escaped(f"Compared in bits per byte, because {comparability.reason}.", 1000), warning=True)
+        yield Note(one_line(f"Compared in bits per byte, because {comparability.reason}.", 1000), warning=True)
     elif comparability.unit is None:
         measured = [(name, side.measurement) for name, side in sides if side.counted]
         labels = partition([one for _, one in measured], agree_in_bits)
@@ -112,14 +112,14 @@ def comparability_notes(comparability: Comparability, sides: Sequence[Side]) -> 
             for own in dict.fromkeys(labels)
         ]
         why = f"Not comparable, because {comparability.reason}. Comparable with each other: {'; '.join(alike)}."
-        yield Note(escaped(why, 1000), warning=True)
+        yield Note(one_line(why, 1000), warning=True)
     if comparability.note:
-        yield Note(escaped(comparability.note, 1000), warning=True)
+        yield Note(one_line(comparability.note, 1000), warning=True)
 
 
 def paths(side: Setting) -> str:
     """The runs of a side, the first few by name."""
-    names = [escaped(result.path) for result in side.results]
+    names = [one_line(result.path) for result in side.results]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -235,7 +235,7 @@ def pictures(sides: Sequence[Side]) -> Iterator[Block]:
     yield Heading("Loss curves")
     state = {name: "finished" if side.finished else next(iter(side.states)) for name, side in sides}
     curves = [
-        Curve(f"{name}: {escaped(side.first.path.name, 60)}", side.counted, mean(losses), state[name])
+        Curve(f"{name}: {one_line(side.first.path.name, 60)}", side.counted, mean(losses), state[name])
         for name, side in sides
         if (losses := side.losses("val_loss" if unit == "nats" else "val_bpb"))
     ]
@@ -259,4 +259,4 @@ def tell(page: Sequence[Block]) -> None:
         elif isinstance(block, Code):
             lines = [*([f"{block.title}:"] if block.title else []), *block.text.splitlines()]
             more = [f"… and {len(lines) - LINES} lines; out=FOLDER writes all"] if len(lines) > LINES else []
-            say("\n".join(map(visible, [*lines[:LINES], *more])) + "\n")
+            say("\n".join(map(escape_control_chars, [*lines[:LINES], *more])) + "\n")

@@ -15,8 +15,8 @@ from typing import Literal
 import jinja2
 
 from experiments.plots.theme import Picture
-from nanogpt.console import visible
-from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.console import escape_control_chars
+from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.files import write_atomic
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -116,8 +116,8 @@ class Document:
         try:
             return self.written(folder, name)
         except OSError as error:
-            where = escaped(Path(error.filename) if error.filename else folder)
-            why = escaped(error.strerror or error, 200)
+            where = one_line(Path(error.filename) if error.filename else folder)
+            why = one_line(error.strerror or error, 200)
             raise BadEnvironment(f"{where}: can't be written: {why}; out=FOLDER writes elsewhere") from None
 
     def written(self, folder: Path, name: str) -> list[Path]:
@@ -153,7 +153,7 @@ def printable(value: object) -> object:
     """A text without power over a terminal or a browser: control characters are written as escapes."""
     if not isinstance(value, str) or value.isprintable():
         return value
-    lines = (visible(line) for line in value.split("\n"))
+    lines = (escape_control_chars(line) for line in value.split("\n"))
     return type(value)("\n".join(lines))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.study import RECORDS
 from nanogpt.config import TargetsConfig
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import list_entries, modified
 
 DEPTH = 2  # folders below one that is named in which runs are looked for: runs/, a study, its runs
@@ -43,8 +43,8 @@ def find(config: TargetsConfig, latest: bool = False) -> Found:
     studies = list(dict.fromkeys(place for folder in asked for place in places(folder, runs)))
     if not runs and not any(is_study(study) for study in studies):
         named = ", ".join(map(str, config.targets)) or f"runs_dir={config.runs_dir}"
-        why = f"{escaped(closed[0])} can't be read" if closed else "no runs; train some first: python train.py"
-        raise BadInput(f"{escaped(named, 200)}: {why}")
+        why = f"{one_line(closed[0])} can't be read" if closed else "no runs; train some first: python train.py"
+        raise BadInput(f"{one_line(named, 200)}: {why}")
     return Found(runs, studies, asked, list(dict.fromkeys(closed)))
 
 
@@ -53,16 +53,16 @@ def folders(target: str, runs_dir: str) -> list[Path]:
     for path in (Path(target), Path(runs_dir) / target):
         if os.path.isdir(path):
             if not os.access(path, os.R_OK | os.X_OK):
-                raise BadInput(f"{escaped(path)}: this folder can't be read: permission denied")
+                raise BadInput(f"{one_line(path)}: this folder can't be read: permission denied")
             if not holds_runs(path):
-                raise BadInput(f"{escaped(path)}: not a run directory, and none in it{known(target, runs_dir)}")
+                raise BadInput(f"{one_line(path)}: not a run directory, and none in it{known(target, runs_dir)}")
             return [path]
     for pattern in (target, str(Path(runs_dir) / target)):
         found = [Path(path) for path in sorted(glob.glob(pattern)) if os.path.isdir(path)]
         found = [path for path in found if holds_runs(path)]
         if found:
             return found
-    raise BadInput(f"{escaped(target)}: no such study or run{known(target, runs_dir)}")
+    raise BadInput(f"{one_line(target)}: no such study or run{known(target, runs_dir)}")
 
 
 def known(target: str, runs_dir: str) -> str:

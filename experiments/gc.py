@@ -19,7 +19,7 @@ from nanogpt.comparability import best_step
 from nanogpt.config import GcConfig, TrainConfig, Waste
 from nanogpt.console import amount, say, table
 from nanogpt.entry_names import HIDDEN_STEP, step_of
-from nanogpt.errors import BadEnvironment, LabError, escaped
+from nanogpt.errors import BadEnvironment, LabError, one_line
 from nanogpt.files import list_entries, locked, read_json
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, parts_of
@@ -75,9 +75,9 @@ def delete_all(things: Sequence[Thing], progress: Sequence[Progress]) -> int:
         try:
             why = delete(thing, progress)
         except OSError as error:
-            why, code = escaped(error.strerror or error), BadEnvironment.exit_code
+            why, code = one_line(error.strerror or error), BadEnvironment.exit_code
         if why:
-            say(f"left: {escaped(thing.path)}: {why}")
+            say(f"left: {one_line(thing.path)}: {why}")
         else:
             freed += thing.size
     say(f"deleted: {amount(freed, 'G')}B freed")
@@ -194,7 +194,7 @@ def tell(things: Sequence[Thing], config: GcConfig) -> None:
     for kind in config.what:
         own = sorted((thing for thing in things if thing.kind == kind), key=lambda thing: -thing.size)
         for thing in own[:SHOWN]:
-            say(f"{kind}: {escaped(thing.path)} ({amount(thing.size, 'G')}B)")
+            say(f"{kind}: {one_line(thing.path)} ({amount(thing.size, 'G')}B)")
         if len(own) > SHOWN:
             say(f"{kind}: and {len(own) - SHOWN} more")
 

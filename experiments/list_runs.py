@@ -11,7 +11,7 @@ from experiments.progress import Progress, look
 from nanogpt.comparability import compare_measurements
 from nanogpt.config import ListConfig, TargetsConfig, TrainConfig, WatchConfig
 from nanogpt.console import Board, amount, say, seconds, shortened, table
-from nanogpt.errors import BadInput, LabError, escaped
+from nanogpt.errors import BadInput, LabError, one_line
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement, read_history
 from nanogpt.run_directory import RunDirectory
@@ -30,8 +30,8 @@ def list_runs(config: ListConfig) -> int:
     say(progress_table(sorted(chosen, key=lambda one: -one.updated), config, title(chosen)))
     for one in chosen:
         if one.state in WRONG and one.why:
-            log = f"; log: {escaped(one.log)}" if one.log else ""
-            say(f"{name(one, config)}: {one.state}: {escaped(one.why, 300)}{log}")
+            log = f"; log: {one_line(one.log)}" if one.log else ""
+            say(f"{name(one, config)}: {one.state}: {one_line(one.why, 300)}{log}")
         if trouble := trouble_of(one):
             say(f"{name(one, config)}: {one.state}, {trouble.words}")
     for problem in problems:
@@ -108,7 +108,7 @@ def progress_table(found: Sequence[Progress], config: TargetsConfig, heading: st
     if in_nats:
         return text
     also = "bits/byte are" if verdict.unit else "bits/byte neither"
-    return f"{text}\nnote: val and best are not comparable, {also}: {escaped(verdict.reason, 300)}"
+    return f"{text}\nnote: val and best are not comparable, {also}: {one_line(verdict.reason, 300)}"
 
 
 def measurement_of(path: Path) -> Measurement:
@@ -139,7 +139,7 @@ def name(one: Progress, config: TargetsConfig) -> str:
     path = one.path
     if path.is_relative_to(config.runs_dir) and path != Path(config.runs_dir):
         path = path.relative_to(config.runs_dir)
-    return shortened(escaped(str(path), 4000), 46)
+    return shortened(one_line(str(path), 4000), 46)
 
 
 def loss(value: float | None) -> str:
@@ -165,5 +165,5 @@ def left(one: Progress) -> str:
 def line(one: Progress, config: TargetsConfig) -> str:
     """One change, for a log."""
     val = f"  val {one.val:.4f}" if one.val is not None else ""
-    why = f"  {escaped(one.why, 200)}" if one.why else ""
+    why = f"  {one_line(one.why, 200)}" if one.why else ""
     return f"{name(one, config)}: {one.state} at step {one.step}{f' of {one.steps}' if one.steps else ''}{val}{why}"

@@ -12,7 +12,7 @@ from experiments.find import Found, touched
 from launch.status import Cluster, Point, last_rows, points_of
 from launch.study import RECORDS
 from launch.submission import stray_submissions
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.metrics_file import number, whole
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED, OPEN, WRITTEN, is_alive
@@ -53,7 +53,7 @@ class Progress:
 def look(found: Found, cluster: Cluster | None = None) -> tuple[list[Progress], list[str]]:
     """All runs, and points of their studies that haven't begun; and what of the records can't be read."""
     points, problems = submitted(found.studies, cluster or Cluster())
-    problems += [f"{escaped(folder)}: this folder can't be read" for folder in found.closed]
+    problems += [f"{one_line(folder)}: this folder can't be read" for folder in found.closed]
     known = [progress_of(run, points.pop(run.resolve(), None)) for run in found.runs]
     wanted = [folder.resolve() for folder in found.asked]
     rest = [point for path, point in points.items() if any(path.is_relative_to(folder) for folder in wanted)]
@@ -67,12 +67,12 @@ def submitted(studies: Iterable[Path], cluster: Cluster) -> tuple[dict[Path, Poi
     for study in studies:
         if (study / RECORDS).is_dir():
             if strays := stray_submissions(study):
-                names = ", ".join(escaped(name) for name in strays[:5])
-                problems.append(f"{escaped(study / RECORDS)}: not submissions of this program, ignored: {names}")
+                names = ", ".join(one_line(name) for name in strays[:5])
+                problems.append(f"{one_line(study / RECORDS)}: not submissions of this program, ignored: {names}")
             try:
                 points |= {point.run.resolve(): point for point in points_of(study, cluster)}
             except (BadCheckpoint, OSError, ValueError, KeyError, TypeError) as error:
-                problems.append(f"{escaped(study / RECORDS)}: can't be read: {escaped(error, 200)}")
+                problems.append(f"{one_line(study / RECORDS)}: can't be read: {one_line(error, 200)}")
     return points, problems
 
 
@@ -127,5 +127,5 @@ def own_state(path: Path, status: dict[str, Any]) -> tuple[str, str]:
             return "running", ""
         return "lost", "its process is gone; the same command continues"
     if silent > LONG_SILENCE:
-        return "running", f"on {escaped(status.get('host'))}; no sign of life for {silent / 3600:.0f} hours"
+        return "running", f"on {one_line(status.get('host'))}; no sign of life for {silent / 3600:.0f} hours"
     return "running", ""

@@ -31,7 +31,7 @@ from experiments.tables import (
 from nanogpt import schema
 from nanogpt.config import Metric, ReportConfig, TrainConfig
 from nanogpt.console import say, seconds
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 from nanogpt.output_paths import check_output_folder
 
 PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns that a terminal has no room for
@@ -76,16 +76,16 @@ def report(config: ReportConfig) -> int:
         for old in [*folder.glob(f"plots/{name}.png"), *folder.glob(f"plots/{name}-[0-9]*.png")]:
             if old not in files:
                 old.unlink(missing_ok=True)
-    say("\n" + "\n".join(map(escaped, files)))
+    say("\n" + "\n".join(map(one_line, files)))
     return 0
 
 
 def tell(study: Study) -> None:
     """The ranking, what went wrong, what can't be read."""
     for note in study.notes:
-        say(f"note: {escaped(note, 1000)}")
+        say(f"note: {one_line(note, 1000)}")
     for ranking in study.rankings:
-        title = f"{study.title}: {escaped(ranking.title, 200) or states(study.results)}"
+        title = f"{study.title}: {one_line(ranking.title, 200) or states(study.results)}"
         first = COLUMNS[ranking.metric]
         without = [column for column in PAGE_ONLY if column != first]
         say(as_text(ranking_table(ranking, axes(ranking.every)), title, without))
@@ -117,11 +117,11 @@ def collect(found: Found, metric: Metric) -> Study:
     if not results:
         raise BadInput(f"no run can be read: {'; '.join(unreadable)}")
     problems += unreadable
-    problems += [f"{escaped(result.path)}: {problem}" for result in results for problem in result.problems]
+    problems += [f"{one_line(result.path)}: {problem}" for result in results for problem in result.problems]
     ranked, notes = rankings(settings(results), metric)
     names = [path.resolve().name for path in found.asked]
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return Study(escaped(title, 200), results, problems, ranked, notes)
+    return Study(one_line(title, 200), results, problems, ranked, notes)
 
 
 def states(results: Sequence[Result]) -> str:
@@ -133,7 +133,7 @@ def blocks(study: Study, config: ReportConfig) -> Iterator[Block]:
     """The whole page."""
     yield from summary(study)
     for note in study.notes:
-        yield Note(escaped(note, 1000), warning=True)
+        yield Note(one_line(note, 1000), warning=True)
     for number, ranking in enumerate(study.rankings, 1):
         yield from ranking_blocks(ranking, config, "" if number == 1 else f"-{number}")
     if trouble := trouble_table(study.results):
@@ -166,7 +166,7 @@ def summary(study: Study) -> Iterator[Block]:
 
 def ranking_blocks(ranking: Ranking, config: ReportConfig, suffix: str) -> Iterator[Block]:
     """A ranking with its pictures and its best setting. `suffix` tells its pictures from those of other rankings."""
-    varied, where = axes(ranking.every), f": {escaped(ranking.title, 200)}" if ranking.title else ""
+    varied, where = axes(ranking.every), f": {one_line(ranking.title, 200)}" if ranking.title else ""
     yield Heading(f"Ranking{where}")
     yield ranking_table(ranking, varied)
     yield Note(explanation(ranking))
@@ -234,7 +234,7 @@ def best(ranking: Ranking, varied: Sequence[Axis]) -> Iterator[Block]:
         yield edge
     command = repeat(result.config)
     if command is None:
-        yield Note(f"No command line is known to repeat it; {escaped(result.path / 'config.json')} has its settings.")
+        yield Note(f"No command line is known to repeat it; {one_line(result.path / 'config.json')} has its settings.")
         return
     seed = f", with seed {result.config.training.seed}" if len(setting.results) > 1 else ""
     yield Note(f"This trains it again{seed}:")

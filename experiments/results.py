@@ -11,7 +11,7 @@ from experiments.missing_points import never_started
 from experiments.progress import Progress, progress_of
 from nanogpt.comparability import agree_in_nats
 from nanogpt.config import Against, Metric, TrainConfig
-from nanogpt.errors import LabError, escaped
+from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement, measured_at, read_history, requested
@@ -127,10 +127,10 @@ def read_all(progress: Sequence[Progress]) -> tuple[list[Result], list[str]]:
         try:
             results.append(read(one))
         except LabError as error:
-            problems.append(f"{escaped(one.path)}: left out: {escaped(error, 300)}")
+            problems.append(f"{one_line(one.path)}: left out: {one_line(error, 300)}")
         except OSError as error:
             file = Path(error.filename or one.path)
-            problems.append(f"{escaped(one.path)}: left out: {escaped(file)} can't be read: {error.strerror}")
+            problems.append(f"{one_line(one.path)}: left out: {one_line(file)} can't be read: {error.strerror}")
     return results, problems
 
 

@@ -10,7 +10,7 @@ from experiments.statistics import Estimate, mean
 from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import amount, say, seconds, shortened, table
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 from nanogpt.measurement import Measurement
 from nanogpt.run_state import WRONG
 
@@ -31,9 +31,9 @@ def ranking_table(ranking: Ranking, varied: Sequence[Axis]) -> Table:
     labels: list[Column] = [(short(axis, varied), lambda s, a=axis: value_cell(a.value(s))) for axis in varied]
     if len(varied) > MANY:
         told = unusual(settings, varied)
-        labels = [("unlike most", lambda s: Cell(shortened(escaped(told(s), 4000), 100)))]
+        labels = [("unlike most", lambda s: Cell(shortened(one_line(told(s), 4000), 100)))]
     if not varied:
-        labels = [("run", lambda s: Cell(escaped(s.first.path.name)))]
+        labels = [("run", lambda s: Cell(one_line(s.first.path.name)))]
     if any(setting.attempt > 1 for setting in settings):
         labels.append(("attempt", lambda s: Cell(str(s.attempt), s.attempt)))
     columns: list[Column] = [*labels, *numbers(ranking)]
@@ -76,7 +76,7 @@ def hours_title(settings: Sequence[Setting]) -> str:
 def value_cell(value: Any) -> Cell:
     """Something that was varied, sorted as a number if it is one."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    return Cell(shortened(escaped(brief(value), 4000), 60), number)
+    return Cell(shortened(one_line(brief(value), 4000), 60), number)
 
 
 def seeds_cell(setting: Setting) -> Cell:
@@ -127,14 +127,14 @@ def reason(setting: Setting) -> str:
 
 
 def why_cell(setting: Setting) -> Cell:
-    return Cell(escaped(reason(setting), 100) or "-")
+    return Cell(one_line(reason(setting), 100) or "-")
 
 
 def run_table(results: Sequence[Result]) -> Table:
     """Every run by itself."""
     rows = [
         [
-            Cell(escaped(r.path.name, 120)),
+            Cell(one_line(r.path.name, 120)),
             Cell(str(r.config.training.seed), r.config.training.seed),
             Cell(f"{r.progress.state}, {r.trouble.words}" if r.trouble else r.progress.state),
             Cell(f"{r.step:,} of {r.progress.steps:,}" if r.progress.steps else f"{r.step:,}", r.step),
@@ -152,10 +152,10 @@ def trouble_table(results: Sequence[Result]) -> Table | None:
     """What isn't finished, why, and where to read on."""
     rows = [
         [
-            Cell(escaped(r.path.name, 120)),
+            Cell(one_line(r.path.name, 120)),
             Cell(r.progress.state),
-            Cell(escaped(r.progress.why, 500) or "-"),
-            Cell(escaped(r.progress.log) if r.progress.log else "-"),
+            Cell(one_line(r.progress.why, 500) or "-"),
+            Cell(one_line(r.progress.log) if r.progress.log else "-"),
         ]
         for r in results
         if not r.finished
@@ -183,7 +183,7 @@ def config_table(sides: Sequence[tuple[str, Result]]) -> Table | None:
         effect = "yes" if key in first else "no"
         if key == "data.source" and same_content:
             effect = "no: same content"
-        rows.append([Cell(key), *(Cell(escaped(shown(c[key]), 100)) for c in configs), Cell(effect)])
+        rows.append([Cell(key), *(Cell(one_line(shown(c[key]), 100)) for c in configs), Cell(effect)])
     rows += content_rows([result.measurement for result in results])
     return Table(("key", *(label for label, _ in sides), "changes the result"), rows) if rows else None
 
@@ -199,7 +199,7 @@ def content_rows(found: Sequence[Measurement]) -> list[list[Cell]]:
         "fp8 used": [None if one.fp8 is None else shown(one.fp8) for one in found],
     }
     return [
-        [Cell(name), *(Cell(escaped(value or "not recorded")) for value in values), Cell("yes")]
+        [Cell(name), *(Cell(one_line(value or "not recorded")) for value in values), Cell("yes")]
         for name, values in facts.items()
         if len(set(values)) > 1
     ]
@@ -212,13 +212,13 @@ def along_table(settings: Sequence[Setting], varied: Sequence[Axis]) -> Table | 
         if axis.along:
             for value, setting in {shown(axis.value(s)): s for s in reversed(settings)}.items():
                 words = ", ".join(f"{key}={shown(setting.values[key])}" for key in axis.along)
-                rows.append([Cell(axis.key), Cell(escaped(value, 60)), Cell(escaped(words, 1000))])
+                rows.append([Cell(axis.key), Cell(one_line(value, 60)), Cell(one_line(words, 1000))])
     return Table(("varied", "value", "changes with it"), rows[::-1]) if rows else None
 
 
 def label(setting: Setting, varied: Sequence[Axis]) -> str:
     """A setting's name, fit for a page."""
-    return escaped(name(setting, varied), 120)
+    return one_line(name(setting, varied), 120)
 
 
 def as_text(page_table: Table, title: str, without: Collection[str] = ()) -> str:
@@ -230,12 +230,12 @@ def as_text(page_table: Table, title: str, without: Collection[str] = ()) -> str
 
 def fitting(text: str, most: int = 44) -> str:
     """Short enough for a column: names keep their end, sentences their beginning."""
-    return escaped(text, most) if " " in text else shortened(text, most)
+    return one_line(text, most) if " " in text else shortened(text, most)
 
 
 def tell_trouble(results: Sequence[Result]) -> None:
     """Below a table, in full: what went wrong, and where it can be read."""
     for result in results:
         if result.progress.state in WRONG:
-            log = f"; log: {escaped(result.progress.log)}" if result.progress.log else ""
-            say(f"{escaped(result.path.name)}: {result.progress.state}: {escaped(result.progress.why, 300)}{log}")
+            log = f"; log: {one_line(result.progress.log)}" if result.progress.log else ""
+            say(f"{one_line(result.path.name)}: {result.progress.state}: {one_line(result.progress.why, 300)}{log}")

@@ -19,8 +19,8 @@ from launch.sweep import submit
 from launch.watching import status_table, tell_wrong, watch
 from nanogpt import schema
 from nanogpt.config import TrainConfig
-from nanogpt.console import say, visible
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.console import escape_control_chars, say
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import check_regular, read_text
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import FAILED, OPEN, WRONG
@@ -36,7 +36,7 @@ def chosen(config: LaunchConfig) -> tuple[Path, list[Point]]:
         return study, points
     names = [point.run.name for point in points]
     if run not in names:
-        raise BadInput(f"{escaped(run)}: no run of {escaped(study)}{hint(run, names)}")
+        raise BadInput(f"{one_line(run)}: no run of {one_line(study)}{hint(run, names)}")
     return study, [point for point in points if point.run.name == run]
 
 
@@ -77,12 +77,12 @@ def logs(config: LaunchConfig) -> int:
     if config.follow and len(there) > 1:
         raise BadInput("follow=true: of which run? name one")
     for point, log in there:
-        say(f"=== {escaped(point.run.name)}  {point.state}  {escaped(log)}")
+        say(f"=== {one_line(point.run.name)}  {point.state}  {one_line(log)}")
         for line in read_text(log, "replace").splitlines()[-config.lines :]:
-            say(visible(line))
+            say(escape_control_chars(line))
     if config.follow:
         for text in growing(there[0][1]):
-            say(visible(text))
+            say(escape_control_chars(text))
     return 0
 
 
@@ -115,7 +115,7 @@ def cancel(config: LaunchConfig) -> int:
             )
             if not on_slurm(point):
                 local.stop(point.job)
-    say(f"{escaped(study.path)}: {len(going)} cancelled; the same command that submitted them goes on with them")
+    say(f"{one_line(study.path)}: {len(going)} cancelled; the same command that submitted them goes on with them")
     return 0
 
 
@@ -131,7 +131,7 @@ def again(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int:
     with alone(config) as (study, points):
         points = [point for point in points if point.state in states]
         if not points:
-            say(f"{escaped(study.path)}: nothing to {command}{describe_others(study, config)}")
+            say(f"{one_line(study.path)}: nothing to {command}{describe_others(study, config)}")
             return 0
         if any(on_slurm(point) for point in points):
             slurm.require_slurm()
@@ -146,7 +146,7 @@ def again(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int:
             if group[0].submission
         }
         for number, group in groups.items():
-            say(f"{escaped(study.path)}: {len(group)} points sent: {send(study, group, codes[number], changes)}")
+            say(f"{one_line(study.path)}: {len(group)} points sent: {send(study, group, codes[number], changes)}")
     return 0
 
 
@@ -154,7 +154,7 @@ def describe_others(study: Study, config: LaunchConfig) -> str:
     """Return which points aren't finished though there is nothing to retry, and the command that submits them."""
     counts = Counter(point.state for point in chosen(config)[1])
     others = ", ".join(f"{counts[state]} {state}" for state in ("lost", "cancelled") if counts[state])
-    return f"; {others}: nanogpt resubmit {escaped(study.path)}" if others else ""
+    return f"; {others}: nanogpt resubmit {one_line(study.path)}" if others else ""
 
 
 def send(study: Study, points: list[Point], code: str, changes: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from cli.entry import print_help
 from cli.launcher_config import BasicLauncher, LaunchConfig
 from cli.sweep_request import Sweep
 from nanogpt.config import TrainConfig
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 
 
 def run_training_sweep(sweep: Sweep[TrainConfig]) -> int:
@@ -54,7 +54,7 @@ def about_jobs(command: str, words: list[str]) -> int:
         raise BadInput("hydra/launcher: these jobs have theirs; single keys can change: hydra.launcher.timeout_min=…")
     named = [word for word in overrides if "=" not in word or Path(word).exists()]
     if len(named) > 1:
-        raise BadInput(f"{escaped(named[1])}: one study or run at a time, or none for the latest")
+        raise BadInput(f"{one_line(named[1])}: one study or run at a time, or none for the latest")
     from cli.overrides import warn_of_repeats
     from cli.sweep_request import read
     from launch import commands

@@ -20,7 +20,7 @@ from launch.study import Member
 from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, auto_sizes, divisors
 from nanogpt.console import amount, seconds
 from nanogpt.data.dataset import expected_vocab_size
-from nanogpt.errors import LabError, escaped
+from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import horizon
 from nanogpt.estimates.gpu_specs import DEVICES
 from nanogpt.estimates.memory import ROOM, training_memory
@@ -54,7 +54,7 @@ def estimate(
     try:
         points = points_left(members, gpu, sizes, here and bool(visible_gpus()))
     except (LabError, OSError) as error:  # the data's files
-        return [f"note    neither time nor memory can be told: {escaped(error, 200)}"]
+        return [f"note    neither time nor memory can be told: {one_line(error, 200)}"]
     folders = [members[0].run.parent, *([runs_dir] if runs_dir else [])]
     runs = measured(folders, lambda data: sizes.of(data)[0])
     speeds = {work: speed_of(work, runs) for work in {point.work for point in points}}
@@ -169,7 +169,7 @@ def sources(speeds: list[Speed]) -> str:
     kinds = Counter(speed.how for speed in speeds)
     for how, count in kinds.items():
         of = list(dict.fromkeys(speed for speed in speeds if speed.how == how))
-        where = list(dict.fromkeys(escaped(speed.where, 400) for speed in of))
+        where = list(dict.fromkeys(one_line(speed.where, 400) for speed in of))
         more = f" and {len(where) - 1} more" if len(where) > 1 else ""
         said = {
             "measured": f"measured in {where[0]}{more}",
@@ -193,7 +193,7 @@ def memory_lines(points: list[Left], at_once: int | None, here: bool) -> Iterato
             subject = f"{len(bad)} of {len(of)} points need" if len(of) > 1 else "the point needs"
             yield (
                 f"memory  {subject} about {span([needed(one.work, there) for one in bad], size)}{per(of)}, more than "
-                f"{ROOM:.0%} of the {size(there)} {words}: {remedy(of, there)} (largest: {escaped(worst.run.name)})"
+                f"{ROOM:.0%} of the {size(there)} {words}: {remedy(of, there)} (largest: {one_line(worst.run.name)})"
             )
         else:
             needs = [needed(one.work, there) for one in of]

@@ -19,7 +19,7 @@ from launch.preview import goal_step, goal_value, states
 from launch.study import Member, Study
 from nanogpt.config import Metric
 from nanogpt.console import say, table
-from nanogpt.errors import STOPPED, BadInput, escaped
+from nanogpt.errors import STOPPED, BadInput, one_line
 from nanogpt.files import append, from_json, read_text
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import FAILED
@@ -42,7 +42,7 @@ class Candidate:
         name = self.members[0].run.name
         if len(self.members) > 1:
             name = re.sub(r"-?\bseed\d+", "", name).rpartition("-")[0].strip("-")
-        return escaped(name or "base", 60)
+        return one_line(name or "base", 60)
 
 
 def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
@@ -76,7 +76,7 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
         left = [one for one in left[:keep] if one.val < math.inf]
         if not left:
             return code or 1
-    runs = ", ".join(escaped(member.run) for member in left[0].members)
+    runs = ", ".join(one_line(member.run) for member in left[0].members)
     say(f"best    {left[0].name}, {UNITS[metric]} {left[0].val:.4f}: {runs}")
     return 0
 
@@ -113,7 +113,7 @@ def judge(part: Study, left: list[Candidate], metric: Metric) -> str:
             if loss is not None:
                 found[name_of(member)] = loss
             elif point.state not in FAILED:
-                missing.append(f"{escaped(member.run.name)} {point.state}")
+                missing.append(f"{one_line(member.run.name)} {point.state}")
             losses.append(math.inf if loss is None else loss)
         one.val = sum(losses) / len(losses)
     if not missing:
@@ -149,7 +149,7 @@ def refuse_past(part: Study, metric: Metric) -> None:
         if goal is None or name_of(member) in noted or goal_value(member, metric) is not None:
             continue
         if newest_step(member.run) > goal:
-            where = f"{escaped(member.run)} is past step {goal}, where this rung compares"
+            where = f"{one_line(member.run)} is past step {goal}, where this rung compares"
             raise BadInput(f"hydra/sweeper=halving: {where}, and wasn't evaluated there; another name= begins anew")
 
 

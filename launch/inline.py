@@ -15,7 +15,7 @@ from launch.study import Study
 from launch.watching import status_table, tell_wrong
 from nanogpt.config import TrainConfig
 from nanogpt.console import say
-from nanogpt.errors import STOPPED, Diverged, PeerLost, escaped
+from nanogpt.errors import STOPPED, Diverged, PeerLost, one_line
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED
 
@@ -39,7 +39,7 @@ def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepCo
     with keep_code(waiting), listening() as heard:
         for member in waiting:
             number = study.members.index(member) + 1
-            say(f"=== point {number} of {len(study.members)}: {escaped(member.run.name)}")
+            say(f"=== point {number} of {len(study.members)}: {one_line(member.run.name)}")
             ends[member.run] = code, _ = attempt(main, member.config)
             if code in (STOPPED, PeerLost.exit_code) or code >= 128:
                 return code
@@ -49,7 +49,7 @@ def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepCo
             if why := repeated_failure(ends):
                 say(
                     f"the sweep stops: {MOST_EQUAL} points in a row ended before their first step for the same reason; "
-                    f"{len(waiting) - len(ends)} were not started: {escaped(why, 300)}"
+                    f"{len(waiting) - len(ends)} were not started: {one_line(why, 300)}"
                 )
                 break
     points = states(study)

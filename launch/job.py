@@ -22,7 +22,7 @@ from launch.submission import Submission
 from nanogpt.distributed import env
 from nanogpt.distributed.env import STORE, adopt_slurm
 from nanogpt.distributed.spawn import end_with_parent
-from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, escaped
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, one_line
 from nanogpt.files import open_regular, read_json_bytes, write_atomic
 from nanogpt.redaction import redact
 from nanogpt.run_directory import newest_step
@@ -92,12 +92,12 @@ def task(attempt: Attempt) -> int:
         note_exit(attempt, rank, error.exit_code, str(error))
         raise
     except OSError as error:
-        what = f"{escaped(error.filename or attempt.run)}: {error.strerror or error}"
+        what = f"{one_line(error.filename or attempt.run)}: {error.strerror or error}"
         note_exit(attempt, rank, BadEnvironment.exit_code, what)
         raise BadEnvironment(what) from None
     except Exception as error:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        note_exit(attempt, rank, 1, f"{type(error).__name__}: {escaped(error, 300)}")
+        note_exit(attempt, rank, 1, f"{type(error).__name__}: {one_line(error, 300)}")
         os._exit(1)  # not by way of torch's destructors, which may wait for the other ranks
     note_exit(attempt, rank, code, "asked to stop" if code == STOPPED else why)
     return 0 if code == STOPPED else code
@@ -176,7 +176,7 @@ def main() -> int:
     for module in (__file__, env.__file__):
         if Path(attempt.submission.facts.code) not in Path(module).parents:
             raise BadEnvironment(
-                f"{escaped(attempt.submission.facts.code)}: the frozen code is gone; resubmit the point"
+                f"{one_line(attempt.submission.facts.code)}: the frozen code is gone; resubmit the point"
             )
     if what == "begin":
         print(f"{START}{attempt.number}, job {attempt.job}: {attempt.run}", flush=True)
@@ -185,7 +185,7 @@ def main() -> int:
         return task(attempt)
     if what == "end":
         return end(attempt, int(rest[0]))
-    raise BadInput(f"{escaped(what)}: allowed: begin, task, end")
+    raise BadInput(f"{one_line(what)}: allowed: begin, task, end")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from launch.study import Member
 from nanogpt.comparability import IN_BITS, compare_measurements
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import say
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 from nanogpt.measurement import Measurement, measured_at, planned, read_history, requested
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory
@@ -30,12 +30,12 @@ def choose_metric(configs: Sequence[TrainConfig], asked: Metric, sweeper: str) -
     verdict = compare_measurements(measure_plans(configs))
     if verdict.unit is None:
         raise BadInput(
-            f"{sweeper}: its points can't be compared with each other, because {escaped(verdict.reason, 500)}; "
+            f"{sweeper}: its points can't be compared with each other, because {one_line(verdict.reason, 500)}; "
             "sweep that in studies of their own, each with one value"
         )
     metric = asked if verdict.unit == "nats" else IN_BITS[asked]
     if metric != asked:
-        say(f"note    compared by {UNITS[metric]} instead of {UNITS[asked]}, because {escaped(verdict.reason, 500)}")
+        say(f"note    compared by {UNITS[metric]} instead of {UNITS[asked]}, because {one_line(verdict.reason, 500)}")
     if verdict.note:
         say(f"note    {verdict.note}")
     return metric
@@ -52,7 +52,7 @@ def check_comparable(members: Sequence[Member], metric: Metric) -> None:
     verdict = compare_measurements([found for member in members if (found := measurement_of(member))])
     if verdict.unit is None or (verdict.unit == "bits_per_byte" and IN_BITS[metric] != metric):
         raise BadInput(
-            f"hydra.sweeper.metric={metric}: can't decide between these runs, because {escaped(verdict.reason, 500)}"
+            f"hydra.sweeper.metric={metric}: can't decide between these runs, because {one_line(verdict.reason, 500)}"
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from launch.study import Member
 from nanogpt.config import HardwareConfig
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.run_identity import known_precision, read_starts, recorded_precision
 
 
@@ -20,8 +20,9 @@ def check_precisions(members: Sequence[Member], here: bool) -> None:
         wanted = find_precisions(hardware, here)
         if wanted and precision not in wanted:
             raise BadCheckpoint(
-                f"hardware.precision={hardware.precision}: {escaped(member.run)} was trained in {escaped(precision)}, "
-                f"and this would be {' or '.join(wanted)}; give hardware.precision={escaped(precision)}, another name, "
+                f"hardware.precision={hardware.precision}: {one_line(member.run)} was trained in "
+                f"{one_line(precision)}, and this would be {' or '.join(wanted)}; "
+                f"give hardware.precision={one_line(precision)}, another name, "
                 "or resume.allow_change=[hardware.precision]"
             )
 

@@ -13,7 +13,7 @@ from launch.status import Point, points_of, read_run
 from launch.study import Member, Study
 from nanogpt.config import Metric
 from nanogpt.console import say
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, newest_step
 from nanogpt.run_state import FAILED, RESUBMITTED
@@ -78,15 +78,15 @@ def preview(
     rest = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
     verb = "submit" if where else "run"
     size = f"{len(study.members)} point{'s' if len(study.members) > 1 else ''}"
-    say(f"study   {escaped(study.path)}: {size}, {len(start)} to {verb}{f' ({rest})' if rest else ''}")
+    say(f"study   {one_line(study.path)}: {size}, {len(start)} to {verb}{f' ({rest})' if rest else ''}")
     if where:
         say_needs(*where)
     say_estimate(study, start, settings, where)
     failed = [point for point in before.values() if point.state in FAILED]
     for point in failed[:5]:
-        say(f"{point.state:<8}{escaped(point.run.name)}: {escaped(point.why, 200)}")
+        say(f"{point.state:<8}{one_line(point.run.name)}: {one_line(point.why, 200)}")
     if failed and not settings.retry:
-        jobs = f", or nanogpt retry {escaped(study.path)}" if where else ""
+        jobs = f", or nanogpt retry {one_line(study.path)}" if where else ""
         say(f"        not {'submitted' if where else 'run'} again; sweep.retry=failed does{jobs}")
 
 

@@ -22,7 +22,7 @@ from launch.study import Study
 from launch.trials import Record, Trial, judge, study_of_trials, trial
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import say, table
-from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, escaped
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, one_line
 from nanogpt.files import locked
 from nanogpt.run_state import FAILED
 
@@ -48,7 +48,7 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / ".trials.lock", wait=False) as mine:
         if not mine:
-            raise Locked(f"{escaped(path)}: another process is searching here")
+            raise Locked(f"{one_line(path)}: another process is searching here")
         record.mend()
         trials = record.trials(space)
         judge(path, trials, metric)
@@ -104,7 +104,7 @@ def pursue(
             return now
         judge(record.study, open_, metric)
         if missing := next((one for one in open_ if one.state == "open"), None):
-            say(f"trial {missing.number} isn't complete: {escaped(missing.why, 200)}; the same command goes on")
+            say(f"trial {missing.number} isn't complete: {one_line(missing.why, 200)}; the same command goes on")
             return now or 1
         code = now or code
 
@@ -192,13 +192,13 @@ def say_space(sweeper: Search, space: Space[TrainConfig], trials: Sequence[Trial
     done = sum(one.state != "open" for one in trials)
     say(f"search  {sweeper.trials} trials{seeds}, {sweeper.at_once} at once, by {sweeper.sampler}; {done} done")
     for axis in space.axes:
-        say(f"        {axis.key}={escaped(axis.asked, 200)}")
+        say(f"        {axis.key}={one_line(axis.asked, 200)}")
 
 
 def say_trial(one: Trial) -> None:
     """What is about to be tried, or why it isn't."""
     end = {"open": "", "finished": f": val {one.val}, as before"}.get(one.state, f": {one.state}: {one.why}")
-    say(f"trial   {one.number}: {escaped(one.words, 200)}{escaped(end, 300)}")
+    say(f"trial   {one.number}: {one_line(one.words, 200)}{one_line(end, 300)}")
 
 
 def conclude(trials: Sequence[Trial], code: int, metric: Metric) -> int:
@@ -208,14 +208,14 @@ def conclude(trials: Sequence[Trial], code: int, metric: Metric) -> int:
     once: dict[str, Trial] = {}
     for one in finished:
         once.setdefault(one.words, one)
-    rows = [(str(one.number), f"{one.val:.4f}", escaped(one.words, 200)) for one in list(once.values())[:SHOWN]]
+    rows = [(str(one.number), f"{one.val:.4f}", one_line(one.words, 200)) for one in list(once.values())[:SHOWN]]
     summary = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     say(table(f"{len(trials)} trials: {summary}", ("trial", UNITS[metric], "values"), rows))
     for one in [one for one in trials if one.val is None][:SHOWN]:
-        say(f"trial {one.number} {one.state}: {escaped(one.why, 300)}")
+        say(f"trial {one.number} {one.state}: {one_line(one.why, 300)}")
     if not finished:
         return code or 1
-    runs = ", ".join(escaped(member.run) for member in finished[0].members)
+    runs = ", ".join(one_line(member.run) for member in finished[0].members)
     say(f"best    trial {finished[0].number}, {UNITS[metric]} {finished[0].val:.4f}: {runs}")
-    say(f"        {escaped(finished[0].words, 400)}")
+    say(f"        {one_line(finished[0].words, 400)}")
     return 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt.errors import BadEnvironment, BadInput, escaped
+from nanogpt.errors import BadEnvironment, BadInput, one_line
 
 BUSY = re.compile(
     r"unable to contact|connection (refused|failure)|timed out|temporarily|socket|slurmctld|controller", re.IGNORECASE
@@ -88,7 +88,7 @@ def job_facts(job: str) -> dict[str, str]:
 def digits(job: str) -> str:
     """A job id that is one. Raises BadInput."""
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
-        raise BadInput(f"{escaped(job)}: not a job id")
+        raise BadInput(f"{one_line(job)}: not a job id")
     return job
 
 
@@ -110,7 +110,9 @@ def cancel(jobs: Sequence[str]) -> None:
         words = ["scancel", *(digits(job) for job in jobs[first : first + 200])]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode and not re.search(r"already|invalid job id", done.stderr, re.IGNORECASE):
-            raise BadEnvironment(f"scancel: {escaped(done.stderr.strip(), 300)}; nothing more was cancelled, try again")
+            raise BadEnvironment(
+                f"scancel: {one_line(done.stderr.strip(), 300)}; nothing more was cancelled, try again"
+            )
 
 
 def array_limit() -> int:
@@ -140,7 +142,7 @@ def submit(parameters: dict[str, Any], logs: Path, count: int, command: list[str
     try:
         executor.update_parameters(**parameters)
     except ValueError as error:
-        raise BadInput(f"hydra.launcher: {escaped(error, 300)}") from None
+        raise BadInput(f"hydra.launcher: {one_line(error, 300)}") from None
     why, pause = "", 1.0
     for left in range(retries, -1, -1):
         try:
@@ -150,14 +152,14 @@ def submit(parameters: dict[str, Any], logs: Path, count: int, command: list[str
         except (FailedJobError, FailedSubmissionError) as error:
             why = said(str(error))
             if not BUSY.search(why):
-                raise BadInput(f"sbatch refuses: {escaped(why, 300)}{which_cluster(why)}") from None
+                raise BadInput(f"sbatch refuses: {one_line(why, 300)}{which_cluster(why)}") from None
         except BadEnvironment as error:  # squeue is silent too, and without its answer nothing may be tried again
             why = str(error)
         if left:
-            print(f"sbatch: {escaped(why, 200)}; trying again in {pause:.0f} s ({left} left)", flush=True)
+            print(f"sbatch: {one_line(why, 200)}; trying again in {pause:.0f} s ({left} left)", flush=True)
             time.sleep(pause)
             pause = min(2 * pause, 30.0)
-    raise BadEnvironment(f"sbatch: {escaped(why, 300)}; the same command again submits what is missing")
+    raise BadEnvironment(f"sbatch: {one_line(why, 300)}; the same command again submits what is missing")
 
 
 @contextmanager
@@ -180,7 +182,7 @@ def which_cluster(why: str) -> str:
     file = os.environ.get("SLURM_CONF")
     if file is None:
         return "; SLURM_CONF isn't set: export what make slurm-up said"
-    return f"; SLURM_CONF={escaped(file)}{'' if os.path.exists(file) else ': no such file, is that cluster down?'}"
+    return f"; SLURM_CONF={one_line(file)}{'' if os.path.exists(file) else ': no such file, is that cluster down?'}"
 
 
 def said(text: str) -> str:

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from nanogpt.console import say
-from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.files import read_bytes, sync, write
 from nanogpt.provenance import GIT_STATE, git_state
 from nanogpt.redaction import redact_all
@@ -77,7 +77,7 @@ def put_in_place(partial: Path, place: Path) -> None:
         while os.path.lexists(aside):
             aside, number = place.with_name(f".bad-{place.name}-{number}"), number + 1
         place.rename(aside)
-        say(f"warning: {escaped(place)}: this copy of the code was damaged; it is made anew")
+        say(f"warning: {one_line(place)}: this copy of the code was damaged; it is made anew")
     try:
         partial.rename(place)
     except OSError:
@@ -96,6 +96,6 @@ def restore(place: Path) -> Path:
     if name_of(read_sources(ROOT)) == place.name:
         return snapshot(place.parent)
     raise BadEnvironment(
-        f"{escaped(place)}: the frozen code is damaged or gone, and the code has changed since; "
+        f"{one_line(place)}: the frozen code is damaged or gone, and the code has changed since; "
         "nanogpt resubmit takes the code as it is now"
     )

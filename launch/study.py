@@ -17,7 +17,7 @@ from cli.sweep_request import Sweep
 from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.folders import resolve_source
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import list_entries, modified
 from nanogpt.run_directory import locate, parts_of, resolve_all
 from nanogpt.run_identity import digits_of, earlier_digits
@@ -59,7 +59,7 @@ def study_of(sweep: Sweep[TrainConfig]) -> Study:
     points = resolved(sweep.points)
     path = find_folder(sweep, points[0].config)
     if (path / "config.json").exists():
-        raise BadInput(f"name={escaped(path.name)}: {escaped(path)} is a run, not a study; give another name")
+        raise BadInput(f"name={one_line(path.name)}: {one_line(path)} is a run, not a study; give another name")
     refuse_twins(sweep, [digits_of(point.config) for point in points])
     return Study(path, members_of(path, points))
 
@@ -183,8 +183,8 @@ def refuse_twins(sweep: Sweep[TrainConfig], signatures: list[str]) -> None:
         if one in first:
             texts = [" ".join(f"{k}={v}" for k, v in sweep.points[n].changes.items()) for n in (first[one], number)]
             raise BadInput(
-                f"-m: points {first[one] + 1} and {number + 1} are the same run: {escaped(texts[0])} and "
-                f"{escaped(texts[1])} give the same model, data and training"
+                f"-m: points {first[one] + 1} and {number + 1} are the same run: {one_line(texts[0])} and "
+                f"{one_line(texts[1])} give the same model, data and training"
             )
         first[one] = number
 
@@ -196,7 +196,7 @@ def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:
     if target is None:
         found = sorted(studies(Path(runs_dir)), key=lambda path: modified(path / RECORDS))
         if not found:
-            raise BadInput(f"runs_dir={escaped(runs_dir)}: nothing was submitted from here")
+            raise BadInput(f"runs_dir={one_line(runs_dir)}: nothing was submitted from here")
         return found[-1], None
     for path in (Path(target).resolve(), (Path(runs_dir) / target).resolve()):
         if (path / RECORDS).is_dir():
@@ -207,7 +207,7 @@ def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:
     if len(begun) == 1:  # a run's name without its signature
         return begun[0], None
     names = [path.name for path in studies(Path(runs_dir))]
-    raise BadInput(f"{escaped(target)}: not a study or run that was submitted{hint(Path(target).name, names)}")
+    raise BadInput(f"{one_line(target)}: not a study or run that was submitted{hint(Path(target).name, names)}")
 
 
 def studies(runs_dir: Path) -> Iterator[Path]:

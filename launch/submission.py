@@ -24,7 +24,7 @@ from launch.study import RECORDS, Member, Study
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.entry_names import number_of
-from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped
+from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, one_line
 from nanogpt.files import append, from_json, list_entries, locked, read_text, write, write_atomic
 from nanogpt.schema import Section
 
@@ -100,7 +100,7 @@ class Submission:
             if not all(is_point(point["run"], point["config"]) for point in points):
                 raise ValueError("a point is a run directory and a config")
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BadCheckpoint(f"{escaped(path)}: damaged: {escaped(error)}") from None
+            raise BadCheckpoint(f"{one_line(path)}: damaged: {one_line(error)}") from None
         return points
 
     @cached_property
@@ -189,9 +189,9 @@ def refuse_others(folder: Path) -> None:
     """Jobs run what is in here, so nobody else may write to it. Raises BadEnvironment."""
     about = folder.lstat()
     if about.st_uid != os.getuid():
-        raise BadEnvironment(f"{escaped(folder)}: belongs to another user (uid {about.st_uid})")
+        raise BadEnvironment(f"{one_line(folder)}: belongs to another user (uid {about.st_uid})")
     if not stat.S_ISDIR(about.st_mode) or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise BadEnvironment(f"{escaped(folder)}: must be a folder that only its owner can write to; chmod go-w it")
+        raise BadEnvironment(f"{one_line(folder)}: must be a folder that only its owner can write to; chmod go-w it")
 
 
 def create(study: Study, members: list[Member], facts: Facts) -> Submission:

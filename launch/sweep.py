@@ -29,7 +29,7 @@ from launch.watching import verdict, watch
 from nanogpt.config import TrainConfig
 from nanogpt.console import say
 from nanogpt.data.prepare import refuse_unprepared
-from nanogpt.errors import STOPPED, BadInput, escaped
+from nanogpt.errors import STOPPED, BadInput, one_line
 from nanogpt.run_directory import parts_of
 
 
@@ -40,7 +40,7 @@ def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> 
         say(f"sweep   {sweep.excluded} points left out by sweep.exclude")
     code = run_study(sweep, study, main)
     if code != STOPPED and not (sweep.points[0].config.dry_run or is_rank()):
-        say(f"\nnext:\n  nanogpt report {escaped(study.path)}")
+        say(f"\nnext:\n  nanogpt report {one_line(study.path)}")
     return code
 
 
@@ -87,7 +87,7 @@ def launch(study: Study, launcher: JobLauncher, settings: SweepConfig) -> int:
             if start := todo(members, before, settings):
                 hand_over(study, start, launcher, resources)
     if not launcher.wait:
-        say(f"nanogpt status {escaped(study.path)}")
+        say(f"nanogpt status {one_line(study.path)}")
         return 0
     sent = {run for submission in submissions(study.path) for run in submission.runs}
     runs = {member.run.resolve() for member in study.members}
@@ -122,7 +122,7 @@ def refuse_odd_paths(logs: Path) -> None:
     """Slurm replaces %j and its like in the names of logs, and reads a backslash as its own. Raises BadInput."""
     if re.search(r"[%\\\n\r]", str(logs)):
         raise BadInput(
-            f"{escaped(logs)}: Slurm can't write logs to a path with %, \\ or a line break; run it elsewhere"
+            f"{one_line(logs)}: Slurm can't write logs to a path with %, \\ or a line break; run it elsewhere"
         )
 
 
@@ -153,7 +153,7 @@ def hand_over(study: Study, members: list[Member], launcher: JobLauncher, resour
     )
     submission = create(study, [frozen(member) for member in members], facts)
     jobs = submit(study, submission, launcher, resources)
-    say(f"sent    {len(members)} points in {time.monotonic() - started:.1f} s: {jobs}; logs in {escaped(study.logs)}")
+    say(f"sent    {len(members)} points in {time.monotonic() - started:.1f} s: {jobs}; logs in {one_line(study.logs)}")
 
 
 def frozen(member: Member) -> Member:

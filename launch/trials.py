@@ -15,7 +15,7 @@ from cli.search_space import Space
 from launch.preview import goal_value, states
 from launch.study import Member, Study, digits_of, members_of
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.errors import BadCheckpoint, BadInput, escaped
+from nanogpt.errors import BadCheckpoint, BadInput, one_line
 from nanogpt.files import append, from_json, read_bytes, read_text, write_atomic
 from nanogpt.run_state import FAILED
 
@@ -76,7 +76,7 @@ class Record:
                 texts, digits = read(from_json(line))
             except (ValueError, TypeError, KeyError, AttributeError):
                 why = "isn't a trial; without this file the search begins anew, and its runs are still there"
-                raise BadCheckpoint(f"{escaped(self.path)}: line {number} {why}") from None
+                raise BadCheckpoint(f"{one_line(self.path)}: line {number} {why}") from None
             if on_axes(space, texts):
                 one = trial(self.study, space, number, texts)
                 found += [one] if {*one.digits} & {*digits} or not (one.digits or digits) else []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launch.status import Cluster, Point, points_of
 from nanogpt.console import Board, say, seconds, table
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.run_state import DONE, OPEN, WRONG
 
 ORDER = (*WRONG, *reversed(OPEN), "stopped", "new", *reversed(DONE))
@@ -26,18 +26,18 @@ def status_table(study: Path, points: list[Point], rows: int | None = None) -> s
     shown = points if rows is None else sorted(points, key=lambda point: ORDER.index(point.state))[:rows]
     cells = [
         (
-            escaped(point.run.name, 60),
+            one_line(point.run.name, 60),
             point.job or "-",
             point.state,
             f"{point.step}/{point.steps if point.steps is not None else '?'}",
             str(point.restarts),
             "-" if point.val is None else f"{point.val:.4f}",
             since(point),
-            escaped(point.why, 24),
+            one_line(point.why, 24),
         )
         for point in shown
     ]
-    title = f"{escaped(study)}: {summary(points)}"
+    title = f"{one_line(study)}: {summary(points)}"
     more = f"\n… and {len(points) - len(shown)} more" if len(points) > len(shown) else ""
     return table(title, ("run", "job", "state", "step", "restarts", "val", "updated", "why"), cells) + more
 
@@ -58,7 +58,7 @@ def watch(study: Path, pause: float, runs: set[Path] | None = None) -> int:
         while True:
             points = [point for point in points_of(study, Cluster()) if runs is None or point.run in runs]
             if len(points) < len(runs or {study}):
-                raise BadCheckpoint(f"{escaped(study)}: what was submitted is no longer noted there; was it deleted?")
+                raise BadCheckpoint(f"{one_line(study)}: what was submitted is no longer noted there; was it deleted?")
             tell_changes(points, before, board)
             board.show(status_table(study, points, ROWS))
             open_ = [p for p in points if p.state in OPEN or (p.state == "lost" and before.get(p.run) != "lost")]
@@ -68,7 +68,7 @@ def watch(study: Path, pause: float, runs: set[Path] | None = None) -> int:
             time.sleep(pause)
     except KeyboardInterrupt:
         board.close()
-        say(f"left; the jobs go on. nanogpt status {escaped(study)}; the same command watches again")
+        say(f"left; the jobs go on. nanogpt status {one_line(study)}; the same command watches again")
         return 130
     board.close()
     return verdict(study, points)
@@ -80,7 +80,7 @@ def tell_changes(points: list[Point], before: dict[Path, str], board: Board) -> 
         if before.get(point.run) != point.state:
             step = f" at step {point.step}" if point.step else ""
             board.note(
-                f"{escaped(point.run.name)}: {point.state}{step}{f': {escaped(point.why, 200)}' if point.why else ''}"
+                f"{one_line(point.run.name)}: {point.state}{step}{f': {one_line(point.why, 200)}' if point.why else ''}"
             )
 
 
@@ -91,9 +91,9 @@ def tell_wrong(points: list[Point]) -> None:
         if point.state in WRONG:
             groups.setdefault((point.state, point.why), []).append(point)
     for (state, why), (first, *others) in groups.items():
-        log = f"; log: {escaped(first.log)}" if first.log else ""
+        log = f"; log: {one_line(first.log)}" if first.log else ""
         more = f"; the same of {len(others)} more" if others else ""
-        say(f"{escaped(first.run.name)}: {state}: {escaped(why, 300)}{log}{more}")
+        say(f"{one_line(first.run.name)}: {state}: {one_line(why, 300)}{log}{more}")
 
 
 def verdict(study: Path, points: list[Point]) -> int:

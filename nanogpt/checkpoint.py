@@ -26,7 +26,7 @@ from typing_extensions import assert_never
 from nanogpt.comparability import best_step
 from nanogpt.data.shards import sha256
 from nanogpt.entry_names import HIDDEN_STEP, step_name, step_of
-from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, escaped
+from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, one_line
 from nanogpt.files import list_entries, read_json, sync, write
 from nanogpt.metrics_check import RowsRecord
 from nanogpt.safetensors_writer import write_tensors
@@ -105,8 +105,8 @@ class Checkpoints:
             self.mark.touch()
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            why = error.strerror or escaped(str(error), 200)
-            raise BadEnvironment(f"{escaped(final)}: can't be written: {why}; the older ones are intact") from None
+            why = error.strerror or one_line(str(error), 200)
+            raise BadEnvironment(f"{one_line(final)}: can't be written: {why}; the older ones are intact") from None
         shutil.rmtree(old, ignore_errors=True)
         self.prune()
         return final
@@ -155,7 +155,7 @@ class Checkpoints:
                 if self.steps() == before:
                     raise
         if loaded is None:
-            raise BadCheckpoint(f"{escaped(self.folder.parent)}: no checkpoint yet")
+            raise BadCheckpoint(f"{one_line(self.folder.parent)}: no checkpoint yet")
         return loaded
 
     def clean(self) -> None:
@@ -188,7 +188,7 @@ class Checkpoints:
             raise BadCheckpoint(f"no usable checkpoint: {reasons}; new_attempt=true starts another attempt")
         if self.mark.exists():
             raise BadCheckpoint(
-                f"{escaped(self.folder)}: its checkpoints are gone; new_attempt=true starts another attempt"
+                f"{one_line(self.folder)}: its checkpoints are gone; new_attempt=true starts another attempt"
             )
         return None, []
 
@@ -244,24 +244,26 @@ def verify(path: Path) -> Loaded:
     """Read a checkpoint and check all of it first. Raises BadCheckpoint naming the file that is wrong."""
     manifest = read_json(path / "manifest.json")
     if manifest.get("sha256") != digest_of(manifest):
-        raise BadCheckpoint(f"{escaped(path)}/manifest.json: corrupt, or of an earlier version: its digest isn't right")
+        raise BadCheckpoint(
+            f"{one_line(path)}/manifest.json: corrupt, or of an earlier version: its digest isn't right"
+        )
     version = manifest.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise TooNew(f"{escaped(path)}: written by format {version}, this program reads up to {FORMAT}; update it")
+        raise TooNew(f"{one_line(path)}: written by format {version}, this program reads up to {FORMAT}; update it")
     if version != FORMAT:
-        raise BadCheckpoint(f"{escaped(path)}: format {escaped(version)}, this program reads {FORMAT}")
+        raise BadCheckpoint(f"{one_line(path)}: format {one_line(version)}, this program reads {FORMAT}")
     files = manifest.get("files")
     expected = {f"{name}.safetensors" for name in PARTS} | {"state.json"}
     if not isinstance(files, dict) or set(files) != expected:
-        raise BadCheckpoint(f"{escaped(path)}/manifest.json: doesn't list {', '.join(sorted(expected))}")
+        raise BadCheckpoint(f"{one_line(path)}/manifest.json: doesn't list {', '.join(sorted(expected))}")
     if extra := {entry.name for entry in list_entries(path)} - expected - {"manifest.json"}:
-        raise BadCheckpoint(f"{escaped(path)}: holds {escaped(min(extra))}, which the manifest doesn't list")
+        raise BadCheckpoint(f"{one_line(path)}: holds {one_line(min(extra))}, which the manifest doesn't list")
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
         list(pool.map(verify_file, (path / str(name) for name in files), files.values()))
     try:
         model, optimizer = (load_file(path / f"{name}.safetensors") for name in PARTS)
     except Exception as error:  # safetensors raises its own
-        raise BadCheckpoint(f"{escaped(path)}: {escaped(error)}") from None
+        raise BadCheckpoint(f"{one_line(path)}: {one_line(error)}") from None
     return Loaded(path, model, optimizer, read_state(path / "state.json"))
 
 
@@ -272,8 +274,8 @@ def read_state(path: Path) -> dict[str, Any]:
         StateFile.model_validate(state)
     except ValidationError as error:
         wrong = error.errors()[0]
-        key = escaped(".".join(map(str, wrong["loc"])))
-        raise BadCheckpoint(f"{escaped(path)}: {key}: {escaped(wrong['msg'])}") from None
+        key = one_line(".".join(map(str, wrong["loc"])))
+        raise BadCheckpoint(f"{one_line(path)}: {key}: {one_line(wrong['msg'])}") from None
     return state
 
 
@@ -282,9 +284,9 @@ def verify_file(file: Path, entry: Any) -> None:
     try:
         size = file.stat().st_size
         if size != entry["bytes"]:
-            raise BadCheckpoint(f"{escaped(file)}: has {size} bytes, the manifest says {escaped(entry['bytes'])}")
+            raise BadCheckpoint(f"{one_line(file)}: has {size} bytes, the manifest says {one_line(entry['bytes'])}")
         if (digest := sha256(file)) != entry["sha256"]:
-            theirs = escaped(entry["sha256"])
-            raise BadCheckpoint(f"{escaped(file)}: corrupt, sha256 {digest[:12]}…, the manifest says {theirs[:12]}…")
+            theirs = one_line(entry["sha256"])
+            raise BadCheckpoint(f"{one_line(file)}: corrupt, sha256 {digest[:12]}…, the manifest says {theirs[:12]}…")
     except (OSError, BadData, KeyError, TypeError) as error:
-        raise BadCheckpoint(f"{escaped(file)}: {escaped(error)}") from None
+        raise BadCheckpoint(f"{one_line(file)}: {one_line(error)}") from None

@@ -38,7 +38,7 @@ def amount(number: float, billion: str = "B") -> str:
     return f"{number:.3g}"
 
 
-def visible(line: str) -> str:
+def escape_control_chars(line: str) -> str:
     """A line without power over the terminal: control characters are written as escapes."""
     return "".join(c if c.isprintable() or c in "\t\ufffd" else ascii(c)[1:-1] for c in line)
 

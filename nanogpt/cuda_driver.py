@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 
 OLDEST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 """By CUDA's major version, the first Linux driver that runs it (CUDA Toolkit release notes, "CUDA Driver")."""
@@ -39,5 +39,5 @@ def explain_no_cuda() -> str:
         other = f", or a torch for CUDA {driver[0]}: {index}" if driver[0] in WHEELS else ""
         return f"the driver runs CUDA {runs} at most, and torch {torch.__version__} needs {built}: {newer}{other}"
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return f"CUDA_VISIBLE_DEVICES={escaped(visible)} names no GPU that is here; nvidia-smi -L lists them"
+        return f"CUDA_VISIBLE_DEVICES={one_line(visible)} names no GPU that is here; nvidia-smi -L lists them"
     return f"the driver runs CUDA {runs}, but torch, for {built}, finds no GPU; nvidia-smi says what the driver sees"

@@ -8,9 +8,9 @@ import re
 import traceback
 from dataclasses import dataclass
 
-from nanogpt.errors import GPU_FAILED, BadEnvironment, LabError, PeerLost, escaped
+from nanogpt.errors import GPU_FAILED, BadEnvironment, LabError, PeerLost, one_line
 from nanogpt.redaction import redact
-from nanogpt.saved_text import keep_text
+from nanogpt.saved_text import save_text
 
 COLLECTIVE = re.compile(r"gloo|nccl|connection|c10d|process ?group|socket|tcp ?store", re.IGNORECASE)
 CUDA = re.compile(
@@ -84,9 +84,9 @@ def first_words(text: str) -> str:
     text = STACK.split(text)[0]
     lines = [PLACE.sub("", line.strip()) for line in text.splitlines() if line.strip()] or [""]
     if last := re.search(r"Last error:\s*(\S.*)", text):
-        return escaped(last[1], 300)
+        return one_line(last[1], 300)
     usual = next((line for line in lines if re.match(r"nccl[A-Z]\w+: ", line)), lines[0])
-    return escaped(PLACE.sub("", usual), 300)
+    return one_line(PLACE.sub("", usual), 300)
 
 
 def find_known(text: str, *known: Known) -> Known | None:
@@ -99,7 +99,7 @@ def say_more(error: BaseException, library: str) -> str:
     """Return the end of an error's line: the variable that tells more, and the file with all of the text."""
     text = redact("".join(traceback.format_exception(error)))
     try:
-        where = f"; all of it: {escaped(keep_text(library, text), 400)}"
+        where = f"; all of it: {one_line(save_text(library, text), 400)}"
     except (OSError, RuntimeError):  # a full disk; no home folder
         where = ""
     return f"{MORE[library]} says more{where}"
@@ -133,5 +133,5 @@ def as_group_error(error: BaseException, connecting: bool, lost: PeerLost) -> La
         return BadEnvironment(f"{library}: {said}; {known.remedy}; {more}")
     what = "could not connect to the other ranks" if connecting else str(lost)
     found = PeerLost(f"{what}; {library}: {said}; {more}")
-    found.told = lost.told and not connecting
+    found.reported_elsewhere = lost.reported_elsewhere and not connecting
     return found

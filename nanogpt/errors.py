@@ -18,11 +18,11 @@ class LabError(Exception):
     """A foreseen failure with a message for a person, always one printable line."""
 
     exit_code = 1
-    told = False
+    reported_elsewhere = False
     """Whether another rank tells the user."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(escaped(message, 2000))
+        super().__init__(one_line(message, 2000))
 
 
 class BadInput(LabError):
@@ -67,15 +67,15 @@ class Locked(LabError):
     exit_code = 75
 
 
-def error_of(exit_code: int, message: str) -> LabError:
+def error_from_exit_code(exit_code: int, message: str) -> LabError:
     """The error another rank had, and tells, so that this one ends in the same way."""
     kinds = {kind.exit_code: kind for kind in LabError.__subclasses__()}
     error = kinds.get(exit_code, LabError)(message)
-    error.told = True
+    error.reported_elsewhere = True
     return error
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str | None:
+def find_nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name that `name` was probably meant to be, or None.
 
     A key with the same last part, or the one nanoGPT calls so, comes first: `lr`, `learning_rate` find `optimizer.lr`.
@@ -120,7 +120,7 @@ ALIASES = {  # what nanoGPT and other trainers call our keys
 }
 
 
-def escaped(text: object, limit: int = 80) -> str:
+def one_line(text: object, limit: int = 80) -> str:
     """Return `text` on one line, secrets hidden, control characters visible, cut to `limit` unless it is a path."""
     plain = redact(str(text))
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in plain)
@@ -129,7 +129,7 @@ def escaped(text: object, limit: int = 80) -> str:
 
 def hint(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message: `; did you mean 'x'?`, or nothing when no name is near."""
-    near = nearest(name, allowed)
+    near = find_nearest(name, allowed)
     unit = UNITS.get(name.rpartition(".")[2], "") if near else ""
     return f"; did you mean '{near}'{unit}?" if near else ""
 

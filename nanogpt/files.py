@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 
 
 def sync(path: Path) -> None:
@@ -147,7 +147,7 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"has the key {escaped(repeated)} twice")
+        raise ValueError(f"has the key {one_line(repeated)} twice")
     return found
 
 
@@ -156,11 +156,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value: object = read_json_bytes(path)
     except FileNotFoundError:
-        raise BadCheckpoint(f"{escaped(path)}: missing") from None
+        raise BadCheckpoint(f"{one_line(path)}: missing") from None
     except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{escaped(path)}: {escaped(error)}") from None
+        raise BadCheckpoint(f"{one_line(path)}: {one_line(error)}") from None
     if not isinstance(value, dict):
-        raise BadCheckpoint(f"{escaped(path)}: not a JSON object")
+        raise BadCheckpoint(f"{one_line(path)}: not a JSON object")
     return {str(name): entry for name, entry in value.items()}
 
 

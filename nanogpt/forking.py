@@ -10,7 +10,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import Checkpoints, verify
 from nanogpt.config import TrainConfig
 from nanogpt.entry_names import sample_step, step_name, step_of
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.files import list_entries, sync
 from nanogpt.run_identity import read_starts
 from nanogpt.tracking.origin import Origin, Parent, id_of, new_id, place_origin
@@ -27,10 +27,10 @@ def check_fork(parent: TrainConfig, config: TrainConfig, path: Path) -> None:
         key for key in now if key in NEEDED or (key.startswith(("model.", "parametrization.")) and key not in HARMLESS)
     ]
     wrong = [
-        f"{key} (was {escaped(before[key])}, now {escaped(now[key])})" for key in needed if before[key] != now[key]
+        f"{key} (was {one_line(before[key])}, now {one_line(now[key])})" for key in needed if before[key] != now[key]
     ]
     if wrong:
-        raise BadCheckpoint(f"{escaped(path)}: its checkpoint can't be used with other values: {', '.join(wrong)}")
+        raise BadCheckpoint(f"{one_line(path)}: its checkpoint can't be used with other values: {', '.join(wrong)}")
 
 
 def copy_parent(parent: Path, source: Path, path: Path) -> Origin:
@@ -55,7 +55,7 @@ def copy_parent(parent: Path, source: Path, path: Path) -> Origin:
         for file in partial.iterdir():
             sync(file)
     except (FileNotFoundError, shutil.Error):  # the parent trains, and has removed it meanwhile
-        raise BadCheckpoint(f"{escaped(source)}: changed while it was copied; the same command tries again") from None
+        raise BadCheckpoint(f"{one_line(source)}: changed while it was copied; the same command tries again") from None
     os.replace(partial, folder / source.name)
     sync(folder)
     Checkpoints(folder).mark.touch()
@@ -69,9 +69,9 @@ def choose_checkpoint(parent: Path, step: int | None) -> Path:
     if step is None:
         loaded, _ = checkpoints.newest()
         if loaded is None:
-            raise BadCheckpoint(f"{escaped(parent)}: no checkpoint yet, so there is nothing to fork")
+            raise BadCheckpoint(f"{one_line(parent)}: no checkpoint yet, so there is nothing to fork")
         return loaded.path
     if step not in checkpoints.steps():
         there = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise BadCheckpoint(f"resume.step={step}: {escaped(parent)} has no checkpoint of this step; there: {there}")
+        raise BadCheckpoint(f"resume.step={step}: {one_line(parent)} has no checkpoint of this step; there: {there}")
     return verify(checkpoints.path(step)).path

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nanogpt.distributed.env import STORE, Place, started_by_slurm
-from nanogpt.errors import BadEnvironment, BadInput, escaped
+from nanogpt.errors import BadEnvironment, BadInput, one_line
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 Facts = Mapping[str, Any]
@@ -126,7 +126,7 @@ def explain_sharing(seen: list[list[str]], rank: int, place: Place, section: str
     ranks = [number for number, gpus in enumerate(seen) if mine & set(gpus)]
     count = len({gpu for number in ranks for gpu in seen[number]})
     gpus = f"{count} GPU{'s' if count > 1 else ''}"
-    named = f" ({VISIBLE}={escaped(os.environ[VISIBLE])})" if VISIBLE in os.environ else ""
+    named = f" ({VISIBLE}={one_line(os.environ[VISIBLE])})" if VISIBLE in os.environ else ""
     if STORE in os.environ:
         return BadInput(f"{section}devices={place.local_world}: this machine has {gpus}{named}")
     if started_by_slurm(os.environ):

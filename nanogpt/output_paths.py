@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from nanogpt.errors import BadEnvironment, BadInput, escaped
+from nanogpt.errors import BadEnvironment, BadInput, one_line
 
 
 def check_output_file(key: str, given: str | None, links: bool = True) -> None:
@@ -14,14 +14,14 @@ def check_output_file(key: str, given: str | None, links: bool = True) -> None:
     """
     if given is None:
         return
-    what = f"{key}={escaped(given, 200)}"
+    what = f"{key}={one_line(given, 200)}"
     try:
         path = Path(os.path.realpath(given) if links else given)
         mode = path.lstat().st_mode if os.path.lexists(path) else None
     except (OSError, ValueError) as error:  # too long, with a NUL, a circle of links
-        raise BadInput(f"{what}: not a path of a file: {escaped(error)}") from None
+        raise BadInput(f"{what}: not a path of a file: {one_line(error)}") from None
     if given in ("", ".", "..") or given.endswith(("/", "/.", "/..")) or (mode and stat.S_ISDIR(mode)):
-        raise BadInput(f"{what}: a folder; name a file, e.g. {key}={escaped(Path(given) / 'results')}")
+        raise BadInput(f"{what}: a folder; name a file, e.g. {key}={one_line(Path(given) / 'results')}")
     if mode is None:
         check_can_be_made(what, path)
     elif stat.S_ISLNK(mode) or not (stat.S_ISREG(mode) or given.startswith("/dev/")):
@@ -37,14 +37,14 @@ def check_output_folder(key: str, given: str | Path | None) -> None:
     """
     if given is None:
         return
-    what = f"{key}={escaped(given, 200)}"
+    what = f"{key}={one_line(given, 200)}"
     try:
         path = Path(os.path.realpath(given))
         there = os.path.lexists(path)
         if not str(given) or (there and not path.is_dir()):
             raise BadInput(f"{what}: not a folder")
     except (OSError, ValueError) as error:
-        raise BadInput(f"{what}: not a path of a folder: {escaped(error)}") from None
+        raise BadInput(f"{what}: not a path of a folder: {one_line(error)}") from None
     check_can_be_made(what, path / "file")
 
 
@@ -54,6 +54,6 @@ def check_can_be_made(what: str, path: Path) -> None:
         raise BadInput(f"{what}: the name is too long")
     folder = next(parent for parent in path.parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise BadInput(f"{what}: {escaped(folder)} is not a folder")
+        raise BadInput(f"{what}: {one_line(folder)} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadEnvironment(f"{what}: nothing can be written in {escaped(folder)}: permission denied")
+        raise BadEnvironment(f"{what}: nothing can be written in {one_line(folder)}: permission denied")

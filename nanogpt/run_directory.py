@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.entry_names import ATTEMPT, step_of
-from nanogpt.errors import BadCheckpoint, BadInput, Locked, escaped, hint
+from nanogpt.errors import BadCheckpoint, BadInput, Locked, hint, one_line
 from nanogpt.files import (
     list_entries,
     locked,
@@ -159,7 +159,7 @@ def check_attempt(folder: Path, names: Sequence[str], name: str, number: int) ->
     if number > 1 and not {nth(name, number), nth(name, number - 1)} & set(names):
         latest = attempt(name, names, False)
         have = f"the latest is {latest}" if latest in names else "there is none yet"
-        raise BadInput(f"attempt={number}: no such attempt in {escaped(folder)}, nor the one before it; {have}")
+        raise BadInput(f"attempt={number}: no such attempt in {one_line(folder)}, nor the one before it; {have}")
 
 
 def attempt(name: str, names: Iterable[str], fresh: bool) -> str:
@@ -203,12 +203,12 @@ def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
         forking.check_fork(parent.config(), config, parent.path)
         source = forking.choose_checkpoint(parent.path, config.resume.step)
     if path.is_symlink() and not (path / "config.json").exists():
-        raise BadCheckpoint(f"{escaped(path)}: is a link, but to no run directory; remove it, or give another name")
+        raise BadCheckpoint(f"{one_line(path)}: is a link, but to no run directory; remove it, or give another name")
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / ".lock", wait=False) as mine:
         run = RunDirectory(path, config.checkpoint.keep, config.checkpoint.keep_every)
         if not mine:
-            raise Locked(f"{escaped(path)}: {owner(path)} is training here")
+            raise Locked(f"{one_line(path)}: {owner(path)} is training here")
         write_owner(path)
         if (path / "config.json").exists():
             run.changes = accepted_changes(run, config)
@@ -243,13 +243,13 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
         if "data" in allowed:
             refused = [key for key in refused if not key.startswith("data.")]
         if refused:
-            what = ", ".join(f"{key} (was {escaped(before[key])}, now {escaped(now[key])})" for key in refused)
+            what = ", ".join(f"{key} (was {one_line(before[key])}, now {one_line(now[key])})" for key in refused)
             remedy = (
                 "another model, data set or seed is another run: leave out resume.run"
                 if kind == "fixed"
                 else f"resume.allow_change=[{','.join(refused)}] goes on with them"
             )
-            raise BadCheckpoint(f"{escaped(run.path)}: was made with other values: {what}; {remedy}")
+            raise BadCheckpoint(f"{one_line(run.path)}: was made with other values: {what}; {remedy}")
     return [
         f"{key}: {before[key]} -> {now[key]}"
         for key in changed
@@ -268,8 +268,8 @@ def owner(path: Path) -> str:
     """`process 17 on node3 (job 5) since 2026-01-02 10:00:00`, or what of it is known."""
     try:
         facts = read_json_bytes(path / ".lock")
-        job = f" (job {escaped(facts['job'])})" if facts["job"] else ""
-        return f"process {int(facts['pid'])} on {escaped(facts['host'])}{job}, since {escaped(facts['since'])},"
+        job = f" (job {one_line(facts['job'])})" if facts["job"] else ""
+        return f"process {int(facts['pid'])} on {one_line(facts['host'])}{job}, since {one_line(facts['since'])},"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
@@ -281,7 +281,7 @@ def find(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
         runs = [RunDirectory(path.parent) for path in folder.glob("**/config.json")]
         if not runs:
             raise BadInput(
-                f"run=null: no run under {escaped(Path(runs_dir).absolute())}; train one first: python train.py"
+                f"run=null: no run under {one_line(Path(runs_dir).absolute())}; train one first: python train.py"
             )
         return max(runs, key=lambda one: (bool(one.checkpoints.steps()), newest_change(one.path)))
     for path in (Path(run), folder / run):
@@ -291,9 +291,9 @@ def find(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
         path for study in (run, folder / run) if os.path.isdir(study) for path in Path(study).glob("*/config.json")
     ]
     if inside:
-        raise BadInput(f"{key}={escaped(run)}: a folder of runs; name one of them, e.g. {escaped(inside[0].parent)}")
+        raise BadInput(f"{key}={one_line(run)}: a folder of runs; name one of them, e.g. {one_line(inside[0].parent)}")
     names = [path.parent.name for path in folder.glob("*/config.json")]
-    raise BadInput(f"{key}={escaped(run)}: not a run directory{hint(Path(run).name, names)}")
+    raise BadInput(f"{key}={one_line(run)}: not a run directory{hint(Path(run).name, names)}")
 
 
 def newest_change(path: Path) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGES = ("nanogpt-lab", "torch", "hydra-core", "pydantic", "numpy")
 
 
-def keep_text(about: str, text: str) -> Path:
+def save_text(about: str, text: str) -> Path:
     """Write versions and `text` to a new file that only the user can read. Raises OSError, RuntimeError.
 
     Neither the command line nor the environment is in it: they may hold secrets.

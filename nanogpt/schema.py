@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from nanogpt.errors import BadCheckpoint, BadInput, escaped, hint
+from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
 from nanogpt.field_values import allowed, choices_of
 from nanogpt.files import read_json_bytes
 
@@ -107,8 +107,8 @@ def unknown_key(fields: Iterable[tuple[str, FieldInfo]], key: str, known: Iterab
     for name, field in fields:
         parent, dot, _ = name.rpartition(".")
         if (was := former_name(field)) and f"{parent}{dot}{was}" == key:
-            return f"{escaped(key)}: was renamed to {name}"
-    return f"{escaped(key)}: no such {what}{hint(key, known)}"
+            return f"{one_line(key)}: was renamed to {name}"
+    return f"{one_line(key)}: no such {what}{hint(key, known)}"
 
 
 def refuse(key: str, value: object, why: str) -> PydanticCustomError:
@@ -156,11 +156,11 @@ def read(schema: type[Config], path: Path) -> Config:
     try:
         return from_stored(schema, read_json_bytes(path))
     except FileNotFoundError:
-        raise BadCheckpoint(f"{escaped(path)}: not found; is {escaped(path.parent)} a run directory?") from None
+        raise BadCheckpoint(f"{one_line(path)}: not found; is {one_line(path.parent)} a run directory?") from None
     except OSError as error:
-        raise BadCheckpoint(f"{escaped(path)}: can't be read: {error.strerror}") from None
+        raise BadCheckpoint(f"{one_line(path)}: can't be read: {error.strerror}") from None
     except (ValueError, TypeError, RecursionError, BadInput) as error:
-        raise BadCheckpoint(f"{escaped(path)}: not a valid config: {escaped(error)}") from None
+        raise BadCheckpoint(f"{one_line(path)}: not a valid config: {one_line(error)}") from None
 
 
 def from_stored(schema: type[Config], values: Any) -> Config:
@@ -262,7 +262,7 @@ def is_whole(value: object) -> bool:
 
 def shown(key: str, value: object) -> str:
     """`key=value` as a person would type it."""
-    return f"{escaped(key)}={escaped('null' if value is None else value)}"
+    return f"{one_line(key)}={one_line('null' if value is None else value)}"
 
 
 def science(section: BaseModel) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import assert_never
 
-from nanogpt.errors import BadData, BadEnvironment, BadInput, escaped
+from nanogpt.errors import BadData, BadEnvironment, BadInput, one_line
 from nanogpt.files import read_json_bytes
 
 Kind = Literal["char", "byte", "bpe", "gpt2"]
@@ -152,7 +152,7 @@ class GPT2Tokenizer:
         except Exception as error:  # tiktoken raises whatever its download raises
             raise BadEnvironment(
                 "GPT-2's tokenizer files are not here and can't be downloaded "
-                f"({escaped(type(error).__name__)}); set TIKTOKEN_CACHE_DIR to a folder that has them"
+                f"({one_line(type(error).__name__)}); set TIKTOKEN_CACHE_DIR to a folder that has them"
             ) from None
         end: int = self.inner.eot_token
         self.end_of_text: int | None = end
@@ -194,10 +194,10 @@ def from_spec(spec: dict[str, Any]) -> Tokenizer:
         try:
             return BPETokenizer(json.dumps(spec["tokenizers"]))
         except Exception as error:  # tokenizers raises plain Exception
-            raise BadData(f"not a BPE tokenizer: {escaped(error)}") from None
+            raise BadData(f"not a BPE tokenizer: {one_line(error)}") from None
     if kind in ("byte", "gpt2"):
         return build(kind, [])
-    raise BadData(f"not a tokenizer of kind char, byte, bpe or gpt2 (kind {escaped(kind)!r})")
+    raise BadData(f"not a tokenizer of kind char, byte, bpe or gpt2 (kind {one_line(kind)!r})")
 
 
 def to_json(tokenizer: Tokenizer) -> str:
@@ -211,13 +211,13 @@ def load(folder: Path) -> Tokenizer:
     try:
         spec: object = read_json_bytes(path)
     except (OSError, ValueError) as error:
-        raise BadData(f"{escaped(path)}: can't be read as JSON: {escaped(error)}") from None
+        raise BadData(f"{one_line(path)}: can't be read as JSON: {one_line(error)}") from None
     if not isinstance(spec, dict):
-        raise BadData(f"{escaped(path)}: not a tokenizer")
+        raise BadData(f"{one_line(path)}: not a tokenizer")
     try:
         return from_spec({str(key): value for key, value in spec.items()})
     except BadData as error:
-        raise BadData(f"{escaped(path)}: {error}") from None
+        raise BadData(f"{one_line(path)}: {error}") from None
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from nanogpt.config import Attention, HardwareConfig
 from nanogpt.distributed.env import Place, place_from
-from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.errors import BadEnvironment, one_line
 
 OLDEST_CAPABILITY = (7, 0)  # of a GPU that Triton compiles for
 NETWORK = re.compile(
@@ -55,10 +55,10 @@ def find_missing(device: torch.device) -> str:
             found.append(f"no C compiler ({os.environ.get('CC') or 'gcc, clang'}): apt install gcc, or set CC")
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
-        found.append(f"no C++ compiler ({escaped(compiler)}): apt install g++, or set CXX")
+        found.append(f"no C++ compiler ({one_line(compiler)}): apt install g++, or set CXX")
     if not has_python_header():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        where = escaped(Path(sysconfig.get_paths()["include"]))
+        where = one_line(Path(sysconfig.get_paths()["include"]))
         found.append(f"no Python.h in {where}: apt install python{version}-dev, dnf install python{version}-devel")
     return "; ".join(found)
 
@@ -68,9 +68,9 @@ def check_triton() -> list[str]:
     try:
         importlib.import_module("triton")
     except ImportError as error:
-        return [f"no Triton: pip install triton ({escaped(error)})"]
+        return [f"no Triton: pip install triton ({one_line(error)})"]
     except Exception as error:  # a broken installation may raise anything
-        return [f"Triton can't be imported: {type(error).__name__}: {escaped(error)}"]
+        return [f"Triton can't be imported: {type(error).__name__}: {one_line(error)}"]
     return []
 
 

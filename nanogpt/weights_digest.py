@@ -9,7 +9,7 @@ from pathlib import Path
 from nanogpt.config import TrainConfig
 from nanogpt.data.content import Memory
 from nanogpt.entry_names import step_name
-from nanogpt.errors import BadCheckpoint, LabError, escaped
+from nanogpt.errors import BadCheckpoint, LabError, one_line
 from nanogpt.files import modified, read_json
 
 TENSORS = "model.safetensors"
@@ -43,7 +43,7 @@ def run_digest(path: Path) -> str:
     checkpoints = Checkpoints(path / "checkpoints")
     step = checkpoints.best_step() or max(checkpoints.steps(), default=None)
     if step is None:
-        raise BadCheckpoint(f"{escaped(path)}: no checkpoint yet")
+        raise BadCheckpoint(f"{one_line(path)}: no checkpoint yet")
     return str(read_json(checkpoints.folder / step_name(step) / "manifest.json")["files"][TENSORS]["sha256"])
 
 
@@ -74,6 +74,6 @@ def check_weights(config: TrainConfig) -> None:
     """Raise BadCheckpoint if init_from holds other weights than `init_from_sha256` says."""
     if config.init_from_sha256 is not None and weights_digest(config) not in (None, config.init_from_sha256):
         raise BadCheckpoint(
-            f"init_from={escaped(config.init_from)}: holds other weights now than init_from_sha256="
+            f"init_from={one_line(config.init_from)}: holds other weights now than init_from_sha256="
             f"{config.init_from_sha256[:12]}…, with which this run began; the same command without it is another run"
         )

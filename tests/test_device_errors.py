@@ -56,7 +56,7 @@ def two_ranks(rank: int = 0) -> ProcessGroup:
 )
 def test_what_a_library_says_before_the_first_step(text: str, code: int, words: str, state: Path) -> None:
     error = two_ranks().explain(RuntimeError(text), 0)
-    assert isinstance(error, LabError) and error.exit_code == code and not error.told
+    assert isinstance(error, LabError) and error.exit_code == code and not error.reported_elsewhere
     assert re.search(words, str(error)) and "Exception raised" not in str(error) and ".cc" not in str(error)
     kept = Path(str(error).rpartition("all of it: ")[2])
     assert kept.parent == state / "nanogpt-lab" and "Exception raised from checkNCCL" in kept.read_text()

@@ -9,7 +9,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.comparability import compare_measurements
 from nanogpt.config import ModelConfig
 from nanogpt.console import say
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 from nanogpt.estimates.flops import flops_per_token, parameter_counts
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement
@@ -35,24 +35,24 @@ def finished_runs(pattern: str) -> list[Trained]:
     """The finished runs among the folders that a glob names; the others are told about. Raises BadInput."""
     folders = [Path(path) for path in sorted(glob.glob(pattern)) if (Path(path) / "config.json").exists()]
     if not folders:
-        raise BadInput(f"runs={escaped(pattern)}: no run directory; train some first, see --help")
+        raise BadInput(f"runs={one_line(pattern)}: no run directory; train some first, see --help")
     runs: list[Trained] = []
     found: list[Measurement] = []
     for folder in folders:
         run = RunDirectory(folder)
         if run.status().get("state") != "finished":
-            say(f"left out: {escaped(folder)} isn't finished")
+            say(f"left out: {one_line(folder)} isn't finished")
             continue
         one, measurement, trouble = read(run)
         if trouble and trouble.diverged:
-            say(f"left out: {escaped(folder)}: {trouble.words}")
+            say(f"left out: {one_line(folder)}: {trouble.words}")
             continue
         runs.append(one)
         found.append(measurement)
     verdict = compare_measurements(found)
     if verdict.unit != "nats":
-        why = f"their losses in nats per token are not comparable, because {escaped(verdict.reason, 500)}"
-        raise BadInput(f"runs={escaped(pattern)}: {why}; name runs that were measured on the same")
+        why = f"their losses in nats per token are not comparable, because {one_line(verdict.reason, 500)}"
+        raise BadInput(f"runs={one_line(pattern)}: {why}; name runs that were measured on the same")
     return runs
 
 
@@ -61,7 +61,7 @@ def read(run: RunDirectory) -> tuple[Trained, Measurement, Trouble | None]:
     model, config = model_of(run), run.config()
     every = [row for row in read_rows(run.path / "metrics.jsonl") if "val_loss" in row]
     if not every:
-        raise BadInput(f"runs: {escaped(run.path)} has no validation loss in metrics.jsonl")
+        raise BadInput(f"runs: {one_line(run.path)} has no validation loss in metrics.jsonl")
     rows, measurement, _ = last_measured(every, config, run.starts(), run.path)
     tokens, lowest = max(row["tokens"] for row in rows), min(row["val_loss"] for row in rows)
     trouble = find_trouble(rows[-1]["val_loss"], lowest, model.vocab_size, rows[-1].get("train_loss"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from cli.entry import exit_on_error
 from launch.slurm_sandbox.cluster import Cluster
 from launch.slurm_sandbox.packages import become_root
-from nanogpt.errors import BadInput, escaped, hint
+from nanogpt.errors import BadInput, hint, one_line
 
 ACTIONS = ("up", "status", "down")
 
@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
     allowed = (*ACTIONS, "--wipe")
     for word in words:
         if word not in allowed:
-            raise BadInput(f"{escaped(word)}: not one of {' '.join(allowed)}{hint(word, allowed)}")
+            raise BadInput(f"{one_line(word)}: not one of {' '.join(allowed)}{hint(word, allowed)}")
     actions = [word for word in words if word in ACTIONS]
     if len(actions) != 1 or ("--wipe" in words and actions != ["down"]):
         raise BadInput(f"python -m launch.slurm_sandbox: one of {' '.join(ACTIONS)}; --wipe goes with down")

@@ -15,7 +15,7 @@ from launch.slurm_sandbox import parts
 from launch.slurm_sandbox.daemons import Daemon, ask, free, kill_all, namespace, processes, wait_until, with_environment
 from launch.slurm_sandbox.packages import install, need_root
 from launch.slurm_sandbox.parts import CLUSTER_NAME, DEVICES, KILL_WAIT, MARK, SERVERS, slurm_conf, write_files
-from nanogpt.errors import BadEnvironment, BadInput, escaped
+from nanogpt.errors import BadEnvironment, BadInput, one_line
 from nanogpt.files import locked
 
 PORT, STEP, RANGES = 26800, 20, 50  # the first port, and the distance and number of the ranges that are tried
@@ -44,7 +44,7 @@ class Cluster:
             raise BadInput(f"nodes={self.nodes}, gpus={self.gpus}: 1 to {STEP - 2} nodes, 0 to {len(DEVICES)} GPUs")
         if not re.fullmatch(r"/[\w./+-]{1,79}", str(self.root), re.ASCII):
             allowed = "absolute, at most 80 characters, only letters, digits and ./+-_"
-            raise BadInput(f"{escaped(self.root)}: a cluster's folder is named so: {allowed}")
+            raise BadInput(f"{one_line(self.root)}: a cluster's folder is named so: {allowed}")
 
     @property
     def conf(self) -> Path:
@@ -138,7 +138,7 @@ class Cluster:
     def checked(self, node: str) -> str:
         """The name of a node that exists."""
         if node not in (names := self.node_names()):
-            raise BadInput(f"node {escaped(node)}: this cluster has {' '.join(names)}")
+            raise BadInput(f"node {one_line(node)}: this cluster has {' '.join(names)}")
         return node
 
     def daemon(self, name: str) -> Daemon:

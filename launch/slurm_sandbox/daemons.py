@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.errors import BadEnvironment, one_line
 
 POLL = 0.05  # seconds between looks
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
@@ -62,7 +62,7 @@ class Daemon:
             raise
         kill_all(self.alive)
         said = output.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise BadEnvironment(f"{self.name} doesn't start: {escaped(said[0], 300)}; more in {self.folder.parent}")
+        raise BadEnvironment(f"{self.name} doesn't start: {one_line(said[0], 300)}; more in {self.folder.parent}")
 
     def launch(self, output: Path, seconds: float) -> int | None:
         """Run the command until it has gone to the background. Returns its exit code, None after `seconds`."""
@@ -164,7 +164,7 @@ def ask(command: Sequence[str], environment: Mapping[str, str], seconds: float =
         raise BadEnvironment(f"{command[0]}: no answer within {seconds:.0f} s") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise BadEnvironment(f"{command[0]}: {escaped(said[0], 300)}")
+        raise BadEnvironment(f"{command[0]}: {one_line(said[0], 300)}")
     return done.stdout
 
 

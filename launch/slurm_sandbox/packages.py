@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cli.entry import exit_on_error
 from launch.slurm_sandbox.daemons import ask, found, surroundings
-from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.errors import BadEnvironment, one_line
 
 PACKAGES = {  # package -> a program of it that is needed
     "slurmctld": "slurmctld",
@@ -54,7 +54,7 @@ def install(accounting: bool) -> None:
         if apt("install", *wanted) is not None:
             apt("update")
             if said := apt("install", *wanted):
-                raise BadEnvironment(f"apt-get can't install Slurm: {escaped(said, 300)}")
+                raise BadEnvironment(f"apt-get can't install Slurm: {one_line(said, 300)}")
     if lacking := missing(wanted):
         raise BadEnvironment(f"no {' and no '.join(lacking)}, even after: apt-get install {names}")
 

@@ -21,7 +21,7 @@ from nanogpt.benchmark.ours import Batches, Generator, Trainer
 from nanogpt.config import ModelConfig
 from nanogpt.config.bench import NANOGPT
 from nanogpt.device import DTYPES, Compute
-from nanogpt.errors import BadEnvironment, BadInput, escaped
+from nanogpt.errors import BadEnvironment, BadInput, one_line
 from nanogpt.interop.export_config import require, require_nanogpt, to_hf
 from nanogpt.training.step import Phase
 
@@ -40,13 +40,13 @@ def refuse_rival(program: str, model: ModelConfig) -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(
-            f"against={escaped(program, 200)}: {path.name}: {error.strerror}; allowed: nanoGPT's folder"
+            f"against={one_line(program, 200)}: {path.name}: {error.strerror}; allowed: nanoGPT's folder"
         ) from None
     except (SyntaxError, ValueError):
-        raise BadInput(f"against={escaped(program, 200)}: {path.name} is not Python") from None
+        raise BadInput(f"against={one_line(program, 200)}: {path.name} is not Python") from None
     missing = {"GPT", "GPTConfig"} - {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     if missing:
-        raise BadInput(f"against={escaped(program, 200)}: {path.name} has no {' and no '.join(sorted(missing))}")
+        raise BadInput(f"against={one_line(program, 200)}: {path.name} has no {' and no '.join(sorted(missing))}")
     require_nanogpt(model)
 
 

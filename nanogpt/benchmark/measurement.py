@@ -10,7 +10,7 @@ from pydantic import Field
 import nanogpt
 from nanogpt.config import BenchConfig
 from nanogpt.config.bench import What
-from nanogpt.errors import BadEnvironment, BadInput, LabError, error_of, escaped
+from nanogpt.errors import BadEnvironment, BadInput, LabError, error_from_exit_code, one_line
 from nanogpt.schema import Section
 
 OURS = "nanogpt-lab"
@@ -62,13 +62,13 @@ def explained(work: Work, code: int, lines: list[str]) -> LabError:
     """The error for a process that ended with `code` and these last words."""
     last = lines[-1] if lines else "no message"
     if last.startswith("error: "):
-        error = error_of(code, last.removeprefix("error: "))
-        error.told = False  # its words came to us alone
+        error = error_from_exit_code(code, last.removeprefix("error: "))
+        error.reported_elsewhere = False  # its words came to us alone
         return error
-    name = "bench.py" if work.program == OURS else f"against={escaped(work.program)}"
+    name = "bench.py" if work.program == OURS else f"against={one_line(work.program)}"
     if code < 0:
         return BadEnvironment(f"{name}: its {work.what} was ended by signal {-code}; 9 is a lack of memory as a rule")
-    return BadInput(f"{name}: its {work.what} ended with {escaped(last, 300)}")
+    return BadInput(f"{name}: its {work.what} ended with {one_line(last, 300)}")
 
 
 def with_vocabulary(config: BenchConfig, vocab_size: int | None) -> BenchConfig:

@@ -7,7 +7,7 @@ from typing_extensions import Self
 
 from nanogpt.config.train import TrainConfig
 from nanogpt.config.types import parts
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 from nanogpt.schema import Section, free, refuse
 
 NANOGPT = "nanogpt:"  # followed by the path of a checkout
@@ -67,7 +67,7 @@ class BenchConfig(TrainConfig):
     def _rivals_can_do_it(self) -> Self:
         for name in self.against:
             if name != "transformers" and (name == NANOGPT or not name.startswith(NANOGPT)):
-                raise refuse("against", escaped(name), "no such program; allowed: nanogpt:PATH, transformers")
+                raise refuse("against", one_line(name), "no such program; allowed: nanogpt:PATH, transformers")
         if self.against and "training" in self.bench.what and not self.checkouts:
             why = "can only be compared in generation: bench.what=generation; training needs nanogpt:PATH"
             raise refuse("against", "transformers", why)

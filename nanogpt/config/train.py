@@ -15,7 +15,7 @@ from nanogpt.config.schedule import ScheduleConfig
 from nanogpt.config.tracking import TrackingConfig
 from nanogpt.config.training import TrainingConfig
 from nanogpt.config.types import Count, Name
-from nanogpt.errors import escaped, hint
+from nanogpt.errors import hint, one_line
 from nanogpt.schema import Section, change_of, fixed, free, leaves, refuse
 
 MICRO_BATCH_TOKENS = 16_384  # what a micro-batch holds at most when hardware.micro_batch_size is null
@@ -109,7 +109,7 @@ class TrainConfig(Section):
             )
         for key in self.resume.allow_change:
             if key not in changeable:
-                why = f"{escaped(key)} is not a guarded key{hint(key, changeable)}"
+                why = f"{one_line(key)} is not a guarded key{hint(key, changeable)}"
                 raise refuse("resume.allow_change", f"[{key}]", why)
         return self
 

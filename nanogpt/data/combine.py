@@ -9,7 +9,7 @@ from nanogpt.data.corpora import BAD_ROWS_NAMED, Corpus
 from nanogpt.data.dataset import FORMAT, Meta, SplitMeta, SplitName
 from nanogpt.data.encode import SPLITS, Part
 from nanogpt.data.shards import dtype_for
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 from nanogpt.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -17,10 +17,10 @@ def check_parts(corpus: Corpus, parts: list[Part]) -> None:
     """Raise BadData if there is no text, or if rows were left out that this config doesn't want left out."""
     bad = [where for part in parts for where in part.first_bad_rows]
     if bad and corpus.config.on_bad_row == "stop":
-        raise BadData(f"{escaped(bad[0])}; data.on_bad_row=skip leaves such rows out")
+        raise BadData(f"{one_line(bad[0])}; data.on_bad_row=skip leaves such rows out")
     if not any(part.has_text for part in parts):
-        why = f"; no row has a text, e.g. {escaped(bad[0])}" if bad else ""
-        raise BadData(f"data.source={escaped(corpus.config.source)}: there is no text in it{why}")
+        why = f"; no row has a text, e.g. {one_line(bad[0])}" if bad else ""
+        raise BadData(f"data.source={one_line(corpus.config.source)}: there is no text in it{why}")
 
 
 def check_windows(config: DataConfig, meta: Meta, block_size: int | None) -> None:
@@ -65,7 +65,7 @@ def notes_of(config: DataConfig, parts: list[Part]) -> Iterator[str]:
         yield f"left out, rows without a text: {bad:,} ({'; '.join(first[:BAD_ROWS_NAMED])})"
     separators = sum(part.separators for part in parts)
     if separators or config.separator:
-        name = escaped(config.separator or END_OF_TEXT)
+        name = one_line(config.separator or END_OF_TEXT)
         yield f"{name} in the text ends a document: found {separators:,} times"
     if plain := sum(part.plain_end_of_text for part in parts):
         why = (

@@ -20,7 +20,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
 from nanogpt.data import corpora
 from nanogpt.data.shards import Shard, open_shard, sha256
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 from nanogpt.files import locked, open_regular, read_json_bytes, write_atomic
 
 MEMORY = ".digests.json"
@@ -51,7 +51,7 @@ class Memory:
         try:
             about, key = file.stat(), os.path.realpath(file)
         except OSError as error:
-            raise BadData(f"{escaped(file)}: {error.strerror}") from None
+            raise BadData(f"{one_line(file)}: {error.strerror}") from None
         kind = "text" if shard is None else shard.dtype.str
         stamp = [kind, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
         known = self.known.get(key)
@@ -98,7 +98,7 @@ def read_tokens(shard: Shard) -> FileFacts:
                 if whole:
                     largest = max(largest, int(np.frombuffer(block[:whole], shard.dtype).max()))
     except OSError as error:
-        raise BadData(f"{escaped(shard.path)}: {error.strerror}") from None
+        raise BadData(f"{one_line(shard.path)}: {error.strerror}") from None
     return FileFacts(digest.hexdigest(), largest)
 
 

@@ -24,7 +24,7 @@ from nanogpt.data.local_files import LocalFiles, find_files, join_names, relativ
 from nanogpt.data.rows import Row, read_rows
 from nanogpt.data.shards import SplitName, sha256
 from nanogpt.data.splits import NamedFiles, divide_by_names
-from nanogpt.errors import BadData, BadEnvironment, escaped
+from nanogpt.errors import BadData, BadEnvironment, one_line
 from nanogpt.files import read_bytes
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -96,9 +96,9 @@ class Corpus:
         if len(by_format) > 1:
             listed = "; ".join(f"{len(names):,} {kind} ({join_names(names)})" for kind, names in by_format.items())
             with_rows = next(names[0] for kind, names in by_format.items() if kind != "text")
-            example = escaped(self.source.root / "**" / f"*{Path(with_rows).suffix}", 1000)
+            example = one_line(self.source.root / "**" / f"*{Path(with_rows).suffix}", 1000)
             why = f"files of several kinds: {listed}; choose one kind with a glob, e.g. data.source='{example}'"
-            raise BadData(f"data.source={escaped(self.config.source)}: {why}")
+            raise BadData(f"data.source={one_line(self.config.source)}: {why}")
         check_not_packed_too(self.config.source, kinds, self.source.root)
         return kinds
 
@@ -162,8 +162,8 @@ class Corpus:
                 yield Document(f"{name}/{row.number}", row.text)
             elif self.config.on_bad_row == "stop":
                 remedy = "data.on_bad_row=skip leaves such rows out"
-                column = f"data.text_column={escaped(self.config.text_column)}"
-                raise BadData(f"{column}: {escaped(name)}, {row.where}: {escaped(row.problem, 500)}; {remedy}")
+                column = f"data.text_column={one_line(self.config.text_column)}"
+                raise BadData(f"{column}: {one_line(name)}, {row.where}: {one_line(row.problem, 500)}; {remedy}")
             elif bad_rows is not None:
                 bad_rows.add(f"{name}, {row.where}: {row.problem}")
 
@@ -206,7 +206,7 @@ class Corpus:
         try:
             lines = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in self.files]
         except OSError as error:
-            raise BadData(f"{escaped(error.filename)}: {error.strerror}") from None
+            raise BadData(f"{one_line(error.filename)}: {error.strerror}") from None
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -243,7 +243,7 @@ def standard_library() -> tuple[Path, ...]:
     )
     if len(files) < 100:
         raise BadData(
-            f"data=pystdlib: this Python has no library source in {escaped(root)}; "
+            f"data=pystdlib: this Python has no library source in {one_line(root)}; "
             "use another data set, e.g. data=text data.source='notes/*.txt' or data=shakespeare_char"
         )
     return files
@@ -267,7 +267,7 @@ def check_not_packed_too(source: str | None, kinds: Mapping[Path, FileKind], roo
     for path, kind in kinds.items():
         if kind.compression and path.suffix and path.with_suffix("") in kinds:
             both = join_names([relative(path.with_suffix(""), root), relative(path, root)])
-            raise BadData(f"data.source={escaped(source)}: one file packed and unpacked: {both}; remove one of them")
+            raise BadData(f"data.source={one_line(source)}: one file packed and unpacked: {both}; remove one of them")
 
 
 def repeated_files(files: tuple[Path, ...]) -> list[Path]:
@@ -292,7 +292,7 @@ def read_text(path: Path, kind: FileKind) -> str:
     except UnicodeDecodeError as error:
         place = error.start + (len(BOM) if content.startswith(BOM) else 0)
         why = f"not UTF-8 text (byte {place}); if it is Latin-1, {conversion(path, 'LATIN1')}"
-        raise BadData(f"{escaped(path)}: {why}") from None
+        raise BadData(f"{one_line(path)}: {why}") from None
     return text.replace("\r\n", "\n")
 
 
@@ -304,7 +304,7 @@ def download(url: str, digest: str, to: Path) -> Path:
                 content = response.read(16 * 2**20)
         except OSError as error:
             raise BadEnvironment(
-                f"can't download {url} ({escaped(error)}); have the file yourself and name it with data.source=FILE"
+                f"can't download {url} ({one_line(error)}); have the file yourself and name it with data.source=FILE"
             ) from None
         if hashlib.sha256(content).hexdigest() != digest:
             raise BadData(f"{url}: the content is not what it was; name a file of your own with data.source=FILE")

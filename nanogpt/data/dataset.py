@@ -18,7 +18,7 @@ from nanogpt.data.content import Memory, check_ids, is_token_folder, source_dige
 from nanogpt.data.folders import FORMAT, folder_of
 from nanogpt.data.shards import Shard, SplitName, Tokens, open_shard, sha256
 from nanogpt.data.splits import splits_in
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 from nanogpt.files import open_regular, read_json_bytes
 from nanogpt.schema import Section
 from nanogpt.tokenizer import Tokenizer
@@ -138,7 +138,7 @@ def open_dataset(config: DataConfig) -> Dataset:
     folder = folder_of(config)
     if config.on_bad_row == "stop" and (bad := read_meta(folder / "meta.json").bad_rows):
         why = f"prepared with data.on_bad_row=skip, which left out {bad:,} rows"
-        raise BadData(f"{escaped(folder)}: {why}; give data.on_bad_row=skip, or mend the rows")
+        raise BadData(f"{one_line(folder)}: {why}; give data.on_bad_row=skip, or mend the rows")
     return open_prepared(folder, config.verify)
 
 
@@ -147,7 +147,7 @@ def open_prepared(folder: Path, verify: str = "auto") -> Dataset:
     meta = read_meta(folder / "meta.json")
     tokenizer = tokenizers.load(folder)
     if tokenizers.fingerprint(tokenizer) != meta.tokenizer_sha256 or len(tokenizer.tokens) != meta.vocab_size:
-        raise BadData(f"{escaped(folder / tokenizers.FILE)}: is not the tokenizer this data was made with; {REPAIR}")
+        raise BadData(f"{one_line(folder / tokenizers.FILE)}: is not the tokenizer this data was made with; {REPAIR}")
     size = sum(shard.tokens for split in meta.splits.values() for shard in split.shards) * 4
     full = verify == "full" or (verify == "auto" and size <= FULL_CHECK_BYTES)
     splits = {name: open_split(folder, name, split, meta.vocab_size, full) for name, split in meta.splits.items()}
@@ -172,15 +172,15 @@ def read_meta(path: Path) -> Meta:
     try:
         meta = Meta.model_validate(read_json_bytes(path))
     except FileNotFoundError:
-        raise BadData(f"{escaped(path)}: not found") from None
+        raise BadData(f"{one_line(path)}: not found") from None
     except (OSError, ValueError, ValidationError) as error:
         raise BadData(
-            f"{escaped(path)}: not a valid meta.json ({escaped(str(error).splitlines()[0])}); {REPAIR}"
+            f"{one_line(path)}: not a valid meta.json ({one_line(str(error).splitlines()[0])}); {REPAIR}"
         ) from None
     if meta.format != FORMAT:
-        raise BadData(f"{escaped(path)}: format {meta.format}, this program reads {FORMAT}; {REPAIR}")
+        raise BadData(f"{one_line(path)}: format {meta.format}, this program reads {FORMAT}; {REPAIR}")
     if set(meta.splits) != {"train", "val"}:
-        raise BadData(f"{escaped(path)}: has no train and val split; {REPAIR}")
+        raise BadData(f"{one_line(path)}: has no train and val split; {REPAIR}")
     return meta
 
 
@@ -189,14 +189,14 @@ def open_split(folder: Path, name: SplitName, split: SplitMeta, vocab_size: int,
     shards: list[Shard] = []
     for one in split.shards:
         if os.path.basename(one.file) != one.file or not one.file.isprintable():
-            raise BadData(f"{escaped(folder)}/meta.json: shard name {escaped(one.file)!r} leaves the folder")
+            raise BadData(f"{one_line(folder)}/meta.json: shard name {one_line(one.file)!r} leaves the folder")
         shard = open_shard(folder / one.file)
         if shard.n_tokens != one.tokens:
             raise BadData(
-                f"{escaped(shard.path)}: holds {shard.n_tokens} tokens, meta.json says {one.tokens}; {REPAIR}"
+                f"{one_line(shard.path)}: holds {shard.n_tokens} tokens, meta.json says {one.tokens}; {REPAIR}"
             )
         if full and sha256(shard.path) != one.sha256:
-            raise BadData(f"{escaped(shard.path)}: sha256 is not the one in meta.json, the file is corrupt; {REPAIR}")
+            raise BadData(f"{one_line(shard.path)}: sha256 is not the one in meta.json, the file is corrupt; {REPAIR}")
         shards.append(shard)
     return Split(name, tuple(shards), vocab_size)
 
@@ -207,26 +207,26 @@ def open_foreign(config: DataConfig, folder: Path) -> Dataset:
         tokenizer = tokenizers.load(folder)
     elif (folder / "meta.pkl").exists():
         raise BadData(
-            f"{escaped(folder)}/meta.pkl: a pickle can run code, so it isn't read; "
-            f"convert it safely: python -m nanogpt.interop.pickle_import {escaped(folder)}/meta.pkl"
+            f"{one_line(folder)}/meta.pkl: a pickle can run code, so it isn't read; "
+            f"convert it safely: python -m nanogpt.interop.pickle_import {one_line(folder)}/meta.pkl"
         )
     elif config.tokenizer in ("gpt2", "byte"):
         tokenizer = tokenizers.build(config.tokenizer, [])
     else:
-        raise BadData(f"{escaped(folder)}: token files without a tokenizer.json; say which, e.g. data.tokenizer=gpt2")
+        raise BadData(f"{one_line(folder)}: token files without a tokenizer.json; say which, e.g. data.tokenizer=gpt2")
     found: dict[SplitName, list[Shard]] = {"train": [], "val": []}
     for path in sorted(folder.glob("*.bin")):
         names: list[SplitName] = [name for name in found if name in path.name]
         if "test" in splits_in(path.name):
-            raise BadData(f"{escaped(path)}: is named for testing; keep it out of a folder that is trained on")
+            raise BadData(f"{one_line(path)}: is named for testing; keep it out of a folder that is trained on")
         if len(names) != 1:
-            raise BadData(f"{escaped(path)}: its name says neither train nor val")
+            raise BadData(f"{one_line(path)}: its name says neither train nor val")
         found[names[0]].append(open_shard(path))
     vocab_size = len(tokenizer.tokens)
     splits = {name: Split(name, tuple(shards), vocab_size) for name, shards in found.items()}
     for name, split in splits.items():
         if not split.shards:
-            raise BadData(f"{escaped(folder)}: no {name} file; expected {name}.bin or *_{name}_*.bin")
+            raise BadData(f"{one_line(folder)}: no {name} file; expected {name}.bin or *_{name}_*.bin")
     check_content(config)
     prints = check_shards([shard for split in splits.values() for shard in split.shards], vocab_size, Path(config.dir))
     return Dataset(
@@ -246,7 +246,7 @@ def check_content(config: DataConfig) -> None:
     if config.source_sha256 is None or (found := source_digest(config)) in (None, config.source_sha256):
         return
     raise BadData(
-        f"data.source={escaped(config.source)}: holds something else (sha256 {str(found)[:12]}…) than "
+        f"data.source={one_line(config.source)}: holds something else (sha256 {str(found)[:12]}…) than "
         f"data.source_sha256={config.source_sha256[:12]}…"
     )
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from nanogpt.errors import BadData, BadEnvironment, escaped
+from nanogpt.errors import BadData, BadEnvironment, one_line
 from nanogpt.files import open_regular
 
 Format = Literal["text", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
@@ -128,18 +128,18 @@ def detect_kind(path: Path) -> FileKind:
     compression = magic_of(COMPRESSION_MAGIC, head)
     if named_compression != compression and named_compression and head:
         check_not_foreign(path, head)
-        raise BadData(f"{escaped(path)}: is not {named_compression} data, as its name says")
+        raise BadData(f"{one_line(path)}: is not {named_compression} data, as its name says")
     if compression:
         head = read_head(path, compression)
         if inner := magic_of(COMPRESSION_MAGIC, head):
-            raise BadData(f"{escaped(path)}: is {inner} data inside {compression} data; unpack it once")
+            raise BadData(f"{one_line(path)}: is {inner} data inside {compression} data; unpack it once")
     content = magic_of(FORMAT_MAGIC, head)
     if content and named_format in (content, "text", None):
         return FileKind(content, compression)
     if content or named_format in ("parquet", "arrow"):
         check_not_foreign(path, head)
         why = f"its content is {content}" if content else "its content is something else"
-        raise BadData(f"{escaped(path)}: is not {named_format}, as its name says: {why if head else 'it is empty'}")
+        raise BadData(f"{one_line(path)}: is not {named_format}, as its name says: {why if head else 'it is empty'}")
     check_not_foreign(path, head)
     check_not_wide(path, head)
     plain = named_format or "text"
@@ -154,10 +154,10 @@ def magic_of(table: dict[bytes, Any], head: bytes) -> Any:
 def check_not_foreign(path: Path, head: bytes) -> None:
     """Raise BadData for a file that isn't text or rows of text, by its first bytes."""
     if pointer := magic_of(POINTERS, head):
-        raise BadData(f"{escaped(path)}: is {pointer[0]}, not the file itself; get it with: {pointer[1]}")
+        raise BadData(f"{one_line(path)}: is {pointer[0]}, not the file itself; get it with: {pointer[1]}")
     what = magic_of(FOREIGN, head) or ("a tar archive; unpack it" if head[TAR[0] :].startswith(TAR[1]) else None)
     if what:
-        raise BadData(f"{escaped(path)}: is {what}; text or rows of text are needed")
+        raise BadData(f"{one_line(path)}: is {what}; text or rows of text are needed")
 
 
 def check_not_wide(path: Path, content: bytes) -> None:
@@ -171,13 +171,13 @@ def check_not_wide(path: Path, content: bytes) -> None:
         odd, even, half = beginning[1::2].count(0), beginning[::2].count(0), len(beginning) // 2
         wide = "UTF-32" if min(odd, even) > 0.4 * half else "UTF-16LE" if odd > even else "UTF-16BE"
         if max(odd, even) < 0.8 * half:
-            raise BadData(f"{escaped(path)}: is not text: a NUL at byte {null}")
-    raise BadData(f"{escaped(path)}: is {wide} text, UTF-8 is needed; {conversion(path, wide)}")
+            raise BadData(f"{one_line(path)}: is not text: a NUL at byte {null}")
+    raise BadData(f"{one_line(path)}: is {wide} text, UTF-8 is needed; {conversion(path, wide)}")
 
 
 def conversion(path: Path, encoding: str) -> str:
     """Return the command that writes a file as UTF-8."""
-    return f"convert it: iconv -f {encoding} -t UTF-8 {escaped(shlex.quote(str(path)), 1000)} > NEW"
+    return f"convert it: iconv -f {encoding} -t UTF-8 {one_line(shlex.quote(str(path)), 1000)} > NEW"
 
 
 def holds_json_lines(head: bytes) -> bool:
@@ -199,9 +199,9 @@ def open_content(path: Path, compression: Compression | None) -> Generator[IO[by
         with open_regular(path) as file, unpacked(file, compression) as content:
             yield content
     except UNPACKING_ERRORS as error:
-        why = (isinstance(error, OSError) and error.strerror) or escaped(error, 200)
+        why = (isinstance(error, OSError) and error.strerror) or one_line(error, 200)
         raise BadData(
-            f"{escaped(path)}: can't be read{f' as {compression} data' if compression else ''}: {why}"
+            f"{one_line(path)}: can't be read{f' as {compression} data' if compression else ''}: {why}"
         ) from None
 
 

@@ -8,7 +8,7 @@ from nanogpt.config import DataConfig
 from nanogpt.data.local_files import join_names
 from nanogpt.data.rows import Row, row_of
 from nanogpt.data.splits import WORDS
-from nanogpt.errors import BadData, BadEnvironment, escaped
+from nanogpt.errors import BadData, BadEnvironment, one_line
 from nanogpt.hf_hub import refuse_silence
 
 
@@ -30,7 +30,7 @@ def find_hub_splits(config: DataConfig) -> tuple[tuple[tuple[str, int], ...], li
     streams = load_stream(str(config.hub), split=None, name=config.hub_config)
     names = [str(name) for name in streams]
     if "train" not in names:
-        raise BadData(f"data.hub={escaped(config.hub)}: has no train split; its splits: {join_names(names)}")
+        raise BadData(f"data.hub={one_line(config.hub)}: has no train split; its splits: {join_names(names)}")
     named = [name for name in names if WORDS.get(name) == "val"] if config.split == "auto" else []
     used = ["train", *named]
     counts = tuple((name, max(1, int(streams[name].num_shards))) for name in used)
@@ -42,9 +42,9 @@ def rows_of(name: str, stream: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from stream
     except OSError as error:
-        raise BadEnvironment(f"{name}: {escaped(error, 200)}; the same command continues") from None
+        raise BadEnvironment(f"{name}: {one_line(error, 200)}; the same command continues") from None
     except Exception as error:  # the reader's own: a broken line, a foreign file
-        raise BadData(f"{name}: can't be read: {type(error).__name__}: {escaped(error, 200)}") from None
+        raise BadData(f"{name}: can't be read: {type(error).__name__}: {one_line(error, 200)}") from None
 
 
 def load_stream(
@@ -67,7 +67,7 @@ def load_stream(
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told in our words
         return datasets.load_dataset(path, split=split, streaming=True, **arguments)
     except Exception as error:  # the hub client raises its own, requests' and the system's
-        why = escaped(f"{type(error).__name__}: {error}", 200)
+        why = one_line(f"{type(error).__name__}: {error}", 200)
         if "data_files" in arguments:
-            raise BadData(f"{escaped(arguments['data_files'])}: can't be read: {why}") from None
-        raise BadEnvironment(f"{escaped(path)}: {why}; {remedy}") from None
+            raise BadData(f"{one_line(arguments['data_files'])}: can't be read: {why}") from None
+        raise BadEnvironment(f"{one_line(path)}: {why}; {remedy}") from None

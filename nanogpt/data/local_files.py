@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 
 NAMED = 3  # names in a note or an error; the rest are counted
 
@@ -70,17 +70,17 @@ def find_files(source: str) -> LocalFiles:
     try:
         path = Path(source).expanduser()
     except RuntimeError:
-        raise BadData(f"data.source={escaped(source)}: no such user") from None
+        raise BadData(f"data.source={one_line(source)}: no such user") from None
     try:
         finds = search(path, source)
         finds.files = without_repeated(finds)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in a name
         why = error.strerror if isinstance(error, OSError) else str(error)
         place = error.filename if isinstance(error, OSError) and error.filename else source
-        raise BadData(f"data.source={escaped(source)}: {escaped(place)}: {escaped(why)}") from None
+        raise BadData(f"data.source={one_line(source)}: {one_line(place)}: {one_line(why)}") from None
     if not finds.files:
         notes = "; ".join(finds.notes())
-        raise BadData(f"data.source={escaped(source)}: no such file" + (f" ({notes})" if notes else ""))
+        raise BadData(f"data.source={one_line(source)}: no such file" + (f" ({notes})" if notes else ""))
     return LocalFiles(finds.root, tuple(sorted(finds.files)), tuple(finds.notes()))
 
 
@@ -91,7 +91,7 @@ def search(path: Path, source: str) -> Finds:
     if path.exists() or path.is_symlink():
         if not path.is_file():
             what = "is not a regular file" if path.exists() else "is a link that leads nowhere"
-            raise BadData(f"data.source={escaped(source)}: {what}")
+            raise BadData(f"data.source={one_line(source)}: {what}")
         return Finds(path.parent, [path])
     finds = Finds(Path(*fixed_parts(path)))
     for name in sorted(glob.glob(str(path), recursive=True)):
@@ -171,7 +171,7 @@ def join_names(names: Iterator[str] | Sequence[str]) -> str:
     """Return the first names and the number of the others: `a, b, c and 5 more`."""
     listed = sorted(names)
     more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
-    return ", ".join(escaped(name) for name in listed[:NAMED]) + more
+    return ", ".join(one_line(name) for name in listed[:NAMED]) + more
 
 
 def size_of(path: Path) -> int:
@@ -179,4 +179,4 @@ def size_of(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise BadData(f"{escaped(path)}: {error.strerror}") from None
+        raise BadData(f"{one_line(path)}: {error.strerror}") from None

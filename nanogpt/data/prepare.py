@@ -41,7 +41,7 @@ from nanogpt.data.folders import (
     resolve_source,
 )
 from nanogpt.data.local_files import size_of
-from nanogpt.errors import BadData, BadEnvironment, escaped
+from nanogpt.errors import BadData, BadEnvironment, one_line
 from nanogpt.files import locked, read_text, sync, write_atomic
 from nanogpt.output_paths import check_output_folder
 from nanogpt.schema import to_json
@@ -64,14 +64,14 @@ def refuse_unprepared(config: DataConfig) -> None:
         return
     files = () if config.corpus == "hub" and config.source is None else find(config).files
     if (not files or sum(map(size_of, files)) > SMALL_BYTES) and not adopt(config):
-        raise BadData(f"{escaped(folder_of(config))}: not prepared; run: {command(config)}")
+        raise BadData(f"{one_line(folder_of(config))}: not prepared; run: {command(config)}")
 
 
 def unprepared_lines(config: DataConfig) -> list[str]:
     """Return what a plan says of data of the hub that isn't prepared; other data is found, or fetched, by itself."""
     if config.corpus != "hub" or config.source is not None or is_prepared(folder_of(config)):
         return []
-    return [f"data    {escaped(folder_of(config))}: not prepared; run: {command(config)}"]
+    return [f"data    {one_line(folder_of(config))}: not prepared; run: {command(config)}"]
 
 
 def prepare(config: DataConfig, overwrite: bool = False, block_size: int | None = None) -> Dataset:
@@ -138,7 +138,7 @@ def work_folder(folder: Path) -> Generator[Path, None, None]:
 def check_source(corpus: Corpus) -> None:
     """Raise BadData for files that can't be read, are of several kinds, or hold no text at all."""
     if corpus.files and not corpus.kinds.keys() - corpus.empty_files():
-        raise BadData(f"data.source={escaped(corpus.config.source)}: there is no text in it")
+        raise BadData(f"data.source={one_line(corpus.config.source)}: there is no text in it")
 
 
 def find(config: DataConfig) -> Corpus:
@@ -159,7 +159,7 @@ def build(corpus: Corpus, work: Path, block_size: int | None) -> None:
         tokenizer = fitted(corpus, work)
         encode_parts(corpus, tokenizer, work)
         if read_plan(work) != plan_of(corpus):
-            what = f"data.source={escaped(corpus.config.source)}: files changed while they were read"
+            what = f"data.source={one_line(corpus.config.source)}: files changed while they were read"
             raise BadData(f"{what}; run it again")
         parts = [part for number in range(corpus.n_parts) if (part := read_part(work, number))]
         check_parts(corpus, parts)
@@ -210,8 +210,8 @@ def fitted(corpus: Corpus, work: Path) -> Tokenizer:
     config, bad_rows = corpus.config, BadRows()
     tokenizer = tokenizers.build(config.tokenizer, learning_texts(corpus, bad_rows), config.vocab_size)
     if not tokenizer.tokens:
-        why = f"; no row has a text, e.g. {escaped(bad_rows.first[0])}" if bad_rows.count else ""
-        raise BadData(f"data.source={escaped(config.source)}: there is no text in it{why}")
+        why = f"; no row has a text, e.g. {one_line(bad_rows.first[0])}" if bad_rows.count else ""
+        raise BadData(f"data.source={one_line(config.source)}: there is no text in it{why}")
     if config.vocab_size and len(tokenizer.tokens) < config.vocab_size:
         raise BadData(
             f"data.vocab_size={config.vocab_size}: the text is too small, it gives {len(tokenizer.tokens)} tokens"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from nanogpt.data.file_kinds import BOM, Compression, FileKind, open_content, pyarrow
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 from nanogpt.files import from_json
 
 LONGEST_FIELD = 2**31 - 1
@@ -93,7 +93,7 @@ def json_row(index: int, where: str, line: bytes, column: str) -> Row:
     except UnicodeDecodeError as error:
         return Row(index, where, None, f"not UTF-8 (byte {error.start} of the line)")
     except ValueError as error:
-        why = error.msg if isinstance(error, json.JSONDecodeError) else escaped(error, 100)
+        why = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error, 100)
         return Row(index, where, None, f"not JSON: {why}; each line must be a JSON object")
 
 
@@ -104,9 +104,9 @@ def array_rows(path: Path, compression: Compression | None, column: str) -> Iter
     try:
         values: list[Any] = from_json(content.removeprefix(BOM).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BadData(f"{escaped(path)}: not UTF-8 (byte {error.start})") from None
+        raise BadData(f"{one_line(path)}: not UTF-8 (byte {error.start})") from None
     except ValueError as error:
-        raise BadData(f"{escaped(path)}: not a JSON array of objects: {escaped(error, 200)}") from None
+        raise BadData(f"{one_line(path)}: not a JSON array of objects: {one_line(error, 200)}") from None
     for index, value in enumerate(values):
         yield row_of(index, f"row {index}", value, column)
 
@@ -131,13 +131,15 @@ def csv_rows(path: Path, compression: Compression | None, column: str, delimiter
                     yield Row(index, where, None, f"{len(row)} fields, the header has {len(header)}")
                 index += 1
         except csv.Error as error:
-            raise BadData(f"{escaped(path)}: line {reader.line_num}: {escaped(error, 200)}") from None
+            raise BadData(f"{one_line(path)}: line {reader.line_num}: {one_line(error, 200)}") from None
 
 
 def no_column(path: Path, column: str, columns: Sequence[str]) -> BadData:
     """Return the error of a file without the column, or with several of that name."""
     why = "several columns of that name" if column in columns else "no such column"
-    return BadData(f"data.text_column={escaped(column)}: {escaped(path)}: {why}; its columns: {list_columns(columns)}")
+    return BadData(
+        f"data.text_column={one_line(column)}: {one_line(path)}: {why}; its columns: {list_columns(columns)}"
+    )
 
 
 def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
@@ -146,7 +148,7 @@ def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
         try:
             yield (line.removeprefix(BOM) if number == 1 else line).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise BadData(f"{escaped(path)}: line {number}: not UTF-8 (byte {error.start} of the line)") from None
+            raise BadData(f"{one_line(path)}: line {number}: not UTF-8 (byte {error.start} of the line)") from None
 
 
 def table_rows(path: Path, kind: FileKind, column: str) -> Iterator[Row]:
@@ -175,7 +177,7 @@ def record_batches(arrow: Any, path: Path, content: Any, kind: FileKind, column:
         check_column(path, column, table.schema)
         yield from (table.get_batch(i) for i in range(table.num_record_batches)) if is_file else table
     except (arrow.ArrowException, OSError) as error:
-        raise BadData(f"{escaped(path)}: can't be read as {kind.format}: {escaped(error, 200)}") from None
+        raise BadData(f"{one_line(path)}: can't be read as {kind.format}: {one_line(error, 200)}") from None
 
 
 def check_column(path: Path, column: str, schema: Any) -> None:
@@ -185,4 +187,4 @@ def check_column(path: Path, column: str, schema: Any) -> None:
     kind = schema.field(column).type
     values = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
     if str(values) not in ("string", "large_string", "string_view", "null"):
-        raise BadData(f"data.text_column={escaped(column)}: {escaped(path)}: the column holds {kind}, not text")
+        raise BadData(f"data.text_column={one_line(column)}: {one_line(path)}: the column holds {kind}, not text")

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 from nanogpt.files import open_descriptor, open_regular
 
 HEADER_INTS = 256
@@ -52,14 +52,14 @@ class Shard:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise BadData(f"{escaped(self.path)}: {error.strerror} at token {offset}") from None
+            raise BadData(f"{one_line(self.path)}: {error.strerror} at token {offset}") from None
         if len(data) != count * width:
-            raise BadData(f"{escaped(self.path)}: ends at token {offset + len(data) // width} of {self.n_tokens}")
+            raise BadData(f"{one_line(self.path)}: ends at token {offset + len(data) // width} of {self.n_tokens}")
         tokens = np.frombuffer(data, self.dtype)
         if tokens.size and int(tokens.max()) >= vocab_size:
             place = int(np.argmax(tokens >= vocab_size))
             raise BadData(
-                f"{escaped(self.path)}: id {int(tokens[place])} at token {offset + place}, "
+                f"{one_line(self.path)}: id {int(tokens[place])} at token {offset + place}, "
                 f"but the vocabulary has {vocab_size}"
             )
         return tokens.astype(np.int64)
@@ -72,18 +72,18 @@ def open_shard(path: Path) -> Shard:
             size = os.fstat(file.fileno()).st_size
             head = file.read(HEADER_BYTES)
     except OSError as error:
-        raise BadData(f"{escaped(path)}: {error.strerror}") from None
+        raise BadData(f"{one_line(path)}: {error.strerror}") from None
     header = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
     dtype = FORMATS.get((int(header[0]), int(header[1]))) if len(header) >= 3 else None
     if dtype is None:
         check_raw(path, head)
         if size == 0 or size % 2:
             why = "is empty" if size == 0 else f"has {size} bytes, which is not a multiple of 2"
-            raise BadData(f"{escaped(path)}: {why}; no llm.c header and not raw uint16 tokens")
+            raise BadData(f"{one_line(path)}: {why}; no llm.c header and not raw uint16 tokens")
         return Shard(path, np.dtype("<u2"), 0, size // 2)
     expected = HEADER_BYTES + int(header[2]) * dtype.itemsize
     if len(header) < HEADER_INTS or size != expected:
-        raise BadData(f"{escaped(path)}: has {size} bytes where its header promises {expected}")
+        raise BadData(f"{one_line(path)}: has {size} bytes where its header promises {expected}")
     return Shard(path, dtype, HEADER_BYTES, int(header[2]))
 
 
@@ -93,15 +93,15 @@ def check_raw(path: Path, head: bytes) -> None:
     first = int.from_bytes(head[:4], "little")
     if first in dict(known) and len(head) >= 8:
         version = int.from_bytes(head[4:8], "little")
-        raise BadData(f"{escaped(path)}: llm.c header {first} of version {version}; allowed: {dict(known)[first]}")
+        raise BadData(f"{one_line(path)}: llm.c header {first} of version {version}; allowed: {dict(known)[first]}")
     if head.startswith(b"\x93NUMPY"):
-        raise BadData(f"{escaped(path)}: is a NumPy array (.npy); write its tokens alone, as array.tofile does")
+        raise BadData(f"{one_line(path)}: is a NumPy array (.npy); write its tokens alone, as array.tofile does")
     if head.startswith(b"version https://git-lfs"):
-        raise BadData(f"{escaped(path)}: is a Git LFS pointer, not the file itself; get it with: git lfs pull")
+        raise BadData(f"{one_line(path)}: is a Git LFS pointer, not the file itself; get it with: git lfs pull")
     ids = np.frombuffer(head[: len(head) // 4 * 4], "<u2").reshape(-1, 2)
     if len(ids) >= WIDE_PAIRS and ids[:, 1].max() <= 1 < ids[:, 0].max() and len(set(ids[:, 0].tolist())) > 2:
         why = "every second token is 0 or 1, so these are tokens of 32 or 64 bits"
-        raise BadData(f"{escaped(path)}: {why}; write them as uint16, or as uint32 with the header of llm.c")
+        raise BadData(f"{one_line(path)}: {why}; write them as uint16, or as uint32 with the header of llm.c")
 
 
 class ShardWriter:
@@ -135,5 +135,5 @@ def sha256(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise BadData(f"{escaped(path)}: {error.strerror}") from None
+        raise BadData(f"{one_line(path)}: {error.strerror}") from None
     return digest.hexdigest()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 
 STORE = "NANOGPT_STORE"  # a file through which the ranks of one machine meet, set by nanogpt/distributed/spawn.py
 
@@ -83,7 +83,7 @@ def tasks_on(counts: str, node: int) -> int:
     for count, times in re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", counts):
         each += [int(count)] * int(times or 1)
     if node >= len(each):
-        raise BadInput(f"SLURM_NODEID={node}: but SLURM_STEP_TASKS_PER_NODE={escaped(counts)}")
+        raise BadInput(f"SLURM_NODEID={node}: but SLURM_STEP_TASKS_PER_NODE={one_line(counts)}")
     return each[node]
 
 
@@ -103,5 +103,7 @@ def number(environment: Mapping[str, str], name: str, default: int | None = None
         return default
     if text is None or not re.fullmatch(r"[0-9]{1,18}", text):
         why = "is not set, but other variables of a rank are" if text is None else "not a whole number"
-        raise BadInput(f"{name}={escaped(text or '')}: {why}; start the ranks with torchrun, or unset RANK, WORLD_SIZE")
+        raise BadInput(
+            f"{name}={one_line(text or '')}: {why}; start the ranks with torchrun, or unset RANK, WORLD_SIZE"
+        )
     return int(text)

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt.device_errors import COLLECTIVE, as_group_error, find_library
 from nanogpt.distributed.env import STORE, Place
-from nanogpt.errors import BadInput, LabError, PeerLost, error_of, escaped
+from nanogpt.errors import BadInput, LabError, PeerLost, error_from_exit_code, one_line
 from nanogpt.gpus import Facts
 from nanogpt.run_state import is_alive
 
@@ -140,7 +140,7 @@ class ProcessGroup:
         if failure is not None:
             raise failure
         if "error" in answer:
-            raise error_of(answer["code"], answer["error"])
+            raise error_from_exit_code(answer["code"], answer["error"])
         return answer["value"]
 
     def leader_first(self, make: Callable[[], T]) -> T:
@@ -167,7 +167,7 @@ class ProcessGroup:
         try:
             yield
         except LabError as error:
-            error.told = not self.leading
+            error.reported_elsewhere = not self.leading
             raise
 
     def refuse_differences(self, what: str, mine: Mapping[str, Any]) -> None:
@@ -207,7 +207,7 @@ class ProcessGroup:
         """`rank 1 lost at step 7; …`."""
         who = ("rank " if len(gone) == 1 else "ranks ") + ", ".join(map(str, gone)) if gone else "another rank"
         error = PeerLost(f"{who} lost at step {step}; {self.remedy}")
-        error.told = not self.leading and 0 not in gone  # the leader tells, if it lives
+        error.reported_elsewhere = not self.leading and 0 not in gone  # the leader tells, if it lives
         return error
 
     def explain(self, error: Exception, step: int) -> Exception:
@@ -256,7 +256,7 @@ def meet(
         neighbours = check_in(store, place, timeout, problem)
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
-        raise PeerLost(f"{escaped(where)}: {escaped(str(error).splitlines()[0], 200)}") from None
+        raise PeerLost(f"{one_line(where)}: {one_line(str(error).splitlines()[0], 200)}") from None
     return ready[0], ProcessGroup(place, store, neighbours)
 
 
@@ -296,7 +296,7 @@ def check_in(store: dist.Store, place: Place, timeout: float, problem: LabError 
     for rank, (_, _, trouble) in enumerate(homes):
         if trouble:
             leave_together(store, place)
-            raise problem if problem and rank == place.rank else error_of(*trouble)
+            raise problem if problem and rank == place.rank else error_from_exit_code(*trouble)
     return {rank: pid for rank, (home, pid, _) in enumerate(homes) if home == here}
 
 

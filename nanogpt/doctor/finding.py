@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogpt.config import DoctorConfig
-from nanogpt.errors import LabError, escaped
+from nanogpt.errors import LabError, one_line
 from nanogpt.redaction import redact
 
 State = Literal["ok", "note", "failed"]
@@ -44,4 +44,4 @@ def last_line(error: BaseException) -> str:
     """The end of an error's message; its kind too, where it wasn't foreseen."""
     lines = str(error).strip().splitlines()
     kind = "" if isinstance(error, LabError) else type(error).__name__
-    return escaped(": ".join(filter(None, [kind, lines[-1].strip() if lines else ""])), 400)
+    return one_line(": ".join(filter(None, [kind, lines[-1].strip() if lines else ""])), 400)

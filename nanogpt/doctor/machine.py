@@ -20,7 +20,7 @@ from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.data.dataset import open_prepared
 from nanogpt.device import cpu_name, find_device, memory_bytes
 from nanogpt.doctor.finding import Check, Finding
-from nanogpt.errors import BadEnvironment, LabError, escaped
+from nanogpt.errors import BadEnvironment, LabError, one_line
 from nanogpt.tokenizer import GPT2Tokenizer
 from nanogpt.torch_compile import find_missing, keep_compiled
 from nanogpt.tracking.run_metadata import mode_of
@@ -96,7 +96,7 @@ def disk(config: DoctorConfig) -> Finding:
         file.flush()
         os.fsync(file.fileno())
         speed = WRITTEN / (time.monotonic() - started)
-    what = f"{escaped(folder.resolve())}: {free / GIB:.0f} GiB free, writes {amount(speed, 'G')}B/s"
+    what = f"{one_line(folder.resolve())}: {free / GIB:.0f} GiB free, writes {amount(speed, 'G')}B/s"
     if free < FEW_BYTES:
         return Finding("note", what, "a checkpoint has 12 bytes a parameter, GPT-2 small's 1.5 GB: runs_dir=ANOTHER")
     if speed < SLOW_DISK:
@@ -132,8 +132,8 @@ def slurm(_: DoctorConfig) -> Finding:
         return Finding("ok", "none here; hydra/launcher=submitit_local runs points side by side")
     asked = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=20)
     if asked.returncode:
-        raise BadEnvironment(f"sbatch --version: {escaped((asked.stderr.strip() or 'fails').splitlines()[-1])}")
-    what = f"{escaped(asked.stdout.strip())}: {', '.join(there)}"
+        raise BadEnvironment(f"sbatch --version: {one_line((asked.stderr.strip() or 'fails').splitlines()[-1])}")
+    what = f"{one_line(asked.stdout.strip())}: {', '.join(there)}"
     if "sacct" not in there:
         return Finding("note", what, "without sacct, ends of jobs are told from the run directories alone")
     return Finding("ok", what)
@@ -172,14 +172,14 @@ def data(config: DoctorConfig) -> Finding:
     folders = sorted(path.parent for path in Path(config.data_dir).glob("*/meta.json"))
     if not folders:
         small = "train.py prepares small data sets by itself; large ones: python prepare.py data=openwebtext"
-        return Finding("note", f"none prepared in {escaped(Path(config.data_dir).absolute())}", small)
+        return Finding("note", f"none prepared in {one_line(Path(config.data_dir).absolute())}", small)
     found: list[str] = []
     lacking: list[str] = []
     for folder in folders:
         try:
-            found.append(f"{escaped(folder.name)} ({amount(open_prepared(folder, 'size').train.n_tokens)} tokens)")
+            found.append(f"{one_line(folder.name)} ({amount(open_prepared(folder, 'size').train.n_tokens)} tokens)")
         except BadEnvironment as error:  # it is whole, but GPT-2's tokenizer isn't here
-            lacking.append(f"{escaped(folder.name)}: {error}")
+            lacking.append(f"{one_line(folder.name)}: {error}")
     return Finding("note", "; ".join(lacking), "see tokenizer") if lacking else Finding("ok", ", ".join(found))
 
 
@@ -189,11 +189,11 @@ def tokenizer(_: DoctorConfig) -> Finding:
     folder = Path(named) if named else Path(tempfile.gettempdir()) / "data-gym-cache"
     if not folder.is_dir() or len(list(folder.iterdir())) < 2:
         later = "data.tokenizer=gpt2 downloads them once; without network set TIKTOKEN_CACHE_DIR to a folder with them"
-        return Finding("note", f"GPT-2's files are not in {escaped(folder)}", later)
+        return Finding("note", f"GPT-2's files are not in {one_line(folder)}", later)
     ids = GPT2Tokenizer().encode("Hello, world").tolist()
     if ids != HELLO:
         raise BadEnvironment(f"GPT-2's tokenizer reads 'Hello, world' as {ids}, not {HELLO}")
-    return Finding("ok", f"GPT-2's files are in {escaped(folder)}")
+    return Finding("ok", f"GPT-2's files are in {one_line(folder)}")
 
 
 CHECKS = {

@@ -14,7 +14,7 @@ from typing import Any
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.distributed.env import STORE
-from nanogpt.errors import BadEnvironment, LabError, escaped
+from nanogpt.errors import BadEnvironment, LabError, one_line
 
 PATIENCE = 240.0  # seconds for all trainings of a check
 STEPS = 6
@@ -51,7 +51,7 @@ def train_side_by_side(folder: Path, *trainings: tuple[TrainConfig, int]) -> Non
             said = rank.communicate(timeout=PATIENCE)[1]
             if rank.returncode:
                 lines = said.strip().splitlines() or [f"a training ended with code {rank.returncode}"]
-                raise BadEnvironment(escaped(lines[-1].removeprefix("error: "), 400))
+                raise BadEnvironment(one_line(lines[-1].removeprefix("error: "), 400))
     except subprocess.TimeoutExpired:
         raise BadEnvironment(f"a training of {STEPS} steps took more than {PATIENCE:g} s") from None
     finally:

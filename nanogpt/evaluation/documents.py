@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nanogpt.data.hub_data import load_stream, rows_of
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 from nanogpt.files import from_json, read_bytes
 
 Record = dict[str, Any]
@@ -37,14 +37,14 @@ class Source:
             return ()
         path, endings = Path(os.path.expanduser(self.given)), (*self.plain, ".jsonl", ".parquet")
         if not path.exists():
-            raise BadData(f"{self.key}={escaped(self.given)}: no such file")
+            raise BadData(f"{self.key}={one_line(self.given)}: no such file")
         if path.is_dir():
             found = sorted(one for one in path.iterdir() if one.name.endswith(endings) and self.split[:3] in one.name)
             return tuple(found) or self.refused(f"no file of the {self.split} split in it; {endings_of(endings)}")
         return (path,) if path.name.endswith(endings) else self.refused(f"can't be read; {endings_of(endings)}")
 
     def refused(self, why: str) -> Any:
-        raise BadData(f"{self.key}={escaped(self.given)}: {why}")
+        raise BadData(f"{self.key}={one_line(self.given)}: {why}")
 
     def records(self) -> Iterator[Located]:
         """The rows of local tables, or of the hub's split. Raises BadData, BadEnvironment."""
@@ -53,7 +53,7 @@ class Source:
                 yield from json_lines(path)
             else:
                 rows = rows_of(path.name, load_stream("parquet", data_files=str(path)))
-                yield from ((f"row {number} of {escaped(path)}", row) for number, row in enumerate(rows, 1))
+                yield from ((f"row {number} of {one_line(path)}", row) for number, row in enumerate(rows, 1))
         if self.given is None:
             remedy = f"use a local file with {self.key}=PATH"
             stream = load_stream(self.hub, split=self.split, remedy=remedy, name=self.hub_config)
@@ -64,7 +64,7 @@ class Source:
         """A value of a row. Raises BadData when it isn't of this kind."""
         if not isinstance(row.get(name), kind):
             columns = ", ".join(map(str, row))
-            self.refuse_row(where, f"has no {kind.__name__} '{name}'; its columns are {escaped(columns)}")
+            self.refuse_row(where, f"has no {kind.__name__} '{name}'; its columns are {one_line(columns)}")
         return row[name]
 
     def refuse_row(self, where: str, why: str) -> NoReturn:
@@ -86,8 +86,8 @@ def json_lines(path: Path) -> Iterator[Located]:
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise BadData(f"{escaped(path)}: line {number} is not a JSON object")
-        yield f"line {number} of {escaped(path)}", {str(name): value for name, value in row.items()}
+            raise BadData(f"{one_line(path)}: line {number} is not a JSON object")
+        yield f"line {number} of {one_line(path)}", {str(name): value for name, value in row.items()}
 
 
 def text_of(path: Path) -> str:
@@ -97,6 +97,6 @@ def text_of(path: Path) -> str:
         content = bz2.decompress(content) if path.suffix == ".bz2" else content
         return content.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise BadData(f"{escaped(path)}: not UTF-8 text (byte {error.start})") from None
+        raise BadData(f"{one_line(path)}: not UTF-8 text (byte {error.start})") from None
     except (OSError, ValueError, EOFError) as error:
-        raise BadData(f"{escaped(path)}: {escaped(error, 200)}") from None
+        raise BadData(f"{one_line(path)}: {one_line(error, 200)}") from None

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 from nanogpt.evaluation.documents import Record, Source, text_of
 from nanogpt.evaluation.requests import request
 from nanogpt.evaluation.scoring import Request, Score
@@ -71,7 +71,7 @@ def six_lines(path: Path) -> Iterator[Item]:
         query, gold, *endings = [*lines[first : first + 2 + ENDINGS], *[""] * (2 + ENDINGS)][: 2 + ENDINGS]
         if gold not in map(str, range(ENDINGS)) or not all(text.strip() for text in (query, *endings)):
             why = f"lines {first + 1} to {first + 2 + ENDINGS} are not a text, a number from 0 to 3 and four endings"
-            raise BadData(f"{escaped(path)}: {why}")
+            raise BadData(f"{one_line(path)}: {why}")
         yield Item(query, endings, int(gold))
 
 
@@ -83,7 +83,7 @@ def item_of(source: Source, row: Record, where: str) -> Item:
     if len(endings) != ENDINGS or not all(isinstance(one, str) for one in endings):
         source.refuse_row(where, f"has other than {ENDINGS} endings")
     if label not in map(str, range(ENDINGS)):
-        source.refuse_row(where, f"has label='{escaped(label)}'; allowed: 0 to {ENDINGS - 1}")
+        source.refuse_row(where, f"has label='{one_line(label)}'; allowed: 0 to {ENDINGS - 1}")
     shown = [cleaned(one) for one in endings]
     if not (cleaned(a) + cleaned(b)).strip():
         source.refuse_row(where, "has no text in ctx_a and ctx_b")

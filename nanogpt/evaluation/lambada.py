@@ -7,7 +7,7 @@ standard error is by the delta method, where the harness draws samples.
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 from nanogpt.evaluation.documents import Record, Source
 from nanogpt.evaluation.requests import request
 from nanogpt.evaluation.scoring import Request, Score
@@ -43,5 +43,5 @@ def passage(source: Source, where: str, row: Record) -> str:
     text: str = source.column(row, where, "text", str)
     before, _, word = text.rpartition(" ")
     if not before.strip() or not word.strip():
-        source.refuse_row(where, f"has no last word after a space in its text: {escaped(repr(text), 80)}")
+        source.refuse_row(where, f"has no last word after a space in its text: {one_line(repr(text), 80)}")
     return text

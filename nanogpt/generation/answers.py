@@ -12,7 +12,7 @@ import torch
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import SampleConfig, TaskConfig
 from nanogpt.data.sampler import seed_of
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 from nanogpt.generation.decode import Draw, generate
 from nanogpt.interop.load_model import Trained
 from nanogpt.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ class Answer:
 def encode_prompt(trained: Trained, config: SampleConfig, text: str) -> list[int]:
     """Ids of what the model sees. Raises BadInput for what is not text, not in the vocabulary, or too long."""
     if any(0xD800 <= ord(char) < 0xE000 for char in text):
-        raise BadInput(f"prompt={escaped(text)}: not valid UTF-8")
+        raise BadInput(f"prompt={one_line(text)}: not valid UTF-8")
     put = config.task.template.replace("{prompt}", text)
     if not put:
         return list(trained.start_ids) or tokenizers.start_ids(trained.tokenizer)
@@ -81,11 +81,11 @@ def encode_prompt(trained: Trained, config: SampleConfig, text: str) -> list[int
         else:
             ids = trained.tokenizer.encode(put).tolist()
     except BadInput as error:
-        raise BadInput(f"prompt={escaped(put)}: {error}") from None
+        raise BadInput(f"prompt={one_line(put)}: {error}") from None
     block_size = trained.model.config.block_size
     if len(ids) > block_size and not config.truncate:
         why = f"{len(ids)} tokens, the model sees {block_size}; truncate=true takes the last {block_size}"
-        raise BadInput(f"prompt={escaped(text)}: {why}")
+        raise BadInput(f"prompt={one_line(text)}: {why}")
     return ids
 
 

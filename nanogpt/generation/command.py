@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from nanogpt.config import SampleConfig
-from nanogpt.console import visible
+from nanogpt.console import escape_control_chars
 from nanogpt.device import Compute, attention_used, find_device
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 from nanogpt.files import from_json, open_regular
 from nanogpt.generation.answers import answers, encode_prompt
 from nanogpt.generation.decode import lay_out
@@ -56,12 +56,12 @@ def check_special_tokens(trained: Trained, config: SampleConfig, texts: list[str
     spelled = [name for name in names if any(name in text for text in texts)]
     if not config.special_tokens and spelled:
         why = "plain text in the prompt; special_tokens=true makes it a special token"
-        print(f"note: {escaped(spelled[0])} is {why}", file=sys.stderr)
+        print(f"note: {one_line(spelled[0])} is {why}", file=sys.stderr)
 
 
 def describe(trained: Trained, config: SampleConfig) -> str:
     """Return a line that names the model, its step and loss, and how tokens are drawn."""
-    about = [escaped(trained.name)]
+    about = [one_line(trained.name)]
     about += [] if trained.step is None else [f"{config.checkpoint} checkpoint, step {trained.step:,}"]
     about += [] if trained.val_loss is None else [f"val {trained.val_loss:.4f} nats/token"]
     keys = ["temperature", "seed", "max_new_tokens"]
@@ -81,7 +81,7 @@ Job = tuple[str, list[int], int]
 def settled(config: SampleConfig) -> SampleConfig:
     """A config whose task also stops at `stop`, newlines written out. Raises BadInput for keys that exclude others."""
     if config.prompt and config.prompts is not None:
-        raise BadInput(f"prompts={escaped(config.prompts)}: prompt={escaped(config.prompt)} is given too; give one")
+        raise BadInput(f"prompts={one_line(config.prompts)}: prompt={one_line(config.prompt)} is given too; give one")
     if config.interactive and (config.prompt or config.prompts is not None or config.out is not None):
         raise BadInput(
             "interactive=true: asks for the prompts and shows the answers; prompt, prompts and out don't apply"
@@ -103,7 +103,7 @@ def prompt_texts(config: SampleConfig) -> list[str]:
         return [read_text("prompt", text.removeprefix(FILE)) if text.startswith(FILE) else text]
     lines = [line for line in read_text("prompts", config.prompts).splitlines() if line.strip()]
     if not lines:
-        raise BadInput(f"prompts={escaped(config.prompts)}: no prompt in it")
+        raise BadInput(f"prompts={one_line(config.prompts)}: no prompt in it")
     return (
         [prompt_of(line, config.prompts, n) for n, line in enumerate(lines, 1)] if is_table(config.prompts) else lines
     )
@@ -120,7 +120,7 @@ def prompt_of(line: str, path: str, number: int) -> str:
         row = from_json(line)
     text: object = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(text, str):
-        raise BadInput(f'prompts={escaped(path)}: line {number} is not a JSON object with a text "prompt"')
+        raise BadInput(f'prompts={one_line(path)}: line {number} is not a JSON object with a text "prompt"')
     return text
 
 
@@ -130,13 +130,13 @@ def read_text(key: str, path: str) -> str:
         with open_regular(Path(path)) as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise BadInput(f"{key}={escaped(path)}: {error.strerror}") from None
+        raise BadInput(f"{key}={one_line(path)}: {error.strerror}") from None
     if len(content) > MOST_BYTES:
-        raise BadInput(f"{key}={escaped(path)}: larger than {MOST_BYTES:,} bytes")
+        raise BadInput(f"{key}={one_line(path)}: larger than {MOST_BYTES:,} bytes")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{key}={escaped(path)}: not valid UTF-8 at byte {error.start}") from None
+        raise BadInput(f"{key}={one_line(path)}: not valid UTF-8 at byte {error.start}") from None
 
 
 def show(trained: Trained, config: SampleConfig, jobs: list[Job], first: int) -> None:
@@ -206,6 +206,6 @@ def asked() -> Iterator[str]:
 
 def put(text: str, flush: bool) -> None:
     """Print text as it is into a file or a pipe, and without power over a terminal."""
-    sys.stdout.write("\n".join(map(visible, text.split("\n"))) if sys.stdout.isatty() else text)
+    sys.stdout.write("\n".join(map(escape_control_chars, text.split("\n"))) if sys.stdout.isatty() else text)
     if flush:
         sys.stdout.flush()

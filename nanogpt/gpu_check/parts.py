@@ -13,7 +13,7 @@ from nanogpt.config import DoctorConfig
 from nanogpt.doctor import invariants as doctor
 from nanogpt.doctor import machine
 from nanogpt.doctor.finding import Check
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 from nanogpt.gpu_check import invariants, speed
 from nanogpt.gpu_check.findings import Row
 
@@ -42,9 +42,9 @@ def run_tests(_: DoctorConfig) -> list[Row]:
     done = subprocess.run(command, cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = [line for line in done.stdout.splitlines() if line.strip()] or ["no output"]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    found = f"exit code {done.returncode}; {escaped(lines[-1], 200)}"
+    found = f"exit code {done.returncode}; {one_line(lines[-1], 200)}"
     rows = [Row(name="pytest -m gpu", verdict="FAIL" if done.returncode else "pass", found=found)]
-    return [*rows, *(Row(name="test", verdict="FAIL", found=escaped(line, 200)) for line in failed)]
+    return [*rows, *(Row(name="test", verdict="FAIL", found=one_line(line, 200)) for line in failed)]
 
 
 def run_check(check: Check, config: DoctorConfig) -> list[Row]:

@@ -18,7 +18,7 @@ from nanogpt.benchmark.report import machine
 from nanogpt.config import DoctorConfig
 from nanogpt.console import say
 from nanogpt.device import find_device, set_up
-from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.gpu_check.findings import JSON, MARKDOWN, Part, Row, summarize, write_files
 from nanogpt.gpu_check.parts import Task, list_tasks
 from nanogpt.gpu_check.scale import bench_config
@@ -99,4 +99,4 @@ def describe_end(code: int, err: str) -> str:
     """Return the last line of a process that failed, without the values of variables that name secrets."""
     lines = err.strip().splitlines() or ["no message"]
     ended = f"ended by signal {-code}: " if code < 0 else ""
-    return redact(escaped(f"{ended}{lines[-1].removeprefix('error: ').strip()}", 300))
+    return redact(one_line(f"{ended}{lines[-1].removeprefix('error: ').strip()}", 300))

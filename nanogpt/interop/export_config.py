@@ -5,7 +5,7 @@ from typing import Any
 from typing_extensions import assert_never
 
 from nanogpt.config import ModelConfig
-from nanogpt.errors import BadInput, escaped
+from nanogpt.errors import BadInput, one_line
 from nanogpt.interop.architecture import FREE, SIZES, check_known_keys
 
 ONLY_HERE: dict[str, object] = {
@@ -57,7 +57,7 @@ def shown(value: object) -> str:
     """A value as it is written on the command line."""
     if isinstance(value, tuple):
         return f"[{','.join(map(shown, value))}]"  # pyright: ignore[reportUnknownArgumentType]
-    return "null" if value is None else escaped(str(value).lower())
+    return "null" if value is None else one_line(str(value).lower())
 
 
 def require_nanogpt(model: ModelConfig) -> None:

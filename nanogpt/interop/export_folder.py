@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.data.shards import sha256
-from nanogpt.errors import BadData, BadEnvironment, BadInput, escaped
+from nanogpt.errors import BadData, BadEnvironment, BadInput, one_line
 from nanogpt.files import read_json_bytes, sync, write
 
 MANIFEST = "export.json"
@@ -41,9 +41,9 @@ def check_export_folder(
         here = Path.cwd().resolve()
         exists = os.path.lexists(path)
     except (OSError, ValueError) as error:
-        raise BadInput(f"out={escaped(out)}: not a path that can be used: {escaped(error)}") from None
+        raise BadInput(f"out={one_line(out)}: not a path that can be used: {one_line(error)}") from None
     plain = ".." not in out.parts and path == Path(os.path.abspath(out))
-    meant = f"out={escaped(out)}" if plain else f"out={escaped(out)} ({escaped(path)})"
+    meant = f"out={one_line(out)}" if plain else f"out={one_line(out)} ({one_line(path)})"
     for what, place in {"the current folder": here, **sources}.items():
         place = Path(os.path.realpath(place))
         if path in (place, *place.parents):
@@ -51,10 +51,10 @@ def check_export_folder(
     for parent in path.parents:
         if (parent / "checkpoints").is_dir() and (parent / "config.json").exists() and path != inside_run:
             raise BadInput(
-                f"{meant}: lies in the run directory {escaped(parent)}; choose a folder outside it, or out=null"
+                f"{meant}: lies in the run directory {one_line(parent)}; choose a folder outside it, or out=null"
             )
         if os.path.lexists(parent) and not parent.is_dir():
-            raise BadInput(f"{meant}: {escaped(parent)} is a file")
+            raise BadInput(f"{meant}: {one_line(parent)} is a file")
     if not exists:
         return ExportFolder(path)
     if not path.is_dir():
@@ -76,12 +76,14 @@ def check_only_an_export(path: Path, names: set[str], meant: str) -> None:
         raise BadInput(f"{meant}: exists, and isn't an export that could be replaced: it has no {MANIFEST}") from None
     if other := sorted(names ^ (listed.keys() | {MANIFEST})):
         what = "isn't of the export" if other[0] in names else "is missing"
-        raise BadInput(f"{meant}: exists, and isn't an export that could be replaced: {escaped(other[0])} {what}")
+        raise BadInput(f"{meant}: exists, and isn't an export that could be replaced: {one_line(other[0])} {what}")
     for name, digest in listed.items():
         with suppress(BadData):
             if not (path / name).is_symlink() and sha256(path / name) == digest:
                 continue
-        raise BadInput(f"{meant}: exists, and {escaped(name)} was changed since the export; remove the folder yourself")
+        raise BadInput(
+            f"{meant}: exists, and {one_line(name)} was changed since the export; remove the folder yourself"
+        )
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def write_beside(folder: ExportFolder, about: dict[str, Any]) -> Generator[Path,
         move_into_place(partial, folder, path.with_name(f".{path.name}.replaced-{token}"))
         made.clear()
     except OSError as error:
-        raise BadEnvironment(f"{escaped(path)}: can't be written: {error.strerror or escaped(error)}") from None
+        raise BadEnvironment(f"{one_line(path)}: can't be written: {error.strerror or one_line(error)}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
@@ -133,7 +135,7 @@ def move_into_place(partial: Path, folder: ExportFolder, aside: Path) -> None:
     os.rename(folder.path, aside)
     try:
         if frozenset(os.listdir(aside)) != folder.replaced:
-            raise BadInput(f"out={escaped(folder.path)}: was changed while the export was written")
+            raise BadInput(f"out={one_line(folder.path)}: was changed while the export was written")
         os.rename(partial, folder.path)
     except (OSError, BadInput):
         os.rename(aside, folder.path)

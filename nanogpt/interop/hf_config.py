@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanogpt.config import ModelConfig
-from nanogpt.errors import BadCheckpoint, BadInput, escaped, hint
+from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
 from nanogpt.interop.architecture import PLAIN, Values, gpt2_values
 from nanogpt.schema import from_dict
 
@@ -61,7 +61,7 @@ class Keys:
 
     def refuse(self, key: str, value: object, allowed: str) -> BadCheckpoint:
         """Return the error for a value."""
-        return BadCheckpoint(f"{self.where}: {key}={escaped(as_json(value))}: allowed: {allowed}")
+        return BadCheckpoint(f"{self.where}: {key}={one_line(as_json(value))}: allowed: {allowed}")
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value, or the default where the key is absent."""
@@ -100,7 +100,7 @@ class Keys:
             if key not in self.known:
                 kind = self.content["model_type"]
                 raise BadCheckpoint(
-                    f"{self.where}: {escaped(key)}={escaped(as_json(value))}: not a known key of model_type={kind}, "
+                    f"{self.where}: {one_line(key)}={one_line(as_json(value))}: not a known key of model_type={kind}, "
                     f"so it may change the network; remove it if it doesn't{hint(key, self.known)}"
                 )
 
@@ -115,7 +115,7 @@ def from_hf(config: Mapping[str, Any], where: str) -> Values:
     kind = config.get("model_type")
     readers = {"gpt2": read_gpt2, "llama": read_llama, "qwen3": read_llama}
     if not isinstance(kind, str) or kind not in readers:
-        raise BadCheckpoint(f"{where}: model_type={escaped(kind)}: allowed: {', '.join(readers)}")
+        raise BadCheckpoint(f"{where}: model_type={one_line(kind)}: allowed: {', '.join(readers)}")
     keys = Keys(config, where)
     classes = config.get("architectures")
     if not isinstance(classes, list | None) or any(name not in HEADS[kind] for name in classes or ()):
@@ -127,7 +127,7 @@ def from_hf(config: Mapping[str, Any], where: str) -> Values:
         keys.check_all_known()
         from_dict(ModelConfig, values)
     except (BadInput, ValueError) as error:
-        raise BadCheckpoint(f"{where}: not a network that can be built here: {escaped(error, 300)}") from None
+        raise BadCheckpoint(f"{where}: not a network that can be built here: {one_line(error, 300)}") from None
     return values
 
 
@@ -208,7 +208,7 @@ def read_rope_base(keys: Keys) -> float:
         kinds = [name for name in ("rope_type", "type") if name in entries]  # the other keys depend on them
         for name in dict.fromkeys([*kinds, *entries]):
             value: Any = entries[name]
-            inner = f"{key}.{escaped(name)}"
+            inner = f"{key}.{one_line(name)}"
             if name in ("rope_type", "type"):
                 if value != "default":
                     raise keys.refuse(inner, value, "default")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt import tokenizer as tokenizers
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 from nanogpt.files import read_json_bytes, read_text, write
 from nanogpt.interop.tokenizer_checks import check_byte_level, check_characters, check_config, rules_of
 from nanogpt.tokenizer import (
@@ -46,15 +46,15 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     except BadData:
         raise
     except Exception as error:  # tokenizers raises plain Exception
-        raise BadData(f"{escaped(path)}: not a tokenizer of characters or byte-level BPE: {escaped(error)}") from None
+        raise BadData(f"{one_line(path)}: not a tokenizer of characters or byte-level BPE: {one_line(error)}") from None
 
 
 def read_characters(content: dict[str, Any], folder: Path) -> Tokenizer:
     """Return the tokenizer of single characters that an export of ours wrote. Raises BadData for any other."""
-    where = escaped(folder / tokenizers.FILE)
+    where = one_line(folder / tokenizers.FILE)
     vocabulary: dict[str, int] = content["model"]["vocab"]
     if words := [name for name in vocabulary if len(name) != 1]:
-        raise BadData(f"{where}: model.vocab has {escaped(words[0])}, which is not one character")
+        raise BadData(f"{where}: model.vocab has {one_line(words[0])}, which is not one character")
     tokenizer = CharTokenizer("".join(vocabulary))
     if [vocabulary[char] for char in tokenizer.chars] != list(range(len(vocabulary))):
         raise BadData(f"{where}: its characters are not in code point order")
@@ -77,7 +77,7 @@ def check_config_of(folder: Path, content: dict[str, Any]) -> None:
     """Raise BadData where tokenizer_config.json contradicts the tokenizer beside it."""
     if (config := folder / "tokenizer_config.json").exists():
         added = {token["content"]: token for token in content.get("added_tokens") or ()}
-        check_config(read_json_bytes(config), added, escaped(config))
+        check_config(read_json_bytes(config), added, one_line(config))
 
 
 def read_gpt2_files(folder: Path) -> dict[str, Any] | None:
@@ -88,7 +88,7 @@ def read_gpt2_files(folder: Path) -> dict[str, Any] | None:
     found = [name for name in TOKENIZER_FILES if (folder / name).exists()]
     if not found:
         return None
-    where, config = escaped(folder), folder / "tokenizer_config.json"
+    where, config = one_line(folder), folder / "tokenizer_config.json"
     kind = read_json_bytes(config).get("tokenizer_class") if config.exists() else None
     if kind is None and (folder / "config.json").exists():
         kind = {"gpt2": "GPT2Tokenizer"}.get(str(read_json_bytes(folder / "config.json").get("model_type")))
@@ -109,7 +109,7 @@ def read_gpt2_files(folder: Path) -> dict[str, Any] | None:
 
 def read_byte_level(content: dict[str, Any], folder: Path) -> Tokenizer:
     """Return a byte-level BPE whose ids are transformers'. Raises BadData naming what would change a text."""
-    where = escaped(folder / tokenizers.FILE)
+    where = one_line(folder / tokenizers.FILE)
     check_byte_level(content, where)
     check_config_of(folder, content)
     tokenizer = BPETokenizer(json.dumps(content | {"truncation": None, "padding": None}))

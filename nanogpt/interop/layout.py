@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nanogpt.config import ModelConfig
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.interop.architecture import Values
 
 Shape = tuple[int, ...]
@@ -99,24 +99,26 @@ def match(stored: Mapping[str, Stored], layout: Layout, where: str) -> dict[str,
     names: dict[str, str] = {}
     for name in stored:
         if (other := names.setdefault(plain_name(name), name)) != name:
-            raise BadCheckpoint(f"{where}: holds {escaped(other)} and {escaped(name)}, which are one tensor")
+            raise BadCheckpoint(f"{where}: holds {one_line(other)} and {one_line(name)}, which are one tensor")
     problems: list[str] = []
     for name, shape in layout.items():
         if name not in names:
             problems.append(f"lacks the tensor {name} ({shown(shape)})")
         elif (found := stored[names[name]]).shape != shape:
             problems.append(
-                f"{escaped(names[name])} is {shown(found.shape)} in {found.file}, and {shown(shape)} by {where}"
+                f"{one_line(names[name])} is {shown(found.shape)} in {found.file}, and {shown(shape)} by {where}"
             )
     for name, original in names.items():
         known = name in layout or name == HEAD or BUFFERS.fullmatch(name)
         if not known:
-            problems.append(f"{stored[original].file} holds {escaped(original)}, which this network doesn't have")
+            problems.append(f"{stored[original].file} holds {one_line(original)}, which this network doesn't have")
         elif stored[original].dtype not in DTYPES and not BUFFERS.fullmatch(name):
-            kind = escaped(stored[original].dtype)
-            problems.append(f"{escaped(original)} is stored as {kind}; allowed: floats of 16 bits or more")
+            kind = one_line(stored[original].dtype)
+            problems.append(f"{one_line(original)} is stored as {kind}; allowed: floats of 16 bits or more")
     if HEAD in names and HEAD not in layout and (found := stored[names[HEAD]]).shape != (tied := embedding_of(layout)):
-        problems.append(f"{escaped(names[HEAD])} is {shown(found.shape)} in {found.file}, and {shown(tied)} by {where}")
+        problems.append(
+            f"{one_line(names[HEAD])} is {shown(found.shape)} in {found.file}, and {shown(tied)} by {where}"
+        )
     if problems:
         more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise BadCheckpoint(f"{where}: its weights don't fit: {', '.join(problems[:SHOWN])}{more}")

@@ -10,7 +10,7 @@ import torch
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ModelConfig, TrainedConfig
 from nanogpt.data.dataset import open_dataset
-from nanogpt.errors import BadCheckpoint, BadInput, LabError, escaped
+from nanogpt.errors import BadCheckpoint, BadInput, LabError, one_line
 from nanogpt.generation.start_tokens import find_start_ids
 from nanogpt.interop.hf_tokenizer import read_tokenizer
 from nanogpt.interop.load_weights import load_weights
@@ -44,10 +44,10 @@ def load_trained(config: TrainedConfig, device: torch.device) -> Trained:
     """The model that a command asks for. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
     if config.init_from is None:
         if config.tokenizer is not None:
-            raise BadInput(f"tokenizer={escaped(config.tokenizer)}: is for init_from; a run has its own")
+            raise BadInput(f"tokenizer={one_line(config.tokenizer)}: is for init_from; a run has its own")
         return of_run(find(config.run, config.runs_dir), config.checkpoint, device)
     if config.run is not None:
-        raise BadInput(f"init_from={escaped(config.init_from)}: run={escaped(config.run)} is given too; give one")
+        raise BadInput(f"init_from={one_line(config.init_from)}: run={one_line(config.run)} is given too; give one")
     source = find_source(config.init_from)
     tokenizer = chosen_tokenizer(config, source)
     plain = {"name": source.label, "vocab_multiple": 1}
@@ -56,7 +56,7 @@ def load_trained(config: TrainedConfig, device: torch.device) -> Trained:
     load_weights(model, source)
     if len(tokenizer.tokens) > (model_config.vocab_size or 0):
         why = f"has {len(tokenizer.tokens):,} tokens, the model {model_config.vocab_size:,}"
-        raise BadInput(f"tokenizer={escaped(config.tokenizer)}: {why}")
+        raise BadInput(f"tokenizer={one_line(config.tokenizer)}: {why}")
     return Trained(model.eval().to(device), tokenizer, config.init_from, None, None)
 
 
@@ -69,7 +69,7 @@ def of_run(run: RunDirectory, which: Literal["best", "latest"], device: torch.de
         tied = {"lm_head.weight": loaded.model["transformer.wte.weight"]} if model.config.tie_weights else {}
         model.load_state_dict(loaded.model | tied)
     except (RuntimeError, KeyError) as error:
-        raise BadCheckpoint(f"{escaped(loaded.path)}: not this model's: {escaped(error, 200)}") from None
+        raise BadCheckpoint(f"{one_line(loaded.path)}: not this model's: {one_line(error, 200)}") from None
     step, val_loss = int(loaded.state["step"]), number(loaded.state.get("val_loss"))
     start = tuple(start_ids_of(run, tokenizer))
     return Trained(model.eval().to(device), tokenizer, str(run.path), run, step, start, val_loss)
@@ -101,5 +101,5 @@ def chosen_tokenizer(config: TrainedConfig, source: Source) -> Tokenizer:
     if tokenizer is None:
         why = "no tokenizer.json there" if folder else "nothing beside the weights says which they were trained with"
         allowed = "gpt2, or a folder that has tokenizer.json"
-        raise BadInput(f"tokenizer={escaped(config.tokenizer or 'null')}: {why}; allowed: {allowed}")
+        raise BadInput(f"tokenizer={one_line(config.tokenizer or 'null')}: {why}; allowed: {allowed}")
     return tokenizer

@@ -3,7 +3,7 @@
 import torch
 
 from nanogpt.config import TrainConfig
-from nanogpt.errors import BadCheckpoint, BadData, escaped
+from nanogpt.errors import BadCheckpoint, BadData, one_line
 from nanogpt.interop.hf_tokenizer import have_same_ids
 from nanogpt.interop.names import fitted
 from nanogpt.interop.sources import Source, find_source
@@ -38,7 +38,7 @@ def load_weights(model: GPT, source: Source) -> None:
     tensors = fitted(source.tensors(), model.config)
     named = dict(model.named_parameters())
     wrong = [
-        f"{escaped(name)} is {shape_of(tensors.get(name))} there and {shape_of(named.get(name))} in the model"
+        f"{one_line(name)} is {shape_of(tensors.get(name))} there and {shape_of(named.get(name))} in the model"
         for name in sorted(tensors.keys() | named.keys())
         if shape_of(tensors.get(name)) != shape_of(named.get(name))
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nanogpt import tokenizer as tokenizers
-from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, LabError, escaped
+from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, LabError, one_line
 from nanogpt.files import open_regular, read_bytes, write_atomic
 from nanogpt.tokenizer import CharTokenizer
 
@@ -43,18 +43,18 @@ def convert_meta(path: Path) -> Path:
     try:
         content = read_bytes(path, SIZE_LIMIT)
     except OSError as error:
-        raise BadData(f"{escaped(path)}: {error.strerror}") from None
+        raise BadData(f"{one_line(path)}: {error.strerror}") from None
     try:
         value: object = PlainUnpickler(io.BytesIO(content)).load()
     except Exception as error:  # a broken pickle can raise anything
-        raise BadData(f"{escaped(path)}: not a plain vocabulary: {escaped(error)}") from None
+        raise BadData(f"{one_line(path)}: not a plain vocabulary: {one_line(error)}") from None
     itos = value.get("itos") if isinstance(value, dict) else None
     chars = [itos.get(i) for i in range(len(itos))] if isinstance(itos, dict) else []
     if not chars or not all(isinstance(char, str) and len(char) == 1 for char in chars):
-        raise BadData(f"{escaped(path)}: not a character vocabulary of nanoGPT")
+        raise BadData(f"{one_line(path)}: not a character vocabulary of nanoGPT")
     text = "".join(map(str, chars))
     if text != "".join(sorted(set(text))):
-        raise BadData(f"{escaped(path)}: its characters are not in code point order, as nanoGPT writes them")
+        raise BadData(f"{one_line(path)}: its characters are not in code point order, as nanoGPT writes them")
     target = path.with_name(tokenizers.FILE)
     write_atomic(target, tokenizers.to_json(CharTokenizer(text)))
     return target
@@ -80,12 +80,12 @@ def check_saved_by_torch(path: Path) -> None:
         with open_regular(path) as file:
             is_archive = file.read(4) == b"PK\x03\x04"
     except OSError as error:
-        raise BadCheckpoint(f"{escaped(path)}: {escaped(error.strerror)}") from None
+        raise BadCheckpoint(f"{one_line(path)}: {one_line(error.strerror)}") from None
     if not is_archive:
         allowed = (
             "nanoGPT's ckpt.pt as torch.save of 1.6 or newer writes it, or a folder (of model.safetensors: its own)"
         )
-        raise BadCheckpoint(f"{escaped(path)}: not a checkpoint that can be read safely; allowed: {allowed}")
+        raise BadCheckpoint(f"{one_line(path)}: not a checkpoint that can be read safely; allowed: {allowed}")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
@@ -97,23 +97,23 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
     import torch
 
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
-        raise BadEnvironment(f"{escaped(path)}: torch {torch.__version__} can't read it safely; 2.10 or newer can")
+        raise BadEnvironment(f"{one_line(path)}: torch {torch.__version__} can't read it safely; 2.10 or newer can")
     check_saved_by_torch(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a broken or hostile file leads to
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise BadCheckpoint(
-            f"{escaped(path)}: not a checkpoint that can be read safely: {escaped(why[0], 200)}"
+            f"{one_line(path)}: not a checkpoint that can be read safely: {one_line(why[0], 200)}"
         ) from None
     arguments = content.get("model_args") if isinstance(content, dict) else None
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(arguments, dict) or not isinstance(tensors, dict):
-        raise BadCheckpoint(f"{escaped(path)}: not a checkpoint of nanoGPT: it has no model and model_args")
+        raise BadCheckpoint(f"{one_line(path)}: not a checkpoint of nanoGPT: it has no model and model_args")
     if wrong := [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]:
-        raise BadCheckpoint(f"{escaped(path)}: {escaped(wrong[0])} is not a tensor")
+        raise BadCheckpoint(f"{one_line(path)}: {one_line(wrong[0])} is not a tensor")
     if unknown := sorted(str(name) for name in content if name not in CONTENT):
-        raise BadCheckpoint(f"{escaped(path)}: holds {escaped(unknown[0])}, which nanoGPT doesn't write")
+        raise BadCheckpoint(f"{one_line(path)}: holds {one_line(unknown[0])}, which nanoGPT doesn't write")
     return {str(name): value for name, value in arguments.items()}, {str(name): t for name, t in tensors.items()}
 
 

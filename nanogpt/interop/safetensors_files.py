@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.files import check_regular, read_json
 from nanogpt.interop.layout import Stored
 
@@ -27,27 +27,30 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     names = sorted(path.name for path in folder.iterdir())
     if adapters := [name for name in names if name in ADAPTERS]:
         raise BadCheckpoint(
-            f"{escaped(folder)}/{adapters[0]}: an adapter, which isn't applied; merge it first (peft: merge_and_unload)"
+            f"{one_line(folder)}/{adapters[0]}: an adapter, which isn't applied; "
+            "merge it first (peft: merge_and_unload)"
         )
     if WEIGHTS in names and INDEX in names:
-        raise BadCheckpoint(f"{escaped(folder)}: has {WEIGHTS} and {INDEX}; remove the one that isn't meant")
+        raise BadCheckpoint(f"{one_line(folder)}: has {WEIGHTS} and {INDEX}; remove the one that isn't meant")
     mapped = {} if WEIGHTS in names else read_index(folder)
     files = {WEIGHTS} if WEIGHTS in names else set(mapped.values())
     if other := [name for name in names if SHARD.fullmatch(name) and name not in files]:
         raise BadCheckpoint(
-            f"{escaped(folder)}/{other[0]}: isn't named by {INDEX if mapped else 'any index'}; remove it"
+            f"{one_line(folder)}/{other[0]}: isn't named by {INDEX if mapped else 'any index'}; remove it"
         )
     stored: dict[str, Stored] = {}
     for file in sorted(files):
         for name, tensor in read_header(folder / file).items():
             if name in stored:
-                raise BadCheckpoint(f"{escaped(folder)}: {escaped(name)} is in {stored[name].file} and in {file}")
+                raise BadCheckpoint(f"{one_line(folder)}: {one_line(name)} is in {stored[name].file} and in {file}")
             if mapped and mapped.get(name) != file:
                 says = mapped.get(name, "nothing of it")
-                raise BadCheckpoint(f"{escaped(folder)}/{file}: holds {escaped(name)}; {INDEX} says {escaped(says)}")
+                raise BadCheckpoint(f"{one_line(folder)}/{file}: holds {one_line(name)}; {INDEX} says {one_line(says)}")
             stored[name] = tensor
     if missing := sorted(mapped.keys() - stored.keys()):
-        raise BadCheckpoint(f"{escaped(folder)}/{mapped[missing[0]]}: lacks {escaped(missing[0])}, which {INDEX} names")
+        raise BadCheckpoint(
+            f"{one_line(folder)}/{mapped[missing[0]]}: lacks {one_line(missing[0])}, which {INDEX} names"
+        )
     return stored
 
 
@@ -65,13 +68,13 @@ def read_index(folder: Path) -> dict[str, str]:
     path = folder / INDEX
     if not path.is_file():
         why = f"has no {WEIGHTS}, and pickles (pytorch_model.bin) aren't read; save it again with transformers"
-        raise BadCheckpoint(f"{escaped(folder)}: {why}")
+        raise BadCheckpoint(f"{one_line(folder)}: {why}")
     found: Any = read_json(path).get("weight_map")
     mapped = {str(name): str(file) for name, file in found.items()} if isinstance(found, dict) else {}
     if not mapped or any(Path(name).name != name for name in mapped.values()):
-        raise BadCheckpoint(f"{escaped(path)}: not an index of files in this folder")
+        raise BadCheckpoint(f"{one_line(path)}: not an index of files in this folder")
     if absent := sorted(name for name in set(mapped.values()) if not (folder / name).is_file()):
-        raise BadCheckpoint(f"{escaped(path)}: names {escaped(absent[0])}, which isn't there")
+        raise BadCheckpoint(f"{one_line(path)}: names {one_line(absent[0])}, which isn't there")
     return mapped
 
 
@@ -88,7 +91,7 @@ def read_header(path: Path) -> dict[str, Stored]:
                 stored[str(name)] = Stored(tuple(part.get_shape()), str(part.get_dtype()), path.name)
         return stored
     except Exception as error:  # safetensors raises its own
-        raise BadCheckpoint(f"{escaped(path)}: can't be read: {escaped(error, 200)}") from None
+        raise BadCheckpoint(f"{one_line(path)}: can't be read: {one_line(error, 200)}") from None
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
@@ -99,4 +102,4 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         check_regular(path)
         return {name: tensor.float() for name, tensor in load_file(path).items()}
     except Exception as error:  # safetensors raises its own
-        raise BadCheckpoint(f"{escaped(path)}: can't be read: {escaped(error, 200)}") from None
+        raise BadCheckpoint(f"{one_line(path)}: can't be read: {one_line(error, 200)}") from None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ModelConfig, TrainConfig
-from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, escaped, hint
+from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, hint, one_line
 from nanogpt.files import read_json
 from nanogpt.hf_hub import refuse_silence
 from nanogpt.interop.architecture import (
@@ -77,7 +77,7 @@ class OpenAI:
         file = downloaded(HUB[self.label], WEIGHTS)
         values = self.values()
         names = match(read_header(file), layout_of(values, input_first=True), self.label)
-        weights = weights_by_plain_name(read_tensors(file), names, values, escaped(file))
+        weights = weights_by_plain_name(read_tensors(file), names, values, one_line(file))
         return from_gpt2(weights, input_first=True)
 
     def tokenizer(self) -> Tokenizer | None:
@@ -99,7 +99,7 @@ class Folder:
 
     def checked(self) -> tuple[Values, dict[str, Stored], dict[str, str]]:
         """The values, what is stored, and plain name -> stored name, once config.json and the weights agree."""
-        where = f"{escaped(self.path)}/{CONFIG}"
+        where = f"{one_line(self.path)}/{CONFIG}"
         values, stored = from_hf(read_json(self.path / CONFIG), where), read_headers(self.path)
         return values, stored, match(stored, layout_of(values, input_first=True), where)
 
@@ -111,7 +111,7 @@ class Folder:
         theirs: Tensors = {}
         for file in sorted({tensor.file for tensor in stored.values()}):
             theirs |= read_tensors(self.path / file)
-        weights = weights_by_plain_name(theirs, names, values, escaped(self.path))
+        weights = weights_by_plain_name(theirs, names, values, one_line(self.path))
         return from_llama(weights) if values["position"] == "rotary" else from_gpt2(weights, input_first=True)
 
     def tokenizer(self) -> Tokenizer | None:
@@ -122,7 +122,7 @@ class Folder:
         read = sorted({tensor.file for tensor in self.checked()[1].values()})
         other = list_unread(self.path, read)
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        return f"{read[0]} is read, not {', '.join(map(escaped, other[:3]))}{more}" if other else ""
+        return f"{read[0]} is read, not {', '.join(map(one_line, other[:3]))}{more}" if other else ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class NanoGPT:
         from nanogpt.interop.pickle_import import read_checkpoint
 
         arguments, tensors = read_checkpoint(self.path)
-        values, where = nanogpt_values(arguments, escaped(self.path)), escaped(self.path)
+        values, where = nanogpt_values(arguments, one_line(self.path)), one_line(self.path)
         stored = {
             name: Stored(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), self.path.name)
             for name, tensor in tensors.items()
@@ -155,7 +155,7 @@ class NanoGPT:
         from nanogpt.interop.tensor_checks import weights_by_plain_name
 
         values, tensors, names = self.checked()
-        weights = weights_by_plain_name(tensors, names, values, escaped(self.path))
+        weights = weights_by_plain_name(tensors, names, values, one_line(self.path))
         return from_gpt2({name: tensor.float() for name, tensor in weights.items()}, input_first=False)
 
     def tokenizer(self) -> Tokenizer | None:
@@ -164,8 +164,8 @@ class NanoGPT:
             return read_tokenizer(folder)
         if (folder / "meta.pkl").exists():
             raise BadInput(
-                f"{escaped(folder)}/meta.pkl: a pickle can run code, so it isn't read; "
-                f"convert it safely: python -m nanogpt.interop.pickle_import {escaped(folder)}/meta.pkl"
+                f"{one_line(folder)}/meta.pkl: a pickle can run code, so it isn't read; "
+                f"convert it safely: python -m nanogpt.interop.pickle_import {one_line(folder)}/meta.pkl"
             )
         return GPT2Tokenizer() if self.values()["vocab_size"] in (50_257, 50_304) else None
 
@@ -175,14 +175,14 @@ def nanogpt_values(arguments: Mapping[str, Any], where: str) -> Values:
     if lacking := [name for name in (*SIZES, "bias") if name not in arguments]:
         raise BadCheckpoint(f"{where}: model_args lacks {', '.join(lacking)}")
     if unknown := [name for name in arguments if name not in (*SIZES, "bias", "dropout")]:
-        raise BadCheckpoint(f"{where}: model_args has {escaped(unknown[0])}, which nanoGPT's network doesn't have")
+        raise BadCheckpoint(f"{where}: model_args has {one_line(unknown[0])}, which nanoGPT's network doesn't have")
     for name in SIZES:
         if not isinstance(arguments[name], int) or isinstance(arguments[name], bool) or arguments[name] < 1:
             raise BadCheckpoint(
-                f"{where}: model_args: {name}={escaped(arguments[name])}: allowed: a whole number above 0"
+                f"{where}: model_args: {name}={one_line(arguments[name])}: allowed: a whole number above 0"
             )
     if not isinstance(arguments["bias"], bool):
-        raise BadCheckpoint(f"{where}: model_args: bias={escaped(arguments['bias'])}: allowed: true or false")
+        raise BadCheckpoint(f"{where}: model_args: bias={one_line(arguments['bias'])}: allowed: true or false")
     values = gpt2_values(*(arguments[name] for name in (*SIZES, "bias")), activation="gelu")
     try:
         schema.from_dict(ModelConfig, values)
@@ -227,12 +227,12 @@ def find_source(init_from: str) -> Source:
     if os.path.exists(path / CONFIG):
         return Run(path) if "training" in read_json(path / CONFIG) else Folder(path)
     if os.path.isdir(path):
-        raise BadCheckpoint(f"init_from={escaped(init_from)}: a folder without {CONFIG}")
+        raise BadCheckpoint(f"init_from={one_line(init_from)}: a folder without {CONFIG}")
     names = ["scratch", *GPT2_SIZES]
     if init_from == "resume":
         raise BadInput("init_from=resume: the same command continues a run by itself; resume.run=FOLDER another one")
     raise BadInput(
-        f"init_from={escaped(init_from)}: no such weights; allowed: {', '.join(names)}, a Hugging Face folder, "
+        f"init_from={one_line(init_from)}: no such weights; allowed: {', '.join(names)}, a Hugging Face folder, "
         f"nanoGPT's ckpt.pt, a run directory{hint(init_from, names)}"
     )
 
@@ -243,7 +243,7 @@ def adopted(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
     Raises BadInput for a value that contradicts the weights. `block_size` may be smaller where positions are learned
     (the embedding is cut, as by nanoGPT's crop_block_size) and anything where they are rotary; `dropout` is free.
     """
-    check_known_keys(ModelConfig, f"init_from={escaped(init_from)}")
+    check_known_keys(ModelConfig, f"init_from={one_line(init_from)}")
     label, values = look(init_from, stamp(init_from))
     theirs = values | {"n_kv_head": values["n_kv_head"] or values["n_head"]}
     ours = {**model}
@@ -260,7 +260,9 @@ def adopted(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
                 else f"{str(value).lower()}, or leave it to the weights with model=pretrained"
             )
             shown = str(given).lower() if isinstance(given, bool) else given
-            raise BadInput(f"model.{key}={escaped(shown)}: doesn't fit init_from={escaped(init_from)}; allowed: {why}")
+            raise BadInput(
+                f"model.{key}={one_line(shown)}: doesn't fit init_from={one_line(init_from)}; allowed: {why}"
+            )
     if ours.get("dropout") is None:
         ours["dropout"] = 0.0
     if ours.get("name") == "pretrained":
@@ -279,7 +281,7 @@ def look(init_from: str, _: int) -> tuple[str, Values]:
     if isinstance(source, OpenAI) and os.path.exists(init_from):
         said = f"OpenAI's weights are read, not what is in this folder; init_from=./{init_from} names that"
     if said and os.environ.get("RANK", "0") == "0":
-        print(f"note: init_from={escaped(init_from)}: {said}", file=sys.stderr)
+        print(f"note: init_from={one_line(init_from)}: {said}", file=sys.stderr)
     return source.label, values
 
 
@@ -302,7 +304,7 @@ def downloaded(repository: str, name: str) -> Path:
         refuse_silence()
         return Path(hf_hub_download(repository, name))
     except (OSError, HfHubHTTPError) as error:
-        why = escaped(getattr(error, "reason", None) or error, 120)
+        why = one_line(getattr(error, "reason", None) or error, 120)
         raise BadEnvironment(
             f"{repository}/{name}: not in the cache of the Hugging Face hub, and it can't be downloaded ({why}); "
             f"have the folder yourself and name it: init_from=path/to/{repository.rpartition('/')[2]}"

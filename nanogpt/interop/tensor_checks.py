@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.interop.architecture import Values
 from nanogpt.interop.layout import BUFFERS, EMBEDDING, HEAD, expected_inv_freq
 
@@ -23,17 +23,17 @@ def weights_by_plain_name(
         tensor = tensors[original]
         if BUFFERS.fullmatch(name):  # GPT-2's masks change nothing: transformers doesn't read them either
             if name.endswith("inv_freq"):
-                check_frequencies(tensor, values, f"{where}: {escaped(original)}")
+                check_frequencies(tensor, values, f"{where}: {one_line(original)}")
             continue
         if not tensor.isfinite().all():
-            raise BadCheckpoint(f"{where}: {escaped(original)} is not finite")
+            raise BadCheckpoint(f"{where}: {one_line(original)} is not finite")
         weights[name] = tensor
     if values["tie_weights"] and HEAD in weights:
         head = weights.pop(HEAD)
         embedding = next(weights[name] for name in EMBEDDING if name in weights)
         if not torch.equal(head, embedding):
             raise BadCheckpoint(
-                f"{where}: {escaped(names[HEAD])} isn't the token embedding, but the head is said to be tied to it; "
+                f"{where}: {one_line(names[HEAD])} isn't the token embedding, but the head is said to be tied to it; "
                 "tie_word_embeddings=false in config.json uses it, without it in the file the embedding is used"
             )
     return weights

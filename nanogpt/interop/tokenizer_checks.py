@@ -6,7 +6,7 @@ The `tokenizers` library does the encoding; what would add, drop or change text 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nanogpt.errors import BadData, escaped
+from nanogpt.errors import BadData, one_line
 
 MODEL: dict[str, tuple[object, ...]] = {  # keys of a BPE model -> values that lose and draw nothing
     "dropout": (None, 0, 0.0),
@@ -28,32 +28,32 @@ def check_byte_level(content: Mapping[str, Any], where: str) -> None:
     """Raise BadData unless a tokenizer.json is a byte-level BPE that keeps every text as it is."""
     model = content["model"]
     if model.get("type") != "BPE":
-        raise BadData(f"{where}: model.type={escaped(model.get('type'))}: allowed: BPE, WordLevel of characters")
+        raise BadData(f"{where}: model.type={one_line(model.get('type'))}: allowed: BPE, WordLevel of characters")
     for key, allowed in MODEL.items():
         if model.get(key, allowed[0]) not in allowed:
-            raise BadData(f"{where}: model.{key}={escaped(model[key])}: not known here; allowed: {allowed[0]}")
+            raise BadData(f"{where}: model.{key}={one_line(model[key])}: not known here; allowed: {allowed[0]}")
     for step in steps_of(content.get("normalizer"), "normalizers"):
         if step.get("type") != "NFC":
-            raise BadData(f"{where}: normalizer {escaped(step.get('type'))}: changes the text; allowed: none, NFC")
+            raise BadData(f"{where}: normalizer {one_line(step.get('type'))}: changes the text; allowed: none, NFC")
     steps = list(steps_of(content.get("pre_tokenizer"), "pretokenizers"))
     for step in steps:
         if step.get("type") not in SPLITTERS or step.get("add_prefix_space") or step.get("behavior") == "Removed":
-            raise BadData(f"{where}: pre_tokenizer {escaped(step)}: adds or drops text, or isn't known here")
+            raise BadData(f"{where}: pre_tokenizer {one_line(step)}: adds or drops text, or isn't known here")
     if [step["type"] for step in steps].count("ByteLevel") != 1:
         raise BadData(f"{where}: pre_tokenizer: not byte-level, so some characters would be lost")
     for token in content.get("added_tokens") or ():
         if (token.get("lstrip") or token.get("rstrip")) and not token.get("special"):
-            raise BadData(f"{where}: added token {escaped(token['content'])}: drops the blanks beside it")
+            raise BadData(f"{where}: added token {one_line(token['content'])}: drops the blanks beside it")
 
 
 def check_characters(content: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
     """Raise BadData unless a tokenizer.json of single characters does what the one we write does."""
     for part in ("normalizer", "pre_tokenizer", "added_tokens"):
         if (content.get(part) or None) != (ours[part] or None):
-            why = f"allowed: {escaped(ours[part] or 'none')}, as in an export of a character model"
-            raise BadData(f"{where}: {part}={escaped(content[part])}: {why}")
+            why = f"allowed: {one_line(ours[part] or 'none')}, as in an export of a character model"
+            raise BadData(f"{where}: {part}={one_line(content[part])}: {why}")
     if content["model"].get("unk_token") not in ("", None):
-        raise BadData(f"{where}: model.unk_token={escaped(content['model']['unk_token'])}: allowed: none")
+        raise BadData(f"{where}: model.unk_token={one_line(content['model']['unk_token'])}: allowed: none")
 
 
 def rules_of(content: Mapping[str, Any]) -> tuple[object, ...]:
@@ -85,8 +85,8 @@ def check_config(config: Mapping[str, Any], added: Mapping[str, Any], where: str
     """
     for key in CHANGES:
         if config.get(key):
-            raise BadData(f"{where}: {key}={escaped(config[key])}: adds or changes tokens, which isn't done here")
+            raise BadData(f"{where}: {key}={one_line(config[key])}: adds or changes tokens, which isn't done here")
     for number, token in (config.get("added_tokens_decoder") or {}).items():
         found = added.get(token["content"], {})
         if str(found.get("id")) != str(number) or bool(found.get("special")) != bool(token.get("special")):
-            raise BadData(f"{where}: added token {escaped(token['content'])} isn't the one of tokenizer.json")
+            raise BadData(f"{where}: added token {one_line(token['content'])} isn't the one of tokenizer.json")

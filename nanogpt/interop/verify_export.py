@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.config import ModelConfig
-from nanogpt.errors import LabError, escaped
+from nanogpt.errors import LabError, one_line
 from nanogpt.interop.load_weights import load_weights
 from nanogpt.interop.sources import NanoGPT
 from nanogpt.model.gpt import GPT
@@ -42,7 +42,7 @@ def verify_with_transformers(model: GPT, tokenizer: Tokenizer, folder: Path) -> 
             text = probe_text(tokenizer)
             their_ids: list[int] = their_tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # transformers raises whatever it meets
-            raise LabError(f"the export can't be loaded by transformers: {escaped(error, 300)}") from None
+            raise LabError(f"the export can't be loaded by transformers: {one_line(error, 300)}") from None
     if their_ids != tokenizer.encode(text).tolist():
         raise LabError("the exported tokenizer gives other token ids in transformers; nothing was written")
     return compare_logits(model, ids, found, "transformers")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config import TrackerName, TrackingConfig, TrainConfig
-from nanogpt.errors import BadEnvironment, escaped, hint
+from nanogpt.errors import BadEnvironment, hint, one_line
 from nanogpt.redaction import HIDDEN, find_secret, secret_values
 from nanogpt.schema import science
 from nanogpt.tracking.origin import id_of
@@ -47,7 +47,7 @@ def mode_of(settings: TrackingConfig) -> str:
     asked = settings.mode or os.environ.get("WANDB_MODE") or "online"
     if asked not in MODES:
         allowed = f"allowed: one of {', '.join(MODES)}"
-        raise BadEnvironment(f"WANDB_MODE={escaped(asked)}: not a choice; {allowed}{hint(asked, MODES)}")
+        raise BadEnvironment(f"WANDB_MODE={one_line(asked)}: not a choice; {allowed}{hint(asked, MODES)}")
     return MODES[asked]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nanogpt.config import SyncConfig, TrackerName, TrainConfig
 from nanogpt.console import say
-from nanogpt.errors import BadEnvironment, Locked, escaped
+from nanogpt.errors import BadEnvironment, Locked, one_line
 from nanogpt.files import locked
 from nanogpt.run_directory import RunDirectory, find, newest_step, owner
 from nanogpt.tracking.origin import open_origin
@@ -21,7 +21,7 @@ def sync_runs(config: SyncConfig) -> int:
     for run, its in zip(runs, configs, strict=True):
         with locked(run.path / ".lock", wait=False) as mine:
             if not mine:
-                raise Locked(f"{escaped(run.path)}: {owner(run.path)} is training here, and sends what is missing")
+                raise Locked(f"{one_line(run.path)}: {owner(run.path)} is training here, and sends what is missing")
             origin, forked = open_origin(run.path, next(iter(run.starts()), {}), newest_step(run.path))
             if forked and origin.forked_from:
                 say(f"{run.path}: a copy of {origin.forked_from.path}: shown as a run of its own (id {origin.id})")
@@ -52,7 +52,7 @@ def sync_run(run: RunDirectory, config: TrainConfig, name: TrackerName) -> None:
         state = status.get("state", "stopped")
         tracker.finish("stopped" if state == "running" else state, picture(run))
     except Exception as error:
-        raise BadEnvironment(f"{escaped(run.path)}: {name}: {escaped(error, 400)}") from error
+        raise BadEnvironment(f"{one_line(run.path)}: {name}: {one_line(error, 400)}") from error
     say(f"{run.path}: {name}: {f'{count:,} steps sent' if count else 'nothing was missing'}")
 
 

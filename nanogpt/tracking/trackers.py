@@ -17,7 +17,7 @@ from typing import Protocol
 from typing_extensions import assert_never
 
 from nanogpt.config import TrackerName, TrackingConfig
-from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.metrics_file import Row
 from nanogpt.tracking.run_metadata import About, wanted
 from nanogpt.tracking.tail import Follow
@@ -177,7 +177,7 @@ class Mirror:
             try:
                 self.backend.text(step, text)
             except FAILURES as error:  # a sample that isn't shown costs no step of the curve
-                self.log(f"{self.name}: {type(error).__name__}: {escaped(error, 400)}")
+                self.log(f"{self.name}: {type(error).__name__}: {one_line(error, 400)}")
 
     def connect(self) -> bool:
         """Start the tracker, unless that was tried lately. Returns whether it runs."""
@@ -202,7 +202,7 @@ class Mirror:
     def lose(self, error: BaseException) -> None:
         """The tracker failed while it ran: it is started again at once, and if that was done before, after a while."""
         self.lost += 1
-        self.log(f"{self.name}: {type(error).__name__}: {escaped(error, 400)}")
+        self.log(f"{self.name}: {type(error).__name__}: {one_line(error, 400)}")
         lost, self.backend = self.backend, None
         if lost is not None:
             lost.abandon()
@@ -212,10 +212,10 @@ class Mirror:
 
     def warn(self, error: BaseException) -> None:
         """Tell it, once, and how to send what is missing."""
-        self.log(f"{self.name}: {type(error).__name__}: {escaped(error, 400)}")
+        self.log(f"{self.name}: {type(error).__name__}: {one_line(error, 400)}")
         if not self.told and not self.given_up:
             self.told = True
-            why = escaped(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
+            why = one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
             self.say(
                 f"warning: {self.name}: {why}; all else goes on, and "
                 f"`nanogpt sync {self.about.path}` sends what is missing"
@@ -245,7 +245,7 @@ class Mirrors:
             while not mirror.ready.wait(0.2) and time.monotonic() < deadline:
                 beat()
             if mirror.error is not None or not mirror.ready.is_set():
-                why = escaped(mirror.error or "didn't start in time", 400)
+                why = one_line(mirror.error or "didn't start in time", 400)
                 raise BadEnvironment(f"tracking.required=true: {mirror.name}: {why}")
 
     def finish(self, state: str, seconds: float, hurry: Callable[[], bool] = lambda: False) -> None:

@@ -20,7 +20,7 @@ from wandb.errors import CommError
 
 from nanogpt.config import TrackingConfig
 from nanogpt.entry_names import sample_step, step_of
-from nanogpt.errors import BadEnvironment, escaped
+from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.files import list_entries, read_json_bytes, read_text, write_atomic
 from nanogpt.metrics_file import Row
 from nanogpt.tracking.run_metadata import About, mode_of
@@ -167,7 +167,7 @@ class Wandb:
             try:
                 self.upload()
             except Exception as error:
-                self.say(f"warning: wandb: the checkpoint was not uploaded: {escaped(error, 200)}")
+                self.say(f"warning: wandb: the checkpoint was not uploaded: {one_line(error, 200)}")
         if state == "stopped":
             self.run.mark_preempting()
         last = max(self.step, self.run.starting_step - 1)

@@ -179,7 +179,7 @@ class Loop:
             f"{what}; {'the last checkpoint is intact and from before' if self.saved else 'nothing was saved yet'}; "
             "a lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy"
         )
-        error.told = self.record is None
+        error.reported_elsewhere = self.record is None
         return error
 
 

@@ -19,7 +19,7 @@ from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import ensure
 from nanogpt.device import set_up
 from nanogpt.entry_names import number_of
-from nanogpt.errors import BadCheckpoint, BadInput, Diverged, escaped
+from nanogpt.errors import BadCheckpoint, BadInput, Diverged, one_line
 from nanogpt.files import list_entries, read_json_bytes, write_atomic
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import StepMetrics
@@ -82,7 +82,7 @@ def keep(
             write_checkpoint(partial, state.step, tensors, json.dumps(state.facts(), indent=1) + "\n")
             os.replace(partial, folder / "checkpoint")
     except OSError as error:
-        say(f"warning: {escaped(folder)} can't be written: {error.strerror}")
+        say(f"warning: {one_line(folder)} can't be written: {error.strerror}")
     return folder, (folder / "checkpoint").is_dir()
 
 
@@ -101,7 +101,7 @@ def replay(config: TrainConfig) -> int:
     schema.checked(lambda: run.refuse_ranks(1, "hardware.devices"))
     if not (folder / "checkpoint").is_dir():
         raise BadCheckpoint(
-            f"{escaped(folder)}: holds no weights; the first {WITH_STATE} incidents do, if the weights were finite"
+            f"{one_line(folder)}: holds no weights; the first {WITH_STATE} incidents do, if the weights were finite"
         )
     compute = set_up(hardware)
     dataset = ensure(run.data)
@@ -137,4 +137,4 @@ def read_incident(folder: Path) -> dict[str, Any]:
         raise ValueError("step and micro_batch_size are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = "not an incident directory, like runs/NAME/incidents/0"
-        raise BadInput(f"replay={escaped(folder)}: {why} ({escaped(error)})") from None
+        raise BadInput(f"replay={one_line(folder)}: {why} ({one_line(error)})") from None

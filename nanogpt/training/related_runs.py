@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.run_directory import RunDirectory, locate, newest_change, parts_of
 from nanogpt.run_identity import CONTENTS, differing, keys_of_same_content, resolve
 from nanogpt.schema import change_of, leaves, values
@@ -31,12 +31,12 @@ def describe_later_changes(config: TrainConfig) -> str | None:
     for number, start in enumerate(run.starts(), 1):
         changes = [one for one in start.get("changes") or [] if isinstance(one, str)]
         if made := [one for one in changes if one.partition(":")[0] in changed]:
-            explained.append(f"start {number} ({escaped(start.get('time'), 40)}) changed {escaped(', '.join(made))}")
+            explained.append(f"start {number} ({one_line(start.get('time'), 40)}) changed {one_line(', '.join(made))}")
             changed -= {one.partition(":")[0] for one in made}
     if changed or not explained:
         return None
     return (
-        f"finished already, at step {escaped(run.status().get('step'))} in {escaped(run.path)}: "
+        f"finished already, at step {one_line(run.status().get('step'))} in {one_line(run.path)}: "
         f"{'; '.join(explained)}; new_attempt=true trains this command's values beside it"
     )
 

@@ -10,7 +10,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.console import say
 from nanogpt.data.dataset import Dataset
 from nanogpt.distributed.process_group import ProcessGroup
-from nanogpt.errors import BadCheckpoint, BadData, escaped
+from nanogpt.errors import BadCheckpoint, BadData, one_line
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.measured import describe_measurement
 from nanogpt.files import check_regular
@@ -43,12 +43,12 @@ def rewind_metrics(run: RunDirectory, state: TrainState, loaded: Loaded | None) 
     except FileNotFoundError:
         pass  # its rows are lost, which is reported below
     except OSError as error:
-        raise BadCheckpoint(f"{escaped(run.metrics.path)}: {error.strerror}") from None
+        raise BadCheckpoint(f"{one_line(run.metrics.path)}: {error.strerror}") from None
     record = StateFile.model_validate(loaded.state).metrics if loaded else None
     found = run.metrics.rewind(state.step if loaded else -1, state.evaluated, record)
     if found.problem:
         run.notes.append(f"metrics.jsonl at step {state.step}: {found.problem}")
-        say(f"warning: {escaped(run.metrics.path)}: {found.problem}")
+        say(f"warning: {one_line(run.metrics.path)}: {found.problem}")
 
 
 def fetch(state: TrainState, dataset: Dataset, run: RunDirectory | None, config: TrainConfig) -> Loaded | None:
@@ -58,8 +58,8 @@ def fetch(state: TrainState, dataset: Dataset, run: RunDirectory | None, config:
     def choose() -> dict[str, Any] | None:
         assert run is not None, "the leader has the directory"
         if strays := run.checkpoints.strays():
-            names = ", ".join(escaped(name) for name in strays[:5]) + (", …" if len(strays) > 5 else "")
-            say(f"warning: {escaped(run.checkpoints.folder)}: not checkpoints of this program, ignored: {names}")
+            names = ", ".join(one_line(name) for name in strays[:5]) + (", …" if len(strays) > 5 else "")
+            say(f"warning: {one_line(run.checkpoints.folder)}: not checkpoints of this program, ignored: {names}")
         loaded, bad = run.checkpoints.newest()
         for warning in bad:
             say(f"warning: {warning}; set aside, an older checkpoint is used")
@@ -103,7 +103,7 @@ def allow_fork(config: TrainConfig, run: RunDirectory, loaded: Loaded, dataset: 
     if theirs.exists() and tokenizers.fingerprint(tokenizers.load(run.path)) != tokenizers.fingerprint(
         dataset.tokenizer
     ):
-        raise BadCheckpoint(f"{escaped(parent.path)}: was trained with another tokenizer than this data's; can't fork")
+        raise BadCheckpoint(f"{one_line(parent.path)}: was trained with another tokenizer than this data's; can't fork")
     allowed = (*config.resume.allow_change, "data", "hardware.precision")
     return config.model_copy(update={"resume": config.resume.model_copy(update={"allow_change": allowed})})
 
@@ -120,14 +120,14 @@ def refuse_other_data(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> 
     if theirs == dataset.fingerprint:
         return
     if "data" in config.resume.allow_change:
-        say(f"warning: continuing on other data (fingerprint {dataset.fingerprint[:12]}, was {escaped(theirs)[:12]})")
+        say(f"warning: continuing on other data (fingerprint {dataset.fingerprint[:12]}, was {one_line(theirs)[:12]})")
         return
     before: dict[str, str] = loaded.state.get("files") or {}
     names = [name for name in sorted({*before, *dataset.files}) if before.get(name) != dataset.files.get(name)]
-    first = f", first differing file {escaped(names[0])}" if before and names else ""
+    first = f", first differing file {one_line(names[0])}" if before and names else ""
     raise BadData(
-        f"{escaped(dataset.folder)}: not the data this run was trained on (fingerprint {dataset.fingerprint[:12]}, "
-        f"was {escaped(theirs)[:12]}{first}); new_attempt=true starts another, resume.allow_change=[data] goes on"
+        f"{one_line(dataset.folder)}: not the data this run was trained on (fingerprint {dataset.fingerprint[:12]}, "
+        f"was {one_line(theirs)[:12]}{first}); new_attempt=true starts another, resume.allow_change=[data] goes on"
     )
 
 
@@ -137,11 +137,11 @@ def compare_arithmetic(loaded: Loaded, state: TrainState, config: TrainConfig) -
     now = state.arithmetic
     if before.get("precision") != now["precision"] and "hardware.precision" not in config.resume.allow_change:
         raise BadCheckpoint(
-            f"hardware.precision={now['precision']}: the run was trained in {escaped(before.get('precision'))}; give "
+            f"hardware.precision={now['precision']}: the run was trained in {one_line(before.get('precision'))}; give "
             "that, or resume.allow_change=[hardware.precision]"
         )
     before = {"fp8": False, **before}  # what older checkpoints were trained with
     then = {key: before.get(key, value) for key, value in now.items()}  # older checkpoints don't know every key
-    changed = [f"{key} {escaped(then[key])} -> {value}" for key, value in now.items() if then[key] != value]
+    changed = [f"{key} {one_line(then[key])} -> {value}" for key, value in now.items() if then[key] != value]
     if changed:
         say(f"warning: {', '.join(changed)}: the same data in the same order, but rounding can differ")

@@ -9,9 +9,9 @@ import torch
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
-from nanogpt.console import Steps, amount, say, seconds, visible
+from nanogpt.console import Steps, amount, escape_control_chars, say, seconds
 from nanogpt.data.sampler import seed_of
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import compute_mfu
 from nanogpt.evaluation.loss import LOSSES
@@ -84,7 +84,9 @@ class Record:
     def tell_full(self, why: str) -> None:
         if not self.deaf:
             self.deaf = True
-            say(f"warning: {escaped(self.run.path)} can't be written: {why}; rows are kept in memory, training goes on")
+            say(
+                f"warning: {one_line(self.run.path)} can't be written: {why}; rows are kept in memory, training goes on"
+            )
 
     def append(self, row: dict[str, float]) -> None:
         """A row of metrics.jsonl, kept in memory while the disk is full."""
@@ -159,7 +161,7 @@ class Record:
                 folder.mkdir(exist_ok=True)
                 write_atomic(folder / f"step-{state.step:08d}.txt", text)
             self.mirrors.sample(state.step, text)
-            lines = [visible(line) for line in text.splitlines() if line.strip()]
+            lines = [escape_control_chars(line) for line in text.splitlines() if line.strip()]
             self.steps.note("\n".join(f"  | {line[:100]}" for line in lines[:SHOWN_LINES]))
 
     def draw(self) -> None:

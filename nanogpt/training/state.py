@@ -17,7 +17,7 @@ from nanogpt.data.batches import Batch
 from nanogpt.data.sampler import seed_of
 from nanogpt.device import DTYPES, Compute, attention_used, memory_bytes
 from nanogpt.distributed.process_group import ProcessGroup
-from nanogpt.errors import BadCheckpoint, escaped
+from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.estimates.flops import horizon, parameter_counts
 from nanogpt.estimates.memory import ROOM, memory_of
 from nanogpt.measurement import KEY, read_facts
@@ -159,8 +159,8 @@ def refuse_misfits(loaded: Loaded, named: dict[str, torch.nn.Parameter]) -> None
     wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     wrong += sorted(key for key in loaded.optimizer if key.rpartition("/")[0] not in ours)
     if wrong:
-        names = ", ".join(escaped(name) for name in wrong[:5])
-        raise BadCheckpoint(f"{escaped(loaded.path)}: is of another model; {len(wrong)} tensors differ: {names}")
+        names = ", ".join(one_line(name) for name in wrong[:5])
+        raise BadCheckpoint(f"{one_line(loaded.path)}: is of another model; {len(wrong)} tensors differ: {names}")
 
 
 def build_state(

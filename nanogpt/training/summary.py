@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanogpt.config import TrainConfig
-from nanogpt.console import say, table, visible
+from nanogpt.console import escape_control_chars, say, table
 from nanogpt.data.dataset import Dataset
 from nanogpt.entry_names import sample_step
-from nanogpt.errors import escaped
+from nanogpt.errors import one_line
 from nanogpt.estimates.plan import eval_line
 from nanogpt.evaluation.loss import LOSSES, LossEvaluation
 from nanogpt.files import list_entries, read_text
@@ -32,7 +32,7 @@ def introduce(
         where = f"{'finished' if state.step >= state.steps else 'paused'} at step {state.step}"
     say(f"run     {run.path} ({where})")
     if run.new_fork and run.origin and (parent := run.origin.forked_from):
-        what = f"forked at step {parent.step} from {escaped(Path(parent.path))}"
+        what = f"forked at step {parent.step} from {one_line(Path(parent.path))}"
         say(f"note    {what}: a run of its own, also for trackers (id {run.origin.id})")
     if not state.step and not run.checkpoints.steps() and (relative := relative_of(config)):
         path, keys = relative
@@ -40,7 +40,7 @@ def introduce(
         allow = f" resume.allow_change=[{'data' if held else ','.join(keys)}]" if held != ["init_from"] else ""
         what = f"began with other content of {held[0]}" if held else f"differs in {', '.join(keys)} alone"
         goes_on = f"resume.run={path}{allow}"
-        say(f"note    {escaped(path)} {what}; this is another run. To go on with that one: {goes_on}")
+        say(f"note    {one_line(path)} {what}; this is another run. To go on with that one: {goes_on}")
     say(f"data    {config.data.name}: {dataset.description}")
     for note in dataset.notes:
         say(f"note    {note}")
@@ -71,7 +71,7 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
     if samples:
         say(f"\nsample ({samples[-1]}):")
         text = read_text(samples[-1], "replace")
-        say("\n".join(f"  | {visible(line)}" for line in text.splitlines()))
+        say("\n".join(f"  | {escape_control_chars(line)}" for line in text.splitlines()))
     say(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
     python, embedded = interpreter(), config.data.corpus == "pystdlib"
     prompt = " prompt='def '" if embedded else ""

@@ -267,7 +267,7 @@ def test_a_checkout_that_fails_is_told_in_one_line(config: Build, tmp_path: Path
     built = build(config, (f"nanogpt:{tmp_path}",), rounds=1)
     with pytest.raises(BadInput, match=r"against=nanogpt:.*: its training ended with ValueError: not today") as error:
         training_table(built, set_up(built.hardware))
-    assert not error.value.told
+    assert not error.value.reported_elsewhere
 
 
 @pytest.mark.parametrize(
