@@ -32,7 +32,7 @@ def commands() -> list[str]:
     found: dict[str, None] = {}
     start = "|".join(map(re.escape, BY_COMMAND)) + rf"|{TORCHRUN} (?:train|evaluate)\.py"
     for page in PAGES:
-        for line in page.read_text().splitlines():
+        for line in re.sub(r"\s*\\\n\s*", " ", page.read_text()).splitlines():  # join continued lines
             if line.startswith("$"):
                 continue  # a session that shows an error
             line = line.partition("| ")[2].partition("| ")[2] if line.startswith("| ") else line  # not nanoGPT's own
