@@ -8,7 +8,7 @@ from nanogpt.config import DoctorConfig, EvaluateConfig, TrainConfig
 from nanogpt.distributed.env import adopt_slurm
 from nanogpt.distributed.spawn import run_ranks
 from nanogpt.errors import BadInput
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
 QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # keep torch's C++ logs quiet; lost ranks are reported in one line
 
@@ -49,7 +49,7 @@ def run_doctor(config: DoctorConfig) -> int:
     return examination(config)
 
 
-def start_ranks(name: str, config: Section, world: int, stop_timeout: float = 0.0) -> int:
+def start_ranks(name: str, config: ConfigModel, world: int, stop_timeout: float = 0.0) -> int:
     """Run `train` or `evaluate` on `world` ranks of this machine. Returns the exit code of the first failure."""
     message = {"command": name, "parent": os.getpid(), "argv": sys.argv, "config": config.model_dump(mode="json")}
     return run_ranks([sys.executable, "-m", "cli.rank_worker"], json.dumps(message), world, stop_timeout)

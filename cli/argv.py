@@ -4,8 +4,8 @@ from itertools import pairwise
 from typing import NoReturn
 
 from nanogpt import schema
-from nanogpt.errors import BadInput, hint, one_line
-from nanogpt.schema import Section
+from nanogpt.errors import BadInput, one_line, hint
+from nanogpt.schema import ConfigModel
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p")
@@ -26,7 +26,7 @@ ADVICE = {  # flags of Hydra that commands here don't take
 }
 
 
-def split(argv: list[str], kind: type[Section] = Section) -> tuple[list[str], list[str]]:
+def split_flags(argv: list[str], kind: type[ConfigModel] = ConfigModel) -> tuple[list[str], list[str]]:
     """(flags, overrides). Raises BadInput for a flag that doesn't exist, with the key of `kind` that may be meant."""
     flags: list[str] = []
     overrides: list[str] = []
@@ -52,19 +52,19 @@ def split(argv: list[str], kind: type[Section] = Section) -> tuple[list[str], li
     return flags, overrides
 
 
-def refuse_flag(word: str, kind: type[Section]) -> NoReturn:
+def refuse_flag(word: str, kind: type[ConfigModel]) -> NoReturn:
     """Raises BadInput for a word with dashes that is no flag: what to do instead of Hydra's, or the key it may mean."""
     flag, _, value = word.partition("=")
     if flag in ADVICE:
         raise BadInput(f"{one_line(word)}: no such option here; {ADVICE[flag]}")
     key = flag.lstrip("-")
-    keys = [one for one, _ in schema.leaves(kind)]
+    keys = [one for one, _ in schema.iter_fields(kind)]
     near = "" if any(one == key or one.startswith(f"{key}.") for one in keys) else hint(key, keys)
     why = f"settings are written without dashes: {one_line(f'{key}={value}' if value else f'{key}=…')}{near}"
     raise BadInput(f"{one_line(word)}: no such option; {why}")
 
 
-def package_in(flags: list[str]) -> str:
+def requested_package(flags: list[str]) -> str:
     """Return the value of --package, the part of the configuration to show; empty for all."""
     given = [value for flag, value in pairwise(flags) if flag in ("--package", "-p")]
     return given[-1] if given else ""

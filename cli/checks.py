@@ -10,10 +10,10 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from cli.overrides import Value, is_literal, is_valid
-from cli.quoting import typed
+from cli.quoting import format_for_shell
 from nanogpt import schema
 from nanogpt.errors import BadInput, one_line
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
 EXPANDED = ("data.source", "eval.", "against")  # keys and sections where ~ is expanded when the file is read
 OURS = ("launcher", "sweeper")
@@ -21,30 +21,30 @@ HYDRA_IS_OURS = "Hydra's own settings can't be changed here; a file may set hydr
 BY_HYDRA = ("overrides", "runtime", "job")  # parts of Hydra's own configuration that differ from command to command
 
 
-def check_typed(kind: type[Section], one: Value) -> None:
+def check_typed_value(kind: type[ConfigModel], one: Value) -> None:
     """Raise BadInput for a number that is read as another one, and for a number or a boolean where text is needed."""
     if not isinstance(one.value, bool | int | float):
         return
     text = one.text.strip()
     if not is_valid(kind, one.key, one.value) and is_valid(kind, one.key, text):
         why = "text is needed, and this reads as a number or a boolean"
-        raise BadInput(f"{one.key}={one_line(text)}: {why}; quote it: {typed(one.key, text)}")
-    if isinstance(one.value, float) and (extreme := beyond_floats(text, one.value)):
-        allowed = schema.allowed(dict(schema.leaves(kind))[one.key])
+        raise BadInput(f"{one.key}={one_line(text)}: {why}; quote it: {format_for_shell(one.key, text)}")
+    if isinstance(one.value, float) and (extreme := float_range_problem(text, one.value)):
+        allowed = schema.describe_allowed(dict(schema.iter_fields(kind))[one.key])
         raise BadInput(f"{one.key}={one_line(text)}: too {extreme} for a number; allowed: {allowed}")
 
 
-def beyond_floats(text: str, value: float) -> str:
+def float_range_problem(text: str, value: float) -> str:
     """Return `large` or `small` where a typed number became infinity or zero, else an empty text."""
     if math.isinf(value) and "inf" not in text.lower():
         return "large"
     return "small" if value == 0 and re.search(r"[1-9]", re.split("[eE]", text)[0]) else ""
 
 
-def check_tilde(config: Section) -> None:
+def check_tilde(config: ConfigModel) -> None:
     """Raise BadInput for a path that begins with the `~` of a shell: it would be a folder of this name."""
-    literal = {key for key, field in schema.leaves(type(config)) if is_literal(field)}
-    for key, value in schema.values(config):
+    literal = {key for key, field in schema.iter_fields(type(config)) if is_literal(field)}
+    for key, value in schema.iter_values(config):
         if key.startswith(EXPANDED) or key in literal:
             continue
         for text in value if isinstance(value, tuple) else (value,):

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from cli.entry import dispatch, exit_on_error
 from cli.launcher_config import LaunchConfig
-from cli.quoting import with_targets
+from cli.quoting import collect_targets
 from nanogpt.config import (
     BenchConfig,
     CompareConfig,
@@ -27,8 +27,8 @@ from nanogpt.config import (
     TrainConfig,
     WatchConfig,
 )
-from nanogpt.errors import BadInput, hint, one_line
-from nanogpt.schema import Section
+from nanogpt.errors import BadInput, one_line, hint
+from nanogpt.schema import ConfigModel
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Command:
     group: str
     """Heading in the list of commands."""
     summary: str
-    config: type[Section]
+    config: type[ConfigModel]
     function: str
     """`module:function`, imported when the command runs. Job commands take (command, words), all others a config."""
     targets: str | None = None
@@ -57,7 +57,7 @@ def job(summary: str) -> Command:
     return Command(JOBS, summary, LaunchConfig, "launch.dispatch:run_job_command")
 
 
-def about_runs(summary: str, config: type[Section], function: str) -> Command:
+def about_runs(summary: str, config: type[ConfigModel], function: str) -> Command:
     """Return a command whose words without '=' name studies and runs."""
     return Command(RUNS, summary, config, function, targets="targets")
 
@@ -112,7 +112,7 @@ def run_command(name: str) -> NoReturn:
 
     def call() -> int:
         if command.targets:
-            sys.argv[1:] = with_targets(sys.argv[1:], command.targets)
+            sys.argv[1:] = collect_targets(sys.argv[1:], command.targets)
         sweep = load(command.sweep) if command.sweep else None
         return dispatch(name, command.config, load(command.function), sys.argv[1:], sweep)
 

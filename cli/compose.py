@@ -19,29 +19,29 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cli.checks import HYDRA_IS_OURS, check_hydra_settings, check_tilde, check_typed
-from cli.config_files import choices, groups, refuse_bombs
-from cli.grid import left_out
+from cli.checks import HYDRA_IS_OURS, check_hydra_settings, check_tilde, check_typed_value
+from cli.config_files import check_no_yaml_bomb, choices, groups
+from cli.grid import is_excluded
 from cli.interpolation import check_values, ordinary_words
 from cli.launcher_config import KINDS, BasicLauncher, Launcher
 from cli.overrides import (
-    ASIDE,
     LAUNCHER,
     LAUNCHER_KEYS,
     SWEEP_KEYS,
+    SWEEP_PREFIXES,
     SWEEPER,
     SWEEPER_KEYS,
     Value,
-    parse,
+    parse_override,
 )
 from cli.resolution import constants_in, first_line, is_constant, plain_values, put
 from cli.sweep_config import SWEEPERS, AllPoints, SweepConfig, Sweeper, sweeper_with
 from nanogpt import schema
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.interop.sources import adopted
-from nanogpt.schema import Section, leaves
+from nanogpt.schema import ConfigModel, iter_fields
 
-Config = TypeVar("Config", bound=Section)
+Config = TypeVar("Config", bound=ConfigModel)
 
 HORIZON = ("training.steps", "training.tokens", "training.tokens_per_param", "training.flops")
 
@@ -54,7 +54,7 @@ class Point(Generic[Config]):
     changes: dict[str, str]
 
 
-def register(door: str, kind: type[Section]) -> None:
+def register(door: str, kind: type[ConfigModel]) -> None:
     """Give Hydra every key of the schemas with its default, so YAML files need only say what they choose.
 
     Launchers and sweepers that installed plugins bring under our names are dropped: their schemas don't fit ours.
@@ -64,11 +64,11 @@ def register(door: str, kind: type[Section]) -> None:
     for group in (LAUNCHER, SWEEPER):
         for name in choices(group):
             store.repo["hydra"][group.removeprefix("hydra/")].pop(f"{name}.yaml", None)
-    sweep = {"sweep": schema.defaults(SweepConfig)} if door == "train" else {}
-    store.store(name=f"{door}_schema", node=schema.defaults(kind) | sweep)
+    sweep = {"sweep": schema.default_values(SweepConfig)} if door == "train" else {}
+    store.store(name=f"{door}_schema", node=schema.default_values(kind) | sweep)
     for group, kinds in ((LAUNCHER, KINDS), (SWEEPER, SWEEPERS)):
         for name, aside in kinds.items():
-            store.store(group=group, name=f"{name}_defaults", node=schema.defaults(aside))
+            store.store(group=group, name=f"{name}_defaults", node=schema.default_values(aside))
 
 
 class Composer:
@@ -76,14 +76,14 @@ class Composer:
 
     def __init__(self, door: str, kind: type[Config], literals: dict[str, str], asides: list[Value]) -> None:
         self.door, self.kind, self.literals, self.asides = door, kind, literals, asides
-        self.keys = {key for key, _ in leaves(kind)}
+        self.keys = {key for key, _ in iter_fields(kind)}
         self.groups = groups(door)
         self.ordinary = ordinary_words(kind, self.groups)
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.plain_files: dict[tuple[str, ...], dict[str, Any] | None] = {}
         self.said: set[str] = set()
         """Notes that were printed."""
-        self.found: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in ASIDE}
+        self.found: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in SWEEP_PREFIXES}
         """What is about sweeps in each choice of files."""
 
     def points(self, combinations: list[list[Value]], several: set[str], exclude: tuple[str, ...]) -> list[Point[Any]]:
@@ -106,7 +106,7 @@ class Composer:
     def point(self, chosen: list[Value], several: set[str], exclude: tuple[str, ...]) -> Point[Any] | None:
         """One point, checked; None when it is left out. Raises BadInput."""
         plain = self.plain(chosen)
-        if exclude and left_out(exclude, self.facts(plain, chosen), parse):
+        if exclude and is_excluded(exclude, self.facts(plain, chosen), parse_override):
             return None
         return Point(self.config(plain), changes_in(chosen, several))
 
@@ -136,7 +136,7 @@ class Composer:
             chosen = [*chosen, *(Value(key, "null", None) for key in HORIZON if key not in given and key in self.keys)]
         values = [one for one in chosen if one.key in self.keys]
         for one in values:
-            check_typed(self.kind, one)
+            check_typed_value(self.kind, one)
         plain = self.with_values(self.files(chosen), values)
         if "eval.fit" in self.keys and not given & {"eval.every", "eval.fit"}:
             plain["eval"]["fit"] = True  # the interval of the files is for their usual length
@@ -193,7 +193,7 @@ class Composer:
         """What Hydra makes of a choice of files, without what is about sweeps. Raises BadInput."""
         if files not in self.composed:
             for file in files:
-                refuse_bombs(*file.split("=", 1))
+                check_no_yaml_bomb(*file.split("=", 1))
             try:
                 composed = compose(self.door, list(files), return_hydra_config=True)
             except (TypeError, YAMLError) as error:
@@ -209,7 +209,7 @@ class Composer:
             if "experiment" in composed:
                 raise BadInput("experiment: its file must begin with the line # @package _global_")
             check_hydra_settings(self.door, files, composed)
-            for prefix in ASIDE:
+            for prefix in SWEEP_PREFIXES:
                 there = OmegaConf.select(composed, prefix.rstrip("."))
                 plain = plain_values(there, self.keys, self.ordinary) if there is not None else {}
                 if plain not in self.found[prefix]:
@@ -292,7 +292,7 @@ def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def as_yaml(config: Section, package: str = "") -> str:
+def as_yaml(config: ConfigModel, package: str = "") -> str:
     """The config that would run, checked and resolved, as YAML; with a `package` such as `model` that part of it.
 
     Raises BadInput for a package that doesn't exist.

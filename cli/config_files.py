@@ -6,20 +6,20 @@ from nanogpt.errors import BadInput
 from nanogpt.files import read_bytes
 
 CONFIG_DIR = Path(__file__).parents[1] / "conf"
-LARGEST = 2**16  # bytes of a file; those that are here have a thousand
+MAX_FILE_BYTES = 2**16  # bytes of a file; those that are here have a thousand
 
 
-def groups(door: str) -> list[str]:
+def groups(command: str) -> list[str]:
     """The groups in the defaults list of `conf/<door>.yaml`, in its order."""
-    lines = CONFIG_DIR.joinpath(f"{door}.yaml").read_text().splitlines()
+    lines = CONFIG_DIR.joinpath(f"{command}.yaml").read_text().splitlines()
     named = [line.strip("- ").partition(":")[0] for line in lines if line.startswith("  - ") and ":" in line]
     return [name for name in named if CONFIG_DIR.joinpath(name).is_dir()]
 
 
-def optional(door: str) -> list[str]:
+def optional_groups(command: str) -> list[str]:
     """Those of the groups of which nothing need be chosen: `group: null` in the defaults list."""
-    lines = CONFIG_DIR.joinpath(f"{door}.yaml").read_text().splitlines()
-    return [name for name in groups(door) if f"  - {name}: null" in lines]
+    lines = CONFIG_DIR.joinpath(f"{command}.yaml").read_text().splitlines()
+    return [name for name in groups(command) if f"  - {name}: null" in lines]
 
 
 def choices(group: str) -> list[str]:
@@ -28,14 +28,14 @@ def choices(group: str) -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def refuse_bombs(group: str, name: str) -> None:
+def check_no_yaml_bomb(group: str, name: str) -> None:
     """A chosen file isn't large, and no line of it stands for others: ten such lines can mean a billion values.
 
     Raises BadInput.
     """
     path = CONFIG_DIR.joinpath(f"{group}/{name}.yaml")
     try:
-        content = read_bytes(path, LARGEST)
+        content = read_bytes(path, MAX_FILE_BYTES)
     except FileNotFoundError:
         return
     except OSError as error:

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pydantic.fields import FieldInfo
 
-from cli.argv import HYDRA_FLAGS, package_in, split
+from cli.argv import HYDRA_FLAGS, requested_package, split_flags
 from nanogpt import schema
 from nanogpt.cpu_threads import limit_spinning
-from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, hint, one_line
-from nanogpt.schema import Section
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, one_line, hint
+from nanogpt.schema import ConfigModel
 
 if TYPE_CHECKING:
     from cli.sweep_request import Sweep
 
-Config = TypeVar("Config", bound=Section)
+Config = TypeVar("Config", bound=ConfigModel)
 HELP_DIR = Path(__file__).parent / "help_texts"
 
 
@@ -40,27 +40,27 @@ def exit_on_error(name: str, call: Callable[[], int]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than our texts hold
     try:
         code = call()
-        flush()
+        flush_stdout()
     except KeyboardInterrupt:  # before or after training, which handles it itself
         print("interrupted; the same command continues", file=sys.stderr)
-        leave(128 + signal.SIGINT)
+        exit_process(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
-        leave(0)
+        exit_process(0)
     except Exception as error:
-        leave(tell_exception(name, error)[0])
-    leave(code)
+        exit_process(report_exception(name, error)[0])
+    exit_process(code)
 
 
-def tell_exception(name: str, error: Exception) -> tuple[int, str]:
+def report_exception(name: str, error: Exception) -> tuple[int, str]:
     """Print what became of a command on standard error. Returns its exit code and the reason in one line."""
     from cli.crash_report import report_crash
-    from cli.exit_codes import as_lab_error
+    from cli.exit_codes import to_lab_error
 
-    known = as_lab_error(name, error)
+    known = to_lab_error(name, error)
     if known is None:
         return report_crash(name, error), f"{type(error).__name__}: {error}"
-    tell(known)
+    print_error(known)
     return known.exit_code, str(known)
 
 
@@ -83,13 +83,13 @@ def print_help(name: str) -> int:
     return 0
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End the process. A rank of several ends at once: after an error torch's destructors would wait for ranks that are
     gone, and after a success, rarely, they abort over a thread of the connections that still runs.
     """
     if is_rank():
         with suppress(BadEnvironment):
-            flush()
+            flush_stdout()
         os._exit(code)
     gc.freeze()  # what torch imports is 285,000 objects, and looking for garbage among them takes most of a second
     sys.exit(code)
@@ -100,7 +100,7 @@ def is_rank() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def flush() -> None:
+def flush_stdout() -> None:
     """Send off what was printed. A reader that has gone is no error. Raises BadEnvironment for a full disk."""
     try:
         sys.stdout.flush()
@@ -110,7 +110,7 @@ def flush() -> None:
             raise BadEnvironment(f"standard output: {error.strerror}; the end of the text is missing") from None
 
 
-def tell(error: LabError) -> None:
+def print_error(error: LabError) -> None:
     """One line on standard error, unless another rank tells it."""
     rank = os.environ.get("RANK", "0")
     if not error.reported_elsewhere:
@@ -129,28 +129,28 @@ def dispatch(
         print(help_page(name, kind, [word for word in argv if not word.startswith("-")]))
         return 0
     if "--shell-completion" in argv or "-sc" in argv:
-        refuse_beside_completion(argv)
-        return to_hydra(name, kind)
-    flags, overrides = split(argv, kind)
+        check_completion_words(argv)
+        return run_hydra(name, kind)
+    flags, overrides = split_flags(argv, kind)
     from cli.compose import as_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
-    from cli.overrides import warn_of_repeats
+    from cli.overrides import warn_about_repeats
     from cli.sweep_request import read
 
-    warn_of_repeats(overrides)
+    warn_about_repeats(overrides)
     multirun = "--multirun" in flags or "-m" in flags
     asked_for = read(name, kind, overrides, multirun)
     if asked := [flag for flag in flags if flag.partition("=")[0] in HYDRA_FLAGS]:
         if asked[0] in ("--cfg", "-c") and flags[flags.index(asked[0]) + 1] == "job":
-            print(as_yaml(asked_for.points[0].config, package_in(flags)).rstrip())
+            print(as_yaml(asked_for.points[0].config, requested_package(flags)).rstrip())
             return 0
-        return to_hydra(name, kind)
+        return run_hydra(name, kind)
     if multirun:
-        return sweep(asked_for) if sweep else one_by_one([point.config for point in asked_for.points], main)
+        return sweep(asked_for) if sweep else run_points([point.config for point in asked_for.points], main)
     asked_for.refuse_without_m()
     return main(asked_for.points[0].config)
 
 
-def one_by_one(configs: list[Config], main: Callable[[Config], int]) -> int:
+def run_points(configs: list[Config], main: Callable[[Config], int]) -> int:
     """Run every point, one after the other; a failing point is reported and doesn't stop the others, Ctrl-C does.
 
     Returns the first exit code that isn't 0.
@@ -163,21 +163,21 @@ def one_by_one(configs: list[Config], main: Callable[[Config], int]) -> int:
         except LabError as error:
             if is_rank():  # torchrun's ranks can't meet again after an error
                 raise
-            tell(error)
+            print_error(error)
             codes.append(error.exit_code)
         if codes[-1] in (STOPPED, PeerLost.exit_code) or codes[-1] >= 128:
             break
     return next((code for code in codes if code), 0)
 
 
-def refuse_beside_completion(argv: list[str]) -> None:
+def check_completion_words(argv: list[str]) -> None:
     """Hydra reads these words itself, and has options that read files, a pickle among them. Raises BadInput."""
     for word in argv:
         if word not in ("--shell-completion", "-sc") and not re.fullmatch(r"(install|uninstall|query)=\w+", word):
             raise BadInput(f"{one_line(word)}: with -sc only install=, uninstall= or query= and the name of a shell")
 
 
-def to_hydra(name: str, kind: type[Section]) -> int:
+def run_hydra(name: str, kind: type[ConfigModel]) -> int:
     """Let Hydra answer: it reads sys.argv itself and never runs anything for these flags."""
     import hydra
 
@@ -200,7 +200,7 @@ def plain(value: object) -> str:
     )
 
 
-def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
+def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
     """The newcomer's page, or every key under the given topics: `--help optimizer model.dropout`."""
     from cli.config_files import choices, groups
 
@@ -215,14 +215,14 @@ def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
         usual = {}
     lines: list[str] = []
     topics = [topic.partition("=")[0] for topic in topics]
-    keys = [*schema.leaves(kind), *(aside() if name == "train" else [])]
+    keys = [*schema.iter_fields(kind), *(help_sweep_fields() if name == "train" else [])]
     for key, field in keys:
         if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
             default = "" if field.is_required() else f", default {plain(field.default)}"
             if key in usual and default and (by_files := plain(usual[key])) != plain(field.default):
                 default += f" ({by_files} by the files of this command)"
-            change = schema.change_of(field)
-            lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.allowed(field)}{default}; {change}")
+            change = schema.change_policy(field)
+            lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.describe_allowed(field)}{default}; {change}")
     if not lines:
         near = hint(topics[0], [*groups(name), *(key for key, _ in keys)])
         raise BadInput(f"{one_line(topics[0])}: no such key or group; see --help all{near}")
@@ -233,8 +233,8 @@ def help_page(name: str, kind: type[Section], topics: list[str]) -> str:
     return "\n".join(lines)
 
 
-def aside() -> list[tuple[str, FieldInfo]]:
+def help_sweep_fields() -> list[tuple[str, FieldInfo]]:
     """Every key about sweeps that a person may set."""
-    from cli.overrides import aside_fields
+    from cli.overrides import sweep_fields
 
-    return [(key, field) for key, field in aside_fields().items() if not key.endswith((".executor", ".method"))]
+    return [(key, field) for key, field in sweep_fields().items() if not key.endswith((".executor", ".method"))]

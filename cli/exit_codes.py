@@ -18,7 +18,7 @@ REMEDIES = {
 }
 
 
-def as_lab_error(command: str, error: Exception) -> LabError | None:
+def to_lab_error(command: str, error: Exception) -> LabError | None:
     """Return what `command` should say of an exception; None for one that only a mistake in the code can cause."""
     what = one_line(f"{type(error).__name__}: {error}", 300)
     if isinstance(error, LabError):
@@ -28,9 +28,9 @@ def as_lab_error(command: str, error: Exception) -> LabError | None:
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         return BadEnvironment(f"out of memory: {what}")
     if isinstance(error, ImportError):
-        return missing_package(error)
+        return missing_package_error(error)
     if isinstance(error, OSError):
-        return of_system_call(command, error)
+        return system_call_error(command, error)
     if isinstance(error, UnicodeDecodeError):
         return BadData(f"{command}: a text is not valid {error.encoding} at byte {error.start}: {error.reason}")
     if isinstance(error, UnicodeEncodeError):
@@ -42,7 +42,7 @@ def as_lab_error(command: str, error: Exception) -> LabError | None:
     return None
 
 
-def missing_package(error: ImportError) -> BadEnvironment | None:
+def missing_package_error(error: ImportError) -> BadEnvironment | None:
     """Return the error for a package that is not installed, or doesn't load; None for a module of our own."""
     package = (error.name or "").partition(".")[0]
     if not package or package in OURS:
@@ -53,7 +53,7 @@ def missing_package(error: ImportError) -> BadEnvironment | None:
     )
 
 
-def of_system_call(command: str, error: OSError) -> BadEnvironment:
+def system_call_error(command: str, error: OSError) -> BadEnvironment:
     """Return the error for a system call that failed: which file, why, and what helps."""
     try:
         os.getcwd()

@@ -6,24 +6,26 @@ from cli.overrides import Value
 from cli.sweep_config import CONDITION
 from nanogpt.errors import BadInput, hint, one_line
 
-Bundle = tuple[Value, ...]
+LinkedValues = tuple[Value, ...]
 """Values of one or several keys that go together."""
 
 
-def axes(swept: list[list[Value]], points: list[Bundle], zipped: tuple[tuple[str, ...], ...]) -> list[list[Bundle]]:
+def grid_axes(
+    swept: list[list[Value]], points: list[LinkedValues], zipped: tuple[tuple[str, ...], ...]
+) -> list[list[LinkedValues]]:
     """What the points are all combinations of, one of each list: swept keys, pairs of them, listed points.
 
     Raises BadInput for keys that don't fit together.
     """
     by_key = {values[0].key: values for values in swept}
-    found: dict[str, list[Bundle]] = {key: [(value,) for value in values] for key, values in by_key.items()}
+    found: dict[str, list[LinkedValues]] = {key: [(value,) for value in values] for key, values in by_key.items()}
     taken: set[str] = set()
     for group in zipped:
-        keys = [full_key(key, by_key) for key in group]
+        keys = [resolve_key(key, by_key) for key in group]
         if again := next((key for key in keys if key in taken or keys.count(key) > 1), None):
             raise BadInput(f"sweep.zip=[{','.join(group)}]: {again} is in it twice")
         taken |= set(keys)
-        refuse_lengths(keys, by_key)
+        check_equal_lengths(keys, by_key)
         pairs = zip(*(by_key[key] for key in keys), strict=True)
         found = {key: bundles for key, bundles in found.items() if key not in keys[1:]} | {keys[0]: list(pairs)}
     for key in {value.key for bundle in points for value in bundle} & by_key.keys():
@@ -31,7 +33,7 @@ def axes(swept: list[list[Value]], points: list[Bundle], zipped: tuple[tuple[str
     return [*found.values(), *([points] if points else [])]
 
 
-def full_key(name: str, by_key: dict[str, list[Value]]) -> str:
+def resolve_key(name: str, by_key: dict[str, list[Value]]) -> str:
     """The swept key that is meant: itself, or the only one that ends so. Raises BadInput."""
     ends = [key for key in by_key if key == name or key.endswith(f".{name}")]
     if name in by_key or len(ends) == 1:
@@ -40,7 +42,7 @@ def full_key(name: str, by_key: dict[str, list[Value]]) -> str:
     raise BadInput(f"sweep.zip: {one_line(name)} {why}{hint(name, by_key)}")
 
 
-def refuse_lengths(keys: list[str], by_key: dict[str, list[Value]]) -> None:
+def check_equal_lengths(keys: list[str], by_key: dict[str, list[Value]]) -> None:
     """Zipped keys have as many values each. Raises BadInput."""
     counts = {key: len(by_key[key]) for key in keys}
     if len(set(counts.values())) > 1:
@@ -48,15 +50,15 @@ def refuse_lengths(keys: list[str], by_key: dict[str, list[Value]]) -> None:
         raise BadInput(f"sweep.zip=[{','.join(keys)}]: {words} values; zipped keys need as many each")
 
 
-def left_out(exclude: tuple[str, ...], facts: dict[str, Any], parse: Any) -> bool:
+def is_excluded(exclude: tuple[str, ...], facts: dict[str, Any], parse: Any) -> bool:
     """Whether all comparisons of one of the texts hold for a point. Raises BadInput for a key that no point has.
 
     `facts` are the point's values by key; of a group, the file chosen. `parse` reads a text as the command line does.
     """
-    return any(all(holds(word, facts, parse) for word in text.split()) for text in exclude)
+    return any(all(condition_holds(word, facts, parse) for word in text.split()) for text in exclude)
 
 
-def holds(word: str, facts: dict[str, Any], parse: Any) -> bool:
+def condition_holds(word: str, facts: dict[str, Any], parse: Any) -> bool:
     """One comparison. Raises BadInput."""
     match = CONDITION.fullmatch(word)
     assert match
@@ -71,7 +73,7 @@ def holds(word: str, facts: dict[str, Any], parse: Any) -> bool:
         raise BadInput(f"sweep.exclude: {one_line(word)}: compares with one value")
     value, other = facts[key], read.value()
     if sign in ("=", "!="):
-        return same(value, other) == (sign == "=")
+        return values_equal(value, other) == (sign == "=")
     if not (is_number(value) or value is None) or not is_number(other):
         raise BadInput(f"sweep.exclude: {one_line(word)}: {key} is {one_line(value)}; {sign} compares numbers")
     if value is None:
@@ -79,7 +81,7 @@ def holds(word: str, facts: dict[str, Any], parse: Any) -> bool:
     return {">": value > other, "<": value < other, ">=": value >= other, "<=": value <= other}[sign]
 
 
-def same(value: Any, other: Any) -> bool:
+def values_equal(value: Any, other: Any) -> bool:
     """Equal, as a person writes values: 1 is 1.0, and text may have quotes or not."""
     if isinstance(value, bool) or isinstance(other, bool):
         return value is other

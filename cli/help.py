@@ -8,19 +8,19 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cli import commands, config_files
-from cli.config_files import choices, groups, optional
+from cli.config_files import choices, groups, optional_groups
 from cli.entry import plain
 from cli.launcher_config import JobLauncher, LaunchConfig, LocalLauncher, SlurmLauncher
-from cli.overrides import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEPER, SWEEPER_KEYS, aside_groups
+from cli.overrides import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEPER, SWEEPER_KEYS, sweep_groups
 from cli.sweep_config import Halving, Search, SweepConfig
 from cli.sweep_request import read
 from nanogpt import schema
 from nanogpt.config import TargetsConfig, TrainConfig, TrainedConfig
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
 Kind = type[BaseModel]
 
-COMMANDS: dict[str, tuple[str, type[Section]]] = {  # help page -> how it is typed, and what it takes
+COMMANDS: dict[str, tuple[str, type[ConfigModel]]] = {  # help page -> how it is typed, and what it takes
     name: (f"python {command.script}" if command.script else f"nanogpt {name}", command.config)
     for name, command in commands.COMMANDS.items()
     if command.config is not LaunchConfig
@@ -68,7 +68,7 @@ def page() -> str:
     """The whole document."""
     parts = [INTRODUCTION, overview(), "## Groups", *map(group, every_group())]
     training = set(sections(TrainConfig))
-    chosen = dict(schema.values(read("train", TrainConfig, []).points[0].config))
+    chosen = dict(schema.iter_values(read("train", TrainConfig, []).points[0].config))
     told: set[Kind] = set()
     for base in (TrainedConfig, TargetsConfig):
         parts.append(chapter(f"## {SHARED[base]}", base, "", told, training, {}))
@@ -82,7 +82,7 @@ def page() -> str:
 def overview() -> str:
     """Each command with what it is for and the groups it has."""
     rows = [
-        [link(command), doc(kind), ", ".join(map(link, [*groups(name), *aside_groups(name)]))]
+        [link(command), doc(kind), ", ".join(map(link, [*groups(name), *sweep_groups(name)]))]
         for name, (command, kind) in COMMANDS.items()
     ]
     return "## Commands\n\n" + table(["command", "what it takes", "groups"], rows)
@@ -90,13 +90,13 @@ def overview() -> str:
 
 def every_group() -> list[str]:
     """The groups of all commands, in the order they are met."""
-    found = [name for door in COMMANDS for name in (*groups(door), *aside_groups(door))]
+    found = [name for door in COMMANDS for name in (*groups(door), *sweep_groups(door))]
     return list(dict.fromkeys(found))
 
 
 def group(name: str) -> str:
     """A group with its files and who chooses one."""
-    takes = [door for door in COMMANDS if name in (*groups(door), *aside_groups(door))]
+    takes = [door for door in COMMANDS if name in (*groups(door), *sweep_groups(door))]
     usual = {door: default_of(door, name) for door in takes}
     firsts = {f"`{file}`" if file else "none" for file in usual.values()}
     first = firsts.pop() if len(firsts) == 1 else ", ".join(f"{file or 'none'} in {d}" for d, file in usual.items())
@@ -109,7 +109,7 @@ def default_of(door: str, name: str) -> str | None:
     """The file of a group that a command takes where none is named."""
     if name in (LAUNCHER, SWEEPER):
         return "basic"
-    if name in optional(door):
+    if name in optional_groups(door):
         return None
     text = config_files.CONFIG_DIR.joinpath(f"{door}.yaml").read_text()
     found = re.search(rf"^  - {re.escape(name)}: (\S+)$", text, re.MULTILINE)
@@ -172,14 +172,14 @@ def keys_table(keys: list[tuple[str, FieldInfo]], training: bool, chosen: dict[s
         if chosen:
             value = plain(chosen[key])
             row.append("" if chosen[key] == field.default else f"`{value}`")
-        row += [schema.change_of(field) or ""] if training else []
+        row += [schema.change_policy(field) or ""] if training else []
         rows.append([*row, cell(field.description or "")])
     return table(names, rows)
 
 
 def taken(field: FieldInfo) -> str:
     """What a key takes, without bounds that only keep numbers within 64 bits."""
-    return re.sub(rf"in \[(\d+), ({2**53}\]|{2**63}\))", r"of \1 or more", schema.allowed(field))
+    return re.sub(rf"in \[(\d+), ({2**53}\]|{2**63}\))", r"of \1 or more", schema.describe_allowed(field))
 
 
 def table(names: list[str], rows: list[list[str]]) -> str:

@@ -15,7 +15,7 @@ from omegaconf.grammar_parser import parse
 from cli.config_files import choices
 from nanogpt.errors import BadInput, one_line
 from nanogpt.redaction import find_secret, is_secret_name, secret_values
-from nanogpt.schema import Section, choices_of, leaves
+from nanogpt.schema import ConfigModel, iter_fields, literal_choices
 
 RESOLVER = OmegaConfGrammarParser.InterpolationResolverContext
 ALLOWED = "oc.env"
@@ -96,9 +96,9 @@ def strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
             yield from strings(inner, key)
 
 
-def ordinary_words(kind: type[Section], groups: list[str]) -> frozenset[str]:
+def ordinary_words(kind: type[ConfigModel], groups: list[str]) -> frozenset[str]:
     """Return the choices and defaults of all keys of a config."""
     words = {name for group in groups for name in choices(group)}
-    for _, field in leaves(kind):
-        words |= {*choices_of(field.annotation), *([field.default] if isinstance(field.default, str) else [])}
+    for _, field in iter_fields(kind):
+        words |= {*literal_choices(field.annotation), *([field.default] if isinstance(field.default, str) else [])}
     return frozenset(words)

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from nanogpt.config.types import Count, Name
-from nanogpt.schema import Section, free, refuse
+from nanogpt.schema import ConfigModel, field_error, free
 
 # What the launcher itself writes into the batch script, and must, or has a key for.
 # fmt: off
@@ -71,13 +71,13 @@ Option = Annotated[str, AfterValidator(option)]
 Options = Annotated[dict[str, Any], AfterValidator(options)]
 
 
-class BasicLauncher(Section):
+class BasicLauncher(ConfigModel):
     """One point after the other, in the process that was started."""
 
     executor: Literal["none"] = free("none", "what runs the points")
 
 
-class JobLauncher(Section):
+class JobLauncher(ConfigModel):
     """What jobs have everywhere."""
 
     name: Name | None = free(None, "of the jobs; null: the study's")
@@ -112,7 +112,7 @@ class JobLauncher(Section):
         if self.timeout_min * 60 <= self.signal_delay_s:
             least = self.signal_delay_s // 60 + 1
             why = f"leaves no time before hydra.launcher.signal_delay_s={self.signal_delay_s}; at least {least}"
-            raise refuse("timeout_min", self.timeout_min, why)
+            raise field_error("timeout_min", self.timeout_min, why)
         return self
 
 
@@ -156,16 +156,16 @@ class SlurmLauncher(JobLauncher):
     def _one_way_to_gpus(self) -> Self:
         given = [name for name in ("gpus_per_node", "gpus_per_task", "gres") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise refuse(given[1], getattr(self, given[1]), f"give one of {', '.join(given)}")
+            raise field_error(given[1], getattr(self, given[1]), f"give one of {', '.join(given)}")
         if self.cpus_per_gpu is not None and self.gpus_per_task is None:
-            raise refuse("cpus_per_gpu", self.cpus_per_gpu, "needs gpus_per_task")
+            raise field_error("cpus_per_gpu", self.cpus_per_gpu, "needs gpus_per_task")
         memory = [name for name in ("mem_gb", "mem_per_gpu", "mem_per_cpu") if getattr(self, name) is not None]
         if len(memory) > 1:
-            raise refuse(memory[1], getattr(self, memory[1]), f"give one of {', '.join(memory)}")
+            raise field_error(memory[1], getattr(self, memory[1]), f"give one of {', '.join(memory)}")
         return self
 
 
-class LaunchConfig(Section):
+class LaunchConfig(ConfigModel):
     """The study or run that a job command (status, logs, wait, cancel, retry, resubmit) is about."""
 
     target: str | None = free(

@@ -17,46 +17,46 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, ValueT
 from hydra.errors import HydraException
 from pydantic.fields import FieldInfo
 
-from cli.config_files import choices, groups, optional
+from cli.config_files import choices, groups, optional_groups
 from cli.launcher_config import KINDS
-from cli.quoting import typed
+from cli.quoting import format_for_shell
 from cli.sweep_config import SWEEPERS, SweepConfig
 from nanogpt import schema
-from nanogpt.errors import BadInput, hint, one_line
-from nanogpt.schema import Section
+from nanogpt.errors import BadInput, one_line, hint
+from nanogpt.schema import ConfigModel
 
-MOST_POINTS = 100_000
+MAX_POINTS = 100_000
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
-PASTED = dict.fromkeys(DASHES, "-") | {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "}
+TYPOGRAPHIC = dict.fromkeys(DASHES, "-") | {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "}
 """What word processors and web pages put in place of what was typed."""
-LONGEST_EXAMPLE = 60  # characters of a value that is written again in quotes
+MAX_EXAMPLE_LENGTH = 60  # characters of a value that is written again in quotes
 LAUNCHING = ("train", "launch")  # the doors whose points can be jobs
 LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
 LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS = "hydra.launcher.", "hydra.sweeper.", "sweep."
-ASIDE = (LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS)  # keys about a sweep, not about its runs
+SWEEP_PREFIXES = (LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS)  # keys about a sweep, not about its runs
 
 
-def take_last(overrides: Sequence[str]) -> list[str]:
+def keep_last(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that count: of several with the same key the last, as in Hydra."""
     last: dict[str, str] = {}
     for text in overrides:
-        last.pop(key_in(text), None)
-        last[key_in(text)] = text
+        last.pop(override_key(text), None)
+        last[override_key(text)] = text
     return list(last.values())
 
 
-def warn_of_repeats(overrides: Sequence[str]) -> None:
+def warn_about_repeats(overrides: Sequence[str]) -> None:
     """Print a note on standard error for each key that is given more than once with different values."""
     given: dict[str, list[str]] = {}
     for text in overrides:
-        given.setdefault(key_in(text), []).append(text)
+        given.setdefault(override_key(text), []).append(text)
     for key, texts in given.items():
         if len(set(texts)) > 1:
             said = f"{' '.join(map(one_line, texts))}: {one_line(key)} is given {len(texts)} times; the last one counts"
             print(f"note: {said}", file=sys.stderr)
 
 
-def key_in(text: str) -> str:
+def override_key(text: str) -> str:
     """Return the key of an override as it was typed. A text without `=` is a key of its own."""
     return text.partition("=")[0].strip()
 
@@ -67,12 +67,12 @@ def is_literal(field: Any) -> bool:
     return isinstance(extra, dict) and bool(extra.get("literal"))  # pyright: ignore[reportUnknownMemberType]
 
 
-def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_literals(kind: type[ConfigModel], overrides: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return {key: value} of free-text keys, and the other overrides.
 
     A value in quotes is left to Hydra, and so is `null` for a key that may be null.
     """
-    free = {key: field for key, field in schema.leaves(kind) if is_literal(field)}
+    free = {key: field for key, field in schema.iter_fields(kind) if is_literal(field)}
     literals: dict[str, str] = {}
     rest: list[str] = []
     for text in overrides:
@@ -86,7 +86,7 @@ def take_literals(kind: type[Section], overrides: list[str]) -> tuple[dict[str, 
     return literals, rest
 
 
-def parse(text: str, kind: type[Section] = Section) -> Override:
+def parse_override(text: str, kind: type[ConfigModel] = ConfigModel) -> Override:
     """One override. Raises BadInput with the reason in a few words; `kind` has the keys with what they take."""
     key, equals, value = text.partition("=")
     plain = one_line(text)
@@ -95,16 +95,16 @@ def parse(text: str, kind: type[Section] = Section) -> Override:
     if text.startswith("+"):
         raise BadInput(f"{plain}: keys can't be added; set one that exists without +, --help all lists them")
     if not equals:
-        raise BadInput(f"{plain}: not an override; {what_to_write(text)}")
+        raise BadInput(f"{plain}: not an override; {suggest_override(text)}")
     if not key.strip():
         raise BadInput(f"{plain}: the key before '=' is missing")
     try:
-        return parse_override(text)
+        return hydra_parse(text)
     except (HydraException, RecursionError, ValueError):  # the last for an integer of thousands of digits
-        raise BadInput(f"{plain}: {why_unreadable(key, value, kind)}") from None
+        raise BadInput(f"{plain}: {explain_unreadable(key, value, kind)}") from None
 
 
-def what_to_write(text: str) -> str:
+def suggest_override(text: str) -> str:
     """Return what a word without `=` should have been."""
     if text.endswith(".py"):
         return "write key=value; what nanoGPT has as files is experiment=NAME here"
@@ -114,38 +114,40 @@ def what_to_write(text: str) -> str:
     return f"write {one_line(key)}={one_line(value.strip())}" if colon and value else "write key=value"
 
 
-def parse_override(text: str) -> Override:
+def hydra_parse(text: str) -> Override:
     """One override, read by Hydra. Raises HydraException, RecursionError, ValueError."""
     return OverridesParser.create().parse_override(text)
 
 
-def why_unreadable(key: str, value: str, kind: type[Section]) -> str:
+def explain_unreadable(key: str, value: str, kind: type[ConfigModel]) -> str:
     """Return why Hydra can't read `key=value`, and what to write instead where that is clear."""
     if key != key.rstrip() or any(c.isspace() for c in key.strip()):
         return "write key=value without blanks before '='"
     if odd := next((c for c in key if not (c.isalnum() and c.isascii()) and c not in "_./@"), None):
         return f"no key has the character {one_line(odd)!r}"
-    if pasted := next((c for c in value if c in PASTED), None):
-        plain = "".join(PASTED.get(c, c) for c in value)
+    if pasted := next((c for c in value if c in TYPOGRAPHIC), None):
+        plain = "".join(TYPOGRAPHIC.get(c, c) for c in value)
         return f"the character {pasted!r} is not the one on a keyboard: {one_line(key)}={one_line(plain)}"
     if value.endswith(","):
         return "ends with a comma; leave it out, or give one more value"
-    if len(value) > LONGEST_EXAMPLE or any(c in value for c in "[]{}()'\""):
+    if len(value) > MAX_EXAMPLE_LENGTH or any(c in value for c in "[]{}()'\""):
         return "can't be read; check the quotes and brackets"
     if value.startswith("~"):
         whole = os.path.expanduser(value)
         return f"write {one_line(key)}={one_line(whole)}" if whole != value else "there is no such user"
     odd = next((c for c in value if not (c.isalnum() and c.isascii()) and not is_readable(f"{key}=a{c}a")), None)
     what = f"the character {one_line(odd)!r}" if odd else "this"
-    field = dict(schema.leaves(kind)).get(key)
+    field = dict(schema.iter_fields(kind)).get(key)
     if field and "str" not in str(field.annotation):
-        return f"{what} can't be in it; allowed: {schema.allowed(field)}"
+        return f"{what} can't be in it; allowed: {schema.describe_allowed(field)}"
     if field and not is_valid(kind, key, value):
-        return f"{what} needs quotes, and is not allowed in them either; allowed: {what_is_allowed(kind, key, value)}"
-    return f"{what} needs quotes: {typed(key, value)}"
+        return (
+            f"{what} needs quotes, and is not allowed in them either; allowed: {describe_allowed_for(kind, key, value)}"
+        )
+    return f"{what} needs quotes: {format_for_shell(key, value)}"
 
 
-def what_is_allowed(kind: type[Section], key: str, value: str) -> str:
+def describe_allowed_for(kind: type[ConfigModel], key: str, value: str) -> str:
     """Return what the refusal of a value says is allowed."""
     try:
         schema.check_value(kind, key, value)
@@ -154,7 +156,7 @@ def what_is_allowed(kind: type[Section], key: str, value: str) -> str:
     return ""
 
 
-def is_valid(kind: type[Section], key: str, value: object) -> bool:
+def is_valid(kind: type[ConfigModel], key: str, value: object) -> bool:
     """Whether a key takes a value, whatever the others are."""
     try:
         schema.check_value(kind, key, value)
@@ -166,13 +168,13 @@ def is_valid(kind: type[Section], key: str, value: object) -> bool:
 def is_readable(text: str) -> bool:
     """Whether Hydra can read an override."""
     try:
-        parse_override(text)
+        hydra_parse(text)
     except (HydraException, ValueError):
         return False
     return True
 
 
-def expand_glob(door: str, kind: type[Section], override: Override) -> Override:
+def expand_glob(door: str, kind: type[ConfigModel], override: Override) -> Override:
     """Return `group=glob(…)` with the names of the group's files that match; any other override as it is.
 
     Raises BadInput for a key that is not a group, and when nothing matches.
@@ -190,11 +192,11 @@ def expand_glob(door: str, kind: type[Section], override: Override) -> Override:
     return replace(override, value_type=ValueType.CHOICE_SWEEP, _value=ChoiceSweep(list=[*names]))
 
 
-def check_keys(door: str, kind: type[Section], overrides: list[Override]) -> None:
+def check_keys(door: str, kind: type[ConfigModel], overrides: list[Override]) -> None:
     """Every override names a group or a key that exists, and a choice that exists."""
-    keys = [key for key, _ in schema.leaves(kind)]
-    files = [*groups(door), *aside_groups(door)]
-    known = [*files, *keys, *aside_keys(door)]
+    keys = [key for key, _ in schema.iter_fields(kind)]
+    files = [*groups(door), *sweep_groups(door)]
+    known = [*files, *keys, *sweep_key_names(door)]
     for override in overrides:
         key = override.key_or_group
         text = one_line(override.input_line)
@@ -202,45 +204,45 @@ def check_keys(door: str, kind: type[Section], overrides: list[Override]) -> Non
             raise BadInput(f"{text}: no such key or group; '@' is for Hydra's packages, which aren't used here")
         if key not in known:
             refuse_unknown(kind, key, text, known, door)
-        if key.startswith((*ASIDE, LAUNCHER, SWEEPER)) and override.is_sweep_override():
+        if key.startswith((*SWEEP_PREFIXES, LAUNCHER, SWEEPER)) and override.is_sweep_override():
             raise BadInput(f"{text}: is one for all points and can't be swept")
         if key in files:
-            check_choice(override, optional=key in optional(door))
+            check_choice(override, optional=key in optional_groups(door))
 
 
-def refuse_unknown(kind: type[Section], key: str, text: str, known: list[str], door: str) -> NoReturn:
+def refuse_unknown(kind: type[ConfigModel], key: str, text: str, known: list[str], door: str) -> NoReturn:
     """Raises BadInput with the nearest key that exists."""
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         mine = ("hydra.launcher", "hydra/l", "hydra.sweeper", "hydra/s")[: 4 if door == "train" else 2]
         if door not in LAUNCHING or not key.startswith(mine):
             raise BadInput(f"{text}: Hydra's own settings can't be changed here")
         near = [name for name in known if name.startswith("hydra")]
-        raise BadInput(schema.unknown_key(aside_fields().items(), key, near, "key or group"))
+        raise BadInput(schema.describe_unknown_key(sweep_fields().items(), key, near, "key or group"))
     inside = [name for name in known if name.startswith(key + ".")]
     if inside:
         raise BadInput(f"{text}: a group of keys; set one of {', '.join(inside[:6])}")
-    raise BadInput(schema.unknown_key(schema.leaves(kind), key, known, "key or group"))
+    raise BadInput(schema.describe_unknown_key(schema.iter_fields(kind), key, known, "key or group"))
 
 
-def aside_groups(door: str) -> list[str]:
+def sweep_groups(door: str) -> list[str]:
     """The groups of a door that aren't about runs."""
     return {"train": [LAUNCHER, SWEEPER], "launch": [LAUNCHER]}.get(door, [])
 
 
-def aside_keys(door: str) -> list[str]:
+def sweep_key_names(door: str) -> list[str]:
     """`hydra.launcher.partition` and so on, of all launchers; of `train` what a sweep takes too."""
-    mine = {"train": ASIDE, "launch": (LAUNCHER_KEYS,)}.get(door, ())
-    return [key for key in aside_fields() if key.startswith(mine)]
+    mine = {"train": SWEEP_PREFIXES, "launch": (LAUNCHER_KEYS,)}.get(door, ())
+    return [key for key in sweep_fields() if key.startswith(mine)]
 
 
-def aside_fields() -> dict[str, FieldInfo]:
+def sweep_fields() -> dict[str, FieldInfo]:
     """Every key about a sweep, each once."""
-    kinds: list[tuple[str, type[Section]]] = [
+    kinds: list[tuple[str, type[ConfigModel]]] = [
         *((LAUNCHER_KEYS, kind) for kind in KINDS.values()),
         *((SWEEPER_KEYS, kind) for kind in SWEEPERS.values()),
         (SWEEP_KEYS, SweepConfig),
     ]
-    return {prefix + key: field for prefix, kind in kinds for key, field in schema.leaves(kind)}
+    return {prefix + key: field for prefix, kind in kinds for key, field in schema.iter_fields(kind)}
 
 
 def check_choice(override: Override, optional: bool) -> None:
@@ -250,7 +252,7 @@ def check_choice(override: Override, optional: bool) -> None:
     swept = override.is_sweep_override()
     if override.is_interval_sweep():
         raise BadInput(f"{one_line(override.input_line)}: needs names; allowed: {', '.join(options)}")
-    chosen = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS)) if swept else [override.value()]
+    chosen = list(itertools.islice(override.sweep_string_iterator(), MAX_POINTS)) if swept else [override.value()]
     for name in chosen:
         if name is None and optional:
             continue
@@ -279,7 +281,7 @@ def first(override: Override, multirun: bool) -> Value:
     return expand(override, multirun, 1)[0]
 
 
-def expand(override: Override, multirun: bool, most: int = MOST_POINTS + 1) -> list[Value]:
+def expand(override: Override, multirun: bool, most: int = MAX_POINTS + 1) -> list[Value]:
     """The values a comma-separated override stands for, the first `most` of them. Raises BadInput for several values
     without `-m`.
     """
@@ -296,6 +298,6 @@ def expand(override: Override, multirun: bool, most: int = MOST_POINTS + 1) -> l
         raise BadInput(f"{one_line(text)}: {str(error).splitlines()[0]}") from None
     if not texts:
         raise BadInput(f"{one_line(text)}: an empty sweep")
-    if len(texts) > MOST_POINTS:  # before each is read, which takes seconds for so many
-        raise BadInput(f"{one_line(text)}: too many points; allowed: at most {MOST_POINTS:,}")
-    return [Value(key, one, parse(f"{key}={one}").value()) for one in texts]
+    if len(texts) > MAX_POINTS:  # before each is read, which takes seconds for so many
+        raise BadInput(f"{one_line(text)}: too many points; allowed: at most {MAX_POINTS:,}")
+    return [Value(key, one, parse_override(f"{key}={one}").value()) for one in texts]

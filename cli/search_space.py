@@ -18,13 +18,13 @@ from hydra.errors import HydraException
 from pydantic.fields import FieldInfo
 
 from cli.compose import Composer, Point
-from cli.overrides import MOST_POINTS, Value, expand, parse
+from cli.overrides import MAX_POINTS, Value, expand, parse_override
 from cli.sweep_config import SweepConfig
 from nanogpt import schema
 from nanogpt.errors import BadInput, one_line
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
-Config = TypeVar("Config", bound=Section)
+Config = TypeVar("Config", bound=ConfigModel)
 SEED = "training.seed"
 START_TRIES = 200
 EXAMPLE = "'optimizer.lr=tag(log,interval(1e-4,1e-2))' model.n_layer=2,4,6"
@@ -134,7 +134,7 @@ def space_of(composer: Composer, asked: list[Override], settings: SweepConfig) -
 
 def value_of(key: str, text: str) -> Value:
     """A value as the command line reads it."""
-    return Value(key, text, parse(f"{key}={text}").value())
+    return Value(key, text, parse_override(f"{key}={text}").value())
 
 
 def seeds_of(override: Override) -> list[Value]:
@@ -147,8 +147,8 @@ def seeds_of(override: Override) -> list[Value]:
 def axis_of(composer: Composer, override: Override) -> Axis:
     """What a swept key may be, each value checked by itself. Raises BadInput."""
     key, text = override.key_or_group, str(override.input_line)
-    field = dict(schema.leaves(composer.kind)).get(key)
-    if key in ("hardware", "tracking") or (field and schema.change_of(field) == "free"):
+    field = dict(schema.iter_fields(composer.kind)).get(key)
+    if key in ("hardware", "tracking") or (field and schema.change_policy(field) == "free"):
         raise BadInput(f"{one_line(text)}: can't change a result, so there is nothing to search")
     swept = override.value()
     if isinstance(swept, IntervalSweep | RangeSweep) and field:
@@ -189,7 +189,7 @@ def limits(text: str, swept: RangeSweep) -> tuple[float, float, float, bool]:
     """(first, last, step, whether all are integers) of a range, in rising order; the end isn't in it, as in a grid."""
     try:
         found = swept.range()
-        values = found if isinstance(found, range) else list(itertools.islice(found, MOST_POINTS + 1))
+        values = found if isinstance(found, range) else list(itertools.islice(found, MAX_POINTS + 1))
         first, last = values[0], values[-1]
     except (HydraException, ValueError, IndexError):
         raise BadInput(f"{one_line(text)}: an empty sweep") from None

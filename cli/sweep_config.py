@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from nanogpt.config import METRIC_HELP, ChosenMetric, Gpu
-from nanogpt.schema import Section, free
+from nanogpt.schema import ConfigModel, free
 
 CONDITION = re.compile(r"([A-Za-z_][\w./]*)(>=|<=|!=|=|>|<)(\S+)")
 
@@ -48,7 +48,7 @@ Keys = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
 Conditions = Annotated[str, AfterValidator(conditions)]
 
 
-class SweepConfig(Section):
+class SweepConfig(ConfigModel):
     """Which points there are, and which of them are trained again."""
 
     grid: Annotated[dict[str, Any], AfterValidator(swept_keys)] = free(
@@ -67,13 +67,13 @@ class SweepConfig(Section):
     gpu: Gpu | None = free(None, "GPU to estimate time and memory for, before anything starts")
 
 
-class AllPoints(Section):
+class AllPoints(ConfigModel):
     """Every point to its end."""
 
     method: Literal["all"] = free("all", "how far points are trained")
 
 
-class Halving(Section):
+class Halving(ConfigModel):
     """Synchronous successive halving (Jamieson & Talwalkar 2016): in every rung all points that are left are trained to
     the same share of their steps, and the best of them, one in eta, to the next; learning rates follow the schedule of
     the whole run from the start.
@@ -87,7 +87,7 @@ class Halving(Section):
     metric: ChosenMetric = free("val_loss", f"what decides who goes on: {METRIC_HELP}")
 
 
-class Search(Section):
+class Search(ConfigModel):
     """Points that are chosen one after the other by what those before came to, each trained to its end."""
 
     method: Literal["optuna"] = free("optuna", "how far points are trained")

@@ -11,14 +11,14 @@ from hydra.core.override_parser.types import Override
 
 from cli import config_files
 from cli.compose import Composer, Point, register
-from cli.grid import Bundle, axes
+from cli.grid import LinkedValues, grid_axes
 from cli.launcher_config import Launcher
 from cli.overrides import (
-    ASIDE,
     LAUNCHER,
     LAUNCHER_KEYS,
-    MOST_POINTS,
+    MAX_POINTS,
     SWEEP_KEYS,
+    SWEEP_PREFIXES,
     SWEEPER,
     SWEEPER_KEYS,
     Value,
@@ -26,17 +26,17 @@ from cli.overrides import (
     expand,
     expand_glob,
     first,
-    parse,
-    take_last,
-    take_literals,
+    keep_last,
+    parse_override,
+    split_literals,
 )
-from cli.quoting import override, written
+from cli.quoting import format_override, format_value
 from cli.search_space import Space, space_of
 from cli.sweep_config import Search, SweepConfig, Sweeper
 from nanogpt.errors import BadInput
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
-Config = TypeVar("Config", bound=Section)
+Config = TypeVar("Config", bound=ConfigModel)
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ def read(door: str, kind: type[Config], overrides: list[str], multirun: bool = F
         )
 
 
-def composed(door: str, kind: type[Section], overrides: list[str]) -> dict[str, Any]:
+def composed(door: str, kind: type[ConfigModel], overrides: list[str]) -> dict[str, Any]:
     """What files and command line say of every key, together unchecked. Raises BadInput."""
     with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
         asked = ask(door, kind, overrides, False)
         return asked.composer.flat(asked.composer.plain(asked.mine))
 
 
-def size(door: str, kind: type[Section], overrides: list[str]) -> int | None:
+def size(door: str, kind: type[ConfigModel], overrides: list[str]) -> int | None:
     """How many points a sweep has, or a few more, a hundred times faster than composing them; None for a search.
 
     Raises BadInput.
@@ -132,7 +132,7 @@ class Asked:
     """The keys of the command line that are about runs, each with its first value."""
     given: list[Override]
     """The same with all values, and the keys that files sweep."""
-    listed: list[Bundle]
+    listed: list[LinkedValues]
     settings: SweepConfig
     multirun: bool
 
@@ -153,23 +153,23 @@ class Asked:
 
     def combinations(self) -> list[list[Value]]:
         """The values of each point of a grid. Raises BadInput."""
-        choices = axes(self.swept, self.listed, self.settings.zip if self.multirun else ())
+        choices = grid_axes(self.swept, self.listed, self.settings.zip if self.multirun else ())
         refuse_many(math.prod(map(len, choices)))
         return [[value for bundle in chosen for value in bundle] for chosen in itertools.product(*choices)]
 
 
-def ask(door: str, kind: type[Section], overrides: list[str], multirun: bool) -> Asked:
+def ask(door: str, kind: type[ConfigModel], overrides: list[str], multirun: bool) -> Asked:
     """Read a command line. Raises BadInput."""
-    literals, rest = take_literals(kind, take_last(overrides))
-    parsed = [expand_glob(door, kind, parse(text, kind)) for text in rest]
+    literals, rest = split_literals(kind, keep_last(overrides))
+    parsed = [expand_glob(door, kind, parse_override(text, kind)) for text in rest]
     register(door, kind)
     firsts = [first(override, multirun) for override in parsed]
     check_keys(door, kind, parsed)
-    composer = Composer(door, kind, literals, [one for one in firsts if one.key.startswith(ASIDE)])
-    given = [one for one in parsed if not one.key_or_group.startswith(ASIDE)]
-    mine = [one for one in firsts if not one.key.startswith(ASIDE)]
+    composer = Composer(door, kind, literals, [one for one in firsts if one.key.startswith(SWEEP_PREFIXES)])
+    given = [one for one in parsed if not one.key_or_group.startswith(SWEEP_PREFIXES)]
+    mine = [one for one in firsts if not one.key.startswith(SWEEP_PREFIXES)]
     composer.base(composer.files(mine))
-    settings, listed = composer.settings(), list[Bundle]()
+    settings, listed = composer.settings(), list[LinkedValues]()
     if multirun:
         grid, listed = from_files(door, kind, {one.key for one in mine}, settings)
         given = [*given, *grid]
@@ -178,13 +178,13 @@ def ask(door: str, kind: type[Section], overrides: list[str], multirun: bool) ->
 
 def refuse_many(count: int) -> None:
     """Raises BadInput for more points than anybody means."""
-    if count > MOST_POINTS:
-        raise BadInput(f"-m: {count:,} points; allowed: at most {MOST_POINTS:,}")
+    if count > MAX_POINTS:
+        raise BadInput(f"-m: {count:,} points; allowed: at most {MAX_POINTS:,}")
 
 
 def from_files(
-    door: str, kind: type[Section], mine: set[str], settings: SweepConfig
-) -> tuple[list[Override], list[Bundle]]:
+    door: str, kind: type[ConfigModel], mine: set[str], settings: SweepConfig
+) -> tuple[list[Override], list[LinkedValues]]:
     """(the keys of sweep.grid that the command line, which has `mine`, leaves alone; the points of sweep.points).
 
     Raises BadInput.
@@ -192,11 +192,13 @@ def from_files(
     grid = [
         expand_glob(door, kind, parsed_values(key, values)) for key, values in settings.grid.items() if key not in mine
     ]
-    points = [[parse(override(key, value)) for key, value in point.items()] for point in settings.points]
+    points = [
+        [parse_override(format_override(key, value)) for key, value in point.items()] for point in settings.points
+    ]
     for overrides in (grid, *points):
         check_keys(door, kind, overrides)
         if shared := [
-            one.key_or_group for one in overrides if one.key_or_group.startswith((*ASIDE, LAUNCHER, SWEEPER))
+            one.key_or_group for one in overrides if one.key_or_group.startswith((*SWEEP_PREFIXES, LAUNCHER, SWEEPER))
         ]:
             raise BadInput(f"sweep.grid, sweep.points: {shared[0]} is one for all points and can't be swept")
     return grid, [tuple(expand(one, False)[0] for one in overrides) for overrides in points]
@@ -204,5 +206,5 @@ def from_files(
 
 def parsed_values(key: str, values: Any) -> Override:
     """A key of sweep.grid as if it were on the command line: a list of values, or what would follow `=` there."""
-    texts = [written(value) for value in values] if isinstance(values, list | tuple) else [str(values)]  # pyright: ignore[reportUnknownVariableType]
-    return parse(f"{key}={','.join(texts)}")
+    texts = [format_value(value) for value in values] if isinstance(values, list | tuple) else [str(values)]  # pyright: ignore[reportUnknownVariableType]
+    return parse_override(f"{key}={','.join(texts)}")

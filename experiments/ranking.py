@@ -14,7 +14,7 @@ from nanogpt.comparability import agree_in_bits, agree_in_nats, group_results, p
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import shortened
 from nanogpt.measurement import Measurement
-from nanogpt.schema import change_of, leaves
+from nanogpt.schema import change_policy, iter_fields
 
 SEED = "training.seed"
 LABELS = {"model": "model.name", "data": "data.name", "optimizer": "optimizer.name", "schedule": "schedule.name"}
@@ -191,12 +191,12 @@ def may_compare(setting: Setting, others: Sequence[Setting]) -> bool:
 
 def science(config: TrainConfig) -> dict[str, Any]:
     """Every key that can change a result, with its value."""
-    free = {key for key, about in leaves(TrainConfig) if change_of(about) == "free"}
-    return {key: value for key, value in schema.values(config) if key not in free}
+    free = {key for key, about in iter_fields(TrainConfig) if change_policy(about) == "free"}
+    return {key: value for key, value in schema.iter_values(config) if key not in free}
 
 
 def labelled(config: TrainConfig, key: str) -> Any:
-    return dict(schema.values(config))[key]
+    return dict(schema.iter_values(config))[key]
 
 
 def axes(found: Sequence[Setting]) -> list[Axis]:

@@ -263,7 +263,7 @@ def rivals_note(ranking: Ranking, varied: Sequence[Axis]) -> Note | None:
 
 def edge_note(ranking: Ranking, varied: Sequence[Axis]) -> Note | None:
     """Which values of the best setting are the lowest or highest that were tried, where others could be."""
-    fields = dict(schema.leaves(TrainConfig))
+    fields = dict(schema.iter_fields(TrainConfig))
     words: list[str] = []
     for axis in varied:
         values = [axis.value(setting) for setting in ranking.good]
@@ -297,6 +297,6 @@ def differences(study: Study) -> Iterator[Block]:
 
 def common(results: Sequence[Result], varied: set[str]) -> str:
     """The settings that are the same everywhere."""
-    configs = [dict(schema.values(result.config)) for result in results]
+    configs = [dict(schema.iter_values(result.config)) for result in results]
     same = [key for key in configs[0] if len({shown(config[key]) for config in configs}) == 1 and key not in varied]
     return "\n".join(f"{key}={shown(configs[0][key])}" for key in same if key not in APART)

@@ -5,7 +5,7 @@ every form of the model, and time and cost on the GPUs that are known.
 from collections.abc import Iterator
 
 from nanogpt import schema
-from nanogpt.config import Gpu, ModelConfig, Precision, SizingConfig, check_horizon, divisors
+from nanogpt.config import Gpu, ModelConfig, Precision, SizingConfig, check_warmup_fits, divisors
 from nanogpt.console import amount, say, seconds, table
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.estimates.flops import flops_per_token, forward_flops, horizon, parameter_counts
@@ -18,7 +18,7 @@ def size(config: SizingConfig) -> int:
     vocab_size, sure = expected_vocab_size(config.data)
     model = config.model.with_vocab(vocab_size)
     steps = horizon(config, model)
-    schema.checked(lambda: check_horizon(config, steps))
+    schema.run_check(lambda: check_warmup_fits(config, steps))
     if not sure and config.model.vocab_size is None:
         say(f"a vocabulary of {vocab_size} is assumed until the data is prepared")
     say(parameter_table(config.model.name, model))

@@ -165,7 +165,7 @@ def trouble_table(results: Sequence[Result]) -> Table | None:
 
 def differing_keys(configs: Sequence[TrainConfig]) -> list[str]:
     """Return every key whose value differs, those that can change the result first."""
-    every = [dict(schema.values(config)) for config in configs]
+    every = [dict(schema.iter_values(config)) for config in configs]
     first = science(configs[0])
     keys = [key for key in every[0] if len({shown(values[key]) for values in every}) > 1]
     return sorted(keys, key=lambda key: key not in first)
@@ -174,7 +174,7 @@ def differing_keys(configs: Sequence[TrainConfig]) -> list[str]:
 def config_table(sides: Sequence[tuple[str, Result]]) -> Table | None:
     """Every key that differs, what can change the result first, and every difference in what was measured."""
     results = [result for _, result in sides]
-    configs = [dict(schema.values(result.config)) for result in results]
+    configs = [dict(schema.iter_values(result.config)) for result in results]
     first = science(results[0].config)
     alike = {result.measurement.data for result in results}
     same_content = len(alike) == 1 and None not in alike

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cli.actions import train
-from cli.argv import split
+from cli.argv import split_flags
 from cli.entry import print_help
 from cli.launcher_config import BasicLauncher, LaunchConfig
 from cli.sweep_request import Sweep
@@ -28,14 +28,14 @@ def submit(words: list[str]) -> int:
     """One run as a job: what follows is what train.py takes."""
     if "--help" in words or "-h" in words:
         return print_help("launch")
-    flags, overrides = split(words)
+    flags, overrides = split_flags(words)
     if flags:
         raise BadInput(f"{flags[0]}: submit takes settings of one run; sweeps: python train.py -m hydra/launcher=…")
-    from cli.overrides import warn_of_repeats
+    from cli.overrides import warn_about_repeats
     from cli.sweep_request import read
     from launch.sweep import run_one
 
-    warn_of_repeats(overrides)
+    warn_about_repeats(overrides)
     chosen = any(word.startswith("hydra/launcher=") for word in overrides)
     sweep = read("train", TrainConfig, overrides if chosen else [*overrides, "hydra/launcher=submitit_slurm"])
     if isinstance(sweep.launcher, BasicLauncher):
@@ -47,7 +47,7 @@ def about_jobs(command: str, words: list[str]) -> int:
     """What is about a study, or a run of it."""
     if "--help" in words or "-h" in words:
         return print_help("launch")
-    flags, overrides = split(words)
+    flags, overrides = split_flags(words)
     if flags:
         raise BadInput(f"{flags[0]}: no such option of nanogpt {command}")
     if any(word.startswith("hydra/launcher") for word in overrides):
@@ -55,11 +55,11 @@ def about_jobs(command: str, words: list[str]) -> int:
     named = [word for word in overrides if "=" not in word or Path(word).exists()]
     if len(named) > 1:
         raise BadInput(f"{one_line(named[1])}: one study or run at a time, or none for the latest")
-    from cli.overrides import warn_of_repeats
+    from cli.overrides import warn_about_repeats
     from cli.sweep_request import read
     from launch import commands
 
-    warn_of_repeats([word for word in overrides if word not in named])
+    warn_about_repeats([word for word in overrides if word not in named])
     settings = [word for word in overrides if word not in named] + [f"target={word}" for word in named]
     asked = read("launch", LaunchConfig, settings)
     calls: dict[str, Callable[[LaunchConfig], int]] = {

@@ -17,7 +17,7 @@ from typing import TypeVar
 from launch.resources import visible_gpus
 from launch.speeds import DeviceKind, Speed, Work, measured, speed_of, unlabelled
 from launch.study import Member
-from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, auto_sizes, divisors
+from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, auto_micro_batch_sizes, divisors
 from nanogpt.console import amount, seconds
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.errors import LabError, one_line
@@ -86,7 +86,7 @@ def points_left(members: Sequence[Member], gpu: Gpu | None, sizes: Vocabularies,
         if key not in works:
             works[key] = work_of(config, sizes.of(config.data)[0], gpu, gpus_here)
         work = works[key]
-        steps = config.goal(horizon(config, work.model)) - (0 if config.new_attempt else newest_step(run))
+        steps = config.last_step(horizon(config, work.model)) - (0 if config.new_attempt else newest_step(run))
         points.append(Left(run, work, max(0, steps) * config.training.batch_tokens))
     return points
 
@@ -231,7 +231,7 @@ def needed(work: Work, there: int | None = None, micro: int | None = None) -> in
     """
     sizes = [micro or work.micro]
     if work.auto and there and not micro:
-        sizes = auto_sizes(work.share, work.model.block_size)
+        sizes = auto_micro_batch_sizes(work.share, work.model.block_size)
     totals = [memory(work, n) for n in sizes]
     fitting = [total for total in totals if there and total <= ROOM * there]
     return max(fitting, default=totals[0])

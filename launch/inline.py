@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from cli.entry import is_rank, one_by_one, tell_exception
+from cli.entry import is_rank, report_exception, run_points
 from cli.sweep_config import SweepConfig
 from launch.loaded_code import keep_code
 from launch.precision_check import check_precisions
@@ -28,7 +28,7 @@ def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepCo
     Returns the exit code of the first that failed, now or before.
     """
     if is_rank():  # ranks must all do the same, whatever each of them finds on disk
-        return one_by_one([member.config for member in study.members], main)
+        return run_points([member.config for member in study.members], main)
     check_precisions(study.members, here=True)
     before = states(study)
     preview(study, before, settings)
@@ -100,4 +100,4 @@ def attempt(main: Callable[[TrainConfig], int], config: TrainConfig) -> tuple[in
     try:
         return main(config), ""
     except Exception as error:
-        return tell_exception("train", error)
+        return report_exception("train", error)

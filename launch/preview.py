@@ -48,7 +48,7 @@ def state(member: Member, point: Point | None) -> Point:
 def goal_step(member: Member) -> int | None:
     """The step at which a point pauses or ends; None until its run has said how many steps there are."""
     steps = RunDirectory(member.run).status().get("steps")
-    return member.config.goal(steps) if isinstance(steps, int) else None
+    return member.config.last_step(steps) if isinstance(steps, int) else None
 
 
 def goal_value(member: Member, metric: Metric = "val_loss") -> float | None:

@@ -87,7 +87,7 @@ def placed(config: TrainConfig, resources: Resources) -> TrainConfig:
     """The config with just these nodes and ranks. Raises BadInput when they don't divide its batch."""
     where = {"nodes": resources.nodes, "devices": resources.tasks_per_node}
     placed = config.model_copy(update={"hardware": config.hardware.model_copy(update=where)})
-    schema.checked(lambda: placed.refuse_ranks(resources.ranks, "nodes x tasks_per_node"))
+    schema.run_check(lambda: placed.check_ranks_divide_batch(resources.ranks, "nodes x tasks_per_node"))
     return placed
 
 

@@ -21,7 +21,7 @@ from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import list_entries, modified
 from nanogpt.run_directory import locate, parts_of, resolve_all
 from nanogpt.run_identity import digits_of, earlier_digits
-from nanogpt.schema import change_of, leaves
+from nanogpt.schema import change_policy, iter_fields
 
 RECORDS = ".launch"  # folder in a study's that holds what was submitted
 LONGEST = 100  # characters of a name before its signature
@@ -132,7 +132,7 @@ def study_name(sweep: Sweep[TrainConfig], shared: Mapping[str, str]) -> str:
     base = first.name or "-".join(getattr(first, group).name for group in ("model", "data") if group not in swept)
     if first.name and "name" in sweep.shared:
         return base
-    free = {key for key, field in leaves(TrainConfig) if change_of(field) == "free"}
+    free = {key for key, field in iter_fields(TrainConfig) if change_policy(field) == "free"}
     named = {"experiment", LAUNCHER} | ({"model", "data"} if not first.name else set[str]())
     rest = sorted(f"{key}={text}" for key, text in shared.items() if key not in named and is_science(key, free))
     digits = [hashlib.sha256("\n".join(rest).encode()).hexdigest()[:4]] if rest else []
@@ -159,7 +159,7 @@ def short_names(keys: list[str]) -> dict[str, str]:
 
 def point_name(config: TrainConfig, changes: dict[str, str], short: dict[str, str]) -> str:
     """`dropout0.1-lr0.001`: the swept keys in alphabetical order with their values; `base` for a point without any."""
-    values = dict(schema.values(config))
+    values = dict(schema.iter_values(config))
     words = sorted(f"{short[key]}{shown(values.get(key, text))}" for key, text in changes.items())
     return clean("-".join(words))[:LONGEST] or "base"
 

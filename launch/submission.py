@@ -26,13 +26,13 @@ from nanogpt.config import TrainConfig
 from nanogpt.entry_names import number_of
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, one_line
 from nanogpt.files import append, from_json, list_entries, locked, read_text, write, write_atomic
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
 Event = dict[str, Any]
 LONGEST = 4096  # bytes of a path on Linux
 
 
-class Job(Section):
+class Job(ConfigModel):
     """One job array: its id, empty while it is being handed over, its unique name, and which points it holds."""
 
     id: str
@@ -41,7 +41,7 @@ class Job(Section):
     count: int
 
 
-class Facts(Section):
+class Facts(ConfigModel):
     """How a submission is run."""
 
     executor: Literal["slurm", "local"]
@@ -56,7 +56,7 @@ class Facts(Section):
     jobs: Annotated[tuple[Job, ...], Field(strict=False)]
 
 
-class Start(Section):
+class Start(ConfigModel):
     """A point begins."""
 
     model_config = ConfigDict(extra="ignore")
@@ -66,7 +66,7 @@ class Start(Section):
     time: float
 
 
-class End(Section):
+class End(ConfigModel):
     """An attempt at a point is over."""
 
     model_config = ConfigDict(extra="ignore")
@@ -77,7 +77,7 @@ class End(Section):
     code: int = 0
 
 
-KINDS: dict[str, type[Section]] = {"start": Start, "end": End}
+KINDS: dict[str, type[ConfigModel]] = {"start": Start, "end": End}
 
 
 class Submission:
@@ -89,7 +89,7 @@ class Submission:
     @cached_property
     def facts(self) -> Facts:
         """Raises BadCheckpoint."""
-        return schema.read(Facts, self.path / "submission.json")
+        return schema.read_config(Facts, self.path / "submission.json")
 
     @cached_property
     def points(self) -> list[dict[str, Any]]:

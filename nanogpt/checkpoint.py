@@ -30,7 +30,7 @@ from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, one_line
 from nanogpt.files import list_entries, read_json, sync, write
 from nanogpt.metrics_check import RowsRecord
 from nanogpt.safetensors_writer import write_tensors
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
 FORMAT = 2  # 1 had no digest of the manifest itself
 PARTS = ("model", "optimizer")
@@ -47,7 +47,7 @@ class Loaded:
     state: dict[str, Any]
 
 
-class StateFile(Section):
+class StateFile(ConfigModel):
     """state.json, as far as a training reads it; what has a default is absent in older ones."""
 
     model_config = ConfigDict(extra="ignore")

@@ -6,19 +6,19 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 
-def allowed(field: FieldInfo) -> str:
+def describe_allowed(field: FieldInfo) -> str:
     """What a field takes, in words: `one of a, b`, `integer in [1, 1000]`, `number in (0, 10] or null`."""
     kinds = get_args(field.annotation) or (field.annotation,)
     null = " or null" if type(None) in kinds else ""
-    choices = choices_of(field.annotation)
+    choices = literal_choices(field.annotation)
     if choices:
         several = "a list of " if "tuple" in str(field.annotation) else "one of "
         return several + ", ".join(choices) + null
-    null = "".join(f" or {word}" for kind in kinds for word in choices_of(kind)) + null
+    null = "".join(f" or {word}" for kind in kinds for word in literal_choices(kind)) + null
     limits = list(field.metadata)
     for kind in kinds:
         limits += getattr(kind, "__metadata__", ())
-    bounds = {name: value for limit in flat(limits) for name, value in limit.items()}
+    bounds = {name: value for limit in iter_constraints(limits) for name, value in limit.items()}
     if "pattern" in bounds:
         return PATTERNS[bounds["pattern"]] + null
     word = next((word for name, word in WORDS.items() if name in str(field.annotation)), "a value")
@@ -51,7 +51,7 @@ WORDS = {
 }
 
 
-def choices_of(annotation: Any) -> tuple[str, ...]:
+def literal_choices(annotation: Any) -> tuple[str, ...]:
     """The values of a Literal, of an optional one, of a list's elements; none of a Literal among other kinds."""
     parts = get_args(annotation)
     kinds = [part for part in parts if part not in (type(None), ...)]
@@ -60,11 +60,11 @@ def choices_of(annotation: Any) -> tuple[str, ...]:
     return tuple(part for part in parts if isinstance(part, str))
 
 
-def flat(metadata: list[Any]) -> Iterator[dict[str, Any]]:
+def iter_constraints(metadata: list[Any]) -> Iterator[dict[str, Any]]:
     """Each constraint as {name: value}, out of annotated_types objects and nested Fields."""
     for one in metadata:
         if isinstance(one, FieldInfo):
-            yield from flat(one.metadata)
+            yield from iter_constraints(one.metadata)
         else:
             yield {
                 name: value

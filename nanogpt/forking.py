@@ -22,7 +22,7 @@ FILES = ("metrics.jsonl", "timing.jsonl", tokenizers.FILE)
 
 def check_fork(parent: TrainConfig, config: TrainConfig, path: Path) -> None:
     """Raise BadCheckpoint naming each key whose change makes the parent's checkpoint unusable."""
-    before, now = dict(schema.values(parent)), dict(schema.values(config))
+    before, now = dict(schema.iter_values(parent)), dict(schema.iter_values(config))
     needed = [
         key for key in now if key in NEEDED or (key.startswith(("model.", "parametrization.")) and key not in HARMLESS)
     ]

@@ -12,7 +12,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
 from nanogpt.errors import LabError
 from nanogpt.files import from_json, read_bytes
-from nanogpt.schema import identity
+from nanogpt.schema import signature_fields
 
 KEY = "measurement"  # in a start of provenance.json and in a checkpoint's state.json
 
@@ -68,7 +68,7 @@ def spec_digest(spec: Mapping[str, Any]) -> str:
 
 def requested(config: TrainConfig) -> Measurement:
     """Return what the config of a run says about its measurement."""
-    data = identity(config.data)
+    data = signature_fields(config.data)
     for key in ("order", "tokenizer", "vocab_size"):
         data.pop(key, None)
     precision = config.hardware.precision

@@ -12,12 +12,12 @@ from typing import Annotated
 from pydantic import Field
 
 from nanogpt.files import from_json
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
 ORDER = "the rows were out of order; they are repaired exactly"
 
 
-class RowsRecord(Section):
+class RowsRecord(ConfigModel):
     """Number and digest of the rows that a checkpoint counted."""
 
     count: Annotated[int, Field(ge=0)]

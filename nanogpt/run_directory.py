@@ -77,7 +77,7 @@ class RunDirectory:
 
     def config(self) -> TrainConfig:
         """The config the run was made with. Raises BadCheckpoint."""
-        return schema.read(TrainConfig, self.path / "config.json")
+        return schema.read_config(TrainConfig, self.path / "config.json")
 
     def write_status(self, state: str, **facts: Any) -> None:
         """status.json: what the run is doing, for programs that watch it."""
@@ -227,7 +227,7 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
     """Return what this config changes in a run. Raises BadCheckpoint naming each key that may not change, old and
     new.
     """
-    before, now = dict(schema.values(run.config())), dict(schema.values(config))
+    before, now = dict(schema.iter_values(run.config())), dict(schema.iter_values(config))
     changed = differing(before, now)
     allowed = {*config.resume.allow_change, "hardware.precision"}  # which is compared as what it became
     changed = [key for key in changed if not key.startswith("resume.")]
@@ -237,7 +237,7 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
         allowed |= {"data.source", "data.source_sha256"}  # found by content; the checkpoint knows its tokens too
     if config.resume.run is not None and run.checkpoints.steps():
         allowed.add("init_from_sha256")  # the weights that it began with are not read again
-    kinds = {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
+    kinds = {key: schema.change_policy(field) for key, field in schema.iter_fields(TrainConfig)}
     for kind in ("fixed", "guarded"):
         refused = [key for key in changed if kinds[key] == kind and key not in allowed]
         if "data" in allowed:

@@ -17,7 +17,7 @@ from nanogpt.data.folders import is_made_of, is_prepared, path_folder, resolve_s
 from nanogpt.data.prepare import adopt, holds_text
 from nanogpt.errors import BadCheckpoint, BadData
 from nanogpt.files import modified, read_json_bytes
-from nanogpt.schema import read, signature
+from nanogpt.schema import read_config, signature
 from nanogpt.weights_digest import with_weights_digest
 
 CONTENTS = {"data.source": "data.source_sha256", "init_from": "init_from_sha256"}
@@ -65,7 +65,7 @@ def is_made_of_same(path: Path, config: TrainConfig) -> bool:
 def read_stored(path: Path, _: float) -> TrainConfig | None:
     """Return the config of a run, read once while its file stays as it is; None where it can't be read."""
     try:
-        return read(TrainConfig, path)
+        return read_config(TrainConfig, path)
     except BadCheckpoint:
         return None
 

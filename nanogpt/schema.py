@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
-from nanogpt.field_values import allowed, choices_of
+from nanogpt.errors import BadCheckpoint, BadInput, one_line, hint
+from nanogpt.field_values import describe_allowed, literal_choices
 from nanogpt.files import read_json_bytes
 
 
-class Section(BaseModel):
+class ConfigModel(BaseModel):
     """Frozen, strict about types, and closed: a key that isn't declared is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
@@ -26,8 +26,8 @@ class Section(BaseModel):
         return set()
 
 
-Config = TypeVar("Config", bound=Section)
-TYPES = {
+Config = TypeVar("Config", bound=ConfigModel)
+REASONS = {
     "int_type": "an integer is needed",
     "int_from_float": "an integer is needed",
     "float_type": "a number is needed",
@@ -44,7 +44,7 @@ TYPES = {
     "too_short": "at least one value is needed",
     "literal_error": "not a choice",
 }
-OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+RANGE_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 DEVICES = ("auto", "cpu", "mps", "cuda")
 
 
@@ -84,13 +84,13 @@ def knob(
 fixed, guarded, free = (partial(knob, change) for change in get_args(Change))
 
 
-def change_of(field: FieldInfo) -> Change | None:
+def change_policy(field: FieldInfo) -> Change | None:
     """The class of a key, or None when nobody gave it one."""
     extra = field.json_schema_extra
     return extra.get("change") if isinstance(extra, Mapping) else None  # type: ignore[return-value]
 
 
-def earlier_of(field: FieldInfo) -> Any:
+def earlier_value(field: FieldInfo) -> Any:
     """Return the value that reproduces the behaviour before the key existed, or NEVER for one of the first keys."""
     extra = field.json_schema_extra
     return extra.get("earlier", NEVER) if isinstance(extra, Mapping) else NEVER
@@ -102,7 +102,9 @@ def former_name(field: FieldInfo) -> str | None:
     return extra.get("was") if isinstance(extra, Mapping) else None  # type: ignore[return-value]
 
 
-def unknown_key(fields: Iterable[tuple[str, FieldInfo]], key: str, known: Iterable[str], what: str = "key") -> str:
+def describe_unknown_key(
+    fields: Iterable[tuple[str, FieldInfo]], key: str, known: Iterable[str], what: str = "key"
+) -> str:
     """Return the message for a key that doesn't exist: its new name, or the nearest of `known`."""
     for name, field in fields:
         parent, dot, _ = name.rpartition(".")
@@ -111,7 +113,7 @@ def unknown_key(fields: Iterable[tuple[str, FieldInfo]], key: str, known: Iterab
     return f"{one_line(key)}: no such {what}{hint(key, known)}"
 
 
-def refuse(key: str, value: object, why: str) -> PydanticCustomError:
+def field_error(key: str, value: object, why: str) -> PydanticCustomError:
     """The error of a cross-field check: `error: key=value: why`."""
     if isinstance(value, str):  # pydantic's texts are UTF-8, which can't hold half a surrogate pair
         value = value.encode("utf-8", "backslashreplace").decode()
@@ -125,7 +127,7 @@ def from_dict(schema: type[Config], values: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         # Unknown keys first: what they meant to set explains the errors after them.
         details = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        raise BadInput(message(schema, details[0])) from None
+        raise BadInput(describe_error(schema, details[0])) from None
 
 
 def check_value(schema: type[BaseModel], key: str, value: object) -> None:
@@ -139,19 +141,19 @@ def check_value(schema: type[BaseModel], key: str, value: object) -> None:
     except ValidationError as error:
         mine = [one for one in error.errors() if [str(part) for part in one["loc"]][: len(path)] == path]
         if mine:
-            raise BadInput(message(schema, mine[0])) from None
+            raise BadInput(describe_error(schema, mine[0])) from None
 
 
-def checked(check: Callable[[], None]) -> None:
+def run_check(check: Callable[[], None]) -> None:
     """Run a cross-field check that had to wait for facts from outside. Raises BadInput."""
     try:
         check()
     except PydanticCustomError as error:
         context = error.context or {}
-        raise BadInput(f"{shown(context['key'], context['value'])}: {context['why']}") from None
+        raise BadInput(f"{format_setting(context['key'], context['value'])}: {context['why']}") from None
 
 
-def read(schema: type[Config], path: Path) -> Config:
+def read_config(schema: type[Config], path: Path) -> Config:
     """Return the config in a JSON file that `to_json` made, now or earlier. Raises BadCheckpoint if it can't be one."""
     try:
         return from_stored(schema, read_json_bytes(path))
@@ -165,10 +167,10 @@ def read(schema: type[Config], path: Path) -> Config:
 
 def from_stored(schema: type[Config], values: Any) -> Config:
     """Return a config that was written out in full, perhaps before some of today's keys existed. Raises BadInput."""
-    return from_dict(schema, with_earlier(schema, values))
+    return from_dict(schema, fill_earlier_values(schema, values))
 
 
-def with_earlier(schema: type[BaseModel], values: Any) -> Any:
+def fill_earlier_values(schema: type[BaseModel], values: Any) -> Any:
     """Return stored values under today's names, with each missing later key at the value that reproduces the
     behaviour of then.
     """
@@ -181,9 +183,9 @@ def with_earlier(schema: type[BaseModel], values: Any) -> Any:
         if was in whole and name not in whole:
             whole[name] = whole.pop(was)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            if filled := with_earlier(kind, whole.get(name, {})):
+            if filled := fill_earlier_values(kind, whole.get(name, {})):
                 whole[name] = filled
-        elif name not in whole and (earlier := earlier_of(field)) is not NEVER:
+        elif name not in whole and (earlier := earlier_value(field)) is not NEVER:
             whole[name] = earlier
     return whole
 
@@ -193,62 +195,62 @@ def to_json(config: BaseModel) -> str:
     return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
 
 
-def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def iter_fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every settable key of a schema with its field, as (`optimizer.lr`, field)."""
     for name, field in schema.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from leaves(kind, f"{prefix}{name}.")
+            yield from iter_fields(kind, f"{prefix}{name}.")
         else:
             yield prefix + name, field
 
 
-def values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key of a config with its value, as (`optimizer.lr`, 3e-4)."""
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from values(value, f"{prefix}{name}.")
+            yield from iter_values(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
-def defaults(schema: type[BaseModel]) -> dict[str, Any]:
+def default_values(schema: type[BaseModel]) -> dict[str, Any]:
     """Every key of a schema with its default, as plain nested values."""
     plain: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
         kind: Any = field.annotation
         nested = isinstance(kind, type) and issubclass(kind, BaseModel)
-        plain[name] = defaults(kind) if nested else field.default
+        plain[name] = default_values(kind) if nested else field.default
     return plain
 
 
-def message(schema: type[BaseModel], error: ErrorDetails) -> str:
+def describe_error(schema: type[BaseModel], error: ErrorDetails) -> str:
     """`key=value: why; allowed: …; did you mean '…'?` for one of pydantic's errors."""
     context: dict[str, Any] = error.get("ctx", {})
-    keys = dict(leaves(schema))
+    keys = dict(iter_fields(schema))
     path = [str(part) for part in error["loc"]]
     if error["type"] == "refused":
-        return shown(context["key"], context["value"]) + ": " + context["why"]
+        return format_setting(context["key"], context["value"]) + ": " + context["why"]
     while ".".join(path) not in keys and len(path) > 1 and error["type"] != "extra_forbidden":
         path.pop()  # a place in a list, a kind among several: name the key
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        return unknown_key(keys.items(), key, keys)
+        return describe_unknown_key(keys.items(), key, keys)
     if error["type"] == "renamed":
-        return f"{shown(key, error['input'])}: was renamed to {context['name']}"
+        return f"{format_setting(key, error['input'])}: was renamed to {context['name']}"
     if error["type"] in ("file_name", "form"):
         what = "not a name" if error["type"] == "file_name" else "not possible"
-        return f"{shown(key, error['input'])}: {what}; allowed: {error['msg']}"
-    why = TYPES.get(error["type"]) or ("out of range" if error["type"] in OUTSIDE else error["msg"])
+        return f"{format_setting(key, error['input'])}: {what}; allowed: {error['msg']}"
+    why = REASONS.get(error["type"]) or ("out of range" if error["type"] in RANGE_ERRORS else error["msg"])
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         why += ", and this reads as a number or a boolean"
     if error["type"] in ("int_type", "int_from_float") and is_whole(error["input"]):
         why += f"; write {error['input']:.0f}"
-    text = f"{shown(key, error['input'])}: {why}"
+    text = f"{format_setting(key, error['input'])}: {why}"
     if key in keys:
-        text += f"; allowed: {allowed(keys[key])}"
-        choices = choices_of(keys[key].annotation)
+        text += f"; allowed: {describe_allowed(keys[key])}"
+        choices = literal_choices(keys[key].annotation)
         if error["type"] == "string_pattern_mismatch":
             choices = DEVICES
         text += hint(str(error["input"]), choices) if choices else ""
@@ -260,34 +262,34 @@ def is_whole(value: object) -> bool:
     return isinstance(value, float) and abs(value) < 2**53 and value.is_integer()
 
 
-def shown(key: str, value: object) -> str:
+def format_setting(key: str, value: object) -> str:
     """`key=value` as a person would type it."""
     return f"{one_line(key)}={one_line('null' if value is None else value)}"
 
 
-def science(section: BaseModel) -> dict[str, Any]:
+def identity_fields(section: BaseModel) -> dict[str, Any]:
     """Return the part of a config that can change the result, as plain JSON values."""
     kept: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
-        if change_of(field) != "free":
+        if change_policy(field) != "free":
             value = getattr(section, name)
-            kept[name] = science(value) if isinstance(value, BaseModel) else value
+            kept[name] = identity_fields(value) if isinstance(value, BaseModel) else value
     return json.loads(json.dumps(kept))
 
 
-def identity(section: BaseModel) -> dict[str, Any]:
+def signature_fields(section: BaseModel) -> dict[str, Any]:
     """Return what `signature` hashes: every key that isn't free, in each section, but for two kinds.
 
     Keys with their `earlier` value are left out (`knob`), and keys that have no effect beside the others.
     """
     kept: dict[str, Any] = {}
-    unused = section.keys_without_effect() if isinstance(section, Section) else set[str]()
+    unused = section.keys_without_effect() if isinstance(section, ConfigModel) else set[str]()
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            if inner := identity(value):
+            if inner := signature_fields(value):
                 kept[name] = inner
-        elif change_of(field) != "free" and name not in unused and value != earlier_of(field):
+        elif change_policy(field) != "free" and name not in unused and value != earlier_value(field):
             kept[former_name(field) or name] = value
     return json.loads(json.dumps(kept))
 
@@ -296,5 +298,5 @@ def signature(section: BaseModel) -> str:
     """Return 64 hex digits that name the identity of a config: equal identity, equal signature, whatever the
     defaults were.
     """
-    canonical = json.dumps(identity(section), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    canonical = json.dumps(signature_fields(section), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

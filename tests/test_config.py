@@ -15,7 +15,7 @@ from nanogpt.config import (
     TrainConfig,
 )
 from nanogpt.errors import BadInput
-from nanogpt.schema import leaves, science, signature, to_json
+from nanogpt.schema import identity_fields, iter_fields, signature, to_json
 
 Build = Callable[..., TrainConfig]
 
@@ -67,7 +67,7 @@ def test_signature_is_of_the_resolved_values(config: Build) -> None:
 
 
 def test_science_holds_what_can_change_the_result(config: Build) -> None:
-    assert set(science(config())) == {
+    assert set(identity_fields(config())) == {
         *(
             "init_from",
             "init_from_sha256",
@@ -116,7 +116,7 @@ KINDS = [TrainConfig, BenchConfig, PrepareConfig, SampleConfig, EvaluateConfig, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_knob_has_a_meaning(kind: type[TrainConfig]) -> None:
-    for key, field in leaves(kind):
+    for key, field in iter_fields(kind):
         assert field.description and len(field.description) < 120, key
 
 

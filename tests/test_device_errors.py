@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.exit_codes import as_lab_error
+from cli.exit_codes import to_lab_error
 from launch.requeue_policy import Ended, History, Limits, decide
 from nanogpt.device_errors import as_device_error
 from nanogpt.distributed.env import Place
@@ -97,7 +97,7 @@ def test_a_connection_that_breaks_later_is_a_lost_rank() -> None:
     ],
 )
 def test_cuda_errors_are_one_line(said: str, code: int, words: str) -> None:
-    error = as_lab_error("train", RuntimeError(f"CUDA error: {said}{HINT}"))
+    error = to_lab_error("train", RuntimeError(f"CUDA error: {said}{HINT}"))
     assert error is not None and error.exit_code == code and re.search(words, str(error)), error
     assert "asynchronously" not in str(error) and "all of it: " in str(error)
 

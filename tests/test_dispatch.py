@@ -33,7 +33,7 @@ from nanogpt.interop.export_config import to_hf
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.schedule import lr_scale
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 from nanogpt.tracking.run_metadata import About
 from nanogpt.tracking.trackers import backend
 
@@ -95,7 +95,7 @@ def test_every_label_is_a_file_of_its_group() -> None:
     """The choices of `name` in a group's section are the group's files."""
     for group in ("schedule", "parametrization", "tracking"):
         section = TrainConfig.model_fields[group].annotation
-        assert isinstance(section, type) and issubclass(section, Section)
+        assert isinstance(section, type) and issubclass(section, ConfigModel)
         names = {word for kind in get_args(section.model_fields["name"].annotation) for word in words_in(kind)}
         assert names == set(choices(group)), group
 

@@ -14,14 +14,14 @@ from nanogpt.errors import BadInput
 from nanogpt.run_identity import same_runs
 from nanogpt.schema import (
     NEVER,
-    Section,
-    change_of,
-    earlier_of,
+    ConfigModel,
+    change_policy,
+    earlier_value,
     former_name,
     free,
     from_stored,
     guarded,
-    leaves,
+    iter_fields,
     signature,
 )
 
@@ -44,7 +44,7 @@ def stored(changes: dict[str, Any]) -> dict[str, Any]:
 
 RENAMED = {
     f"{key.rpartition('.')[0]}{'.' if '.' in key else ''}{was}": key
-    for key, field in leaves(TrainConfig)
+    for key, field in iter_fields(TrainConfig)
     if (was := former_name(field))
 }
 """Former names of keys: their names now."""
@@ -80,9 +80,9 @@ def test_the_same_command_has_the_same_signature(row: dict[str, Any]) -> None:
 
 def test_every_later_key_says_what_reproduces_earlier_behaviour() -> None:
     """`earlier=` is required of each key that isn't free and that bb3612a didn't have."""
-    for key, field in leaves(TrainConfig):
-        if key not in TABLE["first"] and key not in RENAMED.values() and change_of(field) != "free":
-            assert earlier_of(field) is not NEVER, f"{key}: give earlier=…, see knob in nanogpt/schema.py"
+    for key, field in iter_fields(TrainConfig):
+        if key not in TABLE["first"] and key not in RENAMED.values() and change_policy(field) != "free":
+            assert earlier_value(field) is not NEVER, f"{key}: give earlier=…, see knob in nanogpt/schema.py"
 
 
 @pytest.mark.parametrize("former", RENAMED)
@@ -114,19 +114,19 @@ def test_former_names_of_other_commands_keys() -> None:
         read("sync", SyncConfig, ["mirrors=[wandb]"])
 
 
-class Before(Section):
+class Before(ConfigModel):
     """A config with one key."""
 
     lr: float = guarded(1.0, "a rate")
 
 
-class Inner(Section):
+class Inner(ConfigModel):
     """A section that was added later."""
 
     decay: float | None = guarded(0.9, "a decay", earlier=None)
 
 
-class After(Section):
+class After(ConfigModel):
     """The same config with keys that were added, one of them with another default than what was."""
 
     lr: float = guarded(1.0, "a rate")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.argv import split
+from cli.argv import split_flags
 from cli.commands import COMMANDS, JOBS
 from cli.crash_report import CODE
 from cli.help import slug
-from cli.quoting import with_targets
+from cli.quoting import collect_targets
 from cli.sweep_request import points
 from nanogpt.errors import STOPPED, LabError
 from tests.cli_helpers import DOORS
@@ -50,7 +50,7 @@ def test_commands_compose(command: str) -> None:
     name = BY_COMMAND[f"{program} {door}"]
     words = [word for word in words if word != "STUDY|RUN"]
     targets = COMMANDS[name].targets if name in COMMANDS else "target"
-    flags, overrides = split(with_targets(words, targets) if targets and name != "launch" else words)
+    flags, overrides = split_flags(collect_targets(words, targets) if targets and name != "launch" else words)
     if name == "launch":
         overrides = [word if "=" in word else f"target={word}" for word in overrides]
     if door == "submit":  # its default

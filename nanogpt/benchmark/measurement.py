@@ -11,12 +11,12 @@ import nanogpt
 from nanogpt.config import BenchConfig
 from nanogpt.config.bench import What
 from nanogpt.errors import BadEnvironment, BadInput, LabError, error_from_exit_code, one_line
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
 OURS = "nanogpt-lab"
 
 
-class Work(Section):
+class Work(ConfigModel):
     """What one process is to do."""
 
     program: str
@@ -28,7 +28,7 @@ class Work(Section):
     """The model has its vocabulary size."""
 
 
-class Measurement(Section):
+class Measurement(ConfigModel):
     """What it found."""
 
     seconds: tuple[float, ...]

@@ -42,7 +42,7 @@ from nanogpt.config.studies import (
     WatchConfig,
 )
 from nanogpt.config.tracking import TrackerName, TrackingConfig
-from nanogpt.config.train import TrainConfig, auto_sizes, check_horizon, divisors
+from nanogpt.config.train import TrainConfig, auto_micro_batch_sizes, check_warmup_fits, divisors
 from nanogpt.config.training import TrainingConfig
 
 __all__ = [
@@ -95,7 +95,7 @@ __all__ = [
     "TrainingConfig",
     "Waste",
     "WatchConfig",
-    "auto_sizes",
-    "check_horizon",
+    "auto_micro_batch_sizes",
+    "check_warmup_fits",
     "divisors",
 ]

@@ -6,19 +6,19 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.train import TrainConfig
-from nanogpt.config.types import parts
+from nanogpt.config.types import split_list
 from nanogpt.errors import one_line
-from nanogpt.schema import Section, free, refuse
+from nanogpt.schema import ConfigModel, field_error, free
 
 NANOGPT = "nanogpt:"  # followed by the path of a checkout
 
 What = Literal["training", "generation"]
 
 
-class BenchSettings(Section):
+class BenchSettings(ConfigModel):
     """What is measured, and how long."""
 
-    what: Annotated[tuple[What, ...], Field(strict=False, min_length=1), BeforeValidator(parts)] = free(
+    what: Annotated[tuple[What, ...], Field(strict=False, min_length=1), BeforeValidator(split_list)] = free(
         ("training",), "the training step, or decoding with a cache, or both: [training,generation]"
     )
     warmup: int = free(5, "training steps before the clock starts", ge=1, le=10_000)
@@ -26,7 +26,7 @@ class BenchSettings(Section):
     new_tokens: int = free(256, "generation: tokens drawn for each text", ge=2, le=1_000_000)
     prompt_tokens: int = free(1, "generation: tokens of each prompt", ge=1, le=1_000_000)
     batch_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False, min_length=1), BeforeValidator(parts)
+        tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False, min_length=1), BeforeValidator(split_list)
     ] = free((1, 8), "generation: numbers of texts drawn at once")
     rounds: int = free(3, "fresh processes of each program, which take turns", ge=1, le=1000)
     checkpoint: bool = free(False, "time saving, verifying and restoring too; writes below runs_dir")
@@ -42,7 +42,7 @@ class BenchConfig(TrainConfig):
     """A training run whose step, or whose model's decoding, is timed instead of trained."""
 
     bench: BenchSettings = free(BenchSettings(), "what is measured")
-    against: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(parts)] = free(
+    against: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(split_list)] = free(
         (),
         "compared with, in turn: nanogpt:PATH, a checkout whose code is run, and for generation transformers",
         literal=True,
@@ -60,23 +60,23 @@ class BenchConfig(TrainConfig):
         ):
             if value != usual:
                 why = f"one device is measured; give {usual}, and bench.ranks=[2] to time trainings on several ranks"
-                raise refuse(f"hardware.{key}", value, why)
+                raise field_error(f"hardware.{key}", value, why)
         return self
 
     @model_validator(mode="after")
     def _rivals_can_do_it(self) -> Self:
         for name in self.against:
             if name != "transformers" and (name == NANOGPT or not name.startswith(NANOGPT)):
-                raise refuse("against", one_line(name), "no such program; allowed: nanogpt:PATH, transformers")
+                raise field_error("against", one_line(name), "no such program; allowed: nanogpt:PATH, transformers")
         if self.against and "training" in self.bench.what and not self.checkouts:
             why = "can only be compared in generation: bench.what=generation; training needs nanogpt:PATH"
-            raise refuse("against", "transformers", why)
+            raise field_error("against", "transformers", why)
         length = self.bench.prompt_tokens + self.bench.new_tokens
         if "transformers" in self.against and length > self.model.block_size:
             why = (
                 f"has no place for more than model.block_size={self.model.block_size} tokens, and is asked for {length}"
             )
-            raise refuse("against", "transformers", f"{why}; set bench.new_tokens")
+            raise field_error("against", "transformers", f"{why}; set bench.new_tokens")
         return self
 
     @property

@@ -6,10 +6,10 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.types import Count
-from nanogpt.schema import Section, fixed, free, refuse
+from nanogpt.schema import ConfigModel, field_error, fixed, free
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(ConfigModel):
     """When the state is saved: at these steps, at each best evaluation, on a stop signal and at the end."""
 
     every: Count = free(1000, "steps between checkpoints")
@@ -21,7 +21,7 @@ class CheckpointConfig(Section):
     )
 
 
-class ResumeConfig(Section):
+class ResumeConfig(ConfigModel):
     """Continue a run with another config than it was made with."""
 
     run: str | None = free(None, "run directory to continue, whatever its config; null: the one of this config")
@@ -41,7 +41,7 @@ class ResumeConfig(Section):
     @model_validator(mode="after")
     def _fork_of_a_run(self) -> Self:
         if self.fork and self.run is None:
-            raise refuse("resume.fork", "true", "needs the run to fork: resume.run=RUN")
+            raise field_error("resume.fork", "true", "needs the run to fork: resume.run=RUN")
         if self.step is not None and not self.fork and self.parent is None:
-            raise refuse("resume.step", self.step, "chooses the checkpoint of a fork; give resume.fork=true too")
+            raise field_error("resume.step", self.step, "chooses the checkpoint of a fork; give resume.fork=true too")
         return self

@@ -10,11 +10,11 @@ from nanogpt.config.evaluation import EvaluationConfig
 from nanogpt.config.hardware import Attention, Gpu
 from nanogpt.config.tracking import TrackerNames
 from nanogpt.config.train import TrainConfig
-from nanogpt.config.types import Count, Name, parts
-from nanogpt.schema import Section, free, refuse, values
+from nanogpt.config.types import Count, Name, split_list
+from nanogpt.schema import ConfigModel, field_error, free, iter_values
 
 
-class TrainedConfig(Section):
+class TrainedConfig(ConfigModel):
     """Which trained model a command works with, and where."""
 
     run: str | None = free(None, "run directory; null: the latest under runs_dir, unless init_from is given")
@@ -31,7 +31,7 @@ class TrainedConfig(Section):
     )
 
 
-class TaskConfig(Section):
+class TaskConfig(ConfigModel):
     """How a prompt is put to the model, and where its answer ends."""
 
     name: Name = free("custom", "label")
@@ -45,7 +45,7 @@ class TaskConfig(Section):
     @model_validator(mode="after")
     def _template_has_a_place(self) -> Self:
         if "{prompt}" not in self.template:
-            raise refuse("task.template", self.template, "must contain {prompt}")
+            raise field_error("task.template", self.template, "must contain {prompt}")
         return self
 
 
@@ -98,12 +98,12 @@ class EvaluateConfig(TrainedConfig):
     @model_validator(mode="after")
     def _data_is_chosen(self) -> Self:
         if not self.has_data:
-            usual = dict(values(DataConfig(), "data."))
-            for key, value in values(self.data, "data."):
+            usual = dict(iter_values(DataConfig(), "data."))
+            for key, value in iter_values(self.data, "data."):
                 if value != usual[key]:
-                    raise refuse(key, value, "of which data set? choose one too, e.g. data=text")
+                    raise field_error(key, value, "of which data set? choose one too, e.g. data=text")
             if self.init_from is not None and set(self.eval.tasks) == {"loss"}:
-                raise refuse("data", None, "eval=loss with init_from needs a data set, e.g. data=openwebtext")
+                raise field_error("data", None, "eval=loss with init_from needs a data set, e.g. data=openwebtext")
         return self
 
     @property
@@ -125,14 +125,14 @@ class ExportConfig(TrainedConfig):
     )
 
 
-class SyncConfig(Section):
+class SyncConfig(ConfigModel):
     """Show trackers what they lack of runs that were trained."""
 
-    runs: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(parts)] = free(
+    runs: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(split_list)] = free(
         (), "run directories; none: the latest under runs_dir"
     )
     runs_dir: str = free("runs", "folder of all run directories", min_length=1)
-    trackers: Annotated[TrackerNames, Field(min_length=1), BeforeValidator(parts)] = free(
+    trackers: Annotated[TrackerNames, Field(min_length=1), BeforeValidator(split_list)] = free(
         ("wandb",), "which trackers", was="mirrors"
     )
     project: Name | None = free(None, "null: the run's own tracking.project")
@@ -159,10 +159,10 @@ CheckName = Literal[
 ]
 
 
-class DoctorConfig(Section):
+class DoctorConfig(ConfigModel):
     """Checks of the machine, and of what must hold of every training."""
 
-    checks: Annotated[tuple[CheckName, ...], Field(strict=False), BeforeValidator(parts)] = free(
+    checks: Annotated[tuple[CheckName, ...], Field(strict=False), BeforeValidator(split_list)] = free(
         (), "only these; none: all"
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = free(
@@ -184,20 +184,22 @@ class DoctorConfig(Section):
     @model_validator(mode="after")
     def _what_the_gpu_check_takes(self) -> Self:
         if self.gpu and self.checks:
-            raise refuse("checks", f"[{','.join(self.checks)}]", "are not chosen with gpu=true, which makes its own")
+            raise field_error(
+                "checks", f"[{','.join(self.checks)}]", "are not chosen with gpu=true, which makes its own"
+            )
         if not self.gpu and self.against is not None:
-            raise refuse("against", self.against, "is compared with in the check of a GPU; give gpu=true too")
+            raise field_error("against", self.against, "is compared with in the check of a GPU; give gpu=true too")
         return self
 
 
-class PrepareConfig(Section):
+class PrepareConfig(ConfigModel):
     """Tokenise a data set before training on it."""
 
     data: DataConfig = free(DataConfig(), "text and tokens")
     overwrite: bool = free(False, "prepare again, replacing what is there")
 
 
-class SizingSettings(Section):
+class SizingSettings(ConfigModel):
     """What is assumed of devices."""
 
     gpu: Gpu | None = free(None, "only this kind of GPU; null: all that are known")
@@ -207,7 +209,7 @@ class SizingSettings(Section):
     @model_validator(mode="after")
     def _price_of_one_kind(self) -> Self:
         if self.price is not None and self.gpu is None:
-            raise refuse("sizing.price", self.price, "is of one kind of GPU; name it, e.g. sizing.gpu=h100")
+            raise field_error("sizing.price", self.price, "is of one kind of GPU; name it, e.g. sizing.gpu=h100")
         return self
 
 
@@ -217,7 +219,7 @@ class SizingConfig(TrainConfig):
     sizing: SizingSettings = free(SizingSettings(), "assumptions")
 
 
-class CoordinatesSettings(Section):
+class CoordinatesSettings(ConfigModel):
     """Which models are compared, and for how long."""
 
     widths: Annotated[tuple[Count, ...], Field(strict=False, min_length=2)] = free(
@@ -239,11 +241,11 @@ class CoordinatesConfig(TrainConfig):
         for width in self.coordinates.widths:
             if width % size:
                 why = f"must be multiples of {size}, the size of a head (model.n_embd / model.n_head)"
-                raise refuse("coordinates.widths", width, why)
+                raise field_error("coordinates.widths", width, why)
         return self
 
 
-class LawConfig(Section):
+class LawConfig(ConfigModel):
     """Loss in nats per token of N parameters after D tokens: E + A / N^alpha + B / D^beta. The defaults are those of
     Hoffmann et al. 2022, approach 3.
     """
@@ -255,7 +257,7 @@ class LawConfig(Section):
     beta: float = free(0.28, "exponent of the tokens", gt=0, le=10)
 
 
-class ScalingConfig(Section):
+class ScalingConfig(ConfigModel):
     """How to spend a budget: the published laws, or those of one's own runs."""
 
     budget: float | None = free(
@@ -271,5 +273,5 @@ class ScalingConfig(Section):
     @model_validator(mode="after")
     def _one_question(self) -> Self:
         if self.n_params is not None and (self.budget is not None or self.runs is not None):
-            raise refuse("n_params", self.n_params, "is a question of its own; leave out budget and runs")
+            raise field_error("n_params", self.n_params, "is a question of its own; leave out budget and runs")
         return self

@@ -6,10 +6,10 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from nanogpt.config.types import Name
-from nanogpt.schema import Section, fixed, free, refuse
+from nanogpt.schema import ConfigModel, field_error, fixed, free
 
 
-class DataConfig(Section):
+class DataConfig(ConfigModel):
     """Where the text comes from and how it becomes tokens."""
 
     name: Name = free("custom", "label, also the first part of the prepared folder's name")
@@ -63,17 +63,19 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _source_is_complete(self) -> Self:
         if self.tokenizer == "bpe" and self.vocab_size is None:
-            raise refuse("data.vocab_size", None, "data.tokenizer=bpe needs a size, e.g. data.vocab_size=1024")
+            raise field_error("data.vocab_size", None, "data.tokenizer=bpe needs a size, e.g. data.vocab_size=1024")
         if self.tokenizer != "bpe" and self.vocab_size is not None:
-            raise refuse("data.vocab_size", self.vocab_size, f"data.tokenizer={self.tokenizer} has a fixed vocabulary")
+            raise field_error(
+                "data.vocab_size", self.vocab_size, f"data.tokenizer={self.tokenizer} has a fixed vocabulary"
+            )
         if self.corpus == "pystdlib" and self.source is not None:
-            raise refuse(
+            raise field_error(
                 "data.source", self.source, "data=pystdlib is this Python's own library; files of yours: data=text"
             )
         if self.corpus == "text" and self.source is None:
-            raise refuse("data.source", None, "data=text needs your files, e.g. data.source='notes/*.txt'")
+            raise field_error("data.source", None, "data=text needs your files, e.g. data.source='notes/*.txt'")
         if self.source_sha256 is not None and self.source is None:
-            raise refuse("data.source_sha256", self.source_sha256, "is of data.source; give that too")
+            raise field_error("data.source_sha256", self.source_sha256, "is of data.source; give that too")
         if self.corpus == "hub" and self.hub is None and self.source is None:
-            raise refuse("data.hub", None, "needs a data set id, or data.source=FILES")
+            raise field_error("data.hub", None, "needs a data set id, or data.source=FILES")
         return self

@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nanogpt.config.types import Count
-from nanogpt.schema import Section, free, guarded
+from nanogpt.schema import ConfigModel, free, guarded
 
 BenchmarkName = Literal["hellaswag", "lambada", "wikitext"]
 
 
-class BenchmarkFiles(Section):
+class BenchmarkFiles(ConfigModel):
     """Local copies of benchmarks."""
 
     hellaswag: str | None = free(
@@ -38,7 +38,7 @@ class EvalConfig(BenchmarkFiles):
         """Return the number of steps between evaluations in a run of `steps`."""
         return max(1, steps // 4) if self.fit and self.every > steps else self.every
 
-    def due(self, step: int, steps: int) -> bool:
+    def is_due(self, step: int, steps: int) -> bool:
         """Whether a run of `steps` is evaluated at `step`: at every interval, at step 0 and at the end."""
         return step % self.interval(steps) == 0 or step == steps
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.types import Count
-from nanogpt.schema import Section, free, guarded, refuse
+from nanogpt.schema import ConfigModel, field_error, free, guarded
 
 Precision = Literal["fp32", "bf16", "fp16"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -42,7 +42,7 @@ Gpu = Literal[  # nanogpt/estimates/gpu_specs.py has what they can
 ]
 
 
-class HardwareConfig(Section):
+class HardwareConfig(ConfigModel):
     """The machine. Nothing here changes data, dropout or updates: the loss curve is the same up to rounding."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = free(
@@ -124,7 +124,9 @@ class HardwareConfig(Section):
     @model_validator(mode="after")
     def _mode_of_compile(self) -> Self:
         if self.compile_mode != "default" and self.compile is False:
-            raise refuse("hardware.compile_mode", self.compile_mode, "is a way of compiling; hardware.compile=true too")
+            raise field_error(
+                "hardware.compile_mode", self.compile_mode, "is a way of compiling; hardware.compile=true too"
+            )
         return self
 
     @model_validator(mode="after")
@@ -139,15 +141,15 @@ class HardwareConfig(Section):
             if value:
                 shown = str(getattr(self, key)).lower()
                 why = f"can't be with hardware.{key}={shown}; it needs {other} there, or hardware.strategy=ddp"
-                raise refuse("hardware.strategy", "fsdp", why)
+                raise field_error("hardware.strategy", "fsdp", why)
         if self.devices == 1 and self.nodes in (None, 1):
-            raise refuse("hardware.strategy", "fsdp", "needs two ranks or more, but hardware.devices=1")
+            raise field_error("hardware.strategy", "fsdp", "needs two ranks or more, but hardware.devices=1")
         return self
 
     @model_validator(mode="after")
     def _what_fp8_needs(self) -> Self:
         if self.fp8 and self.precision not in ("auto", "bf16"):
-            raise refuse("hardware.fp8", "true", f"needs hardware.precision=bf16 or auto, not {self.precision}")
+            raise field_error("hardware.fp8", "true", f"needs hardware.precision=bf16 or auto, not {self.precision}")
         if self.fp8 and self.compile is False:
-            raise refuse("hardware.fp8", "true", "is slow without hardware.compile=true; give that too")
+            raise field_error("hardware.fp8", "true", "is slow without hardware.compile=true; give that too")
         return self

@@ -6,13 +6,13 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.types import Name, Share
-from nanogpt.schema import Section, fixed, free, refuse
+from nanogpt.schema import ConfigModel, field_error, fixed, free
 
 Activation = Literal["gelu", "gelu_tanh", "relu2", "swiglu"]
 ConvPlace = Literal["attention", "qkv", "mlp"]
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigModel):
     """The network. The defaults are GPT-2 small."""
 
     name: Name = free("custom", "label, the first half of a run's default name")
@@ -63,16 +63,16 @@ class ModelConfig(Section):
             below = max(h for h in range(1, self.n_head) if self.n_embd % h == 0)
             above = [h for h in range(self.n_head, self.n_embd + 1) if self.n_embd % h == 0][:1]
             why = f"must divide model.n_embd={self.n_embd}; nearest {', '.join(map(str, [below, *above]))}"
-            raise refuse("model.n_head", self.n_head, why)
+            raise field_error("model.n_head", self.n_head, why)
         if self.n_head % self.kv_heads:
             divisors = [h for h in range(1, self.n_head + 1) if self.n_head % h == 0]
             why = f"must divide model.n_head={self.n_head}; allowed: {', '.join(map(str, divisors))}"
-            raise refuse("model.n_kv_head", self.n_kv_head, why)
-        if self.rotates and self.head_size % 2:
+            raise field_error("model.n_kv_head", self.n_kv_head, why)
+        if self.is_rotary and self.head_size % 2:
             why = f"heads of {self.head_size} channels (n_embd / n_head) can't be rotated in pairs"
-            raise refuse("model.position", self.position, why)
+            raise field_error("model.position", self.position, why)
         if twice := [place for place in self.conv if self.conv.count(place) > 1]:
-            raise refuse("model.conv", f"[{','.join(self.conv)}]", f"names {twice[0]} more than once")
+            raise field_error("model.conv", f"[{','.join(self.conv)}]", f"names {twice[0]} more than once")
         return self
 
     @property
@@ -91,24 +91,24 @@ class ModelConfig(Section):
         return self.n_embd, self.kv_heads * self.head_size, self.kv_heads * self.head_size
 
     @property
-    def gated(self) -> bool:
+    def is_gated(self) -> bool:
         """Whether the MLP computes a gate beside its values, from one wider matrix."""
         return {"gelu": False, "gelu_tanh": False, "relu2": False, "swiglu": True}[self.activation]
 
     @property
-    def mean_norm(self) -> bool:
+    def norm_subtracts_mean(self) -> bool:
         """Whether norms subtract the mean, and so may have shifts."""
         return {"layernorm": True, "rmsnorm": False}[self.norm]
 
     @property
-    def rotates(self) -> bool:
+    def is_rotary(self) -> bool:
         """Whether queries and keys are rotated, instead of an embedding of each position."""
         return {"learned": False, "rotary": True}[self.position]
 
     @property
     def mlp_width(self) -> int:
         """Channels inside the MLP: 4 C, or for the gated form, which has three matrices, 8/3 C in multiples of 64."""
-        return -(-8 * self.n_embd // 192) * 64 if self.gated else 4 * self.n_embd
+        return -(-8 * self.n_embd // 192) * 64 if self.is_gated else 4 * self.n_embd
 
     @property
     def padded_vocab_size(self) -> int:

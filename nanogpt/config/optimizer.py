@@ -10,7 +10,7 @@ from nanogpt.optim.adamw import ADAMW
 from nanogpt.optim.declaration import Declaration
 from nanogpt.optim.muon import MUON
 from nanogpt.optim.normuon import NORMUON
-from nanogpt.schema import Section, fixed, guarded, refuse
+from nanogpt.schema import ConfigModel, field_error, fixed, guarded
 
 Rule = Literal["adamw", "muon", "normuon"]
 OPTIMIZERS: dict[Rule, Declaration] = {"adamw": ADAMW, "muon": MUON, "normuon": NORMUON}
@@ -19,7 +19,7 @@ EVERY_OPTIMIZERS_KEYS = ("name", "lr", "embedding_lr", "head_lr", "vector_lr", "
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(ConfigModel):
     """AdamW (Loshchilov & Hutter 2019); for hidden matrices also Muon (Jordan 2024) and NorMuon (Li et al. 2025)."""
 
     name: Rule = fixed("adamw", "update rule; muon and normuon are for hidden matrices, all else is then adamw's")
@@ -52,11 +52,11 @@ class OptimizerConfig(Section):
             if (value := getattr(self, key)) != field.default:
                 owners = [name for name, declaration in OPTIMIZERS.items() if key in declaration.keys]
                 why = f"is {owners[0]}'s; give optimizer={owners[0]}" if owners else "no optimizer reads it"
-                raise refuse(f"optimizer.{key}", value, why)
+                raise field_error(f"optimizer.{key}", value, why)
         return self
 
 
-class ParametrizationConfig(Section):
+class ParametrizationConfig(ConfigModel):
     """How initialisation and learning rates depend on the model's width (Yang et al. 2022, Tensor Programs V)."""
 
     name: Literal["standard", "mup"] = fixed(
@@ -64,6 +64,6 @@ class ParametrizationConfig(Section):
     )
     base_width: int = fixed(128, "mup: the model.n_embd that optimizer's rates are for", ge=1, le=65_536)
 
-    def width(self, n_embd: int) -> float:
+    def width_multiplier(self, n_embd: int) -> float:
         """How many times wider a model is than the one its recipe is for."""
         return {"standard": 1.0, "mup": n_embd / self.base_width}[self.name]

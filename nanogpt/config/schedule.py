@@ -3,10 +3,10 @@
 from typing import Literal
 
 from nanogpt.config.types import Count
-from nanogpt.schema import Section, guarded
+from nanogpt.schema import ConfigModel, guarded
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(ConfigModel):
     """Learning rate as a function of the step alone."""
 
     name: Literal["cosine", "linear", "constant", "wsd"] = guarded("cosine", "shape after warm-up")

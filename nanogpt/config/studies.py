@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from nanogpt.run_state import State
-from nanogpt.schema import Section, free
+from nanogpt.schema import ConfigModel, free
 
 Metric = Literal["val_loss", "val_bpb", "best_val_loss", "best_val_bpb"]
 RENAMED = {"final": "val_loss", "best": "best_val_loss"}
@@ -25,7 +25,7 @@ def check_renamed(value: object) -> object:
 ChosenMetric = Annotated[Metric, BeforeValidator(check_renamed)]
 
 
-class TargetsConfig(Section):
+class TargetsConfig(ConfigModel):
     """Which runs a command is about."""
 
     targets: Annotated[tuple[str, ...], Field(strict=False)] = free(

@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.types import Count, Name
-from nanogpt.schema import Section, free, refuse
+from nanogpt.schema import ConfigModel, field_error, free
 
 TrackerName = Literal["wandb", "tensorboard", "trackio"]
 TrackerNames = Annotated[tuple[TrackerName, ...], Field(strict=False)]
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class TrackingConfig(Section):
+class TrackingConfig(ConfigModel):
     """What is written and shown while training."""
 
     name: Literal["local", TrackerName] = free("local", "label; local: the run directory has everything")
@@ -40,5 +40,5 @@ class TrackingConfig(Section):
     @model_validator(mode="after")
     def _mode_of_wandb(self) -> Self:
         if self.mode is not None and "wandb" not in self.trackers:
-            raise refuse("tracking.mode", self.mode, "is wandb's; give tracking=wandb too")
+            raise field_error("tracking.mode", self.mode, "is wandb's; give tracking=wandb too")
         return self

@@ -15,14 +15,14 @@ from nanogpt.config.schedule import ScheduleConfig
 from nanogpt.config.tracking import TrackingConfig
 from nanogpt.config.training import TrainingConfig
 from nanogpt.config.types import Count, Name
-from nanogpt.errors import hint, one_line
-from nanogpt.schema import Section, change_of, fixed, free, leaves, refuse
+from nanogpt.errors import one_line, hint
+from nanogpt.schema import ConfigModel, change_policy, field_error, fixed, free, iter_fields
 
 MICRO_BATCH_TOKENS = 16_384  # what a micro-batch holds at most when hardware.micro_batch_size is null
 AUTO_TOKENS = 65_536  # the same for `auto`: every kernel of a GPU is busy long before
 
 
-class TrainConfig(Section):
+class TrainConfig(ConfigModel):
     """One training run."""
 
     name: Name | None = free(None, "of the run directory; null: <model>-<data>")
@@ -73,16 +73,18 @@ class TrainConfig(Section):
         if batch % block:
             nearest = sorted({max(block, batch // block * block), -(-batch // block) * block})
             why = f"must be a multiple of model.block_size={block}; nearest {', '.join(map(str, nearest))}"
-            raise refuse("training.batch_tokens", batch, why)
+            raise field_error("training.batch_tokens", batch, why)
         nodes, devices = self.hardware.nodes or 1, self.hardware.devices or 1
-        self.refuse_ranks(nodes * devices, "hardware.devices" if nodes == 1 else "hardware.nodes x hardware.devices")
+        self.check_ranks_divide_batch(
+            nodes * devices, "hardware.devices" if nodes == 1 else "hardware.nodes x hardware.devices"
+        )
         return self
 
     @model_validator(mode="after")
     def _head_of_its_own(self) -> Self:
         if self.parametrization.name == "mup" and self.model.tie_weights:
             why = "the head and the embedding need unlike learning rates; give model.tie_weights=false too"
-            raise refuse("parametrization.name", "mup", why)
+            raise field_error("parametrization.name", "mup", why)
         return self
 
     @model_validator(mode="after")
@@ -91,32 +93,32 @@ class TrainConfig(Section):
             why = (
                 f"can't be with optimizer={self.optimizer.name}, which needs whole matrices; hardware.strategy=ddp can"
             )
-            raise refuse("hardware.strategy", self.hardware.strategy, why)
+            raise field_error("hardware.strategy", self.hardware.strategy, why)
         return self
 
     @model_validator(mode="after")
     def _changes_exist(self) -> Self:
-        changeable = {key for key, field in leaves(TrainConfig) if change_of(field) == "guarded"} | {"data"}
+        changeable = {key for key, field in iter_fields(TrainConfig) if change_policy(field) == "guarded"} | {"data"}
         if self.new_attempt and self.resume.run is not None:
-            raise refuse(
+            raise field_error(
                 "resume.run",
                 self.resume.run,
                 "new_attempt=true starts another run, this continues one; give one of them",
             )
         if self.attempt is not None and self.new_attempt:
-            raise refuse(
+            raise field_error(
                 "attempt", self.attempt, "is one that is there, new_attempt=true makes another; give one of them"
             )
         for key in self.resume.allow_change:
             if key not in changeable:
                 why = f"{one_line(key)} is not a guarded key{hint(key, changeable)}"
-                raise refuse("resume.allow_change", f"[{key}]", why)
+                raise field_error("resume.allow_change", f"[{key}]", why)
         return self
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        if self.training.steps is not None or self.training.tokens:  # else it depends on the model; see check_horizon
-            check_horizon(self, self.steps(0, 0.0))
+        if self.training.steps is not None or self.training.tokens:  # else it depends on the model; see check_warmup_fits
+            check_warmup_fits(self, self.steps(0, 0.0))
         return self
 
     @property
@@ -124,16 +126,18 @@ class TrainConfig(Section):
         """Sequences per optimizer step, over all micro-batches and ranks."""
         return self.training.batch_tokens // self.model.block_size
 
-    def refuse_ranks(self, world: int, key: str) -> None:
+    def check_ranks_divide_batch(self, world: int, key: str) -> None:
         """Check that `world` ranks, and their micro-batches, divide the batch. Raises PydanticCustomError."""
         batch = f"the {self.batch_sequences} sequences of training.batch_tokens={self.training.batch_tokens}"
         if self.batch_sequences % world:
-            raise refuse(key, world, f"must divide {batch}; nearest {nearest_divisors(self.batch_sequences, world)}")
+            raise field_error(
+                key, world, f"must divide {batch}; nearest {nearest_divisors(self.batch_sequences, world)}"
+            )
         micro, share = self.hardware.micro_batch_size, self.batch_sequences // world
         if isinstance(micro, int) and share % micro:
             among = f", {share} on each of {world} ranks" if world > 1 else ""
             why = f"must divide {batch}{among}; nearest {nearest_divisors(share, micro)}"
-            raise refuse("hardware.micro_batch_size", micro, why)
+            raise field_error("hardware.micro_batch_size", micro, why)
 
     def micro_batch_size(self, world: int = 1) -> int:
         """Sequences per forward pass of each of `world` ranks; of `auto`, before it is tried, what null means."""
@@ -142,9 +146,9 @@ class TrainConfig(Section):
         most, share = max(1, MICRO_BATCH_TOKENS // self.model.block_size), self.batch_sequences // world
         return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
 
-    def auto_sizes(self, world: int) -> list[int]:
+    def auto_micro_batch_sizes(self, world: int) -> list[int]:
         """Return the micro-batches of each of `world` ranks that `auto` chooses among, in order."""
-        return auto_sizes(self.batch_sequences // world, self.model.block_size)
+        return auto_micro_batch_sizes(self.batch_sequences // world, self.model.block_size)
 
     def shards(self, world: int) -> int:
         """Parts that weights, gradients and moments are cut into over `world` ranks."""
@@ -168,7 +172,7 @@ class TrainConfig(Section):
         tokens = training.tokens or math.ceil((training.tokens_per_param or 0) * n_params)
         return -(-tokens // training.batch_tokens)
 
-    def goal(self, steps: int) -> int:
+    def last_step(self, steps: int) -> int:
         """The step at which a run of `steps` ends, or pauses."""
         return (
             steps
@@ -176,9 +180,9 @@ class TrainConfig(Section):
             else min(steps, max(1, math.ceil(round(self.stop_at_fraction * steps, 6))))
         )
 
-    def evaluated_at(self, step: int, steps: int) -> bool:
+    def evaluates_at(self, step: int, steps: int) -> bool:
         """Whether a run of `steps` is evaluated at `step`."""
-        return self.eval.due(step, steps) or step == self.goal(steps)
+        return self.eval.is_due(step, steps) or step == self.last_step(steps)
 
     @property
     def run_name(self) -> str:
@@ -192,7 +196,7 @@ def nearest_divisors(number: int, wanted: int) -> str:
     return ", ".join(map(str, nearest))
 
 
-def auto_sizes(share: int, block_size: int) -> list[int]:
+def auto_micro_batch_sizes(share: int, block_size: int) -> list[int]:
     """Return the micro-batches, in order, that `auto` chooses among for a rank's share of a step's sequences."""
     most = max(1, AUTO_TOKENS // block_size)
     return [n for n in divisors(share) if n <= most]
@@ -204,11 +208,11 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // n for n in small)})
 
 
-def check_horizon(config: TrainConfig, steps: int) -> None:
+def check_warmup_fits(config: TrainConfig, steps: int) -> None:
     """Refuse a schedule that is longer than the run. Raises PydanticCustomError."""
     schedule = config.schedule
     end = steps if schedule.decay_steps is None else schedule.decay_steps
     if schedule.warmup_steps > end > 0:
         key = "the run's length in steps" if schedule.decay_steps is None else "schedule.decay_steps"
         why = f"is above {key}={end}; e.g. schedule.warmup_steps={end // 10}"
-        raise refuse("schedule.warmup_steps", schedule.warmup_steps, why)
+        raise field_error("schedule.warmup_steps", schedule.warmup_steps, why)

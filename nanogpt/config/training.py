@@ -7,10 +7,10 @@ from typing_extensions import Self
 
 from nanogpt.config.evaluation import BenchmarkName
 from nanogpt.config.types import Count
-from nanogpt.schema import Section, fixed, free, guarded, refuse
+from nanogpt.schema import ConfigModel, field_error, fixed, free, guarded
 
 
-class TrainingConfig(Section):
+class TrainingConfig(ConfigModel):
     """How much to train, on which batches. Exactly one of steps, tokens, tokens_per_param and flops is set."""
 
     batch_tokens: int = guarded(
@@ -37,7 +37,7 @@ class TrainingConfig(Section):
         if len(given) != 1:
             keys = ", ".join(f"training.{name}" for name in names)
             if not given:
-                raise refuse("training.steps", None, f"nothing says how long to train; give one of {keys}")
+                raise field_error("training.steps", None, f"nothing says how long to train; give one of {keys}")
             why = f"give exactly one of {keys}; set the others to null"
-            raise refuse(f"training.{given[-1]}", getattr(self, given[-1]), why)
+            raise field_error(f"training.{given[-1]}", getattr(self, given[-1]), why)
         return self

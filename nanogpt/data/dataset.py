@@ -20,13 +20,13 @@ from nanogpt.data.shards import Shard, SplitName, Tokens, open_shard, sha256
 from nanogpt.data.splits import splits_in
 from nanogpt.errors import BadData, one_line
 from nanogpt.files import open_regular, read_json_bytes
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 from nanogpt.tokenizer import Tokenizer
 
 FULL_CHECK_BYTES = 2 * 10**9
 
 
-class ShardMeta(Section):
+class ShardMeta(ConfigModel):
     """One token file."""
 
     file: str
@@ -34,7 +34,7 @@ class ShardMeta(Section):
     sha256: str
 
 
-class SplitMeta(Section):
+class SplitMeta(ConfigModel):
     """One split: what it was made of and the files it is in."""
 
     documents: int
@@ -45,7 +45,7 @@ class SplitMeta(Section):
     """How often the end-of-text id occurs; None: prepared before this was counted."""
 
 
-class Meta(Section):
+class Meta(ConfigModel):
     """meta.json."""
 
     format: int

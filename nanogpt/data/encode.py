@@ -19,14 +19,14 @@ from nanogpt.data.corpora import BadRows, Corpus, Document
 from nanogpt.data.dataset import ShardMeta, SplitMeta, SplitName
 from nanogpt.data.shards import ShardWriter, dtype_for, sha256
 from nanogpt.files import read_bytes, write_atomic
-from nanogpt.schema import Section, to_json
+from nanogpt.schema import ConfigModel, to_json
 from nanogpt.tokenizer import END_OF_TEXT, Ids, Tokenizer
 
 SHARD_TOKENS = 100_000_000
 SPLITS: tuple[SplitName, SplitName] = ("train", "val")
 
 
-class Part(Section):
+class Part(ConfigModel):
     """What one part became; written when its shards are safe on disk."""
 
     documents: int

@@ -10,10 +10,10 @@ from nanogpt.config import ConvPlace, ModelConfig, TrainConfig
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Parameters per part, tied weights once; what the model doesn't have is left out; the last is the total."""
     C, rows, bias = config.n_embd, config.padded_vocab_size, int(config.bias)
-    gains = config.norm_affine * (2 if config.bias and config.mean_norm else 1)
+    gains = config.norm_affine * (2 if config.bias and config.norm_subtracts_mean else 1)
     parts = {
         "token embedding": rows * C,
-        "position embedding": 0 if config.rotates else config.block_size * C,
+        "position embedding": 0 if config.is_rotary else config.block_size * C,
         "attention": config.n_layer * attention_parameters(config),
         "mlp": config.n_layer * sum(n_in * n_out + bias * n_out for n_in, n_out in mlp_shapes(config)),
         "norms": (2 * config.n_layer + 1) * C * gains,
@@ -44,7 +44,7 @@ def conv_widths(config: ModelConfig) -> list[int]:
 def mlp_shapes(config: ModelConfig) -> list[tuple[int, int]]:
     """(in, out) of one layer's two matrices: (C, F) and (F, C); the gated form has its gate beside its values."""
     inside = config.mlp_width
-    return [(config.n_embd, 2 * inside if config.gated else inside), (inside, config.n_embd)]
+    return [(config.n_embd, 2 * inside if config.is_gated else inside), (inside, config.n_embd)]
 
 
 def forward_flops(config: ModelConfig) -> dict[str, float]:

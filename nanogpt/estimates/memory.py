@@ -152,7 +152,7 @@ def largest_micro_batch(sizes: Iterable[int], available: float, needed: Callable
 def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int, recompute: bool = False) -> int:
     """What autograd keeps of a whole micro-batch, matrix products being in elements of `size` bytes."""
     T, C, L, D = config.block_size, config.n_embd, config.n_layer, config.head_size
-    rms, gains = not config.mean_norm, config.norm_affine
+    rms, gains = not config.norm_subtracts_mean, config.norm_affine
     norm = FP32 * C + (FP32 * (C * gains + 1) if rms else 2 * FP32)  # input, statistics; RMS what gains multiply too
     masks = C if config.dropout else 0  # a byte for each element
     ids = 8
@@ -166,7 +166,7 @@ def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_siz
     position = ids + masks + norm + whole * block + (L - whole) * FP32 * C
     once = whole * T * T if config.dropout else 0  # which positions are hidden
     once += whole * sequences * config.conv_history * convolved
-    if config.rotates:  # cosines and sines: the same for all layers, unless copied in half precision
+    if config.is_rotary:  # cosines and sines: the same for all layers, unless copied in half precision
         once += 2 * FP32 * T * D if size == FP32 or recompute else 0
         once += whole * 4 * size * T * D if size != FP32 else 0
     return sequences * T * position + copy_bytes(config, size) + once
@@ -182,7 +182,7 @@ def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:
     square of weights (the fused kernels, without dropout, keep one number of each row).
     """
     T, C, H, kv = config.block_size, config.n_embd, config.n_head, config.kv_heads * config.head_size
-    grouped, changed = config.kv_heads < H, config.qk_norm or config.rotates
+    grouped, changed = config.kv_heads < H, config.qk_norm or config.is_rotary
     kept = size * C  # the input
     if config.dropout:
         kept += 3 * size * C + H * T * (softmax_size + 1 + size)  # the square: softmax, mask, what is left of it
@@ -209,7 +209,7 @@ def transient_bytes(config: ModelConfig, size: int, sequences: int, softmax_size
 
 def mlp_channels(config: ModelConfig) -> int:
     """Elements one layer's MLP keeps: its input, the activation's input and result, of the gated form also its gate."""
-    return config.n_embd + (4 if config.gated else 2) * config.mlp_width
+    return config.n_embd + (4 if config.is_gated else 2) * config.mlp_width
 
 
 def matrix_elements(config: ModelConfig) -> int:

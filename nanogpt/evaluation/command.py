@@ -109,7 +109,7 @@ def explained(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, wat
 def evaluate_with(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, watch: Watch) -> int:
     """Load everything, so that what is missing is told first; then one task after the other."""
     with peers.alike():
-        peers.refuse_differences("config", dict(schema.values(config)))
+        peers.refuse_differences("config", dict(schema.iter_values(config)))
         check_output_file("out", config.out, links=False)
         trained = load_trained(config, compute.device)
         attention_used(config.attention, compute, trained.model.config, section="")

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from nanogpt.benchmark.timing import Table
-from nanogpt.schema import Section
+from nanogpt.schema import ConfigModel
 
 JSON, MARKDOWN = "gpu-check.json", "gpu-check.md"
 Verdict = Literal["pass", "FAIL", "skip", "info"]
 
 
-class Row(Section):
+class Row(ConfigModel):
     """One finding of a part."""
 
     name: str
@@ -26,7 +26,7 @@ class Row(Section):
     """For the JSON file, in SI units."""
 
 
-class Part(Section):
+class Part(ConfigModel):
     """All findings of one part."""
 
     name: str

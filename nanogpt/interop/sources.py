@@ -199,10 +199,10 @@ class Run:
 
     @property
     def label(self) -> str:
-        return schema.read(TrainConfig, self.path / CONFIG).model.name
+        return schema.read_config(TrainConfig, self.path / CONFIG).model.name
 
     def values(self) -> Values:
-        model = schema.read(TrainConfig, self.path / CONFIG).model
+        model = schema.read_config(TrainConfig, self.path / CONFIG).model
         model = model.with_vocab(len(tokenizers.load(self.path).tokens))
         return {key: getattr(model, key) for key in [*PLAIN, *SIZES, "bias", "activation"]} | {"conv": [*model.conv]}
 

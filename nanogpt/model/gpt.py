@@ -62,7 +62,7 @@ class GPT(nn.Module):
         rows = config.padded_vocab_size
         with torch.device("meta"):  # no module need initialise itself
             self.transformer = nn.ModuleDict({"wte": nn.Embedding(rows, config.n_embd)})
-            if not config.rotates:
+            if not config.is_rotary:
                 self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
             self.transformer["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             self.transformer["ln_f"] = norm(config)
@@ -105,7 +105,7 @@ class GPT(nn.Module):
         else:
             positions = branches.positions if branches else torch.arange(ids.shape[1], device=ids.device)
         x, rotation = self.transformer["wte"](ids), None
-        if self.config.rotates:
+        if self.config.is_rotary:
             rotation = rotation_of(positions, self.config.head_size, self.config.rope_base)
         else:
             x = x + self.transformer["wpe"](positions)

@@ -23,7 +23,7 @@ class MLP(nn.Module):
         self.layer, self.dropout = layer, config.dropout
         self.activation: Activation = config.activation
         inside = config.mlp_width
-        self.c_fc = Linear(config.n_embd, 2 * inside if config.gated else inside, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, 2 * inside if config.is_gated else inside, bias=config.bias)
         self.c_proj = Linear(inside, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -49,7 +49,7 @@ class MLP(nn.Module):
 
 def norm(config: ModelConfig) -> nn.Module:
     """Normalises each position over its channels; the RMS form (Zhang & Sennrich 2019) has no mean and no bias."""
-    if config.mean_norm:
+    if config.norm_subtracts_mean:
         return LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_affine, bias=config.bias)
     return RMSNorm(config.n_embd, RMS_EPS, config.norm_affine)
 

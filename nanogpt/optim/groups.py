@@ -87,6 +87,6 @@ def rows_of(name: str, rows: int, model: ModelConfig) -> tuple[int, ...]:
     """How a hidden matrix of so many rows divides: into queries, keys and values; gate and values; or not at all."""
     if name.endswith("c_attn.weight"):
         return model.qkv_widths
-    if name.endswith("c_fc.weight") and model.gated:
+    if name.endswith("c_fc.weight") and model.is_gated:
         return model.mlp_width, model.mlp_width
     return (rows,)

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from nanogpt.files import read_json_bytes, write_atomic
-from nanogpt.schema import Section, to_json
+from nanogpt.schema import ConfigModel, to_json
 
 FILE = "origin.json"
 
 
-class Parent(Section):
+class Parent(ConfigModel):
     """The run that a run was forked from."""
 
     id: str
@@ -30,7 +30,7 @@ class Parent(Section):
     step: int
 
 
-class Origin(Section):
+class Origin(ConfigModel):
     """A run's id for good, and where its folder was at its last start."""
 
     model_config = ConfigDict(extra="ignore")

@@ -10,7 +10,7 @@ from typing import Any
 from nanogpt.config import TrackerName, TrackingConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, hint, one_line
 from nanogpt.redaction import HIDDEN, find_secret, secret_values
-from nanogpt.schema import science
+from nanogpt.schema import identity_fields
 from nanogpt.tracking.origin import id_of
 
 PROJECT = "nanogpt-lab"
@@ -73,7 +73,7 @@ def about(config: TrainConfig, path: Path, born: Mapping[str, Any]) -> About:
 
 def sent(config: TrainConfig) -> dict[str, Any]:
     """The science of a config and its hardware: each value as it is, but no folder of this machine and no secret."""
-    everything = science(config) | {"hardware": config.hardware.model_dump(mode="json")}
+    everything = identity_fields(config) | {"hardware": config.hardware.model_dump(mode="json")}
     for label in ("model", "data"):
         everything[label] = {"name": getattr(config, label).name} | everything[label]
     return clean(everything, secret_values())

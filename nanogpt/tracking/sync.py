@@ -41,7 +41,7 @@ def sync_run(run: RunDirectory, config: TrainConfig, name: TrackerName) -> None:
     """Bring one tracker of one run up to date. Raises BadEnvironment."""
     status = run.status()
     last_step = status.get("steps", -1)
-    rows = Follow(run.metrics.path, lambda step: config.eval.due(step, last_step))
+    rows = Follow(run.metrics.path, lambda step: config.eval.is_due(step, last_step))
     tracker = backend(name, about(config, run.path, next(iter(run.starts()), {})), say)
     try:
         last, count = tracker.start(), 0

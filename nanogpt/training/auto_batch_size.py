@@ -88,13 +88,13 @@ def settled(
 ) -> TrainConfig:
     """Return the config with `hardware.micro_batch_size=auto` replaced by what fits on every rank, below `too_large`.
 
-    On a GPU the largest of `TrainConfig.auto_sizes` that fits is found by trying, with weights in shards by estimate.
+    On a GPU the largest of `TrainConfig.auto_micro_batch_sizes` that fits is found by trying, with weights in shards by estimate.
     On a CPU larger is not faster, so it is what null would mean, or less where the memory that is free is not enough
     for that by estimate. Raises BadEnvironment if nothing fits.
     """
     if config.hardware.micro_batch_size != "auto":
         return config
-    sizes = [n for n in config.auto_sizes(world) if too_large is None or n < too_large]
+    sizes = [n for n in config.auto_micro_batch_sizes(world) if too_large is None or n < too_large]
     if compute.device.type != "cuda":
         sizes = [n for n in sizes if n <= config.micro_batch_size(world)]
         found = -peers.agree(-(largest_by_estimate(config, model, compute, sizes, world) or 1))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from nanogpt import schema
-from nanogpt.config import TrainConfig, check_horizon
+from nanogpt.config import TrainConfig, check_warmup_fits
 from nanogpt.console import say
 from nanogpt.data.dataset import expected_train_tokens
 from nanogpt.data.prepare import unprepared_lines
@@ -25,7 +25,7 @@ def show_plan(config: TrainConfig, place: Place) -> int:
         return 0
     config = resolve(config, remember=False)
     world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else place.world
-    schema.checked(lambda: config.refuse_ranks(world, "WORLD_SIZE"))
+    schema.run_check(lambda: config.check_ranks_divide_batch(world, "WORLD_SIZE"))
     check_places(config)
     refuse_alone(config, world)
     model, sure = expected_model(config)
@@ -41,6 +41,6 @@ def show_plan(config: TrainConfig, place: Place) -> int:
         plan = plan_of(config, model, compute, world, sure)
         choices = describe_choices(config, compute)
     plan = replace(plan, train_tokens=expected_train_tokens(config.data))
-    schema.checked(lambda: check_horizon(config, plan.steps))
+    schema.run_check(lambda: check_warmup_fits(config, plan.steps))
     say("\n".join([*plan.lines(), *choices, *unprepared_lines(config.data)]))
     return 0

@@ -68,7 +68,7 @@ class Loop:
 
     @property
     def goal(self) -> int:
-        return self.config.goal(self.state.steps)
+        return self.config.last_step(self.state.steps)
 
     def asked(self) -> Stop:
         """Whether any rank was asked to stop. Raises on all ranks what keeps the leader from saving."""
@@ -185,7 +185,7 @@ class Loop:
 
 def evaluation_due(state: TrainState, config: TrainConfig) -> bool:
     """At every step that is evaluated; once."""
-    return config.evaluated_at(state.step, state.steps) and state.evaluated != state.step
+    return config.evaluates_at(state.step, state.steps) and state.evaluated != state.step
 
 
 def save_due(state: TrainState, config: TrainConfig) -> bool:

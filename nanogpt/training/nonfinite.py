@@ -93,12 +93,12 @@ def replay(config: TrainConfig) -> int:
     """
     folder = Path(str(config.replay))
     about = read_incident(folder)
-    theirs = schema.read(TrainConfig, folder / "config.json")
+    theirs = schema.read_config(TrainConfig, folder / "config.json")
     same = {"micro_batch_size": about["micro_batch_size"], "precision": about["precision"], "devices": None}
     same["strategy"] = "ddp"
     hardware = schema.from_dict(HardwareConfig, config.hardware.model_dump() | same)
     run = theirs.model_copy(update={"hardware": hardware})
-    schema.checked(lambda: run.refuse_ranks(1, "hardware.devices"))
+    schema.run_check(lambda: run.check_ranks_divide_batch(1, "hardware.devices"))
     if not (folder / "checkpoint").is_dir():
         raise BadCheckpoint(
             f"{one_line(folder)}: holds no weights; the first {WITH_STATE} incidents do, if the weights were finite"

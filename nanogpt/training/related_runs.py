@@ -8,7 +8,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.run_directory import RunDirectory, locate, newest_change, parts_of
 from nanogpt.run_identity import CONTENTS, differing, keys_of_same_content, resolve
-from nanogpt.schema import change_of, leaves, values
+from nanogpt.schema import change_policy, iter_fields, iter_values
 
 
 def describe_later_changes(config: TrainConfig) -> str | None:
@@ -21,10 +21,10 @@ def describe_later_changes(config: TrainConfig) -> str | None:
     if config.resume.run is not None or config.new_attempt or run.status().get("state") != "finished":
         return None
     try:
-        before, now = dict(values(run.config())), dict(values(config))
+        before, now = dict(iter_values(run.config())), dict(iter_values(config))
     except BadCheckpoint:
         return None
-    kinds = {key: change_of(field) for key, field in leaves(TrainConfig)}
+    kinds = {key: change_policy(field) for key, field in iter_fields(TrainConfig)}
     changed = {key for key in differing(before, now) if kinds[key] != "free"}
     changed -= keys_of_same_content(before, now)
     explained: list[str] = []
@@ -46,8 +46,8 @@ def relative_of(config: TrainConfig) -> tuple[Path, list[str]] | None:
     a digest alone, where the same path held something else.
     """
     config = resolve(config)
-    here, kinds = locate(config), {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
-    now = dict(schema.values(config))
+    here, kinds = locate(config), {key: schema.change_policy(field) for key, field in schema.iter_fields(TrainConfig)}
+    now = dict(schema.iter_values(config))
     found = [
         path.parent
         for path in here.parent.glob("*/config.json")
@@ -55,7 +55,7 @@ def relative_of(config: TrainConfig) -> tuple[Path, list[str]] | None:
     ]
     for path in sorted(found, key=newest_change, reverse=True)[:20]:
         with suppress(BadCheckpoint):
-            before = dict(schema.values(RunDirectory(path).config()))
+            before = dict(schema.iter_values(RunDirectory(path).config()))
             same = keys_of_same_content(before, now)
             changed = [key for key in differing(before, now) if kinds[key] != "free" and key not in same]
             if changed and all(kinds[key] == "guarded" for key in changed):

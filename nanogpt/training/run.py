@@ -10,7 +10,7 @@ import torch
 
 from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
-from nanogpt.config import TrainConfig, check_horizon
+from nanogpt.config import TrainConfig, check_warmup_fits
 from nanogpt.console import say, silence
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset
@@ -137,7 +137,7 @@ def train_with(
     try:
         with peers.alike():
             peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
-            peers.refuse_differences("config", dict(schema.values(config)))
+            peers.refuse_differences("config", dict(schema.iter_values(config)))
             check_places(config)
         config = with_identity(config, peers)
         with peers.alike():
@@ -157,7 +157,7 @@ def train_with(
                 config = keep_micro_batch(config, compute, peers, peers.world)
             config = settled(config, model, compute, peers, peers.world, too_large)
             state = build_state(config, model, compute, peers)
-            schema.checked(lambda: check_horizon(config, state.steps))
+            schema.run_check(lambda: check_warmup_fits(config, state.steps))
         peers.leader_first(lambda: load_initial_weights(config, state.model, dataset.tokenizer))
         with naming_size(config, compute, everywhere=False):
             return train_state(config, state, dataset, benchmarks, watch)
@@ -225,7 +225,7 @@ def train_state(
 
 def is_done(config: TrainConfig, state: TrainState) -> bool:
     """Whether a restored run has nothing left to do before its end, or where it shall pause."""
-    goal = config.goal(state.steps)
+    goal = config.last_step(state.steps)
     return state.step > goal or (state.step == goal and state.evaluated == goal)
 
 

@@ -58,7 +58,7 @@ class Record:
         """Whether the disk was told to be full already."""
         self.mirrors = Mirrors(
             about(config, run.path, run.starts()[0]),
-            lambda step: config.evaluated_at(step, state.steps),
+            lambda step: config.evaluates_at(step, state.steps),
             self.note,
             self.log,
         )

@@ -168,7 +168,7 @@ def build_state(
 ) -> TrainState:
     """Step 0: weights from the seed, on the device."""
     peers = peers or ProcessGroup()
-    hardware, width = config.hardware, config.parametrization.width(model_config.n_embd)
+    hardware, width = config.hardware, config.parametrization.width_multiplier(model_config.n_embd)
     attention = attention_used(hardware.attention, compute, model_config)
     model = GPT(model_config, seed_of(config.training.seed, "init"), width)
     model.recompute = hardware.activation_checkpointing

@@ -28,7 +28,7 @@ def refuse_ranks(config: TrainConfig, place: Place) -> None:
         raise BadInput(
             f"hardware.nodes={nodes}: but {place.world} ranks were started, {place.local_world} on this machine"
         )
-    schema.checked(lambda: config.refuse_ranks(place.world, "WORLD_SIZE"))
+    schema.run_check(lambda: config.check_ranks_divide_batch(place.world, "WORLD_SIZE"))
     refuse_alone(config, place.world)
 
 
@@ -51,7 +51,7 @@ def with_identity(config: TrainConfig, peers: ProcessGroup) -> TrainConfig:
     def read() -> list[Any]:
         found = resolve_all(config)
         stored = locate(found) / "config.json"
-        fit = schema.read(TrainConfig, stored).eval.fit if stored.exists() else found.eval.fit
+        fit = schema.read_config(TrainConfig, stored).eval.fit if stored.exists() else found.eval.fit
         return [found.data.source_sha256, found.init_from_sha256, found.resume.parent, found.resume.step, fit]
 
     digest, weights, parent, step, fit = peers.from_leader(read)

@@ -9,7 +9,7 @@ import pytest
 from cli.entry import dispatch
 from cli.sweep_request import points
 from nanogpt.config import SampleConfig, TrainConfig
-from nanogpt.schema import values
+from nanogpt.schema import iter_values
 from tests.cli_helpers import refused
 
 WRONG = [  # what was typed, after the shell, and the value that the advice gives
@@ -40,7 +40,7 @@ def test_the_advice_composes(words: list[str], key: str, value: object) -> None:
     advice = re.split(r": |; write |; quote it: |without dashes: ", message)[-1].removeprefix("write ")
     (word,) = shlex.split(advice if "=" in advice else f"{key}={advice}")
     (config,) = points("train", TrainConfig, [*others, word])
-    assert dict(values(config))[key] == value
+    assert dict(iter_values(config))[key] == value
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from cli.entry import dispatch
 from cli.sweep_request import points
 from nanogpt.config import TrainConfig
 from nanogpt.errors import Diverged, LabError
-from nanogpt.schema import leaves
+from nanogpt.schema import iter_fields
 from tests.cli_helpers import DOORS, refused
 from tests.conftest import Run
 
@@ -129,7 +129,7 @@ def wrong_values(annotation: str) -> list[str]:
 @pytest.mark.parametrize("door", ["train", "prepare", "sample", "evaluate", "scaling"])
 def test_every_leaf_refuses_wrong_values(door: str) -> None:
     seen: set[str] = set()
-    for key, field in leaves(DOORS[door]):
+    for key, field in iter_fields(DOORS[door]):
         if key in ("prompt", "stop", "data.separator"):  # free text
             continue
         kind = str(field.annotation)
@@ -169,7 +169,7 @@ WORDS = st.one_of(
     st.builds(
         "{}{}={}".format,
         st.sampled_from(["", "+", "++", "~", "--", "-", " "]),
-        st.sampled_from([key for key, _ in leaves(TrainConfig)] + ["model", "data", "hydra.verbose", "x.y", ""]),
+        st.sampled_from([key for key, _ in iter_fields(TrainConfig)] + ["model", "data", "hydra.verbose", "x.y", ""]),
         st.one_of(st.text(max_size=12), st.sampled_from(["{", "[", "${", "'", '"', "1,2", "choice(1)", "range(1,2)"])),
     ),
 )
@@ -215,6 +215,6 @@ def test_a_model_larger_than_the_machine_is_refused(run: Run) -> None:
 
 def test_nan_is_not_a_number_anywhere() -> None:
     assert math.isnan(float("nan"))
-    for key, field in leaves(TrainConfig):
+    for key, field in iter_fields(TrainConfig):
         if "float" in str(field.annotation):
             refused("train", [f"{key}=nan"])

@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from cli.compose import HORIZON
 from cli.config_files import choices, groups
 from cli.entry import help_page
-from cli.overrides import aside_fields
+from cli.overrides import sweep_fields
 from cli.sweep_request import points
 from nanogpt.config import EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
 from nanogpt.estimates.flops import parameter_counts
 from nanogpt.interop.architecture import PLAIN, SIZES
-from nanogpt.schema import leaves
+from nanogpt.schema import iter_fields
 from tests.cli_helpers import DOORS
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_every_model_trains_on_every_data_set(model: str) -> None:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_key_in_a_yaml_is_a_knob(path: Path) -> None:
     door = {"eval": EvaluateConfig, "task": SampleConfig}.get(path.parent.name, TrainConfig)
-    keys = {key for key, _ in leaves(door)}
+    keys = {key for key, _ in iter_fields(door)}
     text = path.read_text()
     prefix = "" if "@package _global_" in text else f"{path.parent.name}."
     content = OmegaConf.load(path)
@@ -66,7 +66,7 @@ def test_every_key_in_a_yaml_is_a_knob(path: Path) -> None:
     content.pop("defaults", None)
     flat: Any = OmegaConf.to_container(content)
     sweep = flat.pop("sweep", {})
-    assert {f"sweep.{name}" for name in sweep} <= aside_fields().keys() and sweep.get("grid", {}).keys() <= keys
+    assert {f"sweep.{name}" for name in sweep} <= sweep_fields().keys() and sweep.get("grid", {}).keys() <= keys
 
     def walk(value: Any, at: str) -> None:
         for name, inner in value.items():
@@ -82,7 +82,7 @@ def test_every_key_in_a_yaml_is_a_knob(path: Path) -> None:
 def test_every_knob_can_be_set_from_the_command_line(door: str) -> None:
     """Setting each key to the value it has changes nothing, and no key is out of reach."""
     config = points(door, DOORS[door], [])[0]
-    for key, _ in leaves(DOORS[door]):
+    for key, _ in iter_fields(DOORS[door]):
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part)
@@ -182,7 +182,7 @@ def test_help_pages_name_every_choice(door: str) -> None:
         for name in choices(group):
             assert name in page
     everything = help_page(door, DOORS[door], ["all"])
-    for key, field in leaves(DOORS[door]):
+    for key, field in iter_fields(DOORS[door]):
         assert key in everything and str(field.description) in everything
 
 

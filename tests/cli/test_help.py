@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cli.config_files import choices, groups
 from cli.help import page, slug
-from cli.overrides import aside_fields
-from nanogpt.schema import leaves
+from cli.overrides import sweep_fields
+from nanogpt.schema import iter_fields
 from tests.cli_helpers import DOORS
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +19,8 @@ def test_the_file_is_what_would_be_written() -> None:
 
 def test_every_key_and_every_file_is_told_of() -> None:
     cells = set(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE))
-    keys = {key for kind in DOORS.values() for key, _ in leaves(kind)}
-    keys |= {key for key in aside_fields() if not key.endswith((".executor", ".method"))}
+    keys = {key for kind in DOORS.values() for key, _ in iter_fields(kind)}
+    keys |= {key for key in sweep_fields() if not key.endswith((".executor", ".method"))}
     files = {f"{group}={name}" for door in DOORS for group in groups(door) for name in choices(group)}
     files |= {f"hydra/{kind}={name}" for kind in ("launcher", "sweeper") for name in choices(f"hydra/{kind}")}
     assert cells == keys | files

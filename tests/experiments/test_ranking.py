@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.quoting import quoted, with_targets
+from cli.quoting import collect_targets, quote
 from cli.sweep_request import points, read
 from experiments.find import find
 from experiments.progress import look
@@ -177,19 +177,19 @@ NAMES = ["runs/a", "a b", "it's", "a\\", "${oc.env:HOME}", "a,b", "[x]", '"q"', 
 
 @pytest.mark.parametrize("text", NAMES)
 def test_names_reach_the_config_as_they_are(text: str) -> None:
-    words = with_targets([text, "second", "x=time"])
+    words = collect_targets([text, "second", "x=time"])
     (config,) = points("report", ReportConfig, words)
     assert (config.targets, config.x) == ((text, "second"), "time")
-    assert quoted(text) in words[-1]
+    assert quote(text) in words[-1]
 
 
 def test_a_path_with_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkdir("lr=3")
-    (config,) = points("report", ReportConfig, with_targets(["lr=3", "metric=best_val_loss"]))
+    (config,) = points("report", ReportConfig, collect_targets(["lr=3", "metric=best_val_loss"]))
     assert config.targets == ("lr=3",)
     with pytest.raises(BadInput, match="no such option"):
-        with_targets(["runs/a", "--best"])
+        collect_targets(["runs/a", "--best"])
 
 
 def test_a_config_of_an_older_program_is_read(tmp_path: Path) -> None:

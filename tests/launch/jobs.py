@@ -40,8 +40,8 @@ class Lab:
 
     def words(self, **changes: object) -> list[str]:
         """The same as overrides."""
-        values = dict(schema.values(self.config(**changes)))
-        usual = dict(schema.values(TrainConfig(training={"steps": 1})))  # type: ignore[arg-type]
+        values = dict(schema.iter_values(self.config(**changes)))
+        usual = dict(schema.iter_values(TrainConfig(training={"steps": 1})))  # type: ignore[arg-type]
         presets = ("schedule.warmup_steps",)  # which model=tiny sets to something else than the schema's default
         rest = {key: value for key, value in values.items() if value != usual[key] or key in presets}
         del rest["runs_dir"]

@@ -131,7 +131,7 @@ def test_a_setting_is_judged_by_all_its_seeds(lab: Lab, capsys: pytest.CaptureFi
     def main(config: TrainConfig) -> int:
         """A loss that the first seed alone would order the other way round."""
         val = {1e-4: (1.0, 9.0), 1e-3: (2.0, 2.0)}.get(config.optimizer.lr, (5.0, 5.0))[config.training.seed - 1]
-        steps = config.goal(STEPS)
+        steps = config.last_step(STEPS)
         run = RunDirectory(locate(config))
         (run.path / "checkpoints" / f"step-{steps:08d}").mkdir(parents=True, exist_ok=True)
         run.metrics.append({"step": steps, "val_loss": val})

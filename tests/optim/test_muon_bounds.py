@@ -100,7 +100,7 @@ def whole_step(model: GPT, state: dict[str, dict[str, Tensor]], config: Optimize
             rows = [len(p)]
             if "c_attn" in name:
                 rows = list(model.config.qkv_widths)
-            elif "c_fc" in name and model.config.gated:
+            elif "c_fc" in name and model.config.is_gated:
                 rows = [len(p) // 2] * 2
             for piece in zip(*(t.split(rows) for t in (p.detach(), update, of["row_second"])), strict=True):
                 stacks.setdefault(tuple(sorted(piece[0].shape)), []).append(piece)

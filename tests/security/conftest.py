@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.quoting import override
+from cli.quoting import format_override
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.training.run import train
@@ -46,11 +46,11 @@ def run(person: Person) -> Path:
 @pytest.fixture
 def words() -> list[str]:
     """What trains it, on a command line."""
-    values = dict(schema.values(tiny_config(Path(), Path("corpus.txt"), **SHORT)))
-    usual = dict(schema.values(TrainConfig(training={"steps": 1})))  # type: ignore[arg-type]
+    values = dict(schema.iter_values(tiny_config(Path(), Path("corpus.txt"), **SHORT)))
+    usual = dict(schema.iter_values(TrainConfig(training={"steps": 1})))  # type: ignore[arg-type]
     del values["runs_dir"]
     presets = ("schedule.warmup_steps", "hardware.device")  # which files set to something else than the default
-    return [override(key, value) for key, value in values.items() if value != usual[key] or key in presets]
+    return [format_override(key, value) for key, value in values.items() if value != usual[key] or key in presets]
 
 
 SBATCH = """#!/bin/sh

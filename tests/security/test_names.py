@@ -12,7 +12,7 @@ from cli.launcher_config import LocalLauncher, SlurmLauncher
 from launch.study import study_of
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
-from nanogpt.schema import check_value, leaves
+from nanogpt.schema import check_value, iter_fields
 from tests.cli_helpers import DOORS
 from tests.security.hostile import Person
 
@@ -52,13 +52,13 @@ BREAKING += ["${IFS}", "a\\", "\x1b[2J", "", "x" * 501, "a\t", "a#\n"]
 
 def checked_by(name: str, kind: type[BaseModel]) -> list[str]:
     """The keys of a schema whose texts go through a function."""
-    return [key for key, field in leaves(kind) if f"function {name} " in f"{field.annotation} {field.metadata}"]
+    return [key for key, field in iter_fields(kind) if f"function {name} " in f"{field.annotation} {field.metadata}"]
 
 
 NAMES = [
     (door, key)
     for door, kind in DOORS.items()
-    for key in checked_by("file_name", kind)
+    for key in checked_by("check_file_name", kind)
     if door not in ("sizing", "coordinates")
 ]
 WORDS = checked_by("slurm_word", SlurmLauncher)

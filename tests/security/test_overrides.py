@@ -12,16 +12,16 @@ import pytest
 from hydra import initialize_config_dir
 
 from cli import config_files, sweep_request
-from cli.argv import split
+from cli.argv import split_flags
 from cli.compose import register
 from cli.config_files import choices, groups
-from cli.overrides import aside_fields, first, parse
+from cli.overrides import first, parse_override, sweep_fields
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, LabError
-from nanogpt.schema import leaves
+from nanogpt.schema import iter_fields
 from tests.cached_compose import Remembering
 
-KEYS = dict(leaves(TrainConfig))
+KEYS = dict(iter_fields(TrainConfig))
 SECONDS = 30.0  # of processor time: what hangs or grows with 2^n takes more, a slow machine does not
 
 
@@ -74,7 +74,9 @@ def test_a_value_for_every_key(value: str) -> None:
         plain = copy.deepcopy(usual())
         *path, name = key.split(".")
         try:
-            reduce(lambda inner, part: inner[part], path, plain)[name] = first(parse(f"{key}={value}"), False).value
+            reduce(lambda inner, part: inner[part], path, plain)[name] = first(
+                parse_override(f"{key}={value}"), False
+            ).value
             composer().config(plain)
         except LabError as error:
             line = refusal(error, (key, value))
@@ -109,7 +111,7 @@ def answer(words: list[str]) -> str | None:
     """The line that refuses the words, or None where they make configs. Anything else fails, and so does waiting."""
     started = time.process_time()
     try:
-        flags, overrides = split(words)
+        flags, overrides = split_flags(words)
         several = "-m" in flags
         if not several or sweep_request.size("train", TrainConfig, overrides) in (1, 2, 3):
             made = sweep_request.points("train", TrainConfig, overrides, multirun=several)
@@ -156,7 +158,7 @@ def override(draw: random.Random) -> str:
     if draw.random() < 0.2:
         group = draw.choice([*GROUPS])
         return f"{group}={draw.choice(GROUPS[group])}"
-    key = draw.choice([*KEYS] if draw.random() < 0.8 else [*aside_fields()])
+    key = draw.choice([*KEYS] if draw.random() < 0.8 else [*sweep_fields()])
     values = [
         "1",
         "2",

@@ -85,7 +85,7 @@ def has_rows(server: Server) -> bool:
 
 def curve(config: TrainConfig) -> list[dict[str, float]]:
     """What a tracker of a finished run should have."""
-    return list(Follow(locate(config) / "metrics.jsonl", lambda step: config.eval.due(step, 20)).more())
+    return list(Follow(locate(config) / "metrics.jsonl", lambda step: config.eval.is_due(step, 20)).more())
 
 
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, float]]:

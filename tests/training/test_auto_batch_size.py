@@ -99,7 +99,7 @@ def test_the_program_that_is_trained_is_tried(config: Build, monkeypatch: pytest
 
 def test_auto_stops_growing_where_nothing_is_gained(config: Build) -> None:
     built = config(**{"training.batch_tokens": 16 * 2**14, "hardware.micro_batch_size": "auto"})
-    assert built.auto_sizes(1) == [2**n for n in range(13)] and built.auto_sizes(8)[-1] == 2048
+    assert built.auto_micro_batch_sizes(1) == [2**n for n in range(13)] and built.auto_micro_batch_sizes(8)[-1] == 2048
 
 
 def test_a_micro_batch_that_does_not_fit_after_all_gets_smaller(

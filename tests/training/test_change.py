@@ -24,7 +24,7 @@ Reference = Callable[..., dict[str, str]]
 
 def test_every_key_has_a_class() -> None:
     """fixed, guarded or free: a new key must say whether a run that continues may change it."""
-    kinds = {key: schema.change_of(field) for key, field in schema.leaves(TrainConfig)}
+    kinds = {key: schema.change_policy(field) for key, field in schema.iter_fields(TrainConfig)}
     assert set(kinds.values()) == {"fixed", "guarded", "free"}
     assert {kinds[key] for key in kinds if key.startswith(("model.", "data.")) and key.split(".")[1] != "name"} == {
         "fixed",
@@ -36,7 +36,7 @@ def test_every_key_has_a_class() -> None:
 
     def sections(model: type[BaseModel]) -> None:
         for field in model.model_fields.values():
-            assert schema.change_of(field) in ("fixed", "guarded", "free")
+            assert schema.change_policy(field) in ("fixed", "guarded", "free")
 
     sections(TrainConfig)
 
@@ -62,9 +62,9 @@ OTHER: dict[str, object] = {  # another valid value of every kind of key
 def test_f38_each_class_does_what_it_says(config: Build, tmp_path: Path, key: str) -> None:
     run = RunDirectory(tmp_path)
     (tmp_path / "config.json").write_text(schema.to_json(config()))
-    kind = schema.change_of(dict(schema.leaves(TrainConfig))[key])
+    kind = schema.change_policy(dict(schema.iter_fields(TrainConfig))[key])
     changed = config(**{key: OTHER[key]})
-    old = dict(schema.values(config()))[key]
+    old = dict(schema.iter_values(config()))[key]
     if kind == "free":
         assert accepted_changes(run, changed) == [f"{key}: {old} -> {OTHER[key]}"]
         return
@@ -80,10 +80,10 @@ def test_f38_each_class_does_what_it_says(config: Build, tmp_path: Path, key: st
             config(**{key: OTHER[key]}, **{"resume.allow_change": [key]})
 
 
-@pytest.mark.parametrize("key", [key for key, _ in schema.leaves(TrainConfig)])
+@pytest.mark.parametrize("key", [key for key, _ in schema.iter_fields(TrainConfig)])
 def test_f38_every_key(config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """A run that was made with another value of the key, whatever it was."""
-    real = schema.values
+    real = schema.iter_values
     run = RunDirectory(tmp_path)
     (tmp_path / "config.json").write_text(schema.to_json(config()))
     first = iter([True])  # the first config that is asked for its values is the run's own
@@ -93,7 +93,7 @@ def test_f38_every_key(config: Build, tmp_path: Path, monkeypatch: pytest.Monkey
         return ((name, "something else" if old and name == key else value) for name, value in real(section, prefix))
 
     monkeypatch.setattr(schema, "values", values)
-    kind = schema.change_of(dict(schema.leaves(TrainConfig))[key])
+    kind = schema.change_policy(dict(schema.iter_fields(TrainConfig))[key])
     if kind == "free" or key.startswith(("hardware.precision", "resume.")):  # see below; which run it is
         assert len(accepted_changes(run, config())) == (
             not key.startswith(("resume.", "new_attempt", "attempt", "stop_at_fraction"))

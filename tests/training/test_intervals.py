@@ -21,8 +21,8 @@ def evaluated(config: TrainConfig) -> list[float]:
 
 def test_a_short_run_is_evaluated_four_times() -> None:
     fits, typed = EvalConfig(every=1000, fit=True), EvalConfig(every=1000)
-    assert [step for step in range(61) if fits.due(step, 60)] == [0, 15, 30, 45, 60]
-    assert [step for step in range(61) if typed.due(step, 60)] == [0, 60]
+    assert [step for step in range(61) if fits.is_due(step, 60)] == [0, 15, 30, 45, 60]
+    assert [step for step in range(61) if typed.is_due(step, 60)] == [0, 60]
     assert fits.interval(1000) == 1000 and fits.interval(3) == 1
 
 

@@ -74,7 +74,7 @@ def test_a_pause_is_a_step_at_least(config: Build) -> None:
         (900, 1 / 3, 300),
         (9, None, 9),
     ):
-        assert config(stop_at_fraction=share).goal(steps) == goal
+        assert config(stop_at_fraction=share).last_step(steps) == goal
 
 
 @pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
