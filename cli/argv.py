@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import NoReturn
 
 from nanogpt import schema
-from nanogpt.errors import BadInput, one_line, hint
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.schema import ConfigModel
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")

@@ -27,7 +27,7 @@ from nanogpt.config import (
     TrainConfig,
     WatchConfig,
 )
-from nanogpt.errors import BadInput, one_line, hint
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.schema import ConfigModel
 
 

@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from cli.argv import HYDRA_FLAGS, requested_package, split_flags
 from nanogpt import schema
 from nanogpt.cpu_threads import limit_spinning
-from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, one_line, hint
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, hint, one_line
 from nanogpt.schema import ConfigModel
 
 if TYPE_CHECKING:

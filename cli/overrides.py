@@ -22,7 +22,7 @@ from cli.launcher_config import KINDS
 from cli.quoting import format_for_shell
 from cli.sweep_config import SWEEPERS, SweepConfig
 from nanogpt import schema
-from nanogpt.errors import BadInput, one_line, hint
+from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.schema import ConfigModel
 
 MAX_POINTS = 100_000

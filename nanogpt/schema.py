@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from nanogpt.errors import BadCheckpoint, BadInput, one_line, hint
+from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
 from nanogpt.field_values import describe_allowed, literal_choices
 from nanogpt.files import read_json_bytes
 

@@ -15,7 +15,7 @@ from nanogpt.config.schedule import ScheduleConfig
 from nanogpt.config.tracking import TrackingConfig
 from nanogpt.config.training import TrainingConfig
 from nanogpt.config.types import Count, Name
-from nanogpt.errors import one_line, hint
+from nanogpt.errors import hint, one_line
 from nanogpt.schema import ConfigModel, change_policy, field_error, fixed, free, iter_fields
 
 MICRO_BATCH_TOKENS = 16_384  # what a micro-batch holds at most when hardware.micro_batch_size is null
@@ -117,7 +117,9 @@ class TrainConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        if self.training.steps is not None or self.training.tokens:  # else it depends on the model; see check_warmup_fits
+        if (
+            self.training.steps is not None or self.training.tokens
+        ):  # else it depends on the model; see check_warmup_fits
             check_warmup_fits(self, self.steps(0, 0.0))
         return self
 
