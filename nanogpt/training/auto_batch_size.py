@@ -88,9 +88,9 @@ def settled(
 ) -> TrainConfig:
     """Return the config with `hardware.micro_batch_size=auto` replaced by what fits on every rank, below `too_large`.
 
-    On a GPU the largest of `TrainConfig.auto_micro_batch_sizes` that fits is found by trying, with weights in shards by estimate.
-    On a CPU larger is not faster, so it is what null would mean, or less where the memory that is free is not enough
-    for that by estimate. Raises BadEnvironment if nothing fits.
+    On a GPU the largest of `TrainConfig.auto_micro_batch_sizes` that fits is found by trying, with weights in shards
+    by estimate. On a CPU larger is not faster, so it is what null would mean, or less where the memory that is free is
+    not enough for that by estimate. Raises BadEnvironment if nothing fits.
     """
     if config.hardware.micro_batch_size != "auto":
         return config

@@ -61,7 +61,7 @@ NAMES = [
     for key in checked_by("check_file_name", kind)
     if door not in ("sizing", "coordinates")
 ]
-WORDS = checked_by("slurm_word", SlurmLauncher)
+WORDS = checked_by("check_slurm_word", SlurmLauncher)
 
 
 def test_all_names_are_found() -> None:
