@@ -5,6 +5,7 @@ imports are spared. What is about starting itself (which modules are loaded, whi
 commands elsewhere.
 """
 
+import json
 import os
 import runpy
 import signal
@@ -31,6 +32,31 @@ def command(*words: str, folder: Path, **environment: str) -> subprocess.Complet
         finally:
             process.kill()  # if pytest gave up on it
         return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+
+
+QUESTIONS = """
+import contextlib, io, json, runpy, sys
+program, questions = json.loads(sys.argv[1])
+for words in questions:
+    sys.argv, told, code = [program, *words], io.StringIO(), 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+        try:
+            (runpy.run_path if ".py" in program else runpy.run_module)(program, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    loaded = sorted({"torch", "scipy", "matplotlib", "transformers", "wandb"} & set(sys.modules))
+    print(json.dumps([code, told.getvalue(), loaded]))
+"""
+
+
+def ask_all(program: str, questions: list[list[str]], folder: Path) -> list[tuple[int, str, list[str]]]:
+    """Give a command several times in one new process. Returns of each time (exit code, standard error, large libraries
+    that are loaded by then).
+    """
+    line = [sys.executable, "-c", QUESTIONS, json.dumps([program, questions])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    return [tuple(json.loads(answer)) for answer in done.stdout.splitlines()]  # type: ignore[misc]
 
 
 def body(words: tuple[str, ...], folder: str, environment: Mapping[str, str], out: str, err: str) -> None:

@@ -29,7 +29,7 @@ HANG = 600.0  # seconds after which a wait is given up; only a hang takes that l
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["nanogpt.training.run", "nanogpt.tracking.plots", "cli.entry", "torch._dynamo", "tests.ranks"]
+    ["nanogpt.training.run", "nanogpt.tracking.plots", "cli.entry", "torch._dynamo", "wandb", "tests.ranks"]
 )
 
 

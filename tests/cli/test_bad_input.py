@@ -176,7 +176,7 @@ WORDS = st.one_of(
 
 
 @given(st.lists(WORDS, min_size=1, max_size=3), st.sampled_from([[], ["-m"]]))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_random_overrides_never_crash(words: list[str], flags: list[str]) -> None:
     """Whatever is typed is either a valid config or one line; never another exception."""
     if any(word.lstrip().startswith(("-h", "--help", "-c", "-i", "-sc", "--")) for word in words):

@@ -14,6 +14,6 @@ Make = Callable[..., DataConfig]
 def data(tmp_path: Path, corpus: Path) -> Make:
     def make(**changes: object) -> DataConfig:
         values = {"name": "t", "corpus": "text", "source": str(corpus), "val_fraction": 0.1, "dir": str(tmp_path / "d")}
-        return DataConfig.model_validate(values | changes)
+        return DataConfig.model_validate(values | {"workers": 1} | changes)  # more are processes: seconds each
 
     return make

@@ -159,7 +159,8 @@ def test_parquet_through_datasets(data: Make, tmp_path: Path) -> None:
     assert sorted(lines) == sorted(rows)
 
 
-def test_a_hub_data_set_is_streamed_file_by_file(data: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_hub_data_set_is_streamed_file_by_file(data: Make, tmp_path: Path, workers: int) -> None:
     """`data.hub=` with the real library: it takes a local folder for a data set, its three files are three parts."""
     datasets = pytest.importorskip("datasets")
     folder = tmp_path / "set"
@@ -167,7 +168,7 @@ def test_a_hub_data_set_is_streamed_file_by_file(data: Make, tmp_path: Path) -> 
     for i in range(3):
         rows = [f"file {i} row {j}" for j in range(100)]
         datasets.Dataset.from_dict({"text": rows}).to_parquet(str(folder / f"train-{i}.parquet"))
-    config = data(corpus="hub", hub=str(folder), source=None, tokenizer="byte", val_fraction=0.2, workers=2)
+    config = data(corpus="hub", hub=str(folder), source=None, tokenizer="byte", val_fraction=0.2, workers=workers)
     dataset = prepare(config)
     lines = text_of(dataset, dataset.train).splitlines() + text_of(dataset, dataset.val).splitlines()
     assert sorted(lines) == sorted(f"file {i} row {j}" for i in range(3) for j in range(100))

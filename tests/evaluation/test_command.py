@@ -94,8 +94,9 @@ def test_table_and_lines(trained: TrainConfig, files: dict[str, str], capsys: py
     assert last["data"] != rows[2]["data"]
 
 
+@pytest.mark.parametrize("with_torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_command_on_one_rank_and_on_several(
-    run: Run, trained: TrainConfig, files: dict[str, str], tmp_path: Path
+    run: Run, trained: TrainConfig, files: dict[str, str], tmp_path: Path, with_torchrun: bool
 ) -> None:
     """One rank, two that the command starts, and torchrun's two: the same bits."""
     words = ["eval=all", "device=cpu", "batch_tokens=64", *(f"eval.{name}={path}" for name, path in files.items())]
@@ -103,13 +104,14 @@ def test_the_command_on_one_rank_and_on_several(
         done = run("evaluate.py", *words, f"devices={devices}", f"out={devices}.jsonl")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("hellaswag") == 2, "one rank tells"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, str(ROOT / "evaluate.py"), *words, "out=torchrun.jsonl"]
     work = tmp_path / "work"
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, env=os.environ, timeout=200)
-    assert done.returncode == 0, done.stderr
+    if with_torchrun:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command = [*torchrun, str(ROOT / "evaluate.py"), *words, "out=torchrun.jsonl"]
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True, env=os.environ, timeout=200)
+        assert done.returncode == 0, done.stderr
     alone = [row["metrics"] for row in lines(work / "1.jsonl")]
-    for name in ("2.jsonl", "torchrun.jsonl"):
+    for name in ("2.jsonl", *(["torchrun.jsonl"] if with_torchrun else [])):
         rows = lines(work / name)
         assert [row["metrics"] for row in rows] == alone and {row["ranks"] for row in rows} == {2}
     assert not (locate(trained) / "evaluations.jsonl").exists()

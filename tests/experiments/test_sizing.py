@@ -1,9 +1,6 @@
 """`nanogpt sizing`: nanoGPT's notebook as tables, devices, costs; and the door of the room."""
 
-import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,8 @@ from experiments.sizing import size
 from nanogpt.config import SizingConfig
 from nanogpt.estimates.gpu_specs import DEVICES
 from nanogpt.estimates.memory import training_memory
+from tests.commands import ask_all
 
-ROOT = Path(__file__).parents[2]
 NOTEBOOK = ["model=gpt2", "model.bias=false", "model.vocab_multiple=1"]
 
 
@@ -74,49 +71,31 @@ def test_data_that_isn_t_prepared(
     assert not list(tmp_path.iterdir())
 
 
-def command(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    code = f"""
-import runpy, sys
-sys.argv = ['experiments', *{list(words)!r}]
-sys.path.insert(0, {str(ROOT)!r})
-try:
-    runpy.run_module('experiments', run_name='__main__')
-finally:
-    print('LOADED', sorted({{'torch', 'scipy', 'matplotlib'}} & set(sys.modules)), file=sys.stderr)
-"""
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+QUESTIONS: list[tuple[list[str], int]] = [
+    ([], 0),
+    (["--help"], 0),
+    (["sizing"], 0),
+    (["sizing", "--help", "sizing"], 0),
+    (["sizing", "--cfg", "job"], 0),
+    (["sizing", "--info", "defaults"], 0),
+    (["scaling", "budget=1e19"], 0),
+    (["scaling", "--help"], 0),
+    (["sizin"], 2),
+    (["sizing", "modle=gpt2"], 2),
+]
 
 
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        ([], 0),
-        (["--help"], 0),
-        (["sizing"], 0),
-        (["sizing", "--help", "sizing"], 0),
-        (["sizing", "--cfg", "job"], 0),
-        (["sizing", "--info", "defaults"], 0),
-        (["scaling", "budget=1e19"], 0),
-        (["scaling", "--help"], 0),
-        (["sizin"], 2),
-        (["sizing", "modle=gpt2"], 2),
-    ],
-    ids=str,
-)
-def test_questions_are_answered_without_torch(words: list[str], code: int, tmp_path: Path) -> None:
-    done = command(*words, folder=tmp_path)
-    told, _, loaded = done.stderr.partition("LOADED ")
-    assert (done.returncode, ast.literal_eval(loaded.strip())) == (code, [])
-    assert told.count("\n") == (1 if code else 0)
+def test_questions_are_answered_without_torch(tmp_path: Path) -> None:
+    """Nor SciPy and Matplotlib. All in one process, since one for each would take ten seconds."""
+    done = ask_all("experiments", [words for words, _ in QUESTIONS], tmp_path)
+    for (words, code), (found, told, loaded) in zip(QUESTIONS, done, strict=True):
+        assert (found, loaded) == (code, []), words
+        assert told.count("\n") == (1 if code else 0), words
     assert not list(tmp_path.iterdir()), "asking creates nothing"
 
 
-def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:
-    told = command("scalling", folder=tmp_path).stderr
-    assert told.startswith("error: scalling: no such command; allowed: one of report, compare, list")
-    assert told.splitlines()[0].endswith("did you mean 'scaling'?")
-
-
-def test_a_fit_needs_no_torch_either(tmp_path: Path) -> None:
-    done = command("scaling", "runs=nothing*", folder=tmp_path)
-    assert done.returncode == 2 and "torch" not in done.stderr and "runs=nothing*: no run directory" in done.stderr
+def test_an_unknown_command_names_the_nearest_and_a_fit_needs_no_torch(tmp_path: Path) -> None:
+    unknown, fit = ask_all("experiments", [["scalling"], ["scaling", "runs=nothing*"]], tmp_path)
+    assert unknown[1].startswith("error: scalling: no such command; allowed: one of report, compare, list")
+    assert unknown[1].splitlines()[0].endswith("did you mean 'scaling'?")
+    assert fit[0] == 2 and "torch" not in fit[2] and "runs=nothing*: no run directory" in fit[1]

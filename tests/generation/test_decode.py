@@ -77,15 +77,15 @@ def naive(model: GPT, prompt: list[int], count: int, draw: Draw, generator: torc
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5], list(range(16)), list(range(40))], ids=len)
+@pytest.mark.parametrize("prompt", [[1, 2, 3, 4, 5], list(range(16)), list(range(40))], ids=len)
 @pytest.mark.parametrize(
     "draw", [Draw(temperature=0.0), Draw(temperature=0.9, top_k=20, top_p=0.9)], ids=["greedy", "drawn"]
 )
 def test_generation_is_nanogpts_without_its_cost(model: GPT, prompt: list[int], draw: Draw) -> None:
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     with torch.inference_mode():
-        expected = naive(model, prompt, 40, draw, generators[0])
-    assert [row[0] for row in generate(model, [prompt], 40, draw, [generators[1]])] == expected
+        expected = naive(model, prompt, 24, draw, generators[0])
+    assert [row[0] for row in generate(model, [prompt], 24, draw, [generators[1]])] == expected
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])

@@ -18,6 +18,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory
 from tests import ranks
+from tests.commands import command
 from tests.conftest import ROOT
 from tests.ranks import HANG
 from tests.tiny_config import tiny_config, write_corpus
@@ -35,7 +36,7 @@ class Lab:
 
     def config(self, **changes: object) -> TrainConfig:
         """The config of the study's runs, as one that a test can also train by itself."""
-        usual = {"training.steps": STEPS, "eval.every": 100, "checkpoint.every": 20}
+        usual = {"training.steps": STEPS, "eval.every": 250, "checkpoint.every": 20}
         return tiny_config(self.folder, self.corpus, **usual | changes)
 
     def words(self, **changes: object) -> list[str]:
@@ -72,15 +73,11 @@ class Lab:
             start_new_session=True,
         )
 
-    def do(self, *words: str, seconds: float = 240) -> tuple[int, str]:
-        """The same, once it has ended: (exit code, output)."""
-        process = self.start(*words)
-        try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise AssertionError(f"{words} still runs: {process.communicate()[0]}") from None
-        return process.returncode, output
+    def do(self, *words: str) -> tuple[int, str]:
+        """The same in a forked process, once it has ended: (exit code, output)."""
+        line = words if words[0].endswith(".py") else ("-m", *words)
+        done = command(*line, folder=self.folder, PYTHONPATH=str(ROOT))
+        return done.returncode, done.stdout + done.stderr
 
     def sweep(self, launcher: str, *words: str, **changes: object) -> list[str]:
         """The command of a sweep, to be given to `do` or `start`."""

@@ -80,10 +80,10 @@ def test_twins_are_refused() -> None:
 
 def test_points_that_are_there_are_found_by_a_listing(tmp_path: Path) -> None:
     """Each looks at the folder's listing, not at the folder."""
-    words = [f"optimizer.lr={','.join(str(n * 1e-5) for n in range(1, 201))}", "name=many"]
+    words = [f"optimizer.lr={','.join(str(n * 1e-5) for n in range(1, 31))}", "name=many"]
     for member in study(*words, runs_dir=tmp_path).members:
         os.makedirs(member.run)
-    assert len({member.run for member in study(*words, runs_dir=tmp_path).members}) == 200
+    assert len({member.run for member in study(*words, runs_dir=tmp_path).members}) == 30
 
 
 def test_studies_are_found_by_folder_name_run_and_nearest(tmp_path: Path) -> None:

@@ -46,16 +46,17 @@ CONFIG = {
 }
 KEY = '    toy_momentum: Share = guarded(0.9, "toy: decay of the sum of gradients")\n'
 CHECK = """
-import torch
 from cli.sweep_request import points
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
+
+words = ["model=tiny", "optimizer=toy", "optimizer.toy_momentum=0.5"]
+(config,) = points("train", TrainConfig, words)
+import torch
 from nanogpt.model.gpt import GPT
 from nanogpt.estimates.memory import memory_of
 from nanogpt.optim.build import build_optimizer
 
-words = ["model=tiny", "optimizer=toy", "optimizer.toy_momentum=0.5"]
-(config,) = points("train", TrainConfig, words)
 network = config.model.with_vocab(9)
 model = GPT(network, seed=1)
 before = [p.detach().clone() for p in model.parameters()]

@@ -74,13 +74,22 @@ def test_a_value_for_every_key(value: str) -> None:
         plain = copy.deepcopy(usual())
         *path, name = key.split(".")
         try:
-            reduce(lambda inner, part: inner[part], path, plain)[name] = first(
-                parse_override(f"{key}={value}"), False
-            ).value
+            reduce(lambda inner, part: inner[part], path, plain)[name] = read(key, value)
             composer().config(plain)
         except LabError as error:
             line = refusal(error, (key, value))
             assert name in line or f"{path[-1]}." in line, (key, value, line)
+
+
+def read(key: str, value: str) -> Any:
+    """What Hydra reads of a value; of a long one, which takes it a tenth of a second, once for all keys."""
+    return read_once(value) if len(value) > 5000 else first(parse_override(f"{key}={value}"), False).value
+
+
+@cache
+def read_once(value: str) -> Any:
+    """Unless it is refused, which is then said of each key."""
+    return first(parse_override(f"name={value}"), False).value
 
 
 @cache
@@ -214,8 +223,8 @@ def try_many(count: int, seed: int) -> None:
     assert 0.02 * count < good < 0.8 * count, "neither all is refused nor all is taken"
 
 
-def test_a_thousand_command_lines() -> None:
-    try_many(1000, seed=1)
+def test_some_command_lines() -> None:
+    try_many(300, seed=1)
 
 
 @pytest.mark.slow

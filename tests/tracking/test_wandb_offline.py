@@ -88,6 +88,7 @@ def test_f29_kill_9_and_later_sync(offline: Build, undisturbed: Reference, tmp_p
     """Two starts, two files, no step in both; together they are the whole curve, for W&B's own command and for ours."""
     built = offline(runs_dir=str(tmp_path / "widths"))
     started = Started(built, 1, halt(tmp_path / "never"), keyless(tmp_path)).until_rows(6)
+    until(lambda: any(b"val_loss" in file.read_bytes() for file in locate(built).glob("wandb/*/*.wandb")))
     until(lambda: (locate(built) / "wandb.json").exists() and any(rows_in(built)))
     started.send(signal.SIGKILL)
     started.wait()
