@@ -18,8 +18,8 @@ from nanogpt.config import EvaluateConfig, ModelConfig, SampleConfig, TrainConfi
 from nanogpt.estimates.flops import parameter_counts
 from nanogpt.interop.architecture import PLAIN, SIZES
 from nanogpt.schema import iter_fields
-from tests.commands import ask_all
 from tests.cli_helpers import DOORS
+from tests.commands import ask_all
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "data.source=a.txt"

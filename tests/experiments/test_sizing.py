@@ -87,7 +87,7 @@ QUESTIONS: list[tuple[list[str], int]] = [
 
 def test_questions_are_answered_without_torch(tmp_path: Path) -> None:
     """Nor SciPy and Matplotlib. All in one process, since one for each would take ten seconds."""
-    done = ask_all("experiments", [words for words, _ in QUESTIONS], tmp_path)
+    done = ask_all("cli", [words for words, _ in QUESTIONS], tmp_path)
     for (words, code), (found, told, loaded) in zip(QUESTIONS, done, strict=True):
         assert (found, loaded) == (code, []), words
         assert told.count("\n") == (1 if code else 0), words
@@ -95,7 +95,7 @@ def test_questions_are_answered_without_torch(tmp_path: Path) -> None:
 
 
 def test_an_unknown_command_names_the_nearest_and_a_fit_needs_no_torch(tmp_path: Path) -> None:
-    unknown, fit = ask_all("experiments", [["scalling"], ["scaling", "runs=nothing*"]], tmp_path)
+    unknown, fit = ask_all("cli", [["scalling"], ["scaling", "runs=nothing*"]], tmp_path)
     assert unknown[1].startswith("error: scalling: no such command; allowed: one of report, compare, list")
     assert unknown[1].splitlines()[0].endswith("did you mean 'scaling'?")
     assert fit[0] == 2 and "torch" not in fit[2] and "runs=nothing*: no run directory" in fit[1]

@@ -15,7 +15,7 @@ TARGETS = [
     "{place}: '${{oc.create:{{_target_: os.system, command: touch}}}}'",
 ]
 PLACES = ("model", "name", "_target_", "sweep")
-LOOKS = (["-m", "plan=true", "training.seed=1,2"], ["--cfg", "hydra"], ["--info"])
+LOOKS = (["-m", "dry_run=true", "training.seed=1,2"], ["--cfg", "hydra"], ["--info"])
 HYDRA = [
     "hydra: {{callbacks: {{x: {{_target_: os.system, command: 'touch {canary}'}}}}}}",
     "hydra: {{launcher: {{_target_: os.system, command: 'touch {canary}'}}}}",
