@@ -45,8 +45,8 @@ coverage: $(VENV)/.dev  ## run the default tests and show which lines they leave
 	@$(BIN)/coverage run -m pytest -n auto --dist worksteal $(ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report --show-missing --skip-covered
 
-slow: $(VENV)/.slow  ## install lm-evaluation-harness too and run the slow tests
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+slow: $(VENV)/.slow  ## install lm-evaluation-harness too and run the slow tests, two at once
+	@$(BIN)/python -m pytest -m slow -n 2 --dist worksteal $(ARGS)
 
 # torch for CUDA comes from the package index, whatever pip is configured to prefer.
 FROM_INDEX = PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= PIP_CONFIG_FILE=/dev/null

@@ -3,9 +3,8 @@
 import ast
 import graphlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
@@ -111,11 +110,14 @@ def place(module: str) -> tuple[int, str]:
     return max(found, key=lambda one: len(one[1])) if found else (0, module)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_imports_point_one_way(path: Path) -> None:
-    module = module_name(path)
-    layer, room = place(module)
-    for name in imports(ast.parse(path.read_text())):
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def test_imports_point_one_way() -> None:
+    for module, name in ((module_name(path), name) for path in SOURCES for name in imports(parse(path))):
+        layer, room = place(module)
         if name.split(".")[0] in ("nanogpt", "cli", "launch", "experiments"):
             below, other = place(name)
             assert below < layer or other == room, f"{module} imports {name}, which is not below it"
@@ -129,7 +131,7 @@ def test_no_import_cycles() -> None:
     modules = {module_name(path): path for path in SOURCES}
     graph: dict[str, set[str]] = {name: set() for name in modules}
     for name, path in modules.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.Import):
                 graph[name] |= {alias.name for alias in node.names} & modules.keys()
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -138,18 +140,15 @@ def test_no_import_cycles() -> None:
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_files_and_functions_stay_small_and_say_what_they_are(path: Path) -> None:
-    text = path.read_text()
-    tree = ast.parse(text)
-    assert len(text.splitlines()) <= FILE_LINES
-    assert ast.get_docstring(tree), "a module says what it is for"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+def test_files_and_functions_stay_small_and_say_what_they_are() -> None:
+    for path in SOURCES:
+        assert len(path.read_text().splitlines()) <= FILE_LINES, path
+        assert ast.get_docstring(parse(path)), f"{path} says what it is for"
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.FunctionDef):
-                assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, node.name
-            elif not node.name.startswith("_"):
-                assert ast.get_docstring(node), f"{node.name} says what it is"
+                assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, f"{path}: {node.name}"
+            elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}: {node.name} says what it is"
 
 
 def test_no_rooms_for_odds_and_ends() -> None:

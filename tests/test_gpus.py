@@ -1,8 +1,6 @@
 """Each rank takes a GPU of its own, whatever it sees; where it can't, all end before the first step with one line."""
 
-import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +11,7 @@ import torch
 from nanogpt.distributed.env import STORE, Place
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.gpus import VISIBLE, assign_gpus, choose_gpu, describe_self, find_unreachable, list_gpus
-from tests.conftest import ROOT
+from tests.commands import ROOT, command
 
 ALL = ["a", "b", "c", "d"]
 
@@ -135,19 +133,16 @@ def test_gpus_whose_uuids_are_all_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 
 def run_ranks(folder: Path, *visible: str) -> list[tuple[int, str]]:
     """Start a rank for each CUDA_VISIBLE_DEVICES on a machine of four pretended GPUs. Returns (exit code, output)."""
-    ranks: list[subprocess.Popen[str]] = []
-    for rank, names in enumerate(visible):
+
+    def start(rank: int) -> tuple[int, str]:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(visible), "LOCAL_WORLD_SIZE": len(visible)}
-        words = {name: str(value) for name, value in places.items()} | {STORE: str(folder / "store"), VISIBLE: names}
-        command = [sys.executable, "-m", "tests.pretended_gpus", "4"]
-        pipe = subprocess.PIPE
-        ranks.append(
-            subprocess.Popen(
-                command, cwd=ROOT, env=os.environ | words, stdout=pipe, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    return [(rank.returncode, text) for rank, text in zip(ranks, outputs, strict=True)]
+        words = {name: str(value) for name, value in places.items()}
+        words |= {STORE: str(folder / "store"), VISIBLE: visible[rank]}
+        done = command("-m", "tests.pretended_gpus", "4", folder=ROOT, **words)
+        return done.returncode, done.stdout + done.stderr
+
+    with ThreadPoolExecutor(len(visible)) as pool:
+        return list(pool.map(start, range(len(visible))))
 
 
 def test_real_ranks_agree(tmp_path: Path) -> None:

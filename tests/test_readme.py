@@ -64,42 +64,42 @@ def test_there_are_commands() -> None:
     assert len(found) > 100 and any(one.startswith("torchrun") for one in found)
 
 
-@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_pictures_are_there(page: Path) -> None:
-    for target in re.findall(r"\]\(([^):]+)\)", page.read_text()):
-        name, _, anchor = target.partition("#")
-        there = page.parent / name if name else page
-        assert there.exists(), target
-        headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if anchor else []
-        assert not anchor or anchor in map(slug, headings), target
+def test_links_and_pictures_are_there() -> None:
+    for page in MARKDOWN:
+        for target in re.findall(r"\]\(([^):]+)\)", page.read_text()):
+            name, _, anchor = target.partition("#")
+            there = page.parent / name if name else page
+            assert there.exists(), (page, target)
+            headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in map(slug, headings), (page, target)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_that_are_named_are_there(page: Path) -> None:
+def test_files_that_are_named_are_there() -> None:
     rooms = "cli|docs|experiments|launch|nanogpt|tests"
-    for name in re.findall(rf"(?:`|\s)((?:{rooms})/[\w/.-]+\.(?:py|yaml|txt|md))\b", page.read_text()):
-        assert (ROOT / name).exists(), name
+    for page in PAGES:
+        for name in re.findall(rf"(?:`|\s)((?:{rooms})/[\w/.-]+\.(?:py|yaml|txt|md))\b", page.read_text()):
+            assert (ROOT / name).exists(), (page, name)
 
 
 CODE_SPANS = [*MARKDOWN, *sorted(ROOT.glob("docs/decisions/*.md"))]
 RESULTS = ROOT / "experiments" / "worked"  # what machines wrote names the files of their runs
 
 
-@pytest.mark.parametrize("page", CODE_SPANS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_paths_in_code_are_there(page: Path) -> None:
+def test_paths_in_code_are_there() -> None:
     """`nanogpt/model/gpt.py`, `launch/`, in the text of any page but the list of past changes."""
-    if page.name == "CHANGELOG.md" or RESULTS in page.parents:
-        return
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    for name in re.findall(r"`((?:cli|conf|docs|experiments|launch|nanogpt|tests)/[\w/.-]*)`", text):
-        assert (ROOT / name).exists(), name
+    for page in CODE_SPANS:
+        if page.name == "CHANGELOG.md" or RESULTS in page.parents:
+            continue
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for name in re.findall(r"`((?:cli|conf|docs|experiments|launch|nanogpt|tests)/[\w/.-]*)`", text):
+            assert (ROOT / name).exists(), (page, name)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("docs/decisions/*.md"))], ids=lambda page: page.name)
-def test_pages_promise_the_same(page: Path) -> None:
+def test_pages_promise_the_same() -> None:
     """A killed run goes on from its last checkpoint: steps after it are computed again, so something was lost."""
-    assert not re.search(r"(?:never|nothing is|nothing was)(?: ever)? lost", page.read_text(), re.IGNORECASE)
-    assert "nanogpt-lab[" not in page.read_text(), "is on no index: pip install -e '.[extra]'"
+    for page in [*PAGES, *sorted(ROOT.glob("docs/decisions/*.md"))]:
+        assert not re.search(r"(?:never|nothing is|nothing was)(?: ever)? lost", page.read_text(), re.IGNORECASE), page
+        assert "nanogpt-lab[" not in page.read_text(), "is on no index: pip install -e '.[extra]'"
 
 
 def test_messages_name_an_installation_that_works() -> None:

@@ -264,9 +264,10 @@ def test_transformers_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_checkout_that_fails_is_told_in_one_line(config: Build, tmp_path: Path) -> None:
     code = "class GPTConfig:\n    pass\nclass GPT:\n    pass\nprint('noise')\nraise ValueError('not today')\n"
     (tmp_path / "model.py").write_text(code)
-    built = build(config, (f"nanogpt:{tmp_path}",), rounds=1)
+    rival = f"nanogpt:{tmp_path}"
+    work = Work(program=rival, what="training", batch=8, config=known_vocabulary(build(config, (rival,), rounds=1)))
     with pytest.raises(BadInput, match=r"against=nanogpt:.*: its training ended with ValueError: not today") as error:
-        training_table(built, set_up(built.hardware))
+        measured(work)
     assert not error.value.reported_elsewhere
 
 

@@ -65,13 +65,20 @@ def test_logits_of_every_size(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         assert torch.allclose(model(ids), expected, atol=1e-4)
 
 
-def test_fine_tuning_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`init_from=gpt2` is enough; block_size and dropout may be another, and padding rows may be there."""
-    config = points(
-        "train", TrainConfig, ["init_from=gpt2", "data=shakespeare", "model.block_size=64", "model.dropout=0.1"]
-    )[0]
+FINE_TUNING = ["init_from=gpt2", "data=shakespeare", "model.block_size=64", "model.dropout=0.1"]
+
+
+def test_fine_tuning_by_name() -> None:
+    """`init_from=gpt2` is enough; block_size and dropout may be another."""
+    config = points("train", TrainConfig, FINE_TUNING)[0]
     assert (config.model.n_layer, config.model.activation, config.model.bias) == (12, "gelu_tanh", True)
     assert (config.model.block_size, config.model.dropout, config.run_name) == (64, 0.1, "gpt2-shakespeare")
+
+
+@pytest.mark.slow
+def test_weights_by_name_in_a_shorter_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding rows may be there."""
+    config = points("train", TrainConfig, FINE_TUNING)[0]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model = GPT(config.model).eval()
     ids = torch.randint(50_257, (1, 64))

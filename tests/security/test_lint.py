@@ -2,7 +2,6 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -89,13 +88,13 @@ def dangers(text: str) -> Iterator[str]:
                 yield f"{line}: torch.load without weights_only"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_nothing_runs_what_it_reads(path: Path) -> None:
-    found = list(dangers(path.read_text()))
-    if module_name(path) == FOREIGN:
-        assert {one.partition(": ")[2] for one in found} == {"import pickle", "torch.load"}, found
-    else:
-        assert not found
+def test_nothing_runs_what_it_reads() -> None:
+    for path in SOURCES:
+        found = list(dangers(path.read_text()))
+        if module_name(path) == FOREIGN:
+            assert {one.partition(": ")[2] for one in found} == {"import pickle", "torch.load"}, found
+        else:
+            assert not found, path
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,12 @@ def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"hardware.activation_checkpointing": True, "model.tie_weights": False}], ids=str
+    "changes",
+    [
+        {"hardware.activation_checkpointing": True, "model.tie_weights": False},
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_the_curve_is_that_of_one_rank(config: Build, tmp_path: Path, changes: dict[str, Any]) -> None:
     """With dropout and several micro-batches: rows, samples and weights, up to rounding."""
@@ -81,6 +86,7 @@ def test_a_run_may_change_between_parts_and_whole(config: Build, tmp_path: Path)
     assert max(abs(a - b) for a, b in losses) < 2e-6
 
 
+@pytest.mark.slow
 def test_half_precision_reduced_once_a_step(config: Build, tmp_path: Path) -> None:
     """Blocks gathered in bf16 and gradients reduced with the last micro-batch, as on a GPU with room: a run that is
     stopped goes on to the bit, and the curve is that of whole weights in bf16 up to its rounding.
