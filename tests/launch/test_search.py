@@ -85,7 +85,7 @@ def test_it_finds_the_best_region(lab: Lab, capsys: pytest.CaptureFixture[str]) 
     assert len(losses) == 40 and losses[best] < 2.05 and late[0] < late[1]
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("at_once", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_interrupted_anywhere_it_chooses_the_same(lab: Lab, at_once: int) -> None:
     """With Ctrl-C before each single training, some diverged and invalid trials among them."""
 
@@ -174,6 +174,7 @@ def test_what_ends_badly_does_not_end_the_search(lab: Lab, capsys: pytest.Captur
     assert {one.optimizer.lr for one in again.called} == {one.optimizer.lr for one in main.called if end(one)}
 
 
+@pytest.mark.slow
 def test_it_keeps_away_from_what_diverges(lab: Lab) -> None:
     """Half of the interval diverges: of the trials after the first, random ones clearly less than half."""
     main = Trained(lambda config: Diverged("loss is nan") if config.optimizer.lr > 3.2e-3 else None)
