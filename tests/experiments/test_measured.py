@@ -8,8 +8,6 @@ import pytest
 from experiments.compare import blocks
 from experiments.document import Block, Note, Table
 from experiments.list_runs import list_runs
-from experiments.plots import theme
-from experiments.plots.theme import LIGHT
 from experiments.progress import progress_of
 from experiments.ranking import rankings, settings
 from experiments.results import Result, read
@@ -19,13 +17,6 @@ from nanogpt.errors import BadInput
 from nanogpt.loss_check import find_trouble
 from tests.experiments.fake_runs import write_run
 from tests.experiments.page import reported
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(theme, "DPI", 20)
-    drawn = theme.rendered
-    monkeypatch.setattr(theme, "rendered", lambda size, look, draw: drawn(size, look, draw) if look == LIGHT else b"")
 
 
 def measured(

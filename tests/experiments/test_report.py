@@ -16,9 +16,8 @@ from scipy import stats
 from experiments.compare import compare
 from experiments.document import escaped_markdown
 from experiments.list_runs import list_runs
-from experiments.plots import theme
 from experiments.plots.sweep_plots import draw_means
-from experiments.plots.theme import DARK, LIGHT
+from experiments.plots.theme import LIGHT
 from experiments.report import PICTURES, report
 from experiments.statistics import Estimate
 from nanogpt import files
@@ -28,22 +27,6 @@ from tests.experiments.fake_runs import BATCH, seeds, write_run
 from tests.experiments.page import EVIL, reported
 
 ROOT = Path(__file__).parents[2]
-DRAWN = (  # tests of what is odd in a picture
-    "test_whatever_runs_say_is_text",
-    "test_half_a_study_says_so",
-    "test_every_axis_of_the_curves[flops]",
-    "test_every_axis_of_the_curves[time]",
-    "test_many_settings_of_many_keys",
-)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Small pictures where a test is about them, elsewhere none: they are most of the time of a report."""
-    monkeypatch.setattr(theme, "DPI", 30)
-    looks = (LIGHT, DARK) if "grid" in request.node.name else (LIGHT,) if request.node.name in DRAWN else ()
-    whole = theme.rendered
-    monkeypatch.setattr(theme, "rendered", lambda size, look, draw: whole(size, look, draw) if look in looks else b"")
 
 
 def test_a_grid_with_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

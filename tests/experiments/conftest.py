@@ -1,0 +1,25 @@
+"""Pictures are small where a test is about them, and elsewhere there are none: they are most of a report's time."""
+
+import pytest
+
+from experiments.plots import theme
+from experiments.plots.theme import DARK, LIGHT
+
+DRAWN = (  # tests of what is odd in a picture
+    "test_whatever_runs_say_is_text",
+    "test_half_a_study_says_so",
+    "test_every_axis_of_the_curves[flops]",
+    "test_every_axis_of_the_curves[time]",
+    "test_many_settings_of_many_keys",
+    "test_other_texts_and_other_precisions_are_ranked_apart",
+    "test_the_page_and_the_terminal",
+)
+
+
+@pytest.fixture(autouse=True)
+def pictures_drawn(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Draw on light and dark paper in tests of grids, on light paper in those of DRAWN, and nothing in others."""
+    monkeypatch.setattr(theme, "DPI", 30)
+    looks = (LIGHT, DARK) if "grid" in request.node.name else (LIGHT,) if request.node.name in DRAWN else ()
+    whole = theme.rendered
+    monkeypatch.setattr(theme, "rendered", lambda size, look, draw: whole(size, look, draw) if look in looks else b"")
