@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nanogpt.config import EvaluateConfig, ExportConfig, TrainConfig
+from nanogpt.distributed.env import STORE
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
 from nanogpt.evaluation import scoring
 from nanogpt.evaluation.command import evaluate
@@ -94,25 +96,36 @@ def test_table_and_lines(trained: TrainConfig, files: dict[str, str], capsys: py
     assert last["data"] != rows[2]["data"]
 
 
-@pytest.mark.parametrize("with_torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+def on_two_ranks(run: Run, store: Path, *words: str) -> list[subprocess.CompletedProcess[str]]:
+    """Give a command as each of two ranks."""
+
+    def start(rank: int) -> subprocess.CompletedProcess[str]:
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, STORE: store}
+        return run("evaluate.py", *words, **{name: str(value) for name, value in places.items()})
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(start, range(2)))
+
+
+@pytest.mark.parametrize("starts", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_command_on_one_rank_and_on_several(
-    run: Run, trained: TrainConfig, files: dict[str, str], tmp_path: Path, with_torchrun: bool
+    run: Run, trained: TrainConfig, files: dict[str, str], tmp_path: Path, starts: bool
 ) -> None:
-    """One rank, two that the command starts, and torchrun's two: the same bits."""
+    """One rank, two, two that the command starts, and torchrun's two: the same bits."""
     words = ["eval=all", "device=cpu", "batch_tokens=64", *(f"eval.{name}={path}" for name, path in files.items())]
-    for devices in (1, 2):
-        done = run("evaluate.py", *words, f"devices={devices}", f"out={devices}.jsonl")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("hellaswag") == 2, "one rank tells"
-    work = tmp_path / "work"
-    if with_torchrun:
+    work, several = tmp_path / "work", ["two"]
+    done = [run("evaluate.py", *words, "out=one.jsonl"), *on_two_ranks(run, tmp_path / "s", *words, "out=two.jsonl")]
+    if starts:
+        several += ["started", "torchrun"]
+        done += [run("evaluate.py", *words, "devices=2", "out=started.jsonl")]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         command = [*torchrun, str(ROOT / "evaluate.py"), *words, "out=torchrun.jsonl"]
-        done = subprocess.run(command, cwd=work, capture_output=True, text=True, env=os.environ, timeout=200)
-        assert done.returncode == 0, done.stderr
-    alone = [row["metrics"] for row in lines(work / "1.jsonl")]
-    for name in ("2.jsonl", *(["torchrun.jsonl"] if with_torchrun else [])):
-        rows = lines(work / name)
+        done += [subprocess.run(command, cwd=work, capture_output=True, text=True, env=os.environ)]
+    assert [one.returncode for one in done] == [0] * len(done), done
+    assert [one.stdout.count("hellaswag") for one in done] == [2, 2, 0, *[2] * (len(done) - 3)], "one rank tells"
+    alone = [row["metrics"] for row in lines(work / "one.jsonl")]
+    for name in several:
+        rows = lines(work / f"{name}.jsonl")
         assert [row["metrics"] for row in rows] == alone and {row["ranks"] for row in rows} == {2}
     assert not (locate(trained) / "evaluations.jsonl").exists()
 
