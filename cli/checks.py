@@ -54,11 +54,11 @@ def check_tilde(config: ConfigModel) -> None:
                 raise BadInput(f"{key}={one_line(text)}: ~ isn't expanded here; {remedy}")
 
 
-def check_hydra_settings(door: str, files: tuple[str, ...], composed: DictConfig) -> None:
+def check_hydra_settings(command: str, files: tuple[str, ...], composed: DictConfig) -> None:
     """Raise BadInput for a chosen file that changes Hydra's own settings, which nothing here would follow."""
     if not any(file.startswith("experiment=") for file in files):
         return
-    usual, mine = (hydra_settings(one) for one in (compose(door, [], return_hydra_config=True), composed))
+    usual, mine = (hydra_settings(one) for one in (compose(command, [], return_hydra_config=True), composed))
     key = first_difference(usual, mine)
     if key:
         raise BadInput(f"{' '.join(files)}: hydra{key}: {HYDRA_IS_OURS}")

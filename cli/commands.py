@@ -57,7 +57,7 @@ def job(summary: str) -> Command:
     return Command(JOBS, summary, LaunchConfig, "launch.dispatch:run_job_command")
 
 
-def about_runs(summary: str, config: type[ConfigModel], function: str) -> Command:
+def runs_command(summary: str, config: type[ConfigModel], function: str) -> Command:
     """Return a command whose words without '=' name studies and runs."""
     return Command(RUNS, summary, config, function, targets="targets")
 
@@ -71,11 +71,11 @@ COMMANDS = {
     "export": Command(MODEL, "write weights for transformers", ExportConfig, "nanogpt.interop.export:export"),
     "bench": Command(MODEL, "measure speed, memory", BenchConfig, "nanogpt.benchmark.report:bench", script="bench.py"),
     "doctor": Command(MODEL, "check this machine and the code on it", DoctorConfig, "cli.actions:run_doctor"),
-    "list": about_runs("all runs: state, progress, loss", ListConfig, "experiments.list_runs:list_runs"),
-    "watch": about_runs("a live table of runs", WatchConfig, "experiments.list_runs:watch"),
-    "report": about_runs("ranking, curves and plots of a study", ReportConfig, "experiments.report:report"),
-    "compare": about_runs("what differs between runs", CompareConfig, "experiments.compare:compare"),
-    "gc": about_runs("find and delete what is no longer needed", GcConfig, "experiments.gc:collect"),
+    "list": runs_command("all runs: state, progress, loss", ListConfig, "experiments.list_runs:list_runs"),
+    "watch": runs_command("a live table of runs", WatchConfig, "experiments.list_runs:watch"),
+    "report": runs_command("ranking, curves and plots of a study", ReportConfig, "experiments.report:report"),
+    "compare": runs_command("what differs between runs", CompareConfig, "experiments.compare:compare"),
+    "gc": runs_command("find and delete what is no longer needed", GcConfig, "experiments.gc:collect"),
     "sync": Command(RUNS, "upload runs to a tracker", SyncConfig, "nanogpt.tracking.sync:sync_runs", "runs"),
     "submit": job("submit one run"),
     "status": job("state of each job"),
@@ -108,18 +108,18 @@ def run_command(name: str) -> NoReturn:
     """Run a command with the words of sys.argv, and exit with its code."""
     command = COMMANDS[name]
     if command.group == JOBS:
-        exit_on_error("launch", lambda: load(command.function)(name, sys.argv[1:]))
+        exit_on_error("launch", lambda: import_when_called(command.function)(name, sys.argv[1:]))
 
     def call() -> int:
         if command.targets:
             sys.argv[1:] = collect_targets(sys.argv[1:], command.targets)
-        sweep = load(command.sweep) if command.sweep else None
-        return dispatch(name, command.config, load(command.function), sys.argv[1:], sweep)
+        sweep = import_when_called(command.sweep) if command.sweep else None
+        return dispatch(name, command.config, import_when_called(command.function), sys.argv[1:], sweep)
 
     exit_on_error(name, call)
 
 
-def load(where: str) -> Callable[..., Any]:
+def import_when_called(where: str) -> Callable[..., Any]:
     """Return a function that imports `module:function` when it is called: --help needs no torch."""
     module, _, name = where.partition(":")
     return lambda *arguments: getattr(import_module(module), name)(*arguments)

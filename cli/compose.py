@@ -23,7 +23,7 @@ from cli.checks import HYDRA_IS_OURS, check_hydra_settings, check_tilde, check_t
 from cli.config_files import check_no_yaml_bomb, choices, groups
 from cli.grid import is_excluded
 from cli.interpolation import check_values, ordinary_words
-from cli.launcher_config import KINDS, BasicLauncher, Launcher
+from cli.launcher_config import LAUNCHERS, BasicLauncher, Launcher
 from cli.overrides import (
     LAUNCHER,
     LAUNCHER_KEYS,
@@ -34,8 +34,8 @@ from cli.overrides import (
     Value,
     parse_override,
 )
-from cli.resolution import constants_in, first_line, is_constant, plain_values, put
-from cli.sweep_config import SWEEPERS, AllPoints, SweepConfig, Sweeper, sweeper_with
+from cli.resolution import constant_values, first_error_line, is_constant, resolve_values, set_value
+from cli.sweep_config import SWEEPERS, AllPoints, SweepConfig, Sweeper, sweepers_with_key
 from nanogpt import schema
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.interop.sources import adopted
@@ -54,7 +54,7 @@ class Point(Generic[Config]):
     changes: dict[str, str]
 
 
-def register(door: str, kind: type[ConfigModel]) -> None:
+def register_schemas(command: str, kind: type[ConfigModel]) -> None:
     """Give Hydra every key of the schemas with its default, so YAML files need only say what they choose.
 
     Launchers and sweepers that installed plugins bring under our names are dropped: their schemas don't fit ours.
@@ -64,9 +64,9 @@ def register(door: str, kind: type[ConfigModel]) -> None:
     for group in (LAUNCHER, SWEEPER):
         for name in choices(group):
             store.repo["hydra"][group.removeprefix("hydra/")].pop(f"{name}.yaml", None)
-    sweep = {"sweep": schema.default_values(SweepConfig)} if door == "train" else {}
-    store.store(name=f"{door}_schema", node=schema.default_values(kind) | sweep)
-    for group, kinds in ((LAUNCHER, KINDS), (SWEEPER, SWEEPERS)):
+    sweep = {"sweep": schema.default_values(SweepConfig)} if command == "train" else {}
+    store.store(name=f"{command}_schema", node=schema.default_values(kind) | sweep)
+    for group, kinds in ((LAUNCHER, LAUNCHERS), (SWEEPER, SWEEPERS)):
         for name, aside in kinds.items():
             store.store(group=group, name=f"{name}_defaults", node=schema.default_values(aside))
 
@@ -74,26 +74,28 @@ def register(door: str, kind: type[ConfigModel]) -> None:
 class Composer:
     """Points of one sweep. Hydra composes once for each choice of files (60 ms); single values are set afterwards."""
 
-    def __init__(self, door: str, kind: type[Config], literals: dict[str, str], asides: list[Value]) -> None:
-        self.door, self.kind, self.literals, self.asides = door, kind, literals, asides
+    def __init__(self, command: str, kind: type[Config], literals: dict[str, str], sweep_keys: list[Value]) -> None:
+        self.command, self.kind, self.literals, self.sweep_keys = command, kind, literals, sweep_keys
         self.keys = {key for key, _ in iter_fields(kind)}
-        self.groups = groups(door)
+        self.groups = groups(command)
         self.ordinary = ordinary_words(kind, self.groups)
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
-        self.plain_files: dict[tuple[str, ...], dict[str, Any] | None] = {}
-        self.said: set[str] = set()
+        self.composed_files: dict[tuple[str, ...], DictConfig] = {}
+        self.constant_files: dict[tuple[str, ...], dict[str, Any] | None] = {}
+        self.printed_notes: set[str] = set()
         """Notes that were printed."""
-        self.found: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in SWEEP_PREFIXES}
+        self.sweep_keys_in_files: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in SWEEP_PREFIXES}
         """What is about sweeps in each choice of files."""
 
-    def points(self, combinations: list[list[Value]], several: set[str], exclude: tuple[str, ...]) -> list[Point[Any]]:
+    def compose_points(
+        self, combinations: list[list[Value]], swept_keys: set[str], exclude: tuple[str, ...]
+    ) -> list[Point[Any]]:
         """Every point that isn't left out, checked. Raises BadInput, which says of which point of several."""
         made: list[Point[Any]] = []
         for number, chosen in enumerate(combinations, 1):
             try:
-                point = self.point(chosen, several, exclude)
+                point = self.compose_point(chosen, swept_keys, exclude)
             except BadInput as error:
-                changes = changes_in(chosen, several)
+                changes = swept_values(chosen, swept_keys)
                 if not changes or str(error).startswith("sweep."):
                     raise
                 words = " ".join(f"{key}={text}" for key, text in changes.items())
@@ -103,24 +105,24 @@ class Composer:
             raise BadInput(f"sweep.exclude: leaves out all {len(combinations)} points")
         return made
 
-    def point(self, chosen: list[Value], several: set[str], exclude: tuple[str, ...]) -> Point[Any] | None:
+    def compose_point(self, chosen: list[Value], swept_keys: set[str], exclude: tuple[str, ...]) -> Point[Any] | None:
         """One point, checked; None when it is left out. Raises BadInput."""
-        plain = self.plain(chosen)
-        if exclude and is_excluded(exclude, self.facts(plain, chosen), parse_override):
+        plain = self.compose_values(chosen)
+        if exclude and is_excluded(exclude, self.condition_values(plain, chosen), parse_override):
             return None
-        return Point(self.config(plain), changes_in(chosen, several))
+        return Point(self.build_config(plain), swept_values(chosen, swept_keys))
 
-    def facts(self, plain: dict[str, Any], chosen: list[Value]) -> dict[str, Any]:
+    def condition_values(self, plain: dict[str, Any], chosen: list[Value]) -> dict[str, Any]:
         """A point's values by key, and of each group the file that was chosen."""
-        inner = self.flat(plain)
+        inner = self.flatten(plain)
         labels = {group: inner.get(f"{group}.name") for group in self.groups}
         return labels | inner | {one.key: one.text for one in chosen if one.key in self.groups}
 
-    def flat(self, plain: dict[str, Any]) -> dict[str, Any]:
+    def flatten(self, plain: dict[str, Any]) -> dict[str, Any]:
         """A point's values by key."""
         return {key: reduce(lambda part, name: part[name], key.split("."), plain) for key in self.keys}
 
-    def files(self, chosen: list[Value]) -> tuple[str, ...]:
+    def chosen_files(self, chosen: list[Value]) -> tuple[str, ...]:
         """The files that a point chooses, as overrides."""
         given = {one.key: one.value for one in chosen}
         files = [f"{one.key}={one.text}" for one in chosen if one.key in (*self.groups, LAUNCHER, SWEEPER)]
@@ -129,7 +131,7 @@ class Composer:
             files.append("model=pretrained")
         return tuple(files)
 
-    def plain(self, chosen: list[Value]) -> dict[str, Any]:
+    def compose_values(self, chosen: list[Value]) -> dict[str, Any]:
         """One point, composed. Raises BadInput."""
         given = {one.key for one in chosen}
         if sum(key in given for key in HORIZON) == 1:  # the horizon asked for replaces the preset's
@@ -137,20 +139,20 @@ class Composer:
         values = [one for one in chosen if one.key in self.keys]
         for one in values:
             check_typed_value(self.kind, one)
-        plain = self.with_values(self.files(chosen), values)
+        plain = self.set_values(self.chosen_files(chosen), values)
         if "eval.fit" in self.keys and not given & {"eval.every", "eval.fit"}:
             plain["eval"]["fit"] = True  # the interval of the files is for their usual length
-        return plain if "schedule.warmup_steps" in given else self.with_shorter_warmup(plain)
+        return plain if "schedule.warmup_steps" in given else self.shorten_warmup(plain)
 
-    def with_values(self, files: tuple[str, ...], values: list[Value]) -> dict[str, Any]:
+    def set_values(self, files: tuple[str, ...], values: list[Value]) -> dict[str, Any]:
         """Return a choice of files with some values set, as a plain dict. Raises BadInput."""
-        base = self.base(files)
-        constants = self.constants(files)
+        base = self.compose_files(files)
+        constants = self.constant_values_of(files)
         if constants is None or not all(is_constant(one.value) for one in values):
             composed = copy.deepcopy(base)
             for one in values:
-                put(composed, one)
-            return plain_values(composed, self.keys, self.ordinary)
+                set_value(composed, one)
+            return resolve_values(composed, self.keys, self.ordinary)
         plain = copy.deepcopy(constants)  # ten times as fast
         for one in values:
             *path, name = one.key.split(".")
@@ -158,13 +160,13 @@ class Composer:
         check_values(plain, self.ordinary)
         return plain
 
-    def constants(self, files: tuple[str, ...]) -> dict[str, Any] | None:
+    def constant_values_of(self, files: tuple[str, ...]) -> dict[str, Any] | None:
         """Return a choice of files as a plain dict; None if there is anything to resolve in it."""
-        if files not in self.plain_files:
-            self.plain_files[files] = constants_in(self.base(files), self.keys)
-        return self.plain_files[files]
+        if files not in self.constant_files:
+            self.constant_files[files] = constant_values(self.compose_files(files), self.keys)
+        return self.constant_files[files]
 
-    def with_shorter_warmup(self, plain: dict[str, Any]) -> dict[str, Any]:
+    def shorten_warmup(self, plain: dict[str, Any]) -> dict[str, Any]:
         """Shorten a file's warm-up that is longer than the run to a tenth of the run, and say so once."""
         schedule, training = plain.get("schedule"), plain.get("training")
         if not isinstance(schedule, dict) or not isinstance(training, dict):
@@ -173,14 +175,14 @@ class Composer:
         if end is not None or not isinstance(warmup, int) or not isinstance(steps, int) or not warmup > steps > 0:
             return plain
         said = f"schedule.warmup_steps={warmup} of the files is longer than the run; {steps // 10} is used, a tenth"
-        if said not in self.said and os.environ.get("RANK", "0") == "0":
+        if said not in self.printed_notes and os.environ.get("RANK", "0") == "0":
             print(f"note: {said}", file=sys.stderr)
-        self.said.add(said)
+        self.printed_notes.add(said)
         return plain | {"schedule": schedule | {"warmup_steps": steps // 10}}
 
-    def config(self, plain: dict[str, Any]) -> Any:
+    def build_config(self, plain: dict[str, Any]) -> Any:
         """One point, checked. Raises BadInput."""
-        plain = with_weights(plain)
+        plain = adopt_architecture(plain)
         check_values(self.literals)
         for key, text in self.literals.items():
             *path, name = key.split(".")
@@ -189,13 +191,13 @@ class Composer:
         check_tilde(config)
         return config
 
-    def base(self, files: tuple[str, ...]) -> DictConfig:
+    def compose_files(self, files: tuple[str, ...]) -> DictConfig:
         """What Hydra makes of a choice of files, without what is about sweeps. Raises BadInput."""
-        if files not in self.composed:
+        if files not in self.composed_files:
             for file in files:
                 check_no_yaml_bomb(*file.split("=", 1))
             try:
-                composed = compose(self.door, list(files), return_hydra_config=True)
+                composed = compose(self.command, list(files), return_hydra_config=True)
             except (TypeError, YAMLError) as error:
                 raise BadInput(f"{' '.join(files)}: a file is not YAML with keys: {one_line(error, 300)}") from None
             except (HydraException, OmegaConfBaseException, RecursionError) as error:
@@ -203,71 +205,71 @@ class Composer:
                     raise BadInput(f"{' '.join(files)}: hydra.searchpath: {HYDRA_IS_OURS}") from None
                 own = "Could not find 'experiment/" in str(error)
                 remedy = "; of another group's file write e.g. - override /data: text" if own else ""
-                raise BadInput(f"{first_line(error)}{remedy}") from None
+                raise BadInput(f"{first_error_line(error)}{remedy}") from None
             except ValueError as error:  # not UTF-8, an integer of thousands of digits
                 raise BadInput(f"{' '.join(files)}: a file can't be read as YAML: {one_line(error, 300)}") from None
             if "experiment" in composed:
                 raise BadInput("experiment: its file must begin with the line # @package _global_")
-            check_hydra_settings(self.door, files, composed)
+            check_hydra_settings(self.command, files, composed)
             for prefix in SWEEP_PREFIXES:
                 there = OmegaConf.select(composed, prefix.rstrip("."))
-                plain = plain_values(there, self.keys, self.ordinary) if there is not None else {}
-                if plain not in self.found[prefix]:
-                    self.found[prefix].append(plain)
+                plain = resolve_values(there, self.keys, self.ordinary) if there is not None else {}
+                if plain not in self.sweep_keys_in_files[prefix]:
+                    self.sweep_keys_in_files[prefix].append(plain)
             with open_dict(composed):
                 del composed["hydra"]
                 composed.pop("sweep", None)
-            self.composed[files] = composed
-        return self.composed[files]
+            self.composed_files[files] = composed
+        return self.composed_files[files]
 
-    def given(self, prefix: str) -> dict[str, Any]:
+    def command_line_keys(self, prefix: str) -> dict[str, Any]:
         """Those keys of a prefix that the command line sets, without it."""
-        return {one.key.removeprefix(prefix): one.value for one in self.asides if one.key.startswith(prefix)}
+        return {one.key.removeprefix(prefix): one.value for one in self.sweep_keys if one.key.startswith(prefix)}
 
-    def aside(self, prefix: str) -> dict[str, Any]:
+    def merge_sweep_keys(self, prefix: str) -> dict[str, Any]:
         """What files and command line say under a prefix. Raises BadInput when an experiment's files differ in it."""
-        if len(self.found[prefix]) > 1:
+        if len(self.sweep_keys_in_files[prefix]) > 1:
             if prefix == SWEEP_KEYS:
                 raise BadInput("experiment: these have sweep sections that differ; sweep one of them at a time")
             what = prefix.rstrip(".").replace("hydra.", "hydra/")
             raise BadInput(f"{what}: the points of this sweep ask for different ones; give one on the command line")
-        return self.found[prefix][0] | self.given(prefix)
+        return self.sweep_keys_in_files[prefix][0] | self.command_line_keys(prefix)
 
     def settings(self) -> SweepConfig:
         """Which points there are, checked. Raises BadInput."""
-        return checked(SweepConfig, self.aside(SWEEP_KEYS), SWEEP_KEYS)
+        return check_sweep_keys(SweepConfig, self.merge_sweep_keys(SWEEP_KEYS), SWEEP_KEYS)
 
     def sweeper(self) -> Sweeper:
         """How far each point is trained, checked. Raises BadInput."""
-        values = self.aside(SWEEPER_KEYS)
-        if self.door != "train":
+        values = self.merge_sweep_keys(SWEEPER_KEYS)
+        if self.command != "train":
             return AllPoints()
         if values.get("method") not in SWEEPERS:
             raise BadInput(f"{SWEEPER}: its file must begin with defaults: [halving, _self_], or optuna")
         kind = SWEEPERS[values["method"]]
-        if kind is AllPoints and (given := self.given(SWEEPER_KEYS)):
+        if kind is AllPoints and (given := self.command_line_keys(SWEEPER_KEYS)):
             key = next(iter(given))
-            raise BadInput(f"{SWEEPER_KEYS}{key}: choose {sweeper_with(key)}")
-        return checked(kind, values, SWEEPER_KEYS)
+            raise BadInput(f"{SWEEPER_KEYS}{key}: choose {sweepers_with_key(key)}")
+        return check_sweep_keys(kind, values, SWEEPER_KEYS)
 
     def launcher(self) -> Launcher:
         """The launcher of all points, checked. Raises BadInput."""
-        values = self.aside(LAUNCHER_KEYS)
-        if values.get("executor") not in KINDS:
+        values = self.merge_sweep_keys(LAUNCHER_KEYS)
+        if values.get("executor") not in LAUNCHERS:
             raise BadInput(
                 f"{LAUNCHER}: its file must begin with defaults: [submitit_slurm, _self_], or submitit_local"
             )
-        kind = KINDS[values["executor"]]
-        if kind is BasicLauncher and (given := self.given(LAUNCHER_KEYS)):
-            if self.door != "train":  # about jobs that have their launcher
+        kind = LAUNCHERS[values["executor"]]
+        if kind is BasicLauncher and (given := self.command_line_keys(LAUNCHER_KEYS)):
+            if self.command != "train":  # about jobs that have their launcher
                 return BasicLauncher()
             raise BadInput(
                 f"{LAUNCHER_KEYS}{next(iter(given))}: choose hydra/launcher=submitit_slurm or submitit_local"
             )
-        return checked(kind, values, LAUNCHER_KEYS)
+        return check_sweep_keys(kind, values, LAUNCHER_KEYS)
 
 
-def checked(kind: type[Config], values: dict[str, Any], prefix: str) -> Config:
+def check_sweep_keys(kind: type[Config], values: dict[str, Any], prefix: str) -> Config:
     """A config of what is about sweeps. Raises BadInput with the whole key."""
     try:
         return schema.from_dict(kind, values)
@@ -275,12 +277,12 @@ def checked(kind: type[Config], values: dict[str, Any], prefix: str) -> Config:
         raise BadInput(f"{prefix}{error}") from None
 
 
-def changes_in(chosen: list[Value], several: set[str]) -> dict[str, str]:
+def swept_values(chosen: list[Value], swept_keys: set[str]) -> dict[str, str]:
     """A point's values of the keys in which points differ, as text."""
-    return {one.key: one.text for one in chosen if one.key in several}
+    return {one.key: one.text for one in chosen if one.key in swept_keys}
 
 
-def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
+def adopt_architecture(plain: dict[str, Any]) -> dict[str, Any]:
     """A composed config whose model is that of the weights it starts from. Raises BadInput for a contradiction."""
     model, init_from = plain.get("model"), plain.get("init_from")
     if not isinstance(model, dict) or not isinstance(init_from, str):
@@ -292,7 +294,7 @@ def with_weights(plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def as_yaml(config: ConfigModel, package: str = "") -> str:
+def to_yaml(config: ConfigModel, package: str = "") -> str:
     """The config that would run, checked and resolved, as YAML; with a `package` such as `model` that part of it.
 
     Raises BadInput for a package that doesn't exist.

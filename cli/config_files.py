@@ -1,4 +1,4 @@
-"""Which config groups a door has and what can be chosen in each, read from the folders and without Hydra."""
+"""Which config groups a command has and what can be chosen in each, read from the folders and without Hydra."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ MAX_FILE_BYTES = 2**16  # bytes of a file; those that are here have a thousand
 
 
 def groups(command: str) -> list[str]:
-    """The groups in the defaults list of `conf/<door>.yaml`, in its order."""
+    """The groups in the defaults list of `conf/<command>.yaml`, in its order."""
     lines = CONFIG_DIR.joinpath(f"{command}.yaml").read_text().splitlines()
     named = [line.strip("- ").partition(":")[0] for line in lines if line.startswith("  - ") and ":" in line]
     return [name for name in named if CONFIG_DIR.joinpath(name).is_dir()]

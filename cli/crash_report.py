@@ -10,8 +10,8 @@ from nanogpt.provenance import git_state
 from nanogpt.redaction import redact
 from nanogpt.saved_text import save_text
 
-CODE = 1
-MOST_NAMED = 5
+EXIT_CODE = 1
+MAX_FILES_NAMED = 5
 
 
 def report_crash(command: str, error: Exception) -> int:
@@ -24,7 +24,7 @@ def report_crash(command: str, error: Exception) -> int:
         where = "above"
     what = one_line(redact(f"{type(error).__name__}: {error}"), 300)
     print(text, f"error: internal error: {what}; traceback {where}; {describe_code(text)}", sep="\n", file=sys.stderr)
-    return CODE
+    return EXIT_CODE
 
 
 def describe_code(text: str) -> str:
@@ -37,6 +37,6 @@ def describe_code(text: str) -> str:
     edited = [name for mark, name in changed if mark != "??" or name in text]
     if not edited:
         return "a mistake of nanogpt-lab, not yours; please report it with the command you gave"
-    named = ", ".join(map(one_line, edited[:MOST_NAMED]))
-    more = f" and {len(edited) - MOST_NAMED} more" if len(edited) > MOST_NAMED else ""
+    named = ", ".join(map(one_line, edited[:MAX_FILES_NAMED]))
+    more = f" and {len(edited) - MAX_FILES_NAMED} more" if len(edited) > MAX_FILES_NAMED else ""
     return f"edited since the last commit: {named}{more}; a mistake may be there"

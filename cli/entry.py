@@ -1,4 +1,4 @@
-"""The door every command goes through: command line -> Hydra -> checked, typed config -> one call.
+"""Entry point of every command: command line -> Hydra -> checked, typed config -> one call.
 
 Hydra is imported here and nowhere in the library. Everything is checked before anything is created: a wrong override
 ends in one line on stderr and exit code 2. `--cfg job` shows the checked config; `--cfg hydra`, `--info`,
@@ -132,21 +132,21 @@ def dispatch(
         check_completion_words(argv)
         return run_hydra(name, kind)
     flags, overrides = split_flags(argv, kind)
-    from cli.compose import as_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
+    from cli.compose import to_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
     from cli.overrides import warn_about_repeats
-    from cli.sweep_request import read
+    from cli.sweep_request import read_sweep
 
     warn_about_repeats(overrides)
     multirun = "--multirun" in flags or "-m" in flags
-    asked_for = read(name, kind, overrides, multirun)
+    asked_for = read_sweep(name, kind, overrides, multirun)
     if asked := [flag for flag in flags if flag.partition("=")[0] in HYDRA_FLAGS]:
         if asked[0] in ("--cfg", "-c") and flags[flags.index(asked[0]) + 1] == "job":
-            print(as_yaml(asked_for.points[0].config, requested_package(flags)).rstrip())
+            print(to_yaml(asked_for.points[0].config, requested_package(flags)).rstrip())
             return 0
         return run_hydra(name, kind)
     if multirun:
         return sweep(asked_for) if sweep else run_points([point.config for point in asked_for.points], main)
-    asked_for.refuse_without_m()
+    asked_for.check_multirun()
     return main(asked_for.points[0].config)
 
 
@@ -182,9 +182,9 @@ def run_hydra(name: str, kind: type[ConfigModel]) -> int:
     import hydra
 
     from cli import config_files
-    from cli.compose import register
+    from cli.compose import register_schemas
 
-    register(name, kind)
+    register_schemas(name, kind)
     hydra.main(version_base="1.3", config_path=str(config_files.CONFIG_DIR), config_name=name)(lambda _: None)()
     return 0
 
@@ -207,10 +207,10 @@ def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
     if not topics:
         text = (HELP_DIR / f"{name}.txt").read_text()
         return text.format(**{group: " ".join(choices(group)) for group in groups(name)}).rstrip()
-    from cli.sweep_request import composed
+    from cli.sweep_request import compose_unchecked
 
     try:
-        usual = composed(name, kind, [])
+        usual = compose_unchecked(name, kind, [])
     except BadInput:  # a command that can't do without words
         usual = {}
     lines: list[str] = []

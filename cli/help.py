@@ -13,7 +13,7 @@ from cli.entry import plain
 from cli.launcher_config import JobLauncher, LaunchConfig, LocalLauncher, SlurmLauncher
 from cli.overrides import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEPER, SWEEPER_KEYS, sweep_groups
 from cli.sweep_config import Halving, Search, SweepConfig
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from nanogpt import schema
 from nanogpt.config import TargetsConfig, TrainConfig, TrainedConfig
 from nanogpt.schema import ConfigModel
@@ -64,11 +64,11 @@ set some: *as chosen* is what is left in the end, where it is something else. *W
 Commands that don't train have free keys alone, and their tables don't say so."""
 
 
-def page() -> str:
+def render_page() -> str:
     """The whole document."""
     parts = [INTRODUCTION, overview(), "## Groups", *map(group, every_group())]
     training = set(sections(TrainConfig))
-    chosen = dict(schema.iter_values(read("train", TrainConfig, []).points[0].config))
+    chosen = dict(schema.iter_values(read_sweep("train", TrainConfig, []).points[0].config))
     told: set[Kind] = set()
     for base in (TrainedConfig, TargetsConfig):
         parts.append(chapter(f"## {SHARED[base]}", base, "", told, training, {}))
@@ -238,4 +238,4 @@ def cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(render_page(), end="")

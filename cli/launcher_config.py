@@ -17,7 +17,7 @@ from nanogpt.schema import ConfigModel, field_error, free
 
 # What the launcher itself writes into the batch script, and must, or has a key for.
 # fmt: off
-OURS = (
+RESERVED = (
     "account", "array", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency", "error",
     "exclude", "exclusive", "gpus", "gpus-per-node", "gpus-per-task", "gres", "input", "job-name", "kill-on-bad-exit",
     "mail-type", "mail-user", "mem", "mem-per-cpu", "mem-per-gpu", "no-requeue", "nodelist", "nodes", "ntasks",
@@ -25,50 +25,50 @@ OURS = (
     "wrap",
 )
 # fmt: on
-TAKEN = "another option than those that the launcher sets or has a key for"
+ALLOWED_OPTION = "another option than those that the launcher sets or has a key for"
 
 
-def slurm_word(text: str) -> str:
+def check_slurm_word(text: str) -> str:
     """No blank, quote or line break, so a value can't become another line of the batch script."""
     if re.fullmatch(r"[A-Za-z0-9_.,:;@%+=/&|()*\[\]{}~-]{1,500}", text) and not text.startswith("-"):
         return text
     raise PydanticCustomError("form", "letters, digits and punctuation, no blanks, not beginning with '-'")
 
 
-def shell_line(text: str) -> str:
+def check_shell_line(text: str) -> str:
     """One line of the batch script."""
     if text.isprintable() and text.strip():
         return text
     raise PydanticCustomError("form", "one printable line")
 
 
-def option(text: str) -> str:
+def check_srun_option(text: str) -> str:
     """An option of srun that the launcher doesn't set itself."""
     name = text.removeprefix("--").partition("=")[0]
-    if text.startswith("--") and text.isprintable() and not is_ours(name):
+    if text.startswith("--") and text.isprintable() and not is_reserved(name):
         return text
-    raise PydanticCustomError("form", f"--name or --name=value, {TAKEN}")
+    raise PydanticCustomError("form", f"--name or --name=value, {ALLOWED_OPTION}")
 
 
-def is_ours(name: str) -> bool:
+def is_reserved(name: str) -> bool:
     """Whether Slurm could read a long option's name, or the beginning of one, as one of ours."""
-    return any(option.startswith(name.replace("_", "-")) for option in OURS)
+    return any(check_srun_option.startswith(name.replace("_", "-")) for check_srun_option in RESERVED)
 
 
-def options(values: dict[str, Any]) -> dict[str, Any]:
+def check_sbatch_options(values: dict[str, Any]) -> dict[str, Any]:
     """Options of sbatch that the launcher doesn't set itself, as {name: value}."""
     for name, value in values.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or is_ours(name):
-            raise PydanticCustomError("form", f"sbatch's long names, {TAKEN}")
-        if not isinstance(value, bool | int | str) or (isinstance(value, str) and slurm_word(value) != value):
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or is_reserved(name):
+            raise PydanticCustomError("form", f"sbatch's long names, {ALLOWED_OPTION}")
+        if not isinstance(value, bool | int | str) or (isinstance(value, str) and check_slurm_word(value) != value):
             raise PydanticCustomError("form", "texts without blanks, integers and true")
     return values
 
 
-Word = Annotated[str, AfterValidator(slurm_word)]
-Line = Annotated[str, AfterValidator(shell_line)]
-Option = Annotated[str, AfterValidator(option)]
-Options = Annotated[dict[str, Any], AfterValidator(options)]
+Word = Annotated[str, AfterValidator(check_slurm_word)]
+Line = Annotated[str, AfterValidator(check_shell_line)]
+Option = Annotated[str, AfterValidator(check_srun_option)]
+Options = Annotated[dict[str, Any], AfterValidator(check_sbatch_options)]
 
 
 class BasicLauncher(ConfigModel):
@@ -179,4 +179,4 @@ class LaunchConfig(ConfigModel):
 
 
 Launcher = BasicLauncher | LocalLauncher | SlurmLauncher
-KINDS: dict[str, type[Launcher]] = {"none": BasicLauncher, "local": LocalLauncher, "slurm": SlurmLauncher}
+LAUNCHERS: dict[str, type[Launcher]] = {"none": BasicLauncher, "local": LocalLauncher, "slurm": SlurmLauncher}

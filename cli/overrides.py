@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from pydantic.fields import FieldInfo
 
 from cli.config_files import choices, groups, optional_groups
-from cli.launcher_config import KINDS
+from cli.launcher_config import LAUNCHERS
 from cli.quoting import format_for_shell
 from cli.sweep_config import SWEEPERS, SweepConfig
 from nanogpt import schema
@@ -30,7 +30,7 @@ DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 TYPOGRAPHIC = dict.fromkeys(DASHES, "-") | {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "}
 """What word processors and web pages put in place of what was typed."""
 MAX_EXAMPLE_LENGTH = 60  # characters of a value that is written again in quotes
-LAUNCHING = ("train", "launch")  # the doors whose points can be jobs
+LAUNCHING = ("train", "launch")  # commands whose points can be jobs
 LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
 LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS = "hydra.launcher.", "hydra.sweeper.", "sweep."
 SWEEP_PREFIXES = (LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS)  # keys about a sweep, not about its runs
@@ -174,7 +174,7 @@ def is_readable(text: str) -> bool:
     return True
 
 
-def expand_glob(door: str, kind: type[ConfigModel], override: Override) -> Override:
+def expand_glob(command: str, kind: type[ConfigModel], override: Override) -> Override:
     """Return `group=glob(…)` with the names of the group's files that match; any other override as it is.
 
     Raises BadInput for a key that is not a group, and when nothing matches.
@@ -183,8 +183,8 @@ def expand_glob(door: str, kind: type[ConfigModel], override: Override) -> Overr
     if not isinstance(pattern, Glob):
         return override
     group, text = override.key_or_group, one_line(override.input_line)
-    if group not in groups(door):
-        check_keys(door, kind, [override])
+    if group not in groups(command):
+        check_keys(command, kind, [override])
         raise BadInput(f"{text}: glob() chooses among the files of a group; of other keys list the values, with commas")
     names = pattern.filter(choices(group))
     if not names:
@@ -192,29 +192,29 @@ def expand_glob(door: str, kind: type[ConfigModel], override: Override) -> Overr
     return replace(override, value_type=ValueType.CHOICE_SWEEP, _value=ChoiceSweep(list=[*names]))
 
 
-def check_keys(door: str, kind: type[ConfigModel], overrides: list[Override]) -> None:
+def check_keys(command: str, kind: type[ConfigModel], overrides: list[Override]) -> None:
     """Every override names a group or a key that exists, and a choice that exists."""
     keys = [key for key, _ in schema.iter_fields(kind)]
-    files = [*groups(door), *sweep_groups(door)]
-    known = [*files, *keys, *sweep_key_names(door)]
+    files = [*groups(command), *sweep_groups(command)]
+    known = [*files, *keys, *sweep_key_names(command)]
     for override in overrides:
         key = override.key_or_group
         text = one_line(override.input_line)
         if override.package is not None:
             raise BadInput(f"{text}: no such key or group; '@' is for Hydra's packages, which aren't used here")
         if key not in known:
-            refuse_unknown(kind, key, text, known, door)
+            refuse_unknown(kind, key, text, known, command)
         if key.startswith((*SWEEP_PREFIXES, LAUNCHER, SWEEPER)) and override.is_sweep_override():
             raise BadInput(f"{text}: is one for all points and can't be swept")
         if key in files:
-            check_choice(override, optional=key in optional_groups(door))
+            check_choice(override, optional=key in optional_groups(command))
 
 
-def refuse_unknown(kind: type[ConfigModel], key: str, text: str, known: list[str], door: str) -> NoReturn:
+def refuse_unknown(kind: type[ConfigModel], key: str, text: str, known: list[str], command: str) -> NoReturn:
     """Raises BadInput with the nearest key that exists."""
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        mine = ("hydra.launcher", "hydra/l", "hydra.sweeper", "hydra/s")[: 4 if door == "train" else 2]
-        if door not in LAUNCHING or not key.startswith(mine):
+        mine = ("hydra.launcher", "hydra/l", "hydra.sweeper", "hydra/s")[: 4 if command == "train" else 2]
+        if command not in LAUNCHING or not key.startswith(mine):
             raise BadInput(f"{text}: Hydra's own settings can't be changed here")
         near = [name for name in known if name.startswith("hydra")]
         raise BadInput(schema.describe_unknown_key(sweep_fields().items(), key, near, "key or group"))
@@ -224,21 +224,21 @@ def refuse_unknown(kind: type[ConfigModel], key: str, text: str, known: list[str
     raise BadInput(schema.describe_unknown_key(schema.iter_fields(kind), key, known, "key or group"))
 
 
-def sweep_groups(door: str) -> list[str]:
-    """The groups of a door that aren't about runs."""
-    return {"train": [LAUNCHER, SWEEPER], "launch": [LAUNCHER]}.get(door, [])
+def sweep_groups(command: str) -> list[str]:
+    """The groups of a command that aren't about runs."""
+    return {"train": [LAUNCHER, SWEEPER], "launch": [LAUNCHER]}.get(command, [])
 
 
-def sweep_key_names(door: str) -> list[str]:
+def sweep_key_names(command: str) -> list[str]:
     """`hydra.launcher.partition` and so on, of all launchers; of `train` what a sweep takes too."""
-    mine = {"train": SWEEP_PREFIXES, "launch": (LAUNCHER_KEYS,)}.get(door, ())
+    mine = {"train": SWEEP_PREFIXES, "launch": (LAUNCHER_KEYS,)}.get(command, ())
     return [key for key in sweep_fields() if key.startswith(mine)]
 
 
 def sweep_fields() -> dict[str, FieldInfo]:
     """Every key about a sweep, each once."""
     kinds: list[tuple[str, type[ConfigModel]]] = [
-        *((LAUNCHER_KEYS, kind) for kind in KINDS.values()),
+        *((LAUNCHER_KEYS, kind) for kind in LAUNCHERS.values()),
         *((SWEEPER_KEYS, kind) for kind in SWEEPERS.values()),
         (SWEEP_KEYS, SweepConfig),
     ]
@@ -274,14 +274,14 @@ class Value:
     value: Any
 
 
-def first(override: Override, multirun: bool) -> Value:
+def first_value(override: Override, multirun: bool) -> Value:
     """The first of the values, of an interval its text. Raises BadInput as `expand`."""
     if multirun and override.is_interval_sweep():
         return Value(override.key_or_group, str(override.input_line).partition("=")[2], None)
-    return expand(override, multirun, 1)[0]
+    return expand_values(override, multirun, 1)[0]
 
 
-def expand(override: Override, multirun: bool, most: int = MAX_POINTS + 1) -> list[Value]:
+def expand_values(override: Override, multirun: bool, most: int = MAX_POINTS + 1) -> list[Value]:
     """The values a comma-separated override stands for, the first `most` of them. Raises BadInput for several values
     without `-m`.
     """

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from pydantic.fields import FieldInfo
 
 from cli.compose import Composer, Point
-from cli.overrides import MAX_POINTS, Value, expand, parse_override
+from cli.overrides import MAX_POINTS, Value, expand_values, parse_override
 from cli.sweep_config import SweepConfig
 from nanogpt import schema
 from nanogpt.errors import BadInput, one_line
@@ -35,7 +35,7 @@ class Axis:
     """What one key may be: one of `choices`, or if there are none a number from `low` to `high`, both of them too."""
 
     key: str
-    asked: str
+    override_text: str
     """As typed after `=`."""
     choices: tuple[str, ...] = ()
     low: float = 0
@@ -62,10 +62,10 @@ class Axis:
         else:
             inside = self.low <= value <= self.high and (not self.step or is_whole((value - self.low) / self.step))
         if not inside:
-            raise ValueError(f"{self.key}={text} is not in {self.asked}")
+            raise ValueError(f"{self.key}={text} is not in {self.override_text}")
         return value
 
-    def at(self, share: float) -> str:
+    def value_at(self, share: float) -> str:
         """The value, as text, at a share in [0, 1) of the way from the first to the last."""
         if self.choices:
             return self.choices[int(share * len(self.choices))]
@@ -96,9 +96,9 @@ class Space(Generic[Config]):
 
         Raises BadInput when it can't be.
         """
-        chosen = [*self.fixed, *(value_of(key, text) for key, text in texts.items())]
+        chosen = [*self.fixed, *(parse_value(key, text) for key, text in texts.items())]
         each = [[*chosen, seed] for seed in self.seeds] or [chosen]
-        made = [self.composer.point(values, self.keys, self.exclude) for values in each]
+        made = [self.composer.compose_point(values, self.keys, self.exclude) for values in each]
         return [point for point in made if point is not None]
 
     def start(self) -> Point[Config]:
@@ -106,7 +106,7 @@ class Space(Generic[Config]):
         chance, wrong = random.Random(0), None
         for count in range(START_TRIES):
             try:
-                made = self.points({axis.key: axis.at(chance.random() if count else 0) for axis in self.axes})
+                made = self.points({axis.key: axis.value_at(chance.random() if count else 0) for axis in self.axes})
                 if made:
                     return made[0]
             except BadInput as error:
@@ -114,37 +114,37 @@ class Space(Generic[Config]):
         raise wrong or BadInput(f"sweep.exclude: leaves out all of {START_TRIES} points that were tried")
 
 
-def space_of(composer: Composer, asked: list[Override], settings: SweepConfig) -> Space[Any]:
+def build_space(composer: Composer, asked: list[Override], settings: SweepConfig) -> Space[Any]:
     """The space of a command line and its files; every choice of files has been composed. Raises BadInput."""
     if given := next((key for key in ("zip", "points") if getattr(settings, key)), None):
         raise BadInput(f"sweep.{given}: is for grids; hydra/sweeper=optuna chooses values of each key by itself")
     swept = [one for one in asked if one.is_sweep_override()]
-    axes = tuple(axis_of(composer, one) for one in swept if one.key_or_group != SEED)
-    seeds = tuple(value for one in swept if one.key_or_group == SEED for value in seeds_of(one))
+    axes = tuple(build_axis(composer, one) for one in swept if one.key_or_group != SEED)
+    seeds = tuple(value for one in swept if one.key_or_group == SEED for value in read_seeds(one))
     if not axes:
         raise BadInput(f"hydra/sweeper=optuna: nothing to search in; give intervals or lists, e.g. {EXAMPLE}")
-    fixed = tuple(expand(one, False)[0] for one in asked if not one.is_sweep_override())
+    fixed = tuple(expand_values(one, False)[0] for one in asked if not one.is_sweep_override())
     space = Space(axes, seeds, fixed, settings.exclude, composer)
     files = [axis for axis in axes if axis.key in (*composer.groups, "init_from")]
     for texts in itertools.product(*(axis.choices for axis in files)):
-        chosen = [value_of(axis.key, text) for axis, text in zip(files, texts, strict=True)]
-        composer.base(composer.files([*fixed, *chosen]))
+        chosen = [parse_value(axis.key, text) for axis, text in zip(files, texts, strict=True)]
+        composer.compose_files(composer.chosen_files([*fixed, *chosen]))
     return space
 
 
-def value_of(key: str, text: str) -> Value:
+def parse_value(key: str, text: str) -> Value:
     """A value as the command line reads it."""
     return Value(key, text, parse_override(f"{key}={text}").value())
 
 
-def seeds_of(override: Override) -> list[Value]:
+def read_seeds(override: Override) -> list[Value]:
     """The seeds of every trial. Raises BadInput."""
     if override.is_interval_sweep():
         raise BadInput(f"{one_line(override.input_line)}: isn't searched; a list of seeds trains every trial with each")
-    return list({value.value: value for value in expand(override, True)}.values())
+    return list({value.value: value for value in expand_values(override, True)}.values())
 
 
-def axis_of(composer: Composer, override: Override) -> Axis:
+def build_axis(composer: Composer, override: Override) -> Axis:
     """What a swept key may be, each value checked by itself. Raises BadInput."""
     key, text = override.key_or_group, str(override.input_line)
     field = dict(schema.iter_fields(composer.kind)).get(key)
@@ -152,18 +152,18 @@ def axis_of(composer: Composer, override: Override) -> Axis:
         raise BadInput(f"{one_line(text)}: can't change a result, so there is nothing to search")
     swept = override.value()
     if isinstance(swept, IntervalSweep | RangeSweep) and field:
-        axis = numbers(key, text, swept, field)
+        axis = numeric_axis(key, text, swept, field)
         checked = [axis.text(axis.low), axis.text(axis.high)]
     else:
-        values = expand(override, True)
+        values = expand_values(override, True)
         axis = Axis(key, text.partition("=")[2], tuple(dict.fromkeys(value.text for value in values)))
         checked = list(axis.choices) if field else []
     for one in checked:
-        schema.check_value(composer.kind, key, value_of(key, one).value)
+        schema.check_value(composer.kind, key, parse_value(key, one).value)
     return axis
 
 
-def numbers(key: str, text: str, swept: IntervalSweep | RangeSweep, field: FieldInfo) -> Axis:
+def numeric_axis(key: str, text: str, swept: IntervalSweep | RangeSweep, field: FieldInfo) -> Axis:
     """An interval or a range. Raises BadInput."""
     log = "log" in swept.tags
     if odd := swept.tags - {"log"}:
@@ -175,7 +175,7 @@ def numbers(key: str, text: str, swept: IntervalSweep | RangeSweep, field: Field
         if whole and not (is_whole(low) and is_whole(high)):
             raise BadInput(f"{one_line(text)}: {key} is an integer, so its limits must be")
     else:
-        low, high, step, whole = limits(text, swept)
+        low, high, step, whole = range_limits(text, swept)
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise BadInput(f"{one_line(text)}: an interval needs two numbers, the lower one first")
     if log and (low <= 0 or (step or 1) != 1 or (step and not whole)):
@@ -185,7 +185,7 @@ def numbers(key: str, text: str, swept: IntervalSweep | RangeSweep, field: Field
     return Axis(key, text.partition("=")[2], (), low, high, step, log, whole)
 
 
-def limits(text: str, swept: RangeSweep) -> tuple[float, float, float, bool]:
+def range_limits(text: str, swept: RangeSweep) -> tuple[float, float, float, bool]:
     """(first, last, step, whether all are integers) of a range, in rising order; the end isn't in it, as in a grid."""
     try:
         found = swept.range()

@@ -15,14 +15,14 @@ from nanogpt.schema import ConfigModel, free
 CONDITION = re.compile(r"([A-Za-z_][\w./]*)(>=|<=|!=|=|>|<)(\S+)")
 
 
-def conditions(text: str) -> str:
+def check_conditions(text: str) -> str:
     """Comparisons of keys with values, separated by blanks."""
     if text.split() and all(CONDITION.fullmatch(word) for word in text.split()):
         return text
     raise PydanticCustomError("form", "comparisons separated by blanks, e.g. 'optimizer.lr>=1e-2 model.dropout=0'")
 
 
-def swept_keys(values: dict[str, Any]) -> dict[str, Any]:
+def check_grid(values: dict[str, Any]) -> dict[str, Any]:
     """Keys with a list of values, or values as on a command line."""
     if all(
         value not in ([], (), "") and isinstance(value, list | tuple | str | int | float) for value in values.values()
@@ -31,33 +31,33 @@ def swept_keys(values: dict[str, Any]) -> dict[str, Any]:
     raise PydanticCustomError("form", "{key: [value, value]}, with one value at least for each key")
 
 
-def point_list(points: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+def check_points(points: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
     """Points, each as {key: value}."""
     if all(points):
         return points
     raise PydanticCustomError("form", "a list of {key: value}, none of them empty")
 
 
-def in_groups(value: Any) -> Any:
+def wrap_single_group(value: Any) -> Any:
     """`[a,b]` as `[[a,b]]`: mostly there is one group of keys that go together."""
     flat = isinstance(value, list) and value and not any(isinstance(one, list) for one in value)  # pyright: ignore[reportUnknownVariableType]
     return [value] if flat else value  # pyright: ignore[reportUnknownVariableType]
 
 
 Keys = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
-Conditions = Annotated[str, AfterValidator(conditions)]
+Conditions = Annotated[str, AfterValidator(check_conditions)]
 
 
 class SweepConfig(ConfigModel):
     """Which points there are, and which of them are trained again."""
 
-    grid: Annotated[dict[str, Any], AfterValidator(swept_keys)] = free(
+    grid: Annotated[dict[str, Any], AfterValidator(check_grid)] = free(
         {}, "for files of conf/experiment: {key: [values]}; a key on the command line replaces the file's"
     )
-    points: Annotated[tuple[dict[str, Any], ...], Field(strict=False), AfterValidator(point_list)] = free(
+    points: Annotated[tuple[dict[str, Any], ...], Field(strict=False), AfterValidator(check_points)] = free(
         (), "a list of points, e.g. [{optimizer.lr:1e-3,model:tiny},{optimizer.lr:1e-4,model:gpt2}]; times the grid"
     )
-    zip: Annotated[tuple[Keys, ...], Field(strict=False), BeforeValidator(in_groups)] = free(
+    zip: Annotated[tuple[Keys, ...], Field(strict=False), BeforeValidator(wrap_single_group)] = free(
         (), "keys whose values go in pairs, e.g. [optimizer.lr,batch_tokens], or several such lists"
     )
     exclude: Annotated[tuple[Conditions, ...], Field(strict=False)] = free(
@@ -102,7 +102,7 @@ Sweeper = AllPoints | Halving | Search
 SWEEPERS: dict[str, type[Sweeper]] = {"all": AllPoints, "halving": Halving, "optuna": Search}
 
 
-def sweeper_with(key: str) -> str:
+def sweepers_with_key(key: str) -> str:
     """The sweepers that have a key, as one would choose them."""
     names = [name for name, kind in SWEEPERS.items() if key in kind.model_fields and key != "method"]
     return " or ".join(f"hydra/sweeper={name}" for name in names)

@@ -10,7 +10,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 
 from cli import config_files
-from cli.compose import Composer, Point, register
+from cli.compose import Composer, Point, register_schemas
 from cli.grid import LinkedValues, grid_axes
 from cli.launcher_config import Launcher
 from cli.overrides import (
@@ -23,15 +23,15 @@ from cli.overrides import (
     SWEEPER_KEYS,
     Value,
     check_keys,
-    expand,
     expand_glob,
-    first,
+    expand_values,
+    first_value,
     keep_last,
     parse_override,
     split_literals,
 )
 from cli.quoting import format_override, format_value
-from cli.search_space import Space, space_of
+from cli.search_space import Space, build_space
 from cli.sweep_config import Search, SweepConfig, Sweeper
 from nanogpt.errors import BadInput
 from nanogpt.schema import ConfigModel
@@ -58,11 +58,11 @@ class Sweep(Generic[Config]):
     """What a search chooses from; of its points, `points` has one that can be."""
 
     @property
-    def in_files(self) -> set[str]:
+    def keys_swept_in_files(self) -> set[str]:
         """Keys that files sweep."""
         return {*self.settings.grid, *(key for point in self.settings.points for key in point)}
 
-    def refuse_without_m(self) -> None:
+    def check_multirun(self) -> None:
         """What is about sweeps needs `-m`. Raises BadInput."""
         if self.launcher.executor != "none":
             raise BadInput("hydra/launcher: is for sweeps; add -m, or for this run alone: nanogpt submit …")
@@ -70,61 +70,61 @@ class Sweep(Generic[Config]):
             key for key in (*self.sweep_keys, *self.shared) if key.startswith((SWEEP_KEYS, SWEEPER_KEYS, SWEEPER))
         ]:
             raise BadInput(f"{given[0]}: is for sweeps; add -m")
-        if self.in_files:
+        if self.keys_swept_in_files:
             what = f"experiment={self.shared['experiment']}" if "experiment" in self.shared else "sweep.grid"
             raise BadInput(f"{what}: is a study of several runs; add -m")
 
 
-def points(door: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> list[Config]:
+def read_configs(command: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> list[Config]:
     """One checked config for every point of the sweep; one point without `-m`. Raises BadInput; creates nothing."""
-    return [point.config for point in read(door, kind, overrides, multirun).points]
+    return [point.config for point in read_sweep(command, kind, overrides, multirun).points]
 
 
-def read(door: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> Sweep[Config]:
+def read_sweep(command: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> Sweep[Config]:
     """All that the command line asks for. Raises BadInput; creates nothing."""
     with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
-        asked = ask(door, kind, overrides, multirun)
+        asked = parse_command_line(command, kind, overrides, multirun)
         composer, space = asked.composer, None
         if asked.is_search:
-            space = space_of(composer, asked.given, asked.settings)
+            space = build_space(composer, asked.given, asked.settings)
             made, several, excluded = [space.start()], space.keys, 0
         else:
-            combinations = asked.combinations()
-            several = asked.several
-            made = composer.points(combinations, several, asked.settings.exclude if multirun else ())
+            combinations = asked.combine_values()
+            several = asked.swept_keys
+            made = composer.compose_points(combinations, several, asked.settings.exclude if multirun else ())
             excluded = len(combinations) - len(made)
         return Sweep(
             made,
             composer.launcher(),
-            composer.given(LAUNCHER_KEYS),
+            composer.command_line_keys(LAUNCHER_KEYS),
             {one.key: one.text for one in asked.mine if one.key not in several} | composer.literals,
             composer.sweeper(),
             composer.settings(),
             excluded,
-            tuple(one.key for one in composer.asides),
+            tuple(one.key for one in composer.sweep_keys),
             space,
         )
 
 
-def composed(door: str, kind: type[ConfigModel], overrides: list[str]) -> dict[str, Any]:
+def compose_unchecked(command: str, kind: type[ConfigModel], overrides: list[str]) -> dict[str, Any]:
     """What files and command line say of every key, together unchecked. Raises BadInput."""
     with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
-        asked = ask(door, kind, overrides, False)
-        return asked.composer.flat(asked.composer.plain(asked.mine))
+        asked = parse_command_line(command, kind, overrides, False)
+        return asked.composer.flatten(asked.composer.compose_values(asked.mine))
 
 
-def size(door: str, kind: type[ConfigModel], overrides: list[str]) -> int | None:
+def count_points(command: str, kind: type[ConfigModel], overrides: list[str]) -> int | None:
     """How many points a sweep has, or a few more, a hundred times faster than composing them; None for a search.
 
     Raises BadInput.
     """
     with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
-        asked = ask(door, kind, overrides, True)
-        return None if asked.is_search else len(asked.combinations())
+        asked = parse_command_line(command, kind, overrides, True)
+        return None if asked.is_search else len(asked.combine_values())
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedCommand:
     """A command line with the files it chooses, before its points are composed."""
 
     composer: Composer
@@ -143,68 +143,70 @@ class Asked:
     @cached_property
     def swept(self) -> list[list[Value]]:
         """All values of each key. Raises BadInput."""
-        return [expand(override, self.multirun) for override in self.given]
+        return [expand_values(override, self.multirun) for override in self.given]
 
     @property
-    def several(self) -> set[str]:
+    def swept_keys(self) -> set[str]:
         """The keys in which points differ."""
         listed = {value.key for bundle in self.listed for value in bundle}
         return {values[0].key for values in self.swept if len(values) > 1} | listed
 
-    def combinations(self) -> list[list[Value]]:
+    def combine_values(self) -> list[list[Value]]:
         """The values of each point of a grid. Raises BadInput."""
         choices = grid_axes(self.swept, self.listed, self.settings.zip if self.multirun else ())
-        refuse_many(math.prod(map(len, choices)))
+        check_point_count(math.prod(map(len, choices)))
         return [[value for bundle in chosen for value in bundle] for chosen in itertools.product(*choices)]
 
 
-def ask(door: str, kind: type[ConfigModel], overrides: list[str], multirun: bool) -> Asked:
+def parse_command_line(command: str, kind: type[ConfigModel], overrides: list[str], multirun: bool) -> ParsedCommand:
     """Read a command line. Raises BadInput."""
     literals, rest = split_literals(kind, keep_last(overrides))
-    parsed = [expand_glob(door, kind, parse_override(text, kind)) for text in rest]
-    register(door, kind)
-    firsts = [first(override, multirun) for override in parsed]
-    check_keys(door, kind, parsed)
-    composer = Composer(door, kind, literals, [one for one in firsts if one.key.startswith(SWEEP_PREFIXES)])
+    parsed = [expand_glob(command, kind, parse_override(text, kind)) for text in rest]
+    register_schemas(command, kind)
+    firsts = [first_value(override, multirun) for override in parsed]
+    check_keys(command, kind, parsed)
+    composer = Composer(command, kind, literals, [one for one in firsts if one.key.startswith(SWEEP_PREFIXES)])
     given = [one for one in parsed if not one.key_or_group.startswith(SWEEP_PREFIXES)]
     mine = [one for one in firsts if not one.key.startswith(SWEEP_PREFIXES)]
-    composer.base(composer.files(mine))
+    composer.compose_files(composer.chosen_files(mine))
     settings, listed = composer.settings(), list[LinkedValues]()
     if multirun:
-        grid, listed = from_files(door, kind, {one.key for one in mine}, settings)
+        grid, listed = read_file_sweeps(command, kind, {one.key for one in mine}, settings)
         given = [*given, *grid]
-    return Asked(composer, mine, given, listed, settings, multirun)
+    return ParsedCommand(composer, mine, given, listed, settings, multirun)
 
 
-def refuse_many(count: int) -> None:
+def check_point_count(count: int) -> None:
     """Raises BadInput for more points than anybody means."""
     if count > MAX_POINTS:
         raise BadInput(f"-m: {count:,} points; allowed: at most {MAX_POINTS:,}")
 
 
-def from_files(
-    door: str, kind: type[ConfigModel], mine: set[str], settings: SweepConfig
+def read_file_sweeps(
+    command: str, kind: type[ConfigModel], mine: set[str], settings: SweepConfig
 ) -> tuple[list[Override], list[LinkedValues]]:
     """(the keys of sweep.grid that the command line, which has `mine`, leaves alone; the points of sweep.points).
 
     Raises BadInput.
     """
     grid = [
-        expand_glob(door, kind, parsed_values(key, values)) for key, values in settings.grid.items() if key not in mine
+        expand_glob(command, kind, parse_file_values(key, values))
+        for key, values in settings.grid.items()
+        if key not in mine
     ]
     points = [
         [parse_override(format_override(key, value)) for key, value in point.items()] for point in settings.points
     ]
     for overrides in (grid, *points):
-        check_keys(door, kind, overrides)
+        check_keys(command, kind, overrides)
         if shared := [
             one.key_or_group for one in overrides if one.key_or_group.startswith((*SWEEP_PREFIXES, LAUNCHER, SWEEPER))
         ]:
             raise BadInput(f"sweep.grid, sweep.points: {shared[0]} is one for all points and can't be swept")
-    return grid, [tuple(expand(one, False)[0] for one in overrides) for overrides in points]
+    return grid, [tuple(expand_values(one, False)[0] for one in overrides) for overrides in points]
 
 
-def parsed_values(key: str, values: Any) -> Override:
+def parse_file_values(key: str, values: Any) -> Override:
     """A key of sweep.grid as if it were on the command line: a list of values, or what would follow `=` there."""
     texts = [format_value(value) for value in values] if isinstance(values, list | tuple) else [str(values)]  # pyright: ignore[reportUnknownVariableType]
     return parse_override(f"{key}={','.join(texts)}")

@@ -45,16 +45,16 @@ def points(command: tuple[str, ...], folder: Path, begun: int) -> list[tuple[str
     """Name and config of a command's points, of a search those it chose, if they belong into a folder of this name;
     none when all have `begun`.
     """
-    from cli.sweep_request import read, size
+    from cli.sweep_request import count_points, read_sweep
     from launch.study import study_of
     from launch.trials import Record
 
     words = [word for word in command if not word.startswith("-")]
     try:
-        count = size("train", TrainConfig, words)
+        count = count_points("train", TrainConfig, words)
         if count is not None and count <= begun:
             return []
-        sweep = read("train", TrainConfig, words, multirun=True)
+        sweep = read_sweep("train", TrainConfig, words, multirun=True)
         planned = study_of(sweep)
         members = planned.members
         if sweep.space is not None:

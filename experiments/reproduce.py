@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from cli.compose import HORIZON
 from cli.config_files import choices
 from cli.quoting import format_override
-from cli.sweep_request import composed, read
+from cli.sweep_request import compose_unchecked, read_sweep
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import LabError
@@ -42,12 +42,15 @@ def command_from(config: TrainConfig, files: Sequence[str]) -> str | None:
     wanted = dict(schema.iter_values(config))
     source = [format_override("data.source", config.data.source)] if config.data.source is not None else []
     try:
-        start = {key: as_in_configs(value) for key, value in composed("train", TrainConfig, [*files, *source]).items()}
+        start = {
+            key: as_in_configs(value)
+            for key, value in compose_unchecked("train", TrainConfig, [*files, *source]).items()
+        }
         differing = [key for key in wanted if wanted[key] != start[key] and not left_out(key)]
         given = {key for key in differing if wanted[key] is not None} & set(HORIZON)
         words = [format_override(key, wanted[key]) for key in differing if key not in HORIZON or key in given]
         words = [*files, *source, *words]
-        again = read("train", TrainConfig, words).points[0].config
+        again = read_sweep("train", TrainConfig, words).points[0].config
         data = again.data.model_copy(update={"source_sha256": config.data.source_sha256})
         if signature(again.model_copy(update={"data": data})) != signature(config):
             return None

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cli.launcher_config import KINDS, JobLauncher, LaunchConfig
+from cli.launcher_config import LAUNCHERS, JobLauncher, LaunchConfig
 from launch import local, slurm
 from launch.resources import placed, resources_of
 from launch.snapshot import restore, snapshot
@@ -162,7 +162,7 @@ def send(study: Study, points: list[Point], code: str, changes: dict[str, Any]) 
     old = points[0].submission
     assert old is not None
     values = {key: value for key, value in old.facts.launcher.items() if value is not None} | changes
-    kind = KINDS[old.facts.executor]
+    kind = LAUNCHERS[old.facts.executor]
     try:
         launcher = schema.from_stored(kind, values)
     except BadInput as error:

@@ -32,12 +32,12 @@ def submit(words: list[str]) -> int:
     if flags:
         raise BadInput(f"{flags[0]}: submit takes settings of one run; sweeps: python train.py -m hydra/launcher=…")
     from cli.overrides import warn_about_repeats
-    from cli.sweep_request import read
+    from cli.sweep_request import read_sweep
     from launch.sweep import run_one
 
     warn_about_repeats(overrides)
     chosen = any(word.startswith("hydra/launcher=") for word in overrides)
-    sweep = read("train", TrainConfig, overrides if chosen else [*overrides, "hydra/launcher=submitit_slurm"])
+    sweep = read_sweep("train", TrainConfig, overrides if chosen else [*overrides, "hydra/launcher=submitit_slurm"])
     if isinstance(sweep.launcher, BasicLauncher):
         raise BadInput("hydra/launcher=basic: runs it here: python train.py …")
     return run_one(sweep)
@@ -56,12 +56,12 @@ def about_jobs(command: str, words: list[str]) -> int:
     if len(named) > 1:
         raise BadInput(f"{one_line(named[1])}: one study or run at a time, or none for the latest")
     from cli.overrides import warn_about_repeats
-    from cli.sweep_request import read
+    from cli.sweep_request import read_sweep
     from launch import commands
 
     warn_about_repeats([word for word in overrides if word not in named])
     settings = [word for word in overrides if word not in named] + [f"target={word}" for word in named]
-    asked = read("launch", LaunchConfig, settings)
+    asked = read_sweep("launch", LaunchConfig, settings)
     calls: dict[str, Callable[[LaunchConfig], int]] = {
         "status": commands.status,
         "logs": commands.logs,

@@ -192,7 +192,7 @@ def say_space(sweeper: Search, space: Space[TrainConfig], trials: Sequence[Trial
     done = sum(one.state != "open" for one in trials)
     say(f"search  {sweeper.trials} trials{seeds}, {sweeper.at_once} at once, by {sweeper.sampler}; {done} done")
     for axis in space.axes:
-        say(f"        {axis.key}={one_line(axis.asked, 200)}")
+        say(f"        {axis.key}={one_line(axis.override_text, 200)}")
 
 
 def say_trial(one: Trial) -> None:

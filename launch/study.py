@@ -128,7 +128,7 @@ def study_name(sweep: Sweep[TrainConfig], shared: Mapping[str, str]) -> str:
     change results.
     """
     first = sweep.points[0].config
-    swept = [key for key in swept_keys(sweep.points) if key not in sweep.in_files]
+    swept = [key for key in swept_keys(sweep.points) if key not in sweep.keys_swept_in_files]
     base = first.name or "-".join(getattr(first, group).name for group in ("model", "data") if group not in swept)
     if first.name and "name" in sweep.shared:
         return base

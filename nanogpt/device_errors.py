@@ -1,7 +1,7 @@
 """Turn errors of CUDA, nccl and gloo into one line: their words, a remedy, the variable that makes them say more.
 
 Their texts are pages of C++, whose first line, or nccl's `Last error`, says what happened. All of it goes to a file.
-Without torch: the doors ask here too.
+Without torch: commands import this before torch.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""Every way a run can end badly, one class an exit code. A door prints the message on one line and exits with the code.
+"""Errors with exit codes, one class per code. A command prints the message on one line and exits with the code.
 
-The codes are part of the interface (README, "Exit codes"): 0 done, 1 a mistake of ours, 2 bad input, 3 data, 4
+The codes are part of the interface (README, "Exit codes"): 0 done, 1 internal error, 2 bad input, 3 data, 4
 checkpoint, 5 environment, 6 diverged, 7 peer lost, 75 run directory locked, 85 stopped with a checkpoint saved.
 """
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from cli.compose import Composer, register
+from cli.compose import Composer, register_schemas
 
 Made = tuple[DictConfig, dict[str, list[dict[str, Any]]]]
 
@@ -16,24 +16,27 @@ class Remembering(Composer):
     made: dict[tuple[str, ...], Made] = {}  # noqa: RUF012
     plain_made: dict[tuple[str, ...], dict[str, Any] | None] = {}  # noqa: RUF012
 
-    def base(self, files: tuple[str, ...]) -> DictConfig:
-        key = (self.door, *files)
+    def compose_files(self, files: tuple[str, ...]) -> DictConfig:
+        key = (self.command, *files)
         if key not in self.made:
-            before, self.found = self.found, {prefix: [] for prefix in self.found}
+            before, self.sweep_keys_in_files = (
+                self.sweep_keys_in_files,
+                {prefix: [] for prefix in self.sweep_keys_in_files},
+            )
             try:
-                self.made[key] = super().base(files), self.found
+                self.made[key] = super().compose_files(files), self.sweep_keys_in_files
             finally:
-                self.found = before
-        self.composed[files], found = self.made[key]
+                self.sweep_keys_in_files = before
+        self.composed_files[files], found = self.made[key]
         for prefix, plain in found.items():
-            self.found[prefix] += [one for one in plain if one not in self.found[prefix]]
-        return self.composed[files]
+            self.sweep_keys_in_files[prefix] += [one for one in plain if one not in self.sweep_keys_in_files[prefix]]
+        return self.composed_files[files]
 
-    def constants(self, files: tuple[str, ...]) -> dict[str, Any] | None:
-        key = (self.door, *files)
+    def constant_values_of(self, files: tuple[str, ...]) -> dict[str, Any] | None:
+        key = (self.command, *files)
         if key not in self.plain_made:
-            self.plain_made[key] = super().constants(files)
+            self.plain_made[key] = super().constant_values_of(files)
         return self.plain_made[key]
 
 
-register_once = cache(register)
+register_once = cache(register_schemas)

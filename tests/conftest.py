@@ -53,7 +53,7 @@ def seeded() -> None:
 def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in this process compose each choice of files once; those in their own compose as ever."""
     monkeypatch.setattr(sweep_request, "Composer", Remembering)
-    monkeypatch.setattr(sweep_request, "register", register_once)
+    monkeypatch.setattr(sweep_request, "register_schemas", register_once)
 
 
 def pytest_xdist_auto_num_workers() -> int:

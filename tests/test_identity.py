@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from nanogpt import schema
 from nanogpt.config import SyncConfig, TrainConfig
 from nanogpt.errors import BadInput
@@ -75,7 +75,7 @@ def test_stored_configs_keep_their_signatures() -> None:
 )
 def test_the_same_command_has_the_same_signature(row: dict[str, Any]) -> None:
     """A preset or default that changes must not make today's command another run than yesterday's."""
-    check_signature(read("train", TrainConfig, with_new_names(row["command"])).points[0].config, row)
+    check_signature(read_sweep("train", TrainConfig, with_new_names(row["command"])).points[0].config, row)
 
 
 def test_every_later_key_says_what_reproduces_earlier_behaviour() -> None:
@@ -88,8 +88,8 @@ def test_every_later_key_says_what_reproduces_earlier_behaviour() -> None:
 @pytest.mark.parametrize("former", RENAMED)
 def test_a_former_name_is_answered_with_the_new_one(former: str) -> None:
     with pytest.raises(BadInput, match=rf"^{re.escape(former)}: was renamed to {re.escape(RENAMED[former])}$"):
-        read("train", TrainConfig, [f"{former}=1"])
-    values = json.loads(schema.to_json(read("train", TrainConfig, []).points[0].config))
+        read_sweep("train", TrainConfig, [f"{former}=1"])
+    values = json.loads(schema.to_json(read_sweep("train", TrainConfig, []).points[0].config))
     section = values
     *groups, leaf = RENAMED[former].split(".")
     for group in groups:
@@ -98,20 +98,20 @@ def test_a_former_name_is_answered_with_the_new_one(former: str) -> None:
     with pytest.raises(BadInput, match="was renamed to"):
         schema.from_dict(TrainConfig, values)
     assert schema.to_json(from_stored(TrainConfig, values)) == schema.to_json(
-        read("train", TrainConfig, []).points[0].config
+        read_sweep("train", TrainConfig, []).points[0].config
     )
 
 
 def test_former_names_of_other_commands_keys() -> None:
     with pytest.raises(BadInput, match=r"hydra\.launcher.max_fruitless: was renamed to hydra\.launcher.max_restarts"):
-        read(
+        read_sweep(
             "train",
             TrainConfig,
             ["hydra/launcher=submitit_local", "hydra.launcher.max_fruitless=1", "training.seed=1,2"],
             True,
         )
     with pytest.raises(BadInput, match=r"^mirrors: was renamed to trackers$"):
-        read("sync", SyncConfig, ["mirrors=[wandb]"])
+        read_sweep("sync", SyncConfig, ["mirrors=[wandb]"])
 
 
 class Before(ConfigModel):

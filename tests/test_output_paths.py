@@ -14,7 +14,7 @@ from nanogpt.benchmark import report as bench
 from nanogpt.errors import BadEnvironment, BadInput, LabError
 from nanogpt.generation.command import sample
 from nanogpt.output_paths import check_output_file, check_output_folder
-from tests.cli_helpers import DOORS
+from tests.cli_helpers import CONFIGS
 
 FILES: dict[str, tuple[str, Callable[..., int], list[str]]] = {
     "sample": ("out", sample, []),
@@ -84,16 +84,16 @@ def test_what_may_not_be_written(places: Path, monkeypatch: pytest.MonkeyPatch) 
             check()
 
 
-@pytest.mark.parametrize("door", FILES)
-def test_commands_check_their_file_first(door: str, places: Path) -> None:
-    key, main, words = FILES[door]
+@pytest.mark.parametrize("command", FILES)
+def test_commands_check_their_file_first(command: str, places: Path) -> None:
+    key, main, words = FILES[command]
     for place in ("folder", "file/x"):
         with pytest.raises(BadInput, match=f"^{key}={place}: "):
-            dispatch(door, DOORS[door], main, [*words, f"{key}={place}"])
+            dispatch(command, CONFIGS[command], main, [*words, f"{key}={place}"])
 
 
-@pytest.mark.parametrize("door", FOLDERS)
-def test_commands_check_their_folder_first(door: str, places: Path) -> None:
-    key, main, words = FOLDERS[door]
+@pytest.mark.parametrize("command", FOLDERS)
+def test_commands_check_their_folder_first(command: str, places: Path) -> None:
+    key, main, words = FOLDERS[command]
     with pytest.raises(LabError, match=f"^{key}=file: not a folder"):
-        dispatch(door, DOORS[door], main, [*words, f"{key}=file"])
+        dispatch(command, CONFIGS[command], main, [*words, f"{key}=file"])

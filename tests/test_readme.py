@@ -1,4 +1,4 @@
-"""README, docs/ and the help pages are true: the doors take every command in them, links and paths lead somewhere."""
+"""README, docs/ and the help pages are true: the commands take every word in them, links and paths lead somewhere."""
 
 import re
 import shlex
@@ -8,12 +8,12 @@ import pytest
 
 from cli.argv import split_flags
 from cli.commands import COMMANDS, JOBS
-from cli.crash_report import CODE
+from cli.crash_report import EXIT_CODE
 from cli.help import slug
 from cli.quoting import collect_targets
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.errors import STOPPED, LabError
-from tests.cli_helpers import DOORS
+from tests.cli_helpers import CONFIGS
 
 ROOT = Path(__file__).parents[1]
 BY_COMMAND = {
@@ -23,7 +23,7 @@ BY_COMMAND = {
 BY_COMMAND["nanogpt submit"] = "train"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("cli/help_texts/*.txt"))]
-MARKDOWN = [path for room in ("*", "docs/**/*", "experiments/worked/**/*") for path in sorted(ROOT.glob(f"{room}.md"))]
+MARKDOWN = [path for name in ("*", "docs/**/*", "experiments/worked/**/*") for path in sorted(ROOT.glob(f"{name}.md"))]
 TORCHRUN = r"torchrun(?: --\S+)+"
 
 
@@ -44,19 +44,19 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", [c for c in commands() if "…" not in c and "-sc" not in c])
 def test_commands_compose(command: str) -> None:
-    program, door, *words = shlex.split(re.sub(TORCHRUN, "python", command, count=1))
+    program, subcommand, *words = shlex.split(re.sub(TORCHRUN, "python", command, count=1))
     if "--help" in words:
         return  # asked for in test_compose
-    name = BY_COMMAND[f"{program} {door}"]
+    name = BY_COMMAND[f"{program} {subcommand}"]
     words = [word for word in words if word != "STUDY|RUN"]
     targets = COMMANDS[name].targets if name in COMMANDS else "target"
     flags, overrides = split_flags(collect_targets(words, targets) if targets and name != "launch" else words)
     if name == "launch":
         overrides = [word if "=" in word else f"target={word}" for word in overrides]
-    if door == "submit":  # its default
+    if subcommand == "submit":  # its default
         overrides.append("hydra/launcher=submitit_slurm")
-    kind = DOORS[name]
-    assert points(name, kind, overrides, multirun="-m" in flags)
+    kind = CONFIGS[name]
+    assert read_configs(name, kind, overrides, multirun="-m" in flags)
 
 
 def test_there_are_commands() -> None:
@@ -75,9 +75,9 @@ def test_links_and_pictures_are_there() -> None:
 
 
 def test_files_that_are_named_are_there() -> None:
-    rooms = "cli|docs|experiments|launch|nanogpt|tests"
+    folders = "cli|docs|experiments|launch|nanogpt|tests"
     for page in PAGES:
-        for name in re.findall(rf"(?:`|\s)((?:{rooms})/[\w/.-]+\.(?:py|yaml|txt|md))\b", page.read_text()):
+        for name in re.findall(rf"(?:`|\s)((?:{folders})/[\w/.-]+\.(?:py|yaml|txt|md))\b", page.read_text()):
             assert (ROOT / name).exists(), (page, name)
 
 
@@ -124,7 +124,7 @@ def test_the_index_has_every_page() -> None:
 
 def test_every_exit_code_is_explained() -> None:
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
-    codes = {kind.exit_code for kind in LabError.__subclasses__()} | {0, CODE, STOPPED}
+    codes = {kind.exit_code for kind in LabError.__subclasses__()} | {0, EXIT_CODE, STOPPED}
     assert codes <= {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
 
 

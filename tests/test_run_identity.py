@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cli.compose import Point
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from launch.precision_check import check_precisions
 from launch.study import Member, members_of, study_of
 from nanogpt import schema
@@ -167,7 +167,7 @@ def test_a_study_is_named_by_the_content_of_its_files(
 ) -> None:
     def folder(source: str) -> Path:
         words = [f"runs_dir={tmp_path}/runs", f"data.dir={tmp_path}/data", "data=text", "training.seed=1,2"]
-        return study_of(read("train", TrainConfig, [*words, f"data.source={source}"], multirun=True)).path
+        return study_of(read_sweep("train", TrainConfig, [*words, f"data.source={source}"], multirun=True)).path
 
     monkeypatch.chdir(tmp_path)
     first = folder("corpus.txt")

@@ -1,4 +1,4 @@
-"""Which rank this process is, as the environment says; without torch, so that doors and launchers can ask."""
+"""Which rank this process is, as the environment says; without torch, so that commands and launchers can ask."""
 
 import re
 from collections.abc import Mapping, MutableMapping

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cli.entry import dispatch
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import SampleConfig, TrainConfig
 from nanogpt.schema import iter_values
-from tests.cli_helpers import refused
+from tests.cli_helpers import error_message
 
 WRONG = [  # what was typed, after the shell, and the value that the advice gives
     (["data=text", "data.source=a&b.txt"], "data.source", "a&b.txt"),
@@ -36,10 +36,10 @@ WRONG = [  # what was typed, after the shell, and the value that the advice give
 @pytest.mark.parametrize(("words", "key", "value"), WRONG, ids=[words[-1] for words, _, _ in WRONG])
 def test_the_advice_composes(words: list[str], key: str, value: object) -> None:
     *others, _ = words
-    message = refused("train", words).partition("; allowed")[0]
+    message = error_message("train", words).partition("; allowed")[0]
     advice = re.split(r": |; write |; quote it: |without dashes: ", message)[-1].removeprefix("write ")
     (word,) = shlex.split(advice if "=" in advice else f"{key}={advice}")
-    (config,) = points("train", TrainConfig, [*others, word])
+    (config,) = read_configs("train", TrainConfig, [*others, word])
     assert dict(iter_values(config))[key] == value
 
 
@@ -76,12 +76,12 @@ def test_the_advice_composes(words: list[str], key: str, value: object) -> None:
     ],
 )
 def test_messages(words: str, expected: str) -> None:
-    assert expected in refused("train", [words])
+    assert expected in error_message("train", [words])
 
 
 def test_no_number_is_read_as_another_unsaid() -> None:
-    assert "temperature=1e-400: too small" in refused("sample", ["temperature=1e-400"])
-    assert points("sample", SampleConfig, ["temperature=0.0"])[0].temperature == 0
+    assert "temperature=1e-400: too small" in error_message("sample", ["temperature=1e-400"])
+    assert read_configs("sample", SampleConfig, ["temperature=0.0"])[0].temperature == 0
 
 
 @pytest.mark.parametrize("words", [["--cfg", "job"], ["--cfg=job"], ["-c", "job", "--resolve"]])
@@ -93,12 +93,12 @@ def test_cfg_shows_all(words: list[str], capsys: pytest.CaptureFixture[str]) -> 
 def test_package_shows_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch("train", TrainConfig, lambda _: 1, ["--cfg", "job", "--package", "model", "model=baby"]) == 0
     assert capsys.readouterr().out.startswith("# @package model\nname: baby\nn_layer: ")
-    assert "did you mean 'model'?" in refused("train", ["--cfg", "job", "-p", "modle"])
-    assert "add --cfg job" in refused("train", ["--package", "model"])
+    assert "did you mean 'model'?" in error_message("train", ["--cfg", "job", "-p", "modle"])
+    assert "add --cfg job" in error_message("train", ["--package", "model"])
 
 
 def test_help_has_a_hint() -> None:
-    assert "see --help all; did you mean 'model'?" in refused("train", ["--help", "modle"])
+    assert "see --help all; did you mean 'model'?" in error_message("train", ["--help", "modle"])
 
 
 BAD_FILES = {
@@ -120,7 +120,7 @@ BAD_FILES = {
 def test_a_file_that_cannot_be_used(name: str, experiment: Path) -> None:
     content, expected = BAD_FILES[name]
     experiment.write_bytes((b"" if name == "utf16" else b"# @package _global_\n") + content)
-    message = refused("train", ["experiment=mine"])
+    message = error_message("train", ["experiment=mine"])
     assert expected in message and "mine" in message and message.isprintable()
 
 
@@ -129,4 +129,4 @@ def test_a_file_may_choose_launcher_and_sweeper(experiment: Path) -> None:
         "# @package _global_\ndefaults:\n  - override /hydra/launcher: submitit_local\n"
         "hydra:\n  launcher:\n    timeout_min: 7\n"
     )
-    assert points("train", TrainConfig, ["experiment=mine", "optimizer.lr=1e-3,2e-3"], multirun=True)
+    assert read_configs("train", TrainConfig, ["experiment=mine", "optimizer.lr=1e-3,2e-3"], multirun=True)

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cli.entry import dispatch
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import TrainConfig
 from nanogpt.errors import Diverged, LabError
 from nanogpt.schema import iter_fields
-from tests.cli_helpers import DOORS, refused
+from tests.cli_helpers import CONFIGS, error_message
 from tests.conftest import Run
 
 
@@ -34,11 +34,11 @@ from tests.conftest import Run
     ],
 )
 def test_sampling(words: str, expected: str) -> None:
-    assert expected in refused("sample", [words])
+    assert expected in error_message("sample", [words])
 
 
 @pytest.mark.parametrize(
-    ("door", "words", "expected"),
+    ("command", "words", "expected"),
     [
         ("sizing", "sizing.gpu=h101", "one of gb300, gb200, b300, b200, gh200, h200"),
         ("sizing", "sizing.gpu=h101", "did you mean 'h100'?"),
@@ -68,8 +68,8 @@ def test_sampling(words: str, expected: str) -> None:
         ("gc", "delete=1", "delete=1: a boolean is needed"),
     ],
 )
-def test_experiments(door: str, words: str, expected: str) -> None:
-    assert expected in refused(door, words.split())
+def test_experiments(command: str, words: str, expected: str) -> None:
+    assert expected in error_message(command, words.split())
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_experiments(door: str, words: str, expected: str) -> None:
     ],
 )
 def test_evaluating(words: str, expected: str) -> None:
-    assert expected in refused("evaluate", [words])
+    assert expected in error_message("evaluate", [words])
 
 
 def test_a_bad_point_stops_the_whole_sweep() -> None:
-    assert "optimizer.lr=abc: a number is needed" in refused("train", ["-m", "optimizer.lr=1e-3,abc"])
+    assert "optimizer.lr=abc: a number is needed" in error_message("train", ["-m", "optimizer.lr=1e-3,abc"])
 
 
 def test_points_of_a_sweep_fail_alone_and_a_stop_ends_it() -> None:
@@ -126,10 +126,10 @@ def wrong_values(annotation: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("door", ["train", "prepare", "sample", "evaluate", "scaling"])
-def test_every_leaf_refuses_wrong_values(door: str) -> None:
+@pytest.mark.parametrize("command", ["train", "prepare", "sample", "evaluate", "scaling"])
+def test_every_leaf_refuses_wrong_values(command: str) -> None:
     seen: set[str] = set()
-    for key, field in iter_fields(DOORS[door]):
+    for key, field in iter_fields(CONFIGS[command]):
         if key in ("prompt", "stop", "data.separator"):  # free text
             continue
         kind = str(field.annotation)
@@ -140,7 +140,7 @@ def test_every_leaf_refuses_wrong_values(door: str) -> None:
         for value in values:
             if len(value) == 1000 and key in PATHS:
                 continue  # a long path is text like any other until it is opened
-            message = refused(door, [f"{key}={value}"])
+            message = error_message(command, [f"{key}={value}"])
             assert len(message) < 400 and message.isprintable(), message
             group = key.split(".")[0]
             assert re.search(rf"\b{group}", message), message
@@ -182,7 +182,7 @@ def test_random_overrides_never_crash(words: list[str], flags: list[str]) -> Non
     if any(word.lstrip().startswith(("-h", "--help", "-c", "-i", "-sc", "--")) for word in words):
         words = ["x" + word for word in words]
     try:
-        points("train", TrainConfig, words, multirun=bool(flags))
+        read_configs("train", TrainConfig, words, multirun=bool(flags))
     except LabError as error:
         assert error.exit_code == 2 and str(error).isprintable()
 
@@ -217,4 +217,4 @@ def test_nan_is_not_a_number_anywhere() -> None:
     assert math.isnan(float("nan"))
     for key, field in iter_fields(TrainConfig):
         if "float" in str(field.annotation):
-            refused("train", [f"{key}=nan"])
+            error_message("train", [f"{key}=nan"])

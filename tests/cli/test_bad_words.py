@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli_helpers import refused
+from tests.cli_helpers import error_message
 
 TABLE = [
     # override syntax
@@ -181,7 +181,7 @@ TABLE = [
 @pytest.mark.parametrize(("words", "expected"), TABLE, ids=[words for words, _ in TABLE])
 def test_table(words: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    message = refused("train", [words] if "'" in words else words.split())
+    message = error_message("train", [words] if "'" in words else words.split())
     assert expected in message
     assert message.isprintable(), "one line, no control characters"
     assert not list(tmp_path.iterdir())

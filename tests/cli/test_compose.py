@@ -1,4 +1,4 @@
-"""Every YAML composes, validates and means what it says; the doors answer questions fast and without torch."""
+"""Every YAML composes, validates and means what it says; the commands answer questions fast and without torch."""
 
 import itertools
 import subprocess
@@ -13,12 +13,12 @@ from cli.compose import HORIZON
 from cli.config_files import choices, groups
 from cli.entry import help_page
 from cli.overrides import sweep_fields
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
 from nanogpt.estimates.flops import parameter_counts
 from nanogpt.interop.architecture import PLAIN, SIZES
 from nanogpt.schema import iter_fields
-from tests.cli_helpers import DOORS
+from tests.cli_helpers import CONFIGS
 from tests.commands import ask_all
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ SOURCE = "data.source=a.txt"
 
 
 def train(*overrides: str) -> TrainConfig:
-    return points("train", TrainConfig, list(overrides))[0]
+    return read_configs("train", TrainConfig, list(overrides))[0]
 
 
 NEEDED = {
@@ -64,8 +64,8 @@ def test_every_model_trains_on_every_data_set(model: str, every: bool) -> None:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_key_in_a_yaml_is_a_knob(path: Path) -> None:
-    door = {"eval": EvaluateConfig, "task": SampleConfig}.get(path.parent.name, TrainConfig)
-    keys = {key for key, _ in iter_fields(door)}
+    command = {"eval": EvaluateConfig, "task": SampleConfig}.get(path.parent.name, TrainConfig)
+    keys = {key for key, _ in iter_fields(command)}
     text = path.read_text()
     prefix = "" if "@package _global_" in text else f"{path.parent.name}."
     content = OmegaConf.load(path)
@@ -85,18 +85,18 @@ def test_every_key_in_a_yaml_is_a_knob(path: Path) -> None:
     walk(flat, prefix)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_every_knob_can_be_set_from_the_command_line(door: str) -> None:
+@pytest.mark.parametrize("command", CONFIGS)
+def test_every_knob_can_be_set_from_the_command_line(command: str) -> None:
     """Setting each key to the value it has changes nothing, and no key is out of reach."""
-    config = points(door, DOORS[door], [])[0]
-    for key, _ in iter_fields(DOORS[door]):
+    config = read_configs(command, CONFIGS[command], [])[0]
+    for key, _ in iter_fields(CONFIGS[command]):
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part)
         text = "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
         if key in ("prompt", "stop", "task.template", "target") or (key in HORIZON and value is None):
             continue  # free text; and a horizon that is set replaces the others
-        found = points(door, DOORS[door], [f"{key}={text}"])[0]
+        found = read_configs(command, CONFIGS[command], [f"{key}={text}"])[0]
         if key == "eval.every":  # an interval that is typed is kept however short the run is
             assert not found.eval.fit
             found = found.model_copy(update={"eval": config.eval})
@@ -167,29 +167,29 @@ def test_each_switch_of_the_network_is_known_of_weights_from_elsewhere() -> None
 
 
 def test_sweeps_are_every_combination_checked() -> None:
-    configs = points("train", TrainConfig, ["optimizer.lr=1e-3,3e-4", "model.dropout=0,0.1"], multirun=True)
+    configs = read_configs("train", TrainConfig, ["optimizer.lr=1e-3,3e-4", "model.dropout=0,0.1"], multirun=True)
     found = {(config.optimizer.lr, config.model.dropout) for config in configs}
     assert found == set(itertools.product((1e-3, 3e-4), (0, 0.1)))
 
 
 def test_free_text_needs_no_quoting() -> None:
     for text in ("def f(x): # a=b, c", "", " spaces ", "日本語", "{[(", "'", "${x}"):
-        assert points("sample", SampleConfig, [f"prompt={text}"])[0].prompt == text
-    assert points("sample", SampleConfig, ["prompt='quoted '"])[0].prompt == "quoted "
+        assert read_configs("sample", SampleConfig, [f"prompt={text}"])[0].prompt == text
+    assert read_configs("sample", SampleConfig, ["prompt='quoted '"])[0].prompt == "quoted "
 
 
 def test_values_may_refer_to_each_other() -> None:
     assert train("eval.every=${training.steps}").eval.every == 1000
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_help_pages_name_every_choice(door: str) -> None:
-    page = help_page(door, DOORS[door], [])
-    for group in groups(door):
+@pytest.mark.parametrize("command", CONFIGS)
+def test_help_pages_name_every_choice(command: str) -> None:
+    page = help_page(command, CONFIGS[command], [])
+    for group in groups(command):
         for name in choices(group):
             assert name in page
-    everything = help_page(door, DOORS[door], ["all"])
-    for key, field in iter_fields(DOORS[door]):
+    everything = help_page(command, CONFIGS[command], ["all"])
+    for key, field in iter_fields(CONFIGS[command]):
         assert key in everything and str(field.description) in everything
 
 

@@ -4,24 +4,24 @@ import re
 from pathlib import Path
 
 from cli.config_files import choices, groups
-from cli.help import page, slug
+from cli.help import render_page, slug
 from cli.overrides import sweep_fields
 from nanogpt.schema import iter_fields
-from tests.cli_helpers import DOORS
+from tests.cli_helpers import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "configuration.md").read_text()
 
 
 def test_the_file_is_what_would_be_written() -> None:
-    assert page() == PAGE, "write it again: python -m cli.help > docs/configuration.md"
+    assert render_page() == PAGE, "write it again: python -m cli.help > docs/configuration.md"
 
 
 def test_every_key_and_every_file_is_told_of() -> None:
     cells = set(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE))
-    keys = {key for kind in DOORS.values() for key, _ in iter_fields(kind)}
+    keys = {key for kind in CONFIGS.values() for key, _ in iter_fields(kind)}
     keys |= {key for key in sweep_fields() if not key.endswith((".executor", ".method"))}
-    files = {f"{group}={name}" for door in DOORS for group in groups(door) for name in choices(group)}
+    files = {f"{group}={name}" for command in CONFIGS for group in groups(command) for name in choices(group)}
     files |= {f"hydra/{kind}={name}" for kind in ("launcher", "sweeper") for name in choices(f"hydra/{kind}")}
     assert cells == keys | files
 

@@ -6,12 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from cli import config_files
-from cli.compose import register
+from cli.compose import register_schemas
 from cli.config_files import choices
 from cli.entry import dispatch
-from cli.sweep_request import points, read
+from cli.sweep_request import read_configs, read_sweep
 from nanogpt.config import SampleConfig, TrainConfig
-from tests.cli_helpers import refused
+from tests.cli_helpers import error_message
 from tests.conftest import Run
 
 
@@ -25,8 +25,8 @@ from tests.conftest import Run
     ],
 )
 def test_the_last_value_counts_as_in_hydra(words: list[str]) -> None:
-    (mine,) = points("train", TrainConfig, words)
-    register("train", TrainConfig)
+    (mine,) = read_configs("train", TrainConfig, words)
+    register_schemas("train", TrainConfig)
     with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
         theirs = compose("train", words)
     assert (mine.optimizer.lr, mine.model.name, mine.name) == (
@@ -37,19 +37,19 @@ def test_the_last_value_counts_as_in_hydra(words: list[str]) -> None:
 
 
 def test_the_last_of_two_sweeps_counts() -> None:
-    sweep = read("train", TrainConfig, ["optimizer.lr=1e-3,2e-3", "optimizer.lr=3e-3"], multirun=True)
+    sweep = read_sweep("train", TrainConfig, ["optimizer.lr=1e-3,2e-3", "optimizer.lr=3e-3"], multirun=True)
     assert [point.config.optimizer.lr for point in sweep.points] == [3e-3]
-    sweep = read("train", TrainConfig, ["optimizer.lr=3e-3", "optimizer.lr=1e-3,2e-3"], multirun=True)
+    sweep = read_sweep("train", TrainConfig, ["optimizer.lr=3e-3", "optimizer.lr=1e-3,2e-3"], multirun=True)
     assert [point.config.optimizer.lr for point in sweep.points] == [1e-3, 2e-3]
-    sweep = read(
+    sweep = read_sweep(
         "train", TrainConfig, ["sweep.zip=[a]", "hydra/sweeper=halving", "hydra/sweeper=basic", "sweep.zip=[]"]
     )
     assert sweep.sweeper.method == "all"
 
 
 def test_the_last_prompt_counts_quoted_or_not() -> None:
-    assert points("sample", SampleConfig, ["prompt=one", "prompt='two'"])[0].prompt == "two"
-    assert points("sample", SampleConfig, ["prompt='one'", "prompt=two"])[0].prompt == "two"
+    assert read_configs("sample", SampleConfig, ["prompt=one", "prompt='two'"])[0].prompt == "two"
+    assert read_configs("sample", SampleConfig, ["prompt='one'", "prompt=two"])[0].prompt == "two"
 
 
 def test_a_note_names_the_values(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +62,7 @@ def test_a_note_names_the_values(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("words", [["model=tiny", "+model=baby"], ["optimizer.lr=1", "~optimizer.lr"]])
 def test_a_repeat_does_not_hide_what_is_refused(words: list[str]) -> None:
-    assert "can't be" in refused("train", words)
+    assert "can't be" in error_message("train", words)
 
 
 def test_a_process_notes_it_once(run: Run) -> None:
@@ -83,7 +83,7 @@ def test_a_process_notes_it_once(run: Run) -> None:
 )
 def test_glob_chooses_files_of_a_group(word: str, expected: list[str]) -> None:
     group = word.partition("=")[0]
-    sweep = read("train", TrainConfig, [word], multirun=True)
+    sweep = read_sweep("train", TrainConfig, [word], multirun=True)
     assert [point.changes[group] for point in sweep.points] == expected
 
 
@@ -98,4 +98,4 @@ def test_glob_chooses_files_of_a_group(word: str, expected: list[str]) -> None:
     ],
 )
 def test_other_globs_are_refused(word: str, expected: str) -> None:
-    assert expected in refused("train", ["-m", word])
+    assert expected in error_message("train", ["-m", word])

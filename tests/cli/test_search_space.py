@@ -4,19 +4,19 @@ import pytest
 
 from cli.search_space import Axis
 from cli.sweep_config import Search
-from cli.sweep_request import Sweep, read
+from cli.sweep_request import Sweep, read_sweep
 from nanogpt.config import SampleConfig, TrainConfig
 from nanogpt.errors import BadInput
 
 OPTUNA, LR = "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-2))"
 
 
-def asked(*words: str) -> Sweep[TrainConfig]:
-    return read("train", TrainConfig, [OPTUNA, *words], multirun=True)
+def read_words(*words: str) -> Sweep[TrainConfig]:
+    return read_sweep("train", TrainConfig, [OPTUNA, *words], multirun=True)
 
 
 def axes(*words: str) -> list[Axis]:
-    space = asked(*words).space
+    space = read_words(*words).space
     assert space is not None
     return list(space.axes)
 
@@ -40,15 +40,15 @@ def axes(*words: str) -> list[Axis]:
 )
 def test_axes(word: str, expected: Axis) -> None:
     (axis,) = axes(word)
-    made = axis.__dict__ | {"asked": ""}
-    assert axis.asked == word.partition("=")[2] and made == expected.__dict__
+    made = axis.__dict__ | {"override_text": ""}
+    assert axis.override_text == word.partition("=")[2] and made == expected.__dict__
 
 
 def test_files_search_too_and_the_command_line_wins() -> None:
     grid = "sweep.grid={optimizer.lr:'tag(log,interval(1e-4,1e-2))',model.n_layer:[2,4],model.dropout:0.1}"
     assert [axis.key for axis in axes(grid)] == ["optimizer.lr", "model.n_layer"]
     assert [axis.key for axis in axes(grid, "optimizer.lr=1e-3")] == ["model.n_layer"]
-    assert asked(grid).points[0].config.model.dropout == 0.1
+    assert read_words(grid).points[0].config.model.dropout == 0.1
 
 
 def test_values_are_what_their_text_says() -> None:
@@ -56,10 +56,10 @@ def test_values_are_what_their_text_says() -> None:
     lr = Axis("optimizer.lr", "", (), 1.00004e-4, 1e-2, None, True)
     assert [lr.text(v) for v in (0.0012345678, 1.00004e-4, 1e-2)] == ["0.001235", "0.000100004", "0.01"]
     steps = Axis("model.dropout", "", (), 0, 0.3, 0.1)
-    assert [steps.at(share) for share in (0, 0.3, 0.5, 0.99)] == ["0.0", "0.1", "0.2", "0.3"]
+    assert [steps.value_at(share) for share in (0, 0.3, 0.5, 0.99)] == ["0.0", "0.1", "0.2", "0.3"]
     for axis in (lr, steps):
         for share in (0, 0.3, 0.77, 0.99):
-            assert axis.text(axis.value(axis.at(share))) == axis.at(share)
+            assert axis.text(axis.value(axis.value_at(share))) == axis.value_at(share)
     with pytest.raises(ValueError, match="is not in"):
         steps.value("0.15")
     with pytest.raises(ValueError, match="is not in"):
@@ -70,14 +70,14 @@ def test_values_are_what_their_text_says() -> None:
     "word", ["model.dropout=range(0.1,0.5,0.1)", "model.dropout=range(0.3,0,-0.1)", "model.n_layer=range(2,9,2)"]
 )
 def test_a_range_has_the_values_of_a_grid(word: str) -> None:
-    (axis,), grid = axes(word), read("train", TrainConfig, [word], multirun=True).points
+    (axis,), grid = axes(word), read_sweep("train", TrainConfig, [word], multirun=True).points
     values = [one.config.model.dropout if "dropout" in word else one.config.model.n_layer for one in grid]
-    found = {axis.at(share / 100) for share in range(100)}
+    found = {axis.value_at(share / 100) for share in range(100)}
     assert sorted(map(float, found)) == pytest.approx(sorted(values))
 
 
 def test_a_choice_becomes_points_with_every_seed() -> None:
-    made = asked(LR, "model=tiny,baby", "training.seed=1,2,1", "model.dropout=0.2").space
+    made = read_words(LR, "model=tiny,baby", "training.seed=1,2,1", "model.dropout=0.2").space
     assert made is not None and made.keys == {"optimizer.lr", "model", "training.seed"}
     points = made.points({"optimizer.lr": "0.003", "model": "baby"})
     configs = [point.config for point in points]
@@ -89,7 +89,7 @@ def test_a_choice_becomes_points_with_every_seed() -> None:
 
 
 def test_what_is_left_out_and_what_cannot_be() -> None:
-    made = asked(LR, "model.n_head=3,4", "sweep.exclude=['optimizer.lr>5e-3']")
+    made = read_words(LR, "model.n_head=3,4", "sweep.exclude=['optimizer.lr>5e-3']")
     assert made.space is not None
     assert made.points[0].config.model.n_head == 4, "a point that can be stands for all"
     assert made.space.points({"optimizer.lr": "0.006", "model.n_head": "4"}) == []
@@ -98,8 +98,8 @@ def test_what_is_left_out_and_what_cannot_be() -> None:
 
 
 def test_settings() -> None:
-    assert asked(LR).sweeper == Search()
-    given = asked(LR, "hydra.sweeper.trials=30", "hydra.sweeper.at_once=4", "hydra.sweeper.sampler=random")
+    assert read_words(LR).sweeper == Search()
+    given = read_words(LR, "hydra.sweeper.trials=30", "hydra.sweeper.at_once=4", "hydra.sweeper.sampler=random")
     assert given.sweeper == Search(trials=30, at_once=4, sampler="random")
 
 
@@ -141,19 +141,19 @@ REFUSED = [
 @pytest.mark.parametrize(("words", "message"), REFUSED, ids=[" ".join(case[0])[:60] for case in REFUSED])
 def test_refused(words: list[str], message: str) -> None:
     with pytest.raises(BadInput) as refused:
-        asked(*words)
+        read_words(*words)
     assert message in str(refused.value)
 
 
 def test_without_optuna_intervals_are_refused() -> None:
     for words in ([LR], ["hydra/sweeper=halving", LR], [f"sweep.grid={{optimizer.lr:'{LR.partition('=')[2]}'}}"]):
         with pytest.raises(BadInput, match="a sweep needs a list of values; hydra/sweeper=optuna takes intervals"):
-            read("train", TrainConfig, words, multirun=True)
+            read_sweep("train", TrainConfig, words, multirun=True)
     with pytest.raises(BadInput, match=r"hydra.sweeper.trials: choose hydra/sweeper=optuna"):
-        read("train", TrainConfig, ["hydra.sweeper.trials=3", "optimizer.lr=1e-3,1e-2"], multirun=True)
+        read_sweep("train", TrainConfig, ["hydra.sweeper.trials=3", "optimizer.lr=1e-3,1e-2"], multirun=True)
     with pytest.raises(BadInput, match="a sweep needs a list of values"):
-        read("sample", SampleConfig, ["temperature=interval(0,1)"], multirun=True)
+        read_sweep("sample", SampleConfig, ["temperature=interval(0,1)"], multirun=True)
     with pytest.raises(BadInput, match="several values are a sweep and need -m"):
-        read("train", TrainConfig, [OPTUNA, LR])
+        read_sweep("train", TrainConfig, [OPTUNA, LR])
     with pytest.raises(BadInput, match="hydra/sweeper: is for sweeps; add -m"):
-        read("train", TrainConfig, [OPTUNA]).refuse_without_m()
+        read_sweep("train", TrainConfig, [OPTUNA]).check_multirun()

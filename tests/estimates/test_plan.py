@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cli.config_files import choices
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.data.prepare import ensure
 from nanogpt.device import Compute
@@ -183,7 +183,7 @@ def test_a_gpu_that_is_not_here_is_planned_by_its_data_sheet(
 
 @pytest.mark.parametrize("name", [name for name in choices("hardware") if "00" in name])
 def test_files_of_known_hardware_name_their_gpu(name: str) -> None:
-    (config,) = points("train", TrainConfig, [f"hardware={name}", "training.batch_tokens=1024"])
+    (config,) = read_configs("train", TrainConfig, [f"hardware={name}", "training.batch_tokens=1024"])
     assert config.hardware.gpu is not None and config.hardware.gpu.split("_")[0] in name
 
 
@@ -195,7 +195,7 @@ def test_a_plan_of_years_on_a_cpu_names_gpus() -> None:
 
 def test_data_that_is_not_prepared_is_in_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data=openwebtext", "dry_run=true", f"data.dir={tmp_path / 'data'}", "hardware=h100"]
-    assert train(points("train", TrainConfig, [*words, f"runs_dir={tmp_path / 'runs'}"])[0]) == 0
+    assert train(read_configs("train", TrainConfig, [*words, f"runs_dir={tmp_path / 'runs'}"])[0]) == 0
     assert ": not prepared; run: python prepare.py data=openwebtext" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from experiments.coordinates import check
 from nanogpt.config import CoordinatesConfig
 from nanogpt.errors import BadInput
@@ -15,7 +15,7 @@ def checked(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> di
     """Exponents of the width by part: [standard, mup]."""
     picture = folder / "check.png"
     words = (f"coordinates.out={picture}", "model.block_size=32", "training.batch_tokens=32", *words)
-    (config,) = points("coordinates", CoordinatesConfig, list(words))
+    (config,) = read_configs("coordinates", CoordinatesConfig, list(words))
     assert check(config) == 0
     height, width = imread(picture).shape[:2]
     assert height > 300 and width > 600
@@ -39,4 +39,4 @@ def test_muon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_widths_that_heads_do_not_divide_are_refused() -> None:
     with pytest.raises(BadInput, match=r"coordinates.widths=100: must be multiples of 32, the size of a head"):
-        points("coordinates", CoordinatesConfig, ["coordinates.widths=[64,100]"])
+        read_configs("coordinates", CoordinatesConfig, ["coordinates.widths=[64,100]"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli.quoting import collect_targets, quote
-from cli.sweep_request import points, read
+from cli.sweep_request import read_configs, read_sweep
 from experiments.find import find
 from experiments.progress import look
 from experiments.ranking import Setting, axes, name, ranked, settings
@@ -93,7 +93,7 @@ def test_another_attempt_is_no_other_seed(tmp_path: Path) -> None:
 
 def sweep(folder: Path, *words: str) -> list[TrainConfig]:
     """The configs that the points of `python train.py -m words…` have."""
-    return [member.config for member in study_of(read("train", TrainConfig, list(words), multirun=True)).members]
+    return [member.config for member in study_of(read_sweep("train", TrainConfig, list(words), multirun=True)).members]
 
 
 def test_points_that_never_started_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,24 +151,24 @@ CONFIGS = [
 
 @pytest.mark.parametrize("words", CONFIGS, ids=" ".join)
 def test_the_command_repeats_the_science(words: list[str]) -> None:
-    (config,) = points("train", TrainConfig, [word.replace("${", "\\${") for word in words])
+    (config,) = read_configs("train", TrainConfig, [word.replace("${", "\\${") for word in words])
     command = repeat(config)
     assert command is not None and command.startswith("python train.py ")
-    (again,) = points("train", TrainConfig, shlex.split(command)[2:])
+    (again,) = read_configs("train", TrainConfig, shlex.split(command)[2:])
     assert signature(again) == signature(config) and again.hardware == config.hardware
 
 
 def test_a_file_of_ones_own_that_is_no_run_by_itself(experiment: Path) -> None:
     """Without a horizon, and with a warm-up that is longer than what was trained."""
     experiment.write_text("# @package _global_\nname: mine\nmodel: {n_layer: 1}\ntraining: {steps: null}\n")
-    (config,) = points("train", TrainConfig, ["experiment=mine", "training.steps=4", "schedule.warmup_steps=1"])
+    (config,) = read_configs("train", TrainConfig, ["experiment=mine", "training.steps=4", "schedule.warmup_steps=1"])
     command = repeat(config)
     assert command is not None
-    assert signature(points("train", TrainConfig, shlex.split(command)[2:])[0]) == signature(config)
+    assert signature(read_configs("train", TrainConfig, shlex.split(command)[2:])[0]) == signature(config)
 
 
 def test_weights_are_not_read_for_a_command() -> None:
-    (config,) = points("train", TrainConfig, ["init_from=gpt2", "data=shakespeare"])
+    (config,) = read_configs("train", TrainConfig, ["init_from=gpt2", "data=shakespeare"])
     assert repeat(config) is None
 
 
@@ -178,7 +178,7 @@ NAMES = ["runs/a", "a b", "it's", "a\\", "${oc.env:HOME}", "a,b", "[x]", '"q"', 
 @pytest.mark.parametrize("text", NAMES)
 def test_names_reach_the_config_as_they_are(text: str) -> None:
     words = collect_targets([text, "second", "x=time"])
-    (config,) = points("report", ReportConfig, words)
+    (config,) = read_configs("report", ReportConfig, words)
     assert (config.targets, config.x) == ((text, "second"), "time")
     assert quote(text) in words[-1]
 
@@ -186,7 +186,7 @@ def test_names_reach_the_config_as_they_are(text: str) -> None:
 def test_a_path_with_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkdir("lr=3")
-    (config,) = points("report", ReportConfig, collect_targets(["lr=3", "metric=best_val_loss"]))
+    (config,) = read_configs("report", ReportConfig, collect_targets(["lr=3", "metric=best_val_loss"]))
     assert config.targets == ("lr=3",)
     with pytest.raises(BadInput, match="no such option"):
         collect_targets(["runs/a", "--best"])

@@ -1,11 +1,11 @@
-"""`nanogpt sizing`: nanoGPT's notebook as tables, devices, costs; and the door of the room."""
+"""`nanogpt sizing`: nanoGPT's notebook as tables, devices, costs."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from experiments.sizing import size
 from nanogpt.config import SizingConfig
 from nanogpt.estimates.gpu_specs import DEVICES
@@ -16,7 +16,7 @@ NOTEBOOK = ["model=gpt2", "model.bias=false", "model.vocab_multiple=1"]
 
 
 def sized(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    (config,) = points("sizing", SizingConfig, list(words))
+    (config,) = read_configs("sizing", SizingConfig, list(words))
     assert size(config) == 0
     return capsys.readouterr().out
 
@@ -44,7 +44,7 @@ def test_costs_need_a_price(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_fits_is_what_the_estimate_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (config,) = points("sizing", SizingConfig, ["model=gpt2_xl"])
+    (config,) = read_configs("sizing", SizingConfig, ["model=gpt2_xl"])
     model, text = config.model.with_vocab(50_257), sized(capsys, "model=gpt2_xl")
     for name, device in DEVICES.items():
         row = next(line for line in text.splitlines() if f" {name} " in line)

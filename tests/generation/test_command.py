@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli.config_files import choices
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import SampleConfig, TaskConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.generation.answers import Answer
@@ -184,7 +184,7 @@ def test_a_conversation(run: Run, trained: TrainConfig, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", choices("task"))
 def test_tasks_put_the_prompt_and_end_the_answer(task: str, trained: TrainConfig, run: Run) -> None:
     """Each composes, and its own words reach the model: here a byte model, which knows every character."""
-    config = points("sample", SampleConfig, [f"task={task}"])[0]
+    config = read_configs("sample", SampleConfig, [f"task={task}"])[0]
     assert config.task.name == task and config.task.template.count("{prompt}") == 1
     if task in ("translate", "answer_questions"):
         assert config.temperature == 0 and config.task.stop == ("\n",)

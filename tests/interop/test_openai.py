@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import TrainConfig, TrainedConfig
 from nanogpt.interop.architecture import GPT2_SIZES
 from nanogpt.interop.load_model import load_trained
@@ -70,7 +70,7 @@ FINE_TUNING = ["init_from=gpt2", "data=shakespeare", "model.block_size=64", "mod
 
 def test_fine_tuning_by_name() -> None:
     """`init_from=gpt2` is enough; block_size and dropout may be another."""
-    config = points("train", TrainConfig, FINE_TUNING)[0]
+    config = read_configs("train", TrainConfig, FINE_TUNING)[0]
     assert (config.model.n_layer, config.model.activation, config.model.bias) == (12, "gelu_tanh", True)
     assert (config.model.block_size, config.model.dropout, config.run_name) == (64, 0.1, "gpt2-shakespeare")
 
@@ -78,7 +78,7 @@ def test_fine_tuning_by_name() -> None:
 @pytest.mark.slow
 def test_weights_by_name_in_a_shorter_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding rows may be there."""
-    config = points("train", TrainConfig, FINE_TUNING)[0]
+    config = read_configs("train", TrainConfig, FINE_TUNING)[0]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model = GPT(config.model).eval()
     ids = torch.randint(50_257, (1, 64))
@@ -89,7 +89,7 @@ def test_weights_by_name_in_a_shorter_context(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_explicit_model_of_the_same_shape_is_taken() -> None:
-    config = points("train", TrainConfig, ["init_from=gpt2", "data=shakespeare", "model=gpt2"])[0]
+    config = read_configs("train", TrainConfig, ["init_from=gpt2", "data=shakespeare", "model=gpt2"])[0]
     assert config.training.tokens_per_param == 20, "a model's own horizon, not that of a fine-tuning"
 
 
@@ -113,7 +113,7 @@ def test_an_explicit_model_of_the_same_shape_is_taken() -> None:
 )
 def test_what_doesn_t_fit_is_named(words: str, message: str) -> None:
     with pytest.raises(Exception, match=message) as caught:
-        points("train", TrainConfig, words.split())
+        read_configs("train", TrainConfig, words.split())
     assert getattr(caught.value, "exit_code", None) in (2, 4)
 
 
@@ -137,9 +137,9 @@ def test_data_in_other_tokens_is_refused(run: Run, gpt2_files: None, corpus: Pat
 
 def test_the_recipe() -> None:
     """nanoGPT's config/finetune_shakespeare.py."""
-    config = points("train", TrainConfig, ["experiment=finetune_shakespeare"])[0]
+    config = read_configs("train", TrainConfig, ["experiment=finetune_shakespeare"])[0]
     assert (config.model.n_layer, config.model.n_embd, config.training.steps) == (48, 1600, 20)
     assert (config.batch_sequences, config.micro_batch_size(), config.model.dropout) == (32, 1, 0.0)
     assert (config.optimizer.lr, config.schedule.name, config.eval.every) == (3e-5, "constant", 5)
-    small = points("train", TrainConfig, ["experiment=finetune_shakespeare", "init_from=gpt2"])[0]
+    small = read_configs("train", TrainConfig, ["experiment=finetune_shakespeare", "init_from=gpt2"])[0]
     assert (small.model.n_layer, small.init_from) == (12, "gpt2")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, Diverged
@@ -30,7 +30,7 @@ def sweep(lab: Lab, name: str, *words: str, main: object = train) -> int:
     given |= {"eval.every": 2}
     lrs = [] if any(word.startswith("optimizer.lr=") for word in words) else [f"optimizer.lr={','.join(LRS)}"]
     asked = lab.only(f"name={name}", *lrs, *words, **given)
-    return run_sweep(read("train", TrainConfig, asked, multirun=True), main)  # type: ignore[arg-type]
+    return run_sweep(read_sweep("train", TrainConfig, asked, multirun=True), main)  # type: ignore[arg-type]
 
 
 def halving(lab: Lab, *words: str, main: object = train) -> int:

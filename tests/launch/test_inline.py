@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.distributed.signals import StopFlag
@@ -47,7 +47,7 @@ class Trained:
 
 def sweep(lab: Lab, main: Callable[[TrainConfig], int], *words: str) -> int:
     seeds = [] if any("seed" in word for word in words) else [SEEDS]
-    return run_sweep(read("train", TrainConfig, lab.only("name=s", *seeds, *words), multirun=True), main)
+    return run_sweep(read_sweep("train", TrainConfig, lab.only("name=s", *seeds, *words), multirun=True), main)
 
 
 def test_a_failing_point_stops_nobody(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from launch import loaded_code
 from launch.loaded_code import keep_code
 from launch.snapshot import is_whole
@@ -27,7 +27,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 
 def sweep(lab: Lab, main: Callable[[TrainConfig], int], count: int) -> int:
     seeds = "training.seed=" + ",".join(map(str, range(1, count + 1)))
-    return run_sweep(read("train", TrainConfig, lab.only("name=s", seeds), multirun=True), main)
+    return run_sweep(read_sweep("train", TrainConfig, lab.only("name=s", seeds), multirun=True), main)
 
 
 def test_equal_failures_before_the_first_step_end_a_sweep(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_everything_is_loaded_before_the_first_point(lab: Lab, monkeypatch: pyte
 def test_ranks_get_a_copy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded_code, "load_library", set)
     words = lab.only("name=s", "training.seed=1,2", "hardware.devices=2")
-    members = study_of(read("train", TrainConfig, words, multirun=True)).members
+    members = study_of(read_sweep("train", TrainConfig, words, multirun=True)).members
     tree = spawn.CODE
     with keep_code(members):
         assert tree != spawn.CODE and is_whole(spawn.CODE) and (spawn.CODE / "nanogpt/distributed/spawn.py").is_file()

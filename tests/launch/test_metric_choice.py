@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from launch.halving import candidates, decided, judge
 from launch.metric_choice import check_comparable, choose_metric, search_plans
 from launch.study import Member, Study
@@ -19,7 +19,7 @@ BASE = ["name=x", "data=text", "data.source=in.txt", "schedule.warmup_steps=1", 
 
 def configs(*words: str) -> list[TrainConfig]:
     given = [word for word in BASE if word.partition("=")[0] not in {one.partition("=")[0] for one in words}]
-    return [point.config for point in read("train", TrainConfig, [*given, *words], multirun=True).points]
+    return [point.config for point in read_sweep("train", TrainConfig, [*given, *words], multirun=True).points]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,9 @@ def test_what_can_t_be_compared_is_refused(words: list[str], why: str, metric: M
 def test_nothing_is_trained_before_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeper: str) -> None:
     monkeypatch.chdir(tmp_path)
     words = [word for word in BASE if "source" not in word]
-    sweep = read("train", TrainConfig, [*words, f"hydra/sweeper={sweeper}", "data.source=a.txt,b.txt"], multirun=True)
+    sweep = read_sweep(
+        "train", TrainConfig, [*words, f"hydra/sweeper={sweeper}", "data.source=a.txt,b.txt"], multirun=True
+    )
 
     def main(config: TrainConfig) -> int:
         raise AssertionError("trained")
@@ -75,7 +77,7 @@ def test_nothing_is_trained_before_it_is_refused(tmp_path: Path, monkeypatch: py
 def test_a_search_looks_at_every_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = [*BASE, "hydra/sweeper=optuna", "data.tokenizer=char,byte", "optimizer.lr=interval(1e-4,1e-2)"]
-    sweep = read("train", TrainConfig, words, multirun=True)
+    sweep = read_sweep("train", TrainConfig, words, multirun=True)
     assert sweep.space is not None
     plans = search_plans(sweep.space, sweep.points[0].config)
     assert {one.data.tokenizer for one in plans} == {"char", "byte"} and len(plans) == 3
@@ -86,7 +88,9 @@ def test_a_search_looks_at_every_choice(tmp_path: Path, monkeypatch: pytest.Monk
 def test_old_names_are_told_the_new_ones(name: str) -> None:
     new = {"final": "val_loss", "best": "best_val_loss"}[name]
     with pytest.raises(BadInput, match=f"hydra.sweeper.metric={name}: was renamed to {new}"):
-        read("train", TrainConfig, [*BASE, "hydra/sweeper=halving", f"hydra.sweeper.metric={name}"], multirun=True)
+        read_sweep(
+            "train", TrainConfig, [*BASE, "hydra/sweeper=halving", f"hydra.sweeper.metric={name}"], multirun=True
+        )
 
 
 def members(folder: Path, *starts: dict[str, object]) -> list[Member]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from launch import slurm
 from launch.status import Cluster, points_of
 from launch.sweep import run_sweep
@@ -40,7 +40,7 @@ def test_a_refused_submission_leaves_nothing_on_its_way(
     lab = Lab(tmp_path)
     words = lab.only("name=study", "hydra/launcher=submitit_slurm", "optimizer.lr=1e-3,1e-2")
     with pytest.raises(BadInput, match="sbatch refuses: resolve_ctls") as refused:
-        run_sweep(read("train", TrainConfig, words, multirun=True), train)
+        run_sweep(read_sweep("train", TrainConfig, words, multirun=True), train)
     assert hint in str(refused.value)
     states = {(point.state, point.why) for point in points_of(lab.study("study"), Cluster())}
     assert states == {("lost", "its submission was cut short or refused; the same command submits it")}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cli import sweep_request
-from cli.compose import register
+from cli.compose import register_schemas
 from cli.launcher_config import SlurmLauncher
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from launch.resources import Resources, batch_options, placed, resources_of
 from launch.study import Member, Study
 from launch.submission import Facts, create, refuse_others
@@ -20,7 +20,7 @@ from tests.conftest import Run
 
 
 def asked(*words: str, launcher: str = "submitit_slurm") -> tuple[TrainConfig, SlurmLauncher]:
-    sweep = read("train", TrainConfig, [f"hydra/launcher={launcher}", "model=gpt2", *words], multirun=True)
+    sweep = read_sweep("train", TrainConfig, [f"hydra/launcher={launcher}", "model=gpt2", *words], multirun=True)
     return sweep.points[0].config, sweep.launcher  # type: ignore[return-value]
 
 
@@ -86,7 +86,7 @@ def test_keys_need_their_launcher() -> None:
     with pytest.raises(BadInput, match=r"hydra.launcher.partition: no such key"):
         asked("hydra.launcher.partition=x", launcher="submitit_local")
     with pytest.raises(BadInput, match=r"choose hydra/launcher=submitit_slurm or submitit_local"):
-        read("train", TrainConfig, ["hydra.launcher.nodes=2"], multirun=True)
+        read_sweep("train", TrainConfig, ["hydra.launcher.nodes=2"], multirun=True)
 
 
 def test_an_option_of_every_kind_reaches_submitit() -> None:
@@ -116,7 +116,7 @@ def test_other_plugins_of_the_same_name_change_nothing(monkeypatch: pytest.Monke
         node={"_target_": "os.system", "partition": None},
         provider="other",
     )
-    monkeypatch.setattr(sweep_request, "register", register)  # as in every command
+    monkeypatch.setattr(sweep_request, "register", register_schemas)  # as in every command
     _, how = asked("hydra.launcher.qos=high")
     assert how.executor == "slurm" and how.qos == "high"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from experiments.missing_points import never_started
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
@@ -64,7 +64,7 @@ class Trained:
 def search(lab: Lab, main: Callable[[TrainConfig], int], *words: str, trials: int = 8) -> int:
     space = [] if any("optimizer.lr=" in word for word in words) else [LR, DROPOUT]
     given = ["name=s", "hydra/sweeper=optuna", f"hydra.sweeper.trials={trials}", *space, *words]
-    return run_sweep(read("train", TrainConfig, lab.only(*given), multirun=True), main)
+    return run_sweep(read_sweep("train", TrainConfig, lab.only(*given), multirun=True), main)
 
 
 def record(lab: Lab) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.sweep_request import read
+from cli.sweep_request import read_sweep
 from launch.study import Study, find_study, study_of, study_of_one
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
@@ -14,7 +14,7 @@ from nanogpt.run_directory import locate
 
 def study(*words: str, runs_dir: Path | None = None) -> Study:
     given = [*words, f"runs_dir={runs_dir}"] if runs_dir else list(words)
-    return study_of(read("train", TrainConfig, given, multirun=True))
+    return study_of(read_sweep("train", TrainConfig, given, multirun=True))
 
 
 def names(one: Study) -> list[str]:
@@ -87,7 +87,7 @@ def test_points_that_are_there_are_found_by_a_listing(tmp_path: Path) -> None:
 
 
 def test_studies_are_found_by_folder_name_run_and_nearest(tmp_path: Path) -> None:
-    one = study_of_one(read("train", TrainConfig, [f"runs_dir={tmp_path}", "name=single"]).points[0].config)
+    one = study_of_one(read_sweep("train", TrainConfig, [f"runs_dir={tmp_path}", "name=single"]).points[0].config)
     (one.path / ".launch").mkdir(parents=True)
     (tmp_path / "dropout-lr" / ".launch").mkdir(parents=True)
     (tmp_path / "dropout-lr" / "lr1").mkdir()

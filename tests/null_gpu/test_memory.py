@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.device import Compute, set_up
@@ -38,7 +38,7 @@ MOST_TOKENS = 2**19  # of a micro-batch: beyond it a small model's estimate is p
 def start(words: str, sequences: int = 1, vocab_size: int = 50304) -> tuple[TrainConfig, Compute]:
     """Return the config of a step of two micro-batches: beside the second there are gradients."""
     fixed = ["hardware=gpu", "hardware.compile=false", "hardware.attention=flash", f"model.vocab_size={vocab_size}"]
-    (config,) = points("train", TrainConfig, [f"model={words.split()[0]}", *words.split()[1:], *fixed])
+    (config,) = read_configs("train", TrainConfig, [f"model={words.split()[0]}", *words.split()[1:], *fixed])
     batch = config.training.model_copy(update={"batch_tokens": 2 * sequences * config.model.block_size})
     hardware = config.hardware.model_copy(update={"micro_batch_size": sequences})
     config = config.model_copy(update={"training": batch, "hardware": hardware})

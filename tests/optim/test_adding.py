@@ -46,12 +46,12 @@ CONFIG = {
 }
 KEY = '    toy_momentum: Share = guarded(0.9, "toy: decay of the sum of gradients")\n'
 CHECK = """
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
 
 words = ["model=tiny", "optimizer=toy", "optimizer.toy_momentum=0.5"]
-(config,) = points("train", TrainConfig, words)
+(config,) = read_configs("train", TrainConfig, words)
 import torch
 from nanogpt.model.gpt import GPT
 from nanogpt.estimates.memory import memory_of
@@ -69,7 +69,7 @@ assert all(torch.allclose(p, w - 0.01 - 0.01 * 1.5) for p, w in zip(model.parame
 assert memory_of(config, network, "fp32", 1).moments == 4 * sum(p.numel() for p in model.parameters())
 for wrong in ("hardware.strategy=fsdp", "optimizer.betas=[0.8,0.9]", "optimizer.momentum=0.5"):
     try:
-        points("train", TrainConfig, [*words, wrong])
+        read_configs("train", TrainConfig, [*words, wrong])
     except BadInput as error:
         print(error)
     else:

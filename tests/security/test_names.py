@@ -13,7 +13,7 @@ from launch.study import study_of
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.schema import check_value, iter_fields
-from tests.cli_helpers import DOORS
+from tests.cli_helpers import CONFIGS
 from tests.security.hostile import Person
 
 TRAVERSING = [
@@ -56,10 +56,10 @@ def checked_by(name: str, kind: type[BaseModel]) -> list[str]:
 
 
 NAMES = [
-    (door, key)
-    for door, kind in DOORS.items()
+    (command, key)
+    for command, kind in CONFIGS.items()
     for key in checked_by("check_file_name", kind)
-    if door not in ("sizing", "coordinates")
+    if command not in ("sizing", "coordinates")
 ]
 WORDS = checked_by("check_slurm_word", SlurmLauncher)
 
@@ -68,11 +68,11 @@ def test_all_names_are_found() -> None:
     assert {"name", "model.name", "data.name", "tracking.project"} <= {key for _, key in NAMES} and len(WORDS) > 12
 
 
-@pytest.mark.parametrize(("door", "key"), NAMES)
-def test_a_name_stays_in_its_folder(door: str, key: str) -> None:
+@pytest.mark.parametrize(("command", "key"), NAMES)
+def test_a_name_stays_in_its_folder(command: str, key: str) -> None:
     for name in TRAVERSING:
         with pytest.raises(BadInput, match=key) as error:
-            check_value(DOORS[door], key, name)
+            check_value(CONFIGS[command], key, name)
         assert str(error.value).isprintable()
 
 
@@ -149,7 +149,7 @@ def test_points_stay_in_the_folder_of_their_study(person: Person, words: list[st
     ):
         own = {one.partition("=")[0] for one in mine}
         rest = [word for word in words if word.partition("=")[0] not in own]
-        study = study_of(sweep_request.read("train", TrainConfig, [*rest, *mine], multirun=True))
+        study = study_of(sweep_request.read_sweep("train", TrainConfig, [*rest, *mine], multirun=True))
         for member in study.members:
             assert member.run.resolve().parent == study.path.resolve() and member.run.name == Path(member.run.name).name
             assert Path(member.config.runs_dir) == study.path

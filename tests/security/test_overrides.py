@@ -13,9 +13,9 @@ from hydra import initialize_config_dir
 
 from cli import config_files, sweep_request
 from cli.argv import split_flags
-from cli.compose import register
+from cli.compose import register_schemas
 from cli.config_files import choices, groups
-from cli.overrides import first, parse_override, sweep_fields
+from cli.overrides import first_value, parse_override, sweep_fields
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, LabError
 from nanogpt.schema import iter_fields
@@ -75,7 +75,7 @@ def test_a_value_for_every_key(value: str) -> None:
         *path, name = key.split(".")
         try:
             reduce(lambda inner, part: inner[part], path, plain)[name] = read(key, value)
-            composer().config(plain)
+            composer().build_config(plain)
         except LabError as error:
             line = refusal(error, (key, value))
             assert name in line or f"{path[-1]}." in line, (key, value, line)
@@ -83,29 +83,29 @@ def test_a_value_for_every_key(value: str) -> None:
 
 def read(key: str, value: str) -> Any:
     """What Hydra reads of a value; of a long one, which takes it a tenth of a second, once for all keys."""
-    return read_once(value) if len(value) > 5000 else first(parse_override(f"{key}={value}"), False).value
+    return read_once(value) if len(value) > 5000 else first_value(parse_override(f"{key}={value}"), False).value
 
 
 @cache
 def read_once(value: str) -> Any:
     """Unless it is refused, which is then said of each key."""
-    return first(parse_override(f"name={value}"), False).value
+    return first_value(parse_override(f"name={value}"), False).value
 
 
 @cache
 def composer() -> Remembering:
     """Of no overrides."""
     with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
-        register("train", TrainConfig)
+        register_schemas("train", TrainConfig)
         made = Remembering("train", TrainConfig, {}, [])
-        made.base(())
+        made.compose_files(())
     return made
 
 
 @cache
 def usual() -> dict[str, Any]:
     """What is composed without overrides."""
-    return composer().plain([])
+    return composer().compose_values([])
 
 
 def test_values_on_a_command_line() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli.quoting import collect_targets
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import SyncConfig, TrackingConfig, TrainConfig
 from nanogpt.errors import BadEnvironment
 from nanogpt.metrics_file import Row, RowLog
@@ -269,7 +269,7 @@ def test_runs_to_sync_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     Path("lr=3").mkdir()
     for name in ("${oc.env:HOME}", "it's", "lr=3", "a,b"):
-        (config,) = points("sync", SyncConfig, collect_targets([name, "timeout=5"], "runs"))
+        (config,) = read_configs("sync", SyncConfig, collect_targets([name, "timeout=5"], "runs"))
         assert (config.runs, config.timeout) == ((name,), 5)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cli.sweep_request import points
+from cli.sweep_request import read_configs
 from nanogpt.config import EvalConfig, TrainConfig
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import locate
@@ -27,7 +27,9 @@ def test_a_short_run_is_evaluated_four_times() -> None:
 
 
 def test_an_interval_that_is_typed_is_kept() -> None:
-    short, typed = (points("train", TrainConfig, ["training.steps=60", *more])[0] for more in ([], ["eval.every=1000"]))
+    short, typed = (
+        read_configs("train", TrainConfig, ["training.steps=60", *more])[0] for more in ([], ["eval.every=1000"])
+    )
     assert short.eval.fit and not typed.eval.fit
     assert signature(typed) == signature(short.model_copy(update={"eval": typed.eval}))
 

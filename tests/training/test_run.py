@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, and how they end. Faults are next door."""
+"""Whole runs: what they leave behind, and how they end. Faults are in other files."""
 
 import hashlib
 import json
