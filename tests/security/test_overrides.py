@@ -122,8 +122,8 @@ def answer(words: list[str]) -> str | None:
     try:
         flags, overrides = split_flags(words)
         several = "-m" in flags
-        if not several or sweep_request.size("train", TrainConfig, overrides) in (1, 2, 3):
-            made = sweep_request.points("train", TrainConfig, overrides, multirun=several)
+        if not several or sweep_request.count_points("train", TrainConfig, overrides) in (1, 2, 3):
+            made = sweep_request.read_configs("train", TrainConfig, overrides, multirun=several)
             assert made and all(isinstance(one, TrainConfig) for one in made)
         line = None
     except LabError as error:
