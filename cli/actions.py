@@ -44,9 +44,9 @@ def run_doctor(config: DoctorConfig) -> int:
         from nanogpt.gpu_check.run import check_gpu  # torch: not for --help
 
         return check_gpu(config)
-    from nanogpt.doctor.examination import examination
+    from nanogpt.doctor.examination import run_checks
 
-    return examination(config)
+    return run_checks(config)
 
 
 def start_ranks(name: str, config: ConfigModel, world: int, stop_timeout: float = 0.0) -> int:

@@ -8,16 +8,16 @@ from nanogpt import schema
 from nanogpt.config import Gpu, ModelConfig, Precision, SizingConfig, check_warmup_fits, divisors
 from nanogpt.console import amount, say, seconds, table
 from nanogpt.data.dataset import expected_vocab_size
-from nanogpt.estimates.flops import flops_per_token, forward_flops, horizon, parameter_counts
-from nanogpt.estimates.gpu_specs import DEVICES, Device
-from nanogpt.estimates.memory import ROOM, checkpoint_bytes, largest_micro_batch, memory_of
+from nanogpt.estimates.flops import compute_total_steps, flops_per_token, forward_flops, parameter_counts
+from nanogpt.estimates.gpu_specs import GPU_SPECS, GpuSpec
+from nanogpt.estimates.memory import USABLE_SHARE, checkpoint_bytes, estimate_memory, largest_micro_batch
 
 
 def size(config: SizingConfig) -> int:
     """Print four tables."""
     vocab_size, sure = expected_vocab_size(config.data)
     model = config.model.with_vocab(vocab_size)
-    steps = horizon(config, model)
+    steps = compute_total_steps(config, model)
     schema.run_check(lambda: check_warmup_fits(config, steps))
     if not sure and config.model.vocab_size is None:
         say(f"a vocabulary of {vocab_size} is assumed until the data is prepared")
@@ -54,23 +54,23 @@ def memory_table(config: SizingConfig, model: ModelConfig) -> str:
     world = config.hardware.devices or 1
     precision = precision_on(config, None)
     micro = config.micro_batch_size(world)
-    memory = memory_of(config, model, precision, micro, True, world)
+    memory = estimate_memory(config, model, precision, micro, True, world)
     kinds = [
         ("weights", memory.weights),
         ("gradients", memory.gradients),
-        ("optimizer's state", memory.moments),
+        ("optimizer's state", memory.optimizer_state),
         (f"activations of {micro} x {model.block_size:,} tokens in {precision}", memory.activations),
         ("loss", memory.loss),
-        *([("the optimizer's step, after those two", memory.temporary)] if memory.temporary else []),
+        *([("the optimizer's step, after those two", memory.optimizer_step)] if memory.optimizer_step else []),
         ("total", memory.total),
     ]
     rows = [(kind, f"{amount(count, 'G')}B", f"{count / memory.total:.1%}") for kind, count in kinds]
-    rows.append(("the copy that is saved, in the machine's memory", f"{amount(memory.copy, 'G')}B", ""))
+    rows.append(("the copy that is saved, in the machine's memory", f"{amount(memory.checkpoint_copy, 'G')}B", ""))
     rows.append(("a checkpoint, on disk", f"{amount(checkpoint_bytes(model, config.optimizer.name), 'G')}B", ""))
     return table("memory of a device, estimated", ("kind", "size", "share"), rows)
 
 
-def precision_on(config: SizingConfig, device: Device | None) -> Precision:
+def precision_on(config: SizingConfig, device: GpuSpec | None) -> Precision:
     """What `hardware.precision` is on a GPU."""
     if config.hardware.precision != "auto":
         return config.hardware.precision
@@ -89,12 +89,14 @@ def device_table(config: SizingConfig, model: ModelConfig, tokens: int) -> str:
 
 def device_rows(config: SizingConfig, model: ModelConfig, flops: float, world: int) -> Iterator[list[str]]:
     settings, sizes = config.sizing, divisors(config.batch_sequences // world)
-    chosen: list[Gpu] = [settings.gpu] if settings.gpu else list(DEVICES)
+    chosen: list[Gpu] = [settings.gpu] if settings.gpu else list(GPU_SPECS)
     for name in chosen:
-        device = DEVICES[name]
+        device = GPU_SPECS[name]
         precision = precision_on(config, device)
         largest = largest_micro_batch(
-            sizes, ROOM * device.memory, lambda n, p=precision: memory_of(config, model, p, n, True, world).total
+            sizes,
+            USABLE_SHARE * device.memory,
+            lambda n, p=precision: estimate_memory(config, model, p, n, True, world).total,
         )
         row = [name, f"{device.gigabytes:g} GB", f"up to {largest}" if largest else "doesn't fit"]
         if precision == "fp32" or (precision == "bf16" and not device.bf16):

@@ -21,9 +21,9 @@ from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConf
 from nanogpt.console import amount, seconds
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.errors import LabError, one_line
-from nanogpt.estimates.flops import horizon
-from nanogpt.estimates.gpu_specs import DEVICES
-from nanogpt.estimates.memory import ROOM, training_memory
+from nanogpt.estimates.flops import compute_total_steps
+from nanogpt.estimates.gpu_specs import GPU_SPECS
+from nanogpt.estimates.memory import USABLE_SHARE, estimate_training_memory
 from nanogpt.estimates.plan import MFU
 from nanogpt.run_directory import newest_step
 
@@ -86,7 +86,7 @@ def points_left(members: Sequence[Member], gpu: Gpu | None, sizes: Vocabularies,
         if key not in works:
             works[key] = work_of(config, sizes.of(config.data)[0], gpu, gpus_here)
         work = works[key]
-        steps = config.last_step(horizon(config, work.model)) - (0 if config.new_attempt else newest_step(run))
+        steps = config.last_step(compute_total_steps(config, work.model)) - (0 if config.new_attempt else newest_step(run))
         points.append(Left(run, work, max(0, steps) * config.training.batch_tokens))
     return points
 
@@ -126,7 +126,7 @@ def precision_of(hardware: HardwareConfig, device: DeviceKind, gpu: Gpu | None) 
     """What hardware.precision=auto will be there."""
     if hardware.precision != "auto":
         return hardware.precision
-    return "fp32" if device != "cuda" else DEVICES[gpu].precision if gpu else "bf16"
+    return "fp32" if device != "cuda" else GPU_SPECS[gpu].precision if gpu else "bf16"
 
 
 def time_lines(points: list[Left], speeds: dict[Work, Speed | None], at_once: int | None) -> Iterator[str]:
@@ -188,12 +188,13 @@ def memory_lines(points: list[Left], at_once: int | None, here: bool) -> Iterato
         there, words = memory_of(of[0].work, here)
         if there is None:
             yield f"memory  about {span([needed(one.work) for one in of], size)}{per(of)}; {words}"
-        elif bad := [point for point in of if needed(point.work, there) > ROOM * there]:
+        elif bad := [point for point in of if needed(point.work, there) > USABLE_SHARE * there]:
             worst = max(bad, key=lambda point: needed(point.work, there))
             subject = f"{len(bad)} of {len(of)} points need" if len(of) > 1 else "the point needs"
+            needs = span([needed(point.work, there) for point in bad], size)
             yield (
-                f"memory  {subject} about {span([needed(one.work, there) for one in bad], size)}{per(of)}, more than "
-                f"{ROOM:.0%} of the {size(there)} {words}: {remedy(of, there)} (largest: {one_line(worst.run.name)})"
+                f"memory  {subject} about {needs}{per(of)}, more than {USABLE_SHARE:.0%} of the {size(there)} {words}: "
+                f"{remedy(of, there)} (largest: {one_line(worst.run.name)})"
             )
         else:
             needs = [needed(one.work, there) for one in of]
@@ -204,7 +205,7 @@ def memory_lines(points: list[Left], at_once: int | None, here: bool) -> Iterato
 def memory_of(work: Work, here: bool) -> tuple[int | None, str]:
     """Bytes of a GPU, or of this machine where that is what trains, and whose they are; or None and why."""
     if work.gpu:
-        return DEVICES[work.gpu].memory, f"of {work.gpu}"
+        return GPU_SPECS[work.gpu].memory, f"of {work.gpu}"
     if work.device == "cuda":
         return None, "which kind of GPU that is isn't known, nor whether it fits"
     if not here:
@@ -218,10 +219,10 @@ def memory_of(work: Work, here: bool) -> tuple[int | None, str]:
 def memory(work: Work, sequences: int) -> int:
     """Return the bytes of a GPU, or of a machine whose ranks share its memory, with micro-batches of `sequences`."""
     gpu = work.device != "cpu"
-    one = training_memory(work.model, work.precision, sequences, gpu, work.rule, work.recompute, work.shards)
+    one = estimate_training_memory(work.model, work.precision, sequences, gpu, work.rule, work.recompute, work.shards)
     if work.device == "cuda":
         return one.total
-    return one.of_machine(work.ranks_per_node)
+    return one.host_bytes(work.ranks_per_node)
 
 
 @cache
@@ -233,7 +234,7 @@ def needed(work: Work, there: int | None = None, micro: int | None = None) -> in
     if work.auto and there and not micro:
         sizes = auto_micro_batch_sizes(work.share, work.model.block_size)
     totals = [memory(work, n) for n in sizes]
-    fitting = [total for total in totals if there and total <= ROOM * there]
+    fitting = [total for total in totals if there and total <= USABLE_SHARE * there]
     return max(fitting, default=totals[0])
 
 
@@ -241,10 +242,10 @@ def remedy(points: list[Left], there: int) -> str:
     """What makes all points fit: the largest micro-batch with which they do, else another GPU."""
     works = {point.work for point in points}
     for micro in sorted(divisors(gcd(*(work.share for work in works))), reverse=True):
-        if all(needed(work, there, micro) <= ROOM * there for work in works):
+        if all(needed(work, there, micro) <= USABLE_SHARE * there for work in works):
             return f"try hardware.micro_batch_size={micro}"
     largest = max(needed(work, there, 1) for work in works)
-    gpus = [(device.memory, name) for name, device in DEVICES.items() if largest <= ROOM * device.memory]
+    gpus = [(device.memory, name) for name, device in GPU_SPECS.items() if largest <= USABLE_SHARE * device.memory]
     if not points[0].work.gpu or not gpus:
         return "even micro-batches of one sequence are too large"
     memory, other = min(gpus)
@@ -254,9 +255,9 @@ def remedy(points: list[Left], there: int) -> str:
 def crowded(needs: list[int], there: int, at_once: int | None) -> str:
     """What to do when points fit alone but not beside each other."""
     largest = sorted(needs, reverse=True)[:at_once]
-    if at_once is None or sum(largest) <= ROOM * there:
+    if at_once is None or sum(largest) <= USABLE_SHARE * there:
         return ""
-    fitting = max(n for n in range(1, len(largest) + 1) if sum(largest[:n]) <= ROOM * there)
+    fitting = max(n for n in range(1, len(largest) + 1) if sum(largest[:n]) <= USABLE_SHARE * there)
     return (
         f" alone, but {len(largest)} at once need up to {size(sum(largest))}: try "
         f"hydra.launcher.array_parallelism={fitting}"

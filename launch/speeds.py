@@ -16,7 +16,7 @@ from launch.status import last_rows
 from nanogpt.config import DataConfig, Gpu, ModelConfig, Precision, Rule
 from nanogpt.errors import LabError
 from nanogpt.estimates.flops import flops_per_token
-from nanogpt.estimates.gpu_specs import DEVICES, known
+from nanogpt.estimates.gpu_specs import GPU_SPECS, find_gpu
 from nanogpt.estimates.plan import MFU
 from nanogpt.run_directory import RunDirectory
 
@@ -101,8 +101,8 @@ def speed_of(work: Work, runs: list[Measured]) -> Speed | None:
     if near := [(max(ratio, 1 / ratio), ratio, run) for ratio, run in ratios if 1 / FAR <= ratio <= FAR]:
         _, ratio, run = min(near, key=lambda one: one[0])
         return Speed(run.rate * ratio, "scaled", str(run.path))
-    if work.gpu and work.precision in ("fp16", DEVICES[work.gpu].precision):
-        return Speed(MFU * DEVICES[work.gpu].tflops * 1e12 * work.ranks / flops, "assumed", work.gpu)
+    if work.gpu and work.precision in ("fp16", GPU_SPECS[work.gpu].precision):
+        return Speed(MFU * GPU_SPECS[work.gpu].tflops * 1e12 * work.ranks / flops, "assumed", work.gpu)
     return None
 
 
@@ -110,7 +110,7 @@ def same_device(run: Measured, work: Work) -> bool:
     """Whether a run was on as many devices of this kind, used in the same way. bf16 and fp16 are equally fast."""
     return (
         run.device == work.device
-        and (work.gpu is None or known(run.name) is DEVICES[work.gpu])
+        and (work.gpu is None or find_gpu(run.name) is GPU_SPECS[work.gpu])
         and (run.precision == "fp32") == (work.precision == "fp32")
         and run.ranks == work.ranks
         and (run.compile, run.recompute, run.shards) == (work.compile, work.recompute, work.shards)

@@ -21,7 +21,7 @@ from nanogpt.device import (
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.evaluation.command import evaluate
 from nanogpt.generation.command import sample
-from nanogpt.generation.decode import Draw, generate
+from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.model.gpt import GPT
 from nanogpt.schema import from_dict, signature
 from nanogpt.training.run import train
@@ -157,10 +157,13 @@ def test_evaluation_and_sampling_attend_in_that_order(config: Build) -> None:
         orders.append(tuple(sorted(name for name in found if operator in name)))
     assert all(orders)
     text = [
-        token for (token,) in generate(GPT(small()), [[1, 2]], 4, Draw(temperature=0.0), [torch.Generator()], "math")
+        token
+        for (token,) in generate(
+            GPT(small()), [[1, 2]], 4, SamplingParams(temperature=0.0), [torch.Generator()], "math"
+        )
     ]
     assert text == [
-        token for (token,) in generate(GPT(small()), [[1, 2]], 4, Draw(temperature=0.0), [torch.Generator()])
+        token for (token,) in generate(GPT(small()), [[1, 2]], 4, SamplingParams(temperature=0.0), [torch.Generator()])
     ]
     for room in ("evaluation/loss.py", "evaluation/scoring.py"):
         assert "autocast()" not in (ROOT / "nanogpt" / room).read_text()

@@ -27,8 +27,8 @@ from nanogpt.config.optimizer import EVERY_OPTIMIZERS_KEYS
 from nanogpt.data import corpora
 from nanogpt.data.sampler import Sampler
 from nanogpt.estimates.flops import parameter_counts
-from nanogpt.estimates.gpu_specs import DEVICES
-from nanogpt.estimates.memory import training_memory
+from nanogpt.estimates.gpu_specs import GPU_SPECS
+from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.interop.export_config import to_hf
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.build import build_optimizer
@@ -59,8 +59,8 @@ USES: list[tuple[str, Callable[[], object]]] = [
     ("norm counted", lambda: parameter_counts(with_unknown(SMALL, "norm"))),
     ("position counted", lambda: parameter_counts(with_unknown(SMALL, "position"))),
     ("conv counted", lambda: parameter_counts(SMALL.model_copy(update={"conv": ("unknown",)}))),
-    ("precision", lambda: training_memory(SMALL, "unknown", 1)),  # type: ignore[arg-type]
-    ("optimizer counted", lambda: training_memory(SMALL, "fp32", 1, rule="unknown")),  # type: ignore[arg-type]
+    ("precision", lambda: estimate_training_memory(SMALL, "unknown", 1)),  # type: ignore[arg-type]
+    ("optimizer counted", lambda: estimate_training_memory(SMALL, "fp32", 1, rule="unknown")),  # type: ignore[arg-type]
     ("optimizer", lambda: build_optimizer(GPT(SMALL), with_unknown(OptimizerConfig(), "name"), "cpu")),
     ("schedule", lambda: lr_scale(3, 9, with_unknown(ScheduleConfig(), "name"))),
     ("parametrization", lambda: with_unknown(ParametrizationConfig(), "name").width(64)),
@@ -88,7 +88,7 @@ def test_every_optimizer_is_declared_and_has_a_file() -> None:
 
 
 def test_every_gpu_has_its_numbers() -> None:
-    assert set(DEVICES) == set(get_args(Gpu))
+    assert set(GPU_SPECS) == set(get_args(Gpu))
 
 
 def test_every_label_is_a_file_of_its_group() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from nanogpt.benchmark.measurement import Work
+from nanogpt.benchmark.measurement import Workload
 from nanogpt.benchmark.ours import Batches, Generator, Trainer
 from nanogpt.config import ModelConfig
 from nanogpt.config.bench import NANOGPT
@@ -26,7 +26,7 @@ from nanogpt.interop.export_config import require, require_nanogpt, to_hf
 from nanogpt.training.step import Phase
 
 
-def refuse_rival(program: str, model: ModelConfig) -> None:
+def check_baseline(program: str, model: ModelConfig) -> None:
     """A rival that isn't there, or has no such model. Raises BadInput, BadEnvironment."""
     if program == "transformers":
         if importlib.util.find_spec("transformers") is None:
@@ -35,7 +35,7 @@ def refuse_rival(program: str, model: ModelConfig) -> None:
         if model.position == "learned":
             require(model, "transformers' GPT-2", bias=True)
         return
-    path = checkout(program) / "model.py"
+    path = checkout_path(program) / "model.py"
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -50,25 +50,25 @@ def refuse_rival(program: str, model: ModelConfig) -> None:
     require_nanogpt(model)
 
 
-def checkout(program: str) -> Path:
+def checkout_path(program: str) -> Path:
     """The folder in `nanogpt:PATH`."""
     return Path(os.path.expanduser(program.removeprefix(NANOGPT))).resolve()
 
 
-def nanogpt_model(work: Work, compute: Compute) -> Any:
+def build_nanogpt_model(workload: Workload, compute: Compute) -> Any:
     """Its model of our shape, with our padded vocabulary."""
-    sys.path.insert(0, str(checkout(work.program)))
+    sys.path.insert(0, str(checkout_path(workload.program)))
     theirs = importlib.import_module("model")
-    model = work.config.model
+    model = workload.config.model
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     config = theirs.GPTConfig(vocab_size=model.padded_vocab_size, **{name: getattr(model, name) for name in names})
-    torch.manual_seed(work.config.training.seed)
+    torch.manual_seed(workload.config.training.seed)
     return theirs.GPT(config).to(compute.device)
 
 
-def nanogpt_trainer(work: Work, compute: Compute, batches: Batches) -> Trainer:
+def build_nanogpt_trainer(workload: Workload, compute: Compute, batches: Batches) -> Trainer:
     """A step as its train.py makes it, its numbers waited for: attention through the kernels that torch chooses."""
-    model, settings = nanogpt_model(work, compute), work.config.optimizer
+    model, settings = build_nanogpt_model(workload, compute), workload.config.optimizer
     device = compute.device.type
     optimizer = model.configure_optimizers(settings.weight_decay, settings.lr, settings.betas, device)
     scaler = GradScaler(device, enabled=compute.precision == "fp16")
@@ -95,22 +95,22 @@ def nanogpt_trainer(work: Work, compute: Compute, batches: Batches) -> Trainer:
     return model, step
 
 
-def generator_of(program: str) -> Callable[[Work, Compute, Tensor], Generator]:
+def choose_generator(program: str) -> Callable[[Workload, Compute, Tensor], Generator]:
     """The rival's decoding."""
-    return transformers_generator if program == "transformers" else nanogpt_generator
+    return build_transformers_generator if program == "transformers" else build_nanogpt_generator
 
 
-def nanogpt_generator(work: Work, compute: Compute, prompts: Tensor) -> Generator:
+def build_nanogpt_generator(workload: Workload, compute: Compute, prompts: Tensor) -> Generator:
     """Its `generate`, which computes the whole window for every token."""
-    model: Any = cast_to(nanogpt_model(work, compute).eval(), compute)
+    model: Any = cast_to(build_nanogpt_model(workload, compute).eval(), compute)
     return model, lambda count: model.generate(prompts, count)
 
 
-def transformers_generator(work: Work, compute: Compute, prompts: Tensor) -> Generator:
+def build_transformers_generator(workload: Workload, compute: Compute, prompts: Tensor) -> Generator:
     """Its `generate` with its cache, from the whole distribution, exactly as many tokens as asked for."""
     import transformers
 
-    plain = work.config.model.model_copy(update={"vocab_size": work.config.model.padded_vocab_size})
+    plain = workload.config.model.model_copy(update={"vocab_size": workload.config.model.padded_vocab_size})
     values = {key: value for key, value in to_hf(plain).items() if key not in ("architectures", "torch_dtype")}
     config = transformers.AutoConfig.for_model(**values, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     model: Any = cast_to(transformers.AutoModelForCausalLM.from_config(config).eval().to(compute.device), compute)

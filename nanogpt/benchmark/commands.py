@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nanogpt.benchmark.timing import Rows, spread, timed
+from nanogpt.benchmark.timing import Rows, format_spread, time_call
 from nanogpt.config import BenchConfig
 from nanogpt.console import amount
 from nanogpt.metrics_file import Row, read_rows
@@ -16,20 +16,23 @@ TRAIN = (sys.executable, str(Path(__file__).parents[2] / "train.py"))
 NOT_TRAIN_PY = ("training.tokens", "bench.", "against=", "profile=")  # words of this command that train.py doesn't take
 
 
-def startup_rows() -> Rows:
+def measure_startup() -> Rows:
     """Whole-process time of what a person waits for, from the start of Python."""
     rows: Rows = []
     for words in (["--help"], ["--cfg", "job"]):
         command = [*TRAIN, *words]
-        runs = [timed(lambda c=command: subprocess.run(c, stdout=subprocess.DEVNULL, check=True)) for _ in range(5)]
-        rows.append((f"`python train.py {' '.join(words)}`", spread(runs)))
+        runs = [time_call(lambda c=command: subprocess.run(c, stdout=subprocess.DEVNULL, check=True)) for _ in range(5)]
+        rows.append((f"`python train.py {' '.join(words)}`", format_spread(runs)))
     rows.append(
-        ("`python train.py` to the end of its first step, data prepared", spread([first_step() for _ in range(3)]))
+        (
+            "`python train.py` to the end of its first step, data prepared",
+            format_spread([time_first_step() for _ in range(3)]),
+        )
     )
     return rows
 
 
-def rank_rows(config: BenchConfig) -> Rows:
+def measure_ranks(config: BenchConfig) -> Rows:
     """Whole trainings of this command on several numbers of ranks: tokens a second after the first steps."""
     rows: Rows = []
     for count in config.bench.ranks:
@@ -39,7 +42,7 @@ def rank_rows(config: BenchConfig) -> Rows:
     return rows
 
 
-def first_step() -> float:
+def time_first_step() -> float:
     """Seconds from starting train.py with this command's overrides to its first row in timing.jsonl."""
     started = time.time()
     return train_briefly(1, None)[0]["time"] - started

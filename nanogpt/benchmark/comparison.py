@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nanogpt.benchmark.baselines import checkout, refuse_rival
-from nanogpt.benchmark.measurement import OURS, Measurement, Work, measured, with_vocabulary
-from nanogpt.benchmark.roofline import floors
-from nanogpt.benchmark.timing import Table, between, digits
-from nanogpt.benchmark.training import achieved
+from nanogpt.benchmark.baselines import check_baseline, checkout_path
+from nanogpt.benchmark.measurement import OURS, Timing, Workload, measure, with_vocabulary
+from nanogpt.benchmark.roofline import compute_floors
+from nanogpt.benchmark.timing import MarkdownTable, format_digits, format_range
+from nanogpt.benchmark.training import describe_flops
 from nanogpt.config import BenchConfig
 from nanogpt.console import amount
 from nanogpt.data.prepare import ensure
@@ -22,43 +22,43 @@ from nanogpt.training.validation import expected_model
 FEW_IDS = 64  # a vocabulary whose logits are nothing
 LARGE_LOGITS = 256 * 2**20  # bytes from which their share is told apart from the noise of a process's memory
 
-Found = dict[str, list[Measurement]]
+Measurements = dict[str, list[Timing]]
 """By program, ours first, one of each round."""
 
 
-def refuse_rivals(config: BenchConfig) -> None:
+def check_baselines(config: BenchConfig) -> None:
     """Rivals that aren't there or have no such model, before anything starts. Raises BadInput, BadEnvironment."""
     for program in config.against:
-        refuse_rival(program, config.model)
+        check_baseline(program, config.model)
 
 
-def in_turn(programs: Sequence[str], rounds: int, work: Callable[[str], Work]) -> Found:
+def measure_in_turn(programs: Sequence[str], rounds: int, work: Callable[[str], Workload]) -> Measurements:
     """Measure all programs `rounds` times; what torch.compile makes is kept from round to round, in a folder of each
     program that is empty at first. Raises BadInput where a model isn't the same network as ours.
     """
-    found: Found = {program: [] for program in programs}
+    found: Measurements = {program: [] for program in programs}
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as folder:
         for number, (place, program) in itertools.product(range(1, rounds + 1), enumerate(programs)):
             asked = work(program)
             what = f"{asked.what}, batch {asked.batch}" if asked.what == "generation" else asked.what
             print(f"{what}, round {number} of {rounds}: {program}", file=sys.stderr, flush=True)
-            found[program].append(measured(asked, Path(folder) / str(place)))
+            found[program].append(measure(asked, Path(folder) / str(place)))
             theirs, ours = found[program][0].parameters, found[OURS][0].parameters
             if theirs != ours:
                 raise BadInput(f"against={program}: its model has {theirs:,} parameters, ours {ours:,}")
     return found
 
 
-def training_table(config: BenchConfig, compute: Compute) -> Table:
+def training_table(config: BenchConfig, compute: Compute) -> MarkdownTable:
     """Steps of the same random batch; and where the vocabulary is large, what its logits take."""
     programs = (OURS, *config.checkouts)
-    config = known_vocabulary(config)
+    config = with_known_vocabulary(config)
     micro = config.micro_batch_size()
 
-    def work(program: str) -> Work:
-        return Work(program=program, what="training", batch=micro, config=config)
+    def work(program: str) -> Workload:
+        return Workload(program=program, what="training", batch=micro, config=config)
 
-    found = in_turn(programs, config.bench.rounds, work)
+    found = measure_in_turn(programs, config.bench.rounds, work)
     medians = {program: [statistics.median(one.seconds) for one in runs] for program, runs in found.items()}
     shape = f"{config.grad_accum()} x {micro} x {config.model.block_size}"
     given = "" if config.hardware.micro_batch_size != "auto" else " (train.py looks for the most that fits)"
@@ -66,40 +66,42 @@ def training_table(config: BenchConfig, compute: Compute) -> Table:
     typical = [statistics.median(runs) for runs in medians.values()]
     rates = [config.training.batch_tokens / seconds for seconds in typical]
     rows = [
-        ("ms a step", *(between([1e3 * value for value in runs]) for runs in medians.values())),
+        ("ms a step", *(format_range([1e3 * value for value in runs]) for runs in medians.values())),
         ("tokens a second", *map(amount, rates)),
         ratio_row(medians),
-        ("achieved", *(achieved(rate, config.model, compute) for rate in rates)),
-        *floors(config, compute).rows(*typical),
+        ("achieved", *(describe_flops(rate, config.model, compute) for rate in rates)),
+        *compute_floors(config, compute).rows(*typical),
         *phase_rows(found),
         *(compiling_rows(found) if compute.compiles else []),
         memory_row(found),
     ]
     if 4 * micro * config.model.block_size * config.model.padded_vocab_size >= LARGE_LOGITS:
         rows += logits_rows(config, found)
-    return Table((title, *map(column, programs)), rows)
+    return MarkdownTable((title, *map(program_name, programs)), rows)
 
 
-def phase_rows(found: Found) -> list[tuple[str, ...]]:
+def phase_rows(found: Measurements) -> list[tuple[str, ...]]:
     """Where the time of a step goes, in steps that wait for the device after each phase: ms, and the share of all."""
     rows: list[tuple[str, ...]] = []
     for name in found[OURS][0].phases:
         times = [statistics.median(run.phases.get(name, 0.0) for run in runs) for runs in found.values()]
         wholes = [statistics.median(sum(run.phases.values()) for run in runs) for runs in found.values()]
-        cells = [f"{digits(1e3 * t)} ms, {100 * t / whole:.1f} %" for t, whole in zip(times, wholes, strict=True)]
+        cells = [
+            f"{format_digits(1e3 * t)} ms, {100 * t / whole:.1f} %" for t, whole in zip(times, wholes, strict=True)
+        ]
         rows.append((f"of a step, each phase waited for: {name}", *cells))
     return rows
 
 
-def compiling_rows(found: Found) -> list[tuple[str, ...]]:
+def compiling_rows(found: Measurements) -> list[tuple[str, ...]]:
     """What the first step takes longer than the others: when nothing is compiled yet, and when all of it was."""
     more = [[run.first - statistics.median(run.seconds) for run in runs] for runs in found.values()]
-    rows = [("compiling: s of the first step less a steady one", *(digits(runs[0]) for runs in more))]
+    rows = [("compiling: s of the first step less a steady one", *(format_digits(runs[0]) for runs in more))]
     again = [runs[1:] for runs in more]
-    return [*rows, ("the same once it is compiled", *map(between, again))] if all(again) else rows
+    return [*rows, ("the same once it is compiled", *map(format_range, again))] if all(again) else rows
 
 
-def logits_rows(config: BenchConfig, found: Found) -> list[tuple[str, ...]]:
+def logits_rows(config: BenchConfig, found: Measurements) -> list[tuple[str, ...]]:
     """What logits add to the peak: it less that of the same step with few ids, less the embedding's own state."""
     model, micro = config.model, config.micro_batch_size()
     few = with_vocabulary(config, FEW_IDS)
@@ -107,7 +109,7 @@ def logits_rows(config: BenchConfig, found: Found) -> list[tuple[str, ...]]:
     state = 4 * 4 * model.n_embd * (model.padded_vocab_size - few.model.padded_vocab_size)
     shares: dict[str, float] = {}
     for program, runs in found.items():
-        without = measured(Work(program=program, what="training", batch=micro, config=few)).memory
+        without = measure(Workload(program=program, what="training", batch=micro, config=few)).memory
         shares[program] = max(0.0, statistics.median(run.memory for run in runs) - without - state)
     whole = amount(4.0 * micro * model.block_size * model.padded_vocab_size, "G")
     name = f"of which logits (whole, in fp32: {whole}B): less the peak with {FEW_IDS} ids, less the embedding's state"
@@ -116,30 +118,30 @@ def logits_rows(config: BenchConfig, found: Found) -> list[tuple[str, ...]]:
     return [(name, f"{amount(ours, 'G')}B", *cut)]
 
 
-def generation_tables(config: BenchConfig, compute: Compute) -> list[Table]:
+def generation_tables(config: BenchConfig, compute: Compute) -> list[MarkdownTable]:
     """One for each batch size: the rate, the time to the first token, memory; ours alone where there is no rival."""
     programs = (OURS, *config.against)
-    config = known_vocabulary(config)
+    config = with_known_vocabulary(config)
     settings = config.bench
-    tables: list[Table] = []
+    tables: list[MarkdownTable] = []
     for batch in settings.batch_sizes:
 
-        def work(program: str, batch: int = batch) -> Work:
-            return Work(program=program, what="generation", batch=batch, config=config)
+        def work(program: str, batch: int = batch) -> Workload:
+            return Workload(program=program, what="generation", batch=batch, config=config)
 
-        found = in_turn(programs, settings.rounds, work)
+        found = measure_in_turn(programs, settings.rounds, work)
         seconds = {program: [run.seconds[0] for run in runs] for program, runs in found.items()}
         rates = [[batch * settings.new_tokens / value for value in runs] for runs in seconds.values()]
         each = [[1e3 * value / settings.new_tokens for value in runs] for runs in seconds.values()]
         title = f"generation, batch {batch}, {settings.new_tokens} new tokens after {settings.prompt_tokens}"
         rows = [
-            ("tokens a second", *(between(values) for values in rates)),
-            ("ms a token of every text", *(between(values) for values in each)),
+            ("tokens a second", *(format_range(values) for values in rates)),
+            ("ms a token of every text", *(format_range(values) for values in each)),
             *([ratio_row(seconds)] if config.against else []),
-            ("ms to the first token", *(between([1e3 * run.first for run in runs]) for runs in found.values())),
+            ("ms to the first token", *(format_range([1e3 * run.first for run in runs]) for runs in found.values())),
             memory_row(found),
         ]
-        tables.append(Table((f"{title}, {compute.precision} weights", *map(column, programs)), rows))
+        tables.append(MarkdownTable((f"{title}, {compute.precision} weights", *map(program_name, programs)), rows))
     return tables
 
 
@@ -147,20 +149,20 @@ def ratio_row(seconds: dict[str, list[float]]) -> tuple[str, ...]:
     """How many times as long the others take, pair by pair."""
     ours = seconds[OURS]
     pairs = [[b / a for a, b in zip(ours, runs, strict=True)] for program, runs in seconds.items() if program != OURS]
-    return ("time against ours, pair by pair", "1 x", *(between(values, " x") for values in pairs))
+    return ("time against ours, pair by pair", "1 x", *(format_range(values, " x") for values in pairs))
 
 
-def memory_row(found: Found) -> tuple[str, ...]:
+def memory_row(found: Measurements) -> tuple[str, ...]:
     peaks = [statistics.median(run.memory for run in runs) for runs in found.values()]
     return ("peak memory", *(f"{amount(peak, 'G')}B" for peak in peaks))
 
 
-def column(program: str) -> str:
+def program_name(program: str) -> str:
     """A program's name in a table: of a checkout only its folder."""
-    return checkout(program).name if ":" in program else program
+    return checkout_path(program).name if ":" in program else program
 
 
-def known_vocabulary(config: BenchConfig) -> BenchConfig:
+def with_known_vocabulary(config: BenchConfig) -> BenchConfig:
     """The config with its model's vocabulary; data is prepared only where nothing else tells it."""
     model, sure = expected_model(config)
     return with_vocabulary(config, model.vocab_size if sure else ensure(config.data).vocab_size)

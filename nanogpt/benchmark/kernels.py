@@ -7,11 +7,11 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, record_function, schedule
 from torch.profiler import profile as profiler
 
-from nanogpt.benchmark.comparison import known_vocabulary
-from nanogpt.benchmark.measurement import OURS, Work
-from nanogpt.benchmark.ours import generator, random_batches, random_prompts, trainer
-from nanogpt.benchmark.timing import digits
-from nanogpt.benchmark.training import prepared
+from nanogpt.benchmark.comparison import with_known_vocabulary
+from nanogpt.benchmark.measurement import OURS, Workload
+from nanogpt.benchmark.ours import build_generator, build_trainer, random_batches, random_prompts
+from nanogpt.benchmark.timing import format_digits
+from nanogpt.benchmark.training import prepare_training
 from nanogpt.config import BenchConfig
 from nanogpt.console import say, table
 from nanogpt.device import Compute
@@ -33,27 +33,27 @@ def profile(config: BenchConfig, compute: Compute) -> None:
 def profile_training(config: BenchConfig, compute: Compute) -> None:
     """Steps on the config's data, or where programs were compared on what those got, their phases labelled."""
     if config.against:
-        config = known_vocabulary(config)
-        work = Work(program=OURS, what="training", batch=config.micro_batch_size(), config=config)
-        _, step = trainer(work, compute, random_batches(work, compute.device))
-        profiled(config, compute, "training", lambda: step(record_function))
+        config = with_known_vocabulary(config)
+        workload = Workload(program=OURS, what="training", batch=config.micro_batch_size(), config=config)
+        _, step = build_trainer(workload, compute, random_batches(workload, compute.device))
+        profile_steps(config, compute, "training", lambda: step(record_function))
         return
-    state, batches = prepared(config, compute)
-    profiled(
+    state, batches = prepare_training(config, compute)
+    profile_steps(
         config, compute, "training", lambda: train_step(state, batches.step(state.samples), config, record_function)
     )
 
 
 def profile_generation(config: BenchConfig, compute: Compute) -> None:
     """A few tokens of each batch size."""
-    config = known_vocabulary(config)
+    config = with_known_vocabulary(config)
     for batch in config.bench.batch_sizes:
-        work = Work(program=OURS, what="generation", batch=batch, config=config)
-        _, draw = generator(work, compute, random_prompts(work, compute.device))
-        profiled(config, compute, f"generation-{batch}", lambda d=draw: d(GENERATED))
+        workload = Workload(program=OURS, what="generation", batch=batch, config=config)
+        _, draw = build_generator(workload, compute, random_prompts(workload, compute.device))
+        profile_steps(config, compute, f"generation-{batch}", lambda d=draw: d(GENERATED))
 
 
-def record(compute: Compute, step: Callable[[], object]) -> profiler:
+def record_profile(compute: Compute, step: Callable[[], object]) -> profiler:
     """Run a step a few times, the last of them recorded."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if compute.device.type == "cuda" else [])]
     plan = schedule(wait=SKIPPED, warmup=WARM_UP, active=ACTIVE, repeat=1)
@@ -64,19 +64,19 @@ def record(compute: Compute, step: Callable[[], object]) -> profiler:
     return found
 
 
-def profiled(config: BenchConfig, compute: Compute, name: str, step: Callable[[], object]) -> None:
+def profile_steps(config: BenchConfig, compute: Compute, name: str, step: Callable[[], object]) -> None:
     """Record some steps, write their trace and show the costliest kernels."""
-    gpu, found = compute.device.type == "cuda", record(compute, step)
+    gpu, found = compute.device.type == "cuda", record_profile(compute, step)
     folder = Path(config.bench.trace or config.runs_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"trace-{config.run_name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     found.export_chrome_trace(str(path))
     title = f"{name}: top kernels by their own time, of {ACTIVE} steps on the {'GPU' if gpu else 'CPU'}"
-    say(table(title, ("kernel", "share", "calls", "ms"), top(found, gpu)))
+    say(table(title, ("kernel", "share", "calls", "ms"), top_kernels(found, gpu)))
     say(f"trace of {ACTIVE} steps: {path}")
 
 
-def top(found: profiler, gpu: bool) -> list[tuple[str, str, str, str]]:
+def top_kernels(found: profiler, gpu: bool) -> list[tuple[str, str, str, str]]:
     """(name, share of the time, calls, ms) of the costliest, without what only labels others."""
     rows: list[tuple[float, int, str]] = []
     for event in found.key_averages():
@@ -86,4 +86,4 @@ def top(found: profiler, gpu: bool) -> list[tuple[str, str, str, str]]:
             rows.append((spent, event.count, event.key))
     whole = sum(spent for spent, _, _ in rows)
     rows = sorted(rows, reverse=True)[:TOP]
-    return [(key[:70], f"{100 * us / whole:.1f} %", f"{count:,}", digits(us / 1e3)) for us, count, key in rows]
+    return [(key[:70], f"{100 * us / whole:.1f} %", f"{count:,}", format_digits(us / 1e3)) for us, count, key in rows]

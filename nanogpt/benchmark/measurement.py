@@ -16,7 +16,7 @@ from nanogpt.schema import ConfigModel
 OURS = "nanogpt-lab"
 
 
-class Work(ConfigModel):
+class Workload(ConfigModel):
     """What one process is to do."""
 
     program: str
@@ -28,7 +28,7 @@ class Work(ConfigModel):
     """The model has its vocabulary size."""
 
 
-class Measurement(ConfigModel):
+class Timing(ConfigModel):
     """What it found."""
 
     seconds: tuple[float, ...]
@@ -43,32 +43,35 @@ class Measurement(ConfigModel):
     """Seconds of each phase of a training step, the device waited for at its ends."""
 
 
-def measured(work: Work, compiled: Path | None = None) -> Measurement:
-    """The same work on the same settings, whoever does it. What torch.compile makes is kept in `compiled`, or where it
-    always is. Raises the error the process ended with.
+def measure(workload: Workload, compiled: Path | None = None) -> Timing:
+    """Run a workload in a fresh process. `compiled`: where torch.compile keeps its cache, if not in the usual place.
+
+    Raises the error that the process ended with.
     """
     root = str(Path(nanogpt.__file__).parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "nanogpt.benchmark.worker"]
     words = {"PYTHONPATH": path} | ({"TORCHINDUCTOR_CACHE_DIR": str(compiled)} if compiled else {})
-    text = work.model_dump_json()
+    text = workload.model_dump_json()
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=os.environ | words)
     if done.returncode == 0:
-        return Measurement.model_validate_json(done.stdout.splitlines()[-1])
-    raise explained(work, done.returncode, done.stderr.strip().splitlines())
+        return Timing.model_validate_json(done.stdout.splitlines()[-1])
+    raise to_error(workload, done.returncode, done.stderr.strip().splitlines())
 
 
-def explained(work: Work, code: int, lines: list[str]) -> LabError:
+def to_error(workload: Workload, code: int, lines: list[str]) -> LabError:
     """The error for a process that ended with `code` and these last words."""
     last = lines[-1] if lines else "no message"
     if last.startswith("error: "):
         error = error_from_exit_code(code, last.removeprefix("error: "))
         error.reported_elsewhere = False  # its words came to us alone
         return error
-    name = "bench.py" if work.program == OURS else f"against={one_line(work.program)}"
+    name = "bench.py" if workload.program == OURS else f"against={one_line(workload.program)}"
     if code < 0:
-        return BadEnvironment(f"{name}: its {work.what} was ended by signal {-code}; 9 is a lack of memory as a rule")
-    return BadInput(f"{name}: its {work.what} ended with {one_line(last, 300)}")
+        return BadEnvironment(
+            f"{name}: its {workload.what} was ended by signal {-code}; 9 is a lack of memory as a rule"
+        )
+    return BadInput(f"{name}: its {workload.what} ended with {one_line(last, 300)}")
 
 
 def with_vocabulary(config: BenchConfig, vocab_size: int | None) -> BenchConfig:

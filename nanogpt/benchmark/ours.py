@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nanogpt.benchmark.measurement import Work
+from nanogpt.benchmark.measurement import Workload
 from nanogpt.data.batches import Batch
 from nanogpt.device import DTYPES, Compute
-from nanogpt.generation.decode import Draw, generate, lay_out
+from nanogpt.generation.decode import SamplingParams, generate, transpose_weights_for_decoding
 from nanogpt.model.gpt import GPT
 from nanogpt.training.state import build_state
 from nanogpt.training.step import Phase, train_step
@@ -20,40 +20,40 @@ Generator = tuple[nn.Module, Callable[[int], object]]
 """A model and what draws so many new tokens for each prompt."""
 
 
-def random_batches(work: Work, device: torch.device) -> Batches:
+def random_batches(workload: Workload, device: torch.device) -> Batches:
     """The micro-batches of a step, ids and targets (B, T)."""
-    model = work.config.model
-    source = torch.Generator().manual_seed(work.config.training.seed)
-    shape = (work.config.grad_accum(), work.batch, model.block_size + 1)
+    model = workload.config.model
+    source = torch.Generator().manual_seed(workload.config.training.seed)
+    shape = (workload.config.grad_accum(), workload.batch, model.block_size + 1)
     ids = torch.randint(model.vocab_size or 0, shape, generator=source).to(device)
-    keys = torch.arange(work.batch, device=device) if model.dropout else None
+    keys = torch.arange(workload.batch, device=device) if model.dropout else None
     return [Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous(), keys) for row in ids]
 
 
-def random_prompts(work: Work, device: torch.device) -> Tensor:
+def random_prompts(workload: Workload, device: torch.device) -> Tensor:
     """(B, T) ids."""
-    source = torch.Generator().manual_seed(work.config.training.seed)
-    shape = (work.batch, work.config.bench.prompt_tokens)
-    return torch.randint(work.config.model.vocab_size or 0, shape, generator=source).to(device)
+    source = torch.Generator().manual_seed(workload.config.training.seed)
+    shape = (workload.batch, workload.config.bench.prompt_tokens)
+    return torch.randint(workload.config.model.vocab_size or 0, shape, generator=source).to(device)
 
 
-def trainer(work: Work, compute: Compute, batches: Batches) -> Trainer:
+def build_trainer(workload: Workload, compute: Compute, batches: Batches) -> Trainer:
     """The step that train.py makes."""
-    state = build_state(work.config, work.config.model, compute)
-    return state.model, lambda phase: train_step(state, batches, work.config, phase)
+    state = build_state(workload.config, workload.config.model, compute)
+    return state.model, lambda phase: train_step(state, batches, workload.config, phase)
 
 
-def generator(work: Work, compute: Compute, prompts: Tensor) -> Generator:
+def build_generator(workload: Workload, compute: Compute, prompts: Tensor) -> Generator:
     """The decoding that sample.py does, from the whole distribution."""
-    model = GPT(work.config.model, work.config.training.seed).eval().to(compute.device)
+    model = GPT(workload.config.model, workload.config.training.seed).eval().to(compute.device)
     if compute.precision == "fp32":
-        lay_out(model, work.batch)
+        transpose_weights_for_decoding(model, workload.batch)
     else:
         model.to(DTYPES[compute.precision])
 
     def draw(count: int) -> None:
-        sources = [torch.Generator(compute.device).manual_seed(number) for number in range(work.batch)]
-        for _ in generate(model, prompts.tolist(), count, Draw(), sources):
+        sources = [torch.Generator(compute.device).manual_seed(number) for number in range(workload.batch)]
+        for _ in generate(model, prompts.tolist(), count, SamplingParams(), sources):
             pass
 
     return model, draw

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.benchmark.commands import rank_rows, startup_rows
-from nanogpt.benchmark.comparison import generation_tables, known_vocabulary, refuse_rivals, training_table
+from nanogpt.benchmark.commands import measure_ranks, measure_startup
+from nanogpt.benchmark.comparison import check_baselines, generation_tables, training_table, with_known_vocabulary
 from nanogpt.benchmark.kernels import profile
-from nanogpt.benchmark.timing import Rows, Table
-from nanogpt.benchmark.training import training_rows
+from nanogpt.benchmark.timing import MarkdownTable, Rows
+from nanogpt.benchmark.training import measure_training
 from nanogpt.config import BenchConfig
 from nanogpt.console import say
 from nanogpt.device import Compute, set_up
@@ -24,18 +24,20 @@ from nanogpt.training.validation import refuse_too_large
 
 def bench(config: BenchConfig) -> int:
     """Print Markdown tables, and append them to `bench.out`. Raises BadInput, BadData, BadEnvironment."""
-    refuse_rivals(config)
+    check_baselines(config)
     check_output_file("bench.out", config.bench.out)
     if config.profile:
         check_output_folder("bench.trace" if config.bench.trace else "runs_dir", config.bench.trace or config.runs_dir)
     compute = set_up(config.hardware)
     refuse_too_large(config, compute, 1)
     if "training" in config.bench.what and not config.against:
-        config = fitted(config, compute)
-    parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", machine(compute)]
+        config = with_fitting_micro_batch(config, compute)
+    parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", describe_machine(compute)]
     if "training" in config.bench.what:
         found = (
-            training_table(config, compute) if config.against else Table(("what", "measured"), rows(config, compute))
+            training_table(config, compute)
+            if config.against
+            else MarkdownTable(("what", "measured"), build_training_rows(config, compute))
         )
         parts.append(found.markdown())
     if "generation" in config.bench.what:
@@ -51,26 +53,26 @@ def bench(config: BenchConfig) -> int:
     return 0
 
 
-def fitted(config: BenchConfig, compute: Compute) -> BenchConfig:
+def with_fitting_micro_batch(config: BenchConfig, compute: Compute) -> BenchConfig:
     """The config with the micro-batch that train.py would find for `auto`. Raises BadData, BadEnvironment."""
     if config.hardware.micro_batch_size != "auto":
         return config
-    found = settled(config, known_vocabulary(config).model, compute, ProcessGroup(), 1).micro_batch_size()
+    found = settled(config, with_known_vocabulary(config).model, compute, ProcessGroup(), 1).micro_batch_size()
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(compute.device)  # the tries' is not the step's
     return config.with_micro_batch_size(found)
 
 
-def rows(config: BenchConfig, compute: Compute) -> Rows:
+def build_training_rows(config: BenchConfig, compute: Compute) -> Rows:
     """What is measured of training when there is nothing to compare it with."""
     return [
-        *training_rows(config, compute),
-        *rank_rows(config),
-        *(startup_rows() if config.bench.startup else []),
+        *measure_training(config, compute),
+        *measure_ranks(config),
+        *(measure_startup() if config.bench.startup else []),
     ]
 
 
-def machine(compute: Compute) -> str:
+def describe_machine(compute: Compute) -> str:
     """Processor, precision, versions and commit, in one line."""
     git = git_state(Path(__file__).parent)
     commit = git["commit"][:10] + ("+" if git["changed"] else "") if git else "none"

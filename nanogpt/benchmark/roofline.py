@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from nanogpt.benchmark.timing import digits, synchronizer, timed
+from nanogpt.benchmark.timing import choose_synchronize, format_digits, time_call
 from nanogpt.config import BenchConfig
 from nanogpt.console import amount
 from nanogpt.device import DTYPES, Compute
@@ -31,7 +31,7 @@ class Peak:
     """FLOP/s or bytes/s."""
     source: str
 
-    def told(self, number: float, unit: str) -> str:
+    def describe(self, number: float, unit: str) -> str:
         return f"{amount(number, 'G')}{unit} at {amount(self.rate, 'G')}{unit}/s ({self.source})"
 
 
@@ -50,8 +50,10 @@ class Floors:
         """The floors and how many times as long measured steps take, in seconds. The first is this program's: another
         makes the same products, but what it keeps in memory is its own affair.
         """
-        products = [f"{floor(self.products)}; the step takes {digits(step / self.products)} x" for step in steps]
-        memory = f"{floor(self.memory)}; the step takes {digits(steps[0] / self.memory)} x"
+        products = [
+            f"{format_ms(self.products)}; the step takes {format_digits(step / self.products)} x" for step in steps
+        ]
+        memory = f"{format_ms(self.memory)}; the step takes {format_digits(steps[0] / self.memory)} x"
         empty = ("",) * (len(steps) - 1)
         return [
             (self.names[0], *products),
@@ -60,7 +62,7 @@ class Floors:
         ]
 
 
-def floors(config: BenchConfig, compute: Compute) -> Floors:
+def compute_floors(config: BenchConfig, compute: Compute) -> Floors:
     """Of a step of `config`, whose model has its vocabulary. Takes some seconds where a peak isn't known."""
     flops = flops_per_token(config.model) * config.training.batch_tokens
     traffic = step_traffic(
@@ -78,61 +80,61 @@ def floors(config: BenchConfig, compute: Compute) -> Floors:
         products=flops / products.rate,
         memory=traffic.total / memory.rate,
         names=(
-            f"floor by matrix products: {products.told(flops, 'FLOP')}",
-            f"floor by memory: {memory.told(traffic.total, 'B')}",
+            f"floor by matrix products: {products.describe(flops, 'FLOP')}",
+            f"floor by memory: {memory.describe(traffic.total, 'B')}",
             "of which are read and written",
         ),
         parts=", ".join(kinds),
     )
 
 
-def floor(seconds: float) -> str:
-    return f"{digits(1e3 * seconds)} ms"
+def format_ms(seconds: float) -> str:
+    return f"{format_digits(1e3 * seconds)} ms"
 
 
 def products_peak(compute: Compute) -> Peak:
     """Of matrix products in this precision."""
     known = peak_flops(compute.name, compute.precision)
-    return Peak(known, "data sheet") if known else Peak(measured_flops(compute), "measured here")
+    return Peak(known, "data sheet") if known else Peak(measure_flops(compute), "measured here")
 
 
 def memory_peak(compute: Compute) -> Peak:
     """Of reading and writing the device's memory."""
     known = peak_bandwidth(compute.name)
-    return Peak(known, "data sheet") if known else Peak(measured_bandwidth(compute), "measured here")
+    return Peak(known, "data sheet") if known else Peak(measure_bandwidth(compute), "measured here")
 
 
-def measured_flops(compute: Compute) -> float:
+def measure_flops(compute: Compute) -> float:
     """FLOP/s of products of square matrices: the fastest of the three that train a linear layer, for in half precision
     a CPU may be twenty times as fast at one as at another.
     """
-    return max(rate_of_products(compute, *flipped) for flipped in ((False, True), (False, False), (True, False)))
+    return max(measure_products(compute, *flipped) for flipped in ((False, True), (False, False), (True, False)))
 
 
-def rate_of_products(compute: Compute, flip_left: bool, flip_right: bool) -> float:
+def measure_products(compute: Compute, flip_left: bool, flip_right: bool) -> float:
     """FLOP/s with one of the matrices transposed, or none: the highest of growing sizes, until one is slow."""
     rates: list[float] = []
     dtype = DTYPES.get(compute.precision, torch.float32)
     for side in SIDES:
         a, b = torch.randn(2, side, side, device=compute.device).to(dtype)
         left, right = a.T if flip_left else a, b.T if flip_right else b
-        seconds = fastest(compute, partial(torch.mm, left, right))
+        seconds = time_fastest(compute, partial(torch.mm, left, right))
         rates.append(2 * side**3 / seconds)
         if seconds > SLOW:
             break
     return max(rates)
 
 
-def measured_bandwidth(compute: Compute) -> float:
+def measure_bandwidth(compute: Compute) -> float:
     """Bytes/s of a large copy, each byte read and written."""
     source = torch.ones(COPIED // 4, device=compute.device)
     target = torch.empty_like(source)
-    return 2 * COPIED / fastest(compute, lambda: target.copy_(source))
+    return 2 * COPIED / time_fastest(compute, lambda: target.copy_(source))
 
 
-def fastest(compute: Compute, work: Callable[[], object]) -> float:
+def time_fastest(compute: Compute, work: Callable[[], object]) -> float:
     """Seconds of the fastest of several times, after one to warm up."""
-    synchronize = synchronizer(compute.device)
+    synchronize = choose_synchronize(compute.device)
 
     def waited() -> None:
         work()
@@ -141,5 +143,5 @@ def fastest(compute: Compute, work: Callable[[], object]) -> float:
     waited()
     durations: list[float] = []
     while len(durations) < LEAST or sum(durations) < SECONDS:
-        durations.append(timed(waited))
+        durations.append(time_call(waited))
     return min(durations)

@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nanogpt.benchmark.timing import Rows, spread, timed
+from nanogpt.benchmark.timing import Rows, format_spread, time_call
 from nanogpt.checkpoint import verify
 from nanogpt.config import BenchConfig
 from nanogpt.console import amount, say
@@ -20,7 +20,7 @@ ROUNDS = 3
 SAVE_EVERY = 10  # steps, in the comparison of a training with and without saves
 
 
-def saving_rows(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:
+def measure_saving(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:
     """Rows for the state of this config, written below `runs_dir`: that is the disk that matters."""
     folder = Path(config.runs_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,27 +33,27 @@ def saving_rows(config: BenchConfig, state: TrainState, batches: TrainBatches) -
         saves: list[float] = []
         bare: list[float] = []
         for _ in range(ROUNDS):  # one after the other, so that a noisy moment meets both
-            bare.append(timed(lambda: write_bare(state, Path(name) / "bare")))
+            bare.append(time_call(lambda: write_bare(state, Path(name) / "bare")))
             state.step += 1
             started = time.perf_counter()
-            stalls.append(timed(lambda: saver.save(state)))
-            wait(saver)
+            stalls.append(time_call(lambda: saver.save(state)))
+            wait_for_save(saver)
             saves.append(time.perf_counter() - started)
         path = run.checkpoints.path(state.step)
-        loads = [timed(lambda: verify(path)) for _ in range(ROUNDS)]
+        loads = [time_call(lambda: verify(path)) for _ in range(ROUNDS)]
         loaded = verify(path)
-        restores = [timed(lambda: state.restore(loaded)) for _ in range(ROUNDS)]
-        without = [timed(lambda: steps(config, state, batches, None)) for _ in range(ROUNDS)]
-        with_saves = [timed(lambda: steps(config, state, batches, saver)) for _ in range(ROUNDS)]
+        restores = [time_call(lambda: state.restore(loaded)) for _ in range(ROUNDS)]
+        without = [time_call(lambda: train_intervals(config, state, batches, None)) for _ in range(ROUNDS)]
+        with_saves = [time_call(lambda: train_intervals(config, state, batches, saver)) for _ in range(ROUNDS)]
         saver.outcome()
         saver.close()
     rate, slower = SAVE_EVERY * 2 / min(without), min(with_saves) / min(without)
     return [
-        (f"state of a checkpoint, {amount(size, 'G')}B: bare write and fsync", spread(bare)),
-        (f"whole save ({min(saves) / min(bare):.2f} x the bare write)", spread(saves)),
-        ("of which the training waits", spread(stalls)),
-        ("verifying and reading it", spread(loads)),
-        ("restoring the state from it", spread(restores)),
+        (f"state of a checkpoint, {amount(size, 'G')}B: bare write and fsync", format_spread(bare)),
+        (f"whole save ({min(saves) / min(bare):.2f} x the bare write)", format_spread(saves)),
+        ("of which the training waits", format_spread(stalls)),
+        ("verifying and reading it", format_spread(loads)),
+        ("restoring the state from it", format_spread(restores)),
         (f"steps a second without saves, and with one every {SAVE_EVERY}", f"{rate:.3g}, {rate / slower:.3g}"),
     ]
 
@@ -68,17 +68,17 @@ def write_bare(state: TrainState, path: Path) -> None:
     path.unlink()
 
 
-def steps(config: BenchConfig, state: TrainState, batches: TrainBatches, saver: Saver | None) -> None:
+def train_intervals(config: BenchConfig, state: TrainState, batches: TrainBatches, saver: Saver | None) -> None:
     """Two intervals of training, with a save in each, the last of which is waited for."""
     for number in range(1, 2 * SAVE_EVERY + 1):
         train_step(state, batches.step(state.samples), config)
         if saver and number % SAVE_EVERY == 0:
-            wait(saver)
+            wait_for_save(saver)
             saver.save(state)
     if saver:
-        wait(saver)
+        wait_for_save(saver)
 
 
-def wait(saver: Saver) -> None:
+def wait_for_save(saver: Saver) -> None:
     while saver.busy():
         time.sleep(0.001)

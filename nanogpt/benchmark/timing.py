@@ -15,7 +15,7 @@ Rows = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Table:
+class MarkdownTable:
     """One table of the answer; the first column names what was measured."""
 
     columns: tuple[str, ...]
@@ -26,31 +26,33 @@ class Table:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def timed(work: Callable[[], object]) -> float:
+def time_call(work: Callable[[], object]) -> float:
     """Seconds that one call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def synchronizer(device: torch.device) -> Callable[[], None]:
+def choose_synchronize(device: torch.device) -> Callable[[], None]:
     """What waits for a device to have done all it was given; a CPU always has."""
     waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
     return waits.get(device.type, lambda: None)
 
 
-def spread(durations: Sequence[float]) -> str:
+def format_spread(durations: Sequence[float]) -> str:
     """Seconds as `median ms (min to max, n)`."""
-    return between([1e3 * value for value in durations], " ms", f", n={len(durations)}")
+    return format_range([1e3 * value for value in durations], " ms", f", n={len(durations)}")
 
 
-def between(values: Sequence[float], unit: str = "", more: str = "") -> str:
+def format_range(values: Sequence[float], unit: str = "", more: str = "") -> str:
     """`median unit (min to max more)`, of a single value only it."""
-    median = f"{digits(statistics.median(values))}{unit}"
-    return median if len(values) == 1 else f"{median} ({digits(min(values))} to {digits(max(values))}{more})"
+    median = f"{format_digits(statistics.median(values))}{unit}"
+    return (
+        median if len(values) == 1 else f"{median} ({format_digits(min(values))} to {format_digits(max(values))}{more})"
+    )
 
 
-def digits(value: float) -> str:
+def format_digits(value: float) -> str:
     """Three digits, or the whole part where that has more."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 

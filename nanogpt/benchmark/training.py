@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Iterator
 
 from nanogpt.benchmark.measurement import with_vocabulary
-from nanogpt.benchmark.roofline import floors
-from nanogpt.benchmark.saving import saving_rows
-from nanogpt.benchmark.timing import Rows, Stopwatch, peak_resident, spread, synchronizer, timed
+from nanogpt.benchmark.roofline import compute_floors
+from nanogpt.benchmark.saving import measure_saving
+from nanogpt.benchmark.timing import Rows, Stopwatch, choose_synchronize, format_spread, peak_resident, time_call
 from nanogpt.config import BenchConfig, ModelConfig
 from nanogpt.console import amount
 from nanogpt.data.batches import Batch, TrainBatches
@@ -22,77 +22,77 @@ PHASES = ("data", "forward", "backward", "clip", "optimizer")
 MOST_PHASED = 10  # steps of their own that are measured by phase
 
 
-def prepared(config: BenchConfig, compute: Compute) -> tuple[TrainState, TrainBatches]:
+def prepare_training(config: BenchConfig, compute: Compute) -> tuple[TrainState, TrainBatches]:
     """The state before the first step, and its data."""
     dataset = ensure(config.data)
     state = build_state(config, model_for(config, dataset), compute)
     return state, TrainBatches(dataset.train, config, compute.device)
 
 
-def training_rows(config: BenchConfig, compute: Compute) -> Rows:
+def measure_training(config: BenchConfig, compute: Compute) -> Rows:
     """Whole steps first, undisturbed; then steps by phase; then loading alone."""
-    state, batches = prepared(config, compute)
-    synchronize = synchronizer(compute.device)
+    state, batches = prepare_training(config, compute)
+    synchronize = choose_synchronize(compute.device)
 
     def step() -> None:
         train_step(state, batches.step(state.samples), config)
         synchronize()
 
-    first = timed(step)
+    first = time_call(step)
     for _ in range(config.bench.warmup):
         step()
-    steps = [timed(step) for _ in range(config.bench.steps)]
+    steps = [time_call(step) for _ in range(config.bench.steps)]
     median = statistics.median(steps)
     gpu_memory = compute.peak_memory()
     memory = peak_resident()
     batch = f"{config.grad_accum()} x {config.micro_batch_size()} x {config.model.block_size}"
-    floor = floors(with_vocabulary(config, state.model.config.vocab_size), compute)
+    floor = compute_floors(with_vocabulary(config, state.model.config.vocab_size), compute)
     compiling = [("compiling: the first step less a steady one", f"{first - median:.3g} s")]
-    loads = [timed(lambda i=i: batches.batch(state.samples + i * config.micro_batch_size())) for i in range(200)]
+    loads = [time_call(lambda i=i: batches.batch(state.samples + i * config.micro_batch_size())) for i in range(200)]
     return [
-        (f"step of {config.training.batch_tokens:,} tokens ({batch})", spread(steps)),
+        (f"step of {config.training.batch_tokens:,} tokens ({batch})", format_spread(steps)),
         ("tokens a second", amount(config.training.batch_tokens / median)),
-        ("achieved", achieved(config.training.batch_tokens / median, state.model.config, compute)),
+        ("achieved", describe_flops(config.training.batch_tokens / median, state.model.config, compute)),
         *((name, cell) for name, cell in floor.rows(median)),
-        *phase_rows(config, state, batches),
+        *measure_phases(config, state, batches),
         ("first step", f"{1e3 * first:.0f} ms"),
         *(compiling if compute.compiles else []),
-        (f"loading a micro-batch of {config.micro_batch_size()} x {config.model.block_size}", spread(loads)),
+        (f"loading a micro-batch of {config.micro_batch_size()} x {config.model.block_size}", format_spread(loads)),
         ("peak memory of the process", f"{amount(memory, 'G')}B"),
         *([("peak memory of the GPU", f"{amount(gpu_memory, 'G')}B")] if gpu_memory else []),
-        *(saving_rows(config, state, batches) if config.bench.checkpoint else []),
+        *(measure_saving(config, state, batches) if config.bench.checkpoint else []),
     ]
 
 
-def achieved(rate: float, model: ModelConfig, compute: Compute) -> str:
+def describe_flops(rate: float, model: ModelConfig, compute: Compute) -> str:
     """FLOP/s at a rate in tokens a second, and the share of the device's peak where that is known."""
     flops = rate * flops_per_token(model)
     mfu = compute_mfu(flops, compute.name, compute.precision)
     return f"{amount(flops, 'G')}FLOP/s" + ("" if mfu is None else f", MFU {100 * mfu:.1f} %")
 
 
-def phase_rows(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:
+def measure_phases(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:
     """Where the time of a step goes, in steps that wait for the device after each phase."""
-    synchronize = synchronizer(state.compute.device)
+    synchronize = choose_synchronize(state.compute.device)
     watches: list[Stopwatch] = []
     steps: list[float] = []
     for _ in range(min(config.bench.steps, MOST_PHASED)):
         watch = Stopwatch(synchronize)
         watches.append(watch)
-        data = watched(batches.step(state.samples), watch)
-        steps.append(timed(lambda d=data, w=watch: train_step(state, d, config, w.phase)))
+        data = time_batches(batches.step(state.samples), watch)
+        steps.append(time_call(lambda d=data, w=watch: train_step(state, d, config, w.phase)))
     times = {name: [watch.seconds.get(name, 0.0) for watch in watches] for name in PHASES}
     times["rest"] = [step - sum(watch.seconds.values()) for step, watch in zip(steps, watches, strict=True)]
     return [
         (
             f"of a step, each phase waited for: {name}",
-            f"{spread(found)}, {100 * sum(found) / sum(steps):.1f} %",
+            f"{format_spread(found)}, {100 * sum(found) / sum(steps):.1f} %",
         )
         for name, found in times.items()
     ]
 
 
-def watched(batches: Iterator[Batch], watch: Stopwatch) -> Iterator[Batch]:
+def time_batches(batches: Iterator[Batch], watch: Stopwatch) -> Iterator[Batch]:
     """The same batches, each with the time it takes to come."""
     while True:
         with watch.phase("data"):

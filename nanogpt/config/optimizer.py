@@ -7,13 +7,13 @@ from typing_extensions import Self
 
 from nanogpt.config.types import Share
 from nanogpt.optim.adamw import ADAMW
-from nanogpt.optim.declaration import Declaration
+from nanogpt.optim.declaration import OptimizerSpec
 from nanogpt.optim.muon import MUON
 from nanogpt.optim.normuon import NORMUON
 from nanogpt.schema import ConfigModel, field_error, fixed, guarded
 
 Rule = Literal["adamw", "muon", "normuon"]
-OPTIMIZERS: dict[Rule, Declaration] = {"adamw": ADAMW, "muon": MUON, "normuon": NORMUON}
+OPTIMIZERS: dict[Rule, OptimizerSpec] = {"adamw": ADAMW, "muon": MUON, "normuon": NORMUON}
 """What each optimizer is. One that isn't here can't be configured or built."""
 EVERY_OPTIMIZERS_KEYS = ("name", "lr", "embedding_lr", "head_lr", "vector_lr", "weight_decay", "grad_clip")
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]

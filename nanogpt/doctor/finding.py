@@ -31,7 +31,7 @@ class Check:
     """What to do then."""
 
 
-def examine(check: Check, config: DoctorConfig) -> Finding:
+def run_check(check: Check, config: DoctorConfig) -> Finding:
     """What the check finds, an error's last line included, without the values of variables that name secrets."""
     try:
         found = check.call(config)

@@ -15,9 +15,9 @@ from nanogpt.data.batches import Batch
 from nanogpt.data.prepare import prepare
 from nanogpt.device import Compute, find_device
 from nanogpt.doctor.finding import Check, Finding
-from nanogpt.doctor.trainings import tiny, train_side_by_side
+from nanogpt.doctor.trainings import tiny_config, train_side_by_side
 from nanogpt.errors import BadEnvironment
-from nanogpt.generation.decode import Draw, generate
+from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.interop.export_config import to_hf
 from nanogpt.interop.names import to_gpt2
 from nanogpt.metrics_file import read_rows
@@ -45,7 +45,7 @@ def random_ids(shape: tuple[int, int], device: torch.device, seed: int = 3) -> T
     return torch.randint(MODEL.vocab_size or 0, shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def logits(config: DoctorConfig) -> Finding:
+def check_logits(config: DoctorConfig) -> Finding:
     """transformers' GPT-2 with the same weights has the same logits."""
     if find_spec("transformers") is None:
         return Finding("note", "transformers is not installed", "pip install -e '.[transformers]' to compare")
@@ -59,10 +59,10 @@ def logits(config: DoctorConfig) -> Finding:
     weights = to_gpt2({name: p.detach().cpu() for name, p in model.named_parameters()}, MODEL)
     theirs.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
     with torch.inference_mode():
-        return alike(model(ids), theirs.to(device)(ids).logits, ROUNDING[device.type], "transformers' logits")
+        return compare_tensors(model(ids), theirs.to(device)(ids).logits, ROUNDING[device.type], "transformers' logits")
 
 
-def cache(config: DoctorConfig) -> Finding:
+def check_cache(config: DoctorConfig) -> Finding:
     """Decoding with a cache is decoding without one, position by position and past the context's end."""
     device = find_device(config.device, "device")
     model, ids = sharp_model(device), random_ids((2, 16), device)
@@ -72,9 +72,12 @@ def cache(config: DoctorConfig) -> Finding:
         steps = [model.next_logits(ids[:, :5], kept)] + [
             model.next_logits(ids[:, t : t + 1], kept) for t in range(5, 16)
         ]
-        found = alike(torch.stack(steps, 1), whole[:, 4:], ROUNDING[device.type], "logits without a cache")
+        found = compare_tensors(torch.stack(steps, 1), whole[:, 4:], ROUNDING[device.type], "logits without a cache")
         text = ids[0, :5].tolist()
-        drawn = [token for (token,) in generate(model, [text], 20, Draw(temperature=0.0), [torch.Generator(device)])]
+        drawn = [
+            token
+            for (token,) in generate(model, [text], 20, SamplingParams(temperature=0.0), [torch.Generator(device)])
+        ]
         for number, token in enumerate(drawn):
             seen = (text + drawn[:number])[-MODEL.block_size :]
             last = model(torch.tensor([seen], device=device))[0, -1]
@@ -83,19 +86,19 @@ def cache(config: DoctorConfig) -> Finding:
     return found
 
 
-def accumulation(config: DoctorConfig) -> Finding:
+def check_accumulation(config: DoctorConfig) -> Finding:
     """Micro-batches of 1, 2 and 4 make the steps that the whole batch makes, dropout included."""
     device = find_device(config.device, "device")
-    with place() as folder:
-        built = tiny(folder, "micro")
-    whole, worst = steps_of(built, device, 8), 0.0
+    with temporary_folder() as folder:
+        built = tiny_config(folder, "micro")
+    whole, worst = train_four_steps(built, device, 8), 0.0
     for size in (1, 2, 4):
-        for a, b in zip(whole, steps_of(built, device, size), strict=True):
+        for a, b in zip(whole, train_four_steps(built, device, size), strict=True):
             worst = max(worst, abs(a.loss - b.loss), abs(a.grad_norm - b.grad_norm) / (1 + a.grad_norm))
-    return within(worst, LOSSES[device.type], "losses of the whole batch")
+    return check_within(worst, LOSSES[device.type], "losses of the whole batch")
 
 
-def steps_of(config: TrainConfig, device: torch.device, size: int) -> list[StepMetrics]:
+def train_four_steps(config: TrainConfig, device: torch.device, size: int) -> list[StepMetrics]:
     """Four steps, each in micro-batches of this many windows."""
     config = config.with_micro_batch_size(size)
     state = build_state(config, config.model.with_vocab(MODEL.vocab_size or 0), Compute(device, "fp32", ""))
@@ -109,13 +112,13 @@ def steps_of(config: TrainConfig, device: torch.device, size: int) -> list[StepM
     return found
 
 
-def ranks(config: DoctorConfig) -> Finding:
+def check_ranks(config: DoctorConfig) -> Finding:
     """Two ranks train what one does. With fewer than two GPUs on the CPU."""
     device = find_device(config.device, "device")
     kind = "cuda" if device.type == "cuda" and torch.cuda.device_count() > 1 else "cpu"
     hardware = {"device": kind, "precision": "fp32", "threads": 1}
-    with place() as folder:
-        one, two = (tiny(folder, name, hardware=hardware) for name in ("one", "two"))
+    with temporary_folder() as folder:
+        one, two = (tiny_config(folder, name, hardware=hardware) for name in ("one", "two"))
         prepare(one.data)
         train_side_by_side(folder, (one, 1), (two, 2))
         rows = [read_rows(locate(built) / "metrics.jsonl") for built in (one, two)]
@@ -123,32 +126,32 @@ def ranks(config: DoctorConfig) -> Finding:
         raise BadEnvironment(f"{len(rows[0])} rows of metrics on one rank and {len(rows[1])} on two")
     worst = max(abs(a.get(key, 0) - b.get(key, 0)) for a, b in zip(*rows, strict=True) for key in ("loss", "val_loss"))
     how = "gloo, on the CPU" if kind == "cpu" else "nccl"
-    return within(worst, LOSSES[kind], f"losses of one rank ({how})")
+    return check_within(worst, LOSSES[kind], f"losses of one rank ({how})")
 
 
-def resume(config: DoctorConfig) -> Finding:
+def check_resume(config: DoctorConfig) -> Finding:
     """Six steps, and three and three more in another process: the same bits in metrics, weights and moments."""
     device = find_device(config.device, "device")
     hardware = {"device": config.device, "threads": 1, "deterministic": device.type == "cuda"}
-    with place() as folder:
-        whole, parts = (tiny(folder, name, hardware=hardware) for name in ("whole", "parts"))
+    with temporary_folder() as folder:
+        whole, parts = (tiny_config(folder, name, hardware=hardware) for name in ("whole", "parts"))
         prepare(whole.data)
         train_side_by_side(folder, (whole, 1), (parts.model_copy(update={"stop_at_fraction": 0.5}), 1))
         train_side_by_side(folder, (parts, 1))
-        expected, found = result(whole), result(parts)
+        expected, found = read_outcome(whole), read_outcome(parts)
     if differing := [name for name in expected if expected[name] != found.get(name)]:
         raise BadEnvironment(f"after a stop these differ: {', '.join(differing)}")
     return Finding("ok", f"stopped after 3 of 6 steps and continued: {', '.join(expected)} to the bit")
 
 
 @contextmanager
-def place() -> Generator[Path, None, None]:
+def temporary_folder() -> Generator[Path, None, None]:
     """A folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="nanogpt-doctor-") as name:
         yield Path(name)
 
 
-def result(config: TrainConfig) -> dict[str, bytes]:
+def read_outcome(config: TrainConfig) -> dict[str, bytes]:
     """What a training leaves, by name."""
     run = RunDirectory(locate(config))
     last = run.checkpoints.path(run.checkpoints.steps()[-1])
@@ -156,16 +159,16 @@ def result(config: TrainConfig) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
-def alike(found: Tensor, expected: Tensor, limit: float, what: str) -> Finding:
+def compare_tensors(found: Tensor, expected: Tensor, limit: float, what: str) -> Finding:
     """Raise BadEnvironment where two tensors are not the same up to rounding, or nothing was computed at all."""
     found, expected = found.cpu(), expected.cpu()
     if not expected.any():
         raise BadEnvironment(f"{what} are all zero: the device computes nothing")
     worst = (found - expected).abs().max() / expected.abs().max().clamp(min=1.0)
-    return within(float(worst), limit, what)
+    return check_within(float(worst), limit, what)
 
 
-def within(worst: float, limit: float, what: str) -> Finding:
+def check_within(worst: float, limit: float, what: str) -> Finding:
     """Raises BadEnvironment for a difference above the limit, or one that isn't a number."""
     if not worst <= limit:
         raise BadEnvironment(f"differ by {worst:.2g} from {what}; rounding makes at most {limit:.0e}")
@@ -174,9 +177,9 @@ def within(worst: float, limit: float, what: str) -> Finding:
 
 CODE = "if device=cpu is well, the device's driver or torch is at fault; else the code: python -m pytest"
 CHECKS = {
-    "logits": Check(logits, f"{CODE} tests/model tests/interop"),
-    "cache": Check(cache, f"{CODE} tests/generation/test_decode.py"),
-    "accumulation": Check(accumulation, f"{CODE} tests/training/test_step.py"),
-    "ranks": Check(ranks, f"hardware.devices=1 trains without; {CODE} tests/distributed/test_ranks.py"),
-    "resume": Check(resume, f"don't rely on restarts before this is well; {CODE} tests/training/test_run.py"),
+    "logits": Check(check_logits, f"{CODE} tests/model tests/interop"),
+    "cache": Check(check_cache, f"{CODE} tests/generation/test_decode.py"),
+    "accumulation": Check(check_accumulation, f"{CODE} tests/training/test_step.py"),
+    "ranks": Check(check_ranks, f"hardware.devices=1 trains without; {CODE} tests/distributed/test_ranks.py"),
+    "resume": Check(check_resume, f"don't rely on restarts before this is well; {CODE} tests/training/test_run.py"),
 }

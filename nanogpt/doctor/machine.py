@@ -32,14 +32,14 @@ SLOW_DISK, FEW_BYTES, LITTLE_SHARED = 50 * MIB, 10 * GIB, GIB  # below these a n
 HELLO = [15496, 11, 995]  # "Hello, world" in GPT-2's tokens
 
 
-def python(_: DoctorConfig) -> Finding:
+def check_python(_: DoctorConfig) -> Finding:
     """The interpreter is recent enough."""
     if sys.version_info < OLDEST_PYTHON:
         raise BadEnvironment(f"Python {platform.python_version()} is too old")
     return Finding("ok", f"{platform.python_version()}, {sys.executable}")
 
 
-def pytorch(_: DoctorConfig) -> Finding:
+def check_torch(_: DoctorConfig) -> Finding:
     """torch is recent enough, and is built for the GPU that is there."""
     version = str(torch.__version__)
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
@@ -50,7 +50,7 @@ def pytorch(_: DoctorConfig) -> Finding:
     return Finding("ok", built)
 
 
-def device(config: DoctorConfig) -> Finding:
+def check_device(config: DoctorConfig) -> Finding:
     """The device multiplies matrices, and how: its name, memory, precision and how ranks talk there."""
     found = find_device(config.device, "device")
     a, b = (torch.randn(256, 256, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
@@ -69,7 +69,7 @@ def device(config: DoctorConfig) -> Finding:
     return Finding("ok", f"{about}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}; nccl {version or 'no'}")
 
 
-def compiler(config: DoctorConfig) -> Finding:
+def check_compile(config: DoctorConfig) -> Finding:
     """torch.compile makes a kernel that computes what it should."""
     found = find_device(config.device, "device")
     if missing := find_missing(found):
@@ -86,9 +86,9 @@ def compiler(config: DoctorConfig) -> Finding:
     return Finding("ok", f"torch.compile works on {found.type}: {time.monotonic() - started:.1f} s for a small kernel")
 
 
-def disk(config: DoctorConfig) -> Finding:
+def check_disk(config: DoctorConfig) -> Finding:
     """Where runs_dir lies, or will: free space, and how fast bytes are on disk."""
-    folder = existing(Path(config.runs_dir))
+    folder = nearest_folder(Path(config.runs_dir))
     free = shutil.disk_usage(folder).free
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".nanogpt-doctor-") as file:
         content, started = os.urandom(WRITTEN), time.monotonic()
@@ -106,13 +106,13 @@ def disk(config: DoctorConfig) -> Finding:
     return Finding("ok", what)
 
 
-def existing(path: Path) -> Path:
+def nearest_folder(path: Path) -> Path:
     """The folder, or the nearest above it that is there."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
-def shared_memory(_: DoctorConfig) -> Finding:
+def check_shared_memory(_: DoctorConfig) -> Finding:
     """What processes of this machine share."""
     place = Path("/dev/shm")
     if not place.is_dir():
@@ -125,7 +125,7 @@ def shared_memory(_: DoctorConfig) -> Finding:
     return Finding("ok", f"/dev/shm: {free / GIB:.0f} GiB free")
 
 
-def slurm(_: DoctorConfig) -> Finding:
+def check_slurm(_: DoctorConfig) -> Finding:
     """The commands that submit jobs and tell what became of them."""
     there = [name for name in ("sbatch", "srun", "squeue", "scancel", "sacct") if shutil.which(name)]
     if "sbatch" not in there:
@@ -139,7 +139,7 @@ def slurm(_: DoctorConfig) -> Finding:
     return Finding("ok", what)
 
 
-def wandb(_: DoctorConfig) -> Finding:
+def check_wandb(_: DoctorConfig) -> Finding:
     """Whether Weights & Biases would find a key. The key itself is never read by us."""
     if find_spec("wandb") is None:
         return Finding("ok", "not installed; tracking=local needs nothing")
@@ -147,14 +147,14 @@ def wandb(_: DoctorConfig) -> Finding:
     try:
         if (mode := mode_of(TrackingConfig())) != "online":
             return Finding("note", f"WANDB_MODE says {mode}: nothing is sent", "unset WANDB_MODE to send at once")
-        return Finding("ok", "logged in") if logged_in() else Finding("note", "installed, not logged in", login)
+        return Finding("ok", "logged in") if is_logged_in() else Finding("note", "installed, not logged in", login)
     except LabError as error:
         return Finding("note", str(error), "unset WANDB_MODE")
     except (Exception, SystemExit) as error:  # its message may hold what it could not use as a key
         return Finding("note", f"its login can't be read ({type(error).__name__})", login)
 
 
-def logged_in() -> bool:
+def is_logged_in() -> bool:
     """Whether the library finds a key; what it changes in the environment to answer is put back."""
     from nanogpt.tracking.wandb import has_key
 
@@ -167,7 +167,7 @@ def logged_in() -> bool:
         os.environ.update(before)
 
 
-def data(config: DoctorConfig) -> Finding:
+def check_data(config: DoctorConfig) -> Finding:
     """The prepared data sets are whole."""
     folders = sorted(path.parent for path in Path(config.data_dir).glob("*/meta.json"))
     if not folders:
@@ -183,7 +183,7 @@ def data(config: DoctorConfig) -> Finding:
     return Finding("note", "; ".join(lacking), "see tokenizer") if lacking else Finding("ok", ", ".join(found))
 
 
-def tokenizer(_: DoctorConfig) -> Finding:
+def check_tokenizer(_: DoctorConfig) -> Finding:
     """GPT-2's tokens, where their files are here; nothing is downloaded."""
     named = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     folder = Path(named) if named else Path(tempfile.gettempdir()) / "data-gym-cache"
@@ -197,16 +197,18 @@ def tokenizer(_: DoctorConfig) -> Finding:
 
 
 CHECKS = {
-    "python": Check(python, "make setup PYTHON=python3.11, or another Python from 3.10 on"),
-    "torch": Check(pytorch, "make clean setup: it installs a torch that fits"),
-    "device": Check(device, "device=cpu; for a GPU a driver that nvidia-smi answers with, and torch for its CUDA"),
-    "compile": Check(compiler, "hardware.compile=false trains without; a compiler: apt install g++ python3-dev"),
-    "disk": Check(disk, "runs_dir=FOLDER on a disk that you may write to"),
-    "shared_memory": Check(shared_memory, "docker run --shm-size=8g, or --ipc=host"),
-    "slurm": Check(
-        slurm, "ask the cluster's help desk, or module load slurm; without it hydra/launcher=submitit_local"
+    "python": Check(check_python, "make setup PYTHON=python3.11, or another Python from 3.10 on"),
+    "torch": Check(check_torch, "make clean setup: it installs a torch that fits"),
+    "device": Check(
+        check_device, "device=cpu; for a GPU a driver that nvidia-smi answers with, and torch for its CUDA"
     ),
-    "wandb": Check(wandb, "tracking=local"),
-    "data": Check(data, "the same data again with python prepare.py … overwrite=true"),
-    "tokenizer": Check(tokenizer, "remove that folder's files and set TIKTOKEN_CACHE_DIR to one that has them"),
+    "compile": Check(check_compile, "hardware.compile=false trains without; a compiler: apt install g++ python3-dev"),
+    "disk": Check(check_disk, "runs_dir=FOLDER on a disk that you may write to"),
+    "shared_memory": Check(check_shared_memory, "docker run --shm-size=8g, or --ipc=host"),
+    "slurm": Check(
+        check_slurm, "ask the cluster's help desk, or module load slurm; without it hydra/launcher=submitit_local"
+    ),
+    "wandb": Check(check_wandb, "tracking=local"),
+    "data": Check(check_data, "the same data again with python prepare.py … overwrite=true"),
+    "tokenizer": Check(check_tokenizer, "remove that folder's files and set TIKTOKEN_CACHE_DIR to one that has them"),
 }

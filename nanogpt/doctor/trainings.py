@@ -18,11 +18,14 @@ from nanogpt.errors import BadEnvironment, LabError, one_line
 
 PATIENCE = 240.0  # seconds for all trainings of a check
 STEPS = 6
-OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", STORE)
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", STORE)
 
 
-def tiny(folder: Path, name: str, **changes: dict[str, Any]) -> TrainConfig:
-    """Six steps of eight windows of bytes, with dropout; changes by section: `tiny(…, hardware={"device": "cpu"})`."""
+def tiny_config(folder: Path, name: str, **changes: dict[str, Any]) -> TrainConfig:
+    """Return a run of six steps of eight windows of bytes, with dropout.
+
+    Changes come by section: `tiny_config(…, hardware={"device": "cpu"})`.
+    """
     text = folder / "text.txt"
     if not text.exists():
         words = ("alpha", "beta", "gamma", "delta", "epsilon")
@@ -46,7 +49,7 @@ def train_side_by_side(folder: Path, *trainings: tuple[TrainConfig, int]) -> Non
     try:
         for number, (config, world) in enumerate(trainings):
             store = folder / f"store-{config.name}-{number}"
-            ranks += [started(rank, world, store, schema.to_json(config)) for rank in range(world)]
+            ranks += [start_rank(rank, world, store, schema.to_json(config)) for rank in range(world)]
         for rank in ranks:
             said = rank.communicate(timeout=PATIENCE)[1]
             if rank.returncode:
@@ -60,9 +63,9 @@ def train_side_by_side(folder: Path, *trainings: tuple[TrainConfig, int]) -> Non
             rank.wait()
 
 
-def started(rank: int, world: int, store: Path, message: str) -> "subprocess.Popen[str]":
+def start_rank(rank: int, world: int, store: Path, message: str) -> "subprocess.Popen[str]":
     """One rank, with its message."""
-    environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     if world > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, STORE: store}
         environment |= {name: str(value) for name, value in places.items()}

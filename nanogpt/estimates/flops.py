@@ -79,6 +79,6 @@ def multiplied_parameters(config: ModelConfig) -> int:
     return counts["total"] - looked_up
 
 
-def horizon(config: TrainConfig, model: ModelConfig) -> int:
+def compute_total_steps(config: TrainConfig, model: ModelConfig) -> int:
     """Where a run of `model`, whose vocabulary is known, ends: the step."""
     return config.steps(parameter_counts(model)["total"], flops_per_token(model))

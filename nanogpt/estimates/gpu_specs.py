@@ -10,7 +10,7 @@ from nanogpt.config import Gpu, Precision
 
 
 @dataclass(frozen=True)
-class Device:
+class GpuSpec:
     """One kind of GPU."""
 
     pattern: str
@@ -36,43 +36,43 @@ class Device:
         return "bf16" if self.bf16 else "fp16"
 
 
-DEVICES: dict[Gpu, Device] = {
+GPU_SPECS: dict[Gpu, GpuSpec] = {
     # of NVIDIA's figures for Blackwell racks and boards, with sparsity, half; divided by their number of GPUs
-    "gb300": Device(r"GB300", 288, 2500.0, 8.0),
-    "gb200": Device(r"GB200", 186, 2500.0, 8.0),
-    "b300": Device(r"B300( SXM6 AC)?", 288, 2250.0, 8.0),
-    "b200": Device(r"B200", 180, 2250.0, 8.0),
+    "gb300": GpuSpec(r"GB300", 288, 2500.0, 8.0),
+    "gb200": GpuSpec(r"GB200", 186, 2500.0, 8.0),
+    "b300": GpuSpec(r"B300( SXM6 AC)?", 288, 2250.0, 8.0),
+    "b200": GpuSpec(r"B200", 180, 2250.0, 8.0),
     # the newer one has 144 GB; the number in its name isn't the GPU's
-    "gh200": Device(r"GH200 \d+GB?( HBM3e)?", 96, 989.4, 4.0, bandwidths=(("HBM3e", 4.9),)),
-    "h200": Device(r"H200", 141, 989.4, 4.8),
-    "h200_nvl": Device(r"H200 NVL", 141, 835.5, 4.8),
-    "h100": Device(r"H100( 80GB HBM3)?", 80, 989.4, 3.35),
-    "h100_nvl": Device(r"H100 NVL", 94, 835.5, 3.9),
-    "h100_pcie": Device(r"H100 PCIe", 80, 756.5, 2.0),
-    "a100_80gb": Device(
+    "gh200": GpuSpec(r"GH200 \d+GB?( HBM3e)?", 96, 989.4, 4.0, bandwidths=(("HBM3e", 4.9),)),
+    "h200": GpuSpec(r"H200", 141, 989.4, 4.8),
+    "h200_nvl": GpuSpec(r"H200 NVL", 141, 835.5, 4.8),
+    "h100": GpuSpec(r"H100( 80GB HBM3)?", 80, 989.4, 3.35),
+    "h100_nvl": GpuSpec(r"H100 NVL", 94, 835.5, 3.9),
+    "h100_pcie": GpuSpec(r"H100 PCIe", 80, 756.5, 2.0),
+    "a100_80gb": GpuSpec(
         r"A100(-SXM4-80GB|-SXM-80GB|-PCIE-80GB| 80GB PCIe)", 80, 311.9, 2.039, bandwidths=(("PCI", 1.935),)
     ),
-    "a100_40gb": Device(r"A100(-SXM4-40GB|-SXM-40GB|-PCIE-40GB)", 40, 311.9, 1.555),
-    "a800_80gb": Device(r"A800-SXM4-80GB", 80, 311.9, 2.039),
-    "l40s": Device(r"L40S", 48, 362.1, 0.864),
-    "l4": Device(r"L4", 24, 121.0, 0.3),
-    "a10": Device(r"A10", 24, 125.0, 0.6),
-    "a10g": Device(r"A10G", 24, 70.0, 0.6),
-    "a40": Device(r"A40", 48, 149.7, 0.696),
-    "rtx_a6000": Device(r"RTX A6000", 48, 154.8, 0.768),
-    "rtx_6000_ada": Device(r"RTX 6000 Ada Generation", 48, 364.2, 0.96),
-    "rtx_5090": Device(r"GeForce RTX 5090", 32, 209.5, 1.792),  # of fp16 with fp16 accumulation it has twice that
-    "rtx_4090": Device(r"GeForce RTX 4090", 24, 165.2, 1.008),
-    "rtx_3090": Device(r"GeForce RTX 3090", 24, 71.2, 0.936),
-    "v100_32gb": Device(r"Tesla V100-SXM2-32GB", 32, 125.0, 0.9, bf16=False),
-    "v100_16gb": Device(r"Tesla V100-SXM2-16GB", 16, 125.0, 0.9, bf16=False),
-    "t4": Device(r"Tesla T4", 16, 65.1, 0.32, bf16=False),
+    "a100_40gb": GpuSpec(r"A100(-SXM4-40GB|-SXM-40GB|-PCIE-40GB)", 40, 311.9, 1.555),
+    "a800_80gb": GpuSpec(r"A800-SXM4-80GB", 80, 311.9, 2.039),
+    "l40s": GpuSpec(r"L40S", 48, 362.1, 0.864),
+    "l4": GpuSpec(r"L4", 24, 121.0, 0.3),
+    "a10": GpuSpec(r"A10", 24, 125.0, 0.6),
+    "a10g": GpuSpec(r"A10G", 24, 70.0, 0.6),
+    "a40": GpuSpec(r"A40", 48, 149.7, 0.696),
+    "rtx_a6000": GpuSpec(r"RTX A6000", 48, 154.8, 0.768),
+    "rtx_6000_ada": GpuSpec(r"RTX 6000 Ada Generation", 48, 364.2, 0.96),
+    "rtx_5090": GpuSpec(r"GeForce RTX 5090", 32, 209.5, 1.792),  # of fp16 with fp16 accumulation it has twice that
+    "rtx_4090": GpuSpec(r"GeForce RTX 4090", 24, 165.2, 1.008),
+    "rtx_3090": GpuSpec(r"GeForce RTX 3090", 24, 71.2, 0.936),
+    "v100_32gb": GpuSpec(r"Tesla V100-SXM2-32GB", 32, 125.0, 0.9, bf16=False),
+    "v100_16gb": GpuSpec(r"Tesla V100-SXM2-16GB", 16, 125.0, 0.9, bf16=False),
+    "t4": GpuSpec(r"Tesla T4", 16, 65.1, 0.32, bf16=False),
 }
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """A device's peak for this precision in FLOP/s, or None where it isn't known: then there is no MFU."""
-    found = known(device_name)
+    found = find_gpu(device_name)
     if found is None or precision not in ("fp16", found.precision):
         return None
     return found.tflops * 1e12
@@ -89,13 +89,13 @@ def compute_mfu(flops: float, device_name: str, precision: str, devices: int = 1
 
 def peak_bandwidth(device_name: str) -> float | None:
     """What a device's memory reads and writes at most, in bytes/s, or None where it isn't known."""
-    found = known(device_name)
+    found = find_gpu(device_name)
     if found is None:
         return None
     return 1e12 * next((rate for part, rate in found.bandwidths if part in device_name), found.bandwidth)
 
 
-def known(device_name: str) -> Device | None:
+def find_gpu(device_name: str) -> GpuSpec | None:
     """The kind of a device that torch calls so."""
     name = device_name.removeprefix("NVIDIA ")
-    return next((device for device in DEVICES.values() if re.fullmatch(device.pattern, name)), None)
+    return next((device for device in GPU_SPECS.values() if re.fullmatch(device.pattern, name)), None)

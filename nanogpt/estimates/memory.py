@@ -21,16 +21,16 @@ CHUNK_BYTES = 128 * 2**20  # of fp32 logits at a time; on a CPU 64 MiB takes 8 %
 GPU_CHUNK_BYTES = 512 * 2**20  # the same on a GPU, where each chunk reads and writes the gradient of the head's matrix
 PROCESS = 400 * 10**6  # Python, torch, what is drawn and evaluated; measured on Linux: docs/benchmarks.md
 KINDS: dict[str, Kind] = {"token embedding": "embedding", "position embedding": "embedding", "head": "head"}
-ROOM = 0.9  # of a memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
+USABLE_SHARE = 0.9  # of a memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank, by kind; all but `copy` in the memory of its device."""
+    """Bytes of one rank, by kind; all but `checkpoint_copy` in the memory of its device."""
 
     weights: int
     gradients: int
-    moments: int
+    optimizer_state: int
     """The optimizer's state."""
     activations: int
     """Of one micro-batch; in bf16 and fp16 with the weights' copies in that precision."""
@@ -38,11 +38,11 @@ class Memory:
     """Features and their gradient, the gradient of the head's matrix, a chunk of logits."""
     transient: int
     """Allocated beside the activations while attention with dropout is computed, and free again before the loss."""
-    temporary: int
+    optimizer_step: int
     """Allocated by the optimizer's step, when activations and loss are gone."""
     process: int
     """The program itself, on a CPU; on a GPU 0."""
-    copy: int
+    checkpoint_copy: int
     """Of weights and the optimizer's state, whole, which a checkpoint is written from; on rank 0 alone, in the
     machine's memory.
     """
@@ -50,19 +50,19 @@ class Memory:
     @property
     def state(self) -> int:
         """What is there whatever the micro-batch."""
-        return self.weights + self.gradients + self.moments
+        return self.weights + self.gradients + self.optimizer_state
 
     @property
     def total(self) -> int:
         """All that is in the memory of the rank's device, without the copy."""
-        return self.state + max(self.activations + max(self.loss, self.transient), self.temporary) + self.process
+        return self.state + max(self.activations + max(self.loss, self.transient), self.optimizer_step) + self.process
 
-    def of_machine(self, ranks: int = 1) -> int:
+    def host_bytes(self, ranks: int = 1) -> int:
         """Return the bytes of a machine's memory that `ranks` on its CPU take together."""
-        return ranks * self.total + self.copy
+        return ranks * self.total + self.checkpoint_copy
 
 
-def training_memory(
+def estimate_training_memory(
     config: ModelConfig,
     precision: Precision,
     sequences: int,
@@ -82,13 +82,13 @@ def training_memory(
     return Memory(
         weights=FP32 * (-(-n_params // shards) + gathered),
         gradients=FP32 * (-(-n_params // shards) + gathered),
-        moments=-(-state_bytes(config, rule) // shards),
+        optimizer_state=-(-state_bytes(config, rule) // shards),
         activations=activation_bytes(config, size, sequences, FP32 if gpu else size, recompute),
         loss=loss_bytes(config, size, sequences, gpu),
         transient=transient_bytes(config, size, sequences, FP32 if gpu else size),
-        temporary=OPTIMIZERS[rule].temporary_bytes(hidden_matrices(config)),
+        optimizer_step=OPTIMIZERS[rule].temporary_bytes(hidden_matrices(config)),
         process=0 if gpu else PROCESS,
-        copy=checkpoint_bytes(config, rule),
+        checkpoint_copy=checkpoint_bytes(config, rule),
     )
 
 
@@ -136,12 +136,12 @@ def checkpoint_bytes(config: ModelConfig, rule: Rule = "adamw") -> int:
     return FP32 * parameter_counts(config)["total"] + state_bytes(config, rule)
 
 
-def memory_of(
+def estimate_memory(
     config: TrainConfig, model: ModelConfig, precision: Precision, sequences: int, gpu: bool = False, world: int = 1
 ) -> Memory:
     """Estimate for one of `world` ranks that train a model as a config says."""
     rule, recompute = config.optimizer.name, config.hardware.activation_checkpointing
-    return training_memory(model, precision, sequences, gpu, rule, recompute, config.shards(world))
+    return estimate_training_memory(model, precision, sequences, gpu, rule, recompute, config.shards(world))
 
 
 def largest_micro_batch(sizes: Iterable[int], available: float, needed: Callable[[int], float]) -> int | None:

@@ -43,7 +43,7 @@ def step_traffic(
     gpu: bool = False,
 ) -> Traffic:
     """Of a step of so many micro-batches of so many sequences each, on one device. What is looked up, token and
-    position embeddings, is left out: a few rows of a matrix. `gpu` as in `training_memory`.
+    position embeddings, is left out: a few rows of a matrix. `gpu` as in `estimate_training_memory`.
     """
     n_params = parameter_counts(config)["total"]
     size = activation_size(precision)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from nanogpt.config import HardwareConfig, ModelConfig, Precision, TrainConfig
 from nanogpt.console import amount, seconds
 from nanogpt.errors import BadEnvironment, BadInput
-from nanogpt.estimates.flops import flops_per_token, horizon, parameter_counts
-from nanogpt.estimates.gpu_specs import DEVICES
-from nanogpt.estimates.memory import Memory, checkpoint_bytes, memory_of
+from nanogpt.estimates.flops import compute_total_steps, flops_per_token, parameter_counts
+from nanogpt.estimates.gpu_specs import GPU_SPECS
+from nanogpt.estimates.memory import Memory, checkpoint_bytes, estimate_memory
 
 LONG = 30 * 86_400  # seconds of training on a CPU after which the plan names GPUs
 MFU = 0.4  # assumed, not measured, where a device's peak is known; the line of the time says so
@@ -48,7 +48,7 @@ def describe_absent_gpu(hardware: HardwareConfig) -> Machine:
     if hardware.gpu is None:
         remedy = "name its kind to plan for it, e.g. hardware.gpu=h100 or hardware=8xh100, or use hardware.device=cpu"
         raise BadEnvironment(f"hardware.device={hardware.device}: no CUDA device here; {remedy}")
-    device = DEVICES[hardware.gpu]
+    device = GPU_SPECS[hardware.gpu]
     precision = device.precision if hardware.precision == "auto" else hardware.precision
     if precision not in ("fp16", device.precision):
         known = f"the peak of {hardware.gpu} is known for {device.precision} and fp16"
@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        return horizon(self.config, self.model)
+        return compute_total_steps(self.config, self.model)
 
     @property
     def tokens(self) -> int:
@@ -92,7 +92,7 @@ class Plan:
     def memory(self) -> Memory:
         """Of each rank."""
         micro, machine = self.config.micro_batch_size(self.world), self.machine
-        return memory_of(self.config, self.model, machine.precision, micro, machine.gpu, self.world)
+        return estimate_memory(self.config, self.model, machine.precision, micro, machine.gpu, self.world)
 
     @property
     def seconds(self) -> float:
@@ -107,14 +107,14 @@ class Plan:
             f"memory  {memory_line(self)}",
             f"time    about {seconds(self.seconds)} of training at {amount(self.machine.rate.flops, 'G')}FLOP/s"
             f"{' on each device' if self.world > 1 else ''}, {self.machine.rate.how}",
-            *large_step(self),
+            *warn_large_step(self),
         ]
         if not self.machine.gpu and self.seconds > LONG:
             lines.append("note    too long for a CPU; how long on GPUs: dry_run=true hardware=8xh100, or h100, a100 …")
         return lines
 
 
-def large_step(plan: Plan) -> list[str]:
+def warn_large_step(plan: Plan) -> list[str]:
     """Return a warning if a single step takes more tokens than the training split has."""
     batch, there = plan.config.training.batch_tokens, plan.train_tokens
     if not there or batch <= there:
@@ -162,12 +162,12 @@ def memory_line(plan: Plan) -> str:
     memory, there = plan.memory, plan.machine.memory
     saved = checkpoint_bytes(plan.model, plan.config.optimizer.name)
     of_machine = not plan.machine.gpu
-    needed = memory.of_machine(plan.world) if of_machine else memory.total
+    needed = memory.host_bytes(plan.world) if of_machine else memory.total
     ranks = f", {plan.world} x {amount(memory.total, 'G')}B and the copy" if of_machine and plan.world > 1 else ""
     against = "" if there is None else f" of {amount(there, 'G')}B"
     if there is not None and needed > there:
         against = f", more than the {amount(there, 'G')}B there are"
-    copy = f"{amount(memory.copy, 'G')}B"
+    copy = f"{amount(memory.checkpoint_copy, 'G')}B"
     beside = (
         f", the program {amount(memory.process, 'G')}B, the copy that is saved {copy}"
         if of_machine

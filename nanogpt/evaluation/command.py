@@ -21,7 +21,7 @@ from nanogpt.distributed.watchdog import Watch, watched
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput
 from nanogpt.evaluation.loss import LossEvaluation, Stopped
 from nanogpt.evaluation.measured import describe_measurement
-from nanogpt.evaluation.statistics import Metric, exp
+from nanogpt.evaluation.statistics import Metric, bounded_exp
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import append, read_json
 from nanogpt.gpus import Facts, choose_gpu, describe_self
@@ -39,7 +39,7 @@ Evaluate = Callable[[GPT, Callable[[], bool]], dict[str, Metric]]
 
 
 @dataclass(frozen=True)
-class Task:
+class EvalTask:
     """Something to find out about a model, all it needs being there."""
 
     name: str
@@ -53,10 +53,10 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Result:
+class TaskResult:
     """What was found out."""
 
-    task: Task
+    task: EvalTask
     metrics: dict[str, Metric]
     seconds: float
 
@@ -71,15 +71,15 @@ def evaluate(config: EvaluateConfig) -> int:
     compute, peers = meet(
         place,
         TIMEOUT,
-        lambda facts: device_of(config, place, facts),
+        lambda facts: choose_device(config, place, facts),
         lambda: describe_self(config.device, place),
     )
     peers.remedy = "give the same command again"
     with watched(peers, compute.device, TIMEOUT) as watch:
-        return explained(config, compute, peers, watch)
+        return evaluate_on_rank(config, compute, peers, watch)
 
 
-def device_of(config: EvaluateConfig, place: Place, facts: Sequence[Facts]) -> Compute:
+def choose_device(config: EvaluateConfig, place: Place, facts: Sequence[Facts]) -> Compute:
     """Return what this rank computes on, given what all ranks told of theirs. Raises LabError."""
     if config.devices is not None and config.devices != place.local_world:
         raise BadInput(f"devices={config.devices}: but {place.local_world} ranks were started on this machine")
@@ -94,10 +94,10 @@ def device_of(config: EvaluateConfig, place: Place, facts: Sequence[Facts]) -> C
     return set_up(hardware, place.local_rank, place.local_world, section="", gpu=gpu)
 
 
-def explained(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, watch: Watch) -> int:
+def evaluate_on_rank(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, watch: Watch) -> int:
     """`evaluate`, once the ranks have met; a lost rank and too little memory are told as what they are."""
     try:
-        return evaluate_with(config, compute, peers, watch)
+        return evaluate_tasks(config, compute, peers, watch)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise peers.explain(error, 0) from error
@@ -106,20 +106,20 @@ def explained(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, wat
         ) from None
 
 
-def evaluate_with(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, watch: Watch) -> int:
+def evaluate_tasks(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, watch: Watch) -> int:
     """Load everything, so that what is missing is told first; then one task after the other."""
     with peers.alike():
         peers.refuse_differences("config", dict(schema.iter_values(config)))
         check_output_file("out", config.out, links=False)
         trained = load_trained(config, compute.device)
         attention_used(config.attention, compute, trained.model.config, section="")
-        out = destination(config, trained)
+        out = output_path(config, trained)
         check_output_file("run", None if out is None or config.out else str(out), links=False)
         peers.refuse_differences("model", {"name": trained.name, "step": trained.step})
-    tasks = [prepare(name, config, trained, compute, peers) for name in chosen(config, trained)]
+    tasks = [prepare_task(name, config, trained, compute, peers) for name in choose_tasks(config, trained)]
     with peers.alike():
         peers.refuse_differences("data set", {task.name: task.data for task in tasks})
-    results: list[Result] = []
+    results: list[TaskResult] = []
     stopped = None
     with StopFlag() as flag:
 
@@ -130,25 +130,25 @@ def evaluate_with(config: EvaluateConfig, compute: Compute, peers: ProcessGroup,
         for task in tasks:
             started = time.monotonic()
             if peers.leading:
-                print(f"evaluating {task.name}: {task.documents:,} {unit_of(task)}", file=sys.stderr, flush=True)
+                print(f"evaluating {task.name}: {task.documents:,} {document_unit(task)}", file=sys.stderr, flush=True)
             try:
                 metrics = task.evaluate(trained.model, should_stop)
             except Stopped:
                 stopped = flag.reason or "a signal to another rank"
                 break
-            results.append(Result(task, metrics, time.monotonic() - started))
+            results.append(TaskResult(task, metrics, time.monotonic() - started))
             if out and peers.leading:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                append(out, json.dumps(record(results[-1], config, trained, compute, peers)))
+                append(out, json.dumps(build_record(results[-1], config, trained, compute, peers)))
         peers.agree(0)  # the leader has written: nobody is missed from now on
-    say(drawn(results, trained) if results else "nothing was evaluated to its end")
+    say(format_results(results, trained) if results else "nothing was evaluated to its end")
     say(f"added to {out}" if out else "not written anywhere; out=FILE adds the results to a file")
     if stopped:
         say(f"{stopped}: stopped after {len(results)} of {len(tasks)} tasks")
     return STOPPED if stopped else 0
 
 
-def chosen(config: EvaluateConfig, trained: Trained) -> list[TaskName]:
+def choose_tasks(config: EvaluateConfig, trained: Trained) -> list[TaskName]:
     """The tasks that were asked for, each once; of weights from elsewhere not the loss unless there is a data set."""
     names = list(dict.fromkeys(config.eval.tasks))
     if "loss" in names and trained.run is None and not config.has_data:
@@ -157,22 +157,24 @@ def chosen(config: EvaluateConfig, trained: Trained) -> list[TaskName]:
     return names
 
 
-def destination(config: EvaluateConfig, trained: Trained) -> Path | None:
+def output_path(config: EvaluateConfig, trained: Trained) -> Path | None:
     """The file results are added to."""
     return Path(config.out) if config.out else trained.run.path / FILE if trained.run else None
 
 
-def prepare(name: TaskName, config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup) -> Task:
+def prepare_task(
+    name: TaskName, config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup
+) -> EvalTask:
     """Read the documents of a task, the leader first. Raises BadInput, BadData and BadEnvironment, on all ranks."""
     if name == "loss":
-        return loss_task(config, trained, compute, peers)
+        return prepare_loss_task(config, trained, compute, peers)
     benchmark = peers.leader_first(lambda: load_benchmark(name, config.eval, config.eval.limit))
     with peers.alike():
         evaluation = TaskEvaluation(benchmark, trained.tokenizer, compute, peers, config.batch_tokens)
-    return Task(name, evaluation, len(benchmark.documents), fingerprint(benchmark))
+    return EvalTask(name, evaluation, len(benchmark.documents), fingerprint(benchmark))
 
 
-def loss_task(config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup) -> Task:
+def prepare_loss_task(config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup) -> EvalTask:
     """The validation split of the chosen data set, or of the run's own. Its documents are windows."""
     own = config.data if config.has_data or trained.run is None else trained.run.config().data
     dataset = peers.leader_first(lambda: ensure(own))
@@ -190,14 +192,18 @@ def loss_task(config: EvaluateConfig, trained: Trained, compute: Compute, peers:
     def evaluate(model: GPT, should_stop: Callable[[], bool]) -> dict[str, Metric]:
         found = loss(model, should_stop)
         nats = found["val_loss"]
-        return {"val_loss": Metric(nats), "perplexity": Metric(exp(nats)), "bits_per_byte": Metric(found["val_bpb"])}
+        return {
+            "val_loss": Metric(nats),
+            "perplexity": Metric(bounded_exp(nats)),
+            "bits_per_byte": Metric(found["val_bpb"]),
+        }
 
     measurement = to_dict(describe_measurement(loss, dataset))
-    return Task("loss", evaluate, len(loss.places["val"]), dataset.fingerprint, measurement)
+    return EvalTask("loss", evaluate, len(loss.places["val"]), dataset.fingerprint, measurement)
 
 
-def record(
-    result: Result, config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup
+def build_record(
+    result: TaskResult, config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup
 ) -> dict[str, Any]:
     """A line of evaluations.jsonl; standard errors are named as in lm-evaluation-harness."""
     metrics = {name: metric.value for name, metric in result.metrics.items()}
@@ -206,7 +212,7 @@ def record(
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "model": trained.name,
         "step": trained.step,
-        "sha256": digest(trained),
+        "sha256": checkpoint_digest(trained),
         "task": result.task.name,
         "metrics": metrics | errors,
         "documents": result.task.documents,
@@ -222,7 +228,7 @@ def record(
     }
 
 
-def digest(trained: Trained) -> str | None:
+def checkpoint_digest(trained: Trained) -> str | None:
     """That of the checkpoint's manifest, which holds those of its files; None without a run."""
     if trained.run is None or trained.step is None:
         return None
@@ -232,16 +238,16 @@ def digest(trained: Trained) -> str | None:
         return None  # a run that goes on has removed it since
 
 
-def unit_of(task: Task) -> str:
+def document_unit(task: EvalTask) -> str:
     return "windows" if task.name == "loss" else "documents"
 
 
-def drawn(results: list[Result], trained: Trained) -> str:
+def format_results(results: list[TaskResult], trained: Trained) -> str:
     """All results as a table, a row for each number."""
     rows: list[tuple[str, ...]] = []
     for result in results:
         documents, rate = result.task.documents, result.task.documents / max(result.seconds, 1e-9)
-        facts = (f"{documents:,} {unit_of(result.task)}", f"{result.seconds:.1f}", f"{rate:.3g}")
+        facts = (f"{documents:,} {document_unit(result.task)}", f"{result.seconds:.1f}", f"{rate:.3g}")
         for name, metric in result.metrics.items():
             error = "" if metric.stderr is None else f" ± {metric.stderr:.4g}"
             rows.append((result.task.name, name, f"{metric.value:.6g}{error}", *facts))

@@ -11,13 +11,13 @@ from nanogpt.data.hub_data import load_stream, rows_of
 from nanogpt.errors import BadData, one_line
 from nanogpt.files import from_json, read_bytes
 
-Record = dict[str, Any]
-Located = tuple[str, Record]
+JsonObject = dict[str, Any]
+LocatedRow = tuple[str, JsonObject]
 """Where a row is, for messages, and the row."""
 
 
 @dataclass(frozen=True)
-class Source:
+class BenchmarkSource:
     """One benchmark's documents, not read yet."""
 
     key: str
@@ -28,29 +28,35 @@ class Source:
     hub_config: str | None
     split: str
     """On the hub; a folder's files are those that have its beginning in their names."""
-    plain: tuple[str, ...]
+    text_endings: tuple[str, ...]
     """Endings of local files that aren't tables."""
 
-    def files(self) -> tuple[Path, ...]:
+    def local_files(self) -> tuple[Path, ...]:
         """The local files; none: the hub. Raises BadData."""
         if self.given is None:
             return ()
-        path, endings = Path(os.path.expanduser(self.given)), (*self.plain, ".jsonl", ".parquet")
+        path, endings = Path(os.path.expanduser(self.given)), (*self.text_endings, ".jsonl", ".parquet")
         if not path.exists():
             raise BadData(f"{self.key}={one_line(self.given)}: no such file")
         if path.is_dir():
             found = sorted(one for one in path.iterdir() if one.name.endswith(endings) and self.split[:3] in one.name)
-            return tuple(found) or self.refused(f"no file of the {self.split} split in it; {endings_of(endings)}")
-        return (path,) if path.name.endswith(endings) else self.refused(f"can't be read; {endings_of(endings)}")
+            return tuple(found) or self.raise_bad_source(
+                f"no file of the {self.split} split in it; {describe_endings(endings)}"
+            )
+        return (
+            (path,)
+            if path.name.endswith(endings)
+            else self.raise_bad_source(f"can't be read; {describe_endings(endings)}")
+        )
 
-    def refused(self, why: str) -> Any:
+    def raise_bad_source(self, why: str) -> Any:
         raise BadData(f"{self.key}={one_line(self.given)}: {why}")
 
-    def records(self) -> Iterator[Located]:
+    def read_rows(self) -> Iterator[LocatedRow]:
         """The rows of local tables, or of the hub's split. Raises BadData, BadEnvironment."""
-        for path in self.files():
+        for path in self.local_files():
             if path.suffix == ".jsonl":
-                yield from json_lines(path)
+                yield from read_json_lines(path)
             else:
                 rows = rows_of(path.name, load_stream("parquet", data_files=str(path)))
                 yield from ((f"row {number} of {one_line(path)}", row) for number, row in enumerate(rows, 1))
@@ -60,25 +66,25 @@ class Source:
             rows = rows_of(self.hub, stream)
             yield from ((f"row {number} of {self.hub}", row) for number, row in enumerate(rows, 1))
 
-    def column(self, row: Record, where: str, name: str, kind: type) -> Any:
+    def get_column(self, row: JsonObject, where: str, name: str, kind: type) -> Any:
         """A value of a row. Raises BadData when it isn't of this kind."""
         if not isinstance(row.get(name), kind):
             columns = ", ".join(map(str, row))
-            self.refuse_row(where, f"has no {kind.__name__} '{name}'; its columns are {one_line(columns)}")
+            self.raise_bad_row(where, f"has no {kind.__name__} '{name}'; its columns are {one_line(columns)}")
         return row[name]
 
-    def refuse_row(self, where: str, why: str) -> NoReturn:
+    def raise_bad_row(self, where: str, why: str) -> NoReturn:
         """Raise BadData for a row that can't be scored."""
         raise BadData(f"{self.key}: {where} {why}")
 
 
-def endings_of(endings: tuple[str, ...]) -> str:
+def describe_endings(endings: tuple[str, ...]) -> str:
     return f"allowed: {', '.join(endings)}"
 
 
-def json_lines(path: Path) -> Iterator[Located]:
+def read_json_lines(path: Path) -> Iterator[LocatedRow]:
     """The objects of a JSON lines file, each with its line. Raises BadData naming the first line that isn't one."""
-    for number, line in enumerate(text_of(path).split("\n"), 1):
+    for number, line in enumerate(read_text_file(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -90,7 +96,7 @@ def json_lines(path: Path) -> Iterator[Located]:
         yield f"line {number} of {one_line(path)}", {str(name): value for name, value in row.items()}
 
 
-def text_of(path: Path) -> str:
+def read_text_file(path: Path) -> str:
     """The text of a file, also of a .bz2, with plain line ends. Raises BadData."""
     try:
         content = read_bytes(path)

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from nanogpt.errors import one_line
-from nanogpt.evaluation.documents import Record, Source
-from nanogpt.evaluation.requests import request
+from nanogpt.evaluation.documents import BenchmarkSource, JsonObject
+from nanogpt.evaluation.requests import build_request
 from nanogpt.evaluation.scoring import Request, Score
-from nanogpt.evaluation.statistics import Metric, mean, perplexity
+from nanogpt.evaluation.statistics import Metric, compute_mean, compute_perplexity
 from nanogpt.tokenizer import Tokenizer
 
 
@@ -21,27 +21,27 @@ class Lambada:
     name = "lambada"
 
     def __init__(self, given: str | None, limit: int | None) -> None:
-        source = Source(f"eval.{self.name}", given, "EleutherAI/lambada_openai", "default", "test", ())
-        self.documents = [passage(source, where, row) for where, row in islice(source.records(), limit)]
+        source = BenchmarkSource(f"eval.{self.name}", given, "EleutherAI/lambada_openai", "default", "test", ())
+        self.documents = [parse_passage(source, where, row) for where, row in islice(source.read_rows(), limit)]
 
     def requests(self, tokenizer: Tokenizer) -> Iterator[Request]:
         for text in self.documents:
             before, _, word = text.rpartition(" ")
-            yield request(tokenizer, before, [" " + word])
+            yield build_request(tokenizer, before, [" " + word])
 
     def metrics(self, scores: Sequence[Sequence[Score]]) -> dict[str, Metric]:
         """{"perplexity", "acc"}."""
         words = [word for (word,) in scores]
         return {
-            "perplexity": perplexity([-word.log_likelihood for word in words]),
-            "acc": mean([float(word.greedy) for word in words]),
+            "perplexity": compute_perplexity([-word.log_likelihood for word in words]),
+            "acc": compute_mean([float(word.greedy) for word in words]),
         }
 
 
-def passage(source: Source, where: str, row: Record) -> str:
+def parse_passage(source: BenchmarkSource, where: str, row: JsonObject) -> str:
     """The text of a row. Raises BadData for one without a last word that follows others: it has nothing to score."""
-    text: str = source.column(row, where, "text", str)
+    text: str = source.get_column(row, where, "text", str)
     before, _, word = text.rpartition(" ")
     if not before.strip() or not word.strip():
-        source.refuse_row(where, f"has no last word after a space in its text: {one_line(repr(text), 80)}")
+        source.raise_bad_row(where, f"has no last word after a space in its text: {one_line(repr(text), 80)}")
     return text

@@ -20,7 +20,7 @@ from nanogpt.model.gpt import GPT
 # Per forward pass: fixed, so that the result doesn't depend on the training micro-batch. On the CPU smaller is faster
 # (the activations stay in the cache: 222k tokens of the tiny model take 4.4 s with 2,048 and 5.9 s with 8,192).
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 32_768
-LOSSES = ("val_loss", "val_bpb", "train_loss")  # what it finds, by the names in metrics.jsonl
+LOSS_NAMES = ("val_loss", "val_bpb", "train_loss")  # what it finds, by the names in metrics.jsonl
 
 
 class Stopped(Exception):

@@ -7,7 +7,7 @@ from nanogpt.evaluation.scoring import Request
 from nanogpt.tokenizer import Tokenizer
 
 
-def request(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -> Request:
+def build_request(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -> Request:
     """Both are encoded as one text, and what follows the ids of the context alone is the continuation.
 
     Spaces at the end of the context belong to the continuations. A context that is empty is the start of a document

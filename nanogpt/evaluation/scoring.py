@@ -18,9 +18,9 @@ from torch import Tensor
 from nanogpt.device import Compute
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.evaluation.loss import Stopped
-from nanogpt.model.branches import branches_of
+from nanogpt.model.branches import build_branches
 from nanogpt.model.gpt import GPT
-from nanogpt.model.loss import rows_of
+from nanogpt.model.loss import rows_per_chunk
 
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 32_768  # per forward pass, padding included
 
@@ -42,7 +42,7 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """One sequence of a forward pass: a context, then branches that don't see each other."""
 
     context: list[int]
@@ -70,7 +70,7 @@ def score(
     Raises Stopped between batches once `should_stop`, which all ranks call together, says so.
     """
     usual = CPU_BATCH_TOKENS if compute.device.type == "cpu" else BATCH_TOKENS
-    batches = list(batched(rows(requests, model.config.block_size), batch_tokens or usual))
+    batches = list(make_batches(build_rows(requests, model.config.block_size), batch_tokens or usual))
     firsts = np.cumsum([0, *(sum(len(row.branches) for row in batch) for batch in batches)])
     found = torch.zeros(2, int(firsts[-1]), dtype=torch.float64)  # each rank adds the branches of its batches
     for first in range(0, len(batches), peers.world):
@@ -80,10 +80,10 @@ def score(
         if number < len(batches):
             found[:, firsts[number] : firsts[number + 1]] = score_batch(model, batches[number], compute)
     places = [place for batch in batches for row in batch for place in row.places]
-    return collected(requests, places, *peers.sum(found).tolist())
+    return merge_scores(requests, places, *peers.sum(found).tolist())
 
 
-def collected(
+def merge_scores(
     requests: Sequence[Request], places: list[int], nats: list[float], greedy: list[float]
 ) -> list[list[Score]]:
     """The scores of branches put together to those of continuations."""
@@ -96,31 +96,31 @@ def collected(
     return [[next(scores) for _ in request.continuations] for request in requests]
 
 
-def rows(requests: Sequence[Request], block_size: int) -> Iterator[Row]:
+def build_rows(requests: Sequence[Request], block_size: int) -> Iterator[PackedRow]:
     """The sequences to compute. Only where the context must be cut does each continuation get one of its own."""
     place = 0
     for context, continuations in requests:
         places = [place + i for i, continuation in enumerate(continuations) if continuation]
         kept = [continuation for continuation in continuations if continuation]
         if kept and len(context) + max(map(len, kept)) - 1 <= block_size:
-            yield Row(context, kept, places)
+            yield PackedRow(context, kept, places)
         else:
             for number, continuation in zip(places, kept, strict=True):
-                yield from windows(context, continuation, number, block_size)
+                yield from split_windows(context, continuation, number, block_size)
         place += len(continuations)
 
 
-def windows(context: list[int], continuation: list[int], place: int, block_size: int) -> Iterator[Row]:
+def split_windows(context: list[int], continuation: list[int], place: int, block_size: int) -> Iterator[PackedRow]:
     """`block_size` targets at a time, each with all the context that fits: one token, more before the last few."""
     whole = context + continuation
     for first in range(len(context), len(whole), block_size):
         end = min(first + block_size, len(whole))
-        yield Row(whole[max(0, end - 1 - block_size) : first], [whole[first:end]], [place])
+        yield PackedRow(whole[max(0, end - 1 - block_size) : first], [whole[first:end]], [place])
 
 
-def batched(rows: Iterator[Row], batch_tokens: int) -> Iterator[list[Row]]:
+def make_batches(rows: Iterator[PackedRow], batch_tokens: int) -> Iterator[list[PackedRow]]:
     """Rows of similar length together, the longest first: what doesn't fit in memory fails at once."""
-    batch: list[Row] = []
+    batch: list[PackedRow] = []
     for row in sorted(rows, key=lambda row: -row.length):
         if batch and (len(batch) + 1) * batch[0].length > batch_tokens:
             yield batch
@@ -130,24 +130,24 @@ def batched(rows: Iterator[Row], batch_tokens: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def score_batch(model: GPT, batch: list[Row], compute: Compute) -> Tensor:
+def score_batch(model: GPT, batch: list[PackedRow], compute: Compute) -> Tensor:
     """(2, branches): log-likelihood of each branch, and 1.0 where all its tokens are the likeliest."""
-    ids, positions, branch = packed(batch)
+    ids, positions, branch = pack_rows(batch)
     targets = np.concatenate([part for row in batch for part in row.branches])
     lengths = np.array([len(part) for row in batch for part in row.branches])
     device = compute.device
     shared = any(len(row.branches) > 1 for row in batch)
-    layout = branches_of(*(torch.from_numpy(one).to(device) for one in (positions, branch))) if shared else None
+    layout = build_branches(*(torch.from_numpy(one).to(device) for one in (positions, branch))) if shared else None
     with compute.evaluation():
         x = model.features(torch.from_numpy(ids).to(device), branches=layout)  # (B, T, C)
-        chosen = x.flatten(0, 1)[torch.from_numpy(predictors(batch, ids.shape[1])).to(device)]  # (N, C)
+        chosen = x.flatten(0, 1)[torch.from_numpy(predicting_positions(batch, ids.shape[1])).to(device)]  # (N, C)
         likelihoods, hits = token_scores(model, chosen, torch.from_numpy(targets).to(device))
     starts = np.cumsum(lengths) - lengths
     nats = np.add.reduceat(likelihoods.cpu().double().numpy(), starts)
     return torch.from_numpy(np.stack([nats, np.minimum.reduceat(hits.cpu().double().numpy(), starts)]))
 
 
-def packed(batch: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pack_rows(batch: list[PackedRow]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(B, T) ids, positions, and numbers of branches (0: the context), padded on the right as if with a branch."""
     ids, positions, branches = np.zeros((3, len(batch), max(row.length for row in batch)), np.int64)
     for b, row in enumerate(batch):
@@ -160,7 +160,7 @@ def packed(batch: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, positions, branches
 
 
-def predictors(batch: list[Row], width: int) -> np.ndarray:
+def predicting_positions(batch: list[PackedRow], width: int) -> np.ndarray:
     """(N,) places in the flattened (B, T): before each token of a branch; that before its first ends the context."""
     places: list[int] = []
     for b, row in enumerate(batch):
@@ -176,7 +176,7 @@ def token_scores(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
     Of equally likely ids the first counts as the likeliest.
     """
-    n = rows_of(model.lm_head.weight)
+    n = rows_per_chunk(model.lm_head.weight)
     likelihoods: list[Tensor] = []
     hits: list[Tensor] = []
     for part, target in zip(x.split(n), targets.split(n), strict=True):

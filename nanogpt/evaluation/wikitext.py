@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from nanogpt import tokenizer as tokenizers
-from nanogpt.evaluation.documents import Source, text_of
+from nanogpt.evaluation.documents import BenchmarkSource, read_text_file
 from nanogpt.evaluation.scoring import Request, Score
-from nanogpt.evaluation.statistics import Metric, exp
+from nanogpt.evaluation.statistics import Metric, bounded_exp
 from nanogpt.tokenizer import Tokenizer
 
 
@@ -23,12 +23,12 @@ class WikiText:
 
     def __init__(self, given: str | None, limit: int | None) -> None:
         hub, endings = "EleutherAI/wikitext_document_level", (".raw", ".txt", ".tokens")
-        source = Source(f"eval.{self.name}", given, hub, "wikitext-2-raw-v1", "test", endings)
-        self.documents = list(islice(pages(source), limit))
+        source = BenchmarkSource(f"eval.{self.name}", given, hub, "wikitext-2-raw-v1", "test", endings)
+        self.documents = list(islice(read_pages(source), limit))
 
     def requests(self, tokenizer: Tokenizer) -> Iterator[Request]:
         for page in self.documents:
-            yield Request(tokenizers.start_ids(tokenizer), [tokenizer.encode(as_written(page)).tolist()])
+            yield Request(tokenizers.start_ids(tokenizer), [tokenizer.encode(detokenize(page)).tolist()])
 
     def metrics(self, scores: Sequence[Sequence[Score]]) -> dict[str, Metric]:
         """{"word_perplexity", "byte_perplexity", "bits_per_byte"}."""
@@ -36,29 +36,29 @@ class WikiText:
         words = sum(len(re.split(r"\s+", page)) for page in self.documents)
         n_bytes = sum(len(page.encode()) for page in self.documents)
         return {
-            "word_perplexity": Metric(exp(nats / words)),
-            "byte_perplexity": Metric(exp(nats / n_bytes)),
+            "word_perplexity": Metric(bounded_exp(nats / words)),
+            "byte_perplexity": Metric(bounded_exp(nats / n_bytes)),
             "bits_per_byte": Metric(nats / n_bytes / math.log(2)),
         }
 
 
-def pages(source: Source) -> Iterator[str]:
+def read_pages(source: BenchmarkSource) -> Iterator[str]:
     """The pages of running text, of tables of pages, or of tables of lines, as Salesforce/wikitext on the hub."""
-    files = source.files()
+    files = source.local_files()
     if files and not files[0].name.endswith((".jsonl", ".parquet")):
         for path in files:
-            yield from split_pages(text_of(path).split("\n"))
+            yield from split_pages(read_text_file(path).split("\n"))
         return
-    rows = list(source.records())
+    rows = list(source.read_rows())
     names = rows[0][1] if rows else {}
     if "text" in names and "page" not in names:
-        lines: Iterator[str] = (source.column(row, where, "text", str) for where, row in rows)
+        lines: Iterator[str] = (source.get_column(row, where, "text", str) for where, row in rows)
         yield from split_pages((line or " ").rstrip("\n") for line in lines)
         return
     for where, row in rows:
-        page: str = source.column(row, where, "page", str)
+        page: str = source.get_column(row, where, "page", str)
         if not page.strip():
-            source.refuse_row(where, "has no text in its page")
+            source.raise_bad_row(where, "has no text in its page")
         yield page
 
 
@@ -80,7 +80,7 @@ def is_title(line: str) -> bool:
     return line.startswith("= ") and line.endswith(" =") and not line.startswith("= =") and not line.endswith("= =")
 
 
-def as_written(page: str) -> str:
+def detokenize(page: str) -> str:
     """The page without the spaces that tokenising put in, by the rules of lm-evaluation-harness and in their order.
 
     They are part of the benchmark, with their oddities; the one that never applies is left out.

@@ -13,7 +13,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import SampleConfig, TaskConfig
 from nanogpt.data.sampler import seed_of
 from nanogpt.errors import BadInput, one_line
-from nanogpt.generation.decode import Draw, generate
+from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.interop.load_model import Trained
 from nanogpt.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ class Answer:
         self.tokenizer, self.task = tokenizer, task
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.text = ""
-        self.shown = 0
+        self.n_returned = 0
         """Characters that `add` has returned."""
         self.finished = False
 
@@ -38,23 +38,23 @@ class Answer:
         if self.task.until_end and token == self.tokenizer.end_of_text:
             return self.close()
         self.text += self.decoder.decode(tokenizers.decode_bytes(self.tokenizer, [token]))
-        end = self.end()
+        end = self.find_end()
         if end is not None:
             self.text, self.finished = self.text[:end], True
-        return self.show(len(self.text) - (0 if self.finished else self.doubtful()))
+        return self.take_until(len(self.text) - (0 if self.finished else self.partial_stop_length()))
 
     def close(self) -> str:
         """There is no more; returns the rest."""
         if not self.finished:
             self.text += self.decoder.decode(b"", final=True)
             self.finished = True
-        return self.show(len(self.text))
+        return self.take_until(len(self.text))
 
-    def show(self, end: int) -> str:
-        piece, self.shown = self.text[self.shown : end], max(self.shown, end)
+    def take_until(self, end: int) -> str:
+        piece, self.n_returned = self.text[self.n_returned : end], max(self.n_returned, end)
         return piece
 
-    def end(self) -> int | None:
+    def find_end(self) -> int | None:
         """Where the text ends by the task's rules, if it does."""
         ends = [place for stop in self.task.stop if (place := self.text.find(stop)) >= 0]
         if self.task.sentences is not None:
@@ -62,7 +62,7 @@ class Answer:
             ends += [found[self.task.sentences - 1].end() - 1] if len(found) >= self.task.sentences else []
         return min(ends, default=None)
 
-    def doubtful(self) -> int:
+    def partial_stop_length(self) -> int:
         """Characters at the end that begin a stop text."""
         lengths = (n for stop in self.task.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
         return max(lengths, default=0)
@@ -89,9 +89,9 @@ def encode_prompt(trained: Trained, config: SampleConfig, text: str) -> list[int
     return ids
 
 
-def draw_of(trained: Trained, config: SampleConfig) -> Draw:
+def sampling_params(trained: Trained, config: SampleConfig) -> SamplingParams:
     """The rules of a config, over the ids that the tokenizer has."""
-    return Draw(
+    return SamplingParams(
         config.repetition_penalty,
         config.temperature,
         config.top_k,
@@ -101,7 +101,7 @@ def draw_of(trained: Trained, config: SampleConfig) -> Draw:
     )
 
 
-def answers(
+def generate_answers(
     trained: Trained, config: SampleConfig, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
 ) -> Iterator[tuple[int, str]]:
     """Answer B prompts at once; yields (row, piece of text) as they come.
@@ -111,8 +111,8 @@ def answers(
     device = trained.model.lm_head.weight.device
     generators = [torch.Generator(device).manual_seed(seed_of(config.seed, number)) for number in numbers]
     rows = [Answer(trained.tokenizer, config.task) for _ in prompts]
-    draw = draw_of(trained, config)
-    drawn = generate(trained.model, prompts, config.max_new_tokens, draw, generators, config.attention)
+    params = sampling_params(trained, config)
+    drawn = generate(trained.model, prompts, config.max_new_tokens, params, generators, config.attention)
     for tokens in drawn:
         for row, (answer, token) in enumerate(zip(rows, tokens, strict=True)):
             if not answer.finished:

@@ -12,8 +12,8 @@ from nanogpt.console import escape_control_chars
 from nanogpt.device import Compute, attention_used, find_device
 from nanogpt.errors import BadInput, one_line
 from nanogpt.files import from_json, open_regular
-from nanogpt.generation.answers import answers, encode_prompt
-from nanogpt.generation.decode import lay_out
+from nanogpt.generation.answers import encode_prompt, generate_answers
+from nanogpt.generation.decode import transpose_weights_for_decoding
 from nanogpt.interop.load_model import Trained, load_trained
 from nanogpt.output_paths import check_output_file
 from nanogpt.tokenizer import special_tokens
@@ -24,9 +24,9 @@ MOST_BYTES = 2**20  # of a prompt file
 
 def sample(config: SampleConfig) -> int:
     """Print `num_samples` answers to each prompt. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
-    config = settled(config)
+    config = resolve_config(config)
     check_output_file("out", config.out)
-    texts = [] if config.interactive else prompt_texts(config)  # before the model: it may take a while
+    texts = [] if config.interactive else read_prompts(config)  # before the model: it may take a while
     device = find_device(config.device, "device")
     trained = load_trained(config, device)
     attention_used(config.attention, Compute(device, config.precision, ""), trained.model.config, section="")
@@ -34,17 +34,17 @@ def sample(config: SampleConfig) -> int:
     if config.precision == "bf16":
         trained.model.bfloat16()
     else:
-        lay_out(trained.model, config.batch_size)
+        transpose_weights_for_decoding(trained.model, config.batch_size)
     if not config.quiet:
         print(describe(trained, config), file=sys.stderr, flush=True)
     if config.interactive:
-        return converse(trained, config)
+        return run_interactive(trained, config)
     prompts = [(text, encode_prompt(trained, config, text)) for text in texts]
     jobs = [(text, ids, number) for text, ids in prompts for number in range(config.num_samples)]
     if config.out is not None:
         return write_lines(trained, config, jobs, config.out)
     for first in range(0, len(jobs), config.batch_size):
-        show(trained, config, jobs, first)
+        print_answers(trained, config, jobs, first)
     return 0
 
 
@@ -65,20 +65,24 @@ def describe(trained: Trained, config: SampleConfig) -> str:
     about += [] if trained.step is None else [f"{config.checkpoint} checkpoint, step {trained.step:,}"]
     about += [] if trained.val_loss is None else [f"val {trained.val_loss:.4f} nats/token"]
     keys = ["temperature", "seed", "max_new_tokens"]
-    keys += [key for key in ("top_k", "top_p", "min_p", "repetition_penalty", "precision") if is_set(config, key)]
+    keys += [
+        key
+        for key in ("top_k", "top_p", "min_p", "repetition_penalty", "precision")
+        if differs_from_default(config, key)
+    ]
     return "  ".join([*about, *(f"{key}={getattr(config, key)}" for key in keys)])
 
 
-def is_set(config: SampleConfig, key: str) -> bool:
+def differs_from_default(config: SampleConfig, key: str) -> bool:
     """Return whether a key has another value than its default."""
     return getattr(config, key) != SampleConfig.model_fields[key].default
 
 
-Job = tuple[str, list[int], int]
+Request = tuple[str, list[int], int]
 """A prompt as it was given, its ids, and which of its texts this is."""
 
 
-def settled(config: SampleConfig) -> SampleConfig:
+def resolve_config(config: SampleConfig) -> SampleConfig:
     """A config whose task also stops at `stop`, newlines written out. Raises BadInput for keys that exclude others."""
     if config.prompt and config.prompts is not None:
         raise BadInput(f"prompts={one_line(config.prompts)}: prompt={one_line(config.prompt)} is given too; give one")
@@ -86,17 +90,17 @@ def settled(config: SampleConfig) -> SampleConfig:
         raise BadInput(
             "interactive=true: asks for the prompts and shows the answers; prompt, prompts and out don't apply"
         )
-    stop = (*config.task.stop, *([] if config.stop is None else [written_out(config.stop)]))
-    task = config.task.model_copy(update={"stop": stop, "template": written_out(config.task.template)})
+    stop = (*config.task.stop, *([] if config.stop is None else [unescape_newlines(config.stop)]))
+    task = config.task.model_copy(update={"stop": stop, "template": unescape_newlines(config.task.template)})
     return config.model_copy(update={"task": task})
 
 
-def written_out(text: str) -> str:
+def unescape_newlines(text: str) -> str:
     """Newlines and tabs in place of \\n and \\t, which are easier to type in a shell."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def prompt_texts(config: SampleConfig) -> list[str]:
+def read_prompts(config: SampleConfig) -> list[str]:
     """What the prompts say. Raises BadInput for a file that isn't there or isn't text."""
     if config.prompts is None:
         text = config.prompt
@@ -105,7 +109,9 @@ def prompt_texts(config: SampleConfig) -> list[str]:
     if not lines:
         raise BadInput(f"prompts={one_line(config.prompts)}: no prompt in it")
     return (
-        [prompt_of(line, config.prompts, n) for n, line in enumerate(lines, 1)] if is_table(config.prompts) else lines
+        [parse_prompt(line, config.prompts, n) for n, line in enumerate(lines, 1)]
+        if is_table(config.prompts)
+        else lines
     )
 
 
@@ -113,7 +119,7 @@ def is_table(path: str) -> bool:
     return path.endswith(".jsonl")
 
 
-def prompt_of(line: str, path: str, number: int) -> str:
+def parse_prompt(line: str, path: str, number: int) -> str:
     """The prompt in a JSON line. Raises BadInput."""
     row: object = None
     with suppress(ValueError):
@@ -139,7 +145,7 @@ def read_text(key: str, path: str) -> str:
         raise BadInput(f"{key}={one_line(path)}: not valid UTF-8 at byte {error.start}") from None
 
 
-def show(trained: Trained, config: SampleConfig, jobs: list[Job], first: int) -> None:
+def print_answers(trained: Trained, config: SampleConfig, jobs: list[Request], first: int) -> None:
     """Print the texts from `first` on that are drawn together: a single one as it comes, several when all are whole."""
     batch = jobs[first : first + config.batch_size]
     texts = [prompt for prompt, _, _ in batch]
@@ -147,16 +153,18 @@ def show(trained: Trained, config: SampleConfig, jobs: list[Job], first: int) ->
     titles = [f"--- sample {number + 1} of {len(jobs)}\n" if len(jobs) > 1 else "" for number in numbers]
     alone = len(batch) == 1
     if alone:
-        put(titles[0] + texts[0], config.stream)
-    for row, piece in answers(trained, config, [ids for _, ids, _ in batch], numbers):
+        write_stdout(titles[0] + texts[0], config.stream)
+    for row, piece in generate_answers(trained, config, [ids for _, ids, _ in batch], numbers):
         if alone:
-            put(piece, config.stream)
+            write_stdout(piece, config.stream)
         else:
             texts[row] += piece
-    put("\n" if alone else "".join(f"{title}{text}\n" for title, text in zip(titles, texts, strict=True)), True)
+    write_stdout(
+        "\n" if alone else "".join(f"{title}{text}\n" for title, text in zip(titles, texts, strict=True)), True
+    )
 
 
-def write_lines(trained: Trained, config: SampleConfig, jobs: list[Job], out: str) -> int:
+def write_lines(trained: Trained, config: SampleConfig, jobs: list[Request], out: str) -> int:
     """Append {"prompt", "sample", "text", "model", "seed"} of every text to a file, as they are finished."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with Path(out).open("a", encoding="utf-8") as file:
@@ -164,7 +172,7 @@ def write_lines(trained: Trained, config: SampleConfig, jobs: list[Job], out: st
             batch = jobs[first : first + config.batch_size]
             texts = [""] * len(batch)
             numbers = range(first, first + len(batch))
-            for row, piece in answers(trained, config, [ids for _, ids, _ in batch], numbers):
+            for row, piece in generate_answers(trained, config, [ids for _, ids, _ in batch], numbers):
                 texts[row] += piece
             for (prompt, _, number), text in zip(batch, texts, strict=True):
                 about = {"prompt": prompt, "sample": number, "text": text, "model": trained.name, "seed": config.seed}
@@ -174,26 +182,26 @@ def write_lines(trained: Trained, config: SampleConfig, jobs: list[Job], out: st
     return 0
 
 
-def converse(trained: Trained, config: SampleConfig) -> int:
+def run_interactive(trained: Trained, config: SampleConfig) -> int:
     """Ask for prompts until there are no more. Ctrl-C ends an answer, or, while asked, the whole."""
     if sys.stdin.isatty():
         how = "each prompt by itself; Ctrl-C ends an answer, Ctrl-D the session"
         print(f"{trained.name}, task {config.task.name}, {how}", file=sys.stderr)
-    for number, text in enumerate(asked()):
+    for number, text in enumerate(read_typed_prompts()):
         try:
             check_special_tokens(trained, config, [text])
             ids = encode_prompt(trained, config.model_copy(update={"truncate": True}), text)
-            for _, piece in answers(trained, config, [ids], [number]):
-                put(piece, config.stream)
-            put("\n", True)
+            for _, piece in generate_answers(trained, config, [ids], [number]):
+                write_stdout(piece, config.stream)
+            write_stdout("\n", True)
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
         except KeyboardInterrupt:
-            put("\n", True)
+            write_stdout("\n", True)
     return 0
 
 
-def asked() -> Iterator[str]:
+def read_typed_prompts() -> Iterator[str]:
     """What a person types, line by line; the mark to type at is shown only to a person."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # told as not UTF-8 when it is encoded
@@ -204,7 +212,7 @@ def asked() -> Iterator[str]:
             return
 
 
-def put(text: str, flush: bool) -> None:
+def write_stdout(text: str, flush: bool) -> None:
     """Print text as it is into a file or a pipe, and without power over a terminal."""
     sys.stdout.write("\n".join(map(escape_control_chars, text.split("\n"))) if sys.stdout.isatty() else text)
     if flush:

@@ -18,7 +18,7 @@ FEW_ROWS = 2  # up to here a CPU multiplies a matrix with single vectors
 
 
 @dataclass(frozen=True)
-class Draw:
+class SamplingParams:
     """How the next token is chosen from its logits; the rules apply in this order."""
 
     repetition_penalty: float = 1.0
@@ -35,26 +35,26 @@ class Draw:
     """Only ids below this: a model may have more than its tokenizer."""
 
 
-def filtered(logits: Tensor, draw: Draw, seen: Tensor | None = None) -> Tensor:
-    """(B, V) logits -> (B, V) probabilities under the rules of `draw`; `seen`, (B, V), are the tokens of each text."""
-    logits = logits[:, : draw.vocab_size]
-    if seen is not None and draw.repetition_penalty != 1.0:
-        penalised = torch.where(logits > 0, logits / draw.repetition_penalty, logits * draw.repetition_penalty)
-        logits = torch.where(seen[:, : draw.vocab_size], penalised, logits)
-    if draw.temperature == 0:
+def next_token_probs(logits: Tensor, params: SamplingParams, seen: Tensor | None = None) -> Tensor:
+    """Return (B, V) probabilities of (B, V) logits under `params`. `seen`, (B, V), marks the tokens of each text."""
+    logits = logits[:, : params.vocab_size]
+    if seen is not None and params.repetition_penalty != 1.0:
+        penalised = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
+        logits = torch.where(seen[:, : params.vocab_size], penalised, logits)
+    if params.temperature == 0:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-    logits = (logits - logits.amax(1, keepdim=True)) / draw.temperature  # the largest is 0: never inf / inf
-    if draw.top_k is not None and draw.top_k < logits.shape[1]:
-        kept = logits.topk(draw.top_k, dim=1)
+    logits = (logits - logits.amax(1, keepdim=True)) / params.temperature  # the largest is 0: never inf / inf
+    if params.top_k is not None and params.top_k < logits.shape[1]:
+        kept = logits.topk(params.top_k, dim=1)
         logits = torch.full_like(logits, float("-inf")).scatter_(1, kept.indices, kept.values)
     probabilities = logits.softmax(dim=1)
-    if draw.top_p < 1.0:
+    if params.top_p < 1.0:
         ranked, order = probabilities.sort(dim=1, descending=True, stable=True)
         before = ranked.cumsum(dim=1) - ranked
-        ranked = ranked.masked_fill(before >= draw.top_p, 0.0)  # the likeliest token always stays
+        ranked = ranked.masked_fill(before >= params.top_p, 0.0)  # the likeliest token always stays
         probabilities = torch.zeros_like(probabilities).scatter_(1, order, ranked)
-    if draw.min_p > 0.0:
-        probabilities = probabilities.where(probabilities >= draw.min_p * probabilities.amax(1, keepdim=True), 0.0)
+    if params.min_p > 0.0:
+        probabilities = probabilities.where(probabilities >= params.min_p * probabilities.amax(1, keepdim=True), 0.0)
     return probabilities / probabilities.sum(dim=1, keepdim=True)
 
 
@@ -63,7 +63,7 @@ def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    draw: Draw,
+    params: SamplingParams,
     generators: Sequence[torch.Generator],
     attention: Attention = "auto",
 ) -> Iterator[list[int]]:
@@ -75,13 +75,13 @@ def generate(
     """
     texts = [list(prompt) for prompt in prompts]
     length = max(map(len, texts)) + max_new_tokens
-    seen = seen_tokens(model, texts) if draw.repetition_penalty != 1.0 else None
-    cache, ids = begin(model, texts, length)
+    seen = seen_tokens(model, texts) if params.repetition_penalty != 1.0 else None
+    cache, ids = start_cache(model, texts, length)
     order = order_elsewhere(attention, model.lm_head.weight.device)
     for _ in range(max_new_tokens):
         with prefer(order):
             logits = model.next_logits(ids, cache).float()
-        probabilities = filtered(logits, draw, seen)
+        probabilities = next_token_probs(logits, params, seen)
         rows = zip(probabilities, generators, strict=True)
         drawn = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in rows])  # (B, 1)
         tokens = [int(token) for token in drawn[:, 0].tolist()]
@@ -93,10 +93,10 @@ def generate(
         if cache.length < cache.capacity:
             ids = drawn
         else:
-            cache, ids = begin(model, texts, length)
+            cache, ids = start_cache(model, texts, length)
 
 
-def begin(model: GPT, texts: Sequence[Sequence[int]], length: int) -> tuple[KVCache, Tensor]:
+def start_cache(model: GPT, texts: Sequence[Sequence[int]], length: int) -> tuple[KVCache, Tensor]:
     """A cache for texts that grow to `length`, and (B, T) ids of what is seen of them, their ends side by side."""
     weight = model.lm_head.weight
     windows = [text[-model.config.block_size :] for text in texts]
@@ -118,7 +118,7 @@ def seen_tokens(model: GPT, texts: Sequence[Sequence[int]]) -> Tensor:
 
 
 @torch.no_grad()
-def lay_out(model: GPT, rows: int) -> None:
+def transpose_weights_for_decoding(model: GPT, rows: int) -> None:
     """Store the matrices of a model that will only decode `rows` texts at a time the way that reads them fastest.
 
     A CPU multiplies one vector with a wide matrix twice as fast when its columns lie together; numbers stay the same up

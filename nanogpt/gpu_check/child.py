@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from nanogpt import schema
 from nanogpt.config import DoctorConfig
 from nanogpt.errors import LabError
-from nanogpt.gpu_check.parts import list_tasks
+from nanogpt.gpu_check.parts import list_parts
 
 
 def main(name: str) -> int:
@@ -15,7 +15,7 @@ def main(name: str) -> int:
     config = schema.from_dict(DoctorConfig, json.load(sys.stdin))
     try:
         with redirect_stdout(sys.stderr):
-            rows = list_tasks()[name].call(config)
+            rows = list_parts()[name].call(config)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from nanogpt.benchmark.timing import Table
+from nanogpt.benchmark.timing import MarkdownTable
 from nanogpt.schema import ConfigModel
 
 JSON, MARKDOWN = "gpu-check.json", "gpu-check.md"
 Verdict = Literal["pass", "FAIL", "skip", "info"]
 
 
-class Row(ConfigModel):
+class Judgement(ConfigModel):
     """One finding of a part."""
 
     name: str
@@ -26,12 +26,12 @@ class Row(ConfigModel):
     """For the JSON file, in SI units."""
 
 
-class Part(ConfigModel):
+class PartResult(ConfigModel):
     """All findings of one part."""
 
     name: str
     seconds: float
-    rows: tuple[Row, ...]
+    rows: tuple[Judgement, ...]
     remedy: str = ""
     """The advice that is printed after a failure."""
 
@@ -40,16 +40,16 @@ class Part(ConfigModel):
         return any(row.verdict == "FAIL" for row in self.rows)
 
 
-def judge(name: str, passed: bool, found: str, allowed: str = "", **numbers: float) -> Row:
-    return Row(name=name, verdict="pass" if passed else "FAIL", found=found, allowed=allowed, numbers=numbers)
+def judge(name: str, passed: bool, found: str, allowed: str = "", **numbers: float) -> Judgement:
+    return Judgement(name=name, verdict="pass" if passed else "FAIL", found=found, allowed=allowed, numbers=numbers)
 
 
-def make_table(parts: Sequence[Part]) -> Table:
+def make_table(parts: Sequence[PartResult]) -> MarkdownTable:
     rows = [(part.name, row.name, row.verdict, row.found, row.allowed) for part in parts for row in part.rows]
-    return Table(("part", "finding", "verdict", "found", "allowed"), rows)
+    return MarkdownTable(("part", "finding", "verdict", "found", "allowed"), rows)
 
 
-def summarize(parts: Sequence[Part]) -> str:
+def summarize(parts: Sequence[PartResult]) -> str:
     """Return the last lines for a person: how many parts failed, and what to do about each."""
     failed = [part for part in parts if part.failed]
     if not failed:
@@ -58,7 +58,7 @@ def summarize(parts: Sequence[Part]) -> str:
     return "\n".join([*lines, *(f"  {part.name}: {part.remedy}" for part in failed)])
 
 
-def write_files(folder: Path, about: dict[str, Any], parts: Sequence[Part]) -> None:
+def write_files(folder: Path, about: dict[str, Any], parts: Sequence[PartResult]) -> None:
     """Write gpu-check.json and gpu-check.md. Called after each part, so that a killed check leaves what it found."""
     folder.mkdir(parents=True, exist_ok=True)
     passed = not any(part.failed for part in parts)

@@ -8,10 +8,10 @@ from torch import Tensor
 from nanogpt.config import DoctorConfig, TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.device import find_device, set_up
-from nanogpt.doctor.invariants import LOSSES, MODEL, place, random_ids
-from nanogpt.doctor.trainings import tiny
+from nanogpt.doctor.invariants import LOSSES, MODEL, random_ids, temporary_folder
+from nanogpt.doctor.trainings import tiny_config
 from nanogpt.errors import BadEnvironment
-from nanogpt.gpu_check.findings import Row, judge
+from nanogpt.gpu_check.findings import Judgement, judge
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import gradients, train_step
 
@@ -20,10 +20,12 @@ SCALE = 2.0**32  # of fp16's losses at first: any gradient overflows
 FP8_LOSS, FP16_LOSS = 0.1, 0.05  # nats between trainings of ten steps in these precisions and in bf16 or fp32
 
 
-def start(config: DoctorConfig, **hardware: Any) -> tuple[TrainState, TrainConfig]:
+def start_training(config: DoctorConfig, **hardware: Any) -> tuple[TrainState, TrainConfig]:
     """Return a tiny training with dropout, whose steps have two micro-batches."""
-    with place() as folder:
-        built = tiny(folder, "gpu", hardware={"device": config.device, "threads": 1, "micro_batch_size": 4} | hardware)
+    with temporary_folder() as folder:
+        built = tiny_config(
+            folder, "gpu", hardware={"device": config.device, "threads": 1, "micro_batch_size": 4} | hardware
+        )
     model = built.model.with_vocab(MODEL.vocab_size or 0)
     return build_state(built, model, set_up(built.hardware)), built
 
@@ -36,36 +38,36 @@ def micro_batches(state: TrainState, built: TrainConfig, step: int) -> list[Batc
     return [Batch(ids[half, :-1].contiguous(), ids[half, 1:].contiguous(), keys[half]) for half in halves]
 
 
-def losses(state: TrainState, built: TrainConfig, steps: int) -> list[float]:
+def train_steps(state: TrainState, built: TrainConfig, steps: int) -> list[float]:
     return [train_step(state, micro_batches(state, built, step), built).read().loss for step in range(steps)]
 
 
-def compare(name: str, worst: float, limit: float, what: str) -> Row:
+def judge_difference(name: str, worst: float, limit: float, what: str) -> Judgement:
     return judge(name, worst <= limit, f"{what} differ by {worst:.2g}", f"at most {limit:.0e}", worst=worst)
 
 
-def check_compiled(config: DoctorConfig) -> list[Row]:
+def check_compiled(config: DoctorConfig) -> list[Judgement]:
     """The compiled model trains as the eager one, with dropout."""
-    eager, compiled = (losses(*start(config, precision="fp32", compile=way), 6) for way in (False, True))
+    eager, compiled = (train_steps(*start_training(config, precision="fp32", compile=way), 6) for way in (False, True))
     worst = max(abs(a - b) for a, b in zip(eager, compiled, strict=True))
     limit = LOSSES[find_device(config.device, "device").type]
-    return [compare("compiled and eager, with dropout", worst, limit, "losses"), *check_learning(eager)]
+    return [judge_difference("compiled and eager, with dropout", worst, limit, "losses"), *check_learning(eager)]
 
 
-def check_learning(found: list[float]) -> list[Row]:
+def check_learning(found: list[float]) -> list[Judgement]:
     """A loss at random weights is about the logarithm of the vocabulary; a device that computes nothing finds 0."""
     expected = float(torch.tensor(float(MODEL.vocab_size or 1)).log())
     passed = abs(found[0] - expected) < 0.5
     return [judge("loss of random weights", passed, f"{found[0]:.3f}", f"{expected:.2f} ± 0.5", loss=found[0])]
 
 
-def check_graphs(config: DoctorConfig) -> list[Row]:
+def check_graphs(config: DoctorConfig) -> list[Judgement]:
     """CUDA graphs that are replayed find the gradients of the eager model."""
-    eager = all_gradients(*start(config, precision="fp32"))
-    graphs = all_gradients(*start(config, precision="fp32", compile=True, compile_mode="reduce-overhead"))
+    eager = all_gradients(*start_training(config, precision="fp32"))
+    graphs = all_gradients(*start_training(config, precision="fp32", compile=True, compile_mode="reduce-overhead"))
     scale = max(float(value.abs().max()) for value in eager)
     worst = max(float((a - b).abs().max()) for a, b in zip(eager, graphs, strict=True)) / scale if scale else 1.0
-    return [compare("CUDA graphs and eager", worst, GRADIENTS, "gradients")]
+    return [judge_difference("CUDA graphs and eager", worst, GRADIENTS, "gradients")]
 
 
 def all_gradients(state: TrainState, built: TrainConfig) -> list[Tensor]:
@@ -78,32 +80,34 @@ def all_gradients(state: TrainState, built: TrainConfig) -> list[Tensor]:
     return found
 
 
-def check_fp16(config: DoctorConfig) -> list[Row]:
+def check_fp16(config: DoctorConfig) -> list[Judgement]:
     """The scaler leaves out steps that overflow, halves its scale until none does, and then trains as fp32."""
     try:
-        state, built = start(config, precision="fp16")
+        state, built = start_training(config, precision="fp16")
     except BadEnvironment as error:
-        return [Row(name="fp16", verdict="skip", found=str(error))]
+        return [Judgement(name="fp16", verdict="skip", found=str(error))]
     state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": SCALE})
     before = [p.detach().clone() for p in state.model.parameters()]
-    losses(state, built, 1)
+    train_steps(state, built, 1)
     kept = all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
     scale = state.scaler.get_scale()
-    train = losses(*start(config, precision="fp16"), 10)
-    worst = max(abs(a - b) for a, b in zip(train, losses(*start(config, precision="fp32"), 10), strict=True))
+    train = train_steps(*start_training(config, precision="fp16"), 10)
+    worst = max(
+        abs(a - b) for a, b in zip(train, train_steps(*start_training(config, precision="fp32"), 10), strict=True)
+    )
     return [
         judge("fp16: an overflow changes no weight", kept, "kept" if kept else "changed"),
         judge("fp16: the scale after an overflow", scale == SCALE / 2, f"{scale:.4g}", f"{SCALE / 2:.4g}", scale=scale),
-        compare("fp16 and fp32", worst, FP16_LOSS, "losses"),
+        judge_difference("fp16 and fp32", worst, FP16_LOSS, "losses"),
     ]
 
 
-def check_fp8(config: DoctorConfig) -> list[Row]:
+def check_fp8(config: DoctorConfig) -> list[Judgement]:
     """8-bit products train about as bf16's."""
     try:
-        found = losses(*start(config, precision="bf16", compile=True, fp8=True), 10)
+        found = train_steps(*start_training(config, precision="bf16", compile=True, fp8=True), 10)
     except BadEnvironment as error:
-        return [Row(name="fp8", verdict="skip", found=str(error))]
-    usual = losses(*start(config, precision="bf16", compile=True), 10)
+        return [Judgement(name="fp8", verdict="skip", found=str(error))]
+    usual = train_steps(*start_training(config, precision="bf16", compile=True), 10)
     worst = max(abs(a - b) for a, b in zip(found, usual, strict=True))
-    return [compare("fp8 and bf16", worst, FP8_LOSS, "losses")]
+    return [judge_difference("fp8 and bf16", worst, FP8_LOSS, "losses")]

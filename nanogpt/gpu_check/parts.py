@@ -15,17 +15,17 @@ from nanogpt.doctor import machine
 from nanogpt.doctor.finding import Check
 from nanogpt.errors import one_line
 from nanogpt.gpu_check import invariants, speed
-from nanogpt.gpu_check.findings import Row
+from nanogpt.gpu_check.findings import Judgement
 
 TESTS = Path(nanogpt.__file__).parents[1] / "tests"
 REPORT = "report it with gpu-check.json"
 
 
 @dataclass(frozen=True)
-class Task:
+class PartSpec:
     """One part: how to do it, and what to do when it fails."""
 
-    call: Callable[[DoctorConfig], list[Row]]
+    call: Callable[[DoctorConfig], list[Judgement]]
     limit: float
     """Seconds after which its process is ended."""
     remedy: str
@@ -33,42 +33,46 @@ class Task:
     """Nothing else may run beside it."""
 
 
-def run_tests(_: DoctorConfig) -> list[Row]:
+def run_tests(_: DoctorConfig) -> list[Judgement]:
     """Run the tests marked `gpu` of the checkout this program lies in."""
     files = [path for path in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
     if not files or find_spec("pytest") is None:
-        return [Row(name="pytest -m gpu", verdict="skip", found="needs a checkout and pytest: pip install -e '.[dev]'")]
+        return [
+            Judgement(
+                name="pytest -m gpu", verdict="skip", found="needs a checkout and pytest: pip install -e '.[dev]'"
+            )
+        ]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *map(str, files)]
     done = subprocess.run(command, cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = [line for line in done.stdout.splitlines() if line.strip()] or ["no output"]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     found = f"exit code {done.returncode}; {one_line(lines[-1], 200)}"
-    rows = [Row(name="pytest -m gpu", verdict="FAIL" if done.returncode else "pass", found=found)]
-    return [*rows, *(Row(name="test", verdict="FAIL", found=one_line(line, 200)) for line in failed)]
+    rows = [Judgement(name="pytest -m gpu", verdict="FAIL" if done.returncode else "pass", found=found)]
+    return [*rows, *(Judgement(name="test", verdict="FAIL", found=one_line(line, 200)) for line in failed)]
 
 
-def run_check(check: Check, config: DoctorConfig) -> list[Row]:
+def run_doctor_check(check: Check, config: DoctorConfig) -> list[Judgement]:
     """Make one of the doctor's checks; what it raises is the process's last word."""
     found = check.call(config)
     verdict = {"ok": "pass", "note": "info", "failed": "FAIL"}[found.state]
-    return [Row(name="as nanogpt doctor", verdict=verdict, found=found.what)]  # type: ignore[arg-type]
+    return [Judgement(name="as nanogpt doctor", verdict=verdict, found=found.what)]  # type: ignore[arg-type]
 
 
-def list_tasks() -> dict[str, Task]:
+def list_parts() -> dict[str, PartSpec]:
     """Return the parts in their order."""
     tests = "python -m pytest -m gpu names the test; device=cpu tells whether the code or the device is wrong"
     slow = f"nothing else may run on the device (nvidia-smi); then {REPORT}"
     checks = {"device": machine.CHECKS["device"], "compile": machine.CHECKS["compile"], **doctor.CHECKS}
     return {
-        **{name: Task(partial(run_check, check), 60, check.remedy) for name, check in checks.items()},
-        "compiled": Task(invariants.check_compiled, 90, f"hardware.compile=false trains without; {REPORT}"),
-        "graphs": Task(invariants.check_graphs, 90, f"hardware.compile_mode=default trains without; {REPORT}"),
-        "fp16": Task(invariants.check_fp16, 60, f"hardware.precision=bf16 trains without; {REPORT}"),
-        "fp8": Task(invariants.check_fp8, 90, f"hardware.fp8=false trains without; {REPORT}"),
-        "tests": Task(run_tests, 240, tests),
-        "gpt2": Task(partial(speed.check_training, name="gpt2"), 200, slow, timed=True),
-        "generation": Task(speed.check_generation, 90, slow, timed=True),
-        "evaluation": Task(speed.check_evaluation, 60, f"device=cpu evaluates without; {REPORT}", timed=True),
-        "kernels": Task(speed.check_kernels, 90, f"CUPTI may need more rights; {REPORT}", timed=True),
-        "gpt2_medium": Task(partial(speed.check_training, name="gpt2_medium"), 300, slow, timed=True),
+        **{name: PartSpec(partial(run_doctor_check, check), 60, check.remedy) for name, check in checks.items()},
+        "compiled": PartSpec(invariants.check_compiled, 90, f"hardware.compile=false trains without; {REPORT}"),
+        "graphs": PartSpec(invariants.check_graphs, 90, f"hardware.compile_mode=default trains without; {REPORT}"),
+        "fp16": PartSpec(invariants.check_fp16, 60, f"hardware.precision=bf16 trains without; {REPORT}"),
+        "fp8": PartSpec(invariants.check_fp8, 90, f"hardware.fp8=false trains without; {REPORT}"),
+        "tests": PartSpec(run_tests, 240, tests),
+        "gpt2": PartSpec(partial(speed.check_training, name="gpt2"), 200, slow, timed=True),
+        "generation": PartSpec(speed.check_generation, 90, slow, timed=True),
+        "evaluation": PartSpec(speed.check_evaluation, 60, f"device=cpu evaluates without; {REPORT}", timed=True),
+        "kernels": PartSpec(speed.check_kernels, 90, f"CUPTI may need more rights; {REPORT}", timed=True),
+        "gpt2_medium": PartSpec(partial(speed.check_training, name="gpt2_medium"), 300, slow, timed=True),
     }

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import nanogpt
 from nanogpt import schema
-from nanogpt.benchmark.baselines import refuse_rival
-from nanogpt.benchmark.report import machine
+from nanogpt.benchmark.baselines import check_baseline
+from nanogpt.benchmark.report import describe_machine
 from nanogpt.config import DoctorConfig
 from nanogpt.console import say
 from nanogpt.device import find_device, set_up
 from nanogpt.errors import BadEnvironment, one_line
-from nanogpt.gpu_check.findings import JSON, MARKDOWN, Part, Row, summarize, write_files
-from nanogpt.gpu_check.parts import Task, list_tasks
+from nanogpt.gpu_check.findings import JSON, MARKDOWN, Judgement, PartResult, summarize, write_files
+from nanogpt.gpu_check.parts import PartSpec, list_parts
 from nanogpt.gpu_check.scale import bench_config
 from nanogpt.output_paths import check_output_folder
 from nanogpt.redaction import redact
@@ -39,11 +39,15 @@ def check_gpu(config: DoctorConfig) -> int:
     check_output_folder("out", config.out)
     bench = bench_config(config, device, "gpt2")
     for program in bench.against:
-        refuse_rival(program, bench.model)
-    about = {"date": time.strftime("%Y-%m-%d"), "machine": machine(set_up(bench.hardware)), "device": str(device)}
-    parts: list[Part] = []
+        check_baseline(program, bench.model)
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": describe_machine(set_up(bench.hardware)),
+        "device": str(device),
+    }
+    parts: list[PartResult] = []
     folder = Path(config.out)
-    for part in run_parts(config, list_tasks()):
+    for part in run_parts(config, list_parts()):
         parts.append(part)
         for row in part.rows:
             allowed = f" ({row.allowed})" if row.allowed else ""
@@ -53,25 +57,25 @@ def check_gpu(config: DoctorConfig) -> int:
     return BadEnvironment.exit_code if any(part.failed for part in parts) else 0
 
 
-def run_parts(config: DoctorConfig, tasks: Mapping[str, Task]) -> Iterator[Part]:
+def run_parts(config: DoctorConfig, tasks: Mapping[str, PartSpec]) -> Iterator[PartResult]:
     """Yield what each part found: first several at once of those that are not timed, then the others, one by one."""
     end = time.monotonic() + config.limit_s
 
-    def run(name: str) -> Part:
+    def run(name: str) -> PartResult:
         started = time.monotonic()
         limit = tasks[name].limit * config.limit_s / USUAL
         rows = run_part(name, config, min(limit, end - started))
-        return Part(name=name, seconds=time.monotonic() - started, rows=tuple(rows), remedy=tasks[name].remedy)
+        return PartResult(name=name, seconds=time.monotonic() - started, rows=tuple(rows), remedy=tasks[name].remedy)
 
     with ThreadPoolExecutor(max(1, min(MOST_AT_ONCE, (os.cpu_count() or 1) // 4))) as pool:
         yield from pool.map(run, [name for name, task in tasks.items() if not task.timed])
     yield from map(run, [name for name, task in tasks.items() if task.timed])
 
 
-def run_part(name: str, config: DoctorConfig, limit: float) -> list[Row]:
+def run_part(name: str, config: DoctorConfig, limit: float) -> list[Judgement]:
     """Run a part in a process and session of its own, which are ended at the limit. A crash is a finding."""
     if limit <= 0:
-        return [Row(name=name, verdict="FAIL", found="not started: the time for the whole check was over")]
+        return [Judgement(name=name, verdict="FAIL", found="not started: the time for the whole check was over")]
     root = str(Path(nanogpt.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     with subprocess.Popen(
@@ -86,13 +90,13 @@ def run_part(name: str, config: DoctorConfig, limit: float) -> list[Row]:
         try:
             out, err = child.communicate(schema.to_json(config), timeout=limit)
         except subprocess.TimeoutExpired:
-            return [Row(name=name, verdict="FAIL", found=f"took more than {limit:.0f} s")]
+            return [Judgement(name=name, verdict="FAIL", found=f"took more than {limit:.0f} s")]
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
     if child.returncode == 0:
-        return [Row.model_validate(row) for row in json.loads(out.splitlines()[-1])]
-    return [Row(name=name, verdict="FAIL", found=describe_end(child.returncode, err))]
+        return [Judgement.model_validate(row) for row in json.loads(out.splitlines()[-1])]
+    return [Judgement(name=name, verdict="FAIL", found=describe_end(child.returncode, err))]
 
 
 def describe_end(code: int, err: str) -> str:

@@ -11,7 +11,7 @@ from nanogpt.config.bench import NANOGPT
 
 
 @dataclass(frozen=True)
-class Scale:
+class CheckSizes:
     """Models and lengths of the benchmarks."""
 
     models: dict[str, dict[str, int]]
@@ -27,19 +27,19 @@ class Scale:
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50257, "vocab_multiple": 64}
 MEDIUM = GPT2 | {"n_layer": 24, "n_head": 16, "n_embd": 1024}
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "vocab_size": 97}
-REAL = Scale(
+REAL = CheckSizes(
     {"gpt2": GPT2, "gpt2_medium": MEDIUM}, {"gpt2": 16, "gpt2_medium": 8}, 20, 128, (1, 8, 64), (64, 200, 333, 515, 900)
 )
-REHEARSAL = Scale({"gpt2": SMALL, "gpt2_medium": SMALL}, {"gpt2": 2, "gpt2_medium": 2}, 3, 8, (1, 2), (8, 30, 50))
+REHEARSAL = CheckSizes({"gpt2": SMALL, "gpt2_medium": SMALL}, {"gpt2": 2, "gpt2_medium": 2}, 3, 8, (1, 2), (8, 30, 50))
 
 
-def scale_of(device: torch.device) -> Scale:
+def choose_sizes(device: torch.device) -> CheckSizes:
     return REHEARSAL if device.type == "cpu" else REAL
 
 
 def bench_config(config: DoctorConfig, device: torch.device, name: str) -> BenchConfig:
     """Return the benchmark of a model: compiled and in bf16 on a GPU, eager and in fp32 in the rehearsal."""
-    scale, gpu = scale_of(device), device.type == "cuda"
+    scale, gpu = choose_sizes(device), device.type == "cuda"
     sequences, model = scale.sequences[name], scale.models[name]
     values: dict[str, Any] = {
         "model": model | {"name": name},

@@ -8,23 +8,23 @@ import statistics
 import torch
 from torch.profiler import record_function
 
-from nanogpt.benchmark.baselines import refuse_rival
-from nanogpt.benchmark.comparison import Found, in_turn
-from nanogpt.benchmark.kernels import record, top
-from nanogpt.benchmark.measurement import OURS, Measurement, Work
-from nanogpt.benchmark.ours import random_batches, trainer
-from nanogpt.benchmark.roofline import floors, memory_peak
-from nanogpt.benchmark.timing import between, digits, synchronizer, timed
+from nanogpt.benchmark.baselines import check_baseline
+from nanogpt.benchmark.comparison import Measurements, measure_in_turn
+from nanogpt.benchmark.kernels import record_profile, top_kernels
+from nanogpt.benchmark.measurement import OURS, Timing, Workload
+from nanogpt.benchmark.ours import build_trainer, random_batches
+from nanogpt.benchmark.roofline import compute_floors, memory_peak
+from nanogpt.benchmark.timing import choose_synchronize, format_digits, format_range, time_call
 from nanogpt.config import BenchConfig, DoctorConfig
 from nanogpt.console import amount
 from nanogpt.device import Compute, find_device, set_up
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.estimates.flops import flops_per_token, parameter_counts
 from nanogpt.estimates.gpu_specs import compute_mfu
-from nanogpt.estimates.memory import memory_of
+from nanogpt.estimates.memory import estimate_memory
 from nanogpt.evaluation.scoring import Request, score
-from nanogpt.gpu_check.findings import Row, judge
-from nanogpt.gpu_check.scale import bench_config, scale_of
+from nanogpt.gpu_check.findings import Judgement, judge
+from nanogpt.gpu_check.scale import bench_config, choose_sizes
 from nanogpt.model.gpt import GPT
 
 LEAST_MFU = 0.25  # below it something is wrong: no fused attention, no compiler, a throttled device
@@ -36,19 +36,19 @@ NEW_SHAPE = 0.1  # seconds that the first batch of a new shape may take more tha
 def prepare(config: DoctorConfig, name: str) -> tuple[BenchConfig, Compute]:
     bench = bench_config(config, find_device(config.device, "device"), name)
     for program in bench.against:
-        refuse_rival(program, bench.model)
+        check_baseline(program, bench.model)
     return bench, set_up(bench.hardware)
 
 
-def check_training(config: DoctorConfig, name: str) -> list[Row]:
+def check_training(config: DoctorConfig, name: str) -> list[Judgement]:
     """Steps of the same random batch, this program and nanoGPT in turn, each in fresh processes."""
     bench, compute = prepare(config, name)
     micro = bench.micro_batch_size()
 
-    def work(program: str) -> Work:
-        return Work(program=program, what="training", batch=micro, config=bench)
+    def work(program: str) -> Workload:
+        return Workload(program=program, what="training", batch=micro, config=bench)
 
-    found = in_turn((OURS, *bench.checkouts), bench.bench.rounds, work)
+    found = measure_in_turn((OURS, *bench.checkouts), bench.bench.rounds, work)
     medians = {program: [statistics.median(run.seconds) for run in runs] for program, runs in found.items()}
     step = statistics.median(medians[OURS])
     return [
@@ -59,98 +59,101 @@ def check_training(config: DoctorConfig, name: str) -> list[Row]:
     ]
 
 
-def judge_step(bench: BenchConfig, compute: Compute, step: float) -> list[Row]:
+def judge_step(bench: BenchConfig, compute: Compute, step: float) -> list[Judgement]:
     """Compare a step with its floors, and MFU with what a healthy device reaches, where its peak is known."""
-    floor = floors(bench, compute)
+    floor = compute_floors(bench, compute)
     least = max(floor.products, floor.memory)
-    allowed = f"at least {digits(1e3 * least)} ms, the larger of {digits(1e3 * floor.products)} and "
-    allowed += f"{digits(1e3 * floor.memory)}"
+    allowed = f"at least {format_digits(1e3 * least)} ms, the larger of {format_digits(1e3 * floor.products)} and "
+    allowed += f"{format_digits(1e3 * floor.memory)}"
     tokens = bench.training.batch_tokens
-    rate = f"{digits(1e3 * step)} ms, {amount(tokens / step)} tokens a second"
+    rate = f"{format_digits(1e3 * step)} ms, {amount(tokens / step)} tokens a second"
     numbers = {"seconds": step, "products_floor": floor.products, "memory_floor": floor.memory}
     rows = [judge(f"step of {tokens:,} tokens", step >= least, rate, allowed, **numbers)]
     mfu = compute_mfu(flops_per_token(bench.model) * tokens / step, compute.name, compute.precision)
     if mfu is None:
-        return [*rows, Row(name="MFU", verdict="info", found=f"the peak of {compute.name} is not known")]
+        return [*rows, Judgement(name="MFU", verdict="info", found=f"the peak of {compute.name} is not known")]
     return [*rows, judge("MFU", LEAST_MFU <= mfu <= 1, f"{100 * mfu:.1f} %", f"{LEAST_MFU:.0%} to 100 %", mfu=mfu)]
 
 
-def judge_ratio(medians: dict[str, list[float]]) -> list[Row]:
+def judge_ratio(medians: dict[str, list[float]]) -> list[Judgement]:
     """Compare with nanoGPT pair by pair."""
-    rows: list[Row] = []
+    rows: list[Judgement] = []
     for program, runs in medians.items():
         if program != OURS:
             ratios = [theirs / ours for ours, theirs in zip(medians[OURS], runs, strict=True)]
             ratio = statistics.median(ratios)
-            found = f"{between(ratios, ' x')} our time"
+            found = f"{format_range(ratios, ' x')} our time"
             rows.append(judge("nanoGPT", ratio >= LEAST_RATIO, found, f"at least {LEAST_RATIO} x", ratio=ratio))
-    return rows or [Row(name="nanoGPT", verdict="skip", found="against=PATH compares with a checkout")]
+    return rows or [Judgement(name="nanoGPT", verdict="skip", found="against=PATH compares with a checkout")]
 
 
-def judge_memory(bench: BenchConfig, compute: Compute, runs: list[Measurement]) -> list[Row]:
+def judge_memory(bench: BenchConfig, compute: Compute, runs: list[Timing]) -> list[Judgement]:
     peak, gpu = max(run.memory for run in runs), compute.device.type == "cuda"
-    expected = memory_of(bench, bench.model, compute.precision, bench.micro_batch_size(), gpu).total
+    expected = estimate_memory(bench, bench.model, compute.precision, bench.micro_batch_size(), gpu).total
     if not gpu:
-        return [Row(name="peak memory", verdict="info", found=f"{amount(peak, 'G')}B of the process")]
+        return [Judgement(name="peak memory", verdict="info", found=f"{amount(peak, 'G')}B of the process")]
     allowed = f"at most {MOST_MEMORY} x the estimate of {amount(expected, 'G')}B"
     numbers = {"bytes": float(peak), "estimate": float(expected)}
     return [judge("peak memory", 0 < peak <= MOST_MEMORY * expected, f"{amount(peak, 'G')}B", allowed, **numbers)]
 
 
-def describe_phases(found: Found) -> list[Row]:
+def describe_phases(found: Measurements) -> list[Judgement]:
     """Phases of a step, and how much longer the first step takes, cold and with a warm cache of compiled code."""
-    rows: list[Row] = []
+    rows: list[Judgement] = []
     for program, runs in found.items():
         more = [run.first - statistics.median(run.seconds) for run in runs]
         phases = {name: statistics.median(run.phases[name] for run in runs) for name in runs[0].phases}
         whole = sum(phases.values()) or 1.0
         text = ", ".join(f"{name} {100 * t / whole:.0f} %" for name, t in phases.items())
         ours = "ours" if program == OURS else "nanoGPT"
-        rows.append(Row(name=f"phases, {ours}", verdict="info", found=text, numbers=phases))
-        first = " s, then ".join(digits(seconds) for seconds in more)
+        rows.append(Judgement(name=f"phases, {ours}", verdict="info", found=text, numbers=phases))
+        first = " s, then ".join(format_digits(seconds) for seconds in more)
         name = f"first step less a steady one, {ours}"
-        rows.append(Row(name=name, verdict="info", found=f"{first} s", numbers={"cold": more[0], "warm": more[-1]}))
+        rows.append(
+            Judgement(name=name, verdict="info", found=f"{first} s", numbers={"cold": more[0], "warm": more[-1]})
+        )
     return rows
 
 
-def check_kernels(config: DoctorConfig) -> list[Row]:
+def check_kernels(config: DoctorConfig) -> list[Judgement]:
     """Name the costliest kernels of a step of gpt2."""
     bench, compute = prepare(config, "gpt2")
-    work = Work(program=OURS, what="training", batch=bench.micro_batch_size(), config=bench)
-    _, step = trainer(work, compute, random_batches(work, compute.device))
-    rows = top(record(compute, lambda: step(record_function)), compute.device.type == "cuda")
+    workload = Workload(program=OURS, what="training", batch=bench.micro_batch_size(), config=bench)
+    _, step = build_trainer(workload, compute, random_batches(workload, compute.device))
+    rows = top_kernels(record_profile(compute, lambda: step(record_function)), compute.device.type == "cuda")
     found = [
-        Row(name=name, verdict="info", found=f"{share}, {calls} calls, {ms} ms") for name, share, calls, ms in rows
+        Judgement(name=name, verdict="info", found=f"{share}, {calls} calls, {ms} ms")
+        for name, share, calls, ms in rows
     ]
     return [judge("kernels recorded", bool(found), str(len(found)), "at least 1"), *found]
 
 
-def check_generation(config: DoctorConfig) -> list[Row]:
+def check_generation(config: DoctorConfig) -> list[Judgement]:
     """Decode with a cache; each token reads all weights once, which is the floor."""
     bench, compute = prepare(config, "gpt2")
     bench = bench.model_copy(update={"against": ()})
     size = 4 if compute.precision == "fp32" else 2
     least = size * parameter_counts(bench.model)["total"] / memory_peak(compute).rate
-    rows: list[Row] = []
+    rows: list[Judgement] = []
     for batch in bench.bench.batch_sizes:
 
-        def work(program: str, batch: int = batch) -> Work:
-            return Work(program=program, what="generation", batch=batch, config=bench)
+        def work(program: str, batch: int = batch) -> Workload:
+            return Workload(program=program, what="generation", batch=batch, config=bench)
 
-        (run,) = in_turn((OURS,), 1, work)[OURS]
+        (run,) = measure_in_turn((OURS,), 1, work)[OURS]
         token = run.seconds[0] / bench.bench.new_tokens
-        text = f"{digits(1e3 * token)} ms a token, {amount(batch / token)} tokens a second"
+        text = f"{format_digits(1e3 * token)} ms a token, {amount(batch / token)} tokens a second"
         passed = compute.device.type == "cpu" or token >= least
-        rows.append(judge(f"batch {batch}", passed, text, f"at least {digits(1e3 * least)} ms", seconds=token))
+        rows.append(judge(f"batch {batch}", passed, text, f"at least {format_digits(1e3 * least)} ms", seconds=token))
     return rows
 
 
-def check_evaluation(config: DoctorConfig) -> list[Row]:
+def check_evaluation(config: DoctorConfig) -> list[Judgement]:
     """Score documents of several lengths: a batch of a new shape takes hardly longer than one of a known shape."""
     bench, compute = prepare(config, "gpt2")
-    model, synchronize = GPT(bench.model).eval().to(compute.device), synchronizer(compute.device)
+    model, synchronize = GPT(bench.model).eval().to(compute.device), choose_synchronize(compute.device)
     more: list[float] = []
-    for length in scale_of(compute.device).lengths:
+    for length in choose_sizes(compute.device).lengths:
         document = torch.randint(bench.model.vocab_size or 0, (length,)).tolist()
         requests = [Request(document[:4], [document[4:]])] * 4
 
@@ -158,9 +161,9 @@ def check_evaluation(config: DoctorConfig) -> list[Row]:
             score(model, requests, compute, ProcessGroup())
             synchronize()
 
-        first, again = timed(score_batch), timed(score_batch)
+        first, again = time_call(score_batch), time_call(score_batch)
         more.append(first - again)
     more = more[1:]  # the very first sets up libraries
-    typical, found = statistics.median(more), f"{between([1e3 * value for value in more], ' ms')}"
+    typical, found = statistics.median(more), f"{format_range([1e3 * value for value in more], ' ms')}"
     name = "first batch of a new shape less the second"
     return [judge(name, typical <= NEW_SHAPE, found, f"at most {1e3 * NEW_SHAPE:.0f} ms", seconds=typical)]

@@ -7,7 +7,7 @@ from nanogpt.errors import BadCheckpoint, BadData, one_line
 from nanogpt.interop.hf_tokenizer import have_same_ids
 from nanogpt.interop.names import fitted
 from nanogpt.interop.sources import Source, find_source
-from nanogpt.model.fsdp import part_of
+from nanogpt.model.fsdp import shard_like
 from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def load_weights(model: GPT, source: Source) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise BadCheckpoint(f"{source.label}: {name} is not finite")
-        named[name].copy_(part_of(tensor, named[name]))
+        named[name].copy_(shard_like(tensor, named[name]))
 
 
 def shape_of(tensor: torch.Tensor | None) -> str:

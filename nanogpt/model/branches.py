@@ -16,13 +16,13 @@ class Branches(NamedTuple):
     mask: Tensor
     """(B, 1, T, T), whether a token (third) sees another (fourth)."""
 
-    def before(self, x: Tensor, count: int) -> Tensor:
+    def shift_right(self, x: Tensor, count: int) -> Tensor:
         """(B, T, C) -> (B, T, C), what is `count` positions before each in what it sees, zero where nothing is."""
         there = self.positions[:, None, :] == self.positions[:, :, None] - count  # (B, T, T)
         return (there & self.mask[:, 0]).to(x.dtype) @ x
 
 
-def branches_of(positions: Tensor, branch: Tensor) -> Branches:
+def build_branches(positions: Tensor, branch: Tensor) -> Branches:
     """(B, T) positions and (B, T) numbers of branches, 0 being the text, -> what sees what.
 
     A token sees the text and its own branch up to itself; every token sees itself, so no row of the mask is empty.

@@ -13,7 +13,7 @@ from nanogpt.model.kv_cache import KVCache
 from nanogpt.model.rotary import Rotation
 
 
-class Pass(NamedTuple):
+class ForwardContext(NamedTuple):
     """One forward pass. Without anything: B sequences of T positions from the first, no dropout."""
 
     rotation: Rotation | None = None
@@ -32,13 +32,13 @@ class Pass(NamedTuple):
             return self.branches.mask
         return None if self.cache is None else self.cache.mask
 
-    def before(self, x: Tensor, count: int, number: int) -> list[Tensor]:
+    def previous_inputs(self, x: Tensor, count: int, conv_index: int) -> list[Tensor]:
         """(B, T, C) -> `count` times (B, T, C): what stands 1, 2, … positions before each, zero before the first.
 
-        `number` is that of the convolution that asks, for the cache.
+        `conv_index` is that of the convolution that asks, for the cache.
         """
         if self.branches is not None:
-            return [self.branches.before(x, k) for k in range(1, count + 1)]
+            return [self.branches.shift_right(x, k) for k in range(1, count + 1)]
         T = x.shape[1]
-        longer = F.pad(x, (0, 0, count, 0)) if self.cache is None else self.cache.preceded(x, count, number)
+        longer = F.pad(x, (0, 0, count, 0)) if self.cache is None else self.cache.prepend_previous(x, count, conv_index)
         return [longer[:, count - k : count - k + T] for k in range(1, count + 1)]

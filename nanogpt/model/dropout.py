@@ -29,17 +29,17 @@ def random_bits(keys: Tensor, place: int, count: int) -> Tensor:
     (torch 2.13) such a view of a computed tensor reads past its end for most sizes. Compiled, each element computes its
     word anew, which fuses with what uses the bits: no word is written to memory.
     """
-    once = torch.compiler.is_compiling()
+    compiling = torch.compiler.is_compiling()
     # `^ 0` keeps the product out of index expressions, which Triton computes in 32 bits (pytorch/pytorch#175966).
-    places = torch.arange(count if once else -(-count // 4), device=keys.device) ^ 0
-    words = (places >> 2 if once else places) + 1
-    x = mixed(mixed(keys + place)[:, None] + words * GOLDEN)
-    if once:
+    places = torch.arange(count if compiling else -(-count // 4), device=keys.device) ^ 0
+    words = (places >> 2 if compiling else places) + 1
+    x = splitmix64(splitmix64(keys + place)[:, None] + words * GOLDEN)
+    if compiling:
         return (x >> 16 * (places & 3)).to(torch.int16)
     return torch.stack([(x >> shift).to(torch.int16) for shift in (0, 16, 32, 48)], dim=2).flatten(1)[:, :count]
 
 
-def mixed(x: Tensor) -> Tensor:
+def splitmix64(x: Tensor) -> Tensor:
     """splitmix64's finaliser; the masks make arithmetic shifts logical ones."""
     x = (x ^ ((x >> 30) & (2**34 - 1))) * FIRST
     x = (x ^ ((x >> 27) & (2**37 - 1))) * SECOND

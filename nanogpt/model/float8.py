@@ -9,7 +9,7 @@ from nanogpt.model.gpt import GPT
 MULTIPLE = 16  # of both sides of a matrix, which the GPU's product of 8-bit floats asks for
 
 
-def in_float8(model: GPT, emulate: bool = False) -> GPT:
+def convert_to_float8(model: GPT, emulate: bool = False) -> GPT:
     """A second form of the model for training, with the very same parameters and buffers.
 
     The model itself is untouched, so it is evaluated, sampled from and saved as ever. `emulate` rounds to 8 bits but
@@ -20,10 +20,10 @@ def in_float8(model: GPT, emulate: bool = False) -> GPT:
     shared: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     settings = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)  # any number of tokens in a micro-batch
-    convert_to_float8_training(twin.transformer["h"], module_filter_fn=fits, config=settings)
+    convert_to_float8_training(twin.transformer["h"], module_filter_fn=supports_float8, config=settings)
     return twin
 
 
-def fits(module: nn.Module, name: str) -> bool:
+def supports_float8(module: nn.Module, name: str) -> bool:
     """Whether a layer of a block, by the name it has there, can be computed so."""
     return isinstance(module, nn.Linear) and not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)

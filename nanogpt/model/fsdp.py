@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nanogpt.model.gpt import GPT
 
 
-def shard(model: GPT, device: torch.device, products: torch.dtype | None) -> None:
+def apply_fsdp(model: GPT, device: torch.device, compute_dtype: torch.dtype | None) -> None:
     """Cut the weights into parts over all ranks, one block after the other, each part going to the device.
 
     Blocks are gathered in `products`, the dtype of matrix products; None: fp32. They are freed after the forward pass
@@ -25,9 +25,9 @@ def shard(model: GPT, device: torch.device, products: torch.dtype | None) -> Non
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    reduced = None if products is None else torch.float32
+    reduced = None if compute_dtype is None else torch.float32
     # Inputs stay as they are: the residual stream is fp32, and autocast rounds what enters a product.
-    policy = MixedPrecisionPolicy(param_dtype=products, reduce_dtype=reduced, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduced, cast_forward_inputs=False)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     fully_shard(model, mesh=mesh)
@@ -43,13 +43,13 @@ def set_gradient_sync(forward: nn.Module, last: bool, each: bool) -> None:
         model.set_requires_gradient_sync(last or each)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may be in parts; then every rank must ask for it, in the same order."""
     gather = getattr(tensor, "full_tensor", None)
     return gather() if gather else tensor
 
 
-def part_of(value: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
     """What this rank keeps of a whole value of the parameter, on its device; all of it where nothing is in parts."""
     value = value.to(parameter.device)
     if not hasattr(parameter, "full_tensor"):
@@ -60,7 +60,7 @@ def part_of(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def whole_model(model: GPT) -> GPT:
+def gather_full_model(model: GPT) -> GPT:
     """The model itself, or where its weights are in parts a copy that has all of them: a rank can use it alone."""
     parameters = dict(model.named_parameters())
     if not any(hasattr(parameter, "full_tensor") for parameter in parameters.values()):
@@ -68,5 +68,5 @@ def whole_model(model: GPT) -> GPT:
     copy = GPT(model.config, seed=None).to(next(iter(parameters.values())).device)
     with torch.no_grad():
         for name, parameter in copy.named_parameters():
-            parameter.copy_(whole(parameters[name]))
+            parameter.copy_(gather_full_tensor(parameters[name]))
     return copy

@@ -15,14 +15,14 @@ from torch.utils.checkpoint import checkpoint
 from nanogpt.config import ModelConfig
 from nanogpt.model.attention import CausalSelfAttention
 from nanogpt.model.branches import Branches
-from nanogpt.model.context import Pass
+from nanogpt.model.context import ForwardContext
 from nanogpt.model.dropout import dropout
 from nanogpt.model.init import initialize
 from nanogpt.model.kv_cache import KVCache
-from nanogpt.model.layers import MLP, linear, norm
-from nanogpt.model.loss import Loss, capped, linear_cross_entropy, logits
-from nanogpt.model.rotary import rotation_of
-from nanogpt.model.short_conv import convolution
+from nanogpt.model.layers import MLP, build_norm, linear
+from nanogpt.model.loss import Loss, apply_softcap, compute_logits, linear_cross_entropy
+from nanogpt.model.rotary import compute_rotation
+from nanogpt.model.short_conv import build_conv
 
 
 class Block(nn.Module):
@@ -30,17 +30,17 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = norm(config)
-        self.conv_1 = convolution(config, "attention", config.n_embd, layer)
+        self.ln_1 = build_norm(config)
+        self.conv_1 = build_conv(config, "attention", config.n_embd, layer)
         self.attn = CausalSelfAttention(config, layer)
-        self.ln_2 = norm(config)
-        self.conv_2 = convolution(config, "mlp", config.n_embd, layer)
+        self.ln_2 = build_norm(config)
+        self.conv_2 = build_conv(config, "mlp", config.n_embd, layer)
         self.mlp = MLP(config, layer)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.conv_1(self.ln_1(x), shared), shared)
-        return x + self.mlp(self.conv_2(self.ln_2(x), shared), shared.keys)
+        x = x + self.attn(self.conv_1(self.ln_1(x), context), context)
+        return x + self.mlp(self.conv_2(self.ln_2(x), context), context.keys)
 
 
 class GPT(nn.Module):
@@ -48,13 +48,13 @@ class GPT(nn.Module):
 
     pad_mask: Tensor | None
 
-    def __init__(self, config: ModelConfig, seed: int | None = 0, width: float = 1.0) -> None:
+    def __init__(self, config: ModelConfig, seed: int | None = 0, width_multiplier: float = 1.0) -> None:
         """Random weights that depend on the arguments alone, whatever the device (see `initialize`); without a seed
         they are whatever was in the memory, for those who put others there.
         """
         super().__init__()
         self.config = config
-        self.recompute = False
+        self.activation_checkpointing = False
         """Whether the backward pass computes a block's activations again: dropout is keyed, so to the same bits."""
         self.compiled_loss: Loss | None = None
         """In place of `linear_cross_entropy` in a compiled model."""
@@ -65,7 +65,7 @@ class GPT(nn.Module):
             if not config.is_rotary:
                 self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
             self.transformer["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-            self.transformer["ln_f"] = norm(config)
+            self.transformer["ln_f"] = build_norm(config)
             self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
         self.to_empty(device="cpu")
         if config.tie_weights:
@@ -74,7 +74,7 @@ class GPT(nn.Module):
         pad = torch.zeros(rows).masked_fill(torch.arange(rows) >= config.vocab_size, -math.inf)
         self.register_buffer("pad_mask", pad if rows > config.vocab_size else None, persistent=False)
         if seed is not None:
-            initialize(self, config, seed, width)
+            initialize(self, config, seed, width_multiplier)
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -106,13 +106,17 @@ class GPT(nn.Module):
             positions = branches.positions if branches else torch.arange(ids.shape[1], device=ids.device)
         x, rotation = self.transformer["wte"](ids), None
         if self.config.is_rotary:
-            rotation = rotation_of(positions, self.config.head_size, self.config.rope_base)
+            rotation = compute_rotation(positions, self.config.head_size, self.config.rope_base)
         else:
             x = x + self.transformer["wpe"](positions)
         x = dropout(x, self.config.dropout, keys, 0)
-        shared = Pass(rotation, cache, branches, keys)
+        shared = ForwardContext(rotation, cache, branches, keys)
         for block in self.blocks:
-            x = again(block, x, shared) if self.recompute and torch.is_grad_enabled() else block(x, shared)
+            x = (
+                run_checkpointed(block, x, shared)
+                if self.activation_checkpointing and torch.is_grad_enabled()
+                else block(x, shared)
+            )
         return self.transformer["ln_f"](x)
 
     def forward(
@@ -135,17 +139,17 @@ class GPT(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """(…, C) features -> (…, P), -inf on padded ids."""
-        return logits(x, self.lm_head.weight, self.pad_mask, self.config.logit_softcap)
+        return compute_logits(x, self.lm_head.weight, self.pad_mask, self.config.logit_softcap)
 
     def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) ids -> (B, V) logits of the token after the last, padded ids cut off."""
         last = self.features(ids, cache)[:, -1]
         likely = linear(last, self.lm_head.weight)[:, : self.config.vocab_size]
-        return likely if self.config.logit_softcap is None else capped(likely, self.config.logit_softcap)
+        return likely if self.config.logit_softcap is None else apply_softcap(likely, self.config.logit_softcap)
 
 
-def again(block: nn.Module, x: Tensor, shared: Pass) -> Tensor:
+def run_checkpointed(block: nn.Module, x: Tensor, context: ForwardContext) -> Tensor:
     """The block's result, of which only the arguments are kept for the backward pass."""
-    result = checkpoint(block, x, shared, use_reentrant=False, preserve_rng_state=False)
+    result = checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(result, Tensor)
     return result

@@ -11,7 +11,7 @@ EMBEDDINGS = ("transformer.wte.weight", "transformer.wpe.weight")
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, config: ModelConfig, seed: int, width: float = 1.0) -> None:
+def initialize(model: nn.Module, config: ModelConfig, seed: int, width_multiplier: float = 1.0) -> None:
     """Weights that depend on the config, the seed and the width alone.
 
     init=gpt2 is nanoGPT's: normal(0, 0.02) for matrices, 0.02 / sqrt(2 * n_layer) for those that write to the residual
@@ -28,23 +28,25 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int, width: float = 
             parameter.zero_()
         elif parameter.dim() < 2:
             parameter.fill_(1.0)
-        elif is_gpt2(config) or (name in EMBEDDINGS and not config.tie_weights):
-            parameter.normal_(0.0, deviation(name, parameter.shape[1], config, width), generator=generator)
+        elif uses_gpt2_init(config) or (name in EMBEDDINGS and not config.tie_weights):
+            parameter.normal_(0.0, compute_std(name, parameter.shape[1], config, width_multiplier), generator=generator)
         else:
-            bound = math.sqrt(3) * deviation(name, parameter.shape[1], config, width)
+            bound = math.sqrt(3) * compute_std(name, parameter.shape[1], config, width_multiplier)
             parameter.uniform_(-bound, bound, generator=generator)
 
 
-def is_gpt2(config: ModelConfig) -> bool:
+def uses_gpt2_init(config: ModelConfig) -> bool:
     """Return whether weights are drawn as GPT-2's, else by the number of their inputs."""
     return {"gpt2": True, "fan_in": False}[config.init]
 
 
-def deviation(name: str, inputs: int, config: ModelConfig, width: float) -> float:
+def compute_std(name: str, inputs: int, config: ModelConfig, width_multiplier: float) -> float:
     """The standard deviation of a matrix with so many inputs."""
-    gpt2 = is_gpt2(config)
+    gpt2 = uses_gpt2_init(config)
     if name in EMBEDDINGS:
         return 0.02 if gpt2 else 0.5 / math.sqrt(inputs) if config.tie_weights else 1.0
     residual = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
-    std = 0.02 / residual / math.sqrt(width) if gpt2 else 0.5 / math.sqrt(inputs)  # which falls with width by itself
-    return std / math.sqrt(width) if name == "lm_head.weight" else std
+    std = (
+        0.02 / residual / math.sqrt(width_multiplier) if gpt2 else 0.5 / math.sqrt(inputs)
+    )  # which falls with width by itself
+    return std / math.sqrt(width_multiplier) if name == "lm_head.weight" else std

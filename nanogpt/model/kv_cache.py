@@ -30,7 +30,7 @@ class KVCache:
         shape = (batch, config.kv_heads, self.capacity, config.head_size)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.last: dict[int, Tensor] = {}
+        self.conv_inputs: dict[int, Tensor] = {}
         """The last inputs of each convolution, (B, taps, C)."""
         self.padding = padding
         self.start = self.length = 0
@@ -63,12 +63,12 @@ class KVCache:
         self.values[layer][:, :, self.start : self.length] = v
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
 
-    def preceded(self, x: Tensor, count: int, number: int) -> Tensor:
+    def prepend_previous(self, x: Tensor, count: int, conv_index: int) -> Tensor:
         """(B, T, C) of the new places -> (B, count + T, C), after the last `count` inputs of the same convolution."""
         if self.padding is not None:  # what stands in an empty place isn't there
             places = torch.arange(self.start, self.length, device=x.device)
             x = x.masked_fill((places < self.padding[:, None])[:, :, None], 0.0)
-        before = self.last.get(number)
+        before = self.conv_inputs.get(conv_index)
         x = F.pad(x, (0, 0, count, 0)) if before is None else torch.cat([before, x], dim=1)
-        self.last[number] = x[:, -count:].clone()
+        self.conv_inputs[conv_index] = x[:, -count:].clone()
         return x

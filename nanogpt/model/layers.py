@@ -28,10 +28,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); `keys`, (B,), switch dropout on."""
-        x = self.c_proj(self.activated(self.c_fc(x)))
+        x = self.c_proj(self.activate(self.c_fc(x)))
         return dropout(x, self.dropout, keys, 3 * self.layer + 3)
 
-    def activated(self, x: Tensor) -> Tensor:
+    def activate(self, x: Tensor) -> Tensor:
         """(B, T, F), of the gated form (B, T, 2 F), -> (B, T, F)."""
         match self.activation:
             case "swiglu":
@@ -47,7 +47,7 @@ class MLP(nn.Module):
                 assert_never(self.activation)
 
 
-def norm(config: ModelConfig) -> nn.Module:
+def build_norm(config: ModelConfig) -> nn.Module:
     """Normalises each position over its channels; the RMS form (Zhang & Sennrich 2019) has no mean and no bias."""
     if config.norm_subtracts_mean:
         return LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_affine, bias=config.bias)
@@ -59,7 +59,13 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, C) -> (…, C)."""
-        return F.layer_norm(input, self.normalized_shape, in_fp32(self.weight), in_fp32(self.bias), self.eps)
+        return F.layer_norm(
+            input,
+            self.normalized_shape,
+            as_fp32_under_autocast(self.weight),
+            as_fp32_under_autocast(self.bias),
+            self.eps,
+        )
 
 
 class RMSNorm(nn.RMSNorm):
@@ -67,10 +73,10 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) -> (…, C)."""
-        return F.rms_norm(x, self.normalized_shape, in_fp32(self.weight), self.eps)
+        return F.rms_norm(x, self.normalized_shape, as_fp32_under_autocast(self.weight), self.eps)
 
 
-def in_fp32(parameter: Tensor | None) -> Tensor | None:
+def as_fp32_under_autocast(parameter: Tensor | None) -> Tensor | None:
     """Return a norm's parameter under autocast in fp32, which it is where weights aren't sharded."""
     if parameter is None or not torch.is_autocast_enabled(parameter.device.type):
         return parameter

@@ -37,8 +37,10 @@ def linear_cross_entropy(
     """
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(x, weight, bias, targets, softcap, compiled)  # pyright: ignore[reportReturnType]
-    pieces = zip(x.split(rows_of(weight)), targets.split(rows_of(weight)), strict=True)
-    return torch.stack([summed(logits(part, weight, bias, softcap), target) for part, target in pieces]).sum()
+    pieces = zip(x.split(rows_per_chunk(weight)), targets.split(rows_per_chunk(weight)), strict=True)
+    return torch.stack(
+        [sum_cross_entropy(compute_logits(part, weight, bias, softcap), target) for part, target in pieces]
+    ).sum()
 
 
 def compile_loss() -> Loss:
@@ -52,25 +54,25 @@ def compile_loss() -> Loss:
     return loss
 
 
-def capped(logits: Tensor, softcap: float) -> Tensor:
+def apply_softcap(logits: Tensor, softcap: float) -> Tensor:
     """Bounded to (-softcap, softcap), as in Gemma 2 (2024)."""
     return softcap * torch.tanh(logits.float() / softcap)
 
 
-def logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+def compute_logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     """(…, C), (P, C), (P,) -> (…, P)."""
     if softcap is None:
         return F.linear(x, weight, bias)
-    y = capped(F.linear(x, weight), softcap)
+    y = apply_softcap(F.linear(x, weight), softcap)
     return y if bias is None else y + bias
 
 
-def rows_of(weight: Tensor) -> int:
+def rows_per_chunk(weight: Tensor) -> int:
     """Return the rows of logits computed at a time."""
     return chunk_rows(weight.shape[0], gpu=weight.device.type != "cpu")
 
 
-def summed(logits: Tensor, targets: Tensor) -> Tensor:
+def sum_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
@@ -133,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compiled: Chunk | None,
     ) -> Tensor:
         x, weight = x.detach(), weight.detach()  # torch.compile would look for gradients of their gradients
-        rows = max(1, min(rows_of(weight), len(x)))
+        rows = max(1, min(rows_per_chunk(weight), len(x)))
         product = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         matrix = weight.to(product)
         grad_x = torch.empty_like(x)

@@ -10,7 +10,7 @@ Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of every angle, each (T, D) or (B, T, D)."""
 
 
-def rotation_of(positions: Tensor, head_size: int, base: float) -> Rotation:
+def compute_rotation(positions: Tensor, head_size: int, base: float) -> Rotation:
     """The rotation of (T,) or (B, T) positions: pair i turns by position * base ** (-2 i / D)."""
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
     angles = positions[..., None].float() * base**-exponents  # (…, T, D/2)
@@ -18,7 +18,7 @@ def rotation_of(positions: Tensor, head_size: int, base: float) -> Rotation:
     return angles.cos(), angles.sin()
 
 
-def rotated(x: Tensor, rotation: Rotation) -> Tensor:
+def apply_rotation(x: Tensor, rotation: Rotation) -> Tensor:
     """(B, H, T, D) -> (B, H, T, D), every pair of channels turned by its angle."""
     cos, sin = (part.to(x.dtype).unsqueeze(-3) for part in rotation)
     first, second = x.chunk(2, dim=3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt.config import ConvPlace, ModelConfig
-from nanogpt.model.context import Pass
+from nanogpt.model.context import ForwardContext
 
 PLACES: tuple[ConvPlace, ...] = get_args(ConvPlace)
 
@@ -17,15 +17,15 @@ PLACES: tuple[ConvPlace, ...] = get_args(ConvPlace)
 class ShortConv(nn.Module):
     """x + the sum over k of weight[k - 1] * (x of k positions before). Its weights begin at zero: it does nothing."""
 
-    def __init__(self, taps: int, channels: int, number: int) -> None:
+    def __init__(self, taps: int, channels: int, conv_index: int) -> None:
         super().__init__()
-        self.number = number
+        self.conv_index = conv_index
         self.weight = nn.Parameter(torch.empty(taps, channels))
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         for weight, earlier in zip(
-            self.weight.to(x.dtype), shared.before(x, len(self.weight), self.number), strict=True
+            self.weight.to(x.dtype), context.previous_inputs(x, len(self.weight), self.conv_index), strict=True
         ):
             x = x + weight * earlier
         return x
@@ -34,11 +34,11 @@ class ShortConv(nn.Module):
 class NoConv(nn.Module):
     """Nothing, where a convolution could be."""
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         return x
 
 
-def convolution(config: ModelConfig, place: ConvPlace, channels: int, layer: int) -> nn.Module:
+def build_conv(config: ModelConfig, place: ConvPlace, channels: int, layer: int) -> nn.Module:
     """The convolution of a layer at a place, if the model has one there."""
     if place not in config.conv:
         return NoConv()

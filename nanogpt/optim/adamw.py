@@ -5,13 +5,13 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Protocol
 
-from nanogpt.optim.declaration import FP32, Declaration, Group, Kind, Ranks, Shape
+from nanogpt.optim.declaration import FP32, Group, Kind, OptimizerSpec, Ranks, Shape
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class Settings(Protocol):
+class AdamWSettings(Protocol):
     """The keys of OptimizerConfig that AdamW reads."""
 
     lr: float
@@ -24,14 +24,14 @@ def state_bytes(_: Kind, shape: Shape) -> int:
     return 2 * FP32 * prod(shape)
 
 
-def build(groups: list[Group], settings: Settings, _: Ranks | None, fused: bool) -> Optimizer:
+def build(groups: list[Group], settings: AdamWSettings, _: Ranks | None, fused: bool) -> Optimizer:
     """Return torch's AdamW, as one fused kernel if `fused`."""
     from torch.optim import AdamW
 
     return AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
-ADAMW = Declaration(
+ADAMW = OptimizerSpec(
     keys=("betas", "eps"),
     decayed=frozenset(("embedding", "head", "matrix")),  # with one rate for all: nanoGPT's two groups
     # Adam moves every weight by about its rate, whatever the gradient: the more inputs are summed, the less each may

@@ -17,7 +17,7 @@ Kind = Literal["embedding", "head", "matrix", "vector"]
 """`matrix`: a weight of attention or MLP. `vector`: gains, biases, taps of short convolutions."""
 Shape = tuple[int, ...]
 Group = dict[str, Any]
-"""One of torch's `param_groups`. Ours also have `peak_lr`, `muon_momentum` and `rows`."""
+"""One of torch's `param_groups`. Ours also have `peak_lr`, `muon_momentum` and `split_rows`."""
 FP32 = 4
 STACK_BYTES = 320 * 2**20
 """Bytes of fp32 matrices that a step of Muon works on at a time. Fewer take less memory, more take fewer launches."""
@@ -38,7 +38,7 @@ class Ranks(Protocol):
 
 
 @dataclass(frozen=True)
-class Declaration:
+class OptimizerSpec:
     """An optimizer: which parameters it treats how, what it keeps, how it is built. Nothing has a default."""
 
     keys: tuple[str, ...]
@@ -48,7 +48,7 @@ class Declaration:
     width_scaled: frozenset[Kind]
     """Kinds whose learning rate muP divides, and whose decay it multiplies, by the width multiplier."""
     whole_matrices: bool
-    """Whether its groups of hidden matrices need `rows`: how many rows each matrix in a parameter has."""
+    """Whether its groups of hidden matrices need `split_rows`: how many rows each matrix in a parameter has."""
     shardable: bool
     """Whether it may see a part of each parameter only (hardware.strategy=fsdp)."""
     state_bytes: Callable[[Kind, Shape], int]

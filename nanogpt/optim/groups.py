@@ -25,7 +25,7 @@ class Network(Protocol):
         ...
 
 
-def kind_of(name: str) -> Kind:
+def parameter_kind(name: str) -> Kind:
     """Of a parameter: an embedding (tied to the head or not), the head of its own, a hidden matrix, or all else.
 
     All else are norms' gains, biases, and the taps of short convolutions, a gain for each channel and tap.
@@ -38,52 +38,52 @@ def kind_of(name: str) -> Kind:
 
 
 @dataclass(frozen=True)
-class Treatment:
+class ParamGroupSpec:
     """What the parameters of one group have in common."""
 
     peak_lr: float
     weight_decay: float
-    rows: tuple[int, ...] | None = None
+    split_rows: tuple[int, ...] | None = None
     """The rows of each matrix that lies in a parameter, for an optimizer of whole matrices; else None."""
 
 
-def build_groups(model: Network, config: OptimizerConfig, width: float = 1.0) -> list[Group]:
-    """Put parameters with the same treatment together, in the order of the model.
+def build_groups(model: Network, config: OptimizerConfig, width_multiplier: float = 1.0) -> list[Group]:
+    """Put parameters with the same spec together, in the order of the model.
 
     `width` says how many times wider the model is than the one these rates are for (muP).
     """
-    groups: dict[Treatment, Group] = {}
+    groups: dict[ParamGroupSpec, Group] = {}
     for name, parameter in model.named_parameters():
-        treatment = compute_treatment(name, parameter, model.config, config, width)
-        if treatment not in groups:
-            about = {"lr": treatment.peak_lr, "peak_lr": treatment.peak_lr, "weight_decay": treatment.weight_decay}
-            groups[treatment] = {"params": [], "rows": treatment.rows, "muon_momentum": config.momentum, **about}
-        groups[treatment]["params"].append(parameter)
+        spec = compute_group_spec(name, parameter, model.config, config, width_multiplier)
+        if spec not in groups:
+            about = {"lr": spec.peak_lr, "peak_lr": spec.peak_lr, "weight_decay": spec.weight_decay}
+            groups[spec] = {"params": [], "split_rows": spec.split_rows, "muon_momentum": config.momentum, **about}
+        groups[spec]["params"].append(parameter)
     return list(groups.values())
 
 
-def compute_treatment(
-    name: str, parameter: Parameter, model: ModelConfig, config: OptimizerConfig, width: float
-) -> Treatment:
+def compute_group_spec(
+    name: str, parameter: Parameter, model: ModelConfig, config: OptimizerConfig, width_multiplier: float
+) -> ParamGroupSpec:
     """Return a parameter's rate and decay, as its kind and the optimizer's declaration say.
 
     muP divides a rate by the width and multiplies the decay by it, so that the decay per step stays what it was.
     Raises BadInput if the optimizer needs a matrix and the parameter is none.
     """
-    kind, declaration = kind_of(name), OPTIMIZERS[config.name]
+    kind, declaration = parameter_kind(name), OPTIMIZERS[config.name]
     own = {"embedding": config.embedding_lr, "head": config.head_lr, "matrix": None, "vector": config.vector_lr}[kind]
     rows = None
     if kind == "matrix" and declaration.whole_matrices:
         if parameter.dim() != 2:
             shape = " x ".join(map(str, parameter.shape))
             raise BadInput(f"optimizer.name={config.name}: {name} is {shape}; a matrix is needed")
-        rows = rows_of(name, len(parameter), model)
-    divisor = width if kind in declaration.width_scaled else 1.0
+        rows = compute_split_rows(name, len(parameter), model)
+    divisor = width_multiplier if kind in declaration.width_scaled else 1.0
     decay = config.weight_decay * divisor if kind in declaration.decayed else 0.0
-    return Treatment((config.lr if own is None else own) / divisor, decay, rows)
+    return ParamGroupSpec((config.lr if own is None else own) / divisor, decay, rows)
 
 
-def rows_of(name: str, rows: int, model: ModelConfig) -> tuple[int, ...]:
+def compute_split_rows(name: str, rows: int, model: ModelConfig) -> tuple[int, ...]:
     """How a hidden matrix of so many rows divides: into queries, keys and values; gate and values; or not at all."""
     if name.endswith("c_attn.weight"):
         return model.qkv_widths

@@ -8,12 +8,12 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from nanogpt.optim import adamw
-from nanogpt.optim.declaration import FP32, STACK_BYTES, Declaration, Group, Kind, Ranks, Shape
+from nanogpt.optim.declaration import FP32, STACK_BYTES, Group, Kind, OptimizerSpec, Ranks, Shape
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from nanogpt.optim.muon_update import Settings
+    from nanogpt.optim.muon_update import MuonSettings
 
 
 def state_bytes(kind: Kind, shape: Shape) -> int:
@@ -33,14 +33,14 @@ def temporary_bytes(matrices: Sequence[Shape]) -> int:
     return max((5 * min(size, max(STACK_BYTES, FP32 * prod(shape))) for shape, size in stacks.items()), default=0)
 
 
-def build(groups: list[Group], settings: Settings, ranks: Ranks | None, fused: bool) -> Optimizer:
-    """Return Muon for the groups with `rows`, and AdamW for the others, in one optimizer."""
+def build(groups: list[Group], settings: MuonSettings, ranks: Ranks | None, fused: bool) -> Optimizer:
+    """Return Muon for the groups with `split_rows`, and AdamW for the others, in one optimizer."""
     from nanogpt.optim.muon_update import Muon
 
     return Muon(groups, settings, ranks, fused)
 
 
-MUON = Declaration(
+MUON = OptimizerSpec(
     keys=(
         "betas",
         "eps",

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from nanogpt.optim.declaration import FP32, STACK_BYTES, Group, Ranks
-from nanogpt.optim.orthogonal import orthogonalized
+from nanogpt.optim.orthogonal import orthogonalize
 
 TINY = 1e-12
 
 
-class Settings(Protocol):
+class MuonSettings(Protocol):
     """The keys of OptimizerConfig that Muon and NorMuon read."""
 
     lr: float
@@ -72,9 +72,9 @@ class Stack:
 
 
 class Muon(AdamW):
-    """Muon for the groups with `rows`, AdamW for all others. The gradients of the former are used up."""
+    """Muon for the groups with `split_rows`, AdamW for all others. The gradients of the former are used up."""
 
-    def __init__(self, groups: list[Group], settings: Settings, ranks: Ranks | None, fused: bool) -> None:
+    def __init__(self, groups: list[Group], settings: MuonSettings, ranks: Ranks | None, fused: bool) -> None:
         super().__init__(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
         self.settings = settings
         self.ranks = ranks if ranks and ranks.world > 1 else None
@@ -86,12 +86,12 @@ class Muon(AdamW):
         assert closure is None
         gathering: list[tuple[Stack, Callable[[], Tensor]]] = []
         for stack in self.build_stacks():
-            gathering.append((stack, self.start(stack)))
+            gathering.append((stack, self.start_stack(stack)))
             if len(gathering) > (self.ranks is not None):  # alone there is nothing to wait for
-                self.finish(*gathering.pop(0))
+                self.finish_stack(*gathering.pop(0))
         result = super().step()
         for waiting in gathering:
-            self.finish(*waiting)
+            self.finish_stack(*waiting)
         return result
 
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -103,9 +103,9 @@ class Muon(AdamW):
         alike: defaultdict[tuple[tuple[int, ...], Rates], list[Piece]] = defaultdict(list)
         for group in self.param_groups:
             rates = Rates(group["lr"], group["weight_decay"], group["muon_momentum"])
-            for parameter in group["params"] if group["rows"] else []:
+            for parameter in group["params"] if group["split_rows"] else []:
                 if parameter.grad is not None:
-                    for piece in self.split_parameter(parameter, group["rows"]):
+                    for piece in self.split_parameter(parameter, group["split_rows"]):
                         alike[tuple(sorted(piece.weight.shape)), rates].append(piece)
                     parameter.grad = None  # AdamW passes over it
         for (shape, rates), pieces in alike.items():
@@ -132,7 +132,7 @@ class Muon(AdamW):
             parts = zip(parameter.split(rows), grad.split(rows), momentum.split(rows), seconds, strict=True)
             yield from (Piece(*part) for part in parts)
 
-    def start(self, stack: Stack) -> Callable[[], Tensor]:
+    def start_stack(self, stack: Stack) -> Callable[[], Tensor]:
         """Update the momenta and begin to orthogonalise them, on several ranks each its share.
 
         Returns a function that waits for the result, (n, rows, cols) with rows <= cols; a rank's share is filled up.
@@ -140,32 +140,32 @@ class Muon(AdamW):
         for pieces in stack.split_by_shape():
             self.update_momenta(pieces, stack.rates)
         if self.ranks is None:
-            update = orthogonalized(look_ahead(stack), self.settings.ns_steps)
+            update = orthogonalize(look_ahead(stack), self.settings.ns_steps)
             return lambda: update
         each = -(-len(stack.pieces) // self.ranks.world)
         own = stack.pieces[self.ranks.rank * each : (self.ranks.rank + 1) * each]
         filled = stack.pieces[0].weight.new_zeros(each, *sorted(stack.pieces[0].weight.shape))
         if own:
             filled[: len(own)] = look_ahead(Stack(own, stack.rates))
-        share = orthogonalized(filled, self.settings.ns_steps)
+        share = orthogonalize(filled, self.settings.ns_steps)
         return self.ranks.start_all_gather(share, len(stack.pieces))
 
     def update_momenta(self, pieces: list[Piece], rates: Rates) -> None:
         """Move the momenta of pieces of one shape towards their gradients."""
         momenta = [piece.momentum for piece in pieces]
         old = torch.stack(momenta)
-        grads = self.unless_broken(torch.stack([piece.grad for piece in pieces]), old)
+        grads = self.keep_if_nonfinite(torch.stack([piece.grad for piece in pieces]), old)
         copy_all(momenta, old.lerp_(grads, 1 - rates.momentum).unbind())
 
-    def finish(self, stack: Stack, wait: Callable[[], Tensor]) -> None:
+    def finish_stack(self, stack: Stack, wait: Callable[[], Tensor]) -> None:
         """Wait for the result of `start` and move the weights."""
         updates, done = wait(), 0
         for pieces in stack.split_by_shape():
             update = updates[done : done + len(pieces)].float()
             done += len(pieces)
-            self.apply(pieces, update.mT if pieces[0].tall else update, stack.rates)
+            self.move_weights(pieces, update.mT if pieces[0].tall else update, stack.rates)
 
-    def apply(self, pieces: list[Piece], update: Tensor, rates: Rates) -> None:
+    def move_weights(self, pieces: list[Piece], update: Tensor, rates: Rates) -> None:
         """Decay the weights and move them along (n, rows, cols), so far that each output changes about as much.
 
         `update` is used up.
@@ -175,15 +175,17 @@ class Muon(AdamW):
             update.mul_((update.shape[1] / update.shape[2]) ** 0.5)
         weights = [piece.weight for piece in pieces]
         old = torch.stack(weights)
-        moved = old.sub(self.decaying(old, update), alpha=rates.lr * rates.decay) if rates.decay else old.clone()
+        moved = (
+            old.sub(self.weights_to_decay(old, update), alpha=rates.lr * rates.decay) if rates.decay else old.clone()
+        )
         moved.sub_(update, alpha=rates.lr)
-        copy_all(weights, self.unless_broken(moved, old).unbind())
+        copy_all(weights, self.keep_if_nonfinite(moved, old).unbind())
 
-    def decaying(self, weights: Tensor, update: Tensor) -> Tensor:
+    def weights_to_decay(self, weights: Tensor, update: Tensor) -> Tensor:
         """Return the weights, or with cautious decay zeros for those that the update makes larger."""
         return weights * (weights * update >= 0) if self.settings.cautious_decay else weights
 
-    def unless_broken(self, new: Tensor, old: Tensor) -> Tensor:
+    def keep_if_nonfinite(self, new: Tensor, old: Tensor) -> Tensor:
         """Return `old` if `found_inf` is set, else `new`, without a host sync. torch's fused AdamW heeds it too."""
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         return new if found_inf is None else torch.where(found_inf > 0, old, new)
@@ -205,7 +207,7 @@ class NorMuon(Muon):
         seconds = [piece.row_second for piece in pieces if piece.row_second is not None]
         old = torch.stack(seconds)
         running = old.lerp(update.square().mean(2, keepdim=True), 1 - self.settings.row_beta)
-        copy_all(seconds, self.unless_broken(running, old).unbind())
+        copy_all(seconds, self.keep_if_nonfinite(running, old).unbind())
         norm = torch.linalg.matrix_norm(update, keepdim=True)
         update.div_(running.sqrt().clamp(min=TINY))
         return update.mul_(norm / torch.linalg.matrix_norm(update, keepdim=True).clamp(min=TINY))

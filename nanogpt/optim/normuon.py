@@ -12,7 +12,7 @@ from nanogpt.optim.muon import MUON
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from nanogpt.optim.muon_update import Settings
+    from nanogpt.optim.muon_update import MuonSettings
 
 
 def state_bytes(kind: Kind, shape: Shape) -> int:
@@ -20,8 +20,8 @@ def state_bytes(kind: Kind, shape: Shape) -> int:
     return muon.state_bytes(kind, shape) + (FP32 * shape[0] if kind == "matrix" else 0)
 
 
-def build(groups: list[Group], settings: Settings, ranks: Ranks | None, fused: bool) -> Optimizer:
-    """Return NorMuon for the groups with `rows`, and AdamW for the others, in one optimizer."""
+def build(groups: list[Group], settings: MuonSettings, ranks: Ranks | None, fused: bool) -> Optimizer:
+    """Return NorMuon for the groups with `split_rows`, and AdamW for the others, in one optimizer."""
     from nanogpt.optim.muon_update import NorMuon
 
     return NorMuon(groups, settings, ranks, fused)

@@ -27,7 +27,7 @@ TINY = 1e-12  # below this norm a matrix counts as zero
 RESTART = 5  # iterations on one Gram matrix: it has the squares of the singular values, and with them less precision
 
 
-def orthogonalized(stack: Tensor, steps: int) -> Tensor:
+def orthogonalize(stack: Tensor, steps: int) -> Tensor:
     """(n, rows, cols) with rows <= cols, of any scale -> as many matrices whose singular values are near 1.
 
     In bf16 on a GPU, whose products are then many times as fast, else in fp32. A matrix of zeros stays one.
@@ -36,13 +36,13 @@ def orthogonalized(stack: Tensor, steps: int) -> Tensor:
     scale = (SAFETY * norms).clamp(min=TINY)
     polynomials = list(islice(chain(POLYNOMIALS, repeat(POLYNOMIALS[-1])), steps))
     if stack.device.type == "cuda":
-        return iterated((stack / scale).bfloat16(), polynomials)
+        return iterate((stack / scale).bfloat16(), polynomials)
     if 2 * stack.shape[1] > stack.shape[2]:
-        return iterated((stack / scale).float(), polynomials)
-    return iterated_on_gram((stack / scale).float(), polynomials)
+        return iterate((stack / scale).float(), polynomials)
+    return iterate_on_gram((stack / scale).float(), polynomials)
 
 
-def iterated(x: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
+def iterate(x: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     """x <- (a + b A + c A^2) x with A = x x^T, for each polynomial."""
     for a, b, c in polynomials:
         gram = torch.bmm(x, x.mT)
@@ -51,7 +51,7 @@ def iterated(x: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor
     return x
 
 
-def iterated_on_gram(x: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
+def iterate_on_gram(x: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     """The same where rows are far fewer than columns: the factors are polynomials of one small matrix, so they commute
     and are multiplied up before they meet the wide one.
     """

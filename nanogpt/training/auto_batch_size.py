@@ -15,7 +15,7 @@ from nanogpt.distributed.process_group import ProcessGroup, synchronised
 from nanogpt.errors import BadEnvironment
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import peak_flops
-from nanogpt.estimates.memory import ROOM, largest_micro_batch, memory_of
+from nanogpt.estimates.memory import USABLE_SHARE, estimate_memory, largest_micro_batch
 from nanogpt.estimates.plan import MFU, Machine, Plan, Rate
 from nanogpt.model.gpt import GPT
 from nanogpt.training.state import TrainState, build_state, is_compiled
@@ -112,13 +112,13 @@ def largest_by_estimate(
 ) -> int | None:
     """Return the largest of ascending `sizes` for which there is memory: on a GPU most of it, on a CPU what is free."""
     gpu, free = compute.device.type != "cpu", available_bytes()
-    there = ROOM * (memory_bytes(compute.device) or 0) if gpu else free
+    there = USABLE_SHARE * (memory_bytes(compute.device) or 0) if gpu else free
     if not there or not sizes:
         return max(sizes, default=None)
 
     def needed(sequences: int) -> int:
-        memory = memory_of(config, model, compute.precision, sequences, gpu, world)
-        return memory.total if gpu else memory.of_machine(world) - world * memory.process  # these run already
+        memory = estimate_memory(config, model, compute.precision, sequences, gpu, world)
+        return memory.total if gpu else memory.host_bytes(world) - world * memory.process  # these run already
 
     return largest_micro_batch(sizes, there, needed)
 
@@ -175,9 +175,9 @@ def fits(config: TrainConfig, state: TrainState, sequences: int, forward: nn.Mod
     """
     model, compute = state.model.config, state.compute
     gpu = compute.device.type != "cpu"
-    memory = memory_of(config, model, compute.precision, sequences, gpu, state.peers.world)
-    idle = (memory.total - memory.process) // 10 + (0 if gpu else memory.copy + SPARE_CPU)
-    idle += 0 if state.optimizer.state else memory.moments
+    memory = estimate_memory(config, model, compute.precision, sequences, gpu, state.peers.world)
+    idle = (memory.total - memory.process) // 10 + (0 if gpu else memory.checkpoint_copy + SPARE_CPU)
+    idle += 0 if state.optimizer.state else memory.optimizer_state
     try:
         spare = torch.empty(idle, dtype=torch.uint8, device=compute.device)
         for _ in range(3 if state.graphs else 1):  # CUDA graphs are recorded at the second run
@@ -277,7 +277,7 @@ def advice(config: TrainConfig, model: ModelConfig, compute: Compute, world: int
 
 def nothing_fits(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> str:
     """What the model needs, where one sequence is too much."""
-    memory = memory_of(config, model, compute.precision, 1, compute.device.type != "cpu", world)
+    memory = estimate_memory(config, model, compute.precision, 1, compute.device.type != "cpu", world)
     state, one = amount(memory.state, "G"), amount(memory.activations + memory.loss, "G")
     needs = f"{state}B for weights, gradients and optimizer state, and {one}B for one sequence"
     return f"not even 1 fits: the model needs {needs}"

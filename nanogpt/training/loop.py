@@ -14,7 +14,7 @@ from nanogpt.distributed.watchdog import Watch
 from nanogpt.errors import Diverged
 from nanogpt.evaluation.loss import Stopped
 from nanogpt.evaluation.tasks import Evaluations
-from nanogpt.model.fsdp import whole_model
+from nanogpt.model.fsdp import gather_full_model
 from nanogpt.training.auto_batch_size import naming_size
 from nanogpt.training.nonfinite import describe, keep, on_cpu
 from nanogpt.training.pending import Pending
@@ -85,7 +85,7 @@ class Loop:
 
     def evaluated(self, asked: Stop) -> None:
         """Evaluate and report. Raises Stopped at the next signal, Diverged for a loss that is not a finite number."""
-        model = whole_model(self.state.model)
+        model = gather_full_model(self.state.model)
         results = self.evaluate(model, lambda: self.asked() > asked)
         if not all(math.isfinite(value) for value in results.values()):
             wrong = next(f"{name} is {value}" for name, value in results.items() if not math.isfinite(value))

@@ -14,9 +14,9 @@ from nanogpt.data.sampler import seed_of
 from nanogpt.errors import one_line
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import compute_mfu
-from nanogpt.evaluation.loss import LOSSES
+from nanogpt.evaluation.loss import LOSS_NAMES
 from nanogpt.files import no_link, write_atomic
-from nanogpt.generation.decode import Draw, generate
+from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
 from nanogpt.redaction import redact
@@ -149,7 +149,7 @@ class Record:
             f"step {state.step}  val {results['val_loss']:.4f} nats/token, {results['val_bpb']:.4f} bits/byte"
             f"{train}{'  best' if best else ''}"
         )
-        if tasks := [f"{name} {value:.4g}" for name, value in results.items() if name not in LOSSES]:
+        if tasks := [f"{name} {value:.4g}" for name, value in results.items() if name not in LOSS_NAMES]:
             self.note(f"step {state.step}  {'  '.join(tasks)}")
         with self.tolerant():
             self.draw()
@@ -183,7 +183,7 @@ class Record:
         state = self.state
         device = state.compute.device
         generator = torch.Generator(device).manual_seed(seed_of(self.config.training.seed, "sample"))
-        draw = Draw(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
+        draw = SamplingParams(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
         drawn = generate(model, [self.start_ids], self.config.tracking.sample_tokens, draw, [generator])
         ids: list[int] = []
         for row in drawn:

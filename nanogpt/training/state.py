@@ -18,11 +18,11 @@ from nanogpt.data.sampler import seed_of
 from nanogpt.device import DTYPES, Compute, attention_used, memory_bytes
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadCheckpoint, one_line
-from nanogpt.estimates.flops import horizon, parameter_counts
-from nanogpt.estimates.memory import ROOM, memory_of
+from nanogpt.estimates.flops import compute_total_steps, parameter_counts
+from nanogpt.estimates.memory import USABLE_SHARE, estimate_memory
 from nanogpt.measurement import KEY, read_facts
-from nanogpt.model.float8 import in_float8
-from nanogpt.model.fsdp import part_of, shard, whole
+from nanogpt.model.float8 import convert_to_float8
+from nanogpt.model.fsdp import apply_fsdp, gather_full_tensor, shard_like
 from nanogpt.model.gpt import GPT
 from nanogpt.model.loss import compile_loss
 from nanogpt.optim.build import build_optimizer
@@ -101,7 +101,7 @@ class TrainState:
         """
         for part, tensors in self.tensors().items():
             for key, tensor in tensors.items():
-                yield part, key, whole(tensor)
+                yield part, key, gather_full_tensor(tensor)
 
     def facts(self) -> dict[str, Any]:
         """The plain numbers of the state. `val_loss` is there when this very step was evaluated."""
@@ -129,14 +129,14 @@ class TrainState:
         refuse_misfits(loaded, named)
         with torch.no_grad():
             for name, parameter in named.items():
-                parameter.copy_(part_of(loaded.model[name], parameter))
+                parameter.copy_(shard_like(loaded.model[name], parameter))
         for key, value in loaded.optimizer.items():
             name, _, quantity = key.rpartition("/")
             parameter = named[name]
             if value.dim() == 0:  # AdamW's count of steps
                 value = value.to(parameter.device) if fused(self.optimizer) else value
             else:
-                value = part_of(value, parameter)
+                value = shard_like(value, parameter)
             self.optimizer.state[parameter][quantity] = value.clone()  # not a view of the file
         facts = loaded.state
         self.step, self.samples, self.evaluated = facts["step"], facts["samples"], facts["evaluated"]
@@ -171,7 +171,7 @@ def build_state(
     hardware, width = config.hardware, config.parametrization.width_multiplier(model_config.n_embd)
     attention = attention_used(hardware.attention, compute, model_config)
     model = GPT(model_config, seed_of(config.training.seed, "init"), width)
-    model.recompute = hardware.activation_checkpointing
+    model.activation_checkpointing = hardware.activation_checkpointing
     match hardware.strategy:
         case "ddp":
             forward = peers.wrap(on_device(model, hardware, compute), compute.device)
@@ -191,7 +191,7 @@ def build_state(
         scaler=GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
         compute=compute,
         peers=peers,
-        steps=horizon(config, model_config),
+        steps=compute_total_steps(config, model_config),
         arithmetic={
             "device": compute.device.type,
             "precision": compute.precision,
@@ -224,7 +224,7 @@ def is_compiled(hardware: HardwareConfig, compute: Compute) -> bool:
 def on_device(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
     """What a step calls, with the whole model on this rank's device."""
     model.to(compute.device)
-    trained = in_float8(model) if hardware.fp8 else model
+    trained = convert_to_float8(model) if hardware.fp8 else model
     return compiled(trained, hardware.compile_mode) if is_compiled(hardware, compute) else trained
 
 
@@ -237,7 +237,7 @@ def in_shards(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Modu
         model.compiled_loss = compile_loss()
         for block in model.blocks:
             block.compile(dynamic=False)
-    shard(model, compute.device, DTYPES.get(compute.precision))
+    apply_fsdp(model, compute.device, DTYPES.get(compute.precision))
     return model
 
 
@@ -249,9 +249,9 @@ def reduces_each(config: TrainConfig, model: ModelConfig, compute: Compute, peer
     """
     if compute.device.type != "cuda" or config.grad_accum(peers.world) == 1:
         return True
-    memory = memory_of(config, model, compute.precision, config.micro_batch_size(peers.world), True, peers.world)
+    memory = estimate_memory(config, model, compute.precision, config.micro_batch_size(peers.world), True, peers.world)
     needed = memory.total + FP32 * parameter_counts(model)["total"]
-    return bool(peers.agree(int(needed > ROOM * (memory_bytes(compute.device) or 0))))
+    return bool(peers.agree(int(needed > USABLE_SHARE * (memory_bytes(compute.device) or 0))))
 
 
 def reads_late(compute: Compute) -> bool:

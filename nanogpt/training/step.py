@@ -11,7 +11,7 @@ from torch import Tensor
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.distributed.process_group import synchronised
-from nanogpt.model.fsdp import set_gradient_sync, whole
+from nanogpt.model.fsdp import gather_full_tensor, set_gradient_sync
 from nanogpt.optim.schedule import set_rates
 from nanogpt.training.state import TrainState
 
@@ -120,7 +120,9 @@ def gradients(
         parts.append(part.detach())
     with phase("clip"):
         state.scaler.unscale_(state.optimizer)
-        norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.grad_clip or math.inf))
+        norm = gather_full_tensor(
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.grad_clip or math.inf)
+        )
     loss = state.peers.sum(torch.stack(parts).sum())
     return torch.stack([loss, norm]), parts
 

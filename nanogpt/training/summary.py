@@ -12,7 +12,7 @@ from nanogpt.data.dataset import Dataset
 from nanogpt.entry_names import sample_step
 from nanogpt.errors import one_line
 from nanogpt.estimates.plan import eval_line
-from nanogpt.evaluation.loss import LOSSES, LossEvaluation
+from nanogpt.evaluation.loss import LOSS_NAMES, LossEvaluation
 from nanogpt.files import list_entries, read_text
 from nanogpt.loss_check import find_trouble
 from nanogpt.run_directory import RunDirectory
@@ -57,7 +57,7 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
         ("train loss", f"{results['train_loss']:.4f} nats/token" if "train_loss" in results else "not evaluated"),
         ("val loss", f"{results['val_loss']:.4f} nats/token, {results['val_bpb']:.4f} bits/byte"),
         ("best val loss", best),
-        *((name, f"{value:.4g}") for name, value in results.items() if name not in LOSSES),
+        *((name, f"{value:.4g}") for name, value in results.items() if name not in LOSS_NAMES),
         ("tokens", f"{state.samples * config.model.block_size:,} in {state.step:,} steps"),
     ]
     say()

@@ -12,7 +12,7 @@ from nanogpt.distributed.env import Place
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadData, BadInput
 from nanogpt.estimates.flops import parameter_counts
-from nanogpt.estimates.memory import memory_of
+from nanogpt.estimates.memory import estimate_memory
 from nanogpt.output_paths import check_output_folder
 from nanogpt.run_directory import locate, resolve_all
 from nanogpt.training.state import TrainState
@@ -100,10 +100,10 @@ def refuse_too_large(config: TrainConfig, compute: Compute, world: int) -> None:
     """A model whose training state alone can't fit is an input error, not a crash minutes later."""
     model, _ = expected_model(config)
     n_params = parameter_counts(model)["total"]
-    memory, there = memory_of(config, model, "fp32", 1, world=world), memory_bytes(compute.device)
+    memory, there = estimate_memory(config, model, "fp32", 1, world=world), memory_bytes(compute.device)
     on_cpu = compute.device.type == "cpu"
-    needed = memory.state + memory.temporary + (memory.copy if on_cpu else 0)
-    what = "weights, gradients, optimizer state" + (" and its step" if memory.temporary else "")
+    needed = memory.state + memory.optimizer_step + (memory.checkpoint_copy if on_cpu else 0)
+    what = "weights, gradients, optimizer state" + (" and its step" if memory.optimizer_step else "")
     what += " and the copy that is saved" if on_cpu else ""
     if there and needed > there:
         raise BadInput(

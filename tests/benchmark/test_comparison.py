@@ -15,18 +15,18 @@ import pytest
 import torch
 
 from nanogpt.benchmark import baselines, ours
-from nanogpt.benchmark.baselines import refuse_rival
+from nanogpt.benchmark.baselines import check_baseline
 from nanogpt.benchmark.comparison import (
     compiling_rows,
     generation_tables,
-    in_turn,
-    known_vocabulary,
+    measure_in_turn,
     ratio_row,
     training_table,
+    with_known_vocabulary,
 )
-from nanogpt.benchmark.measurement import OURS, Measurement, Work, measured, with_vocabulary
+from nanogpt.benchmark.measurement import OURS, Timing, Workload, measure, with_vocabulary
 from nanogpt.benchmark.report import bench
-from nanogpt.benchmark.timing import Table
+from nanogpt.benchmark.timing import MarkdownTable
 from nanogpt.config import BenchConfig, BenchSettings, ModelConfig, TrainConfig
 from nanogpt.device import set_up
 from nanogpt.errors import BadEnvironment, BadInput
@@ -53,7 +53,7 @@ def nanogpt() -> str:
     return f"nanogpt:{os.environ['NANOGPT']}"
 
 
-def rows(table: Table) -> dict[str, tuple[str, ...]]:
+def rows(table: MarkdownTable) -> dict[str, tuple[str, ...]]:
     return {row[0]: row[1:] for row in table.rows}
 
 
@@ -90,12 +90,12 @@ def test_generation_against_transformers(config: Build) -> None:
 )
 def test_transformers_has_the_same_network_and_draws_every_token(config: Build, form: dict[str, Any]) -> None:
     pytest.importorskip("transformers")
-    built = known_vocabulary(build(config, changes=form))
+    built = with_known_vocabulary(build(config, changes=form))
     compute = set_up(built.hardware)
-    work = Work(program="transformers", what="generation", batch=2, config=built)
+    work = Workload(program="transformers", what="generation", batch=2, config=built)
     prompts = ours.random_prompts(work, compute.device)
-    theirs, draw = baselines.transformers_generator(work, compute, prompts)
-    mine, _ = ours.generator(work, compute, prompts)
+    theirs, draw = baselines.build_transformers_generator(work, compute, prompts)
+    mine, _ = ours.build_generator(work, compute, prompts)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in mine.parameters())
     draw(5)  # refuses by itself to end early
 
@@ -131,8 +131,8 @@ def test_one_command_compares_and_profiles(
 
 
 def test_both_sides_are_compiled_from_nothing_and_then_from_what_was_kept() -> None:
-    def run(first: float) -> Measurement:
-        return Measurement(seconds=(1.0, 1.0), first=first, memory=0, parameters=1)
+    def run(first: float) -> Timing:
+        return Timing(seconds=(1.0, 1.0), first=first, memory=0, parameters=1)
 
     found = {OURS: [run(31.0), run(3.0), run(4.0)], "x": [run(21.0), run(2.0), run(2.0)]}
     assert [row[1:] for row in compiling_rows(found)] == [("30", "20"), ("2.5 (2 to 3)", "1 (1 to 1)")]
@@ -146,25 +146,25 @@ def test_a_process_keeps_what_it_compiles_where_it_is_told(
 
     def start(*_: object, env: dict[str, str], **__: object) -> subprocess.CompletedProcess[str]:
         told.append(env.get("TORCHINDUCTOR_CACHE_DIR", "its own"))
-        text = Measurement(seconds=(1.0,), first=1.0, memory=0, parameters=1).model_dump_json()
+        text = Timing(seconds=(1.0,), first=1.0, memory=0, parameters=1).model_dump_json()
         return subprocess.CompletedProcess([], 0, text, "")
 
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setattr("nanogpt.benchmark.measurement.subprocess.run", start)
-    built = known_vocabulary(build(config))
-    in_turn((OURS, "x"), 2, lambda name: Work(program=name, what="training", batch=1, config=built))
+    built = with_known_vocabulary(build(config))
+    measure_in_turn((OURS, "x"), 2, lambda name: Workload(program=name, what="training", batch=1, config=built))
     assert told[:2] == told[2:] and len(set(told)) == 2 and "its own" not in told
 
 
 def test_nanogpts_attention_is_torchs_choice(config: Build, nanogpt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our order of kernels is ours alone."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    built = known_vocabulary(build(config, (nanogpt,), {"hardware.attention": "math"}))
+    built = with_known_vocabulary(build(config, (nanogpt,), {"hardware.attention": "math"}))
     compute = set_up(built.hardware)
-    work = Work(program=nanogpt, what="training", batch=8, config=built)
+    work = Workload(program=nanogpt, what="training", batch=8, config=built)
     batches = ours.random_batches(work, compute.device)
     seen: list[set[str]] = []
-    for make in (ours.trainer, baselines.nanogpt_trainer):
+    for make in (ours.build_trainer, baselines.build_nanogpt_trainer):
         _, step = make(work, compute, batches)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
             step(unobserved)
@@ -177,14 +177,14 @@ def test_nanogpt_and_we_make_the_same_steps(config: Build, nanogpt: str, monkeyp
     """From the same weights on the same batches the weights stay the same: it is the same work."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     changes = {"schedule.name": "constant", "hardware.micro_batch_size": 4}
-    built = known_vocabulary(build(config, (nanogpt,), changes))
+    built = with_known_vocabulary(build(config, (nanogpt,), changes))
     compute = set_up(built.hardware)
-    work = Work(program=nanogpt, what="training", batch=4, config=built)
+    work = Workload(program=nanogpt, what="training", batch=4, config=built)
     batches = ours.random_batches(work, compute.device)
     assert len(batches) == 2 and batches[0].ids.shape == (4, 16)
     assert torch.equal(batches[0].ids[:, 1:], batches[0].targets[:, :-1])
-    mine, step = ours.trainer(work, compute, batches)
-    theirs, their_step = baselines.nanogpt_trainer(work, compute, batches)
+    mine, step = ours.build_trainer(work, compute, batches)
+    theirs, their_step = baselines.build_nanogpt_trainer(work, compute, batches)
     theirs.load_state_dict(mine.state_dict())
     for _ in range(3):
         step(unobserved)
@@ -199,7 +199,7 @@ def test_our_logits_are_never_all_there(config: Build) -> None:
     changes = {"model.block_size": 512, "training.batch_tokens": 2048, "hardware.micro_batch_size": 4}
     built = build(config, changes=changes, steps=1)
     many, few = (
-        measured(Work(program=OURS, what="training", batch=4, config=with_vocabulary(built, ids))).memory
+        measure(Workload(program=OURS, what="training", batch=4, config=with_vocabulary(built, ids))).memory
         for ids in (65_536, 64)
     )
     logits = 4 * 2048 * 65_536
@@ -213,12 +213,10 @@ def test_ratios_are_of_pairs() -> None:
 def test_another_network_is_no_comparison(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([100, 101])
     empty = {"seconds": (1.0,), "first": 0.0, "memory": 0}
-    monkeypatch.setattr(
-        "nanogpt.benchmark.comparison.measured", lambda *_: Measurement(**empty, parameters=next(sizes))
-    )
+    monkeypatch.setattr("nanogpt.benchmark.comparison.measured", lambda *_: Timing(**empty, parameters=next(sizes)))
     built = build(config)
     with pytest.raises(BadInput, match="against=x: its model has 101 parameters, ours 100"):
-        in_turn((OURS, "x"), 1, lambda name: Work(program=name, what="training", batch=1, config=built))
+        measure_in_turn((OURS, "x"), 1, lambda name: Workload(program=name, what="training", batch=1, config=built))
 
 
 CHECKOUTS = [
@@ -234,7 +232,7 @@ def test_what_is_no_checkout(text: str | None, expected: str, tmp_path: Path) ->
     if text is not None:
         (tmp_path / "model.py").write_text(text)
     with pytest.raises(BadInput) as error:
-        refuse_rival(f"nanogpt:{tmp_path}", ModelConfig(activation="gelu"))
+        check_baseline(f"nanogpt:{tmp_path}", ModelConfig(activation="gelu"))
     assert expected in str(error.value)
 
 
@@ -251,14 +249,14 @@ def test_what_is_no_checkout(text: str | None, expected: str, tmp_path: Path) ->
 def test_models_that_a_rival_has_not(rival: str, switches: dict[str, Any], expected: str, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("class GPT: pass\nclass GPTConfig: pass\n")
     with pytest.raises(BadInput) as error:
-        refuse_rival(rival.format(path=tmp_path), ModelConfig(**switches))
+        check_baseline(rival.format(path=tmp_path), ModelConfig(**switches))
     assert expected in str(error.value)
 
 
 def test_transformers_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(BadEnvironment, match=r"against=transformers: is not installed: pip install"):
-        refuse_rival("transformers", ModelConfig())
+        check_baseline("transformers", ModelConfig())
 
 
 def test_a_checkout_that_fails_is_told_in_one_line(config: Build, tmp_path: Path) -> None:

@@ -9,7 +9,14 @@ import torch
 
 from nanogpt.benchmark import roofline as module
 from nanogpt.benchmark.measurement import with_vocabulary
-from nanogpt.benchmark.roofline import Floors, floors, measured_bandwidth, measured_flops, memory_peak, products_peak
+from nanogpt.benchmark.roofline import (
+    Floors,
+    compute_floors,
+    measure_bandwidth,
+    measure_flops,
+    memory_peak,
+    products_peak,
+)
 from nanogpt.config import BenchConfig, Precision, TrainConfig
 from nanogpt.device import Compute
 
@@ -25,7 +32,7 @@ def test_gpt2_on_an_h200_by_hand(config: Build) -> None:
     """124 M parameters: 6 N + 12 L C T operations a token, at 989.4 TFLOP/s; 30 micro-batches of 16 windows."""
     shape: dict[str, object] = {"model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768, "model.block_size": 1024}
     shape |= {"model.bias": True, "model.dropout": 0.0, "training.batch_tokens": 491_520}
-    found = floors(build(config, **shape), replace(CPU, precision="bf16", name="NVIDIA H200"))
+    found = compute_floors(build(config, **shape), replace(CPU, precision="bf16", name="NVIDIA H200"))
     n_params = 124_475_904 - 1024 * 768
     flops = 491_520 * (6 * n_params + 12 * 12 * 768 * 1024)
     assert found.products == pytest.approx(flops / 989.4e12)
@@ -64,19 +71,21 @@ def test_what_no_data_sheet_says_is_measured(name: str, precision: Precision, pr
 def test_measured_peaks_count_what_the_fastest_try_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that ticks 1 ms a call: 2 * 128^3 operations, and 4 MiB read and written, in that time."""
     monkeypatch.setattr(module, "timed", lambda work: (work(), 1e-3)[1])  # pyright: ignore[reportUnknownLambdaType]
-    assert measured_flops(CPU) == pytest.approx(2 * 128**3 / 1e-3)
-    assert measured_bandwidth(CPU) == pytest.approx(2 * 2**22 / 1e-3)
+    assert measure_flops(CPU) == pytest.approx(2 * 128**3 / 1e-3)
+    assert measure_bandwidth(CPU) == pytest.approx(2 * 2**22 / 1e-3)
 
 
 def test_a_slow_product_is_not_tried_any_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "timed", lambda _: 1.0)  # pyright: ignore[reportUnknownLambdaType]
-    assert measured_flops(CPU) == 2 * 64**3
+    assert measure_flops(CPU) == 2 * 64**3
 
 
 def test_floors_do_not_depend_on_how_a_step_is_cut_but_for_weights_and_gradients(config: Build) -> None:
     """More micro-batches read weights and add gradients more often, and compute the same."""
     few, many = (
-        floors(build(config, **{"hardware.micro_batch_size": size}), replace(CPU, precision="bf16", name="NVIDIA L4"))
+        compute_floors(
+            build(config, **{"hardware.micro_batch_size": size}), replace(CPU, precision="bf16", name="NVIDIA L4")
+        )
         for size in (8, 2)
     )
     assert many.products == few.products and many.memory > few.memory

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nanogpt.benchmark.report import bench
-from nanogpt.benchmark.timing import Stopwatch, between, spread
+from nanogpt.benchmark.timing import Stopwatch, format_range, format_spread
 from nanogpt.config import BenchConfig, BenchSettings, TrainConfig
 from nanogpt.config.bench import What
 from tests.conftest import ROOT
@@ -73,8 +73,8 @@ def test_an_automatic_micro_batch_is_the_one_that_training_takes(
 
 
 def test_spread() -> None:
-    assert spread([0.001, 0.003, 0.002]) == "2 ms (1 to 3, n=3)"
-    assert between([1234.5], " x") == "1,234 x"
+    assert format_spread([0.001, 0.003, 0.002]) == "2 ms (1 to 3, n=3)"
+    assert format_range([1234.5], " x") == "1,234 x"
 
 
 def test_a_stopwatch_adds_up_and_waits() -> None:

@@ -22,7 +22,7 @@ from nanogpt.data.batches import Batch
 from nanogpt.device import Compute
 from nanogpt.distributed.env import Place
 from nanogpt.distributed.process_group import ProcessGroup
-from nanogpt.model.fsdp import whole
+from nanogpt.model.fsdp import gather_full_tensor
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import train_step
 
@@ -115,7 +115,7 @@ def test_a_step_that_is_not_finite_changes_no_part(config: Build, world: int, ch
             before = [tensor.clone() for part in state.tensors().values() for tensor in part.values()]
             unread = step(built, state)
             after = [tensor for part in state.tensors().values() for tensor in part.values()]
-            same = [bool(whole(a == b).all()) for a, b in zip(before, after, strict=False) if b.dim()]
+            same = [bool(gather_full_tensor(a == b).all()) for a, b in zip(before, after, strict=False) if b.dim()]
             assert all(same) if broken else not all(same)
             assert unread.read().loss > 0
 

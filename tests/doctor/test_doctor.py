@@ -16,8 +16,8 @@ from nanogpt.config import DoctorConfig, TrainConfig
 from nanogpt.config.commands import CheckName
 from nanogpt.doctor import examination, invariants, machine
 from nanogpt.doctor.examination import CHECKS
-from nanogpt.doctor.finding import Check, Finding, examine
-from nanogpt.doctor.trainings import tiny, train_side_by_side
+from nanogpt.doctor.finding import Check, Finding, run_check
+from nanogpt.doctor.trainings import tiny_config, train_side_by_side
 from nanogpt.errors import BadEnvironment
 from nanogpt.model.gpt import GPT
 from tests import ranks
@@ -46,14 +46,14 @@ def test_what_must_hold_holds_here(name: str, forked: bool, monkeypatch: pytest.
         pytest.importorskip("transformers")
     if forked:
         monkeypatch.setattr(invariants, "train_side_by_side", train_forked)
-    found = examine(CHECKS[name], CPU)
+    found = run_check(CHECKS[name], CPU)
     assert (found.state, found.remedy) == ("ok", ""), found
 
 
 def test_numbers_that_are_all_zero_are_no_agreement() -> None:
     zeros = torch.zeros(2, 3)
     with pytest.raises(BadEnvironment, match="computes nothing"):
-        invariants.alike(zeros, zeros, 1e-3, "logits")
+        invariants.compare_tensors(zeros, zeros, 1e-3, "logits")
 
 
 def test_every_check_can_be_chosen() -> None:
@@ -87,7 +87,7 @@ def other_second_training(**changes: dict[str, Any]) -> Callable[[pytest.MonkeyP
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         def differing(folder: Path, name: str, **usual: dict[str, Any]) -> Any:
-            return tiny(folder, name, **usual, **(changes if name in ("two", "parts") else {}))
+            return tiny_config(folder, name, **usual, **(changes if name in ("two", "parts") else {}))
 
         patch.setattr(invariants, "tiny", differing)
         patch.setattr(invariants, "train_side_by_side", train_forked)
@@ -111,17 +111,17 @@ def test_what_is_broken_is_red_and_says_what_to_do(
     if name == "logits":
         pytest.importorskip("transformers")
     plant(monkeypatch)
-    found = examine(CHECKS[name], CPU)
+    found = run_check(CHECKS[name], CPU)
     assert found.state == "failed" and says in found.what and remedy in found.remedy, found
 
 
 def test_numbers_that_are_none_are_red() -> None:
     with pytest.raises(BadEnvironment, match="differ by nan"):
-        invariants.alike(torch.tensor([float("nan")]), torch.tensor([1.0]), 1e-4, "others")
+        invariants.compare_tensors(torch.tensor([float("nan")]), torch.tensor([1.0]), 1e-4, "others")
 
 
 def test_a_training_that_fails_says_its_own_last_line(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "one", model={"block_size": 64}, data={"val_fraction": 0.001})
+    config = tiny_config(tmp_path, "one", model={"block_size": 64}, data={"val_fraction": 0.001})
     with pytest.raises(BadEnvironment, match=r"^data\.val_fraction=0\.001: the val split .* has \d+ tokens"):
         train_side_by_side(tmp_path, (config, 1))
 
@@ -137,7 +137,7 @@ def test_one_that_raises_does_not_stop_the_others(
 
     checks = {"torch": Check(broken, "turn it off and on"), "slurm": Check(leaving, "stay"), "python": CHECKS["python"]}
     monkeypatch.setattr(examination, "CHECKS", checks)
-    assert examination.examination(CPU) == 5
+    assert examination.run_checks(CPU) == 5
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["failed", "torch", "RuntimeError:", "the", "very", "reason"]
     assert lines[1].strip() == "-> turn it off and on"
@@ -156,7 +156,7 @@ def test_no_secret_is_printed(
     monkeypatch.setattr(
         examination, "CHECKS", {"wandb": Check(telling, f"unset {KEY}"), "tokenizer": CHECKS["tokenizer"]}
     )
-    assert examination.examination(CPU) == 5
+    assert examination.run_checks(CPU) == 5
     said = capsys.readouterr().out
     assert KEY not in said and "can't use <hidden>" in said and "unset <hidden>" in said
     assert str(tmp_path) in said, "a folder is no secret, whatever its variable is called"
@@ -179,7 +179,7 @@ def test_a_key_of_wandb_is_found_and_not_told(place: str, tmp_path: Path) -> Non
 def test_the_environment_stays_as_it_was() -> None:
     pytest.importorskip("wandb")
     before = dict(os.environ)
-    examine(CHECKS["wandb"], CPU)
+    run_check(CHECKS["wandb"], CPU)
     assert dict(os.environ) == before
 
 
@@ -226,21 +226,21 @@ def lacking(*_: object) -> None:
 
 def test_disk_memory_cluster_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DoctorConfig(runs_dir=str(tmp_path / "not" / "yet"), data_dir=str(tmp_path / "data"))
-    assert str(tmp_path) in machine.disk(config).what and list(tmp_path.iterdir()) == []
-    assert machine.data(config).state == "note"
+    assert str(tmp_path) in machine.check_disk(config).what and list(tmp_path.iterdir()) == []
+    assert machine.check_data(config).state == "note"
     (tmp_path / "data" / "bad-1234").mkdir(parents=True)
     (tmp_path / "data" / "bad-1234" / "meta.json").write_text("{}")
-    found = examine(CHECKS["data"], config)
+    found = run_check(CHECKS["data"], config)
     assert found.state == "failed" and "meta.json" in found.what and "overwrite=true" in found.remedy
     monkeypatch.setattr(machine, "open_prepared", lacking)
-    found = examine(CHECKS["data"], config)
+    found = run_check(CHECKS["data"], config)
     assert (found.state, found.what, found.remedy) == ("note", "bad-1234: no tokenizer", "see tokenizer")
     monkeypatch.setattr(machine, "SLOW_DISK", 1e15)
-    assert machine.disk(config).state == "note"
+    assert machine.check_disk(config).state == "note"
     for name in ("sbatch", "sacct"):
         (tmp_path / name).write_text("#!/bin/sh\necho slurm 23.11\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert machine.slurm(config).what.startswith("slurm 23.11: sbatch")
+    assert machine.check_slurm(config).what.startswith("slurm 23.11: sbatch")
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
-    assert examine(CHECKS["slurm"], config).what == "sbatch --version: no controller"
+    assert run_check(CHECKS["slurm"], config).what == "sbatch --version: no controller"

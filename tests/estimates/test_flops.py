@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanogpt.config import Gpu, ModelConfig
 from nanogpt.estimates.flops import flops_per_token, forward_flops, parameter_counts
-from nanogpt.estimates.gpu_specs import DEVICES, peak_bandwidth, peak_flops
+from nanogpt.estimates.gpu_specs import GPU_SPECS, peak_bandwidth, peak_flops
 from nanogpt.model.gpt import GPT
 
 SWITCHES: dict[str, tuple[object, ...]] = {
@@ -171,4 +171,4 @@ def test_bandwidths(name: str, terabytes: float | None) -> None:
 
 
 def test_every_gpu_that_can_be_named_is_known() -> None:
-    assert get_args(Gpu) == tuple(DEVICES)
+    assert get_args(Gpu) == tuple(GPU_SPECS)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from nanogpt.config import ModelConfig, OptimizerConfig, Precision, Rule
-from nanogpt.estimates.memory import CHUNK_BYTES, checkpoint_bytes, largest_micro_batch, training_memory
+from nanogpt.estimates.memory import CHUNK_BYTES, checkpoint_bytes, estimate_training_memory, largest_micro_batch
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.build import build_optimizer
 from tests.estimates.test_flops import SWITCHES, every_combination, small
@@ -28,7 +28,7 @@ def kept_by_autograd(
 ) -> tuple[int, int]:
     """(bytes of all storages that a forward pass saves, parameters apart; bytes of the loss's own gradients)."""
     model = GPT(config)
-    model.recompute = recompute
+    model.activation_checkpointing = recompute
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     alive: dict[int, Tensor] = {}
 
@@ -54,7 +54,7 @@ def test_activations_are_what_autograd_keeps(precision: Precision) -> None:
     for number, changes in enumerate(combinations):
         for dropout in (0.0, 0.1)[number % 2 :: 2]:
             config = small(**changes, dropout=dropout)
-            estimate, (kept, _) = training_memory(config, precision, 3), kept_by_autograd(config, precision, 3)
+            estimate, (kept, _) = estimate_training_memory(config, precision, 3), kept_by_autograd(config, precision, 3)
             assert abs(estimate.activations / kept - 1) < 0.02, (changes, dropout)
 
 
@@ -67,7 +67,7 @@ def test_activations_are_what_autograd_keeps_at_every_shape(
     config = small(**shape, dropout=dropout)
     for sequences in (1, 8):
         kept, _ = kept_by_autograd(config, precision, sequences)
-        assert abs(training_memory(config, precision, sequences).activations / kept - 1) < 0.02
+        assert abs(estimate_training_memory(config, precision, sequences).activations / kept - 1) < 0.02
 
 
 def test_the_loss_holds_its_gradients_the_features_and_one_chunk_of_logits() -> None:
@@ -75,7 +75,9 @@ def test_the_loss_holds_its_gradients_the_features_and_one_chunk_of_logits() -> 
     _, gradients = kept_by_autograd(config, "fp32", 40)
     features, rows = 4 * 40 * 64 * 32, CHUNK_BYTES // (4 * config.padded_vocab_size)
     assert rows < 40 * 64, "the logits don't fit in one chunk"
-    assert training_memory(config, "fp32", 40).loss == gradients + features + 4 * rows * config.padded_vocab_size
+    assert (
+        estimate_training_memory(config, "fp32", 40).loss == gradients + features + 4 * rows * config.padded_vocab_size
+    )
 
 
 @pytest.mark.parametrize("rule", ["adamw", "muon", "normuon"])
@@ -88,18 +90,20 @@ def test_the_state_is_what_the_optimizer_and_the_model_hold(rule: Rule, shape: d
     model(ids, ids).backward()
     gradients = sum(parameter.grad.nbytes for parameter in model.parameters())  # Muon uses some of them up
     optimizer.step()
-    estimate = training_memory(config, "fp32", 2, rule=rule)
+    estimate = estimate_training_memory(config, "fp32", 2, rule=rule)
     assert estimate.weights == sum(parameter.nbytes for parameter in model.parameters())
     assert estimate.gradients == gradients
     states = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
-    assert estimate.moments == sum(value.nbytes for value in states)
-    assert checkpoint_bytes(config, rule) == estimate.weights + estimate.moments
-    assert estimate.state == estimate.weights + estimate.gradients + estimate.moments
+    assert estimate.optimizer_state == sum(value.nbytes for value in states)
+    assert checkpoint_bytes(config, rule) == estimate.weights + estimate.optimizer_state
+    assert estimate.state == estimate.weights + estimate.gradients + estimate.optimizer_state
 
 
 def test_open_attention_is_quadratic_and_fused_attention_is_not() -> None:
     def growth(**changes: object) -> float:
-        short, long = (training_memory(small(block_size=T, **changes), "bf16", 1).activations for T in (1024, 4096))
+        short, long = (
+            estimate_training_memory(small(block_size=T, **changes), "bf16", 1).activations for T in (1024, 4096)
+        )
         return long / short
 
     assert growth() < 4.01 and growth(dropout=0.1) > 12
@@ -107,7 +111,7 @@ def test_open_attention_is_quadratic_and_fused_attention_is_not() -> None:
 
 def test_softmax_stays_in_fp32_on_a_gpu() -> None:
     config = small(dropout=0.1)
-    cpu, gpu = (training_memory(config, "bf16", 1, gpu).activations for gpu in (False, True))
+    cpu, gpu = (estimate_training_memory(config, "bf16", 1, gpu).activations for gpu in (False, True))
     assert gpu - cpu == 2 * 2 * 4 * 12 * 12  # two bytes more in two layers of four heads
 
 
@@ -122,7 +126,7 @@ def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
     config = small()
 
     def needed(sequences: int) -> int:
-        return training_memory(config, "fp32", sequences).total
+        return estimate_training_memory(config, "fp32", sequences).total
 
     assert largest_micro_batch([1, 2, 3, 6, 12], needed(6), needed) == 6
     assert largest_micro_batch([1, 2, 3, 6, 12], needed(6) - 1, needed) == 3
@@ -154,6 +158,6 @@ def test_recomputed_activations_are_inputs_and_one_block(
     matrices = sum(p.numel() for p in GPT(config).transformer["h"].parameters() if p.dim() == 2)
     copies = 2 * matrices * (config.n_layer - 1) // config.n_layer if precision == "bf16" else 0  # autocast has them
     inputs = 4 * config.block_size * config.n_embd * 4  # of the block itself, in both
-    estimate = training_memory(config, precision, 4, recompute=True).activations
+    estimate = estimate_training_memory(config, precision, 4, recompute=True).activations
     assert abs(estimate / (kept + two - one + copies - inputs) - 1) < 0.03
     assert config.n_layer < 3 or kept < 0.5 * kept_by_autograd(config, precision, 4)[0]

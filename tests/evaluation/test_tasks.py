@@ -16,11 +16,11 @@ from nanogpt.device import Compute
 from nanogpt.errors import BadData, BadInput
 from nanogpt.evaluation.hellaswag import HellaSwag
 from nanogpt.evaluation.lambada import Lambada
-from nanogpt.evaluation.requests import request
+from nanogpt.evaluation.requests import build_request
 from nanogpt.evaluation.scoring import Request
-from nanogpt.evaluation.statistics import mean, perplexity
+from nanogpt.evaluation.statistics import compute_mean, compute_perplexity
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
-from nanogpt.evaluation.wikitext import WikiText, as_written
+from nanogpt.evaluation.wikitext import WikiText, detokenize
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from tests.conftest import SHARED
@@ -97,7 +97,7 @@ def test_wikitext(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = model_for(tokenizer, block_size=1000)
     nats, words, n_bytes = 0.0, 0, 0
     for page in benchmark.documents:
-        nats += likelihoods(model, tokenizers.start_ids(tokenizer), tokenizer.encode(as_written(page)).tolist())[0]
+        nats += likelihoods(model, tokenizers.start_ids(tokenizer), tokenizer.encode(detokenize(page)).tolist())[0]
         words += len(re.split(r"\s+", page))
         n_bytes += len(page.encode())
     found = TaskEvaluation(benchmark, tokenizer, CPU)(model)
@@ -110,8 +110,8 @@ def test_pages_begin_at_titles(tmp_path: Path) -> None:
     pages = WikiText(str(write_wikitext(tmp_path)), None).documents
     assert [page.split("\n")[0] for page in pages] == [f" = Title {i} = " for i in (0, 0, 1, 1, 2, 2)]
     expected = " = Title 0 =\n\nA page of 0 words, or so.\n== Section ==\nIt ' s a list; of (things). "
-    assert as_written(pages[0]) == expected
-    assert as_written('ten @,@ 000 at 5 \u00b0 C \'s " so " , N of [ x ] = = =') == (
+    assert detokenize(pages[0]) == expected
+    assert detokenize('ten @,@ 000 at 5 \u00b0 C \'s " so " , N of [ x ] = = =') == (
         'ten,000 at 5\u00b0C\'s "so", 1 of [x] ==='
     )
     lines = tmp_path / "lines.jsonl"  # as the hub has them: an empty line lost its space
@@ -151,10 +151,10 @@ def test_hellaswag_is_worded_as_in_the_harness(tmp_path: Path) -> None:
 def test_the_context_decides_where_the_continuation_begins() -> None:
     """Spaces at its end count for the continuation; an empty one is the start of a document."""
     tokenizer = ByteTokenizer()
-    assert request(tokenizer, "ab  ", ["c"]) == ([97, 98], [[32, 32, 99]])
-    assert request(tokenizer, "", [" c"]) == ([10], [[32, 99]])
-    assert request(BPE, "", ["c"]).context == [BPE.end_of_text]
-    assert request(CharTokenizer("abc"), "  ", []).context == [0]
+    assert build_request(tokenizer, "ab  ", ["c"]) == ([97, 98], [[32, 32, 99]])
+    assert build_request(tokenizer, "", [" c"]) == ([10], [[32, 99]])
+    assert build_request(BPE, "", ["c"]).context == [BPE.end_of_text]
+    assert build_request(CharTokenizer("abc"), "  ", []).context == [0]
 
 
 def test_a_vocabulary_that_lacks_characters_is_refused(tmp_path: Path) -> None:
@@ -232,10 +232,10 @@ def test_statistics() -> None:
 
     values = [0.5, 2.0, 2.5, 7.0]
     error = statistics.stdev(values) / 2
-    assert mean(values) == (3.0, pytest.approx(error))
-    assert perplexity(values) == (pytest.approx(math.exp(3)), pytest.approx(math.exp(3) * error))
-    assert mean([1.0]) == (1.0, None)
-    assert math.isfinite(perplexity([1e6, 2e6]).value)
+    assert compute_mean(values) == (3.0, pytest.approx(error))
+    assert compute_perplexity(values) == (pytest.approx(math.exp(3)), pytest.approx(math.exp(3) * error))
+    assert compute_mean([1.0]) == (1.0, None)
+    assert math.isfinite(compute_perplexity([1e6, 2e6]).value)
 
 
 def test_a_continuation_without_tokens_is_refused() -> None:

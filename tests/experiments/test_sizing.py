@@ -8,8 +8,8 @@ import pytest
 from cli.sweep_request import read_configs
 from experiments.sizing import size
 from nanogpt.config import SizingConfig
-from nanogpt.estimates.gpu_specs import DEVICES
-from nanogpt.estimates.memory import training_memory
+from nanogpt.estimates.gpu_specs import GPU_SPECS
+from nanogpt.estimates.memory import estimate_training_memory
 from tests.commands import ask_all
 
 NOTEBOOK = ["model=gpt2", "model.bias=false", "model.vocab_multiple=1"]
@@ -46,15 +46,15 @@ def test_costs_need_a_price(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_fits_is_what_the_estimate_says(capsys: pytest.CaptureFixture[str]) -> None:
     (config,) = read_configs("sizing", SizingConfig, ["model=gpt2_xl"])
     model, text = config.model.with_vocab(50_257), sized(capsys, "model=gpt2_xl")
-    for name, device in DEVICES.items():
+    for name, device in GPU_SPECS.items():
         row = next(line for line in text.splitlines() if f" {name} " in line)
         if "doesn't fit" in row:
-            assert training_memory(model, device.precision, 1, gpu=True).total > 0.9 * device.memory
+            assert estimate_training_memory(model, device.precision, 1, gpu=True).total > 0.9 * device.memory
         else:
             largest = int(re.findall(r"up to (\d+)", row)[0])
-            assert training_memory(model, device.precision, largest, gpu=True).total <= 0.9 * device.memory
+            assert estimate_training_memory(model, device.precision, largest, gpu=True).total <= 0.9 * device.memory
             larger = min((n for n in range(largest + 1, 481) if 480 % n == 0), default=10**6)
-            assert training_memory(model, device.precision, larger, gpu=True).total > 0.9 * device.memory
+            assert estimate_training_memory(model, device.precision, larger, gpu=True).total > 0.9 * device.memory
 
 
 def test_a_precision_a_gpu_hasn_t(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanogpt.config import ModelConfig
-from nanogpt.generation.decode import Draw, filtered, generate, lay_out
+from nanogpt.generation.decode import SamplingParams, generate, next_token_probs, transpose_weights_for_decoding
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
 
@@ -68,20 +68,22 @@ def test_several_positions_after_a_cache_see_what_they_should(model: GPT) -> Non
         assert torch.allclose(model(ids[:, first:last], cache=cache), whole[:, first:last], atol=1e-9)
 
 
-def naive(model: GPT, prompt: list[int], count: int, draw: Draw, generator: torch.Generator) -> list[int]:
+def naive(model: GPT, prompt: list[int], count: int, draw: SamplingParams, generator: torch.Generator) -> list[int]:
     """As nanoGPT's generate: crop to block_size, run the whole window, take the last logits."""
     ids = list(prompt)
     for _ in range(count):
         logits = model(torch.tensor([ids[-16:]]))[:, -1, :60]
-        ids.append(int(torch.multinomial(filtered(logits, draw), 1, generator=generator)))
+        ids.append(int(torch.multinomial(next_token_probs(logits, draw), 1, generator=generator)))
     return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("prompt", [[1, 2, 3, 4, 5], list(range(16)), list(range(40))], ids=len)
 @pytest.mark.parametrize(
-    "draw", [Draw(temperature=0.0), Draw(temperature=0.9, top_k=20, top_p=0.9)], ids=["greedy", "drawn"]
+    "draw",
+    [SamplingParams(temperature=0.0), SamplingParams(temperature=0.9, top_k=20, top_p=0.9)],
+    ids=["greedy", "drawn"],
 )
-def test_generation_is_nanogpts_without_its_cost(model: GPT, prompt: list[int], draw: Draw) -> None:
+def test_generation_is_nanogpts_without_its_cost(model: GPT, prompt: list[int], draw: SamplingParams) -> None:
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     with torch.inference_mode():
         expected = naive(model, prompt, 24, draw, generators[0])
@@ -92,7 +94,7 @@ def test_generation_is_nanogpts_without_its_cost(model: GPT, prompt: list[int], 
 def test_a_batch_of_prompts_gives_what_each_gives_alone(model: GPT, penalty: float) -> None:
     """Of different lengths, past block_size, each with its own draws."""
     prompts = [[3], [1, 2, 3, 4, 5], list(range(16)), list(range(40))]
-    draw = Draw(repetition_penalty=penalty, temperature=0.9, top_k=20, vocab_size=58)
+    draw = SamplingParams(repetition_penalty=penalty, temperature=0.9, top_k=20, vocab_size=58)
 
     def generator(row: int) -> torch.Generator:
         return torch.Generator().manual_seed(row)
@@ -110,7 +112,7 @@ def test_the_layout_for_decoding_changes_nothing_but_speed(model: GPT) -> None:
     ids = torch.randint(60, (1, 16))
     with torch.inference_mode():
         before = model(ids)
-        lay_out(model, 1)
+        transpose_weights_for_decoding(model, 1)
         assert torch.allclose(model(ids), before, atol=5e-5)
     weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert any(not weight.is_contiguous() for weight in weights)
@@ -122,7 +124,7 @@ def test_the_rules_are_those_of_transformers() -> None:
     torch.manual_seed(0)
     logits, seen = 3 * torch.randn(16, 60), torch.randint(60, (16, 12))
     mask = torch.zeros(16, 60, dtype=torch.bool).scatter_(1, seen, True)
-    draw = Draw(repetition_penalty=1.3, temperature=0.7, top_k=40, top_p=0.9, min_p=0.02)
+    draw = SamplingParams(repetition_penalty=1.3, temperature=0.7, top_k=40, top_p=0.9, min_p=0.02)
     theirs = logits.clone()
     for rule in (
         process.RepetitionPenaltyLogitsProcessor(1.3),
@@ -132,19 +134,19 @@ def test_the_rules_are_those_of_transformers() -> None:
         process.MinPLogitsWarper(0.02),
     ):
         theirs = rule(seen, theirs)
-    ours = filtered(logits, draw, mask)
+    ours = next_token_probs(logits, draw, mask)
     assert torch.allclose(ours, theirs.softmax(1), atol=1e-6)
     assert ((ours > 0).sum(1) < 40).all()
 
 
 def test_tokens_come_one_by_one(model: GPT) -> None:
-    stream = generate(model, [[1]], 10**9, Draw(), [torch.Generator()])
+    stream = generate(model, [[1]], 10**9, SamplingParams(), [torch.Generator()])
     assert len(list(itertools.islice(stream, 3))) == 3
 
 
 def test_the_seed_decides_the_sample(model: GPT) -> None:
     def sample(seed: int) -> list[int]:
-        drawn = generate(model, [[1]], 30, Draw(temperature=2.0), [torch.Generator().manual_seed(seed)])
+        drawn = generate(model, [[1]], 30, SamplingParams(temperature=2.0), [torch.Generator().manual_seed(seed)])
         return [row[0] for row in drawn]
 
     assert sample(1) == sample(1) != sample(2)
@@ -154,15 +156,16 @@ def test_the_seed_decides_the_sample(model: GPT) -> None:
 def test_filters() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     full = logits.softmax(1)
-    assert torch.allclose(filtered(logits, Draw()), full)
-    assert torch.allclose(filtered(logits, Draw(temperature=0.5)), (2 * logits).softmax(1))
-    assert filtered(logits, Draw(temperature=0)).tolist() == [[1, 0, 0, 0]]
+    assert torch.allclose(next_token_probs(logits, SamplingParams()), full)
+    assert torch.allclose(next_token_probs(logits, SamplingParams(temperature=0.5)), (2 * logits).softmax(1))
+    assert next_token_probs(logits, SamplingParams(temperature=0)).tolist() == [[1, 0, 0, 0]]
     assert torch.allclose(
-        filtered(logits, Draw(top_k=2)), torch.tensor([[full[0, 0], full[0, 1], 0, 0]]) / full[0, :2].sum()
+        next_token_probs(logits, SamplingParams(top_k=2)),
+        torch.tensor([[full[0, 0], full[0, 1], 0, 0]]) / full[0, :2].sum(),
     )
-    assert torch.allclose(filtered(logits, Draw(top_k=9)), full)
+    assert torch.allclose(next_token_probs(logits, SamplingParams(top_k=9)), full)
     # probabilities 0.64 0.24 0.09 0.03: the first two are needed to reach 0.7
-    assert (filtered(logits, Draw(top_p=0.7)) > 0).tolist() == [[True, True, False, False]]
-    assert (filtered(logits, Draw(top_p=1e-9)) > 0).tolist() == [[True, False, False, False]]
+    assert (next_token_probs(logits, SamplingParams(top_p=0.7)) > 0).tolist() == [[True, True, False, False]]
+    assert (next_token_probs(logits, SamplingParams(top_p=1e-9)) > 0).tolist() == [[True, False, False, False]]
     # equal logits: exactly k stay
-    assert (filtered(torch.zeros(1, 8), Draw(top_k=3)) > 0).sum() == 3
+    assert (next_token_probs(torch.zeros(1, 8), SamplingParams(top_k=3)) > 0).sum() == 3

@@ -10,14 +10,14 @@ from typing import get_args
 import pytest
 import torch
 
-from nanogpt.benchmark.measurement import OURS, Measurement
+from nanogpt.benchmark.measurement import OURS, Timing
 from nanogpt.config import DoctorConfig
 from nanogpt.config.commands import CheckName
 from nanogpt.device import Compute
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.gpu_check import invariants, run, speed
-from nanogpt.gpu_check.findings import JSON, MARKDOWN, Part, Row, judge, summarize, write_files
-from nanogpt.gpu_check.parts import Task, list_tasks
+from nanogpt.gpu_check.findings import JSON, MARKDOWN, Judgement, PartResult, judge, summarize, write_files
+from nanogpt.gpu_check.parts import PartSpec, list_parts
 from nanogpt.gpu_check.scale import REAL, bench_config
 from tests.commands import command
 
@@ -26,8 +26,8 @@ CPU = DoctorConfig(gpu=True, device="cpu")
 H100 = Compute(torch.device("cpu"), "bf16", "NVIDIA H100 80GB HBM3")
 
 
-def task(limit: float = 60.0, timed: bool = True) -> Task:
-    return Task(lambda _: [], limit, "look", timed)
+def task(limit: float = 60.0, timed: bool = True) -> PartSpec:
+    return PartSpec(lambda _: [], limit, "look", timed)
 
 
 def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
@@ -47,11 +47,11 @@ def test_keys_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
 
 
 def test_cheap_parts_come_before_benchmarks_and_all_invariants_are_parts() -> None:
-    timed = {name for name, part in list_tasks().items() if part.timed}
+    timed = {name for name, part in list_parts().items() if part.timed}
     assert timed == {"gpt2", "gpt2_medium", "kernels", "generation", "evaluation"}
     untimed = {"logits", "cache", "accumulation", "ranks", "resume", "tests", "compiled", "graphs", "fp16", "fp8"}
-    assert untimed <= list_tasks().keys() - timed
-    assert all(part.remedy for part in list_tasks().values())
+    assert untimed <= list_parts().keys() - timed
+    assert all(part.remedy for part in list_parts().values())
     assert {"logits", "cache"} <= set(get_args(CheckName))
 
 
@@ -79,7 +79,7 @@ def test_a_part_runs_in_its_own_process() -> None:
 def test_a_crash_does_not_end_the_rest_and_time_that_is_over_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[float] = []
 
-    def recorded(name: str, config: DoctorConfig, limit: float) -> list[Row]:
+    def recorded(name: str, config: DoctorConfig, limit: float) -> list[Judgement]:
         limits.append(limit)
         time.sleep(0.2)
         return [judge(name, name != "a", "")]
@@ -99,8 +99,8 @@ def test_a_crash_does_not_end_the_rest_and_time_that_is_over_fails(monkeypatch: 
 def test_files_have_every_row_and_what_to_do(tmp_path: Path) -> None:
     rows = (judge("step", False, "9 ms", "at least 10 ms", seconds=0.009), judge("MFU", True, "40 %"))
     parts = [
-        Part(name="gpt2", seconds=1.0, rows=rows, remedy="look at nvidia-smi"),
-        Part(name="fp8", seconds=0, rows=()),
+        PartResult(name="gpt2", seconds=1.0, rows=rows, remedy="look at nvidia-smi"),
+        PartResult(name="fp8", seconds=0, rows=()),
     ]
     write_files(tmp_path, {"date": "2026-01-01", "machine": "H200"}, parts)
     content = json.loads((tmp_path / JSON).read_text())
@@ -132,7 +132,7 @@ def test_nanogpt_is_judged_pair_by_pair() -> None:
 
 def test_phases_and_first_steps_are_described() -> None:
     run_of = {"memory": 1, "parameters": 1, "phases": {"forward": 0.25, "backward": 0.75}}
-    runs = [Measurement(seconds=(1.0,), first=first, **run_of) for first in (31.0, 3.0)]  # type: ignore[arg-type]
+    runs = [Timing(seconds=(1.0,), first=first, **run_of) for first in (31.0, 3.0)]  # type: ignore[arg-type]
     phases, first = speed.describe_phases({OURS: runs})
     assert phases.found == "forward 25 %, backward 75 %" and first.found == "30 s, then 2 s"
 
@@ -140,4 +140,4 @@ def test_phases_and_first_steps_are_described() -> None:
 def test_a_device_that_computes_nothing_fails() -> None:
     assert invariants.check_learning([0.0])[0].verdict == "FAIL"
     assert invariants.check_learning([4.6])[0].verdict == "pass"
-    assert invariants.compare("x", float("nan"), 1.0, "losses").verdict == "FAIL"
+    assert invariants.judge_difference("x", float("nan"), 1.0, "losses").verdict == "FAIL"

@@ -9,7 +9,7 @@ from launch.forecast import estimate
 from launch.study import Member
 from nanogpt.config import Precision
 from nanogpt.console import amount
-from nanogpt.estimates.memory import training_memory
+from nanogpt.estimates.memory import estimate_training_memory
 from tests.launch.previews import line_of, point
 
 
@@ -27,7 +27,7 @@ def gpt2(folder: Path, **changes: object) -> Member:
 
 
 def needs(member: Member, precision: Precision, micro: int) -> int:
-    return training_memory(member.config.model.with_vocab(256), precision, micro, gpu=True).total
+    return estimate_training_memory(member.config.model.with_vocab(256), precision, micro, gpu=True).total
 
 
 def test_what_fits_onto_a_gpu(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from launch.forecast import estimate
 from launch.study import Member
 from nanogpt.config import Gpu, TrainConfig
 from nanogpt.console import amount, seconds
-from nanogpt.estimates.memory import training_memory
+from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.run_directory import locate
 from nanogpt.training.run import train
 from tests.experiments.fake_runs import made_config, write_run
@@ -187,9 +187,9 @@ def test_points_of_which_less_is_known_are_told_apart(tmp_path: Path) -> None:
 
 def test_points_on_cpus_share_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = [point(tmp_path, **{"model.n_embd": 256, "optimizer.lr": 1e-3 * n}) for n in range(1, 6)]
-    one = training_memory(members[0].config.model.with_vocab(256), "fp32", 8).of_machine()
+    one = estimate_training_memory(members[0].config.model.with_vocab(256), "fp32", 8).host_bytes()
     two = [point(tmp_path, **{"model.n_embd": 256, "hardware.devices": 2})]
-    half = training_memory(members[0].config.model.with_vocab(256), "fp32", 4).of_machine(2)
+    half = estimate_training_memory(members[0].config.model.with_vocab(256), "fp32", 4).host_bytes(2)
     there = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": round(3.5 * one / 1000)}
     monkeypatch.setattr(os, "sysconf", there.__getitem__)
     size, machine = f"about {amount(one, 'G')}B", f"{amount(1000 * there['SC_PHYS_PAGES'], 'G')}B of this machine"
@@ -251,7 +251,7 @@ def test_a_thousand_points_are_one_piece_of_work(tmp_path: Path, monkeypatch: py
     """Fast whatever the machine: few files are read, and each model is computed once."""
     for i in range(60):
         made(tmp_path / f"study{i % 3}", 1000.0 + i, name=f"run{i}")
-    calls = {"measured_in": 0, "training_memory": 0, "expected_vocab_size": 0}
+    calls = {"measured_in": 0, "estimate_training_memory": 0, "expected_vocab_size": 0}
 
     def counted(module: object, name: str) -> None:
         real = getattr(module, name)
@@ -263,7 +263,7 @@ def test_a_thousand_points_are_one_piece_of_work(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(module, name, count)
 
     counted(speeds, "measured_in")
-    counted(estimates, "training_memory")
+    counted(estimates, "estimate_training_memory")
     counted(estimates, "expected_vocab_size")
     estimates.needed.cache_clear()
     first = made_config(runs_dir=str(tmp_path / "new"))
@@ -273,7 +273,7 @@ def test_a_thousand_points_are_one_piece_of_work(tmp_path: Path, monkeypatch: py
     ]
     lines = estimate(members, None, 1, tmp_path)
     assert "for the 1000 that are left" in line_of(lines, "time") and "fits" in line_of(lines, "memory")
-    assert calls["measured_in"] == 50 and calls["expected_vocab_size"] == 1 and calls["training_memory"] <= 2
+    assert calls["measured_in"] == 50 and calls["expected_vocab_size"] == 1 and calls["estimate_training_memory"] <= 2
 
 
 def test_without_torch(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
-from nanogpt.model.attention import causal_weights
+from nanogpt.model.attention import compute_causal_weights
 from nanogpt.model.dropout import dropout, random_bits
 from nanogpt.model.gpt import GPT
 
@@ -70,4 +70,4 @@ def test_a_model_with_keys_in_any_batch() -> None:
 def test_attention_weights_are_those_of_the_fused_kernel() -> None:
     q, k, v = torch.randn(3, 2, 4, 7, 5).unbind(0)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    assert torch.allclose(causal_weights(q, k) @ v, expected, atol=1e-6)
+    assert torch.allclose(compute_causal_weights(q, k) @ v, expected, atol=1e-6)

@@ -12,7 +12,7 @@ from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import prepare
 from nanogpt.device import set_up
 from nanogpt.errors import BadEnvironment, BadInput
-from nanogpt.model.float8 import in_float8
+from nanogpt.model.float8 import convert_to_float8
 from nanogpt.model.gpt import GPT
 from nanogpt.training.run import train
 from nanogpt.training.state import build_state
@@ -54,7 +54,7 @@ def test_emulated_it_trains_the_same_parameters() -> None:
     pytest.importorskip("torchao")
     model = GPT(small(n_embd=32, n_head=2))
     ids = torch.randint(50, (2, 11), generator=torch.Generator().manual_seed(1))
-    twin = in_float8(model, emulate=True)
+    twin = convert_to_float8(model, emulate=True)
     named = dict(model.named_parameters())
     assert all(named.pop(name) is parameter for name, parameter in twin.named_parameters()) and not named
     assert twin.lm_head.weight is twin.token_embedding.weight

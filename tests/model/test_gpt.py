@@ -152,7 +152,7 @@ def test_recomputing_changes_no_bit(precision: torch.dtype, modern: bool) -> Non
     found: list[list[torch.Tensor]] = []
     for recompute in (False, True):
         model = GPT(config)
-        model.recompute = recompute
+        model.activation_checkpointing = recompute
         calls: list[object] = []
         model.transformer["h"][1].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
         with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):

@@ -20,6 +20,6 @@ WIDER = {  # Yang et al. 2022, table 3: what four times the width does to a stan
 @pytest.mark.parametrize("init", ["gpt2", "fan_in"])
 def test_a_model_four_times_wider(init: str) -> None:
     narrow = dict(GPT(small(**FORM, init=init, n_embd=64)).named_parameters())
-    wide = dict(GPT(small(**FORM, init=init, n_embd=256), width=4.0).named_parameters())
+    wide = dict(GPT(small(**FORM, init=init, n_embd=256), width_multiplier=4.0).named_parameters())
     for name, ratio in WIDER.items():
         assert float(wide[name].detach().std() / narrow[name].detach().std()) == pytest.approx(ratio, rel=0.03), name

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
-from nanogpt.model.branches import branches_of
-from nanogpt.model.context import Pass
+from nanogpt.model.branches import build_branches
+from nanogpt.model.context import ForwardContext
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
 from nanogpt.model.short_conv import ShortConv
@@ -58,7 +58,7 @@ def test_a_convolution_is_torchs(taps: int = 3) -> None:
     randomize(conv)
     kernel = torch.cat([conv.weight.flip(0), torch.ones(1, 8)]).T[:, None]  # (C, 1, K + 1)
     expected = F.conv1d(F.pad(x.transpose(1, 2), (taps, 0)), kernel, groups=8).transpose(1, 2)
-    torch.testing.assert_close(conv(x, Pass()), expected)
+    torch.testing.assert_close(conv(x, ForwardContext()), expected)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -116,7 +116,7 @@ def test_branches_are_computed_as_if_alone(model: GPT) -> None:
     """A text of 5, then branches of 3 and 4 that go on from it."""
     text, branches = torch.randint(50, (5,)), [torch.randint(50, (n,)) for n in (3, 4)]
     positions = torch.tensor([[*range(5), *range(5, 8), *range(5, 9)]])
-    layout = branches_of(positions, torch.tensor([[0] * 5 + [1] * 3 + [2] * 4]))
+    layout = build_branches(positions, torch.tensor([[0] * 5 + [1] * 3 + [2] * 4]))
     x = model.features(torch.cat([text, *branches])[None], branches=layout)[0]
     for branch, found in zip(branches, x[5:].split([3, 4]), strict=True):
         alone = model.features(torch.cat([text, branch])[None])[0, 5:]

@@ -10,7 +10,7 @@ from cli.sweep_request import read_configs
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.device import Compute, set_up
-from nanogpt.estimates.memory import ROOM, largest_micro_batch, memory_of
+from nanogpt.estimates.memory import USABLE_SHARE, estimate_memory, largest_micro_batch
 from nanogpt.model.gpt import GPT
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import train_step
@@ -31,7 +31,9 @@ PRESETS = [
     "gpt2_medium optimizer=normuon",
 ]
 MEMORY = {"24 GB": 23.6, "80 GB": 79.1, "141 GB": 139.8}  # in GiB, as torch shows an RTX 4090, an H100 and an H200
-FILLED = 0.95 * ROOM  # at ROOM itself the allocator's gaps were too many once: gpt2 recomputed, 273 sequences, 24 GB
+FILLED = (
+    0.95 * USABLE_SHARE
+)  # at USABLE_SHARE itself the allocator's gaps were too many once: gpt2 recomputed, 273 sequences, 24 GB
 MOST_TOKENS = 2**19  # of a micro-batch: beyond it a small model's estimate is proportional
 
 
@@ -69,7 +71,7 @@ def test_the_estimate_is_what_is_allocated(
     config, compute = start(words)
 
     def needed(sequences: int) -> int:
-        return memory_of(config, config.model, compute.precision, sequences, gpu=True).total
+        return estimate_memory(config, config.model, compute.precision, sequences, gpu=True).total
 
     sizes = range(1, MOST_TOKENS // config.model.block_size + 1)
     sequences = largest_micro_batch(sizes, FILLED * MEMORY[size] * 2**30, needed)

@@ -12,7 +12,7 @@ OWN_FILE = '''"""Gradient descent with momentum."""
 
 from math import prod
 
-from nanogpt.optim.declaration import FP32, Declaration
+from nanogpt.optim.declaration import FP32, OptimizerSpec
 
 
 def build(groups, settings, ranks, fused):
@@ -21,7 +21,7 @@ def build(groups, settings, ranks, fused):
     return SGD(groups, lr=settings.lr, momentum=settings.toy_momentum)
 
 
-TOY = Declaration(
+TOY = OptimizerSpec(
     keys=("toy_momentum",),
     decayed=frozenset(),
     width_scaled=frozenset(),
@@ -54,7 +54,7 @@ words = ["model=tiny", "optimizer=toy", "optimizer.toy_momentum=0.5"]
 (config,) = read_configs("train", TrainConfig, words)
 import torch
 from nanogpt.model.gpt import GPT
-from nanogpt.estimates.memory import memory_of
+from nanogpt.estimates.memory import estimate_memory
 from nanogpt.optim.build import build_optimizer
 
 network = config.model.with_vocab(9)
@@ -66,7 +66,7 @@ for _ in range(2):
         p.grad = torch.ones_like(p)
     optimizer.step()
 assert all(torch.allclose(p, w - 0.01 - 0.01 * 1.5) for p, w in zip(model.parameters(), before))
-assert memory_of(config, network, "fp32", 1).moments == 4 * sum(p.numel() for p in model.parameters())
+assert estimate_memory(config, network, "fp32", 1).optimizer_state == 4 * sum(p.numel() for p in model.parameters())
 for wrong in ("hardware.strategy=fsdp", "optimizer.betas=[0.8,0.9]", "optimizer.momentum=0.5"):
     try:
         read_configs("train", TrainConfig, [*words, wrong])

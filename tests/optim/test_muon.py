@@ -12,8 +12,8 @@ from nanogpt.config import ModelConfig, OptimizerConfig
 from nanogpt.errors import BadInput
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.build import build_optimizer
-from nanogpt.optim.groups import kind_of
-from nanogpt.optim.orthogonal import POLYNOMIALS, iterated, orthogonalized
+from nanogpt.optim.groups import parameter_kind
+from nanogpt.optim.orthogonal import POLYNOMIALS, iterate, orthogonalize
 from nanogpt.optim.schedule import momentum_at
 
 MODERN = {"activation": "swiglu", "n_head": 4, "n_kv_head": 2, "tie_weights": False, "norm": "rmsnorm", "bias": False}
@@ -37,7 +37,7 @@ def test_the_result_is_the_polar_factor(rows: int, cols: int, scale: float) -> N
     stack = scale * torch.randn(3, rows, cols, generator=torch.Generator().manual_seed(rows + cols))
     if rows == cols:  # away from singular
         stack += 3 * scale * torch.eye(rows)
-    exact, quick = orthogonalized(stack, 10), orthogonalized(stack, 5)
+    exact, quick = orthogonalize(stack, 10), orthogonalize(stack, 5)
     for before, after, near in zip(stack, exact, quick, strict=True):
         assert torch.allclose(after.double(), polar(before), atol=1e-5)
         values = torch.linalg.svdvals(near)
@@ -49,7 +49,7 @@ def test_the_result_is_the_polar_factor(rows: int, cols: int, scale: float) -> N
 def test_bf16_comes_close() -> None:
     x = torch.randn(4, 32, 64, generator=torch.Generator().manual_seed(0))
     x /= 1.01 * torch.linalg.matrix_norm(x, keepdim=True)
-    for before, after in zip(x, iterated(x.bfloat16(), POLYNOMIALS[:5]), strict=True):
+    for before, after in zip(x, iterate(x.bfloat16(), POLYNOMIALS[:5]), strict=True):
         values = torch.linalg.svdvals(after.float())
         assert float(values.min()) > 0.75 and float(values.max()) < 1.25
         cosine = float((after.double() * polar(before)).sum()) / math.sqrt(32 * float(after.double().square().sum()))
@@ -60,13 +60,13 @@ def test_zeros_and_vanishing_directions_stay_finite() -> None:
     low = torch.randn(1, 16, 2) @ torch.randn(1, 2, 48)
     for stack in (torch.zeros(2, 16, 48), low, torch.zeros(2, 8, 8)):
         for steps in (1, 5, 10):
-            found = orthogonalized(stack, steps)
+            found = orthogonalize(stack, steps)
             assert bool(torch.isfinite(found).all()) and float(torch.linalg.matrix_norm(found, 2).max()) < 2
-    assert not orthogonalized(torch.zeros(1, 4, 4), 5).any()
+    assert not orthogonalize(torch.zeros(1, 4, 4), 5).any()
 
 
 def test_kinds() -> None:
-    kinds = {name: kind_of(name) for name, _ in small(tie_weights=False, qk_norm=True).named_parameters()}
+    kinds = {name: parameter_kind(name) for name, _ in small(tie_weights=False, qk_norm=True).named_parameters()}
     assert {name for name, kind in kinds.items() if kind == "embedding"} == {
         "transformer.wte.weight",
         "transformer.wpe.weight",
@@ -76,7 +76,7 @@ def test_kinds() -> None:
     expected = {f"transformer.h.{layer}.{name}.weight" for layer in range(2) for name in matrices}
     assert {name for name, kind in kinds.items() if kind == "matrix"} == expected
     vectors = ("ln_1.weight", "attn.c_attn.bias", "attn.q_norm.weight", "conv_1.weight", "attn.conv.weight")
-    assert all(kind_of(f"transformer.h.0.{name}") == "vector" for name in vectors)
+    assert all(parameter_kind(f"transformer.h.0.{name}") == "vector" for name in vectors)
 
 
 def test_each_kind_has_its_own_rate_and_vectors_never_decay() -> None:
@@ -88,8 +88,8 @@ def test_each_kind_has_its_own_rate_and_vectors_never_decay() -> None:
         found = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
         assert found.keys() == set(names.values())
         rates = {"matrix": 0.1, "embedding": 0.2, "head": 0.3, "vector": 0.4}
-        assert all(group["peak_lr"] == rates[kind_of(name)] for name, group in found.items())
-        decaying = {kind_of(name) for name, group in found.items() if group["weight_decay"]}
+        assert all(group["peak_lr"] == rates[parameter_kind(name)] for name, group in found.items())
+        decaying = {parameter_kind(name) for name, group in found.items() if group["weight_decay"]}
         assert decaying == ({"matrix"} if rule == "muon" else {"matrix", "embedding", "head"})
 
 
@@ -99,9 +99,9 @@ def test_mup_slows_what_adam_sums_over_the_width(rule: str) -> None:
     model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=20, block_size=8, tie_weights=False))
     config = OptimizerConfig.model_validate({"name": rule, "lr": 0.02, "weight_decay": 0.1, "head_lr": 0.01})
     names = {parameter: name for name, parameter in model.named_parameters()}
-    for group in build_optimizer(model, config, "cpu", width=4.0).param_groups:
+    for group in build_optimizer(model, config, "cpu", width_multiplier=4.0).param_groups:
         for parameter in group["params"]:
-            kind = kind_of(names[parameter])
+            kind = parameter_kind(names[parameter])
             slower = 4.0 if kind == "head" or (kind == "matrix" and rule == "adamw") else 1.0
             assert group["peak_lr"] == (0.01 if kind == "head" else 0.02) / slower, names[parameter]
             decays = kind == "matrix" if rule == "muon" else kind != "vector"
@@ -160,8 +160,8 @@ def test_steps_are_a_plain_loop_over_single_matrices(rule: str, cautious: bool, 
         {"name": rule, "momentum": 0.9, "ns_steps": 4, "cautious_decay": cautious, **about}
     )
     optimizer = build_optimizer(model, config, "cpu")
-    hidden = {name: p for name, p in model.named_parameters() if kind_of(name) == "matrix"}
-    rest = {name: p for name, p in model.named_parameters() if kind_of(name) != "matrix"}
+    hidden = {name: p for name, p in model.named_parameters() if parameter_kind(name) == "matrix"}
+    rest = {name: p for name, p in model.named_parameters() if parameter_kind(name) != "matrix"}
     others = {name: torch.nn.Parameter(p.detach().clone()) for name, p in rest.items()}
     adamw = torch.optim.AdamW(others.values(), lr=0.01, betas=config.betas, eps=config.eps, weight_decay=0, fused=True)
     expected = {name: p.detach().double().clone() for name, p in hidden.items()}

@@ -16,9 +16,9 @@ from nanogpt.estimates.memory import hidden_matrices
 from nanogpt.model.gpt import GPT
 from nanogpt.optim import muon_update
 from nanogpt.optim.build import build_optimizer
-from nanogpt.optim.groups import kind_of
+from nanogpt.optim.groups import parameter_kind
 from nanogpt.optim.muon import MUON
-from nanogpt.optim.orthogonal import orthogonalized
+from nanogpt.optim.orthogonal import orthogonalize
 from tests.optim.allocations import Allocations
 
 SIZES = {
@@ -36,7 +36,7 @@ class Matrices:
     def __init__(self, model: GPT) -> None:
         self.config = model.config
         named = model.to("meta").named_parameters()
-        self.named = [(name, parameter) for name, parameter in named if kind_of(name) == "matrix"]
+        self.named = [(name, parameter) for name, parameter in named if parameter_kind(name) == "matrix"]
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return iter(self.named)
@@ -96,7 +96,7 @@ def whole_step(model: GPT, state: dict[str, dict[str, Tensor]], config: Optimize
     """Move the hidden matrices of a model by the formula on all matrices of a shape at once, one after the other."""
     stacks: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
     for name, p in model.named_parameters():
-        if kind_of(name) == "matrix":
+        if parameter_kind(name) == "matrix":
             of = state.setdefault(name, {"momentum": torch.zeros_like(p), "row_second": p.new_zeros(len(p), 1)})
             assert p.grad is not None
             update = torch.lerp(p.grad, of["momentum"].lerp_(p.grad, 1 - config.momentum), config.momentum)
@@ -110,7 +110,7 @@ def whole_step(model: GPT, state: dict[str, dict[str, Tensor]], config: Optimize
     for pieces in stacks.values():
         pieces.sort(key=lambda piece: piece[0].shape[0] <= piece[0].shape[1])
         tall = [piece[0].shape[0] > piece[0].shape[1] for piece in pieces]
-        found = orthogonalized(
+        found = orthogonalize(
             torch.stack([u.mT if t else u for (_, u, _), t in zip(pieces, tall, strict=True)]), config.ns_steps
         )
         for (weight, _, second), u in zip(
@@ -145,7 +145,7 @@ def test_slices_are_the_whole_to_a_bit(
         with torch.no_grad():
             whole_step(theirs, state, config)
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        if kind_of(name) == "matrix":
+        if parameter_kind(name) == "matrix":
             assert torch.equal(p, q), name
             assert all(torch.equal(value, state[name][key]) for key, value in optimizer.state[p].items()), name
 

@@ -14,7 +14,7 @@ from nanogpt.config import ModelConfig, TrainConfig, divisors
 from nanogpt.data.batches import Batch
 from nanogpt.device import Compute
 from nanogpt.distributed.process_group import ProcessGroup
-from nanogpt.estimates.memory import training_memory
+from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.schema import signature, to_json
@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 
 def free_for(model: ModelConfig, sequences: int, ranks: int = 1) -> int:
     """Return the memory that ranks which run already still need for micro-batches of `sequences`."""
-    memory = training_memory(model, "fp32", sequences)
-    return memory.of_machine(ranks) - ranks * memory.process
+    memory = estimate_training_memory(model, "fp32", sequences)
+    return memory.host_bytes(ranks) - ranks * memory.process
 
 
 def test_auto_on_a_cpu_is_what_null_means_unless_memory_is_short(

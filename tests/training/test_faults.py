@@ -207,7 +207,7 @@ def test_f41_nothing_can_be_printed(config: Build, undisturbed: Reference, world
 def test_a_slow_leader_is_waited_for(config: Build, undisturbed: Reference) -> None:
     """Rank 0 takes longer than hardware.timeout to draw a sample, token by token: nobody gives up on it."""
     changes = {"hardware.timeout": 6.0}
-    slow = [Fault("nanogpt.generation.decode.filtered", n, "sleep 2", 0) for n in (11, 12, 13, 14)]
+    slow = [Fault("nanogpt.generation.decode.next_token_probs", n, "sleep 2", 0) for n in (11, 12, 13, 14)]
     codes, output = ranks.run(config(**changes), 2, slow)
     assert codes == [0, 0], output
     assert ranks.result(config()) == undisturbed(2)

@@ -16,7 +16,7 @@ from nanogpt.device import Compute
 from nanogpt.distributed.env import STORE, Place
 from nanogpt.distributed.process_group import meet
 from nanogpt.errors import BadInput
-from nanogpt.estimates.memory import training_memory
+from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import RunDirectory, locate
@@ -175,9 +175,9 @@ def test_the_memory_of_a_part() -> None:
     model = GPT(config)
     block, *_ = blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
     total = sum(p.numel() for p in model.parameters())
-    one, many = (training_memory(config, "fp32", 1, shards=shards) for shards in (1, 8))
+    one, many = (estimate_training_memory(config, "fp32", 1, shards=shards) for shards in (1, 8))
     assert one.weights == 4 * total and one.activations == many.activations
-    assert abs(many.moments - one.moments / 8) < 8
+    assert abs(many.optimizer_state - one.optimizer_state / 8) < 8
     assert abs(many.weights - (one.weights / 8 + 4 * (total - sum(blocks) + 2 * block))) < 8
     assert many.gradients == many.weights
 
