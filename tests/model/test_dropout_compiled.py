@@ -120,4 +120,4 @@ def test_nothing_else_reinterprets_memory() -> None:
     found = {
         path.name for path in sources if re.search(r"\.view\((dtype=)?(torch\.)?u?(int|float|bf)", path.read_text())
     }
-    assert found <= {"tensor_file.py"}
+    assert found <= {"safetensors_writer.py"}
