@@ -86,7 +86,9 @@ def points_left(members: Sequence[Member], gpu: Gpu | None, sizes: Vocabularies,
         if key not in works:
             works[key] = work_of(config, sizes.of(config.data)[0], gpu, gpus_here)
         work = works[key]
-        steps = config.last_step(compute_total_steps(config, work.model)) - (0 if config.new_attempt else newest_step(run))
+        steps = config.last_step(compute_total_steps(config, work.model)) - (
+            0 if config.new_attempt else newest_step(run)
+        )
         points.append(Left(run, work, max(0, steps) * config.training.batch_tokens))
     return points
 
