@@ -213,7 +213,7 @@ def test_ratios_are_of_pairs() -> None:
 def test_another_network_is_no_comparison(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([100, 101])
     empty = {"seconds": (1.0,), "first": 0.0, "memory": 0}
-    monkeypatch.setattr("nanogpt.benchmark.comparison.measured", lambda *_: Timing(**empty, parameters=next(sizes)))
+    monkeypatch.setattr("nanogpt.benchmark.comparison.measure", lambda *_: Timing(**empty, parameters=next(sizes)))
     built = build(config)
     with pytest.raises(BadInput, match="against=x: its model has 101 parameters, ours 100"):
         measure_in_turn((OURS, "x"), 1, lambda name: Workload(program=name, what="training", batch=1, config=built))

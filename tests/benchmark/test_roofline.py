@@ -70,13 +70,13 @@ def test_what_no_data_sheet_says_is_measured(name: str, precision: Precision, pr
 
 def test_measured_peaks_count_what_the_fastest_try_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that ticks 1 ms a call: 2 * 128^3 operations, and 4 MiB read and written, in that time."""
-    monkeypatch.setattr(module, "timed", lambda work: (work(), 1e-3)[1])  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(module, "time_call", lambda work: (work(), 1e-3)[1])  # pyright: ignore[reportUnknownLambdaType]
     assert measure_flops(CPU) == pytest.approx(2 * 128**3 / 1e-3)
     assert measure_bandwidth(CPU) == pytest.approx(2 * 2**22 / 1e-3)
 
 
 def test_a_slow_product_is_not_tried_any_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "timed", lambda _: 1.0)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(module, "time_call", lambda _: 1.0)  # pyright: ignore[reportUnknownLambdaType]
     assert measure_flops(CPU) == 2 * 64**3
 
 

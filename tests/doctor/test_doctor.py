@@ -89,7 +89,7 @@ def other_second_training(**changes: dict[str, Any]) -> Callable[[pytest.MonkeyP
         def differing(folder: Path, name: str, **usual: dict[str, Any]) -> Any:
             return tiny_config(folder, name, **usual, **(changes if name in ("two", "parts") else {}))
 
-        patch.setattr(invariants, "tiny", differing)
+        patch.setattr(invariants, "tiny_config", differing)
         patch.setattr(invariants, "train_side_by_side", train_forked)
 
     return plant

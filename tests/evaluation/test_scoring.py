@@ -67,10 +67,10 @@ def test_scores_are_those_of_single_sequences(form: dict[str, object]) -> None:
 
 def test_a_context_is_computed_once_for_all_its_continuations() -> None:
     context, endings = [1, 2, 3, 4, 5], [[6, 7, 8], [6, 9], [10]]
-    (row,) = scoring.rows([Request(context, endings)], T)
+    (row,) = scoring.build_rows([Request(context, endings)], T)
     assert row.length == 5 + 2 + 1 + 0
-    assert len(list(scoring.rows([Request([*context] * 2, endings)], T))) == 1, "10 + 3 - 1 inputs fit"
-    assert [len(one.context) for one in scoring.rows([Request([*context] * 3, endings)], T)] == [10, 11, 12]
+    assert len(list(scoring.build_rows([Request([*context] * 2, endings)], T))) == 1, "10 + 3 - 1 inputs fit"
+    assert [len(one.context) for one in scoring.build_rows([Request([*context] * 3, endings)], T)] == [10, 11, 12]
 
 
 @pytest.mark.parametrize("length", [1, T - 1, T, T + 1, 2 * T, 2 * T + 3, 5 * T - 1])
