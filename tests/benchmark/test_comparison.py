@@ -263,9 +263,11 @@ def test_a_checkout_that_fails_is_told_in_one_line(config: Build, tmp_path: Path
     code = "class GPTConfig:\n    pass\nclass GPT:\n    pass\nprint('noise')\nraise ValueError('not today')\n"
     (tmp_path / "model.py").write_text(code)
     rival = f"nanogpt:{tmp_path}"
-    work = Work(program=rival, what="training", batch=8, config=known_vocabulary(build(config, (rival,), rounds=1)))
+    work = Workload(
+        program=rival, what="training", batch=8, config=with_known_vocabulary(build(config, (rival,), rounds=1))
+    )
     with pytest.raises(BadInput, match=r"against=nanogpt:.*: its training ended with ValueError: not today") as error:
-        measured(work)
+        measure(work)
     assert not error.value.reported_elsewhere
 
 
