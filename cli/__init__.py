@@ -1,6 +1,6 @@
-"""Command lines: YAML files of choices, and what makes a checked configuration of them.
+"""The command line: from words and YAML files to a checked, typed config.
 
-Every command imports this package first, so this is where a Python that nanogpt-lab wasn't installed for ends.
+Every command imports this package first, so a Python that is too old or lacks the packages is reported here.
 """
 
 import sys

@@ -228,7 +228,7 @@ def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
         raise BadInput(f"{one_line(topics[0])}: no such key or group; see --help all{near}")
     if name == "train":
         lines.append(
-            "\na change of what is fixed is another run; guarded: also, or resume.allow_change; free: the same run"
+            "\nfixed: changing it starts a new run. guarded: same, unless resume.allow_change lists it. free: same run."
         )
     return "\n".join(lines)
 

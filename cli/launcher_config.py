@@ -80,28 +80,30 @@ class BasicLauncher(ConfigModel):
 class JobLauncher(ConfigModel):
     """What jobs have everywhere."""
 
-    name: Name | None = free(None, "of the jobs; null: the study's")
-    nodes: int | None = free(None, "machines of a point; null: hardware.nodes", ge=1, le=10_000)
-    tasks_per_node: int | None = free(None, "ranks on each machine; null: hardware.devices", ge=1, le=64)
+    name: Name | None = free(None, "name of the jobs; null: the study's")
+    nodes: int | None = free(None, "nodes per sweep point; null: hardware.nodes", ge=1, le=10_000)
+    tasks_per_node: int | None = free(None, "ranks per node; null: hardware.devices", ge=1, le=64)
     gpus_per_node: int | None = free(
-        None, "GPUs of a point on each machine; null: one a rank when hardware.device is cuda, else none", ge=0, le=64
+        None, "GPUs per node; null: one per rank if hardware.device is cuda, else none", ge=0, le=64
     )
     timeout_min: int = free(
-        60, "minutes that a point may run in one go; then it saves and goes on later", ge=1, le=10**6
+        60, "time limit of a job in minutes; at the limit it saves a checkpoint and is requeued", ge=1, le=10**6
     )
-    signal_delay_s: int = free(120, "seconds before that limit at which it is told to save", ge=5, le=86_400)
+    signal_delay_s: int = free(
+        120, "seconds before the time limit at which the job is signalled to save", ge=5, le=86_400
+    )
     array_parallelism: Count | None = free(
-        None, "points that run at once; null: on Slurm 256, here what the GPUs or cores allow"
+        None, "maximum number of points running at once; null: 256 on Slurm, locally what GPUs or cores allow"
     )
     setup: Annotated[tuple[Line, ...], Field(strict=False)] = free(
-        (), "shell lines before the training, e.g. module load"
+        (), "shell lines to run before training, e.g. module load"
     )
-    wait: bool = free(True, "watch the points until all are done; false: return once they are submitted")
-    poll_s: float = free(10.0, "wait: seconds between looks at the queue", ge=0.2, le=3600)
-    max_requeues: int = free(100, "times that a point is put back into the queue", ge=0, le=10**6)
+    wait: bool = free(True, "wait and show the points until all are done; false: return after submission")
+    poll_s: float = free(10.0, "wait: seconds between queries of the queue", ge=0.2, le=3600)
+    max_requeues: int = free(100, "maximum number of requeues of a point", ge=0, le=10**6)
     max_restarts_without_progress: int = free(
         3,
-        "restarts in a row without a new checkpoint after which a point isn't put back",
+        "stop requeueing a point after this many restarts in a row without a new checkpoint",
         ge=1,
         le=1000,
         was="max_fruitless",
@@ -127,9 +129,9 @@ class SlurmLauncher(JobLauncher):
 
     executor: Literal["slurm"] = free("slurm", "what runs the points")
     partition: Word | None = free(None, "partition, or several with commas; null: the cluster's default")
-    account: Word | None = free(None, "account that pays")
+    account: Word | None = free(None, "account to charge; null: the cluster's default")
     qos: Word | None = free(None, "quality of service")
-    cpus_per_task: Count | None = free(None, "cores of a rank; null: hardware.threads, else the cluster's default")
+    cpus_per_task: Count | None = free(None, "CPU cores per rank; null: hardware.threads, else the cluster's default")
     cpus_per_gpu: Count | None = free(None, "cores for each GPU; needs gpus_per_task")
     gpus_per_task: Count | None = free(None, "GPUs bound to each rank, instead of gpus_per_node")
     mem_gb: float | None = free(None, "GB of memory on each machine; null: the cluster's default", gt=0, le=1e5)
@@ -148,9 +150,7 @@ class SlurmLauncher(JobLauncher):
     srun_args: Annotated[tuple[Option, ...], Field(strict=False)] = free(
         (), "more options of srun, e.g. ['--mpi=none']"
     )
-    submit_retries: int = free(
-        6, "times that a submission is tried again when the controller doesn't answer", ge=0, le=100
-    )
+    submit_retries: int = free(6, "retries of a submission when slurmctld does not answer", ge=0, le=100)
 
     @model_validator(mode="after")
     def _one_way_to_gpus(self) -> Self:
@@ -172,10 +172,10 @@ class LaunchConfig(ConfigModel):
         None, "study or run: a folder or its name; null: what was submitted last", literal=True, min_length=1
     )
     runs_dir: str = free("runs", "folder of all run directories", min_length=1)
-    lines: Count = free(20, "logs: lines of each log")
-    rank: int = free(0, "logs: of this rank", ge=0, le=10**6)
-    follow: bool = free(False, "logs: go on showing what comes")
-    poll_s: float = free(10.0, "wait: seconds between looks at the queue", ge=0.2, le=3600)
+    lines: Count = free(20, "logs: number of lines of each log")
+    rank: int = free(0, "logs: the rank whose log is shown", ge=0, le=10**6)
+    follow: bool = free(False, "logs: keep printing new lines")
+    poll_s: float = free(10.0, "wait: seconds between queries of the queue", ge=0.2, le=3600)
 
 
 Launcher = BasicLauncher | LocalLauncher | SlurmLauncher

@@ -61,16 +61,18 @@ class SweepConfig(ConfigModel):
         (), "keys whose values go in pairs, e.g. [optimizer.lr,batch_tokens], or several such lists"
     )
     exclude: Annotated[tuple[Conditions, ...], Field(strict=False)] = free(
-        (), "points to leave out, e.g. ['optimizer.lr>=1e-2 model.dropout=0']: where all comparisons of a text hold"
+        (), "exclude points for which all comparisons of a text hold, e.g. ['optimizer.lr>=1e-2 model.dropout=0']"
     )
-    retry: Literal["failed"] | None = free(None, "failed: train points again that failed or diverged; null: show them")
-    gpu: Gpu | None = free(None, "GPU to estimate time and memory for, before anything starts")
+    retry: Literal["failed"] | None = free(None, "failed: train failed and diverged points again; null: only list them")
+    gpu: Gpu | None = free(
+        None, "GPU model for the estimate of time and memory before the sweep starts; null: the one of this machine"
+    )
 
 
 class AllPoints(ConfigModel):
     """Every point to its end."""
 
-    method: Literal["all"] = free("all", "how far points are trained")
+    method: Literal["all"] = free("all", "sweep method")
 
 
 class Halving(ConfigModel):
@@ -79,22 +81,24 @@ class Halving(ConfigModel):
     the whole run from the start.
     """
 
-    method: Literal["halving"] = free("halving", "how far points are trained")
+    method: Literal["halving"] = free("halving", "sweep method")
     eta: int = free(
-        3, "one point in this many, rounded up, is left after a rung and trained this many times as far", ge=2, le=100
+        3, "each rung keeps 1/eta of the points (rounded up) and trains them eta times as long", ge=2, le=100
     )
-    rungs: int = free(3, "how often points are compared, the last time at the end of the run", ge=2, le=20)
+    rungs: int = free(3, "number of rungs; the last one is the end of the run", ge=2, le=20)
     metric: ChosenMetric = free("val_loss", f"what decides who goes on: {METRIC_HELP}")
 
 
 class Search(ConfigModel):
     """Points that are chosen one after the other by what those before came to, each trained to its end."""
 
-    method: Literal["optuna"] = free("optuna", "how far points are trained")
-    trials: int = free(20, "points to try; more of them later go on from those that are there", ge=1, le=10_000)
-    at_once: int = free(1, "trials that are chosen together, and trained, before the next are chosen", ge=1, le=1000)
-    sampler: Literal["tpe", "random"] = free("tpe", "tpe: ten at random, then where the best ones were; random: all so")
-    seed: int = free(0, "of the sampler", ge=0, le=2**31 - 1)
+    method: Literal["optuna"] = free("optuna", "sweep method")
+    trials: int = free(20, "number of trials; a higher number continues an existing search", ge=1, le=10_000)
+    at_once: int = free(1, "trials chosen and trained together before the next are chosen", ge=1, le=1000)
+    sampler: Literal["tpe", "random"] = free(
+        "tpe", "tpe: ten random trials, then near the best ones; random: all random"
+    )
+    seed: int = free(0, "random seed of the sampler", ge=0, le=2**31 - 1)
     metric: ChosenMetric = free("val_loss", f"what is minimised: {METRIC_HELP}")
 
 

@@ -1,8 +1,8 @@
-"""Every knob of the platform: what it means, its unit, its range, its default, and whether a run may change it.
+"""Every config key: its meaning, unit, range, default, and whether a run may change it.
 
-YAML and overrides become one of the frozen models of this room exactly once, at the door (`cli/entry.py`); everything
-after that is typed. Each knob is `fixed`, `guarded` or `free` (nanogpt/schema.py); what isn't free can change the
-result and belongs to the run's identity, its `signature`. Units: `steps` are optimizer steps, `tokens` are target
+`cli/entry.py` builds one of these frozen models from YAML files and overrides; everything after that is typed. Each key
+is `fixed`, `guarded` or `free` (nanogpt/schema.py). Keys that aren't free can change the result, so they belong to the
+run's identity, its `signature`. Units: `steps` are optimizer steps, `tokens` are target
 tokens over all micro-batches and ranks, losses are nats per token. Sizes keep the names of GPT-2 and nanoGPT.
 """
 

@@ -13,20 +13,26 @@ class CheckpointConfig(ConfigModel):
     """When the state is saved: at these steps, at each best evaluation, on a stop signal and at the end."""
 
     every: Count = free(1000, "steps between checkpoints")
-    keep: int = free(2, "newest checkpoints kept, besides the best one", ge=2, le=1000)
-    keep_every: Count | None = free(None, "checkpoints at multiples of this step are kept for good; null: none")
-    max_failed: int = free(3, "saves in a row that may fail, e.g. on a full disk, before the run ends", ge=1, le=1000)
+    keep: int = free(2, "number of newest checkpoints to keep, besides the best", ge=2, le=1000)
+    keep_every: Count | None = free(None, "also keep every checkpoint at a multiple of this step; null: none")
+    max_failed: int = free(3, "end the run after this many failed saves in a row, e.g. on a full disk", ge=1, le=1000)
     stop_timeout_s: float = free(
-        120.0, "seconds from a stop signal to the end of the process, whatever it does", ge=1, le=1e6, was="grace"
+        120.0,
+        "seconds after a stop signal at which the process ends, even if it is still saving",
+        ge=1,
+        le=1e6,
+        was="grace",
     )
 
 
 class ResumeConfig(ConfigModel):
     """Continue a run with another config than it was made with."""
 
-    run: str | None = free(None, "run directory to continue, whatever its config; null: the one of this config")
+    run: str | None = free(
+        None, "run directory to continue with this config; null: the run that this config identifies"
+    )
     fork: bool = free(
-        False, "continue a copy of resume.run's checkpoint as a run of its own, with any settings that fit its weights"
+        False, "start a new run from a copy of resume.run's checkpoint, with any settings that fit its weights"
     )
     step: int | None = fixed(
         None, "resume.fork: step of the checkpoint; null: the newest", ge=0, le=2**53, earlier=None

@@ -39,8 +39,8 @@ class TaskConfig(ConfigModel):
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = free(
         (), "texts that end the answer and are not shown"
     )
-    sentences: int | None = free(None, "the answer ends after so many sentences", ge=1, le=1000)
-    until_end: bool = free(True, "the end of a document ends the answer")
+    sentences: int | None = free(None, "end the answer after this many sentences; null: no limit", ge=1, le=1000)
+    until_end: bool = free(True, "end the answer at the model's end-of-document token")
 
     @model_validator(mode="after")
     def _template_has_a_place(self) -> Self:
@@ -56,25 +56,31 @@ class SampleConfig(TrainedConfig):
     prompt: str = free("", "text to continue, or FILE:path; empty: the start of a document", literal=True)
     prompts: str | None = free(None, 'file of many prompts: .jsonl with "prompt", else one a line')
     num_samples: int = free(1, "texts for each prompt", ge=1, le=100_000)
-    batch_size: int = free(1, "texts drawn at once; more than one are shown when they are whole", ge=1, le=4096)
+    batch_size: int = free(
+        1, "texts generated in parallel; with more than one, a text is printed when it is complete", ge=1, le=4096
+    )
     max_new_tokens: int = free(500, "tokens to generate per text at most", ge=0, le=10_000_000)
-    temperature: float = free(0.8, "divides the logits; 0 is greedy", ge=0, le=100, allow_inf_nan=False)
-    top_k: int | None = free(None, "keep the k likeliest tokens; null: all", ge=1, le=2**31)
-    top_p: float = free(1.0, "keep the likeliest tokens that together reach this probability", gt=0, le=1)
-    min_p: float = free(0.0, "keep tokens at least this share as probable as the likeliest", ge=0, le=1)
-    repetition_penalty: float = free(1.0, "above 1: less of the tokens that the text has already", gt=0, le=100)
+    temperature: float = free(0.8, "sampling temperature; 0: greedy decoding", ge=0, le=100, allow_inf_nan=False)
+    top_k: int | None = free(None, "sample from the k most likely tokens; null: all", ge=1, le=2**31)
+    top_p: float = free(
+        1.0, "nucleus sampling: sample from the most likely tokens whose probabilities reach this sum", gt=0, le=1
+    )
+    min_p: float = free(0.0, "drop tokens below this fraction of the highest probability", ge=0, le=1)
+    repetition_penalty: float = free(1.0, "values above 1 make tokens that already occurred less likely", gt=0, le=100)
     stop: str | None = free(None, "text that ends the answer; \\n is a newline", literal=True, min_length=1)
     special_tokens: bool = free(
         False, "special tokens such as <|endoftext|> in a prompt are their ids; else they are plain text"
     )
-    truncate: bool = free(False, "of a prompt longer than model.block_size take the end, instead of refusing it")
-    precision: Literal["fp32", "bf16"] = free("fp32", "of the weights; bf16 halves the memory that each token reads")
-    attention: Attention = free("auto", "kernel tried first; auto: on CUDA flash, then efficient")
-    seed: int = free(1337, "of the draws; text i uses (seed, i)", ge=0, lt=2**63)
-    stream: bool = free(True, "show every token as it is drawn")
+    truncate: bool = free(False, "keep the end of a prompt longer than model.block_size; false: an error")
+    precision: Literal["fp32", "bf16"] = free(
+        "fp32", "precision of the weights; bf16 halves the memory traffic per token"
+    )
+    attention: Attention = free("auto", "attention kernel to prefer; auto: flash, then efficient on CUDA")
+    seed: int = free(1337, "random seed; text i uses (seed, i)", ge=0, lt=2**63)
+    stream: bool = free(True, "print every token as it is generated")
     quiet: bool = free(False, "leave out the line on standard error that names the model and the settings")
-    interactive: bool = free(False, "ask for one prompt after the other")
-    out: str | None = free(None, "file to append a JSON line to for every text, instead of showing them")
+    interactive: bool = free(False, "read prompts from the terminal, one after the other")
+    out: str | None = free(None, "append one JSON line per text to this file instead of printing it; null: print")
 
 
 class EvaluateConfig(TrainedConfig):
@@ -83,13 +89,13 @@ class EvaluateConfig(TrainedConfig):
     data: DataConfig = free(DataConfig(), "eval=loss: the data set, data=NAME; null: the one the run was trained on")
     eval: EvaluationConfig = free(EvaluationConfig(), "tasks and their documents")
     devices: int | None = free(
-        None, "ranks on this machine, one device each, started by this command; null: one, or torchrun's", ge=1, le=64
+        None, "ranks, one device each, started by this command; null: one, or what torchrun started", ge=1, le=64
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = free(
-        "auto", "of matrix products; auto: on CUDA bf16, or fp16 where that is missing, else fp32, see tf32"
+        "auto", "precision of matrix products; auto: bf16 on CUDA (fp16 on GPUs without bf16), fp32 elsewhere"
     )
-    tf32: bool = free(True, "on CUDA, round the factors of products in fp32 to TF32; false: full fp32, slower")
-    attention: Attention = free("auto", "kernel tried first; auto: on CUDA flash, then efficient")
+    tf32: bool = free(True, "on CUDA, use TF32 in fp32 matrix products; false: full fp32, slower")
+    attention: Attention = free("auto", "attention kernel to prefer; auto: flash, then efficient on CUDA")
     batch_tokens: Count | None = free(None, "tokens per forward pass; null: 2,048 on the CPU, else 32,768")
     out: str | None = free(
         None, "JSON lines file the results are added to; null: the run directory's evaluations.jsonl, if there is a run"

@@ -12,26 +12,26 @@ from nanogpt.schema import ConfigModel, field_error, fixed, free
 class DataConfig(ConfigModel):
     """Where the text comes from and how it becomes tokens."""
 
-    name: Name = free("custom", "label, also the first part of the prepared folder's name")
+    name: Name = free("custom", "label, and first part of the prepared folder's name")
     corpus: Literal["pystdlib", "shakespeare", "hub", "text"] = fixed(
         "pystdlib", "kind of source, see nanogpt/data/corpora.py"
     )
     source: str | None = fixed(
-        None, "local files to read instead of downloading: a file, a folder, a glob, or a folder of .bin token files"
+        None, "local file, folder, glob or folder of .bin token files; null: download data.corpus"
     )
     source_sha256: str | None = fixed(
         None,
-        "digest of what data.source holds; null: filled in at the start; given: a source with other content is refused",
+        "SHA-256 that the content of data.source must have; null: computed at the start",
         pattern=r"^[0-9a-f]{64}$",
         earlier=None,
     )
     hub: str | None = fixed(None, "corpus=hub: data set id on the Hugging Face hub")
-    hub_config: str | None = fixed(None, "corpus=hub: configuration of that data set")
+    hub_config: str | None = fixed(None, "corpus=hub: configuration of the data set; null: its default")
     text_column: str = fixed(
         "text", "corpus=hub and files with rows (jsonl, csv, parquet …): the column that holds the text", min_length=1
     )
     on_bad_row: Literal["stop", "skip"] = fixed(
-        "stop", "what a row without a text does: end the preparation, or be left out and counted", earlier="stop"
+        "stop", "when a row has no text: end the preparation, or skip and count the row", earlier="stop"
     )
     separator: str | None = fixed(
         None,
@@ -42,18 +42,18 @@ class DataConfig(ConfigModel):
     tokenizer: Literal["char", "byte", "bpe", "gpt2"] = fixed("char", "bpe is trained on the corpus, gpt2 is OpenAI's")
     vocab_size: int | None = fixed(None, "tokenizer=bpe: size of the trained vocabulary", ge=257, le=1_000_000)
     val_fraction: float = fixed(
-        0.05, "share of the text held out for validation, where no file is named for it", gt=0, lt=1
+        0.05, "fraction of the text held out for validation, if the source has no validation file", gt=0, lt=1
     )
     split: Literal["auto", "val_fraction"] = fixed(
-        "auto", "auto: files named train, val or test are used so; val_fraction divides all of them", earlier="auto"
+        "auto", "auto: use files named train, val or test as such; val_fraction: always split all files", earlier="auto"
     )
     order: Literal["permutation", "random"] = fixed(
-        "permutation", "epochs without replacement, or random crops with replacement as nanoGPT"
+        "permutation", "permutation: epochs without replacement; random: random crops with replacement, as in nanoGPT"
     )
-    dir: str = free("data", "folder that prepared data sets live in", min_length=1)
-    workers: int | None = free(None, "processes that tokenise; null: one per core", ge=1, le=1024)
+    dir: str = free("data", "folder for prepared data sets", min_length=1)
+    workers: int | None = free(None, "tokenizer processes; null: one per core", ge=1, le=1024)
     verify: Literal["auto", "full", "size"] = free(
-        "auto", "how shards are checked before training; auto hashes them up to 2 GB"
+        "auto", "how to check shards before training: by hash (full) or size; auto: by hash up to 2 GB"
     )
 
     def keys_without_effect(self) -> set[str]:

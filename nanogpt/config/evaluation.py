@@ -27,11 +27,13 @@ class EvalConfig(BenchmarkFiles):
 
     every: Count = guarded(1000, "steps between evaluations; the last step is always evaluated")
     tokens: Count | None = guarded(
-        None, "tokens of each split, in windows spread over it; null: the whole validation split"
+        None, "tokens per evaluation of each split, in windows spread over it; null: the whole validation split"
     )
-    train: bool = guarded(True, "evaluate as many tokens of the training split too")
+    train: bool = guarded(True, "also evaluate as many tokens of the training split")
     fit: bool = free(
-        False, "evaluate a run shorter than eval.every four times; true unless eval.every is typed", earlier=False
+        False,
+        "evaluate a run shorter than eval.every four times; true unless the command line sets eval.every",
+        earlier=False,
     )
 
     def interval(self, steps: int) -> int:
@@ -47,6 +49,6 @@ class EvaluationConfig(BenchmarkFiles):
     """What evaluate.py finds out about a model."""
 
     tasks: Annotated[tuple[Literal["loss", BenchmarkName], ...], Field(strict=False, min_length=1)] = free(
-        ("loss",), "what is evaluated, in this order"
+        ("loss",), "tasks, in this order"
     )
-    limit: Count | None = free(None, "only the first documents of each task, of loss so many windows; null: all")
+    limit: Count | None = free(None, "number of documents of each task, or windows for loss, from the first; null: all")

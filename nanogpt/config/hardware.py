@@ -50,62 +50,65 @@ class HardwareConfig(ConfigModel):
     )
     gpu: Gpu | None = free(
         None,
-        "kind of GPU that device=cuda stands for; dry_run=true counts with it where there is none; null: not known",
+        "GPU model that dry_run=true assumes for device=cuda on a machine without one; null: unknown",
     )
     devices: int | None = free(
-        None, "ranks on this machine, one device each, started by this command; null: one, or torchrun's", ge=1, le=64
+        None,
+        "ranks per node, one device each, started by this command; null: one, or what torchrun started",
+        ge=1,
+        le=64,
     )
     nodes: int | None = free(
-        None, "machines, each with as many ranks, started by Slurm or torchrun; null: those that were", ge=1, le=10_000
+        None, "nodes; must match what Slurm or torchrun started; null: whatever was started", ge=1, le=10_000
     )
     strategy: Strategy = free(
-        "ddp", "what each rank keeps of weights, gradients and moments; ddp: all, fsdp: its part, for what doesn't fit"
+        "ddp", "ddp: every rank holds all weights, gradients and moments; fsdp: they are sharded over the ranks"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = guarded(
         "auto",
-        "of matrix products; auto: on CUDA bf16, or fp16 where that is missing, else fp32, see tf32",
+        "precision of matrix products; auto: bf16 on CUDA (fp16 on GPUs without bf16), fp32 elsewhere",
         earlier="auto",
     )
     tf32: bool = guarded(
         True,
-        "on CUDA, round the factors of products in fp32 to TF32, which has fp16's mantissa; false: slower",
+        "on CUDA, use TF32 in fp32 matrix products; false: full fp32, slower",
         earlier=True,
     )
     fp8: bool = guarded(
         False,
-        "8-bit floats for the blocks' matrix products in training, by torchao; needs compile, bf16, a recent GPU",
+        "train the blocks' linear layers in float8 (torchao); needs compile, bf16 and a recent GPU",
         earlier=False,
     )
     micro_batch_size: Count | Literal["auto"] | None = free(
         None,
-        "sequences per forward pass; null: of up to 16,384 tokens; auto: on GPUs the most that fit, of up to 65,536",
+        "sequences per forward pass; null: up to 16,384 tokens; auto: on a GPU, as many as fit, up to 65,536 tokens",
     )
     compile: bool | Literal["auto"] = free(
-        "auto", "torch.compile the model; auto: on CUDA where that can work, and where fp8 or compile_mode needs it"
+        "auto", "torch.compile the model; auto: on CUDA if it is supported, or if fp8 or compile_mode needs it"
     )
     compile_mode: CompileMode = free(
         "default",
-        "how to compile; reduce-overhead: CUDA graphs; max-autotune: try kernels and take the fastest",
+        "mode of torch.compile; reduce-overhead: CUDA graphs; max-autotune: benchmark kernels, use the fastest",
     )
     attention: Attention = free(
         "auto",
-        "kernel tried first; auto: torch's choice, on Hopper and Blackwell cudnn; what it can't do goes to others",
+        "attention kernel to prefer, with fallback to others; auto: cudnn on Hopper and Blackwell, else torch's choice",
     )
     activation_checkpointing: bool = free(
         False,
-        "keep only each block's input and compute the rest again in the backward pass: less memory, slower",
+        "store only each block's input and recompute the rest in the backward pass: less memory, slower",
         was="recompute",
     )
     threads: int | None = free(
         None,
-        "CPU threads of a rank; null: OMP_NUM_THREADS, else its share of the physical cores allowed to it",
+        "CPU threads per rank; null: OMP_NUM_THREADS, else an equal share of the available physical cores",
         ge=1,
         le=1024,
     )
-    deterministic: bool = free(False, "kernels that give the same bits every time; on GPUs slower, CPUs are so anyway")
+    deterministic: bool = free(False, "use deterministic kernels; slower on GPUs, no difference on CPUs")
     timeout: float = free(
         120.0,
-        "seconds without progress, or compiling, after which a rank gives up on the others; at first five times that",
+        "seconds without progress or compilation after which a rank stops waiting for others; five times that at start-up",
         ge=1,
         le=1e6,
     )

@@ -15,47 +15,51 @@ ConvPlace = Literal["attention", "qkv", "mlp"]
 class ModelConfig(ConfigModel):
     """The network. The defaults are GPT-2 small."""
 
-    name: Name = free("custom", "label, the first half of a run's default name")
+    name: Name = free("custom", "label, used in the default run name")
     n_layer: int = fixed(12, "transformer blocks", ge=1, le=1000)
     n_head: int = fixed(12, "attention heads, a divisor of n_embd", ge=1, le=1024)
     n_embd: int = fixed(768, "width of the residual stream, channels", ge=1, le=65_536)
     block_size: int = fixed(1024, "context length, tokens", ge=1, le=1_048_576)
-    vocab_size: int | None = fixed(None, "token ids; null takes the tokenizer's", ge=2, le=2**31)
+    vocab_size: int | None = fixed(None, "number of token ids; null: the tokenizer's", ge=2, le=2**31)
     vocab_multiple: int = fixed(
-        1, "pads the embedding rows to a multiple of this; no padded id is ever predicted", ge=1, le=65_536
+        1, "pad the embedding's rows to a multiple of this; padded ids are never predicted", ge=1, le=65_536
     )
     dropout: Share = fixed(0.0, "probability of zeroing an activation in training")
     bias: bool = fixed(True, "biases in linear layers and layer norms")
     activation: Activation = fixed(
-        "gelu_tanh", "of the MLP: exact erf form, the tanh form of OpenAI's GPT-2, squared ReLU, or gated SiLU"
+        "gelu_tanh", "MLP activation: GELU, GELU with tanh as in OpenAI's GPT-2, squared ReLU, or SwiGLU"
     )
-    norm: Literal["layernorm", "rmsnorm"] = fixed("layernorm", "normalisation before each part of a block")
-    norm_affine: bool = fixed(
-        True, "learned gains, and with bias shifts, in norms; without they only normalise", was="norm_weight"
-    )
+    norm: Literal["layernorm", "rmsnorm"] = fixed("layernorm", "kind of the normalization layers")
+    norm_affine: bool = fixed(True, "norms have learned gains, and with model.bias=true shifts", was="norm_weight")
     position: Literal["learned", "rotary"] = fixed(
-        "learned", "an embedding of each position, or rotated queries and keys"
+        "learned", "learned position embeddings, or rotary embeddings of queries and keys"
     )
-    rope_base: float = fixed(10_000.0, "position=rotary: base of the wavelengths", gt=1, le=1e9, allow_inf_nan=False)
-    qk_norm: bool = fixed(False, "RMS norm of each query and key head")
-    n_kv_head: int | None = fixed(None, "heads of keys and values, a divisor of n_head; null: n_head", ge=1, le=1024)
-    tie_weights: bool = fixed(True, "the output layer's matrix is the token embedding", was="tied_head")
+    rope_base: float = fixed(
+        10_000.0, "position=rotary: base of the rotation frequencies", gt=1, le=1e9, allow_inf_nan=False
+    )
+    qk_norm: bool = fixed(False, "apply RMS norm to each head's queries and keys")
+    n_kv_head: int | None = fixed(
+        None, "key/value heads (grouped-query attention), a divisor of n_head; null: n_head", ge=1, le=1024
+    )
+    tie_weights: bool = fixed(True, "share the token embedding's matrix with the output layer", was="tied_head")
     logit_softcap: float | None = fixed(
         None,
-        "logits become s tanh(logits / s), s being this; null: they stay",
+        "cap s of the logits: s * tanh(logits / s); null: no cap",
         gt=0,
         le=1e6,
         allow_inf_nan=False,
         was="softcap",
     )
     conv: Annotated[tuple[ConvPlace, ...], Field(strict=False)] = fixed(
-        (), "short causal convolutions of the normed input of attention, of mlp, of queries, keys and values (qkv)"
+        (), "add short causal convolutions to the input of attention or mlp, or to queries, keys and values (qkv)"
     )
-    conv_history: int = fixed(3, "positions before its own that each convolution sees", ge=1, le=64, was="conv_taps")
+    conv_history: int = fixed(3, "earlier positions that each short convolution covers", ge=1, le=64, was="conv_taps")
     init: Literal["gpt2", "fan_in"] = fixed(
-        "gpt2", "normal(0, 0.02); or embeddings normal(0, 1) and matrices uniform of deviation 0.5 / sqrt(inputs)"
+        "gpt2", "gpt2: normal(0, 0.02); fan_in: embeddings normal(0, 1), matrices uniform with std 0.5 / sqrt(inputs)"
     )
-    zero_init: bool = fixed(False, "an untied head, and what writes to the residual stream, begin at zero")
+    zero_init: bool = fixed(
+        False, "zero-initialize the output projections of attention and MLP, and the head if untied"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

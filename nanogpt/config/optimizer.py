@@ -22,27 +22,33 @@ Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 class OptimizerConfig(ConfigModel):
     """AdamW (Loshchilov & Hutter 2019); for hidden matrices also Muon (Jordan 2024) and NorMuon (Li et al. 2025)."""
 
-    name: Rule = fixed("adamw", "update rule; muon and normuon are for hidden matrices, all else is then adamw's")
-    lr: Rate = guarded(6e-4, "peak learning rate; muon: of hidden matrices")
-    embedding_lr: Rate | None = guarded(None, "peak for token and position embeddings; null: lr")
-    head_lr: Rate | None = guarded(None, "peak for a head that is not tied to the embedding; null: lr")
-    vector_lr: Rate | None = guarded(None, "peak for gains, biases and short convolutions; null: lr")
-    betas: Annotated[tuple[Share, Share], Field(strict=False)] = guarded((0.9, 0.95), "adamw: decay of the two moments")
-    eps: float = guarded(1e-8, "added to the root of the second moment", gt=0, le=1, allow_inf_nan=False)
+    name: Rule = fixed(
+        "adamw", "update rule; muon and normuon update hidden matrices and use adamw for all other parameters"
+    )
+    lr: Rate = guarded(6e-4, "peak learning rate; with muon, of the hidden matrices")
+    embedding_lr: Rate | None = guarded(None, "peak learning rate of token and position embeddings; null: lr")
+    head_lr: Rate | None = guarded(None, "peak learning rate of an untied head; null: lr")
+    vector_lr: Rate | None = guarded(None, "peak learning rate of gains, biases and short convolutions; null: lr")
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = guarded(
+        (0.9, 0.95), "adamw: decay rates of the two moments"
+    )
+    eps: float = guarded(1e-8, "adamw: added to the denominator", gt=0, le=1, allow_inf_nan=False)
     weight_decay: float = guarded(
         0.1,
-        "decoupled, per unit of learning rate; never of vectors, muon: of hidden matrices alone",
+        "decoupled weight decay, times the LR; vectors have none; with muon, only hidden matrices have it",
         ge=0,
         le=10,
         allow_inf_nan=False,
     )
-    grad_clip: float = guarded(1.0, "largest global gradient norm; 0 turns clipping off", ge=0, allow_inf_nan=False)
-    momentum: Share = guarded(0.95, "muon: decay of the gradient's running mean")
-    momentum_start: Share = guarded(0.85, "muon: momentum of the first step, if it is warmed up")
+    grad_clip: float = guarded(
+        1.0, "clip the global gradient norm at this value; 0: no clipping", ge=0, allow_inf_nan=False
+    )
+    momentum: Share = guarded(0.95, "muon: momentum (decay of the gradient's running mean)")
+    momentum_start: Share = guarded(0.85, "muon: momentum at the first step, if momentum_warmup_steps > 0")
     momentum_warmup_steps: int = guarded(0, "muon: steps from momentum_start to momentum", ge=0, le=2**53)
-    ns_steps: int = guarded(5, "muon: iterations that make an update orthogonal", ge=1, le=10, was="orthogonal_steps")
-    cautious_decay: bool = guarded(False, "muon: decay only weights that the update makes smaller too")
-    row_beta: Share = guarded(0.95, "normuon: decay of the mean square of each row's updates")
+    ns_steps: int = guarded(5, "muon: Newton-Schulz iterations per update", ge=1, le=10, was="orthogonal_steps")
+    cautious_decay: bool = guarded(False, "muon: decay only weights that the update also shrinks")
+    row_beta: Share = guarded(0.95, "normuon: decay rate of each row's mean squared update")
 
     @model_validator(mode="after")
     def _keys_are_this_rules(self) -> Self:
@@ -60,9 +66,9 @@ class ParametrizationConfig(ConfigModel):
     """How initialisation and learning rates depend on the model's width (Yang et al. 2022, Tensor Programs V)."""
 
     name: Literal["standard", "mup"] = fixed(
-        "standard", "as given whatever the width; or as given at base_width, so that the best ones stay the best"
+        "standard", "standard: values as given at any width; mup: as given at base_width, rescaled for other widths"
     )
-    base_width: int = fixed(128, "mup: the model.n_embd that optimizer's rates are for", ge=1, le=65_536)
+    base_width: int = fixed(128, "mup: the model.n_embd for which the learning rates were tuned", ge=1, le=65_536)
 
     def width_multiplier(self, n_embd: int) -> float:
         """How many times wider a model is than the one its recipe is for."""

@@ -18,24 +18,29 @@ class TrackingConfig(ConfigModel):
 
     name: Literal["local", TrackerName] = free("local", "label; local: the run directory has everything")
     log_every: Count = free(10, "steps between metrics rows")
-    sample_tokens: int = free(200, "length of the sample written at each evaluation; 0: none", ge=0, le=100_000)
-    trackers: TrackerNames = free(
-        (), "trackers that are shown metrics.jsonl too; several at once: [wandb,tensorboard]", was="mirrors"
+    sample_tokens: int = free(
+        200, "tokens of the text sample generated at each evaluation; 0: no sample", ge=0, le=100_000
     )
+    trackers: TrackerNames = free((), "trackers that also receive the metrics, e.g. [wandb,tensorboard]", was="mirrors")
     mode: Literal["online", "offline", "disabled"] | None = free(
-        None, "wandb: sent at once, kept in the run directory, or neither; null: WANDB_MODE, else online"
+        None, "wandb: upload now, keep in the run directory, or neither; null: WANDB_MODE, else online"
     )
-    project: Name | None = free(None, "wandb, trackio: null: WANDB_PROJECT, else nanogpt-lab")
-    entity: Name | None = free(None, "wandb: user or team; null: WANDB_ENTITY, else yours")
+    project: Name | None = free(None, "wandb, trackio: project; null: WANDB_PROJECT, else nanogpt-lab")
+    entity: Name | None = free(None, "wandb: user or team; null: WANDB_ENTITY, else your default")
     group: str | None = free(
-        None, "wandb, trackio: null: the folder of the run directory, if not runs", min_length=1, max_length=128
+        None,
+        "wandb, trackio: group of runs; null: the run directory's parent folder, unless it is runs",
+        min_length=1,
+        max_length=128,
     )
     job_type: str = free("train", "wandb: kind of work", min_length=1, max_length=64)
     tags: Annotated[tuple[Tag, ...], Field(strict=False)] = free((), "wandb: labels, e.g. [a,b]")
-    timeout: float = free(20.0, "seconds that a tracker may take to start, and to finish", ge=1, le=86_400)
-    required: bool = free(False, "a tracker that can't start ends the run with code 5; otherwise it costs a warning")
-    system_stats: bool = free(True, "wandb: load of GPUs, CPUs and memory too")
-    upload_checkpoint: bool = free(False, "wandb: the final weights as an artifact; allow a longer tracking.timeout")
+    timeout: float = free(20.0, "seconds to wait for a tracker to start, and to finish", ge=1, le=86_400)
+    required: bool = free(False, "if a tracker can't start, end the run with exit code 5; false: print a warning")
+    system_stats: bool = free(True, "wandb: also record GPU, CPU and memory usage")
+    upload_checkpoint: bool = free(
+        False, "wandb: upload the final weights as an artifact; raise tracking.timeout for large models"
+    )
 
     @model_validator(mode="after")
     def _mode_of_wandb(self) -> Self:

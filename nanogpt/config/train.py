@@ -25,21 +25,23 @@ AUTO_TOKENS = 65_536  # the same for `auto`: every kernel of a GPU is busy long 
 class TrainConfig(ConfigModel):
     """One training run."""
 
-    name: Name | None = free(None, "of the run directory; null: <model>-<data>")
+    name: Name | None = free(None, "first part of the run directory's name; null: <model>-<data>")
     runs_dir: str = free("runs", "folder of all run directories", min_length=1)
-    new_attempt: bool = free(False, "start another attempt beside the run that is already there", was="fresh")
-    attempt: Count | None = free(None, "number of the attempt, one that is there or the next; null: the latest")
+    new_attempt: bool = free(False, "start a new attempt of the run, although one exists already", was="fresh")
+    attempt: Count | None = free(None, "number of the attempt: an existing one or the next; null: the latest")
     dry_run: bool = free(
-        False, "only say what the training would take: steps, FLOPs, memory, time; nothing is written", was="plan"
+        False, "print the steps, FLOPs, memory and time that training would take; write nothing", was="plan"
     )
     stop_at_fraction: float | None = free(
         None,
-        "share of the steps after which it stops, evaluated and saved; its schedule stays that of all",
+        "evaluate, save and stop at this fraction of the steps; the LR schedule still covers all; null: run to the end",
         gt=0,
         le=1,
         was="pause_at",
     )
-    replay: str | None = free(None, "incident directory: run its step again, alone, and say what is not finite")
+    replay: str | None = free(
+        None, "incident directory: repeat only its step and report which values are not finite; null: train"
+    )
     init_from: str = fixed(
         "scratch",
         "weights to start from: gpt2, gpt2_medium, …, a Hugging Face folder, nanoGPT's ckpt.pt, a run directory",
@@ -47,21 +49,23 @@ class TrainConfig(ConfigModel):
     )
     init_from_sha256: str | None = fixed(
         None,
-        "digest of the weights that init_from's path holds; null: filled in at the start",
+        "SHA-256 of the files at init_from's path; null: computed at the start",
         pattern=r"^[0-9a-f]{64}$",
         earlier=None,
     )
     model: ModelConfig = fixed(ModelConfig(), "the network")
-    data: DataConfig = fixed(DataConfig(), "text and tokens")
+    data: DataConfig = fixed(DataConfig(), "source text and its tokens")
     optimizer: OptimizerConfig = fixed(OptimizerConfig(), "update rule")
-    schedule: ScheduleConfig = fixed(ScheduleConfig(), "learning rate over steps")
-    parametrization: ParametrizationConfig = fixed(ParametrizationConfig(), "what the width changes")
-    training: TrainingConfig = fixed(..., "batch and horizon")
+    schedule: ScheduleConfig = fixed(ScheduleConfig(), "learning-rate schedule")
+    parametrization: ParametrizationConfig = fixed(
+        ParametrizationConfig(), "how initialization and learning rates scale with width"
+    )
+    training: TrainingConfig = fixed(..., "batch size, length and seed")
     eval: EvalConfig = fixed(EvalConfig(), "validation")
-    hardware: HardwareConfig = free(HardwareConfig(), "machine")
-    tracking: TrackingConfig = free(TrackingConfig(), "records")
-    checkpoint: CheckpointConfig = free(CheckpointConfig(), "saving")
-    resume: ResumeConfig = free(ResumeConfig(), "continuing with another config")
+    hardware: HardwareConfig = free(HardwareConfig(), "device, ranks, precision")
+    tracking: TrackingConfig = free(TrackingConfig(), "metrics and trackers")
+    checkpoint: CheckpointConfig = free(CheckpointConfig(), "when to save checkpoints")
+    resume: ResumeConfig = free(ResumeConfig(), "continue or fork another run")
 
     def keys_without_effect(self) -> set[str]:
         """Weights are identified by their content where that is known, and by name or path elsewhere."""

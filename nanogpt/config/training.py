@@ -16,19 +16,30 @@ class TrainingConfig(ConfigModel):
     batch_tokens: int = guarded(
         491_520, "tokens per optimizer step over all ranks, a multiple of model.block_size", ge=1, le=2**40
     )
-    steps: int | None = guarded(None, "horizon in optimizer steps", ge=0, le=2**53)
-    tokens: Count | None = guarded(None, "horizon in tokens, rounded up to whole steps")
-    tokens_per_param: float | None = guarded(None, "horizon in tokens per parameter; 20 is Chinchilla's", gt=0, le=1e6)
+    steps: int | None = guarded(
+        None, "length of the run in optimizer steps; null: set by tokens, tokens_per_param or flops", ge=0, le=2**53
+    )
+    tokens: Count | None = guarded(None, "length of the run in tokens, rounded up to whole steps; null: not used")
+    tokens_per_param: float | None = guarded(
+        None, "length of the run in tokens per parameter (Chinchilla: 20); null: not used", gt=0, le=1e6
+    )
     flops: float | None = guarded(
-        None, "horizon in floating-point operations, rounded up to whole steps; 6 N + 12 L C T a token", gt=0, le=1e30
+        None,
+        "length of the run in FLOPs (6 N + 12 L C T per token), rounded up to whole steps; null: not used",
+        gt=0,
+        le=1e30,
     )
-    seed: int = fixed(1337, "of initialisation, data order and dropout", ge=0, lt=2**63)
+    seed: int = fixed(1337, "random seed of initialization, data order and dropout", ge=0, lt=2**63)
     eval_tasks: Annotated[tuple[BenchmarkName, ...], Field(strict=False)] = guarded(
-        (), "benchmarks at each evaluation, e.g. [hellaswag]; their files: eval.hellaswag and so on"
+        (), "benchmarks to run at each evaluation, e.g. [hellaswag]; local files: eval.hellaswag and so on"
     )
-    eval_limit: Count | None = guarded(None, "only the first documents of each of eval_tasks; null: all")
-    on_nonfinite: Literal["halt", "skip"] = free("halt", "what a loss or gradient that isn't finite does to the run")
-    max_skips: int = free(10, "on_nonfinite=skip: steps skipped in any 1000 before the run ends", ge=1, le=1000)
+    eval_limit: Count | None = guarded(None, "number of documents of each of eval_tasks, from the first; null: all")
+    on_nonfinite: Literal["halt", "skip"] = free(
+        "halt", "when a loss or gradient is not finite: end the run, or skip the update"
+    )
+    max_skips: int = free(
+        10, "on_nonfinite=skip: end the run after this many skipped steps within 1000 steps", ge=1, le=1000
+    )
 
     @model_validator(mode="after")
     def _one_horizon(self) -> Self:

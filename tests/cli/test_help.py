@@ -40,7 +40,7 @@ def test_each_line_of_a_table_has_its_columns() -> None:
 def test_what_a_key_takes_and_whether_it_may_change() -> None:
     for line in (
         "| `optimizer.lr` | number in (0, 10] | `0.0006` | `0.005` | guarded "
-        "| peak learning rate; muon: of hidden matrices |",
+        "| peak learning rate; with muon, of the hidden matrices |",
         "| `checkpoint.every` | integer of 1 or more | `1000` |  | free | steps between checkpoints |",
         "| `model=gpt2` | GPT-2 small, 124 M parameters, and the batch, horizon and learning rate that suit it "
         "(GPT-3 paper, table 2.1). |",
