@@ -108,7 +108,7 @@ class HardwareConfig(ConfigModel):
     deterministic: bool = free(False, "use deterministic kernels; slower on GPUs, no difference on CPUs")
     timeout: float = free(
         120.0,
-        "seconds without progress or compilation after which a rank stops waiting for others; five times that at start-up",
+        "seconds without progress or compilation after which a rank stops waiting for others; 5 times that at first",
         ge=1,
         le=1e6,
     )
