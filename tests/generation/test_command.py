@@ -24,15 +24,17 @@ from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.tokenizer import BPETokenizer, ByteTokenizer
 from nanogpt.training.run import train
 from tests.conftest import ROOT, Run
+from tests.tiny_config import tiny_config, write_corpus
 
 Build = Callable[..., TrainConfig]
 
 
-@pytest.fixture
-def trained(config: Build, capsys: pytest.CaptureFixture[str]) -> TrainConfig:
-    built = config(**{"training.steps": 5})
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run that tests only read."""
+    folder = tmp_path_factory.mktemp("trained")
+    built = tiny_config(folder, write_corpus(folder / "corpus.txt"), **{"training.steps": 5})
     train(built)
-    capsys.readouterr()
     return built
 
 
@@ -56,7 +58,9 @@ def test_unknown_characters_and_runs(trained: TrainConfig) -> None:
         sample(SampleConfig(runs_dir=trained.runs_dir, run="nowhere"))
 
 
-def test_a_corrupt_or_foreign_checkpoint_is_named(trained: TrainConfig, config: Build) -> None:
+def test_a_corrupt_or_foreign_checkpoint_is_named(config: Build) -> None:
+    trained = config(**{"training.steps": 5})
+    train(trained)
     folder = locate(trained) / "checkpoints/step-00000005"
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "extra": torch.zeros(1)}, folder / "model.safetensors")
@@ -182,7 +186,7 @@ def test_a_conversation(run: Run, trained: TrainConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", choices("task"))
-def test_tasks_put_the_prompt_and_end_the_answer(task: str, trained: TrainConfig, run: Run) -> None:
+def test_tasks_put_the_prompt_and_end_the_answer(task: str) -> None:
     """Each composes, and its own words reach the model: here a byte model, which knows every character."""
     config = read_configs("sample", SampleConfig, [f"task={task}"])[0]
     assert config.task.name == task and config.task.template.count("{prompt}") == 1
