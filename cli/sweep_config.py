@@ -65,7 +65,7 @@ class SweepConfig(ConfigModel):
     )
     retry: Literal["failed"] | None = free(None, "failed: train failed and diverged points again; null: only list them")
     gpu: Gpu | None = free(
-        None, "GPU model for the estimate of time and memory before the sweep starts; null: the one of this machine"
+        None, "GPU model assumed when time and memory are estimated before the sweep starts; null: none is assumed"
     )
 
 
