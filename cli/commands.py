@@ -68,7 +68,7 @@ COMMANDS = {
     "prepare": Command(MODEL, "tokenize data", PrepareConfig, "nanogpt.data.command:prepare_data", script="prepare.py"),
     "sample": Command(MODEL, "generate text", SampleConfig, "nanogpt.generation.command:sample", script="sample.py"),
     "evaluate": Command(MODEL, "loss and benchmarks", EvaluateConfig, "cli.actions:evaluate", script="evaluate.py"),
-    "export": Command(MODEL, "write weights for transformers", ExportConfig, "nanogpt.interop.export:export"),
+    "export": Command(MODEL, "write weights for transformers", ExportConfig, "nanogpt.interop.export:export_model"),
     "bench": Command(MODEL, "measure speed, memory", BenchConfig, "nanogpt.benchmark.report:bench", script="bench.py"),
     "doctor": Command(MODEL, "check this machine and the code on it", DoctorConfig, "cli.actions:run_doctor"),
     "list": runs_command("all runs: state, progress, loss", ListConfig, "experiments.list_runs:list_runs"),

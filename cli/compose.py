@@ -38,7 +38,7 @@ from cli.resolution import constant_values, first_error_line, is_constant, resol
 from cli.sweep_config import SWEEPERS, AllPoints, SweepConfig, Sweeper, sweepers_with_key
 from nanogpt import schema
 from nanogpt.errors import BadInput, hint, one_line
-from nanogpt.interop.sources import adopted
+from nanogpt.interop.sources import fill_from_weights
 from nanogpt.schema import ConfigModel, iter_fields
 
 Config = TypeVar("Config", bound=ConfigModel)
@@ -288,7 +288,7 @@ def adopt_architecture(plain: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(model, dict) or not isinstance(init_from, str):
         return plain
     if init_from not in ("scratch", ""):
-        return plain | {"model": adopted(init_from, model)}
+        return plain | {"model": fill_from_weights(init_from, model)}
     if model.get("n_layer") is None and model.get("name") == "pretrained":
         raise BadInput("model=pretrained: takes its shape from weights; say which, e.g. init_from=gpt2")
     return plain

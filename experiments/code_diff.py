@@ -12,7 +12,7 @@ from experiments.results import Result, Start
 from launch.study import RECORDS
 from nanogpt.errors import one_line
 from nanogpt.files import list_entries, read_text
-from nanogpt.provenance import digest_of, git
+from nanogpt.provenance import compute_code_digest, run_git
 
 LONGEST = 60_000  # characters of a difference that are shown
 PARTS = ("nanogpt", "cli", "conf")  # what a training is made of
@@ -91,7 +91,7 @@ def at_hand(result: Result) -> Path | None:
     frozen = [path for folder in folders for path in list_entries(folder)]
     for path in (*frozen, Path(__file__).parents[1]):
         with suppress(OSError):
-            if digest_of(path.resolve() / "nanogpt") == result.starts[-1].get("code"):
+            if compute_code_digest(path.resolve() / "nanogpt") == result.starts[-1].get("code"):
                 return path
     return None
 
@@ -130,10 +130,10 @@ def committed(before: str, after: str) -> Iterator[Block]:
     """What git says between two commits, where this checkout has both."""
     folder = Path(__file__).parent
     words = ("diff", "--no-color", "--no-ext-diff")
-    stat = git(folder, *words, "--stat", before, after, "--", ":/*.py", ":/*.yaml")
+    stat = run_git(folder, *words, "--stat", before, after, "--", ":/*.py", ":/*.yaml")
     if stat is None:
         yield Note("This checkout doesn't have both commits, so git can't tell the difference between them.")
         return
     yield Code(stat.rstrip() or "no Python or YAML file differs")
-    if text := git(folder, *words, before, after, "--", ":/*.py", ":/*.yaml"):
+    if text := run_git(folder, *words, before, after, "--", ":/*.py", ":/*.yaml"):
         yield Code(text[:LONGEST], f"difference from {before[:12]} to {after[:12]}")

@@ -29,7 +29,7 @@ from experiments.tables import (
 )
 from nanogpt.comparability import IN_BITS, Comparability, agree_in_bits, compare_measurements, partition
 from nanogpt.config import Against, CompareConfig, Metric
-from nanogpt.console import amount, escape_control_chars, say
+from nanogpt.console import escape_control_chars, format_count, say
 from nanogpt.errors import BadInput, one_line
 from nanogpt.output_paths import check_output_folder
 
@@ -131,7 +131,7 @@ def numbers(sides: Sequence[Side], metric: Metric | None) -> Table:
             Cell(name),
             seeds_cell(side),
             *(loss_cell(side, column) for column in SHOWN_METRICS),
-            mean_cell((r.tokens for r in side.counted), amount),
+            mean_cell((r.tokens for r in side.counted), format_count),
             mean_cell((flops(r) for r in side.counted), lambda value: f"{value:.3g}"),
             mean_cell((r.seconds for r in side.counted), duration),
             total_cell(r.device_seconds for r in side.results if r.step),
@@ -212,7 +212,7 @@ def loss_at(curves: Sequence[tuple[list[float], list[float]]], at: float) -> Est
 
 
 def written(x: Against, at: float) -> str:
-    return duration(at) if x == "time" else f"{at:.3g}" if x == "flops" else amount(at)
+    return duration(at) if x == "time" else f"{at:.3g}" if x == "flops" else format_count(at)
 
 
 def code(sides: Sequence[Side]) -> Iterator[Block]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from experiments.plots.coordinates import draw
 from nanogpt.config import CoordinatesConfig, ModelConfig, ScheduleConfig
-from nanogpt.console import say, table
-from nanogpt.data.batches import Batch, shifted
+from nanogpt.console import format_table, say
+from nanogpt.data.batches import Batch, to_inputs_and_targets
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.device import Compute, set_up
 from nanogpt.model.gpt import GPT
@@ -39,7 +39,7 @@ def check(config: CoordinatesConfig) -> int:
         for part in found["mup"][0]
     ]
     steps = config.coordinates.steps
-    say(table(f"exponent of the width in what {steps} steps moved; 0 is right", ("part", *NAMES), rows))
+    say(format_table(f"exponent of the width in what {steps} steps moved; 0 is right", ("part", *NAMES), rows))
     Path(config.coordinates.out).parent.mkdir(parents=True, exist_ok=True)
     draw(found, widths, Path(config.coordinates.out))
     say(f"picture  {config.coordinates.out}")
@@ -68,7 +68,7 @@ def moved(config: CoordinatesConfig, vocab_size: int, compute: Compute) -> Moves
     generator = torch.Generator().manual_seed(config.training.seed)
     shape = (config.coordinates.sequences, config.model.block_size + 1)
     tokens = torch.randint(vocab_size, shape, generator=generator)
-    batch = Batch(*shifted(tokens, compute.device), None)
+    batch = Batch(*to_inputs_and_targets(tokens, compute.device), None)
     first, moves = activations(state.model, batch.ids, compute), dict[str, list[float]]()
     for _ in range(config.coordinates.steps):
         train_step(state, [batch], config)

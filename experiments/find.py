@@ -9,7 +9,7 @@ from pathlib import Path
 from launch.study import RECORDS
 from nanogpt.config import TargetsConfig
 from nanogpt.errors import BadInput, hint, one_line
-from nanogpt.files import list_entries, modified
+from nanogpt.files import list_entries, mtime
 
 DEPTH = 2  # folders below one that is named in which runs are looked for: runs/, a study, its runs
 
@@ -121,4 +121,4 @@ def newest(runs_dir: Path) -> Path:
 
 def touched(run: Path) -> float:
     """When a run last wrote a row or its status."""
-    return max(modified(run / name) for name in ("status.json", "timing.jsonl", "metrics.jsonl", "config.json"))
+    return max(mtime(run / name) for name in ("status.json", "timing.jsonl", "metrics.jsonl", "config.json"))

@@ -17,10 +17,10 @@ from launch.study import RECORDS
 from launch.submission import submissions
 from nanogpt.comparability import best_step
 from nanogpt.config import GcConfig, TrainConfig, Waste
-from nanogpt.console import amount, say, table
-from nanogpt.entry_names import HIDDEN_STEP, step_of
+from nanogpt.console import format_count, format_table, say
+from nanogpt.entry_names import HIDDEN_STEP, parse_step
 from nanogpt.errors import BadEnvironment, LabError, one_line
-from nanogpt.files import list_entries, locked, read_json
+from nanogpt.files import hold_lock, list_entries, read_json
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, parts_of
 
@@ -64,7 +64,7 @@ def collect(config: GcConfig) -> int:
     if config.delete:
         return delete_all(chosen, progress)
     if chosen:
-        say(f"nothing was deleted; delete=true deletes {amount(sum(t.size for t in chosen), 'G')}B")
+        say(f"nothing was deleted; delete=true deletes {format_count(sum(t.size for t in chosen), 'G')}B")
     return 0
 
 
@@ -80,7 +80,7 @@ def delete_all(things: Sequence[Thing], progress: Sequence[Progress]) -> int:
             say(f"left: {one_line(thing.path)}: {why}")
         else:
             freed += thing.size
-    say(f"deleted: {amount(freed, 'G')}B freed")
+    say(f"deleted: {format_count(freed, 'G')}B freed")
     return code
 
 
@@ -142,7 +142,7 @@ def is_empty(one: Progress) -> bool:
 def superfluous(run: Path) -> list[Path]:
     """Checkpoints that neither continuing nor sampling would take."""
     entries = list_entries(run / "checkpoints")
-    found = {step: path for path in entries if (step := step_of(path.name)) is not None}
+    found = {step: path for path in entries if (step := parse_step(path.name)) is not None}
     states: dict[int, dict[str, Any]] = {}
     for step, path in found.items():
         with suppress(LabError):
@@ -186,15 +186,15 @@ def size_of(path: Path) -> int:
 def tell(things: Sequence[Thing], config: GcConfig) -> None:
     """A line a kind, then the paths."""
     rows = [
-        (kind, str(len(own)), f"{amount(sum(thing.size for thing in own), 'G')}B", about)
+        (kind, str(len(own)), f"{format_count(sum(thing.size for thing in own), 'G')}B", about)
         for kind, about in KINDS.items()
         for own in [[thing for thing in things if thing.kind == kind]]
     ]
-    say(table("what could be deleted", ("what", "things", "frees", "which"), rows))
+    say(format_table("what could be deleted", ("what", "things", "frees", "which"), rows))
     for kind in config.what:
         own = sorted((thing for thing in things if thing.kind == kind), key=lambda thing: -thing.size)
         for thing in own[:SHOWN]:
-            say(f"{kind}: {one_line(thing.path)} ({amount(thing.size, 'G')}B)")
+            say(f"{kind}: {one_line(thing.path)} ({format_count(thing.size, 'G')}B)")
         if len(own) > SHOWN:
             say(f"{kind}: and {len(own) - SHOWN} more")
 
@@ -204,7 +204,7 @@ def delete(thing: Thing, progress: Sequence[Progress]) -> str:
     Returns why it is left, if it is. Raises OSError.
     """
     records = thing.path.parents[1]  # of frozen code
-    with locked(thing.run / ".lock" if thing.run else records / "lock", wait=False) as mine:
+    with hold_lock(thing.run / ".lock" if thing.run else records / "lock", wait=False) as mine:
         if not mine:
             return "a process is training here" if thing.run else "a command is submitting here"
         if thing.run is None and thing.path not in (other.path for other in of_study(records.parent, progress)):

@@ -10,7 +10,7 @@ from experiments.find import find
 from experiments.progress import Progress, look
 from nanogpt.comparability import compare_measurements
 from nanogpt.config import ListConfig, TargetsConfig, TrainConfig, WatchConfig
-from nanogpt.console import Board, amount, say, seconds, shortened, table
+from nanogpt.console import LiveText, format_count, format_duration, format_table, say, shorten
 from nanogpt.errors import BadInput, LabError, one_line
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement, read_history
@@ -42,7 +42,7 @@ def list_runs(config: ListConfig) -> int:
 def watch(config: WatchConfig) -> int:
     """The table until no run is on its way; where there is no terminal, a line for every change. Ctrl-C leaves."""
     before: dict[Path, Progress] = {}
-    board = Board()
+    board = LiveText()
     try:
         while True:
             now, _ = look(find(config))
@@ -97,14 +97,14 @@ def progress_table(found: Sequence[Progress], config: TargetsConfig, heading: st
             loss(one.val),
             loss(one.best),
             *([] if in_nats else [loss(one.bits)]),
-            "-" if one.rate is None else amount(one.rate),
+            "-" if one.rate is None else format_count(one.rate),
             left(one),
             age(one),
         )
         for one in found
     ]
     bits = [] if in_nats else ["bits/byte"]
-    text = table(heading, ("run", "state", "step", "done", "val", "best", *bits, "tok/s", "left", "age"), rows)
+    text = format_table(heading, ("run", "state", "step", "done", "val", "best", *bits, "tok/s", "left", "age"), rows)
     if in_nats:
         return text
     also = "bits/byte are" if verdict.unit else "bits/byte neither"
@@ -139,7 +139,7 @@ def name(one: Progress, config: TargetsConfig) -> str:
     path = one.path
     if path.is_relative_to(config.runs_dir) and path != Path(config.runs_dir):
         path = path.relative_to(config.runs_dir)
-    return shortened(one_line(str(path), 4000), 46)
+    return shorten(one_line(str(path), 4000), 46)
 
 
 def loss(value: float | None) -> str:
@@ -148,7 +148,7 @@ def loss(value: float | None) -> str:
 
 def age(one: Progress) -> str:
     """Since its last sign of life."""
-    return seconds(time.time() - one.updated) if one.updated else "-"
+    return format_duration(time.time() - one.updated) if one.updated else "-"
 
 
 def left(one: Progress) -> str:
@@ -159,7 +159,7 @@ def left(one: Progress) -> str:
         config: TrainConfig = RunDirectory(one.path).config()
     except LabError:
         return "-"
-    return seconds(max(0, one.steps - one.step) * config.training.batch_tokens / one.rate)
+    return format_duration(max(0, one.steps - one.step) * config.training.batch_tokens / one.rate)
 
 
 def line(one: Progress, config: TargetsConfig) -> str:

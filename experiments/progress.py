@@ -13,7 +13,7 @@ from launch.status import Cluster, Point, last_rows, points_of
 from launch.study import RECORDS
 from launch.submission import stray_submissions
 from nanogpt.errors import BadCheckpoint, one_line
-from nanogpt.metrics_file import number, whole
+from nanogpt.metrics_file import as_count, as_number
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED, OPEN, WRITTEN, is_alive
 
@@ -89,23 +89,23 @@ def progress_of(path: Path, point: Point | None = None) -> Progress:
     status = run.status()
     rows = last_rows(path / "metrics.jsonl")
     timing = last_rows(path / "timing.jsonl", 1024)
-    evals = [row for row in rows if number(row.get("val_loss")) is not None]
-    losses = [loss for row in evals if (loss := number(row.get("val_loss"))) is not None]
+    evals = [row for row in rows if as_number(row.get("val_loss")) is not None]
+    losses = [loss for row in evals if (loss := as_number(row.get("val_loss"))) is not None]
     best = status.get("best")
-    lowest = number(best[0]) if isinstance(best, list) and best else None  # pyright: ignore[reportUnknownArgumentType]
+    lowest = as_number(best[0]) if isinstance(best, list) and best else None  # pyright: ignore[reportUnknownArgumentType]
     state, why = (point.state, point.why) if point else own_state(path, status)
     return Progress(
         path=path,
         state=state,
         why=why or (run.last_words() or "no reason in log.txt" if state in FAILED else ""),
-        step=max([whole(status.get("step")) or 0, *(whole(row.get("step")) or 0 for row in [*rows, *timing])]),
-        steps=whole(status.get("steps")),
+        step=max([as_count(status.get("step")) or 0, *(as_count(row.get("step")) or 0 for row in [*rows, *timing])]),
+        steps=as_count(status.get("steps")),
         val=losses[-1] if losses else None,
         best=min([loss for loss in (lowest, *losses) if loss is not None], default=None),
-        bits=number(evals[-1].get("val_bpb")) if evals else None,
-        train=number(evals[-1].get("train_loss")) if evals else None,
+        bits=as_number(evals[-1].get("val_bpb")) if evals else None,
+        train=as_number(evals[-1].get("train_loss")) if evals else None,
         updated=touched(path),
-        rate=number(timing[-1].get("tokens_per_second")) if timing else None,
+        rate=as_number(timing[-1].get("tokens_per_second")) if timing else None,
         job=point.job if point else "",
         log=point.log if point else None,
         point=point,

@@ -12,7 +12,7 @@ from experiments.statistics import Estimate, estimate
 from nanogpt import schema
 from nanogpt.comparability import agree_in_bits, agree_in_nats, group_results, partition
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.console import shortened
+from nanogpt.console import shorten
 from nanogpt.measurement import Measurement
 from nanogpt.schema import change_policy, iter_fields
 
@@ -267,6 +267,6 @@ def unusual(found: Sequence[Setting], varied: Sequence[Axis]) -> Callable[[Setti
 
 def name(setting: Setting, varied: Sequence[Axis]) -> str:
     """`lr=0.001 dropout=0.1`, or where nothing was varied the run's name."""
-    words = [f"{short(axis, varied)}={shortened(brief(axis.value(setting)), 40)}" for axis in varied]
+    words = [f"{short(axis, varied)}={shorten(brief(axis.value(setting)), 40)}" for axis in varied]
     attempt = f" (attempt {setting.attempt})" if setting.attempt > 1 else ""
     return (" ".join(words) or setting.first.path.name) + attempt

@@ -30,7 +30,7 @@ from experiments.tables import (
 )
 from nanogpt import schema
 from nanogpt.config import Metric, ReportConfig, TrainConfig
-from nanogpt.console import say, seconds
+from nanogpt.console import format_duration, say
 from nanogpt.errors import BadInput, one_line
 from nanogpt.output_paths import check_output_folder
 
@@ -149,7 +149,7 @@ def summary(study: Study) -> Iterator[Block]:
     total = sum(result.seconds or 0.0 for result in study.results)
     yield Note(
         f"{len(study.results)} runs of {len(study.every)} settings: {states(study.results)}. "
-        f"{seconds(total)} of training steps. Written {time.strftime('%Y-%m-%d %H:%M')}."
+        f"{format_duration(total)} of training steps. Written {time.strftime('%Y-%m-%d %H:%M')}."
     )
     left = [result for result in study.results if not result.finished]
     if left:

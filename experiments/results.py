@@ -15,7 +15,7 @@ from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement, measured_at, read_history, requested
-from nanogpt.metrics_file import Row, read_lines, whole
+from nanogpt.metrics_file import Row, as_count, read_rows_and_skipped
 from nanogpt.run_directory import RunDirectory
 from nanogpt.schema import signature
 
@@ -153,8 +153,8 @@ def read(progress: Progress) -> Result:
         config = progress.point.submission.config(progress.point.index)
         return Result(progress, config, measurement=requested(config))
     config = run.config()
-    rows, bad = in_order(*read_lines(path / "metrics.jsonl"), "tokens")
-    timing, bad_times = in_order(*read_lines(path / "timing.jsonl"), "tokens_per_second")
+    rows, bad = in_order(*read_rows_and_skipped(path / "metrics.jsonl"), "tokens")
+    timing, bad_times = in_order(*read_rows_and_skipped(path / "timing.jsonl"), "tokens_per_second")
     counts = (("metrics.jsonl", bad), ("timing.jsonl", bad_times))
     problems = [f"{name}: left out what can't be read: lines: {count}" for name, count in counts if count]
     starts = tuple(run.starts())
@@ -222,7 +222,7 @@ def device_seconds(durations: Sequence[tuple[int, float]], starts: Sequence[Star
     total = 0.0
     for step, duration in durations:
         owners = [start for start in starts if isinstance(start.get("from_step"), int) and start["from_step"] < step]
-        ranks = whole(arithmetic(owners[-1]).get("ranks")) if owners else None
+        ranks = as_count(arithmetic(owners[-1]).get("ranks")) if owners else None
         if ranks is None:
             return None
         total += duration * ranks

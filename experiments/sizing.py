@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nanogpt import schema
 from nanogpt.config import Gpu, ModelConfig, Precision, SizingConfig, check_warmup_fits, divisors
-from nanogpt.console import amount, say, seconds, table
+from nanogpt.console import format_count, format_duration, format_table, say
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.estimates.flops import compute_total_steps, flops_per_token, forward_flops, parameter_counts
 from nanogpt.estimates.gpu_specs import GPU_SPECS, GpuSpec
@@ -34,7 +34,7 @@ def size(config: SizingConfig) -> int:
 def parameter_table(name: str, model: ModelConfig) -> str:
     counts = parameter_counts(model)
     rows = [(part, f"{count:,}", f"{count / counts['total']:.1%}") for part, count in counts.items()]
-    return table(f"{name}: parameters", ("part", "parameters", "share"), rows)
+    return format_table(f"{name}: parameters", ("part", "parameters", "share"), rows)
 
 
 def flops_table(model: ModelConfig) -> str:
@@ -46,7 +46,7 @@ def flops_table(model: ModelConfig) -> str:
         ("forward and backward", f"{whole:,.0f}", ""),
         ("6 N + 12 L C T, times T", f"{formula:,.0f}", f"{formula / whole:.4f} of it"),
     ]
-    return table(f"forward FLOPs of a sequence of {model.block_size:,} tokens", ("part", "FLOPs", "share"), rows)
+    return format_table(f"forward FLOPs of a sequence of {model.block_size:,} tokens", ("part", "FLOPs", "share"), rows)
 
 
 def memory_table(config: SizingConfig, model: ModelConfig) -> str:
@@ -64,10 +64,12 @@ def memory_table(config: SizingConfig, model: ModelConfig) -> str:
         *([("the optimizer's step, after those two", memory.optimizer_step)] if memory.optimizer_step else []),
         ("total", memory.total),
     ]
-    rows = [(kind, f"{amount(count, 'G')}B", f"{count / memory.total:.1%}") for kind, count in kinds]
-    rows.append(("the copy that is saved, in the machine's memory", f"{amount(memory.checkpoint_copy, 'G')}B", ""))
-    rows.append(("a checkpoint, on disk", f"{amount(checkpoint_bytes(model, config.optimizer.name), 'G')}B", ""))
-    return table("memory of a device, estimated", ("kind", "size", "share"), rows)
+    rows = [(kind, f"{format_count(count, 'G')}B", f"{count / memory.total:.1%}") for kind, count in kinds]
+    rows.append(
+        ("the copy that is saved, in the machine's memory", f"{format_count(memory.checkpoint_copy, 'G')}B", "")
+    )
+    rows.append(("a checkpoint, on disk", f"{format_count(checkpoint_bytes(model, config.optimizer.name), 'G')}B", ""))
+    return format_table("memory of a device, estimated", ("kind", "size", "share"), rows)
 
 
 def precision_on(config: SizingConfig, device: GpuSpec | None) -> Precision:
@@ -82,9 +84,9 @@ def device_table(config: SizingConfig, model: ModelConfig, tokens: int) -> str:
     world, settings = config.hardware.devices or 1, config.sizing
     flops = tokens * flops_per_token(model)
     each = f"{world} GPUs" if world > 1 else "one GPU"
-    title = f"{amount(tokens)} tokens, {flops:.3g} FLOPs, on {each} at an assumed MFU of {settings.mfu:.0%}"
+    title = f"{format_count(tokens)} tokens, {flops:.3g} FLOPs, on {each} at an assumed MFU of {settings.mfu:.0%}"
     columns = ["GPU", "memory", "micro-batch", "time", "GPU-hours", *(["cost"] if settings.price else [])]
-    return table(title, columns, device_rows(config, model, flops, world))
+    return format_table(title, columns, device_rows(config, model, flops, world))
 
 
 def device_rows(config: SizingConfig, model: ModelConfig, flops: float, world: int) -> Iterator[list[str]]:
@@ -104,6 +106,6 @@ def device_rows(config: SizingConfig, model: ModelConfig, flops: float, world: i
         elif largest:
             hours = flops / (settings.mfu * device.tflops * 1e12) / 3600
             cost = [f"${hours * settings.price:,.2f}"] if settings.price else []
-            yield [*row, seconds(hours * 3600 / world), f"{hours:,.1f}", *cost]
+            yield [*row, format_duration(hours * 3600 / world), f"{hours:,.1f}", *cost]
         else:
             yield row

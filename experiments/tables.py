@@ -9,7 +9,7 @@ from experiments.results import Result
 from experiments.statistics import Estimate, mean
 from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.console import amount, say, seconds, shortened, table
+from nanogpt.console import format_count, format_duration, format_table, say, shorten
 from nanogpt.errors import one_line
 from nanogpt.measurement import Measurement
 from nanogpt.run_state import WRONG
@@ -31,7 +31,7 @@ def ranking_table(ranking: Ranking, varied: Sequence[Axis]) -> Table:
     labels: list[Column] = [(short(axis, varied), lambda s, a=axis: value_cell(a.value(s))) for axis in varied]
     if len(varied) > MANY:
         told = unusual(settings, varied)
-        labels = [("unlike most", lambda s: Cell(shortened(one_line(told(s), 4000), 100)))]
+        labels = [("unlike most", lambda s: Cell(shorten(one_line(told(s), 4000), 100)))]
     if not varied:
         labels = [("run", lambda s: Cell(one_line(s.first.path.name)))]
     if any(setting.attempt > 1 for setting in settings):
@@ -56,16 +56,16 @@ def numbers(ranking: Ranking) -> list[Column]:
         ("status", status_cell),
         *((COLUMNS[metric], lambda s, m=metric: loss_cell(s, m)) for metric in metrics),
         ("steps", lambda s: mean_cell((r.step for r in s.counted), lambda v: f"{v:,.0f}")),
-        ("tokens", lambda s: mean_cell((r.tokens for r in s.counted), amount)),
+        ("tokens", lambda s: mean_cell((r.tokens for r in s.counted), format_count)),
         ("time", lambda s: mean_cell((r.seconds for r in s.counted), duration)),
-        ("tok/s", lambda s: mean_cell((r.tokens_per_second for r in s.counted), amount)),
+        ("tok/s", lambda s: mean_cell((r.tokens_per_second for r in s.counted), format_count)),
         (hours_title(settings), lambda s: total_cell(r.device_seconds for r in s.results if r.step)),
     ]
 
 
 def duration(time: float) -> str:
     """`3.2s` where whole seconds say too little."""
-    return f"{time:.2g}s" if time < 1 else f"{time:.1f}s" if time < 20 else seconds(time)
+    return f"{time:.2g}s" if time < 1 else f"{time:.1f}s" if time < 20 else format_duration(time)
 
 
 def hours_title(settings: Sequence[Setting]) -> str:
@@ -76,7 +76,7 @@ def hours_title(settings: Sequence[Setting]) -> str:
 def value_cell(value: Any) -> Cell:
     """Something that was varied, sorted as a number if it is one."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    return Cell(shortened(one_line(brief(value), 4000), 60), number)
+    return Cell(shorten(one_line(brief(value), 4000), 60), number)
 
 
 def seeds_cell(setting: Setting) -> Cell:
@@ -141,7 +141,7 @@ def run_table(results: Sequence[Result]) -> Table:
             *(Cell("-") if (value := r.value(m)) is None else Cell(f"{value:.4f}", value) for m in RUN_COLUMNS),
             mean_cell([r.epochs], lambda epochs: f"{epochs:.3g}"),
             mean_cell([r.seconds], duration),
-            mean_cell([r.tokens_per_second], amount),
+            mean_cell([r.tokens_per_second], format_count),
         ]
         for r in results
     ]
@@ -225,12 +225,12 @@ def as_text(page_table: Table, title: str, without: Collection[str] = ()) -> str
     """For a terminal."""
     kept = [i for i, column in enumerate(page_table.columns) if column not in without]
     rows = [[fitting(row[i].text) for i in kept] for row in page_table.rows]
-    return table(title, [page_table.columns[i] for i in kept], rows)
+    return format_table(title, [page_table.columns[i] for i in kept], rows)
 
 
 def fitting(text: str, most: int = 44) -> str:
     """Short enough for a column: names keep their end, sentences their beginning."""
-    return one_line(text, most) if " " in text else shortened(text, most)
+    return one_line(text, most) if " " in text else shorten(text, most)
 
 
 def tell_trouble(results: Sequence[Result]) -> None:

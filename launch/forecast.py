@@ -18,7 +18,7 @@ from launch.resources import visible_gpus
 from launch.speeds import DeviceKind, Speed, Work, measured, speed_of, unlabelled
 from launch.study import Member
 from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, auto_micro_batch_sizes, divisors
-from nanogpt.console import amount, seconds
+from nanogpt.console import format_count, format_duration
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import compute_total_steps
@@ -136,7 +136,7 @@ def time_lines(points: list[Left], speeds: dict[Work, Speed | None], at_once: in
     known = [(point, speed) for point in points if (speed := speeds[point.work])]
     if known:
         durations = [point.tokens / speed.rate for point, speed in known]
-        whole = f"about {span(durations, seconds)} of training"
+        whole = f"about {span(durations, format_duration)} of training"
         if len(points) > 1:
             which = f"the {len(points)}" if len(known) == len(points) else f"{len(known)} of the {len(points)}"
             whole += f" for one point, {together(durations, at_once, which)}"
@@ -152,9 +152,9 @@ def time_lines(points: list[Left], speeds: dict[Work, Speed | None], at_once: in
 def together(durations: list[float], at_once: int | None, which: str) -> str:
     """The time for all of them."""
     if at_once is None:
-        return f"{seconds(sum(durations))} for {which} that are left if they ran one after the other"
+        return f"{format_duration(sum(durations))} for {which} that are left if they ran one after the other"
     way = "one after the other" if at_once == 1 else f"{min(at_once, len(durations))} at once"
-    return f"{seconds(makespan(durations, at_once))} for {which} that are left, {way}"
+    return f"{format_duration(makespan(durations, at_once))} for {which} that are left, {way}"
 
 
 def makespan(durations: list[float], at_once: int) -> float:
@@ -179,7 +179,7 @@ def sources(speeds: list[Speed]) -> str:
             "assumed": f"{MFU:.0%} of {where[0]}'s peak, assumed, which small models don't get to",
         }[how]
         number = f"{count} " if len(kinds) > 1 else ""
-        parts.append(f"{number}from {span([speed.rate for speed in of], amount)} tok/s, {said}")
+        parts.append(f"{number}from {span([speed.rate for speed in of], format_count)} tok/s, {said}")
     return "; ".join(parts)
 
 
@@ -274,7 +274,7 @@ def per(points: list[Left]) -> str:
 
 
 def size(number: float) -> str:
-    return f"{amount(number, 'G')}B"
+    return f"{format_count(number, 'G')}B"
 
 
 def span(values: Sequence[Value], shown: Callable[[Value], str]) -> str:

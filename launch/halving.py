@@ -18,7 +18,7 @@ from launch.metric_choice import UNITS, check_comparable, choose_metric
 from launch.preview import goal_step, goal_value, states
 from launch.study import Member, Study
 from nanogpt.config import Metric
-from nanogpt.console import say, table
+from nanogpt.console import format_table, say
 from nanogpt.errors import STOPPED, BadInput, one_line
 from nanogpt.files import append, from_json, read_text
 from nanogpt.run_directory import newest_step
@@ -164,7 +164,7 @@ def standing(left: list[Candidate], keep: int, word: str, title: str, unit: str)
         )
         for place, one in enumerate(left)
     ]
-    return table(title, ("setting", "seeds", unit, ""), rows)
+    return format_table(title, ("setting", "seeds", unit, ""), rows)
 
 
 def say_plan(left: list[Candidate], sweeper: Halving) -> None:

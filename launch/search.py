@@ -21,9 +21,9 @@ from launch.metric_choice import UNITS, check_comparable, choose_metric, search_
 from launch.study import Study
 from launch.trials import Record, Trial, judge, study_of_trials, trial
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.console import say, table
+from nanogpt.console import format_table, say
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, one_line
-from nanogpt.files import locked
+from nanogpt.files import hold_lock
 from nanogpt.run_state import FAILED
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
     if config.dry_run:
         return plan(sweeper, space, record, run, metric)
     path.mkdir(parents=True, exist_ok=True)
-    with locked(path / ".trials.lock", wait=False) as mine:
+    with hold_lock(path / ".trials.lock", wait=False) as mine:
         if not mine:
             raise Locked(f"{one_line(path)}: another process is searching here")
         record.mend()
@@ -210,7 +210,7 @@ def conclude(trials: Sequence[Trial], code: int, metric: Metric) -> int:
         once.setdefault(one.words, one)
     rows = [(str(one.number), f"{one.val:.4f}", one_line(one.words, 200)) for one in list(once.values())[:SHOWN]]
     summary = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    say(table(f"{len(trials)} trials: {summary}", ("trial", UNITS[metric], "values"), rows))
+    say(format_table(f"{len(trials)} trials: {summary}", ("trial", UNITS[metric], "values"), rows))
     for one in [one for one in trials if one.val is None][:SHOWN]:
         say(f"trial {one.number} {one.state}: {one_line(one.why, 300)}")
     if not finished:

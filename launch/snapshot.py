@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanogpt.console import say
 from nanogpt.errors import BadEnvironment, one_line
-from nanogpt.files import read_bytes, sync, write
+from nanogpt.files import fsync, read_bytes, write
 from nanogpt.provenance import GIT_STATE, git_state
 from nanogpt.redaction import redact_all
 
@@ -71,7 +71,7 @@ def is_whole(place: Path) -> bool:
 
 def put_in_place(partial: Path, place: Path) -> None:
     """Rename a new snapshot. A damaged one in its place is moved aside; another command may have been faster."""
-    sync(partial)
+    fsync(partial)
     if os.path.lexists(place) and not is_whole(place):
         aside, number = place.with_name(f".bad-{place.name}"), 2
         while os.path.lexists(aside):

@@ -14,7 +14,7 @@ from launch import local, slurm
 from launch.slurm import Queued
 from launch.submission import Event, Submission, submissions
 from nanogpt.files import from_json, open_regular
-from nanogpt.metrics_file import number, sound, whole
+from nanogpt.metrics_file import as_count, as_number, is_row
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import DONE, State
 
@@ -104,11 +104,11 @@ def read_run(point: Point) -> None:
     """What the run directory says: step, horizon, last validation loss, whether it is finished or paused."""
     run = RunDirectory(point.run)
     status = run.status()
-    point.step, point.steps = whole(status.get("step")) or 0, whole(status.get("steps"))
-    point.updated = number(status.get("updated")) or 0.0
+    point.step, point.steps = as_count(status.get("step")) or 0, as_count(status.get("steps"))
+    point.updated = as_number(status.get("updated")) or 0.0
     for row in last_rows(point.run / "metrics.jsonl"):
-        point.step = max(point.step, whole(row.get("step")) or 0)
-        loss = number(row.get("val_loss"))
+        point.step = max(point.step, as_count(row.get("step")) or 0)
+        loss = as_number(row.get("val_loss"))
         point.val = point.val if loss is None else loss
     if (state := status.get("state")) in DONE:
         point.state = str(state)
@@ -122,7 +122,7 @@ def last_rows(path: Path, size: int = 4096) -> list[dict[str, Any]]:
         for line in file.read().splitlines():
             with suppress(ValueError):
                 row: object = from_json(line)
-                if sound(row):
+                if is_row(row):
                     rows.append(row)  # pyright: ignore[reportUnknownArgumentType]
     return rows
 

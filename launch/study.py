@@ -18,7 +18,7 @@ from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.folders import resolve_source
 from nanogpt.errors import BadInput, hint, one_line
-from nanogpt.files import list_entries, modified
+from nanogpt.files import list_entries, mtime
 from nanogpt.run_directory import locate, parts_of, resolve_all
 from nanogpt.run_identity import digits_of, earlier_digits
 from nanogpt.schema import change_policy, iter_fields
@@ -194,7 +194,7 @@ def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:
     name under `runs_dir`; with None the latest study. Raises BadInput with the nearest name.
     """
     if target is None:
-        found = sorted(studies(Path(runs_dir)), key=lambda path: modified(path / RECORDS))
+        found = sorted(studies(Path(runs_dir)), key=lambda path: mtime(path / RECORDS))
         if not found:
             raise BadInput(f"runs_dir={one_line(runs_dir)}: nothing was submitted from here")
         return found[-1], None

@@ -23,9 +23,9 @@ from launch.requeue_policy import State
 from launch.study import RECORDS, Member, Study
 from nanogpt import schema
 from nanogpt.config import TrainConfig
-from nanogpt.entry_names import number_of
+from nanogpt.entry_names import parse_number
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, one_line
-from nanogpt.files import append, from_json, list_entries, locked, read_text, write, write_atomic
+from nanogpt.files import append, from_json, hold_lock, list_entries, read_text, write, write_atomic
 from nanogpt.schema import ConfigModel
 
 Event = dict[str, Any]
@@ -181,7 +181,7 @@ def records(study: Study) -> Generator[Path, None, None]:
     study.logs.mkdir(exist_ok=True)
     study.records.mkdir(mode=0o700, exist_ok=True)
     refuse_others(study.records)
-    with locked(study.records / "lock", wait=True):
+    with hold_lock(study.records / "lock", wait=True):
         yield study.records
 
 
@@ -196,7 +196,7 @@ def refuse_others(folder: Path) -> None:
 
 def create(study: Study, members: list[Member], facts: Facts) -> Submission:
     """Freeze points, on disk when this returns; nothing is handed over yet. Raises OSError."""
-    number = 1 + max((number_of(path.name) or 0 for path in list_entries(study.records)), default=0)
+    number = 1 + max((parse_number(path.name) or 0 for path in list_entries(study.records)), default=0)
     path = study.records / str(number)
     path.mkdir()
     lines = [
@@ -213,7 +213,7 @@ def create(study: Study, members: list[Member], facts: Facts) -> Submission:
 def submissions(study: Path) -> list[Submission]:
     """All of a study, oldest first; those that were cut short before anything was handed over are left out."""
     folder = study / RECORDS
-    named = [path for path in list_entries(folder) if number_of(path.name)]
+    named = [path for path in list_entries(folder) if parse_number(path.name)]
     whole = [Submission(path) for path in named if (path / "submission.json").exists()]
     return sorted(whole, key=lambda one: one.number)
 
@@ -221,4 +221,4 @@ def submissions(study: Path) -> list[Submission]:
 def stray_submissions(study: Path) -> list[str]:
     """Return the names among a study's records that look like numbers but were not written by this program."""
     names = (path.name for path in list_entries(study / RECORDS))
-    return [name for name in names if name[:1].isdigit() and not number_of(name)]
+    return [name for name in names if name[:1].isdigit() and not parse_number(name)]

@@ -28,7 +28,7 @@ from launch.submission import Facts, Submission, create, records, submissions
 from launch.watching import verdict, watch
 from nanogpt.config import TrainConfig
 from nanogpt.console import say
-from nanogpt.data.prepare import refuse_unprepared
+from nanogpt.data.prepare import check_prepared
 from nanogpt.errors import STOPPED, BadInput, one_line
 from nanogpt.run_directory import parts_of
 
@@ -108,7 +108,7 @@ def ready(study: Study, launcher: JobLauncher) -> dict[Resources, list[Member]]:
     if isinstance(launcher, SlurmLauncher):
         slurm.require_slurm()
     for data in {member.config.data.model_dump_json(): member.config.data for member in study.members}.values():
-        refuse_unprepared(data)
+        check_prepared(data)
     return groups
 
 

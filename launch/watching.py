@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from launch.status import Cluster, Point, points_of
-from nanogpt.console import Board, say, seconds, table
+from nanogpt.console import LiveText, format_duration, format_table, say
 from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.run_state import DONE, OPEN, WRONG
 
@@ -39,11 +39,11 @@ def status_table(study: Path, points: list[Point], rows: int | None = None) -> s
     ]
     title = f"{one_line(study)}: {summary(points)}"
     more = f"\n… and {len(points) - len(shown)} more" if len(points) > len(shown) else ""
-    return table(title, ("run", "job", "state", "step", "restarts", "val", "updated", "why"), cells) + more
+    return format_table(title, ("run", "job", "state", "step", "restarts", "val", "updated", "why"), cells) + more
 
 
 def since(point: Point) -> str:
-    return f"{seconds(time.time() - point.updated)} ago" if point.updated else "-"
+    return f"{format_duration(time.time() - point.updated)} ago" if point.updated else "-"
 
 
 def watch(study: Path, pause: float, runs: set[Path] | None = None) -> int:
@@ -53,7 +53,7 @@ def watch(study: Path, pause: float, runs: set[Path] | None = None) -> int:
     back may be nowhere for a moment.
     """
     before: dict[Path, str] = {}
-    board = Board()
+    board = LiveText()
     try:
         while True:
             points = [point for point in points_of(study, Cluster()) if runs is None or point.run in runs]
@@ -74,7 +74,7 @@ def watch(study: Path, pause: float, runs: set[Path] | None = None) -> int:
     return verdict(study, points)
 
 
-def tell_changes(points: list[Point], before: dict[Path, str], board: Board) -> None:
+def tell_changes(points: list[Point], before: dict[Path, str], board: LiveText) -> None:
     """A line for every point whose state is another than last time, where no table is drawn."""
     for point in points:
         if before.get(point.run) != point.state:

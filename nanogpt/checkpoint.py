@@ -24,10 +24,10 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from nanogpt.comparability import best_step
-from nanogpt.data.shards import sha256
-from nanogpt.entry_names import HIDDEN_STEP, step_name, step_of
+from nanogpt.data.shards import file_sha256
+from nanogpt.entry_names import HIDDEN_STEP, parse_step, step_name
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, one_line
-from nanogpt.files import list_entries, read_json, sync, write
+from nanogpt.files import fsync, list_entries, read_json, write
 from nanogpt.metrics_check import RowsRecord
 from nanogpt.safetensors_writer import write_tensors
 from nanogpt.schema import ConfigModel
@@ -77,12 +77,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        return sorted(step for path in list_entries(self.folder) if (step := step_of(path.name)) is not None)
+        return sorted(step for path in list_entries(self.folder) if (step := parse_step(path.name)) is not None)
 
     def strays(self) -> list[str]:
         """Return the names in the folder that this program did not write. They are ignored."""
         names = (path.name for path in list_entries(self.folder))
-        return [name for name in names if step_of(name) is None and not HIDDEN_STEP.fullmatch(name)]
+        return [name for name in names if parse_step(name) is None and not HIDDEN_STEP.fullmatch(name)]
 
     def path(self, step: int) -> Path:
         return self.folder / step_name(step)
@@ -101,7 +101,7 @@ class Checkpoints:
             if final.exists():  # the same step, evaluated since
                 os.replace(final, old)
             os.replace(partial, final)
-            sync(self.folder)
+            fsync(self.folder)
             self.mark.touch()
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -226,7 +226,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], st
     for name, entry in files.items():
         if (folder / name).stat().st_size != entry["bytes"]:
             raise OSError(errno.EIO, f"{name} has another size than was written")
-    sync(folder)
+    fsync(folder)
 
 
 def sealed(manifest: dict[str, Any]) -> str:
@@ -285,7 +285,7 @@ def verify_file(file: Path, entry: Any) -> None:
         size = file.stat().st_size
         if size != entry["bytes"]:
             raise BadCheckpoint(f"{one_line(file)}: has {size} bytes, the manifest says {one_line(entry['bytes'])}")
-        if (digest := sha256(file)) != entry["sha256"]:
+        if (digest := file_sha256(file)) != entry["sha256"]:
             theirs = one_line(entry["sha256"])
             raise BadCheckpoint(f"{one_line(file)}: corrupt, sha256 {digest[:12]}…, the manifest says {theirs[:12]}…")
     except (OSError, BadData, KeyError, TypeError) as error:

@@ -21,7 +21,7 @@ PLAIN_SECONDS = 10.0  # between lines of a Meter that has no terminal
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
-def seconds(duration: float) -> str:
+def format_duration(duration: float) -> str:
     """`45s`, `3m20s`, `2h05m`, `3d04h`."""
     whole = max(0, round(duration))
     for unit, size, small, part in (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
@@ -30,7 +30,7 @@ def seconds(duration: float) -> str:
     return f"{whole}s"
 
 
-def amount(number: float, billion: str = "B") -> str:
+def format_count(number: float, billion: str = "B") -> str:
     """`950`, `12.3k`, `4.56M`, `1.2B`; FLOPs and bytes say `billion="G"`."""
     for size, unit in ((1e12, "T"), (1e9, billion), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
@@ -43,7 +43,7 @@ def escape_control_chars(line: str) -> str:
     return "".join(c if c.isprintable() or c in "\t\ufffd" else ascii(c)[1:-1] for c in line)
 
 
-def shortened(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     """A text with its beginning and, of twice the length, its end: where names of runs and files differ."""
     if len(text) <= most:
         return text
@@ -70,7 +70,7 @@ def say(text: str = "") -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def format_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as text, as wide as it needs to be."""
     drawn = Table(*map(Column, map(Text, columns)), title=Text(title), title_justify="left", show_header=any(columns))
     for row in rows:
@@ -81,7 +81,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return captured.get().rstrip()
 
 
-class Steps:
+class TrainProgress:
     """The progress of a training run. `show` takes the facts of one logged step."""
 
     def __init__(self, first: int, total: int) -> None:
@@ -118,7 +118,7 @@ class Steps:
             self.live = None
 
 
-class Board:
+class LiveText:
     """A text that is replaced in place on a terminal; elsewhere only its notes are printed, one line each."""
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class Board:
             self.live = None
 
 
-class Meter:
+class TokenizeProgress:
     """The progress of tokenising: text bytes done, tokens a second, time left."""
 
     def __init__(self, title: str, total_bytes: int | None, parts: int) -> None:
@@ -154,7 +154,7 @@ class Meter:
         self.started = self.shown = time.monotonic()
         self.live: Progress | None = None
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> "TokenizeProgress":
         if sys.stderr.isatty() and not _Voice.silent:
             self.live = Progress(
                 TextColumn(self.title),
@@ -180,11 +180,11 @@ class Meter:
         self.done_tokens += n_tokens
         self.show()
 
-    def parts_done(self, count: int) -> None:
+    def add_parts(self, count: int) -> None:
         self.done_parts += count
         self.show()
 
-    def watching(self, futures: Sequence[Future[None]], shared: Any) -> Iterator[Future[None]]:
+    def as_completed(self, futures: Sequence[Future[None]], shared: Any) -> Iterator[Future[None]]:
         """The futures as they finish; meanwhile the counts that workers keep in `shared` are shown."""
         left = set(futures)
         while left:
@@ -202,9 +202,9 @@ class Meter:
         self.shown = now
         elapsed = max(now - self.started, 1e-9)
         done, total = (self.done_bytes, self.total) if self.total else (self.done_parts, self.parts)
-        facts = f"{amount(self.done_tokens)} tokens  {amount(self.done_tokens / elapsed)} tok/s"
+        facts = f"{format_count(self.done_tokens)} tokens  {format_count(self.done_tokens / elapsed)} tok/s"
         if self.live is not None:
             self.live.update(self.task, completed=done, facts=facts)
             return
-        left = seconds(elapsed * (total - done) / done) if done else "?"
+        left = format_duration(elapsed * (total - done) / done) if done else "?"
         print(f"{self.title}: part {self.done_parts}/{self.parts}  {facts}  ETA {left}", file=sys.stderr, flush=True)

@@ -18,18 +18,18 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def step_of(name: str) -> int | None:
+def parse_step(name: str) -> int | None:
     """Return the step of a checkpoint folder by its name, or None for any other name."""
     match = STEP.fullmatch(name)
     return int(match[1]) if match else None
 
 
-def sample_step(name: str) -> int | None:
+def parse_sample_step(name: str) -> int | None:
     """Return the step of a sample file by its name, or None for any other name."""
     match = SAMPLE.fullmatch(name)
     return int(match[1]) if match else None
 
 
-def number_of(name: str) -> int | None:
+def parse_number(name: str) -> int | None:
     """Return the number that names a submission or an incident, or None for any other name."""
     return int(name) if NUMBER.fullmatch(name) else None

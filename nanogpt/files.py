@@ -17,7 +17,7 @@ from typing import Any
 from nanogpt.errors import BadCheckpoint, one_line
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Force a file's content, or a folder's entries (names, renames), to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -26,14 +26,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def no_link(path: str, flags: int) -> int:
+def open_no_link(path: str, flags: int) -> int:
     """For `open`, where only a file of ours belongs: neither a link that somebody put there is followed, nor is a pipe
     or a device opened. Raises OSError.
     """
-    return checked_descriptor(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), path)
+    return check_descriptor(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), path)
 
 
-def checked_descriptor(descriptor: int, path: str | Path) -> int:
+def check_descriptor(descriptor: int, path: str | Path) -> int:
     """Return the descriptor if it is of a regular file; else close it and raise OSError."""
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -56,7 +56,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 def open_descriptor(path: str | Path, flags: int = os.O_RDONLY) -> int:
     """Return a descriptor of a regular file that is open for reading. Raise OSError."""
     try:
-        return checked_descriptor(os.open(path, flags | os.O_NONBLOCK), path)
+        return check_descriptor(os.open(path, flags | os.O_NONBLOCK), path)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise OSError(errno.EINVAL, "not a regular file but a socket", str(path)) from None
@@ -91,7 +91,7 @@ MOST_JSON = 2**28  # bytes of a JSON file that is read whole
 
 def write(path: Path, content: str | bytes) -> None:
     """A small file, on disk when this returns. Raises OSError."""
-    with open(path, "wb", opener=no_link) as file:
+    with open(path, "wb", opener=open_no_link) as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
@@ -107,7 +107,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    fsync(path.parent)
 
 
 def list_entries(folder: Path) -> list[Path]:
@@ -118,7 +118,7 @@ def list_entries(folder: Path) -> list[Path]:
         return []
 
 
-def modified(path: Path) -> float:
+def mtime(path: Path) -> float:
     """Return when a file or folder was last changed; 0 if it does not exist or has been deleted meanwhile."""
     try:
         return path.stat().st_mtime
@@ -128,7 +128,7 @@ def modified(path: Path) -> float:
 
 def append(path: Path, line: str) -> None:
     """Add a line to a file that others may be adding to, on disk when this returns. Raises OSError."""
-    with open(path, "ab", buffering=0, opener=no_link) as file:
+    with open(path, "ab", buffering=0, opener=open_no_link) as file:
         file.write((line + "\n").encode())
         os.fsync(file.fileno())
 
@@ -136,12 +136,12 @@ def append(path: Path, line: str) -> None:
 def from_json(text: str | bytes) -> Any:
     """Return what a JSON text says. Raise ValueError, also if it is nested too deeply or repeats a key."""
     try:
-        return json.loads(text, object_pairs_hook=without_repeats)
+        return json.loads(text, object_pairs_hook=reject_repeated_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object with these keys. Raise ValueError for a key that is there twice: nobody knows which counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -165,14 +165,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(path: Path, wait: bool) -> Generator[bool, None, None]:
+def hold_lock(path: Path, wait: bool) -> Generator[bool, None, None]:
     """Hold the lock file `path` while inside; yields False at once when it is taken and `wait` is not set.
 
     The lock belongs to the process and dies with it, however it dies. Network file systems without locks get an owner
     file with a heartbeat instead (`owned`).
     """
     while True:
-        with open(path, "a+", opener=no_link) as file:
+        with open(path, "a+", opener=open_no_link) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -181,16 +181,16 @@ def locked(path: Path, wait: bool) -> Generator[bool, None, None]:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-                with owned(path.with_name(path.name + ".owner"), wait) as mine:
+                with hold_owner_file(path.with_name(path.name + ".owner"), wait) as mine:
                     yield mine
                 return
-            if is_at(path, file.fileno()):
+            if is_still_at(path, file.fileno()):
                 yield True
                 return
         path.parent.mkdir(parents=True, exist_ok=True)  # deleted too, if nothing else was in it
 
 
-def is_at(path: Path, descriptor: int) -> bool:
+def is_still_at(path: Path, descriptor: int) -> bool:
     """Return whether an open file is still the one at `path`: it may have been deleted before its lock was taken."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
@@ -203,7 +203,7 @@ HEARTBEAT = 5.0  # seconds between beats; an owner that misses four of them is d
 
 
 @contextmanager
-def owned(path: Path, wait: bool) -> Generator[bool, None, None]:
+def hold_owner_file(path: Path, wait: bool) -> Generator[bool, None, None]:
     """A lock for file systems that have none: whoever creates the file owns it, and writes to it while alive.
 
     Liveness is a change of the content, seen by the waiting process: clocks of other machines don't matter.
@@ -213,14 +213,14 @@ def owned(path: Path, wait: bool) -> Generator[bool, None, None]:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             break
         except FileExistsError:
-            dead = find_dead(path)
+            dead = find_dead_owner(path)
             if dead is not None:
-                remove_if(path, dead)
+                remove_dead_owner(path, dead)
             elif not wait:
                 yield False
                 return
     over = threading.Event()
-    heart = threading.Thread(target=beat, args=(path, over), daemon=True)
+    heart = threading.Thread(target=write_heartbeats, args=(path, over), daemon=True)
     heart.start()
     try:
         yield True
@@ -230,7 +230,7 @@ def owned(path: Path, wait: bool) -> Generator[bool, None, None]:
         path.unlink(missing_ok=True)
 
 
-def beat(path: Path, over: threading.Event) -> None:
+def write_heartbeats(path: Path, over: threading.Event) -> None:
     """Write another text to the file every few seconds."""
     name, count = f"{socket.gethostname()} {os.getpid()}", 0
     while True:
@@ -241,7 +241,7 @@ def beat(path: Path, over: threading.Event) -> None:
             return
 
 
-def find_dead(path: Path) -> str | None:
+def find_dead_owner(path: Path) -> str | None:
     """Return the file's text if it does not change within four heartbeats, or None if it changes or is deleted."""
     try:
         before = read_text(path)
@@ -254,7 +254,7 @@ def find_dead(path: Path) -> str | None:
         return None
 
 
-def remove_if(path: Path, text: str) -> None:
+def remove_dead_owner(path: Path, text: str) -> None:
     """Remove a dead owner's file. If another process has taken the lock meanwhile, its file is put back."""
     aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
     with suppress(FileNotFoundError):  # another process was faster

@@ -9,11 +9,11 @@ from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import Checkpoints, verify
 from nanogpt.config import TrainConfig
-from nanogpt.entry_names import sample_step, step_name, step_of
+from nanogpt.entry_names import parse_sample_step, parse_step, step_name
 from nanogpt.errors import BadCheckpoint, one_line
-from nanogpt.files import list_entries, sync
+from nanogpt.files import fsync, list_entries
 from nanogpt.run_identity import read_starts
-from nanogpt.tracking.origin import Origin, Parent, id_of, new_id, place_origin
+from nanogpt.tracking.origin import Origin, ParentRun, get_run_id, new_id, write_origin
 
 HARMLESS = ("model.name", "model.dropout", "model.init", "model.zero_init")
 NEEDED = ("optimizer.name", "data.tokenizer", "data.vocab_size")
@@ -38,7 +38,7 @@ def copy_parent(parent: Path, source: Path, path: Path) -> Origin:
 
     The config is written by the caller, last: a fork without one is begun again. Raises BadCheckpoint, OSError.
     """
-    found = step_of(source.name) or 0
+    found = parse_step(source.name) or 0
     folder = path / "checkpoints"
     partial = folder / f".tmp-{step_name(found)}"
     for rest in (partial, folder / source.name):
@@ -48,19 +48,19 @@ def copy_parent(parent: Path, source: Path, path: Path) -> Origin:
             shutil.copyfile(parent / name, path / name)
     (path / "samples").mkdir(exist_ok=True)
     for file in list_entries(parent / "samples"):
-        if (drawn := sample_step(file.name)) is not None and drawn <= found:
+        if (drawn := parse_sample_step(file.name)) is not None and drawn <= found:
             shutil.copyfile(file, path / "samples" / file.name)
     try:
         shutil.copytree(source, partial)
         for file in partial.iterdir():
-            sync(file)
+            fsync(file)
     except (FileNotFoundError, shutil.Error):  # the parent trains, and has removed it meanwhile
         raise BadCheckpoint(f"{one_line(source)}: changed while it was copied; the same command tries again") from None
     os.replace(partial, folder / source.name)
-    sync(folder)
+    fsync(folder)
     Checkpoints(folder).mark.touch()
     born = next(iter(read_starts(parent)), {})
-    return place_origin(path, new_id(), Parent(id=id_of(parent, born), path=str(parent.resolve()), step=found))
+    return write_origin(path, new_id(), ParentRun(id=get_run_id(parent, born), path=str(parent.resolve()), step=found))
 
 
 def choose_checkpoint(parent: Path, step: int | None) -> Path:

@@ -3,13 +3,13 @@
 import os
 import urllib.request
 
-PATIENCE = 5.0  # seconds for the first answer
+TIMEOUT_S = 5.0  # seconds for the first answer
 
 
-def refuse_silence() -> None:
+def check_hub_reachable() -> None:
     """Raises OSError, saying why, when the hub is switched off by the environment or doesn't answer."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "0") not in ("0", ""):
         raise OSError("offline by HF_HUB_OFFLINE or HF_DATASETS_OFFLINE")
-    urllib.request.urlopen(f"{constants.ENDPOINT}/robots.txt", timeout=PATIENCE).close()
+    urllib.request.urlopen(f"{constants.ENDPOINT}/robots.txt", timeout=TIMEOUT_S).close()

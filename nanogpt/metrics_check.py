@@ -25,7 +25,7 @@ class RowsRecord(ConfigModel):
 
 
 @dataclass(frozen=True)
-class Selection:
+class RowSelection:
     """The lines to keep, each with its newline, and what was wrong with the file: empty if nothing was."""
 
     lines: list[bytes]
@@ -33,12 +33,12 @@ class Selection:
     repaired: bool = False
 
 
-def digest(lines: Iterable[bytes]) -> str:
+def digest_lines(lines: Iterable[bytes]) -> str:
     """Return the sha256 of some lines."""
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
-def select_lines(content: bytes, keep: Callable[[object], bool], record: RowsRecord | None) -> Selection:
+def select_lines(content: bytes, keep: Callable[[object], bool], record: RowsRecord | None) -> RowSelection:
     """Choose the lines of a JSON lines file that belong to a checkpoint.
 
     `keep` says whether a parsed line is a row of the checkpoint's step or before. Without a record (checkpoints of
@@ -48,23 +48,23 @@ def select_lines(content: bytes, keep: Callable[[object], bool], record: RowsRec
     torn = lines and not lines[-1].endswith(b"\n")
     if torn:
         lines[-1] += b"\n"  # only the newline may be missing; of a torn row nothing can be read
-    rows = [(line, read_line(line)) for line in lines]
+    rows = [(line, parse_line(line)) for line in lines]
     kept = [line for line, row in rows if row is not None and keep(row)]
     unread = sum(row is None for _, row in (rows[:-1] if torn else rows))
-    if record is not None and digest(lines[: record.count]) == record.sha256:
+    if record is not None and digest_lines(lines[: record.count]) == record.sha256:
         extra = len(kept) + unread - record.count
-        return Selection(lines[: record.count], repair_note(extra), repaired=bool(extra))
+        return RowSelection(lines[: record.count], repair_note(extra), repaired=bool(extra))
     if record is None:
-        return Selection(kept, f"lines that can't be read: {unread}; they were left out" if unread else "")
+        return RowSelection(kept, f"lines that can't be read: {unread}; they were left out" if unread else "")
     unique = list(dict.fromkeys(kept))
     for candidate in (kept, unique, sorted(unique, key=step_and_kind)):
-        if len(candidate) == record.count and digest(candidate) == record.sha256:
-            return Selection(candidate, repair_note(len(kept) + unread - record.count) or ORDER, repaired=True)
+        if len(candidate) == record.count and digest_lines(candidate) == record.sha256:
+            return RowSelection(candidate, repair_note(len(kept) + unread - record.count) or ORDER, repaired=True)
     if len(unique) < record.count:
         what = f"{record.count - len(unique)} of the {record.count} rows that the checkpoint counted are missing"
     else:
         what = f"some of the {record.count} rows that the checkpoint counted were changed"
-    return Selection(unique, f"{what}; curves and reports of this run are incomplete")
+    return RowSelection(unique, f"{what}; curves and reports of this run are incomplete")
 
 
 def repair_note(extra: int) -> str:
@@ -72,7 +72,7 @@ def repair_note(extra: int) -> str:
     return f"lines that don't belong there: {extra}; they were left out, the rows are repaired exactly" if extra else ""
 
 
-def read_line(line: bytes) -> object:
+def parse_line(line: bytes) -> object:
     """Return what a line of JSON says, or None if it can't be read."""
     try:
         return from_json(line)
@@ -82,6 +82,6 @@ def read_line(line: bytes) -> object:
 
 def step_and_kind(line: bytes) -> tuple[int, bool]:
     """Return the sort key of a row: its step, and whether it is an evaluation, which comes after the training row."""
-    row = read_line(line)
+    row = parse_line(line)
     assert isinstance(row, dict)
     return int(row["step"]), "val_loss" in row  # pyright: ignore[reportUnknownArgumentType]

@@ -13,31 +13,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from nanogpt.files import from_json, no_link, read_bytes, read_text, sync, write_atomic
-from nanogpt.metrics_check import RowsRecord, Selection, select_lines
+from nanogpt.files import from_json, fsync, open_no_link, read_bytes, read_text, write_atomic
+from nanogpt.metrics_check import RowSelection, RowsRecord, select_lines
 
 Row = dict[str, float]
-LARGEST = 1e100  # far beyond all that is measured, and small enough to be squared
+MAX_ABS = 1e100  # far beyond all that is measured, and small enough to be squared
 
 
-def number(value: object) -> float | None:
+def as_number(value: object) -> float | None:
     """A number of a size that can be counted with, or None for what isn't one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_ABS:
         return None
     return float(value)
 
 
-def whole(value: object) -> int | None:
+def as_count(value: object) -> int | None:
     """A count, such as a step, or None for what can't be one."""
     return value if type(value) is int and 0 <= value < 1 << 53 else None
 
 
-def sound(row: object) -> TypeGuard[Row]:
+def is_row(row: object) -> TypeGuard[Row]:
     """Whether something is a row: a step, and nothing but numbers."""
     if not isinstance(row, dict):
         return False
     values: dict[object, object] = row  # pyright: ignore[reportUnknownVariableType]
-    return whole(values.get("step")) is not None and all(number(value) is not None for value in values.values())
+    return as_count(values.get("step")) is not None and all(as_number(value) is not None for value in values.values())
 
 
 class RowLog:
@@ -67,7 +67,7 @@ class RowLog:
         """Hand over all that is pending; the file is opened anew, since log rotation may have moved it."""
         if not self.pending:
             return
-        descriptor = no_link(str(self.path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        descriptor = open_no_link(str(self.path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             while self.pending:
                 self.pending = self.pending[os.write(descriptor, self.pending) :]
@@ -79,14 +79,14 @@ class RowLog:
         with self.lock:
             self.flush()
             if self.path.exists():
-                sync(self.path)
+                fsync(self.path)
 
     def record(self) -> dict[str, Any]:
         """Return number and digest of the rows so far, for a checkpoint (`RowsRecord`)."""
         with self.lock:
             return {"count": self.count, "sha256": self.digest.hexdigest()}
 
-    def rewind(self, step: int, evaluated: int | None = None, record: RowsRecord | None = None) -> Selection:
+    def rewind(self, step: int, evaluated: int | None = None, record: RowsRecord | None = None) -> RowSelection:
         """Drop rows after `step` and evaluations after `evaluated`: a resumed run writes them again.
 
         With the checkpoint's record the rows are checked against it. Return what was kept and what was wrong. Where
@@ -95,7 +95,7 @@ class RowLog:
         last = step if evaluated is None else evaluated
 
         def keep(row: object) -> bool:
-            return sound(row) and row["step"] <= (last if "val_loss" in row else step)
+            return is_row(row) and row["step"] <= (last if "val_loss" in row else step)
 
         try:
             content = read_bytes(self.path)
@@ -104,7 +104,7 @@ class RowLog:
         chosen = select_lines(content or b"", keep, record)
         kept = b"".join(chosen.lines)
         if chosen.problem and not chosen.repaired and content and kept != content:
-            keep_damaged(self.path, content)
+            save_damaged_copy(self.path, content)
         if content is not None and kept != content:
             write_atomic(self.path, kept)
         with self.lock:
@@ -112,7 +112,7 @@ class RowLog:
         return chosen
 
 
-def keep_damaged(path: Path, content: bytes) -> None:
+def save_damaged_copy(path: Path, content: bytes) -> None:
     """Write the content of a damaged file beside it, under a name that is free."""
     aside, number = path.with_name(f"{path.name}.damaged"), 2
     while os.path.lexists(aside):
@@ -122,10 +122,10 @@ def keep_damaged(path: Path, content: bytes) -> None:
 
 def read_rows(path: Path) -> list[Row]:
     """All whole rows of a JSON lines file; lines that aren't one are passed over."""
-    return read_lines(path)[0]
+    return read_rows_and_skipped(path)[0]
 
 
-def read_lines(path: Path) -> tuple[list[Row], int]:
+def read_rows_and_skipped(path: Path) -> tuple[list[Row], int]:
     """The same, and how many lines were passed over: torn by a crash, being written just now, or corrupt. Raises
     OSError.
     """
@@ -144,6 +144,6 @@ def parse_rows(text: str) -> tuple[list[Row], int]:
             row: object = from_json(line)
         except ValueError:
             continue
-        if sound(row):
+        if is_row(row):
             rows.append(row)
     return rows, len(lines) - len(rows)

@@ -23,7 +23,7 @@ def check_output_file(key: str, given: str | None, links: bool = True) -> None:
     if given in ("", ".", "..") or given.endswith(("/", "/.", "/..")) or (mode and stat.S_ISDIR(mode)):
         raise BadInput(f"{what}: a folder; name a file, e.g. {key}={one_line(Path(given) / 'results')}")
     if mode is None:
-        check_can_be_made(what, path)
+        check_can_be_created(what, path)
     elif stat.S_ISLNK(mode) or not (stat.S_ISREG(mode) or given.startswith("/dev/")):
         raise BadInput(f"{what}: not a regular file")
     elif not os.access(path, os.W_OK):
@@ -45,10 +45,10 @@ def check_output_folder(key: str, given: str | Path | None) -> None:
             raise BadInput(f"{what}: not a folder")
     except (OSError, ValueError) as error:
         raise BadInput(f"{what}: not a path of a folder: {one_line(error)}") from None
-    check_can_be_made(what, path / "file")
+    check_can_be_created(what, path / "file")
 
 
-def check_can_be_made(what: str, path: Path) -> None:
+def check_can_be_created(what: str, path: Path) -> None:
     """Check the nearest folder above `path` that exists. Raises BadInput, BadEnvironment."""
     if len(os.fsencode(path.name)) > 255:
         raise BadInput(f"{what}: the name is too long")

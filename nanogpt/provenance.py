@@ -21,7 +21,7 @@ GIT_STATE = "git.json"
 DIFF_LIMIT = 200_000  # characters of uncommitted changes kept
 
 
-def provenance(device: str) -> dict[str, Any]:
+def collect_provenance(device: str) -> dict[str, Any]:
     """The facts of one start of a run."""
     facts = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -29,7 +29,7 @@ def provenance(device: str) -> dict[str, Any]:
         "git": git_state(Path(__file__).parent),
         "code": code_digest(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -41,11 +41,11 @@ def provenance(device: str) -> dict[str, Any]:
 
 def code_digest() -> str:
     """sha256 over the library's own sources."""
-    return digest_of(Path(__file__).parent)
+    return compute_code_digest(Path(__file__).parent)
 
 
 @cache
-def digest_of(folder: Path) -> str:
+def compute_code_digest(folder: Path) -> str:
     """Return the digest of a copy of the library, without hidden files such as an editor's locks. Raise OSError."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*.py") if not path.name.startswith(".")):
@@ -53,7 +53,7 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -67,17 +67,17 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     """
     with suppress(OSError, ValueError):
         return read_json_bytes(folder.parent / GIT_STATE)
-    commit = git(folder, "rev-parse", "HEAD")
+    commit = run_git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
     sources = [":/*.py", ":/*.yaml", ":/*.toml"]  # from the top, wherever this file is
-    changed = git(folder, "status", "--porcelain", "--", *sources) or ""
-    diff = git(folder, "diff", "HEAD", "--", *sources) or ""
+    changed = run_git(folder, "status", "--porcelain", "--", *sources) or ""
+    diff = run_git(folder, "diff", "HEAD", "--", *sources) or ""
     cut = "\n[cut here]" if len(diff) > DIFF_LIMIT else ""
     return {"commit": commit.strip(), "changed": changed.splitlines(), "diff": diff[:DIFF_LIMIT] + cut}
 
 
-def git(folder: Path, *arguments: str) -> str | None:
+def run_git(folder: Path, *arguments: str) -> str | None:
     """git's answer, or None when there is no git or no repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)

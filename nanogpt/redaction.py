@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "<hidden>"
-SHORTEST = 8  # characters of a value that is compared
+MIN_LENGTH = 8  # characters of a value that is compared
 
 SECRET_NAME = re.compile(
     r"key|token|secret|passw|passphrase|credential|cookie|webhook|bearer|connection_?string|private|jwt"
@@ -57,13 +57,13 @@ def secret_values(environment: Mapping[str, str] | None = None) -> dict[str, str
     found: dict[str, str] = {}
     for name, value in (os.environ if environment is None else environment).items():
         value = value.strip()
-        if len(value) < SHORTEST:
+        if len(value) < MIN_LENGTH:
             continue
         if is_secret_name(name):
             found.setdefault(value, name)
         if "://" in value and (login := LOGIN_IN_URL.search(value)):
             found.setdefault(value, name)
-            if len(login["password"]) >= SHORTEST:
+            if len(login["password"]) >= MIN_LENGTH:
                 found.setdefault(login["password"], name)
     return dict(sorted(found.items(), key=lambda one: -len(one[0])))
 
@@ -73,7 +73,7 @@ def find_secret(text: str, secrets: Mapping[str, str] | None = None) -> str | No
 
     `secrets` is what `secret_values` returns, for callers with many texts.
     """
-    if len(text) < SHORTEST:
+    if len(text) < MIN_LENGTH:
         return None
     for value, name in (secret_values() if secrets is None else secrets).items():
         if value in text:
@@ -83,7 +83,7 @@ def find_secret(text: str, secrets: Mapping[str, str] | None = None) -> str | No
 
 def redact(text: str, secrets: Mapping[str, str] | None = None) -> str:
     """Return the text with `<hidden>` in place of every secret."""
-    if len(text) < SHORTEST:
+    if len(text) < MIN_LENGTH:
         return text
     for value in secret_values() if secrets is None else secrets:
         text = text.replace(value, HIDDEN)

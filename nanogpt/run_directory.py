@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig
-from nanogpt.entry_names import ATTEMPT, step_of
+from nanogpt.entry_names import ATTEMPT, parse_step
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, hint, one_line
 from nanogpt.files import (
+    hold_lock,
     list_entries,
-    locked,
-    modified,
-    no_link,
+    mtime,
+    open_no_link,
     open_regular,
     read_json_bytes,
     write_atomic,
@@ -40,7 +40,7 @@ from nanogpt.run_identity import (
     resolve,
 )
 from nanogpt.run_state import read_start_time
-from nanogpt.tracking.origin import Origin, id_of, open_origin
+from nanogpt.tracking.origin import Origin, get_run_id, update_origin
 
 if TYPE_CHECKING:
     from nanogpt.checkpoint import Checkpoints
@@ -135,7 +135,10 @@ def resolve_all(config: TrainConfig) -> TrainConfig:
         return config
     run = find(config.resume.run, config.runs_dir, "resume.run")
     if config.resume.fork:
-        about = {"parent": id_of(run.path, next(iter(run.starts()), {})), "run": str(run.path)}  # a study is elsewhere
+        about = {
+            "parent": get_run_id(run.path, next(iter(run.starts()), {})),
+            "run": str(run.path),
+        }  # a study is elsewhere
     else:  # a fork that continues stays one
         stored = run.config().resume
         about = {"parent": stored.parent, "step": stored.step}
@@ -186,7 +189,7 @@ def is_attempt(name: str, other: str) -> bool:
 def newest_step(path: Path) -> int:
     """The step of a run directory's newest checkpoint, unverified; 0 when there is none. Without torch."""
     folder = path / "checkpoints"
-    return max((step for entry in list_entries(folder) if (step := step_of(entry.name)) is not None), default=0)
+    return max((step for entry in list_entries(folder) if (step := parse_step(entry.name)) is not None), default=0)
 
 
 @contextmanager
@@ -205,7 +208,7 @@ def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     if path.is_symlink() and not (path / "config.json").exists():
         raise BadCheckpoint(f"{one_line(path)}: is a link, but to no run directory; remove it, or give another name")
     path.mkdir(parents=True, exist_ok=True)
-    with locked(path / ".lock", wait=False) as mine:
+    with hold_lock(path / ".lock", wait=False) as mine:
         run = RunDirectory(path, config.checkpoint.keep, config.checkpoint.keep_every)
         if not mine:
             raise Locked(f"{one_line(path)}: {owner(path)} is training here")
@@ -218,7 +221,7 @@ def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
                 run.new_fork = True
             write_atomic(path / "config.json", schema.to_json(config))
         run.checkpoints.clean()
-        run.origin, copied = open_origin(path, next(iter(run.starts()), {}), newest_step(path))
+        run.origin, copied = update_origin(path, next(iter(run.starts()), {}), newest_step(path))
         run.new_fork |= copied
         yield run
 
@@ -260,7 +263,7 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
 def write_owner(path: Path) -> None:
     """Who holds the lock, in the lock file: for the message of those who come too late."""
     facts = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-    with open(path / ".lock", "w", opener=no_link) as file:
+    with open(path / ".lock", "w", opener=open_no_link) as file:
         file.write(json.dumps(facts | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
 
 
@@ -298,4 +301,4 @@ def find(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
 
 def newest_change(path: Path) -> float:
     """Return when a run was last written to; 0 if it has been deleted meanwhile."""
-    return max(modified(path / name) for name in ("config.json", "status.json"))
+    return max(mtime(path / name) for name in ("config.json", "status.json"))

@@ -13,10 +13,10 @@ from typing import Any
 from nanogpt.config import DataConfig, HardwareConfig, Precision, TrainConfig
 from nanogpt.data.content import is_token_folder
 from nanogpt.data.dataset import open_dataset
-from nanogpt.data.folders import is_made_of, is_prepared, path_folder, resolve_source
-from nanogpt.data.prepare import adopt, holds_text
+from nanogpt.data.folders import folder_by_path, is_prepared, is_up_to_date, resolve_source
+from nanogpt.data.prepare import is_made_from_source, reuse_path_folder
 from nanogpt.errors import BadCheckpoint, BadData
-from nanogpt.files import modified, read_json_bytes
+from nanogpt.files import mtime, read_json_bytes
 from nanogpt.schema import read_config, signature
 from nanogpt.weights_digest import with_weights_digest
 
@@ -52,7 +52,7 @@ def earlier_digits(config: TrainConfig, runs: Mapping[str, Path]) -> str | None:
 
 def is_made_of_same(path: Path, config: TrainConfig) -> bool:
     """Whether a run directory is this resolved config's but for how the source's path is written."""
-    stored = read_stored(path / "config.json", modified(path / "config.json"))
+    stored = read_stored(path / "config.json", mtime(path / "config.json"))
     if stored is None:
         return False
     if stored.init_from_sha256 is None:
@@ -87,7 +87,7 @@ def is_same_source(path: Path, stored: DataConfig, data: DataConfig) -> bool:
         if is_token_folder(data.source):
             starts = read_starts(path)
             return bool(starts) and open_dataset(data).fingerprint == starts[-1].get("data")
-        return holds_text(path_folder(stored.model_copy(update={"dir": data.dir})), data)
+        return is_made_from_source(folder_by_path(stored.model_copy(update={"dir": data.dir})), data)
     return False
 
 
@@ -143,8 +143,8 @@ def has_other_data(path: Path, config: TrainConfig) -> bool:
         if is_token_folder(config.data.source):
             starts = read_starts(path)
             return bool(starts) and open_dataset(config.data).fingerprint != starts[-1].get("data")
-        folder = path_folder(config.data)
-        return is_prepared(folder) and not (is_made_of(folder, config.data) or adopt(config.data))
+        folder = folder_by_path(config.data)
+        return is_prepared(folder) and not (is_up_to_date(folder, config.data) or reuse_path_folder(config.data))
     return False
 
 

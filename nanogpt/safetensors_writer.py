@@ -35,12 +35,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | 
 
     The space is reserved first, so that a full disk is known before anything is written.
     """
-    head = header(tensors)
+    head = build_header(tensors)
     size = len(head) + sum(tensor.nbytes for tensor in tensors.values())
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
         reserve(file.fileno(), size)
-        for block in [memoryview(head), *blocks(tensors)]:
+        for block in [memoryview(head), *tensor_blocks(tensors)]:
             digest.update(block)
             write_all(file, block)
         os.fsync(file.fileno())
@@ -64,7 +64,7 @@ def reserve(descriptor: int, size: int) -> None:
             raise
 
 
-def header(tensors: Mapping[str, Tensor]) -> bytes:
+def build_header(tensors: Mapping[str, Tensor]) -> bytes:
     """Length and JSON header, padded so that the tensors begin at a multiple of 8."""
     entries: dict[str, object] = {}
     end = 0
@@ -77,7 +77,7 @@ def header(tensors: Mapping[str, Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+def tensor_blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     """The bytes of all tensors, in pieces."""
     for tensor in tensors.values():
         data = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]

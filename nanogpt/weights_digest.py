@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from nanogpt.config import TrainConfig
-from nanogpt.data.content import Memory
+from nanogpt.data.content import DigestCache
 from nanogpt.entry_names import step_name
 from nanogpt.errors import BadCheckpoint, LabError, one_line
-from nanogpt.files import modified, read_json
+from nanogpt.files import mtime, read_json
 
 TENSORS = "model.safetensors"
 
@@ -22,7 +22,7 @@ def weights_digest(config: TrainConfig, remember: bool = True) -> str | None:
     path = Path(config.init_from)
     if config.init_from == "scratch" or not os.path.exists(path):
         return None
-    memory = Memory(Path(config.data.dir))
+    memory = DigestCache(Path(config.data.dir))
     try:
         if os.path.isdir(path / "checkpoints"):
             digests = [run_digest(path)]
@@ -61,7 +61,7 @@ def with_weights_digest(config: TrainConfig, remember: bool = True) -> TrainConf
 def recorded_digest(config: TrainConfig) -> str | None:
     """Return the digest that the newest run with this `init_from`, alone or in a study, has in its config."""
     folder = Path(config.runs_dir)
-    for path in sorted([*folder.glob("*/config.json"), *folder.glob("*/*/config.json")], key=modified, reverse=True):
+    for path in sorted([*folder.glob("*/config.json"), *folder.glob("*/*/config.json")], key=mtime, reverse=True):
         with suppress(LabError):
             stored = read_json(path)
             digest = stored.get("init_from_sha256")

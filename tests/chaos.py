@@ -38,7 +38,7 @@ LEADERS = {  # function of the leader -> the same
     "nanogpt.metrics_file.RowLog.sync": 8,
     "nanogpt.checkpoint.write_tensors": 16,
     "nanogpt.checkpoint.write": 16,
-    "nanogpt.checkpoint.sync": 16,
+    "nanogpt.checkpoint.fsync": 16,
     "nanogpt.checkpoint.Checkpoints.prune": 8,
     "nanogpt.checkpoint.Checkpoints.clean": 1,
     "nanogpt.files.write_atomic": 3,

@@ -29,13 +29,13 @@ from nanogpt.data.sampler import Sampler
 from nanogpt.estimates.flops import parameter_counts
 from nanogpt.estimates.gpu_specs import GPU_SPECS
 from nanogpt.estimates.memory import estimate_training_memory
-from nanogpt.interop.export_config import to_hf
+from nanogpt.interop.export_config import to_hf_config
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.schedule import lr_scale
 from nanogpt.schema import ConfigModel
-from nanogpt.tracking.run_metadata import About
-from nanogpt.tracking.trackers import backend
+from nanogpt.tracking.run_metadata import RunMetadata
+from nanogpt.tracking.trackers import make_backend
 
 SMALL = ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=9)
 
@@ -46,8 +46,8 @@ def with_unknown(section: Any, key: str) -> Any:
 
 
 def use_tracker(name: Any) -> object:
-    about = About(Path("runs/x"), "id", "x", None, {}, TrackingConfig())
-    return backend(name, about, lambda _: None)
+    about = RunMetadata(Path("runs/x"), "id", "x", None, {}, TrackingConfig())
+    return make_backend(name, about, lambda _: None)
 
 
 USES: list[tuple[str, Callable[[], object]]] = [
@@ -66,9 +66,9 @@ USES: list[tuple[str, Callable[[], object]]] = [
     ("parametrization", lambda: with_unknown(ParametrizationConfig(), "name").width(64)),
     ("tokenizer", lambda: tokenizers.build("unknown", [])),  # type: ignore[arg-type]
     ("tracker", lambda: use_tracker("unknown")),
-    ("corpus", lambda: corpora.find(DataConfig().model_copy(update={"corpus": "unknown"}), Path())),
+    ("corpus", lambda: corpora.find_corpus(DataConfig().model_copy(update={"corpus": "unknown"}), Path())),
     ("order", lambda: Sampler([99], 8, 1, "unknown")),  # type: ignore[arg-type]
-    ("exported position", lambda: to_hf(with_unknown(SMALL, "position"))),
+    ("exported position", lambda: to_hf_config(with_unknown(SMALL, "position"))),
     ("optuna sampler", lambda: ask(with_unknown(Search(), "sampler"), [], [], 0, 1)),
     ("checkpoint", lambda: Checkpoints(Path("none")).choose("unknown")),  # type: ignore[arg-type]
 ]

@@ -11,7 +11,7 @@ from experiments.gc import remove
 from launch.study import RECORDS
 from launch.submission import stray_submissions, submissions
 from nanogpt.checkpoint import Checkpoints
-from nanogpt.entry_names import number_of, sample_step, step_name, step_of
+from nanogpt.entry_names import parse_number, parse_sample_step, parse_step, step_name
 from nanogpt.run_directory import attempt, newest_step, parts_of
 from nanogpt.training.run import train
 from tests.tiny_config import tiny_config, write_corpus
@@ -35,7 +35,7 @@ STRAYS = [
 def test_a_stray_is_no_checkpoint(name: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / name).mkdir(parents=True)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert step_of(name) is None and sample_step(f"{name}.txt") is None
+    assert parse_step(name) is None and parse_sample_step(f"{name}.txt") is None
     assert checkpoints.steps() == [] and newest_step(tmp_path) == 0 and checkpoints.strays() == [name]
     checkpoints.clean()
     assert (tmp_path / "checkpoints" / name).is_dir(), "nothing that is not ours is removed"
@@ -43,7 +43,7 @@ def test_a_stray_is_no_checkpoint(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 99_999_999, 100_000_000, 123_456_789_012])
 def test_every_step_is_read_back(step: int) -> None:
-    assert step_of(step_name(step)) == step and sample_step(f"{step_name(step)}.txt") == step
+    assert parse_step(step_name(step)) == step and parse_sample_step(f"{step_name(step)}.txt") == step
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_stray_is_no_submission(tmp_path: Path) -> None:
         (tmp_path / RECORDS / name / "submission.json").write_text("{}")
     assert [one.number for one in submissions(tmp_path)] == [2, 10]
     assert stray_submissions(tmp_path) == sorted(strays)
-    assert [number_of(name) for name in strays] == [None] * len(strays)
+    assert [parse_number(name) for name in strays] == [None] * len(strays)
 
 
 def test_a_run_goes_on_beside_strays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

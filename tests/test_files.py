@@ -12,7 +12,7 @@ from typing import IO
 import pytest
 
 from nanogpt import files
-from nanogpt.files import from_json, locked, write_atomic
+from nanogpt.files import from_json, hold_lock, write_atomic
 
 
 @pytest.fixture
@@ -27,18 +27,18 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_f25_an_owner_file_where_there_are_no_locks(tmp_path: Path, no_locks: None) -> None:
-    with locked(tmp_path / ".lock", wait=False) as first:
+    with hold_lock(tmp_path / ".lock", wait=False) as first:
         assert first
-        with locked(tmp_path / ".lock", wait=False) as second:
+        with hold_lock(tmp_path / ".lock", wait=False) as second:
             assert not second
         for _ in range(3):
             before = (tmp_path / ".lock.owner").read_text()
             while (tmp_path / ".lock.owner").read_text() == before:
                 time.sleep(0.01)
-        with locked(tmp_path / ".lock", wait=False) as third:
+        with hold_lock(tmp_path / ".lock", wait=False) as third:
             assert not third, "a living owner is not robbed however long it takes"
     assert not (tmp_path / ".lock.owner").exists()
-    with locked(tmp_path / ".lock", wait=False) as mine:
+    with hold_lock(tmp_path / ".lock", wait=False) as mine:
         assert mine
 
 
@@ -46,7 +46,7 @@ def test_f25_a_dead_owner_is_replaced(tmp_path: Path, no_locks: None) -> None:
     """Its process was killed: the file stays, and no longer changes."""
     child = os.fork()
     if child == 0:
-        with locked(tmp_path / ".lock", wait=False):
+        with hold_lock(tmp_path / ".lock", wait=False):
             time.sleep(60)
         os._exit(0)
     while not (tmp_path / ".lock.owner").exists():
@@ -54,7 +54,7 @@ def test_f25_a_dead_owner_is_replaced(tmp_path: Path, no_locks: None) -> None:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert (tmp_path / ".lock.owner").exists()
-    with locked(tmp_path / ".lock", wait=False) as mine:
+    with hold_lock(tmp_path / ".lock", wait=False) as mine:
         assert mine
 
 
@@ -62,10 +62,10 @@ def test_waiting_for_an_owner_file(tmp_path: Path, no_locks: None) -> None:
     order: list[str] = []
 
     def second() -> None:
-        with locked(tmp_path / ".lock", wait=True) as mine:
+        with hold_lock(tmp_path / ".lock", wait=True) as mine:
             order.append(f"second {mine}")
 
-    with locked(tmp_path / ".lock", wait=False):
+    with hold_lock(tmp_path / ".lock", wait=False):
         waiting = threading.Thread(target=second)
         waiting.start()
         time.sleep(0.3)
@@ -97,7 +97,7 @@ def test_a_lock_file_that_was_deleted_meanwhile_is_no_lock(tmp_path: Path, monke
         taken(file, how)
 
     monkeypatch.setattr(fcntl, "flock", delete_first)
-    with locked(path, wait=False) as first, locked(path, wait=False) as second:
+    with hold_lock(path, wait=False) as first, hold_lock(path, wait=False) as second:
         assert first and not second
 
 
@@ -105,11 +105,11 @@ def test_a_dead_owner_is_replaced_by_one_process_only(tmp_path: Path) -> None:
     """Another process has taken the lock between the decision and the removal."""
     path = tmp_path / "owner"
     path.write_text("alive")
-    files.remove_if(path, "dead")
+    files.remove_dead_owner(path, "dead")
     assert path.read_text() == "alive" and list(tmp_path.iterdir()) == [path]
-    files.remove_if(path, "alive")
+    files.remove_dead_owner(path, "alive")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_deleted_between_two_looks_is_not_there(tmp_path: Path) -> None:
-    assert files.list_entries(tmp_path / "none") == [] and files.modified(tmp_path / "none") == 0.0
+    assert files.list_entries(tmp_path / "none") == [] and files.mtime(tmp_path / "none") == 0.0

@@ -15,9 +15,9 @@ from launch.precision_check import check_precisions
 from launch.study import Member, members_of, study_of
 from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
-from nanogpt.data.content import MEMORY
-from nanogpt.data.folders import MARK, folder_of, path_folder, resolve_source
-from nanogpt.data.prepare import ensure, prepare
+from nanogpt.data.content import CACHE_FILE
+from nanogpt.data.folders import SOURCE_FILE, find_dataset_folder, folder_by_path, resolve_source
+from nanogpt.data.prepare import prepare, prepare_if_small
 from nanogpt.errors import BadCheckpoint, BadData
 from nanogpt.run_directory import locate, opened
 from nanogpt.run_identity import resolve
@@ -97,11 +97,11 @@ def test_a_run_of_the_first_release_is_found(config: Build, corpus: Path) -> Non
     old = make_run(config(), signature(config()))
     assert locate(config()) == old
     assert [one.run for one in members_of(old.parent, [Point(config(), {})])] == [old]
-    folder = path_folder(config().data)
+    folder = folder_by_path(config().data)
     shutil.move(prepare(config().data).folder, folder)
-    assert locate(config()) == old and folder_of(resolve_source(config().data)) == folder
+    assert locate(config()) == old and find_dataset_folder(resolve_source(config().data)) == folder
     os.utime(corpus, (1, 1))  # touched is not changed
-    assert locate(config()) == old and (folder / MARK).exists()
+    assert locate(config()) == old and (folder / SOURCE_FILE).exists()
     corpus.write_text(corpus.read_text()[::-1])
     assert locate(config()) != old
     relative = relative_of(config())
@@ -115,7 +115,7 @@ def test_a_run_of_the_first_release_is_found_from_another_path(
     old = make_run(config(), signature(config()))
     copy = shutil.copy(corpus, tmp_path / "copy.txt")
     assert locate(config(**{"data.source": str(copy)})) != old  # nothing says that it is the same text
-    shutil.move(prepare(config().data).folder, path_folder(config().data))
+    shutil.move(prepare(config().data).folder, folder_by_path(config().data))
     monkeypatch.chdir(tmp_path)
     other = config(**{"data.source": "copy.txt"})
     assert locate(other) == old and locate(config(**{"data.source": "copy.txt", "optimizer.lr": 1e-3})) != old
@@ -156,7 +156,7 @@ def test_a_run_of_the_first_release_with_weights_is_found(config: Build, tmp_pat
     (weights / "model.safetensors").write_bytes(b"some weights")
     built = config(init_from=str(weights))
     old = make_run(built, signature(built))
-    shutil.move(prepare(built.data).folder, path_folder(built.data))
+    shutil.move(prepare(built.data).folder, folder_by_path(built.data))
     assert locate(built) == old
     with opened(resolve(built)) as run:
         assert run.path == old and run.changes == []
@@ -180,17 +180,17 @@ def test_a_study_is_named_by_the_content_of_its_files(
 def test_a_source_that_is_gone_is_known_from_what_was_prepared(config: Build, corpus: Path) -> None:
     found, dataset = locate(config()), prepare(config().data)
     corpus.unlink()
-    assert locate(config()) == found and ensure(config().data).fingerprint == dataset.fingerprint
+    assert locate(config()) == found and prepare_if_small(config().data).fingerprint == dataset.fingerprint
 
 
 def test_a_source_that_is_there_but_can_t_be_read_is_not_taken_for_the_prepared_one(
     config: Build, corpus: Path
 ) -> None:
-    ensure(resolve(config()).data)
+    prepare_if_small(resolve(config()).data)
     corpus.write_bytes(bytes([0x1F, 0x8B]) + b"no gzip")
     assert resolve_source(config().data).source_sha256 is None
     with pytest.raises(BadData):
-        ensure(config().data)
+        prepare_if_small(config().data)
 
 
 @pytest.mark.parametrize("remake", [False, True])
@@ -240,27 +240,29 @@ def test_token_files_are_checked_in_full_once(tmp_path: Path, monkeypatch: pytes
     ids.tofile(folder / "train.bin")
     ids[:100].tofile(folder / "val.bin")
     config = DataConfig(corpus="text", source=str(folder), tokenizer="byte", dir=str(tmp_path / "data"))
-    assert ensure(config).train.n_tokens == 5_000_000
+    assert prepare_if_small(config).train.n_tokens == 5_000_000
     ids[4_300_000] = 256
     ids.tofile(folder / "train.bin")
     with pytest.raises(BadData, match=r"train.bin: id 256 at token 4300000, but the vocabulary has 256"):
-        ensure(config)
+        prepare_if_small(config)
     for name in ("train.bin", "val.bin"):
         os.utime(folder / name, (1, 1))
     monkeypatch.setattr("nanogpt.data.content.REMEMBER_BYTES", 1)
     monkeypatch.setattr("nanogpt.data.content.SETTLED_SECONDS", -1.0)
     with pytest.raises(BadData, match="id 256"):
-        ensure(config)
-    known = json.loads((tmp_path / "data" / MEMORY).read_text())
+        prepare_if_small(config)
+    known = json.loads((tmp_path / "data" / CACHE_FILE).read_text())
     assert [known[str(folder / name)][5] for name in ("train.bin", "val.bin")] == [256, 0]
     with monkeypatch.context() as patched:
-        patched.setattr("nanogpt.data.content.read_tokens", None)  # it isn't read again
+        patched.setattr("nanogpt.data.content.scan_tokens", None)  # it isn't read again
         with pytest.raises(BadData, match="id 256"):
-            ensure(config)
+            prepare_if_small(config)
     ids[4_300_000] = 7
     ids.tofile(folder / "train.bin")
     os.utime(folder / "train.bin", (1, 1))
-    assert ensure(config).train.n_tokens == 5_000_000, "other ids of the same size and time of writing are read"
+    assert prepare_if_small(config).train.n_tokens == 5_000_000, (
+        "other ids of the same size and time of writing are read"
+    )
 
 
 @pytest.mark.parametrize(("device", "made"), [("cpu", "bf16"), ("cuda", "fp32"), ("auto", "bf16")])

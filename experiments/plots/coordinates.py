@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from nanogpt.tracking.plots import save
+from nanogpt.tracking.plots import save_figure
 
 
 def draw(found: Mapping[str, Sequence[Mapping[str, list[float]]]], widths: Sequence[int], path: Path) -> None:
@@ -35,4 +35,4 @@ def draw(found: Mapping[str, Sequence[Mapping[str, list[float]]]], widths: Seque
     handles, labels = grid[0][0].get_legend_handles_labels()
     shown = sorted({0, len(labels) // 2, len(labels) - 1})
     grid[0][0].legend([handles[i] for i in shown], [labels[i] for i in shown], fontsize=8, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from experiments.plots.theme import Picture, Style, Theme, color_bar, color_range, dress, picture, plain, ruler
 from experiments.results import Result
 from nanogpt.config import Against
-from nanogpt.console import amount, seconds
+from nanogpt.console import format_count, format_duration
 from nanogpt.tracking.plots import smooth
 
 MANY = 8  # curves that can have a colour and a line of the legend each
@@ -26,10 +26,10 @@ LABEL: dict[Against, str] = {
     "time": "time in training steps",
 }
 WRITE: dict[Against, Callable[[float], str]] = {
-    "steps": amount,
-    "tokens": amount,
-    "flops": partial(amount, billion="G"),
-    "time": lambda time: f"{time:g}s" if time < 60 else seconds(time),
+    "steps": format_count,
+    "tokens": format_count,
+    "flops": partial(format_count, billion="G"),
+    "time": lambda time: f"{time:g}s" if time < 60 else format_duration(time),
 }
 Array = npt.NDArray[np.float64]
 Line = tuple[Array, Array]

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.scaling.fit import Parabola
 from experiments.scaling.laws import Optimum
-from nanogpt.console import amount
-from nanogpt.tracking.plots import save
+from nanogpt.console import format_count
+from nanogpt.tracking.plots import save_figure
 
 INK, LINE, NEXT = "#222222", "#3b6ea8", "#d1495b"
 
@@ -51,7 +51,7 @@ def draw(
     right.set_yscale("log")
     counted(right.yaxis)
     finish(right, "Best size of a budget", "training FLOPs", "parameters")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_budget(axes: Axes, curve: Parabola, color: tuple[float, float, float, float]) -> None:
@@ -74,7 +74,7 @@ def counted(axis: Axis) -> None:
 
 
 def written(value: float, _: int) -> str:
-    return amount(value)
+    return format_count(value)
 
 
 def finish(axes: Axes, title: str, x: str, y: str) -> None:

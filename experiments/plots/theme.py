@@ -20,7 +20,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from nanogpt.console import shortened
+from nanogpt.console import shorten
 
 Style = dict[str, Any]
 
@@ -88,7 +88,7 @@ def rendered(size: tuple[float, float], theme: Theme, draw: Callable[[Figure, Th
 
 def plain(text: str, limit: int = 60) -> str:
     """A text for a label: no formula in it, however many dollars, and not longer than there is room."""
-    return shortened(text, limit).replace("$", r"\$")
+    return shorten(text, limit).replace("$", r"\$")
 
 
 def dress(axes: Axes, theme: Theme, title: str = "", x: str = "", y: str = "") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from experiments.scaling.laws import Optimum, optimum, optimum_of_size, published_tokens
 from experiments.scaling.runs import Trained, finished_runs
 from nanogpt.config import LawConfig, ScalingConfig
-from nanogpt.console import amount, say, table
+from nanogpt.console import format_count, format_table, say
 from nanogpt.files import write_atomic
 from nanogpt.output_paths import check_output_folder
 
@@ -38,17 +38,17 @@ def answer(law: LawConfig, optima: list[Optimum]) -> None:
     rows = [
         (
             f"{one.flops:.3g}",
-            amount(one.n_params),
-            amount(one.tokens),
+            format_count(one.n_params),
+            format_count(one.tokens),
             f"{one.tokens / one.n_params:.1f}",
             f"{one.loss:.3f}",
-            amount(published_tokens(one.n_params)),
+            format_count(published_tokens(one.n_params)),
         )
         for one in optima
     ]
     columns = ("FLOPs", "parameters", "tokens", "tokens per parameter", "loss", "tokens by approach 2")
     constants = ", ".join(f"{name} {getattr(law, name):g}" for name in CONSTANTS)
-    say(table(f"the best of a budget: {constants}", columns, rows))
+    say(format_table(f"the best of a budget: {constants}", columns, rows))
 
 
 @dataclass(frozen=True)
@@ -107,25 +107,31 @@ def tell(found: Study, curves: "Sequence[Parabola]") -> None:
     rows: list[tuple[str, ...]] = []
     for curve in curves:
         best = curve.optimum
-        sizes = f"{len(curve.runs)} runs, {amount(curve.runs[0].n_params)} to {amount(curve.runs[-1].n_params)}"
-        least = (amount(best.n_params), amount(best.tokens), f"{best.loss:.4f}") if best else ("outside", "", "")
+        sizes = (
+            f"{len(curve.runs)} runs, {format_count(curve.runs[0].n_params)} to {format_count(curve.runs[-1].n_params)}"
+        )
+        least = (
+            (format_count(best.n_params), format_count(best.tokens), f"{best.loss:.4f}")
+            if best
+            else ("outside", "", "")
+        )
         rows.append((f"{curve.flops:.3g}", sizes, *least))
     columns = ("FLOPs", "parameters", "best parameters", "tokens", "loss")
     exponent = f": best parameters ~ FLOPs^{found.exponent:.2f}" if found.exponent is not None else ""
-    say(table(f"parabola of each budget{exponent}", columns, rows))
+    say(format_table(f"parabola of each budget{exponent}", columns, rows))
     low_high = found.law_intervals
     constants = [(name, f"{found.law[name]:.4g}", between(low_high[name])) for name in CONSTANTS]
     say()
-    say(table("L(N, D) = E + A / N^alpha + B / D^beta", ("constant", "fit", "90 % interval"), constants))
+    say(format_table("L(N, D) = E + A / N^alpha + B / D^beta", ("constant", "fit", "90 % interval"), constants))
     ahead, spread = found.next, found.next_intervals
     facts = [
-        ("parameters", amount(ahead.n_params), between(spread["n_params"])),
-        ("tokens", amount(ahead.tokens), between(spread["tokens"])),
+        ("parameters", format_count(ahead.n_params), between(spread["n_params"])),
+        ("tokens", format_count(ahead.tokens), between(spread["tokens"])),
         ("loss, nats/token", f"{ahead.loss:.4f}", between(spread["loss"])),
     ]
     say()
-    say(table(f"the best of {ahead.flops:.3g} FLOPs, predicted", ("", "prediction", "90 % interval"), facts))
+    say(format_table(f"the best of {ahead.flops:.3g} FLOPs, predicted", ("", "prediction", "90 % interval"), facts))
 
 
 def between(ends: Interval) -> str:
-    return " to ".join(f"{end:.4g}" if end < 1000 else amount(end) for end in ends)
+    return " to ".join(f"{end:.4g}" if end < 1000 else format_count(end) for end in ends)

@@ -16,7 +16,7 @@ from launch.slurm_sandbox.daemons import Daemon, ask, free, kill_all, namespace,
 from launch.slurm_sandbox.packages import install, need_root
 from launch.slurm_sandbox.parts import CLUSTER_NAME, DEVICES, KILL_WAIT, MARK, SERVERS, slurm_conf, write_files
 from nanogpt.errors import BadEnvironment, BadInput, one_line
-from nanogpt.files import locked
+from nanogpt.files import hold_lock
 
 PORT, STEP, RANGES = 26800, 20, 50  # the first port, and the distance and number of the ranges that are tried
 LOST = re.compile(r"down|unk|inval|fail|err|.*\*")  # states of a node that isn't there, as sinfo abbreviates them
@@ -245,5 +245,5 @@ class Cluster:
         others = {entry.name for entry in self.root.iterdir()} - {"lock", ".slurm.conf.tmp"}
         if self.root.is_symlink() or self.root.stat().st_uid != 0 or (others and not self.is_ours()):
             raise BadInput(f"{self.root}: neither a cluster's nor an empty folder of root's; name one in NANOGPT_SLURM")
-        with locked(self.root / "lock", wait=True):
+        with hold_lock(self.root / "lock", wait=True):
             yield

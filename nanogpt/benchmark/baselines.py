@@ -22,7 +22,7 @@ from nanogpt.config import ModelConfig
 from nanogpt.config.bench import NANOGPT
 from nanogpt.device import DTYPES, Compute
 from nanogpt.errors import BadEnvironment, BadInput, one_line
-from nanogpt.interop.export_config import require, require_nanogpt, to_hf
+from nanogpt.interop.export_config import check_nanogpt_form, check_values, to_hf_config
 from nanogpt.training.step import Phase
 
 
@@ -31,9 +31,9 @@ def check_baseline(program: str, model: ModelConfig) -> None:
     if program == "transformers":
         if importlib.util.find_spec("transformers") is None:
             raise BadEnvironment("against=transformers: is not installed: pip install 'transformers>=4.57'")
-        to_hf(model)
+        to_hf_config(model)
         if model.position == "learned":
-            require(model, "transformers' GPT-2", bias=True)
+            check_values(model, "transformers' GPT-2", bias=True)
         return
     path = checkout_path(program) / "model.py"
     try:
@@ -47,7 +47,7 @@ def check_baseline(program: str, model: ModelConfig) -> None:
     missing = {"GPT", "GPTConfig"} - {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     if missing:
         raise BadInput(f"against={one_line(program, 200)}: {path.name} has no {' and no '.join(sorted(missing))}")
-    require_nanogpt(model)
+    check_nanogpt_form(model)
 
 
 def checkout_path(program: str) -> Path:
@@ -111,7 +111,7 @@ def build_transformers_generator(workload: Workload, compute: Compute, prompts: 
     import transformers
 
     plain = workload.config.model.model_copy(update={"vocab_size": workload.config.model.padded_vocab_size})
-    values = {key: value for key, value in to_hf(plain).items() if key not in ("architectures", "torch_dtype")}
+    values = {key: value for key, value in to_hf_config(plain).items() if key not in ("architectures", "torch_dtype")}
     config = transformers.AutoConfig.for_model(**values, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     model: Any = cast_to(transformers.AutoModelForCausalLM.from_config(config).eval().to(compute.device), compute)
     mask = torch.ones_like(prompts)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanogpt.benchmark.timing import Rows, format_spread, time_call
 from nanogpt.config import BenchConfig
-from nanogpt.console import amount
+from nanogpt.console import format_count
 from nanogpt.metrics_file import Row, read_rows
 
 TRAIN = (sys.executable, str(Path(__file__).parents[2] / "train.py"))
@@ -38,7 +38,7 @@ def measure_ranks(config: BenchConfig) -> Rows:
     for count in config.bench.ranks:
         found = train_briefly(config.bench.warmup + config.bench.steps, count)
         rates = [row["tokens_per_second"] for row in found[config.bench.warmup :]]
-        rows.append((f"training on {count} ranks", f"{amount(statistics.median(rates))} tokens a second"))
+        rows.append((f"training on {count} ranks", f"{format_count(statistics.median(rates))} tokens a second"))
     return rows
 
 

@@ -13,8 +13,8 @@ from nanogpt.benchmark.roofline import compute_floors
 from nanogpt.benchmark.timing import MarkdownTable, format_digits, format_range
 from nanogpt.benchmark.training import describe_flops
 from nanogpt.config import BenchConfig
-from nanogpt.console import amount
-from nanogpt.data.prepare import ensure
+from nanogpt.console import format_count
+from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute
 from nanogpt.errors import BadInput
 from nanogpt.training.validation import expected_model
@@ -67,7 +67,7 @@ def training_table(config: BenchConfig, compute: Compute) -> MarkdownTable:
     rates = [config.training.batch_tokens / seconds for seconds in typical]
     rows = [
         ("ms a step", *(format_range([1e3 * value for value in runs]) for runs in medians.values())),
-        ("tokens a second", *map(amount, rates)),
+        ("tokens a second", *map(format_count, rates)),
         ratio_row(medians),
         ("achieved", *(describe_flops(rate, config.model, compute) for rate in rates)),
         *compute_floors(config, compute).rows(*typical),
@@ -111,11 +111,11 @@ def logits_rows(config: BenchConfig, found: Measurements) -> list[tuple[str, ...
     for program, runs in found.items():
         without = measure(Workload(program=program, what="training", batch=micro, config=few)).memory
         shares[program] = max(0.0, statistics.median(run.memory for run in runs) - without - state)
-    whole = amount(4.0 * micro * model.block_size * model.padded_vocab_size, "G")
+    whole = format_count(4.0 * micro * model.block_size * model.padded_vocab_size, "G")
     name = f"of which logits (whole, in fp32: {whole}B): less the peak with {FEW_IDS} ids, less the embedding's state"
     ours = shares.pop(OURS)
-    cut = [f"{amount(share, 'G')}B, {share / max(ours, 1.0):.3g} x ours" for share in shares.values()]
-    return [(name, f"{amount(ours, 'G')}B", *cut)]
+    cut = [f"{format_count(share, 'G')}B, {share / max(ours, 1.0):.3g} x ours" for share in shares.values()]
+    return [(name, f"{format_count(ours, 'G')}B", *cut)]
 
 
 def generation_tables(config: BenchConfig, compute: Compute) -> list[MarkdownTable]:
@@ -154,7 +154,7 @@ def ratio_row(seconds: dict[str, list[float]]) -> tuple[str, ...]:
 
 def memory_row(found: Measurements) -> tuple[str, ...]:
     peaks = [statistics.median(run.memory for run in runs) for runs in found.values()]
-    return ("peak memory", *(f"{amount(peak, 'G')}B" for peak in peaks))
+    return ("peak memory", *(f"{format_count(peak, 'G')}B" for peak in peaks))
 
 
 def program_name(program: str) -> str:
@@ -165,4 +165,4 @@ def program_name(program: str) -> str:
 def with_known_vocabulary(config: BenchConfig) -> BenchConfig:
     """The config with its model's vocabulary; data is prepared only where nothing else tells it."""
     model, sure = expected_model(config)
-    return with_vocabulary(config, model.vocab_size if sure else ensure(config.data).vocab_size)
+    return with_vocabulary(config, model.vocab_size if sure else prepare_if_small(config.data).vocab_size)

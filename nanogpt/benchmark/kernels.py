@@ -13,7 +13,7 @@ from nanogpt.benchmark.ours import build_generator, build_trainer, random_batche
 from nanogpt.benchmark.timing import format_digits
 from nanogpt.benchmark.training import prepare_training
 from nanogpt.config import BenchConfig
-from nanogpt.console import say, table
+from nanogpt.console import format_table, say
 from nanogpt.device import Compute
 from nanogpt.training.step import train_step
 
@@ -40,7 +40,10 @@ def profile_training(config: BenchConfig, compute: Compute) -> None:
         return
     state, batches = prepare_training(config, compute)
     profile_steps(
-        config, compute, "training", lambda: train_step(state, batches.step(state.samples), config, record_function)
+        config,
+        compute,
+        "training",
+        lambda: train_step(state, batches.micro_batches(state.samples), config, record_function),
     )
 
 
@@ -72,7 +75,7 @@ def profile_steps(config: BenchConfig, compute: Compute, name: str, step: Callab
     path = folder / f"trace-{config.run_name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     found.export_chrome_trace(str(path))
     title = f"{name}: top kernels by their own time, of {ACTIVE} steps on the {'GPU' if gpu else 'CPU'}"
-    say(table(title, ("kernel", "share", "calls", "ms"), top_kernels(found, gpu)))
+    say(format_table(title, ("kernel", "share", "calls", "ms"), top_kernels(found, gpu)))
     say(f"trace of {ACTIVE} steps: {path}")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from nanogpt.benchmark.timing import choose_synchronize, format_digits, time_call
 from nanogpt.config import BenchConfig
-from nanogpt.console import amount
+from nanogpt.console import format_count
 from nanogpt.device import DTYPES, Compute
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import peak_bandwidth, peak_flops
@@ -32,7 +32,7 @@ class Peak:
     source: str
 
     def describe(self, number: float, unit: str) -> str:
-        return f"{amount(number, 'G')}{unit} at {amount(self.rate, 'G')}{unit}/s ({self.source})"
+        return f"{format_count(number, 'G')}{unit} at {format_count(self.rate, 'G')}{unit}/s ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def compute_floors(config: BenchConfig, compute: Compute) -> Floors:
         gpu=compute.device.type == "cuda",
     )
     products, memory = products_peak(compute), memory_peak(compute)
-    kinds = [f"{field.name} {amount(getattr(traffic, field.name), 'G')}B" for field in fields(traffic)]
+    kinds = [f"{field.name} {format_count(getattr(traffic, field.name), 'G')}B" for field in fields(traffic)]
     return Floors(
         products=flops / products.rate,
         memory=traffic.total / memory.rate,

@@ -8,10 +8,10 @@ from pathlib import Path
 from nanogpt.benchmark.timing import Rows, format_spread, time_call
 from nanogpt.checkpoint import verify
 from nanogpt.config import BenchConfig
-from nanogpt.console import amount, say
+from nanogpt.console import format_count, say
 from nanogpt.data.batches import TrainBatches
 from nanogpt.run_directory import RunDirectory
-from nanogpt.safetensors_writer import blocks, write_all
+from nanogpt.safetensors_writer import tensor_blocks, write_all
 from nanogpt.training.async_checkpoint import Saver
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import train_step
@@ -49,7 +49,7 @@ def measure_saving(config: BenchConfig, state: TrainState, batches: TrainBatches
         saver.close()
     rate, slower = SAVE_EVERY * 2 / min(without), min(with_saves) / min(without)
     return [
-        (f"state of a checkpoint, {amount(size, 'G')}B: bare write and fsync", format_spread(bare)),
+        (f"state of a checkpoint, {format_count(size, 'G')}B: bare write and fsync", format_spread(bare)),
         (f"whole save ({min(saves) / min(bare):.2f} x the bare write)", format_spread(saves)),
         ("of which the training waits", format_spread(stalls)),
         ("verifying and reading it", format_spread(loads)),
@@ -62,7 +62,7 @@ def write_bare(state: TrainState, path: Path) -> None:
     """The same bytes, forced to disk, and nothing else."""
     with path.open("wb", buffering=0) as file:
         for part in state.tensors().values():
-            for block in blocks({name: tensor.cpu() for name, tensor in part.items()}):
+            for block in tensor_blocks({name: tensor.cpu() for name, tensor in part.items()}):
                 write_all(file, block)
         os.fsync(file.fileno())
     path.unlink()
@@ -71,7 +71,7 @@ def write_bare(state: TrainState, path: Path) -> None:
 def train_intervals(config: BenchConfig, state: TrainState, batches: TrainBatches, saver: Saver | None) -> None:
     """Two intervals of training, with a save in each, the last of which is waited for."""
     for number in range(1, 2 * SAVE_EVERY + 1):
-        train_step(state, batches.step(state.samples), config)
+        train_step(state, batches.micro_batches(state.samples), config)
         if saver and number % SAVE_EVERY == 0:
             wait_for_save(saver)
             saver.save(state)

@@ -8,9 +8,9 @@ from nanogpt.benchmark.roofline import compute_floors
 from nanogpt.benchmark.saving import measure_saving
 from nanogpt.benchmark.timing import Rows, Stopwatch, choose_synchronize, format_spread, peak_resident, time_call
 from nanogpt.config import BenchConfig, ModelConfig
-from nanogpt.console import amount
+from nanogpt.console import format_count
 from nanogpt.data.batches import Batch, TrainBatches
-from nanogpt.data.prepare import ensure
+from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import compute_mfu
@@ -24,7 +24,7 @@ MOST_PHASED = 10  # steps of their own that are measured by phase
 
 def prepare_training(config: BenchConfig, compute: Compute) -> tuple[TrainState, TrainBatches]:
     """The state before the first step, and its data."""
-    dataset = ensure(config.data)
+    dataset = prepare_if_small(config.data)
     state = build_state(config, model_for(config, dataset), compute)
     return state, TrainBatches(dataset.train, config, compute.device)
 
@@ -35,7 +35,7 @@ def measure_training(config: BenchConfig, compute: Compute) -> Rows:
     synchronize = choose_synchronize(compute.device)
 
     def step() -> None:
-        train_step(state, batches.step(state.samples), config)
+        train_step(state, batches.micro_batches(state.samples), config)
         synchronize()
 
     first = time_call(step)
@@ -48,18 +48,20 @@ def measure_training(config: BenchConfig, compute: Compute) -> Rows:
     batch = f"{config.grad_accum()} x {config.micro_batch_size()} x {config.model.block_size}"
     floor = compute_floors(with_vocabulary(config, state.model.config.vocab_size), compute)
     compiling = [("compiling: the first step less a steady one", f"{first - median:.3g} s")]
-    loads = [time_call(lambda i=i: batches.batch(state.samples + i * config.micro_batch_size())) for i in range(200)]
+    loads = [
+        time_call(lambda i=i: batches.read_batch(state.samples + i * config.micro_batch_size())) for i in range(200)
+    ]
     return [
         (f"step of {config.training.batch_tokens:,} tokens ({batch})", format_spread(steps)),
-        ("tokens a second", amount(config.training.batch_tokens / median)),
+        ("tokens a second", format_count(config.training.batch_tokens / median)),
         ("achieved", describe_flops(config.training.batch_tokens / median, state.model.config, compute)),
         *((name, cell) for name, cell in floor.rows(median)),
         *measure_phases(config, state, batches),
         ("first step", f"{1e3 * first:.0f} ms"),
         *(compiling if compute.compiles else []),
         (f"loading a micro-batch of {config.micro_batch_size()} x {config.model.block_size}", format_spread(loads)),
-        ("peak memory of the process", f"{amount(memory, 'G')}B"),
-        *([("peak memory of the GPU", f"{amount(gpu_memory, 'G')}B")] if gpu_memory else []),
+        ("peak memory of the process", f"{format_count(memory, 'G')}B"),
+        *([("peak memory of the GPU", f"{format_count(gpu_memory, 'G')}B")] if gpu_memory else []),
         *(measure_saving(config, state, batches) if config.bench.checkpoint else []),
     ]
 
@@ -68,7 +70,7 @@ def describe_flops(rate: float, model: ModelConfig, compute: Compute) -> str:
     """FLOP/s at a rate in tokens a second, and the share of the device's peak where that is known."""
     flops = rate * flops_per_token(model)
     mfu = compute_mfu(flops, compute.name, compute.precision)
-    return f"{amount(flops, 'G')}FLOP/s" + ("" if mfu is None else f", MFU {100 * mfu:.1f} %")
+    return f"{format_count(flops, 'G')}FLOP/s" + ("" if mfu is None else f", MFU {100 * mfu:.1f} %")
 
 
 def measure_phases(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:
@@ -79,7 +81,7 @@ def measure_phases(config: BenchConfig, state: TrainState, batches: TrainBatches
     for _ in range(min(config.bench.steps, MOST_PHASED)):
         watch = Stopwatch(synchronize)
         watches.append(watch)
-        data = time_batches(batches.step(state.samples), watch)
+        data = time_batches(batches.micro_batches(state.samples), watch)
         steps.append(time_call(lambda d=data, w=watch: train_step(state, d, config, w.phase)))
     times = {name: [watch.seconds.get(name, 0.0) for watch in watches] for name in PHASES}
     times["rest"] = [step - sum(watch.seconds.values()) for step, watch in zip(steps, watches, strict=True)]

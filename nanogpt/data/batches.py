@@ -12,11 +12,11 @@ from torch import Tensor
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Split
-from nanogpt.data.prefetch import Ahead
-from nanogpt.data.sampler import Offsets, Sampler, key
+from nanogpt.data.prefetch import Prefetcher
+from nanogpt.data.sampler import Offsets, Sampler, derive_key
 from nanogpt.errors import BadData
 
-PLACED = 4096  # samples placed by one call of the sampler, which costs the same for one as for hundreds
+SAMPLES_PER_LOOKUP = 4096  # samples placed by one call of the sampler, which costs the same for one as for hundreds
 
 
 class Batch(NamedTuple):
@@ -47,7 +47,7 @@ class TrainBatches:
         device: torch.device,
         rank: int = 0,
         world: int = 1,
-        ahead: bool | None = None,
+        prefetch: bool | None = None,
     ) -> None:
         """With `ahead` a thread prepares the next ones; null: on a GPU alone, which works meanwhile."""
         self.split, self.device, self.rank, self.world = split, device, rank, world
@@ -55,60 +55,60 @@ class TrainBatches:
         self.micro_batch_size, self.grad_accum = config.micro_batch_size(world), config.grad_accum(world)
         self.sampler = Sampler(split.shard_tokens, self.block_size, config.training.seed, config.data.order)
         self.stride = world * self.micro_batch_size
-        self.placed: tuple[int, Offsets, Offsets] | None = None
+        self.located: tuple[int, Offsets, Offsets] | None = None
         if self.sampler.n_windows < 1:
             raise BadData(
                 f"the {split.name} split has {split.n_tokens} tokens in {len(split.shards)} files; "
                 f"model.block_size={self.block_size} needs {2 * self.block_size} in one of them"
             )
-        threaded = device.type == "cuda" if ahead is None else ahead
-        self.ahead = Ahead(self.host_batch, self.stride, device) if threaded else None
+        threaded = device.type == "cuda" if prefetch is None else prefetch
+        self.ahead = Prefetcher(self.read_host_batch, self.stride, device) if threaded else None
 
     def close(self) -> None:
         """End the thread, if there is one."""
         if self.ahead:
             self.ahead.close()
 
-    def firsts(self, first_sample: int) -> list[int]:
+    def first_samples(self, first_sample: int) -> list[int]:
         """The first sample of each of this rank's micro-batches of the step that starts at `first_sample`."""
         return [first_sample + self.rank * self.micro_batch_size + i * self.stride for i in range(self.grad_accum)]
 
-    def step(self, first_sample: int) -> Iterator[Batch]:
+    def micro_batches(self, first_sample: int) -> Iterator[Batch]:
         """This rank's micro-batches of the step that starts at a sample."""
-        take = self.ahead.take if self.ahead else self.host_batch
-        return (self.on_device(take(first)) for first in self.firsts(first_sample))
+        take = self.ahead.take if self.ahead else self.read_host_batch
+        return (self.to_device(take(first)) for first in self.first_samples(first_sample))
 
-    def batch(self, first: int) -> Batch:
+    def read_batch(self, first: int) -> Batch:
         """Samples first..first+B-1."""
-        return self.on_device(self.host_batch(first))
+        return self.to_device(self.read_host_batch(first))
 
-    def host_batch(self, first: int) -> HostBatch:
+    def read_host_batch(self, first: int) -> HostBatch:
         """The same in the memory of the CPU."""
-        windows = host_windows(self.split, self.places(first), self.block_size, self.device)
-        keys = self.keys(range(first, first + self.micro_batch_size)) if self.dropout else None
+        windows = read_host_windows(self.split, self.locate_samples(first), self.block_size, self.device)
+        keys = self.dropout_keys(range(first, first + self.micro_batch_size)) if self.dropout else None
         return windows, keys
 
-    def on_device(self, batch: HostBatch) -> Batch:
+    def to_device(self, batch: HostBatch) -> Batch:
         """Copied without waiting for it."""
         windows, keys = batch
         keys = keys if keys is None else keys.to(self.device, non_blocking=self.device.type == "cuda")
-        return Batch(*shifted(windows, self.device), keys)
+        return Batch(*to_inputs_and_targets(windows, self.device), keys)
 
-    def places(self, first: int) -> list[tuple[int, int]]:
+    def locate_samples(self, first: int) -> list[tuple[int, int]]:
         """(shard, offset) of the samples of a micro-batch."""
-        return [self.place(g) for g in range(first, first + self.micro_batch_size)]
+        return [self.locate_sample(g) for g in range(first, first + self.micro_batch_size)]
 
-    def keys(self, samples: range) -> Tensor:
+    def dropout_keys(self, samples: range) -> Tensor:
         """The dropout key of every sample of the run, on the CPU."""
         numbers = np.arange(samples.start, samples.stop, dtype=np.uint64)
-        return pinned(torch.from_numpy(key(self.seed, "dropout", numbers).astype(np.int64)), self.device)
+        return pin_memory(torch.from_numpy(derive_key(self.seed, "dropout", numbers).astype(np.int64)), self.device)
 
-    def place(self, sample: int) -> tuple[int, int]:
+    def locate_sample(self, sample: int) -> tuple[int, int]:
         """(shard, offset) of one sample; from any thread."""
-        group, index = divmod(sample, PLACED)
-        placed = self.placed
+        group, index = divmod(sample, SAMPLES_PER_LOOKUP)
+        placed = self.located
         if placed is None or placed[0] != group:
-            self.placed = placed = group, *self.sampler.windows(group * PLACED, PLACED)
+            self.located = placed = group, *self.sampler.windows(group * SAMPLES_PER_LOOKUP, SAMPLES_PER_LOOKUP)
         return int(placed[1][index]), int(placed[2][index])
 
 
@@ -116,27 +116,27 @@ def read_windows(
     split: Split, places: list[tuple[int, int]], block_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(inputs, targets), each (B, T): T + 1 tokens from every place, targets one to the right."""
-    return shifted(host_windows(split, places, block_size, device), device)
+    return to_inputs_and_targets(read_host_windows(split, places, block_size, device), device)
 
 
-def host_windows(split: Split, places: list[tuple[int, int]], block_size: int, device: torch.device) -> Tensor:
+def read_host_windows(split: Split, places: list[tuple[int, int]], block_size: int, device: torch.device) -> Tensor:
     """(B, T + 1) tokens from every place, on the CPU, ready to be copied to `device`."""
     rows = np.stack([split.read(shard, offset, block_size + 1) for shard, offset in places])
-    return pinned(torch.from_numpy(rows), device)
+    return pin_memory(torch.from_numpy(rows), device)
 
 
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+def pin_memory(tensor: Tensor, device: torch.device) -> Tensor:
     """In memory that a GPU copies from by itself."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def shifted(windows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def to_inputs_and_targets(windows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """(B, T + 1) -> inputs and targets on the device, each (B, T)."""
     windows = windows.to(device, non_blocking=device.type == "cuda")
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def evaluation_places(split: Split, block_size: int, tokens: int | None) -> list[tuple[int, int]]:
+def evaluation_windows(split: Split, block_size: int, tokens: int | None) -> list[tuple[int, int]]:
     """Disjoint windows for an evaluation: every one of the split, or as many as hold `tokens`, spread over it evenly.
 
     The last few tokens of a shard that don't fill a window are left out. Raises BadData when there is no window.

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
 from nanogpt.data.corpora import BAD_ROWS_NAMED, Corpus
-from nanogpt.data.dataset import FORMAT, Meta, SplitMeta, SplitName
-from nanogpt.data.encode import SPLITS, Part
+from nanogpt.data.dataset import FORMAT, DatasetMeta, SplitMeta, SplitName
+from nanogpt.data.encode import SPLITS, EncodedPart
 from nanogpt.data.shards import dtype_for
 from nanogpt.errors import BadData, one_line
 from nanogpt.tokenizer import END_OF_TEXT, Tokenizer
 
 
-def check_parts(corpus: Corpus, parts: list[Part]) -> None:
+def check_parts(corpus: Corpus, parts: list[EncodedPart]) -> None:
     """Raise BadData if there is no text, or if rows were left out that this config doesn't want left out."""
     bad = [where for part in parts for where in part.first_bad_rows]
     if bad and corpus.config.on_bad_row == "stop":
@@ -23,7 +23,7 @@ def check_parts(corpus: Corpus, parts: list[Part]) -> None:
         raise BadData(f"data.source={one_line(corpus.config.source)}: there is no text in it{why}")
 
 
-def check_windows(config: DataConfig, meta: Meta, block_size: int | None) -> None:
+def check_windows(config: DataConfig, meta: DatasetMeta, block_size: int | None) -> None:
     """Raise BadData if a split is too short to train or validate on. Windows don't cross shards."""
     size = block_size or 1
     needs: dict[SplitName, int] = {"train": 2 * size if config.order == "permutation" else size + 1, "val": size + 1}
@@ -39,26 +39,26 @@ def check_windows(config: DataConfig, meta: Meta, block_size: int | None) -> Non
             )
 
 
-def combine(corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]) -> Meta:
+def build_meta(corpus: Corpus, tokenizer: Tokenizer, parts: list[EncodedPart]) -> DatasetMeta:
     """meta.json of the whole."""
-    return Meta(
+    return DatasetMeta(
         format=FORMAT,
         source=corpus.describe(),
         documents=sum(part.documents for part in parts),
         characters=sum(part.characters for part in parts),
-        sha256=joint_digest(part.sha256 for part in parts),
+        sha256=combine_digests(part.sha256 for part in parts),
         stamp=corpus.stamp(),
         tokenizer=corpus.config.tokenizer,
         tokenizer_sha256=tokenizers.fingerprint(tokenizer),
         vocab_size=len(tokenizer.tokens),
         dtype="uint16" if dtype_for(len(tokenizer.tokens)).itemsize == 2 else "uint32",
-        splits={name: merge([part.splits[name] for part in parts]) for name in SPLITS},
+        splits={name: merge_splits([part.splits[name] for part in parts]) for name in SPLITS},
         bad_rows=sum(part.bad_rows for part in parts),
-        notes=[*corpus.all_notes(), *notes_of(corpus.config, parts)],
+        notes=[*corpus.all_notes(), *describe_parts(corpus.config, parts)],
     )
 
 
-def notes_of(config: DataConfig, parts: list[Part]) -> Iterator[str]:
+def describe_parts(config: DataConfig, parts: list[EncodedPart]) -> Iterator[str]:
     """Yield what tokenising showed: rows that were left out, separators, end-of-text marks that stay text."""
     if bad := sum(part.bad_rows for part in parts):
         first = [where for part in parts for where in part.first_bad_rows]
@@ -77,12 +77,12 @@ def notes_of(config: DataConfig, parts: list[Part]) -> Iterator[str]:
         yield f"{END_OF_TEXT} stays plain text ({why}): found {plain:,} times{remedy}"
 
 
-def joint_digest(parts: Iterable[str]) -> str:
+def combine_digests(parts: Iterable[str]) -> str:
     """The digest of all text from the digests of its parts."""
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def merge(splits: list[SplitMeta]) -> SplitMeta:
+def merge_splits(splits: list[SplitMeta]) -> SplitMeta:
     """One split over all parts."""
     return SplitMeta(
         documents=sum(one.documents for one in splits),

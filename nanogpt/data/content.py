@@ -19,11 +19,11 @@ import numpy as np
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
 from nanogpt.data import corpora
-from nanogpt.data.shards import Shard, open_shard, sha256
+from nanogpt.data.shards import Shard, file_sha256, open_shard
 from nanogpt.errors import BadData, one_line
-from nanogpt.files import locked, open_regular, read_json_bytes, write_atomic
+from nanogpt.files import hold_lock, open_regular, read_json_bytes, write_atomic
 
-MEMORY = ".digests.json"
+CACHE_FILE = ".digests.json"
 REMEMBER_BYTES = 2**25  # smaller files are read again: that takes no time
 SETTLED_SECONDS = 2.0  # a file that was changed later than this ago may change again within one tick of its clock
 BLOCK_TOKENS = 2**22
@@ -38,13 +38,13 @@ class FileFacts:
     """The largest token id in a token file; -1 in other files."""
 
 
-class Memory:
+class DigestCache:
     """Facts of large files, remembered under `folder` by real path, size and times."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / MEMORY
-        self.known = read_memory(self.path)
-        self.new: dict[str, list[Any]] = {}
+        self.path = folder / CACHE_FILE
+        self.entries = read_cache(self.path)
+        self.new_entries: dict[str, list[Any]] = {}
 
     def read(self, file: Path, shard: Shard | None = None) -> FileFacts:
         """Return the facts of a file, read in full unless they are remembered. Raises BadData."""
@@ -54,25 +54,25 @@ class Memory:
             raise BadData(f"{one_line(file)}: {error.strerror}") from None
         kind = "text" if shard is None else shard.dtype.str
         stamp = [kind, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
-        known = self.known.get(key)
+        known = self.entries.get(key)
         if known is not None and known[:4] == stamp:
             return FileFacts(*known[4:])
-        facts = FileFacts(sha256(file)) if shard is None else read_tokens(shard)
+        facts = FileFacts(file_sha256(file)) if shard is None else scan_tokens(shard)
         if about.st_size >= REMEMBER_BYTES and time.time() - max(about.st_mtime, about.st_ctime) > SETTLED_SECONDS:
-            self.new[key] = [*stamp, facts.sha256, facts.largest_id]
+            self.new_entries[key] = [*stamp, facts.sha256, facts.largest_id]
         return facts
 
     def save(self) -> None:
         """Write what is new beside what other processes wrote meanwhile; a folder that can't be written stays."""
-        if not self.new:
+        if not self.new_entries:
             return
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(self.path.with_name(f"{MEMORY}.lock"), wait=True):
-                write_atomic(self.path, json.dumps(read_memory(self.path) | self.new, indent=1) + "\n")
+            with hold_lock(self.path.with_name(f"{CACHE_FILE}.lock"), wait=True):
+                write_atomic(self.path, json.dumps(read_cache(self.path) | self.new_entries, indent=1) + "\n")
 
 
-def read_memory(path: Path) -> dict[str, list[Any]]:
+def read_cache(path: Path) -> dict[str, list[Any]]:
     """Return what is remembered, by real path: kind, size, times of writing and change, sha256, largest id."""
     try:
         known: Any = read_json_bytes(path)
@@ -86,7 +86,7 @@ def read_memory(path: Path) -> dict[str, list[Any]]:
     }
 
 
-def read_tokens(shard: Shard) -> FileFacts:
+def scan_tokens(shard: Shard) -> FileFacts:
     """Return digest and largest id of a token file, in one pass over it. Raises BadData."""
     digest, largest = hashlib.sha256(), -1
     try:
@@ -114,16 +114,16 @@ def is_token_folder(source: str | None) -> bool:
     return source is not None and os.path.isdir(source) and any(Path(source).glob("*.bin"))
 
 
-def source_digest(config: DataConfig, remember: bool = True) -> str | None:
+def compute_source_digest(config: DataConfig, remember: bool = True) -> str | None:
     """Return the digest of what the source holds; None where it isn't there or can't be read.
 
     Each file counts with its path below the source, which decides order and split; the name of a single text file
     decides nothing and doesn't count.
     """
-    memory = Memory(Path(config.dir))
+    memory = DigestCache(Path(config.dir))
     try:
-        lines = token_lines(Path(str(config.source)), memory) if is_token_folder(config.source) else None
-        lines = text_lines(config, memory) if lines is None else lines
+        lines = token_file_digests(Path(str(config.source)), memory) if is_token_folder(config.source) else None
+        lines = text_file_digests(config, memory) if lines is None else lines
     except (BadData, OSError):
         return None
     if remember:
@@ -131,23 +131,23 @@ def source_digest(config: DataConfig, remember: bool = True) -> str | None:
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
-def token_lines(folder: Path, memory: Memory) -> list[list[str]]:
+def token_file_digests(folder: Path, memory: DigestCache) -> list[list[str]]:
     """Return name and digest of each token file of a folder and of its tokenizer. Raises BadData."""
     lines = [[path.name, memory.read(path, open_shard(path)).sha256] for path in sorted(folder.glob("*.bin"))]
     tokenizer = folder / tokenizers.FILE
     return [*lines, [tokenizer.name, memory.read(tokenizer).sha256]] if tokenizer.exists() else lines
 
 
-def text_lines(config: DataConfig, memory: Memory) -> list[list[str]]:
+def text_file_digests(config: DataConfig, memory: DigestCache) -> list[list[str]]:
     """Return name and digest of each file of a text source, in order. Raises BadData."""
-    corpus = corpora.find(config, cache=Path(config.dir) / "downloads")
+    corpus = corpora.find_corpus(config, cache=Path(config.dir) / "downloads")
     nameless = len(corpus.files) == 1 and not corpus.has_rows
-    return [["" if nameless else corpus.name_of(path), memory.read(path).sha256] for path in corpus.files]
+    return [["" if nameless else corpus.relative_name(path), memory.read(path).sha256] for path in corpus.files]
 
 
-def with_digest(config: DataConfig, remember: bool = True) -> DataConfig:
+def with_source_digest(config: DataConfig, remember: bool = True) -> DataConfig:
     """Return the config with `source_sha256` filled in; as it is where the source isn't there or there is none."""
     if config.source is None or config.source_sha256 is not None:
         return config
-    digest = source_digest(config, remember)
+    digest = compute_source_digest(config, remember)
     return config if digest is None else config.model_copy(update={"source_sha256": digest})

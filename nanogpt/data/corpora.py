@@ -18,12 +18,12 @@ from typing import Any
 from typing_extensions import assert_never
 
 from nanogpt.config import DataConfig
-from nanogpt.data.file_kinds import BOM, FileKind, check_not_wide, conversion, detect_kind, open_content
-from nanogpt.data.hub_data import find_hub_splits, hub_rows
-from nanogpt.data.local_files import LocalFiles, find_files, join_names, relative, size_of
-from nanogpt.data.rows import Row, read_rows
-from nanogpt.data.shards import SplitName, sha256
-from nanogpt.data.splits import NamedFiles, divide_by_names
+from nanogpt.data.file_kinds import BOM, FileKind, check_not_wide, conversion_command, detect_kind, open_content
+from nanogpt.data.hub_data import find_hub_splits, read_hub_rows
+from nanogpt.data.local_files import LocalFiles, file_size, find_files, join_names, relative_name
+from nanogpt.data.rows import TextRow, read_rows
+from nanogpt.data.shards import SplitName, file_sha256
+from nanogpt.data.splits import SplitFiles, divide_by_names
 from nanogpt.errors import BadData, BadEnvironment, one_line
 from nanogpt.files import read_bytes
 
@@ -32,7 +32,7 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 PART_BYTES = 64 * 2**20  # local files are grouped into parts of about this size
 FEW_DOCUMENTS = 50  # below this, each document's end is held out instead of whole documents
 BAD_ROWS_NAMED = 3
-ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|authors|changelog|contributing)\b", re.IGNORECASE)
+README_NAME = re.compile(r"(readme|licen[cs]e|copying|notice|authors|changelog|contributing)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Corpus:
     config: DataConfig
     source: LocalFiles
     """Local files; none for a hub data set."""
-    named: NamedFiles
+    split_files: SplitFiles
     hub_splits: tuple[tuple[str, int], ...] = ()
     """The hub's splits that are used, with their numbers of files."""
     notes: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class Corpus:
     @property
     def files(self) -> tuple[Path, ...]:
         """The local files that are read, in order."""
-        return (*self.named.train, *self.named.val)
+        return (*self.split_files.train, *self.split_files.val)
 
     @cached_property
     def kinds(self) -> dict[Path, FileKind]:
@@ -92,14 +92,14 @@ class Corpus:
         kinds = {path: detect_kind(path) for path in self.files}
         by_format: dict[str, list[str]] = {}
         for path, kind in kinds.items():
-            by_format.setdefault(kind.format, []).append(self.name_of(path))
+            by_format.setdefault(kind.format, []).append(self.relative_name(path))
         if len(by_format) > 1:
             listed = "; ".join(f"{len(names):,} {kind} ({join_names(names)})" for kind, names in by_format.items())
             with_rows = next(names[0] for kind, names in by_format.items() if kind != "text")
             example = one_line(self.source.root / "**" / f"*{Path(with_rows).suffix}", 1000)
             why = f"files of several kinds: {listed}; choose one kind with a glob, e.g. data.source='{example}'"
             raise BadData(f"data.source={one_line(self.config.source)}: {why}")
-        check_not_packed_too(self.config.source, kinds, self.source.root)
+        check_no_packed_duplicate(self.config.source, kinds, self.source.root)
         return kinds
 
     @property
@@ -108,14 +108,14 @@ class Corpus:
         return not self.files or self.kinds[self.files[0]].has_rows
 
     @property
-    def running_text(self) -> bool:
+    def splits_inside_documents(self) -> bool:
         """Hold out the end of each document, rather than whole documents chosen by a hash of their key."""
-        return len(self.named.train) < FEW_DOCUMENTS and not self.has_rows
+        return len(self.split_files.train) < FEW_DOCUMENTS and not self.has_rows
 
     @property
-    def separate(self) -> bool:
+    def separates_documents(self) -> bool:
         """Documents are ended by the tokenizer's end-of-text id or a newline; False for one text in each split."""
-        return self.has_rows or len(self.named.train) > 1 or len(self.named.val) > 1
+        return self.has_rows or len(self.split_files.train) > 1 or len(self.split_files.val) > 1
 
     @cached_property
     def parts(self) -> tuple[CorpusPart, ...]:
@@ -127,9 +127,9 @@ class Corpus:
                 for name, count in self.hub_splits
                 for number in range(count)
             )
-        whole: SplitName | None = "train" if self.named.val else None
-        train = [CorpusPart(whole, files) for files in group_files(self.named.train)]
-        return (*train, *(CorpusPart("val", files) for files in group_files(self.named.val) if files))
+        whole: SplitName | None = "train" if self.split_files.val else None
+        train = [CorpusPart(whole, files) for files in group_files(self.split_files.train)]
+        return (*train, *(CorpusPart("val", files) for files in group_files(self.split_files.val) if files))
 
     @property
     def n_parts(self) -> int:
@@ -139,13 +139,15 @@ class Corpus:
     def text_bytes(self) -> int | None:
         """Return the number of bytes of text, or None where only reading would tell."""
         plain = not self.has_rows and not any(kind.compression for kind in self.kinds.values())
-        return sum(map(size_of, self.files)) if plain else None
+        return sum(map(file_size, self.files)) if plain else None
 
     def documents(self, number: int, bad_rows: BadRows | None = None) -> Iterator[Document]:
         """Yield the documents of one part, always in the same order; rows left out are added to `bad_rows`."""
         part = self.parts[number]
         if not part.files:
-            yield from self.good_rows(str(number), hub_rows(self.config, part.hub_split, part.hub_file), bad_rows)
+            yield from self.rows_to_documents(
+                str(number), read_hub_rows(self.config, part.hub_split, part.hub_file), bad_rows
+            )
         elif not self.has_rows:
             root = f"{self.source.root}/" if self.config.source else sysconfig.get_path("stdlib")
             for path in part.files:  # the key decides the split, so it must not depend on where the source lies
@@ -153,9 +155,9 @@ class Corpus:
         else:
             for path in part.files:
                 rows = read_rows(path, self.kinds[path], self.config.text_column)
-                yield from self.good_rows(path.name, rows, bad_rows)
+                yield from self.rows_to_documents(path.name, rows, bad_rows)
 
-    def good_rows(self, name: str, rows: Iterator[Row], bad_rows: BadRows | None) -> Iterator[Document]:
+    def rows_to_documents(self, name: str, rows: Iterator[TextRow], bad_rows: BadRows | None) -> Iterator[Document]:
         """Yield a document for each row with a text. Raises BadData at the first without, unless it may be skipped."""
         for row in rows:
             if row.text is not None:
@@ -170,10 +172,12 @@ class Corpus:
     def all_notes(self) -> list[str]:
         """Return `notes` with what the files' contents add."""
         what = "read as plain text, though the lines are JSON objects; a name that ends in .jsonl reads rows"
-        json_lines = [self.name_of(path) for path, kind in self.kinds.items() if kind.json_in_text]
-        empty = [self.name_of(path) for path in self.empty_files()]
-        repeated = [self.name_of(path) for path in repeated_files(self.files)] if self.config.source else []
-        about = [] if self.has_rows else [self.name_of(path) for path in self.files if ABOUT.match(path.name)]
+        json_lines = [self.relative_name(path) for path, kind in self.kinds.items() if kind.json_in_text]
+        empty = [self.relative_name(path) for path in self.empty_files()]
+        repeated = [self.relative_name(path) for path in find_repeated_files(self.files)] if self.config.source else []
+        about = (
+            [] if self.has_rows else [self.relative_name(path) for path in self.files if README_NAME.match(path.name)]
+        )
         return [
             *self.notes,
             *([f"{what}: {join_names(json_lines)}"] if json_lines else []),
@@ -184,11 +188,11 @@ class Corpus:
 
     def empty_files(self) -> set[Path]:
         """Return the local files of no bytes."""
-        return {path for path in self.files if not size_of(path)}
+        return {path for path in self.files if not file_size(path)}
 
-    def name_of(self, path: Path) -> str:
+    def relative_name(self, path: Path) -> str:
         """Return a file's name relative to the source."""
-        return relative(path, self.source.root)
+        return relative_name(path, self.source.root)
 
     def describe(self) -> dict[str, Any]:
         """Where the text comes from, for meta.json."""
@@ -210,29 +214,29 @@ class Corpus:
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def find(config: DataConfig, cache: Path) -> Corpus:
+def find_corpus(config: DataConfig, cache: Path) -> Corpus:
     """Return the corpus a config names; tiny Shakespeare is downloaded to `cache`. Raises BadData, BadEnvironment."""
     if config.source is not None:
         source = find_files(config.source)
-        named = divide_by_names(source) if config.split == "auto" else NamedFiles(source.files)
+        named = divide_by_names(source) if config.split == "auto" else SplitFiles(source.files)
         return Corpus(config, source, named, notes=(*source.notes, *named.notes))
     match config.corpus:
         case "hub":
             used, left_out = find_hub_splits(config)
             notes = (f"left out, splits of the hub: {join_names(left_out)}",) if left_out else ()
-            return Corpus(config, LocalFiles(Path(), ()), NamedFiles(()), used, notes)
+            return Corpus(config, LocalFiles(Path(), ()), SplitFiles(()), used, notes)
         case "pystdlib":
-            files = standard_library()
+            files = list_stdlib_files()
         case "shakespeare":
-            files = (download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, cache / "tinyshakespeare.txt"),)
+            files = (download_file(SHAKESPEARE_URL, SHAKESPEARE_SHA256, cache / "tinyshakespeare.txt"),)
         case "text":
             raise BadData("data.corpus=text: needs data.source, a file or folder of text")
         case _:
             assert_never(config.corpus)
-    return Corpus(config, LocalFiles(Path(), files), NamedFiles(files))
+    return Corpus(config, LocalFiles(Path(), files), SplitFiles(files))
 
 
-def standard_library() -> tuple[Path, ...]:
+def list_stdlib_files() -> tuple[Path, ...]:
     """Python's own library source without tests and without what is not ASCII."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
@@ -258,26 +262,26 @@ def group_files(files: tuple[Path, ...]) -> tuple[tuple[Path, ...], ...]:
             parts.append([])
             size = 0
         parts[-1].append(path)
-        size += size_of(path)
+        size += file_size(path)
     return tuple(map(tuple, parts))
 
 
-def check_not_packed_too(source: str | None, kinds: Mapping[Path, FileKind], root: Path) -> None:
+def check_no_packed_duplicate(source: str | None, kinds: Mapping[Path, FileKind], root: Path) -> None:
     """Raise BadData for a file that lies beside its packed form: its text would count twice."""
     for path, kind in kinds.items():
         if kind.compression and path.suffix and path.with_suffix("") in kinds:
-            both = join_names([relative(path.with_suffix(""), root), relative(path, root)])
+            both = join_names([relative_name(path.with_suffix(""), root), relative_name(path, root)])
             raise BadData(f"data.source={one_line(source)}: one file packed and unpacked: {both}; remove one of them")
 
 
-def repeated_files(files: tuple[Path, ...]) -> list[Path]:
+def find_repeated_files(files: tuple[Path, ...]) -> list[Path]:
     """Return the files that hold what an earlier one holds. Empty ones don't count. Raises BadData."""
     by_size: dict[int, list[Path]] = {}
     for path in files:
-        by_size.setdefault(size_of(path), []).append(path)
+        by_size.setdefault(file_size(path), []).append(path)
     repeated: list[Path] = []
     for size, same in by_size.items():
-        digests = [sha256(path) for path in same] if size and len(same) > 1 else []
+        digests = [file_sha256(path) for path in same] if size and len(same) > 1 else []
         repeated += [path for i, path in enumerate(same) if digests and digests[i] in digests[:i]]
     return repeated
 
@@ -291,12 +295,12 @@ def read_text(path: Path, kind: FileKind) -> str:
         text = content.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         place = error.start + (len(BOM) if content.startswith(BOM) else 0)
-        why = f"not UTF-8 text (byte {place}); if it is Latin-1, {conversion(path, 'LATIN1')}"
+        why = f"not UTF-8 text (byte {place}); if it is Latin-1, {conversion_command(path, 'LATIN1')}"
         raise BadData(f"{one_line(path)}: {why}") from None
     return text.replace("\r\n", "\n")
 
 
-def download(url: str, digest: str, to: Path) -> Path:
+def download_file(url: str, digest: str, to: Path) -> Path:
     """Fetch a small file once and check its sha256. Raises BadEnvironment when it can't be had."""
     if not to.exists():
         try:

@@ -14,10 +14,10 @@ from pydantic import Field, ValidationError
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
-from nanogpt.data.content import Memory, check_ids, is_token_folder, source_digest
-from nanogpt.data.folders import FORMAT, folder_of
-from nanogpt.data.shards import Shard, SplitName, Tokens, open_shard, sha256
-from nanogpt.data.splits import splits_in
+from nanogpt.data.content import DigestCache, check_ids, compute_source_digest, is_token_folder
+from nanogpt.data.folders import FORMAT, find_dataset_folder
+from nanogpt.data.shards import Shard, SplitName, Tokens, file_sha256, open_shard
+from nanogpt.data.splits import splits_in_name
 from nanogpt.errors import BadData, one_line
 from nanogpt.files import open_regular, read_json_bytes
 from nanogpt.schema import ConfigModel
@@ -45,7 +45,7 @@ class SplitMeta(ConfigModel):
     """How often the end-of-text id occurs; None: prepared before this was counted."""
 
 
-class Meta(ConfigModel):
+class DatasetMeta(ConfigModel):
     """meta.json."""
 
     format: int
@@ -117,7 +117,7 @@ def expected_vocab_size(config: DataConfig) -> tuple[int, bool]:
     """
     if is_token_folder(config.source) and (Path(str(config.source)) / tokenizers.FILE).exists():
         return len(tokenizers.load(Path(str(config.source))).tokens), True
-    if (meta := folder_of(config) / "meta.json").exists():
+    if (meta := find_dataset_folder(config) / "meta.json").exists():
         return read_meta(meta).vocab_size, True
     known = {"byte": 256, "gpt2": 50_257, "bpe": config.vocab_size}.get(config.tokenizer)
     return known or 256, known is not None
@@ -127,15 +127,15 @@ def expected_train_tokens(config: DataConfig) -> int | None:
     """Return the number of training tokens of data that is prepared, else None. Only reads headers."""
     if is_token_folder(config.source):
         return sum(open_shard(path).n_tokens for path in Path(str(config.source)).glob("*train*.bin"))
-    meta = folder_of(config) / "meta.json"
+    meta = find_dataset_folder(config) / "meta.json"
     return read_meta(meta).splits["train"].tokens if meta.exists() else None
 
 
 def open_dataset(config: DataConfig) -> Dataset:
     """The prepared data set, checked. Raises BadData with the command that prepares or repairs it."""
     if is_token_folder(config.source):
-        return open_foreign(config, Path(str(config.source)))
-    folder = folder_of(config)
+        return open_token_folder(config, Path(str(config.source)))
+    folder = find_dataset_folder(config)
     if config.on_bad_row == "stop" and (bad := read_meta(folder / "meta.json").bad_rows):
         why = f"prepared with data.on_bad_row=skip, which left out {bad:,} rows"
         raise BadData(f"{one_line(folder)}: {why}; give data.on_bad_row=skip, or mend the rows")
@@ -158,7 +158,7 @@ def open_prepared(folder: Path, verify: str = "auto") -> Dataset:
         splits["train"],
         splits["val"],
         hashlib.sha256("".join([meta.tokenizer_sha256, *digests.values()]).encode()).hexdigest(),
-        described(meta),
+        describe_meta(meta),
         digests,
         tuple(meta.notes),
     )
@@ -167,10 +167,10 @@ def open_prepared(folder: Path, verify: str = "auto") -> Dataset:
 REPAIR = "prepare it again with overwrite=true"
 
 
-def read_meta(path: Path) -> Meta:
+def read_meta(path: Path) -> DatasetMeta:
     """meta.json, strictly. Raises BadData."""
     try:
-        meta = Meta.model_validate(read_json_bytes(path))
+        meta = DatasetMeta.model_validate(read_json_bytes(path))
     except FileNotFoundError:
         raise BadData(f"{one_line(path)}: not found") from None
     except (OSError, ValueError, ValidationError) as error:
@@ -195,13 +195,13 @@ def open_split(folder: Path, name: SplitName, split: SplitMeta, vocab_size: int,
             raise BadData(
                 f"{one_line(shard.path)}: holds {shard.n_tokens} tokens, meta.json says {one.tokens}; {REPAIR}"
             )
-        if full and sha256(shard.path) != one.sha256:
+        if full and file_sha256(shard.path) != one.sha256:
             raise BadData(f"{one_line(shard.path)}: sha256 is not the one in meta.json, the file is corrupt; {REPAIR}")
         shards.append(shard)
     return Split(name, tuple(shards), vocab_size)
 
 
-def open_foreign(config: DataConfig, folder: Path) -> Dataset:
+def open_token_folder(config: DataConfig, folder: Path) -> Dataset:
     """Token files of llm.c, modded-nanogpt or nanoGPT; the tokenizer is tokenizer.json there, or `data.tokenizer`."""
     if (folder / tokenizers.FILE).exists():
         tokenizer = tokenizers.load(folder)
@@ -217,7 +217,7 @@ def open_foreign(config: DataConfig, folder: Path) -> Dataset:
     found: dict[SplitName, list[Shard]] = {"train": [], "val": []}
     for path in sorted(folder.glob("*.bin")):
         names: list[SplitName] = [name for name in found if name in path.name]
-        if "test" in splits_in(path.name):
+        if "test" in splits_in_name(path.name):
             raise BadData(f"{one_line(path)}: is named for testing; keep it out of a folder that is trained on")
         if len(names) != 1:
             raise BadData(f"{one_line(path)}: its name says neither train nor val")
@@ -227,7 +227,7 @@ def open_foreign(config: DataConfig, folder: Path) -> Dataset:
     for name, split in splits.items():
         if not split.shards:
             raise BadData(f"{one_line(folder)}: no {name} file; expected {name}.bin or *_{name}_*.bin")
-    check_content(config)
+    check_source_digest(config)
     prints = check_shards([shard for split in splits.values() for shard in split.shards], vocab_size, Path(config.dir))
     return Dataset(
         folder,
@@ -241,9 +241,9 @@ def open_foreign(config: DataConfig, folder: Path) -> Dataset:
     )
 
 
-def check_content(config: DataConfig) -> None:
+def check_source_digest(config: DataConfig) -> None:
     """Raise BadData if the source holds something else than `data.source_sha256` says."""
-    if config.source_sha256 is None or (found := source_digest(config)) in (None, config.source_sha256):
+    if config.source_sha256 is None or (found := compute_source_digest(config)) in (None, config.source_sha256):
         return
     raise BadData(
         f"data.source={one_line(config.source)}: holds something else (sha256 {str(found)[:12]}…) than "
@@ -256,16 +256,16 @@ def check_shards(shards: list[Shard], vocab_size: int, memory_folder: Path) -> d
 
     Raises BadData naming file, id and offset of the first id that the vocabulary doesn't have.
     """
-    memory = Memory(memory_folder)
+    memory = DigestCache(memory_folder)
     facts = {shard.path: memory.read(shard.path, shard) for shard in shards}
     memory.save()
     for shard in shards:
         check_ids(shard, facts[shard.path], vocab_size)
     full = sum(shard.path.stat().st_size for shard in shards) <= FULL_CHECK_BYTES
-    return {path.name: one.sha256 if full else sampled_digest(path) for path, one in facts.items()}
+    return {path.name: one.sha256 if full else compute_sampled_digest(path) for path, one in facts.items()}
 
 
-def sampled_digest(path: Path) -> str:
+def compute_sampled_digest(path: Path) -> str:
     """Return the digest of a large file's size and of 64 blocks spread over it, which its fingerprint always was."""
     size, block = path.stat().st_size, 2**16
     digest = hashlib.sha256(str(size).encode())
@@ -276,7 +276,7 @@ def sampled_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def described(meta: Meta) -> str:
+def describe_meta(meta: DatasetMeta) -> str:
     """`python 3.11.7, 717 documents, 10,944,000 characters, sha256 1a2b3c4d…, …`."""
     python = f"Python {meta.source['python']}, " if "python" in meta.source else ""
     train, val = meta.splits["train"], meta.splits["val"]

@@ -17,7 +17,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
 from nanogpt.data.corpora import BadRows, Corpus, Document
 from nanogpt.data.dataset import ShardMeta, SplitMeta, SplitName
-from nanogpt.data.shards import ShardWriter, dtype_for, sha256
+from nanogpt.data.shards import ShardWriter, dtype_for, file_sha256
 from nanogpt.files import read_bytes, write_atomic
 from nanogpt.schema import ConfigModel, to_json
 from nanogpt.tokenizer import END_OF_TEXT, Ids, Tokenizer
@@ -26,7 +26,7 @@ SHARD_TOKENS = 100_000_000
 SPLITS: tuple[SplitName, SplitName] = ("train", "val")
 
 
-class Part(ConfigModel):
+class EncodedPart(ConfigModel):
     """What one part became; written when its shards are safe on disk."""
 
     documents: int
@@ -43,69 +43,69 @@ class Part(ConfigModel):
     first_bad_rows: list[str]
 
 
-def separator_of(config: DataConfig, has_end_of_text: bool) -> str:
+def resolve_separator(config: DataConfig, has_end_of_text: bool) -> str:
     """Return the text in the source that ends a document; "" for none."""
     if config.separator is None:
         return END_OF_TEXT if has_end_of_text else ""
     return config.separator.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def split(corpus: Corpus, number: int, document: Document, separator: str) -> list[tuple[SplitName, str]]:
+def split_document(corpus: Corpus, number: int, document: Document, separator: str) -> list[tuple[SplitName, str]]:
     """Return a document's share in each split: all of it in one, or its end in val for running text."""
     fraction, named = corpus.config.val_fraction, corpus.parts[number].split
     if named is not None:
         return [(named, document.text)]
-    if corpus.running_text:
-        cut = place_of_cut(document.text, int(len(document.text) * (1 - fraction)), separator)
+    if corpus.splits_inside_documents:
+        cut = find_cut(document.text, int(len(document.text) * (1 - fraction)), separator)
         return [("train", document.text[:cut]), ("val", document.text[cut:])]
     draw = int.from_bytes(hashlib.sha256(document.key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
     return [("val" if draw < fraction * 2**64 else "train", document.text)]
 
 
-def place_of_cut(text: str, cut: int, separator: str) -> int:
+def find_cut(text: str, cut: int, separator: str) -> int:
     """Return where to cut a text in two: at `cut`, or after the separator that it would divide."""
     before = text.rfind(separator, max(0, cut - len(separator) + 1), cut + len(separator) - 1) if separator else -1
     return before + len(separator) if 0 <= before < cut < before + len(separator) else cut
 
 
-WORKER: dict[str, Any] = {}
+WORKER_STATE: dict[str, Any] = {}
 
 
 def start_worker(corpus: Corpus, spec: dict[str, Any], work: Path, shared: Any) -> None:
     """What every process keeps between parts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its children
-    threading.Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
-    WORKER.update(corpus=corpus, tokenizer=tokenizers.from_spec(spec), work=work, shared=shared)
+    threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    WORKER_STATE.update(corpus=corpus, tokenizer=tokenizers.from_spec(spec), work=work, shared=shared)
 
 
-def die_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """End this process when its parent is gone: nobody else would, and it must not write beside a new one."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-def work_part(number: int) -> None:
+def encode_part_in_worker(number: int) -> None:
     """One part in a worker process; progress goes into shared memory."""
-    shared = WORKER["shared"]
+    shared = WORKER_STATE["shared"]
 
     def add(n_bytes: int, n_tokens: int) -> None:
         with shared.get_lock():
             shared[0] += n_bytes
             shared[1] += n_tokens
 
-    encode_part(WORKER["corpus"], WORKER["tokenizer"], WORKER["work"], number, add)
+    encode_part(WORKER_STATE["corpus"], WORKER_STATE["tokenizer"], WORKER_STATE["work"], number, add)
 
 
 def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, add: Callable[[int, int], None]) -> None:
     """Tokenise one part into shards and record it."""
-    separator = separator_of(corpus.config, tokenizer.end_of_text is not None)
+    separator = resolve_separator(corpus.config, tokenizer.end_of_text is not None)
     digest, documents, characters, bad_rows = hashlib.sha256(), 0, 0, BadRows()
     has_text, plain = False, 0
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
-                closing(SplitWriter(work, f"{name}_{number:05d}", tokenizer, corpus.separate, separator))
+                closing(SplitWriter(work, f"{name}_{number:05d}", tokenizer, corpus.separates_documents, separator))
             )
             for name in SPLITS
         }
@@ -117,10 +117,10 @@ def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, a
             if separator != END_OF_TEXT:
                 pieces = document.text.split(separator) if separator else [document.text]
                 plain += sum(piece.count(END_OF_TEXT) for piece in pieces)
-            shares = split(corpus, number, document, separator)
+            shares = split_document(corpus, number, document, separator)
             add(len(encoded), sum(writers[name].add(text) for name, text in shares if text))
         splits: dict[SplitName, SplitMeta] = {name: writers[name].finish() for name in SPLITS}
-    part = Part(
+    part = EncodedPart(
         documents=documents,
         characters=characters,
         sha256=digest.hexdigest(),
@@ -134,7 +134,7 @@ def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, a
     write_atomic(work / f"part-{number:05d}.json", to_json(part))
 
 
-def part_digest(corpus: Corpus, number: int) -> str:
+def compute_part_digest(corpus: Corpus, number: int) -> str:
     """sha256 of the text of one part."""
     digest = hashlib.sha256()
     for document in corpus.documents(number):
@@ -142,10 +142,10 @@ def part_digest(corpus: Corpus, number: int) -> str:
     return digest.hexdigest()
 
 
-def read_part(work: Path, number: int) -> Part | None:
+def read_part(work: Path, number: int) -> EncodedPart | None:
     """The record of a finished part, or None."""
     try:
-        return Part.model_validate_json(read_bytes(work / f"part-{number:05d}.json"))
+        return EncodedPart.model_validate_json(read_bytes(work / f"part-{number:05d}.json"))
     except (OSError, ValidationError):
         return None
 
@@ -156,9 +156,9 @@ class SplitWriter:
     def __init__(self, work: Path, prefix: str, tokenizer: Tokenizer, separate: bool, separator: str) -> None:
         self.work, self.prefix, self.tokenizer, self.separate = work, prefix, tokenizer, separate
         self.separator, self.separators = separator, 0
-        self.open: ShardWriter | None = None
+        self.shard: ShardWriter | None = None
         self.shards: list[ShardMeta] = []
-        self.documents = self.bytes = self.ends = 0
+        self.documents = self.bytes = self.n_end_of_text = 0
 
     def add(self, text: str) -> int:
         """Tokenise a document, end it, write it. Returns its number of tokens."""
@@ -166,15 +166,15 @@ class SplitWriter:
         self.separators += len(pieces) - 1
         end = self.tokenizer.end_of_text
         if end is None:
-            text = "".join([*(end_line(piece) for piece in pieces[:-1]), pieces[-1]])
-            text = end_line(text) if self.separate else text
+            text = "".join([*(ensure_newline(piece) for piece in pieces[:-1]), pieces[-1]])
+            text = ensure_newline(text) if self.separate else text
             ids = self.tokenizer.encode(text)
         else:
             text = "".join(pieces)
             ids = join_with(end, [self.tokenizer.encode(piece) for piece in pieces])
             if self.separate and not (len(ids) and ids[-1] == end):
                 ids = np.append(ids, np.uint32(end))
-            self.ends += int((ids == end).sum())
+            self.n_end_of_text += int((ids == end).sum())
         for start in range(0, len(ids), SHARD_TOKENS):
             self.write(ids[start : start + SHARD_TOKENS])
         self.documents += 1
@@ -183,35 +183,39 @@ class SplitWriter:
 
     def write(self, ids: Ids) -> None:
         """Append to the open shard, and close it when it is full."""
-        if self.open is None:
+        if self.shard is None:
             path = self.work / f"{self.prefix}_{len(self.shards):03d}.bin"
-            self.open = ShardWriter(path, dtype_for(len(self.tokenizer.tokens)))
-        self.open.append(ids)
-        if self.open.n_tokens >= SHARD_TOKENS:
+            self.shard = ShardWriter(path, dtype_for(len(self.tokenizer.tokens)))
+        self.shard.append(ids)
+        if self.shard.n_tokens >= SHARD_TOKENS:
             self.finish_shard()
 
     def finish_shard(self) -> None:
-        if self.open is not None:
-            self.open.close()
-            path = self.open.path
-            self.shards.append(ShardMeta(file=path.name, tokens=self.open.n_tokens, sha256=sha256(path)))
-            self.open = None
+        if self.shard is not None:
+            self.shard.close()
+            path = self.shard.path
+            self.shards.append(ShardMeta(file=path.name, tokens=self.shard.n_tokens, sha256=file_sha256(path)))
+            self.shard = None
 
     def close(self) -> None:
         """Close a shard that an error left open."""
-        if self.open is not None:
-            self.open.file.close()
+        if self.shard is not None:
+            self.shard.file.close()
 
     def finish(self) -> SplitMeta:
         """Close the last shard. Returns the record of all."""
         self.finish_shard()
         tokens = sum(shard.tokens for shard in self.shards)
         return SplitMeta(
-            documents=self.documents, bytes=self.bytes, tokens=tokens, shards=self.shards, end_of_text=self.ends
+            documents=self.documents,
+            bytes=self.bytes,
+            tokens=tokens,
+            shards=self.shards,
+            end_of_text=self.n_end_of_text,
         )
 
 
-def end_line(text: str) -> str:
+def ensure_newline(text: str) -> str:
     """Return a text that ends with a newline."""
     return text if text.endswith("\n") else text + "\n"
 

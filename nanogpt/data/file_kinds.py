@@ -109,7 +109,7 @@ def kind_from_name(path: Path) -> tuple[Format | None, Compression | None]:
     return FORMATS.get(endings[-1]) if endings else None, compression
 
 
-def without_endings(name: str) -> str:
+def strip_endings(name: str) -> str:
     """Return a file name without the endings of its format and compression, or else without its last ending."""
     path = Path(name)
     named_format, compression = kind_from_name(path)
@@ -125,15 +125,15 @@ def detect_kind(path: Path) -> FileKind:
     """
     named_format, named_compression = kind_from_name(path)
     head = read_head(path, None)
-    compression = magic_of(COMPRESSION_MAGIC, head)
+    compression = match_magic(COMPRESSION_MAGIC, head)
     if named_compression != compression and named_compression and head:
         check_not_foreign(path, head)
         raise BadData(f"{one_line(path)}: is not {named_compression} data, as its name says")
     if compression:
         head = read_head(path, compression)
-        if inner := magic_of(COMPRESSION_MAGIC, head):
+        if inner := match_magic(COMPRESSION_MAGIC, head):
             raise BadData(f"{one_line(path)}: is {inner} data inside {compression} data; unpack it once")
-    content = magic_of(FORMAT_MAGIC, head)
+    content = match_magic(FORMAT_MAGIC, head)
     if content and named_format in (content, "text", None):
         return FileKind(content, compression)
     if content or named_format in ("parquet", "arrow"):
@@ -146,23 +146,23 @@ def detect_kind(path: Path) -> FileKind:
     return FileKind(plain, compression, json_in_text=plain == "text" and holds_json_lines(head))
 
 
-def magic_of(table: dict[bytes, Any], head: bytes) -> Any:
+def match_magic(table: dict[bytes, Any], head: bytes) -> Any:
     """Return what a file that begins like this is, by a table of beginnings; None if it has none of them."""
     return next((what for magic, what in table.items() if head.startswith(magic)), None)
 
 
 def check_not_foreign(path: Path, head: bytes) -> None:
     """Raise BadData for a file that isn't text or rows of text, by its first bytes."""
-    if pointer := magic_of(POINTERS, head):
+    if pointer := match_magic(POINTERS, head):
         raise BadData(f"{one_line(path)}: is {pointer[0]}, not the file itself; get it with: {pointer[1]}")
-    what = magic_of(FOREIGN, head) or ("a tar archive; unpack it" if head[TAR[0] :].startswith(TAR[1]) else None)
+    what = match_magic(FOREIGN, head) or ("a tar archive; unpack it" if head[TAR[0] :].startswith(TAR[1]) else None)
     if what:
         raise BadData(f"{one_line(path)}: is {what}; text or rows of text are needed")
 
 
 def check_not_wide(path: Path, content: bytes) -> None:
     """Raise BadData for UTF-16 and UTF-32, with a byte order mark or without, and for other bytes with NULs."""
-    wide = magic_of(WIDE_BOMS, content)
+    wide = match_magic(WIDE_BOMS, content)
     null = content.find(b"\0")
     if not wide and null < 0:
         return
@@ -172,10 +172,10 @@ def check_not_wide(path: Path, content: bytes) -> None:
         wide = "UTF-32" if min(odd, even) > 0.4 * half else "UTF-16LE" if odd > even else "UTF-16BE"
         if max(odd, even) < 0.8 * half:
             raise BadData(f"{one_line(path)}: is not text: a NUL at byte {null}")
-    raise BadData(f"{one_line(path)}: is {wide} text, UTF-8 is needed; {conversion(path, wide)}")
+    raise BadData(f"{one_line(path)}: is {wide} text, UTF-8 is needed; {conversion_command(path, wide)}")
 
 
-def conversion(path: Path, encoding: str) -> str:
+def conversion_command(path: Path, encoding: str) -> str:
     """Return the command that writes a file as UTF-8."""
     return f"convert it: iconv -f {encoding} -t UTF-8 {one_line(shlex.quote(str(path)), 1000)} > NEW"
 
@@ -196,7 +196,7 @@ def read_head(path: Path, compression: Compression | None) -> bytes:
 def open_content(path: Path, compression: Compression | None) -> Generator[IO[bytes], None, None]:
     """Open a file's content, unpacked. Raises BadData, also from inside, for one that can't be read or unpacked."""
     try:
-        with open_regular(path) as file, unpacked(file, compression) as content:
+        with open_regular(path) as file, open_unpacked(file, compression) as content:
             yield content
     except UNPACKING_ERRORS as error:
         why = (isinstance(error, OSError) and error.strerror) or one_line(error, 200)
@@ -205,7 +205,7 @@ def open_content(path: Path, compression: Compression | None) -> Generator[IO[by
         ) from None
 
 
-def unpacked(file: IO[bytes], compression: Compression | None) -> IO[bytes]:
+def open_unpacked(file: IO[bytes], compression: Compression | None) -> IO[bytes]:
     """Return a stream of the unpacked content. Raises BadEnvironment if a library is missing."""
     match compression:
         case None:
@@ -213,14 +213,14 @@ def unpacked(file: IO[bytes], compression: Compression | None) -> IO[bytes]:
         case "gzip":
             return cast(IO[bytes], gzip.GzipFile(fileobj=file))
         case "bzip2":
-            return cast(IO[bytes], io.BufferedReader(Unpacked(file, bz2.BZ2Decompressor)))
+            return cast(IO[bytes], io.BufferedReader(DecompressedStream(file, bz2.BZ2Decompressor)))
         case "xz":
-            return cast(IO[bytes], io.BufferedReader(Unpacked(file, lzma.LZMADecompressor)))
+            return cast(IO[bytes], io.BufferedReader(DecompressedStream(file, lzma.LZMADecompressor)))
         case "zstd":
-            return cast(IO[bytes], io.BufferedReader(pyarrow("zstd data").CompressedInputStream(file, "zstd")))
+            return cast(IO[bytes], io.BufferedReader(import_pyarrow("zstd data").CompressedInputStream(file, "zstd")))
 
 
-class Unpacked(io.RawIOBase):
+class DecompressedStream(io.RawIOBase):
     """The content of bzip2 or xz data, one stream after the other.
 
     Bytes after a stream that aren't another one are an error, where Python's own readers end without a word.
@@ -253,7 +253,7 @@ class Unpacked(io.RawIOBase):
         return len(data)
 
 
-def pyarrow(what: str) -> Any:
+def import_pyarrow(what: str) -> Any:
     """Return the pyarrow library. Raises BadEnvironment naming what needs it."""
     try:
         import pyarrow as library

@@ -10,37 +10,37 @@ from typing import Any
 
 from nanogpt.config import DataConfig
 from nanogpt.data import corpora
-from nanogpt.data.content import with_digest
+from nanogpt.data.content import with_source_digest
 from nanogpt.errors import BadData
 from nanogpt.files import read_json_bytes, write_atomic
 from nanogpt.schema import signature
 
 FORMAT = 1
-MARK = "source.json"  # in a folder that is named by a path: the digest of what it was made of
+SOURCE_FILE = "source.json"  # in a folder that is named by a path: the digest of what it was made of
 
 
-def folder_of(config: DataConfig) -> Path:
+def find_dataset_folder(config: DataConfig) -> Path:
     """Return where a data set is or will be prepared: equal choices of equal content share a folder, others never do.
 
     A folder that was named by the source's path, as once all were, is used where it was made of this content; of a
     config without a digest, such as that of a run from then, where there is one.
     """
-    by_path = path_folder(config)
+    by_path = folder_by_path(config)
     if config.source_sha256 is None and is_prepared(by_path):
         return by_path
     config = resolve_source(config)
-    by_content = keyed_folder(config)
+    by_content = folder_by_key(config)
     if by_content == by_path or is_prepared(by_content) or not is_prepared(by_path):
         return by_content
-    return by_path if is_made_of(by_path, config) else by_content
+    return by_path if is_up_to_date(by_path, config) else by_content
 
 
-def path_folder(config: DataConfig) -> Path:
+def folder_by_path(config: DataConfig) -> Path:
     """Return the folder that is named by the source's path."""
-    return keyed_folder(config.model_copy(update={"source_sha256": None}))
+    return folder_by_key(config.model_copy(update={"source_sha256": None}))
 
 
-def keyed_folder(config: DataConfig) -> Path:
+def folder_by_key(config: DataConfig) -> Path:
     """Return the folder for exactly these values."""
     choices = [FORMAT, preparation_signature(config)]
     if config.corpus == "pystdlib" and config.source is None:
@@ -59,7 +59,7 @@ def is_prepared(folder: Path) -> bool:
     return (folder / "meta.json").exists()
 
 
-def is_there(source: str) -> bool:
+def source_exists(source: str) -> bool:
     """Whether a path, or a file that matches a glob, exists, readable or not."""
     path = os.path.expanduser(source)
     return os.path.lexists(path) or next(glob.iglob(path, recursive=True), None) is not None
@@ -70,41 +70,41 @@ def resolve_source(config: DataConfig, remember: bool = True) -> DataConfig:
 
     Unchanged where there is no source, where it is there but can't be read, or where nothing was prepared from it.
     """
-    found = with_digest(config, remember)
-    if found.source is None or found.source_sha256 is not None or is_there(found.source):
+    found = with_source_digest(config, remember)
+    if found.source is None or found.source_sha256 is not None or source_exists(found.source):
         return found
     metas = Path(config.dir).glob(f"{config.name}-*/meta.json")
     for path in sorted(metas, key=lambda path: path.stat().st_mtime, reverse=True):
-        about = read_object(path).get("source")
-        if isinstance(about, dict) and about.get("source") == config.source and is_digest(about.get("sha256")):
+        about = read_json_object(path).get("source")
+        if isinstance(about, dict) and about.get("source") == config.source and is_sha256(about.get("sha256")):
             candidate = config.model_copy(update={"source_sha256": about["sha256"]})
-            if keyed_folder(candidate).name == path.parent.name:
+            if folder_by_key(candidate).name == path.parent.name:
                 return candidate
     return config
 
 
-def is_made_of(folder: Path, config: DataConfig) -> bool:
+def is_up_to_date(folder: Path, config: DataConfig) -> bool:
     """Whether a folder that is named by a path was made of the source as it is now, as far as names and times tell."""
-    if read_object(folder / MARK).get("sha256") == config.source_sha256:
+    if read_json_object(folder / SOURCE_FILE).get("sha256") == config.source_sha256:
         return True
     try:
-        stamp = corpora.find(config, cache=Path(config.dir) / "downloads").stamp()
+        stamp = corpora.find_corpus(config, cache=Path(config.dir) / "downloads").stamp()
     except BadData:
         return False
-    return read_object(folder / "meta.json").get("stamp") == stamp
+    return read_json_object(folder / "meta.json").get("stamp") == stamp
 
 
-def mark_folder(folder: Path, config: DataConfig) -> None:
+def write_source_digest(folder: Path, config: DataConfig) -> None:
     """Note of which content a folder that is named by a path was made. Raises OSError."""
-    write_atomic(folder / MARK, json.dumps({"sha256": config.source_sha256}) + "\n")
+    write_atomic(folder / SOURCE_FILE, json.dumps({"sha256": config.source_sha256}) + "\n")
 
 
-def is_digest(value: object) -> bool:
+def is_sha256(value: object) -> bool:
     """Whether a value that was read from a file can be a sha256."""
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """Return a JSON object, empty where there is none that can be read."""
     try:
         value: Any = read_json_bytes(path)

@@ -6,20 +6,20 @@ from typing import Any
 
 from nanogpt.config import DataConfig
 from nanogpt.data.local_files import join_names
-from nanogpt.data.rows import Row, row_of
+from nanogpt.data.rows import TextRow, make_row
 from nanogpt.data.splits import WORDS
 from nanogpt.errors import BadData, BadEnvironment, one_line
-from nanogpt.hf_hub import refuse_silence
+from nanogpt.hf_hub import check_hub_reachable
 
 
-def hub_rows(config: DataConfig, split: str, number: int) -> Iterator[Row]:
+def read_hub_rows(config: DataConfig, split: str, number: int) -> Iterator[TextRow]:
     """Yield the rows of one file of a split of a hub data set."""
-    stream = load_stream(str(config.hub), split=split, name=config.hub_config)
+    stream = open_stream(str(config.hub), split=split, name=config.hub_config)
     whole = int(stream.num_shards)
     if whole > 1:
         stream = stream.shard(num_shards=whole, index=number)
-    for index, values in enumerate(rows_of(f"{config.hub} {split} {number}", stream)):
-        yield row_of(index, f"row {index}", values, config.text_column)
+    for index, values in enumerate(iterate_stream(f"{config.hub} {split} {number}", stream)):
+        yield make_row(index, f"row {index}", values, config.text_column)
 
 
 def find_hub_splits(config: DataConfig) -> tuple[tuple[tuple[str, int], ...], list[str]]:
@@ -27,7 +27,7 @@ def find_hub_splits(config: DataConfig) -> tuple[tuple[tuple[str, int], ...], li
 
     Training is on `train`; a split named for validation is used as such, as files of one would be.
     """
-    streams = load_stream(str(config.hub), split=None, name=config.hub_config)
+    streams = open_stream(str(config.hub), split=None, name=config.hub_config)
     names = [str(name) for name in streams]
     if "train" not in names:
         raise BadData(f"data.hub={one_line(config.hub)}: has no train split; its splits: {join_names(names)}")
@@ -37,7 +37,7 @@ def find_hub_splits(config: DataConfig) -> tuple[tuple[tuple[str, int], ...], li
     return counts, [name for name in names if name not in used]
 
 
-def rows_of(name: str, stream: Any) -> Iterator[dict[str, Any]]:
+def iterate_stream(name: str, stream: Any) -> Iterator[dict[str, Any]]:
     """The rows of a stream. Raises BadEnvironment when the network, and BadData when the content fails."""
     try:
         yield from stream
@@ -47,7 +47,7 @@ def rows_of(name: str, stream: Any) -> Iterator[dict[str, Any]]:
         raise BadData(f"{name}: can't be read: {type(error).__name__}: {one_line(error, 200)}") from None
 
 
-def load_stream(
+def open_stream(
     path: str,
     split: str | None = "train",
     remedy: str = "use local files with data.source='…/*.parquet'",
@@ -63,7 +63,7 @@ def load_stream(
         raise BadEnvironment("this data set needs the 'datasets' library: pip install 'datasets>=4'") from None
     try:
         if "data_files" not in arguments and not Path(path).exists():
-            refuse_silence()
+            check_hub_reachable()
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told in our words
         return datasets.load_dataset(path, split=split, streaming=True, **arguments)
     except Exception as error:  # the hub client raises its own, requests' and the system's

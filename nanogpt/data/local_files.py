@@ -28,7 +28,7 @@ class LocalFiles:
 
 
 @dataclass
-class Finds:
+class SearchResult:
     """What a search has come across so far."""
 
     root: Path
@@ -62,7 +62,7 @@ class Finds:
             (self.linked_folders, "read too, linked folders"),
         ):
             if paths:
-                yield f"{what}: {join_names(relative(path, self.root) for path in paths)}"
+                yield f"{what}: {join_names(relative_name(path, self.root) for path in paths)}"
 
 
 def find_files(source: str) -> LocalFiles:
@@ -72,8 +72,8 @@ def find_files(source: str) -> LocalFiles:
     except RuntimeError:
         raise BadData(f"data.source={one_line(source)}: no such user") from None
     try:
-        finds = search(path, source)
-        finds.files = without_repeated(finds)
+        finds = search_source(path, source)
+        finds.files = remove_repeated(finds)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in a name
         why = error.strerror if isinstance(error, OSError) else str(error)
         place = error.filename if isinstance(error, OSError) and error.filename else source
@@ -84,16 +84,16 @@ def find_files(source: str) -> LocalFiles:
     return LocalFiles(finds.root, tuple(sorted(finds.files)), tuple(finds.notes()))
 
 
-def search(path: Path, source: str) -> Finds:
+def search_source(path: Path, source: str) -> SearchResult:
     """Return everything that the source names. Raises BadData for a single path that is no regular file, OSError."""
     if path.is_dir():
-        return walk(path)
+        return walk_folder(path)
     if path.exists() or path.is_symlink():
         if not path.is_file():
             what = "is not a regular file" if path.exists() else "is a link that leads nowhere"
             raise BadData(f"data.source={one_line(source)}: {what}")
-        return Finds(path.parent, [path])
-    finds = Finds(Path(*fixed_parts(path)))
+        return SearchResult(path.parent, [path])
+    finds = SearchResult(Path(*parts_before_wildcard(path)))
     for name in sorted(glob.glob(str(path), recursive=True)):
         if os.path.isdir(name):
             finds.folders.append(Path(name))
@@ -104,7 +104,7 @@ def search(path: Path, source: str) -> Finds:
     return finds
 
 
-def fixed_parts(pattern: Path) -> list[str]:
+def parts_before_wildcard(pattern: Path) -> list[str]:
     """Return the parts of a glob before the first one with a wildcard."""
     parts: list[str] = []
     for part in pattern.parts[:-1]:
@@ -114,9 +114,9 @@ def fixed_parts(pattern: Path) -> list[str]:
     return parts
 
 
-def walk(root: Path) -> Finds:
+def walk_folder(root: Path) -> SearchResult:
     """Return what is below a folder; linked folders are entered, unless they contain the folder itself."""
-    finds, pending, seen = Finds(root), [root], set[str]()
+    finds, pending, seen = SearchResult(root), [root], set[str]()
     while pending:
         start = pending.pop(0)
         if start != root:
@@ -145,14 +145,14 @@ def raise_error(error: OSError) -> NoReturn:
     raise error
 
 
-def without_repeated(finds: Finds) -> list[Path]:
+def remove_repeated(finds: SearchResult) -> list[Path]:
     """Return each file once, by its own name where links lead to it too; the others are recorded as repeated."""
     real_root, real_folders = os.path.realpath(finds.root), dict[Path, str]()
     by_place: dict[str, list[tuple[bool, Path]]] = {}
     for path in finds.files:
         folder = real_folders.get(path.parent) or real_folders.setdefault(path.parent, os.path.realpath(path.parent))
         real = os.path.realpath(path) if path.is_symlink() else os.path.join(folder, path.name)
-        through_link = real != os.path.join(real_root, relative(path, finds.root))
+        through_link = real != os.path.join(real_root, relative_name(path, finds.root))
         by_place.setdefault(real, []).append((through_link, path))
     kept: list[Path] = []
     for found in by_place.values():
@@ -162,7 +162,7 @@ def without_repeated(finds: Finds) -> list[Path]:
     return kept
 
 
-def relative(path: Path, root: Path) -> str:
+def relative_name(path: Path, root: Path) -> str:
     """Return a path's name below a folder, or the whole path if it is elsewhere."""
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
@@ -174,7 +174,7 @@ def join_names(names: Iterator[str] | Sequence[str]) -> str:
     return ", ".join(one_line(name) for name in listed[:NAMED]) + more
 
 
-def size_of(path: Path) -> int:
+def file_size(path: Path) -> int:
     """Return a file's size in bytes. Raises BadData if it is gone."""
     try:
         return path.stat().st_size

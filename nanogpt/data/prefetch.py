@@ -11,7 +11,7 @@ T = TypeVar("T")
 DEPTH = 3  # micro-batches
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """`make(first)`, for each `first` asked for, in advance for those that follow at a stride.
 
     What comes depends on `first` alone: after a jump the ones made in vain are thrown away.
@@ -19,30 +19,30 @@ class Ahead(Generic[T]):
 
     def __init__(self, make: Callable[[int], T], stride: int, device: torch.device) -> None:
         self.make, self.stride, self.device = make, stride, device
-        self.thread = ThreadPoolExecutor(1, "batches", self.start)
-        self.made: deque[tuple[int, Future[T]]] = deque()
+        self.thread = ThreadPoolExecutor(1, "batches", self.set_device)
+        self.pending: deque[tuple[int, Future[T]]] = deque()
 
-    def start(self) -> None:
+    def set_device(self) -> None:
         """In the thread: pinned memory is to be this GPU's, not the first one's."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
     def take(self, first: int) -> T:
         """Raises what `make` raised for this one, not what it raised for others."""
-        if self.made and self.made[0][0] != first:
-            self.forget()
-        while len(self.made) <= DEPTH:
-            following = first + len(self.made) * self.stride
-            self.made.append((following, self.thread.submit(self.make, following)))
-        return self.made.popleft()[1].result()
+        if self.pending and self.pending[0][0] != first:
+            self.cancel_pending()
+        while len(self.pending) <= DEPTH:
+            following = first + len(self.pending) * self.stride
+            self.pending.append((following, self.thread.submit(self.make, following)))
+        return self.pending.popleft()[1].result()
 
-    def forget(self) -> None:
+    def cancel_pending(self) -> None:
         """None of those under way is wanted."""
-        for _, future in self.made:
+        for _, future in self.pending:
             future.cancel()
-        self.made.clear()
+        self.pending.clear()
 
     def close(self) -> None:
         """End the thread."""
-        self.forget()
+        self.cancel_pending()
         self.thread.shutdown()

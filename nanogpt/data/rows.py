@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from nanogpt.data.file_kinds import BOM, Compression, FileKind, open_content, pyarrow
+from nanogpt.data.file_kinds import BOM, Compression, FileKind, import_pyarrow, open_content
 from nanogpt.errors import BadData, one_line
 from nanogpt.files import from_json
 
@@ -14,7 +14,7 @@ LONGEST_FIELD = 2**31 - 1
 COLUMNS_NAMED = 20
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """One row: its text, or why it has none."""
 
     number: int
@@ -25,39 +25,39 @@ class Row(NamedTuple):
     problem: str = ""
 
 
-def read_rows(path: Path, kind: FileKind, column: str) -> Iterator[Row]:
+def read_rows(path: Path, kind: FileKind, column: str) -> Iterator[TextRow]:
     """Yield the rows of a file in order. Raises BadData for a file that can't be read, or has no such column."""
     match kind.format:
         case "json" | "jsonl":
-            return json_rows(path, kind.compression, column)
+            return read_json_rows(path, kind.compression, column)
         case "csv" | "tsv":
-            return csv_rows(path, kind.compression, column, "," if kind.format == "csv" else "\t")
+            return read_csv_rows(path, kind.compression, column, "," if kind.format == "csv" else "\t")
         case "parquet" | "arrow":
-            return table_rows(path, kind, column)
+            return read_table_rows(path, kind, column)
         case "text":
             raise AssertionError("a text file has no rows")
 
 
-def row_of(index: int, where: str, values: Any, column: str) -> Row:
+def make_row(index: int, where: str, values: Any, column: str) -> TextRow:
     """Return the row with the text in a column of `values`, or with what is wrong with it."""
     if not isinstance(values, dict):
-        return Row(index, where, None, f"{kind_of(values)} instead of an object with the key {column!r}")
+        return TextRow(index, where, None, f"{describe_kind(values)} instead of an object with the key {column!r}")
     if column not in values:
         keys: list[str] = [str(key) for key in values]  # pyright: ignore[reportUnknownVariableType]
-        return Row(index, where, None, f"no {column!r} in it; its keys are {list_columns(keys)}")
-    return text_row(index, where, values[column], column)
+        return TextRow(index, where, None, f"no {column!r} in it; its keys are {list_columns(keys)}")
+    return make_text_row(index, where, values[column], column)
 
 
-def text_row(index: int, where: str, value: Any, column: str) -> Row:
+def make_text_row(index: int, where: str, value: Any, column: str) -> TextRow:
     """Return the row with this text, or with what else the value is."""
     if not isinstance(value, str):
-        return Row(index, where, None, f"{column!r} is {kind_of(value)}, not text")
+        return TextRow(index, where, None, f"{column!r} is {describe_kind(value)}, not text")
     if any(0xD800 <= ord(char) < 0xE000 for char in value):
-        return Row(index, where, None, f"{column!r} holds half a surrogate pair, which no text file can")
-    return Row(index, where, value)
+        return TextRow(index, where, None, f"{column!r} holds half a surrogate pair, which no text file can")
+    return TextRow(index, where, value)
 
 
-def kind_of(value: object) -> str:
+def describe_kind(value: object) -> str:
     """Return what a JSON value is, in words."""
     kinds: dict[type, str] = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
     kinds |= {list: "a list", dict: "an object", bytes: "bytes"}
@@ -69,12 +69,12 @@ def list_columns(names: Sequence[str]) -> str:
     return ", ".join(names[:COLUMNS_NAMED]) + (" …" if len(names) > COLUMNS_NAMED else "") if names else "none"
 
 
-def json_rows(path: Path, compression: Compression | None, column: str) -> Iterator[Row]:
+def read_json_rows(path: Path, compression: Compression | None, column: str) -> Iterator[TextRow]:
     """Yield the objects of a file: one in each line, or those of one array that is the whole file."""
     with open_content(path, compression) as file:
         beginning = file.read(4096).removeprefix(BOM).lstrip()[:1]
     if beginning == b"[":
-        yield from array_rows(path, compression, column)
+        yield from read_json_array(path, compression, column)
         return
     with open_content(path, compression) as file:
         index = 0
@@ -82,22 +82,22 @@ def json_rows(path: Path, compression: Compression | None, column: str) -> Itera
             line = line.removeprefix(BOM) if number == 1 else line
             if not line.strip():
                 continue
-            yield json_row(index, f"line {number}", line, column)
+            yield parse_json_row(index, f"line {number}", line, column)
             index += 1
 
 
-def json_row(index: int, where: str, line: bytes, column: str) -> Row:
+def parse_json_row(index: int, where: str, line: bytes, column: str) -> TextRow:
     """Return the row that one line holds."""
     try:
-        return row_of(index, where, from_json(line.decode("utf-8")), column)
+        return make_row(index, where, from_json(line.decode("utf-8")), column)
     except UnicodeDecodeError as error:
-        return Row(index, where, None, f"not UTF-8 (byte {error.start} of the line)")
+        return TextRow(index, where, None, f"not UTF-8 (byte {error.start} of the line)")
     except ValueError as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error, 100)
-        return Row(index, where, None, f"not JSON: {why}; each line must be a JSON object")
+        return TextRow(index, where, None, f"not JSON: {why}; each line must be a JSON object")
 
 
-def array_rows(path: Path, compression: Compression | None, column: str) -> Iterator[Row]:
+def read_json_array(path: Path, compression: Compression | None, column: str) -> Iterator[TextRow]:
     """Yield the objects of a JSON array. Raises BadData for anything else."""
     with open_content(path, compression) as file:
         content = file.read()
@@ -108,33 +108,33 @@ def array_rows(path: Path, compression: Compression | None, column: str) -> Iter
     except ValueError as error:
         raise BadData(f"{one_line(path)}: not a JSON array of objects: {one_line(error, 200)}") from None
     for index, value in enumerate(values):
-        yield row_of(index, f"row {index}", value, column)
+        yield make_row(index, f"row {index}", value, column)
 
 
-def csv_rows(path: Path, compression: Compression | None, column: str, delimiter: str) -> Iterator[Row]:
+def read_csv_rows(path: Path, compression: Compression | None, column: str, delimiter: str) -> Iterator[TextRow]:
     """Yield the rows below a header that names the column."""
     csv.field_size_limit(LONGEST_FIELD)
     with open_content(path, compression) as file:
-        reader = csv.reader(decoded_lines(path, file), delimiter=delimiter, strict=True)
+        reader = csv.reader(decode_lines(path, file), delimiter=delimiter, strict=True)
         try:
             header = next((row for row in reader if row), [])
             if header.count(column) != 1:
-                raise no_column(path, column, header)
+                raise missing_column_error(path, column, header)
             place, index = header.index(column), 0
             for row in reader:
                 if not row:
                     continue
                 where = f"line {reader.line_num}"
                 if len(row) == len(header):
-                    yield Row(index, where, row[place])
+                    yield TextRow(index, where, row[place])
                 else:
-                    yield Row(index, where, None, f"{len(row)} fields, the header has {len(header)}")
+                    yield TextRow(index, where, None, f"{len(row)} fields, the header has {len(header)}")
                 index += 1
         except csv.Error as error:
             raise BadData(f"{one_line(path)}: line {reader.line_num}: {one_line(error, 200)}") from None
 
 
-def no_column(path: Path, column: str, columns: Sequence[str]) -> BadData:
+def missing_column_error(path: Path, column: str, columns: Sequence[str]) -> BadData:
     """Return the error of a file without the column, or with several of that name."""
     why = "several columns of that name" if column in columns else "no such column"
     return BadData(
@@ -142,7 +142,7 @@ def no_column(path: Path, column: str, columns: Sequence[str]) -> BadData:
     )
 
 
-def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
+def decode_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
     """Yield the lines of a UTF-8 file with their ends. Raises BadData naming the first that isn't."""
     for number, line in enumerate(file, 1):
         try:
@@ -151,19 +151,19 @@ def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
             raise BadData(f"{one_line(path)}: line {number}: not UTF-8 (byte {error.start} of the line)") from None
 
 
-def table_rows(path: Path, kind: FileKind, column: str) -> Iterator[Row]:
+def read_table_rows(path: Path, kind: FileKind, column: str) -> Iterator[TextRow]:
     """Yield the rows of a parquet or Arrow file."""
-    arrow = pyarrow(f"{kind.format} files")
+    arrow = import_pyarrow(f"{kind.format} files")
     index = 0
     with open_content(path, kind.compression) as file:
         content: Any = arrow.BufferReader(file.read()) if kind.compression else file
-        for batch in record_batches(arrow, path, content, kind, column):
+        for batch in read_record_batches(arrow, path, content, kind, column):
             for value in batch.column(column).to_pylist():
-                yield text_row(index, f"row {index}", value, column)
+                yield make_text_row(index, f"row {index}", value, column)
                 index += 1
 
 
-def record_batches(arrow: Any, path: Path, content: Any, kind: FileKind, column: str) -> Iterator[Any]:
+def read_record_batches(arrow: Any, path: Path, content: Any, kind: FileKind, column: str) -> Iterator[Any]:
     """Yield the record batches of a table. Raises BadData if it lacks the column or can't be read."""
     try:
         if kind.format == "parquet":
@@ -183,7 +183,7 @@ def record_batches(arrow: Any, path: Path, content: Any, kind: FileKind, column:
 def check_column(path: Path, column: str, schema: Any) -> None:
     """Raise BadData for a schema without the column, or with one that isn't text."""
     if list(schema.names).count(column) != 1:
-        raise no_column(path, column, schema.names)
+        raise missing_column_error(path, column, schema.names)
     kind = schema.field(column).type
     values = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
     if str(values) not in ("string", "large_string", "string_view", "null"):

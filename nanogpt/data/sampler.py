@@ -27,7 +27,7 @@ def mix(x: UInts) -> UInts:
     return x ^ (x >> np.uint64(31))
 
 
-def key(*parts: int | str | UInts) -> UInts:
+def derive_key(*parts: int | str | UInts) -> UInts:
     """A 64-bit key for a tuple of numbers and words; arrays broadcast, so many keys come from one call."""
     state = np.zeros(1, np.uint64)
     for part in parts:
@@ -37,9 +37,9 @@ def key(*parts: int | str | UInts) -> UInts:
     return state
 
 
-def seed_of(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """One key as a Python integer that torch.manual_seed takes."""
-    return int(key(*parts)[0] >> np.uint64(1))
+    return int(derive_key(*parts)[0] >> np.uint64(1))
 
 
 def permute(x: UInts, n: int, keys: UInts) -> UInts:
@@ -88,10 +88,10 @@ class Sampler:
         g = np.arange(first, first + count, dtype=np.uint64)
         n = np.uint64(self.n_windows)
         if self.order == "random":
-            return self.locate((key(self.seed, "random", g) % n).astype(np.int64), 1, np.zeros(count, np.int64))
+            return self.locate((derive_key(self.seed, "random", g) % n).astype(np.int64), 1, np.zeros(count, np.int64))
         epoch, position = g // n, g % n
-        window = permute(position, self.n_windows, key(self.seed, "epoch", epoch))
-        phase = key(self.seed, "phase", epoch) % np.uint64(self.block_size)
+        window = permute(position, self.n_windows, derive_key(self.seed, "epoch", epoch))
+        phase = derive_key(self.seed, "phase", epoch) % np.uint64(self.block_size)
         return self.locate(window.astype(np.int64), self.block_size, phase.astype(np.int64))
 
     def locate(self, window: Offsets, stride: int, phase: Offsets) -> tuple[Offsets, Offsets]:

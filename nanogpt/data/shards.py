@@ -76,7 +76,7 @@ def open_shard(path: Path) -> Shard:
     header = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
     dtype = FORMATS.get((int(header[0]), int(header[1]))) if len(header) >= 3 else None
     if dtype is None:
-        check_raw(path, head)
+        check_raw_tokens(path, head)
         if size == 0 or size % 2:
             why = "is empty" if size == 0 else f"has {size} bytes, which is not a multiple of 2"
             raise BadData(f"{one_line(path)}: {why}; no llm.c header and not raw uint16 tokens")
@@ -87,7 +87,7 @@ def open_shard(path: Path) -> Shard:
     return Shard(path, dtype, HEADER_BYTES, int(header[2]))
 
 
-def check_raw(path: Path, head: bytes) -> None:
+def check_raw_tokens(path: Path, head: bytes) -> None:
     """Raise BadData for a file without a known header that isn't raw uint16 tokens either, by its beginning."""
     known = sorted(FORMATS)
     first = int.from_bytes(head[:4], "little")
@@ -127,7 +127,7 @@ class ShardWriter:
         self.file.close()
 
 
-def sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Digest of a file's content. Raises BadData when it can't be read."""
     digest = hashlib.sha256()
     try:

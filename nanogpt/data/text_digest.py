@@ -21,7 +21,7 @@ class TextDigest(NamedTuple):
     bytes: int
 
 
-def digest_text(split: Split, tokenizer: Tokenizer) -> TextDigest | None:
+def compute_text_digest(split: Split, tokenizer: Tokenizer) -> TextDigest | None:
     """Return the digest of a split's text, or None where the split has more than MOST_TOKENS tokens.
 
     Documents end with the end-of-text id in some token files and with a newline in others. Here every document ends
@@ -30,7 +30,7 @@ def digest_text(split: Split, tokenizer: Tokenizer) -> TextDigest | None:
     if split.n_tokens > MOST_TOKENS:
         return None
     digest, n_bytes, ended = hashlib.sha256(), 0, True
-    for piece, is_end in pieces(split, tokenizer):
+    for piece, is_end in decode_documents(split, tokenizer):
         if piece:
             ended = piece.endswith(b"\n")
         if is_end and not ended:
@@ -40,9 +40,9 @@ def digest_text(split: Split, tokenizer: Tokenizer) -> TextDigest | None:
     return TextDigest(digest.hexdigest(), n_bytes)
 
 
-def pieces(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes, bool]]:
+def decode_documents(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes, bool]]:
     """Yield (text, whether a document ends after it), in the order of the split."""
-    for ids in blocks(split):
+    for ids in read_blocks(split):
         start = 0
         ends = [] if tokenizer.end_of_text is None else np.flatnonzero(ids == tokenizer.end_of_text).tolist()
         for end in ends:
@@ -52,7 +52,7 @@ def pieces(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes, bool]]:
     yield b"", True
 
 
-def blocks(split: Split) -> Iterator[Tokens]:
+def read_blocks(split: Split) -> Iterator[Tokens]:
     """Yield all ids of a split, at most BLOCK at once."""
     for number, count in enumerate(split.shard_tokens):
         for offset in range(0, count, BLOCK):

@@ -18,9 +18,9 @@ from types import FrameType
 
 from nanogpt.distributed.env import STORE
 from nanogpt.distributed.signals import SIGNALS
-from nanogpt.entry_names import number_of
+from nanogpt.entry_names import parse_number
 from nanogpt.errors import STOPPED, PeerLost
-from nanogpt.files import locked
+from nanogpt.files import hold_lock
 
 POLL, STRAGGLE = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
 PR_SET_PDEATHSIG = 1
@@ -38,7 +38,7 @@ def run_ranks(command: list[str], message: str, world: int, grace: float = 0.0) 
     remove_stale()
     with tempfile.TemporaryDirectory(prefix=f"nanogpt-{os.getpid()}-") as folder:
         ranks: list[Rank] = []
-        with locked(Path(folder) / LOCK, wait=True), passing_on(ranks) as signals:
+        with hold_lock(Path(folder) / LOCK, wait=True), passing_on(ranks) as signals:
             for rank in range(world):
                 ranks.append(start(command, rank, world, Path(folder), message))
             codes = see_through(ranks, grace)
@@ -126,9 +126,9 @@ def remove_stale() -> None:
     """Folders of commands that were killed."""
     for folder in Path(tempfile.gettempdir()).glob("nanogpt-*-*"):
         pid = folder.name.split("-")[1]
-        if not number_of(pid) or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
+        if not parse_number(pid) or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
             continue
-        with suppress(OSError), locked(folder / LOCK, wait=False) as ours:
+        with suppress(OSError), hold_lock(folder / LOCK, wait=False) as ours:
             if ours:  # else the process is alive in another container that shares this folder
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -18,7 +18,7 @@ from nanogpt.doctor.finding import Check, Finding
 from nanogpt.doctor.trainings import tiny_config, train_side_by_side
 from nanogpt.errors import BadEnvironment
 from nanogpt.generation.decode import SamplingParams, generate
-from nanogpt.interop.export_config import to_hf
+from nanogpt.interop.export_config import to_hf_config
 from nanogpt.interop.names import to_gpt2
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
@@ -53,7 +53,7 @@ def check_logits(config: DoctorConfig) -> Finding:
 
     device = find_device(config.device, "device")
     model, ids = sharp_model(device), random_ids((3, 16), device)
-    settings = {key: value for key, value in to_hf(MODEL).items() if key not in ("architectures", "torch_dtype")}
+    settings = {key: value for key, value in to_hf_config(MODEL).items() if key not in ("architectures", "torch_dtype")}
     about: Any = transformers.GPT2Config(**settings, bos_token_id=None, eos_token_id=None)
     theirs: Any = transformers.GPT2LMHeadModel(about).eval()
     weights = to_gpt2({name: p.detach().cpu() for name, p in model.named_parameters()}, MODEL)

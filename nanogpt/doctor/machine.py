@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.cuda import nccl
 
 from nanogpt.config import DoctorConfig, TrackingConfig
-from nanogpt.console import amount
+from nanogpt.console import format_count
 from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.data.dataset import open_prepared
 from nanogpt.device import cpu_name, find_device, memory_bytes
@@ -23,7 +23,7 @@ from nanogpt.doctor.finding import Check, Finding
 from nanogpt.errors import BadEnvironment, LabError, one_line
 from nanogpt.tokenizer import GPT2Tokenizer
 from nanogpt.torch_compile import find_missing, keep_compiled
-from nanogpt.tracking.run_metadata import mode_of
+from nanogpt.tracking.run_metadata import wandb_mode
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 9)
 MIB, GIB = 2**20, 2**30
@@ -96,7 +96,7 @@ def check_disk(config: DoctorConfig) -> Finding:
         file.flush()
         os.fsync(file.fileno())
         speed = WRITTEN / (time.monotonic() - started)
-    what = f"{one_line(folder.resolve())}: {free / GIB:.0f} GiB free, writes {amount(speed, 'G')}B/s"
+    what = f"{one_line(folder.resolve())}: {free / GIB:.0f} GiB free, writes {format_count(speed, 'G')}B/s"
     if free < FEW_BYTES:
         return Finding("note", what, "a checkpoint has 12 bytes a parameter, GPT-2 small's 1.5 GB: runs_dir=ANOTHER")
     if speed < SLOW_DISK:
@@ -145,7 +145,7 @@ def check_wandb(_: DoctorConfig) -> Finding:
         return Finding("ok", "not installed; tracking=local needs nothing")
     login = "`wandb login`, before tracking=wandb"
     try:
-        if (mode := mode_of(TrackingConfig())) != "online":
+        if (mode := wandb_mode(TrackingConfig())) != "online":
             return Finding("note", f"WANDB_MODE says {mode}: nothing is sent", "unset WANDB_MODE to send at once")
         return Finding("ok", "logged in") if is_logged_in() else Finding("note", "installed, not logged in", login)
     except LabError as error:
@@ -177,7 +177,9 @@ def check_data(config: DoctorConfig) -> Finding:
     lacking: list[str] = []
     for folder in folders:
         try:
-            found.append(f"{one_line(folder.name)} ({amount(open_prepared(folder, 'size').train.n_tokens)} tokens)")
+            found.append(
+                f"{one_line(folder.name)} ({format_count(open_prepared(folder, 'size').train.n_tokens)} tokens)"
+            )
         except BadEnvironment as error:  # it is whole, but GPT-2's tokenizer isn't here
             lacking.append(f"{one_line(folder.name)}: {error}")
     return Finding("note", "; ".join(lacking), "see tokenizer") if lacking else Finding("ok", ", ".join(found))

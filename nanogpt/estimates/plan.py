@@ -8,7 +8,7 @@ evaluations, saving and compiling. Without torch.
 from dataclasses import dataclass
 
 from nanogpt.config import HardwareConfig, ModelConfig, Precision, TrainConfig
-from nanogpt.console import amount, seconds
+from nanogpt.console import format_count, format_duration
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.estimates.flops import compute_total_steps, flops_per_token, parameter_counts
 from nanogpt.estimates.gpu_specs import GPU_SPECS
@@ -105,8 +105,9 @@ class Plan:
             f"plan    {plan_line(self)}",
             f"device  {self.machine.where}",
             f"memory  {memory_line(self)}",
-            f"time    about {seconds(self.seconds)} of training at {amount(self.machine.rate.flops, 'G')}FLOP/s"
-            f"{' on each device' if self.world > 1 else ''}, {self.machine.rate.how}",
+            f"time    about {format_duration(self.seconds)} of training "
+            f"at {format_count(self.machine.rate.flops, 'G')}FLOP/s{' on each device' if self.world > 1 else ''}, "
+            f"{self.machine.rate.how}",
             *warn_large_step(self),
         ]
         if not self.machine.gpu and self.seconds > LONG:
@@ -125,10 +126,10 @@ def warn_large_step(plan: Plan) -> list[str]:
 
 def model_line(plan: Plan) -> str:
     counts = parameter_counts(plan.model)
-    parts = ", ".join(f"{name} {amount(count)}" for name, count in counts.items() if name != "total")
+    parts = ", ".join(f"{name} {format_count(count)}" for name, count in counts.items() if name != "total")
     assumed = "" if plan.sure else f"; a vocabulary of {plan.model.vocab_size} is assumed until the data is prepared"
-    flops = f"{amount(flops_per_token(plan.model), 'G')}FLOP/token"
-    return f"{amount(counts['total'])} parameters ({parts}), {flops}{assumed}"
+    flops = f"{format_count(flops_per_token(plan.model), 'G')}FLOP/token"
+    return f"{format_count(counts['total'])} parameters ({parts}), {flops}{assumed}"
 
 
 def plan_line(plan: Plan) -> str:
@@ -136,13 +137,15 @@ def plan_line(plan: Plan) -> str:
     ranks = f"{world} ranks, each " if world > 1 else ""
     times = plan.epochs
     epochs = (
-        "" if times is None or plan.train_tokens is None else f" ({times:.3g} epochs of {amount(plan.train_tokens)})"
+        ""
+        if times is None or plan.train_tokens is None
+        else f" ({times:.3g} epochs of {format_count(plan.train_tokens)})"
     )
     count, size = config.grad_accum(world), config.micro_batch_size(world)
     batches = f"{count} micro-batch{'es' if count > 1 else ''} of {size} x {config.model.block_size}"
     return (
-        f"{plan.steps:,} steps of {config.training.batch_tokens:,} tokens = {amount(plan.tokens)} tokens{epochs}, "
-        f"{plan.flops:.3g} FLOPs; {ranks}{batches}"
+        f"{plan.steps:,} steps of {config.training.batch_tokens:,} tokens = "
+        f"{format_count(plan.tokens)} tokens{epochs}, {plan.flops:.3g} FLOPs; {ranks}{batches}"
     )
 
 
@@ -154,7 +157,7 @@ def eval_line(plan: Plan, tokens: int) -> str:
     often = f"{times} times" if times > 1 else "once"
     if every != plan.config.eval.every:
         often += f", every {every} steps, as the run is shorter than eval.every={plan.config.eval.every}"
-    return f"{tokens:,} tokens, {often}; about {seconds(times * each)} (eval.tokens, eval.every)"
+    return f"{tokens:,} tokens, {often}; about {format_duration(times * each)} (eval.tokens, eval.every)"
 
 
 def memory_line(plan: Plan) -> str:
@@ -163,18 +166,18 @@ def memory_line(plan: Plan) -> str:
     saved = checkpoint_bytes(plan.model, plan.config.optimizer.name)
     of_machine = not plan.machine.gpu
     needed = memory.host_bytes(plan.world) if of_machine else memory.total
-    ranks = f", {plan.world} x {amount(memory.total, 'G')}B and the copy" if of_machine and plan.world > 1 else ""
-    against = "" if there is None else f" of {amount(there, 'G')}B"
+    ranks = f", {plan.world} x {format_count(memory.total, 'G')}B and the copy" if of_machine and plan.world > 1 else ""
+    against = "" if there is None else f" of {format_count(there, 'G')}B"
     if there is not None and needed > there:
-        against = f", more than the {amount(there, 'G')}B there are"
-    copy = f"{amount(memory.checkpoint_copy, 'G')}B"
+        against = f", more than the {format_count(there, 'G')}B there are"
+    copy = f"{format_count(memory.checkpoint_copy, 'G')}B"
     beside = (
-        f", the program {amount(memory.process, 'G')}B, the copy that is saved {copy}"
+        f", the program {format_count(memory.process, 'G')}B, the copy that is saved {copy}"
         if of_machine
         else f", and {copy} of the machine's memory for the copy that is saved"
     )
     return (
-        f"about {amount(needed, 'G')}B{against}{ranks}: weights, gradients, optimizer state "
-        f"{amount(memory.state, 'G')}B, activations {amount(memory.activations, 'G')}B, loss "
-        f"{amount(memory.loss, 'G')}B{beside}; a checkpoint {amount(saved, 'G')}B"
+        f"about {format_count(needed, 'G')}B{against}{ranks}: weights, gradients, optimizer state "
+        f"{format_count(memory.state, 'G')}B, activations {format_count(memory.activations, 'G')}B, loss "
+        f"{format_count(memory.loss, 'G')}B{beside}; a checkpoint {format_count(saved, 'G')}B"
     )

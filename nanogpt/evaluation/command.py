@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from nanogpt import schema
 from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareConfig
-from nanogpt.console import say, silence, table
-from nanogpt.data.prepare import ensure
+from nanogpt.console import format_table, say, silence
+from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute, attention_used, set_up
 from nanogpt.distributed.env import Place, place_from
 from nanogpt.distributed.process_group import ProcessGroup, meet
@@ -25,7 +25,7 @@ from nanogpt.evaluation.statistics import Metric, bounded_exp
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import append, read_json
 from nanogpt.gpus import Facts, choose_gpu, describe_self
-from nanogpt.interop.load_model import Trained, load_trained
+from nanogpt.interop.load_model import TrainedModel, load_trained
 from nanogpt.measurement import KEY, spec_digest, to_dict
 from nanogpt.model.gpt import GPT
 from nanogpt.output_paths import check_output_file
@@ -148,7 +148,7 @@ def evaluate_tasks(config: EvaluateConfig, compute: Compute, peers: ProcessGroup
     return STOPPED if stopped else 0
 
 
-def choose_tasks(config: EvaluateConfig, trained: Trained) -> list[TaskName]:
+def choose_tasks(config: EvaluateConfig, trained: TrainedModel) -> list[TaskName]:
     """The tasks that were asked for, each once; of weights from elsewhere not the loss unless there is a data set."""
     names = list(dict.fromkeys(config.eval.tasks))
     if "loss" in names and trained.run is None and not config.has_data:
@@ -157,13 +157,13 @@ def choose_tasks(config: EvaluateConfig, trained: Trained) -> list[TaskName]:
     return names
 
 
-def output_path(config: EvaluateConfig, trained: Trained) -> Path | None:
+def output_path(config: EvaluateConfig, trained: TrainedModel) -> Path | None:
     """The file results are added to."""
     return Path(config.out) if config.out else trained.run.path / FILE if trained.run else None
 
 
 def prepare_task(
-    name: TaskName, config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup
+    name: TaskName, config: EvaluateConfig, trained: TrainedModel, compute: Compute, peers: ProcessGroup
 ) -> EvalTask:
     """Read the documents of a task, the leader first. Raises BadInput, BadData and BadEnvironment, on all ranks."""
     if name == "loss":
@@ -174,10 +174,10 @@ def prepare_task(
     return EvalTask(name, evaluation, len(benchmark.documents), fingerprint(benchmark))
 
 
-def prepare_loss_task(config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup) -> EvalTask:
+def prepare_loss_task(config: EvaluateConfig, trained: TrainedModel, compute: Compute, peers: ProcessGroup) -> EvalTask:
     """The validation split of the chosen data set, or of the run's own. Its documents are windows."""
     own = config.data if config.has_data or trained.run is None else trained.run.config().data
-    dataset = peers.leader_first(lambda: ensure(own))
+    dataset = peers.leader_first(lambda: prepare_if_small(own))
     with peers.alike():
         if dataset.tokenizer.tokens != trained.tokenizer.tokens:
             ours, theirs = (one.spec()["kind"] for one in (trained.tokenizer, dataset.tokenizer))
@@ -203,7 +203,7 @@ def prepare_loss_task(config: EvaluateConfig, trained: Trained, compute: Compute
 
 
 def build_record(
-    result: TaskResult, config: EvaluateConfig, trained: Trained, compute: Compute, peers: ProcessGroup
+    result: TaskResult, config: EvaluateConfig, trained: TrainedModel, compute: Compute, peers: ProcessGroup
 ) -> dict[str, Any]:
     """A line of evaluations.jsonl; standard errors are named as in lm-evaluation-harness."""
     metrics = {name: metric.value for name, metric in result.metrics.items()}
@@ -228,7 +228,7 @@ def build_record(
     }
 
 
-def checkpoint_digest(trained: Trained) -> str | None:
+def checkpoint_digest(trained: TrainedModel) -> str | None:
     """That of the checkpoint's manifest, which holds those of its files; None without a run."""
     if trained.run is None or trained.step is None:
         return None
@@ -242,7 +242,7 @@ def document_unit(task: EvalTask) -> str:
     return "windows" if task.name == "loss" else "documents"
 
 
-def format_results(results: list[TaskResult], trained: Trained) -> str:
+def format_results(results: list[TaskResult], trained: TrainedModel) -> str:
     """All results as a table, a row for each number."""
     rows: list[tuple[str, ...]] = []
     for result in results:
@@ -252,4 +252,4 @@ def format_results(results: list[TaskResult], trained: Trained) -> str:
             error = "" if metric.stderr is None else f" ± {metric.stderr:.4g}"
             rows.append((result.task.name, name, f"{metric.value:.6g}{error}", *facts))
     where = trained.name if trained.step is None else f"{trained.name}, step {trained.step:,}"
-    return table(where, ("task", "metric", "value", "over", "seconds", "per second"), rows)
+    return format_table(where, ("task", "metric", "value", "over", "seconds", "per second"), rows)

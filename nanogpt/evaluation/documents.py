@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nanogpt.data.hub_data import load_stream, rows_of
+from nanogpt.data.hub_data import iterate_stream, open_stream
 from nanogpt.errors import BadData, one_line
 from nanogpt.files import from_json, read_bytes
 
@@ -58,12 +58,12 @@ class BenchmarkSource:
             if path.suffix == ".jsonl":
                 yield from read_json_lines(path)
             else:
-                rows = rows_of(path.name, load_stream("parquet", data_files=str(path)))
+                rows = iterate_stream(path.name, open_stream("parquet", data_files=str(path)))
                 yield from ((f"row {number} of {one_line(path)}", row) for number, row in enumerate(rows, 1))
         if self.given is None:
             remedy = f"use a local file with {self.key}=PATH"
-            stream = load_stream(self.hub, split=self.split, remedy=remedy, name=self.hub_config)
-            rows = rows_of(self.hub, stream)
+            stream = open_stream(self.hub, split=self.split, remedy=remedy, name=self.hub_config)
+            rows = iterate_stream(self.hub, stream)
             yield from ((f"row {number} of {self.hub}", row) for number, row in enumerate(rows, 1))
 
     def get_column(self, row: JsonObject, where: str, name: str, kind: type) -> Any:

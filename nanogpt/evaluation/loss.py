@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nanogpt.config import EvalConfig
-from nanogpt.data.batches import evaluation_places, host_windows, shifted
+from nanogpt.data.batches import evaluation_windows, read_host_windows, to_inputs_and_targets
 from nanogpt.data.dataset import Dataset, Split
 from nanogpt.device import Compute
 from nanogpt.distributed.process_group import ProcessGroup
@@ -34,10 +34,10 @@ class LossEvaluation:
         self, dataset: Dataset, config: EvalConfig, block_size: int, compute: Compute, peers: ProcessGroup | None = None
     ) -> None:
         self.compute, self.block_size, self.peers = compute, block_size, peers or ProcessGroup()
-        self.places = {"val": evaluation_places(dataset.val, block_size, config.tokens)}
+        self.places = {"val": evaluation_windows(dataset.val, block_size, config.tokens)}
         if config.train:
             as_many = len(self.places["val"]) * block_size
-            self.places["train"] = evaluation_places(dataset.train, block_size, as_many)
+            self.places["train"] = evaluation_windows(dataset.train, block_size, as_many)
         self.splits = {"val": dataset.val, "train": dataset.train}
         self.token_bytes = np.array([len(token) for token in dataset.tokenizer.tokens])
 
@@ -74,8 +74,8 @@ class LossEvaluation:
                 raise Stopped
             number = first + self.peers.rank
             if number < len(batches):
-                windows = host_windows(split, batches[number], self.block_size, self.compute.device)
-                x, y = shifted(windows, self.compute.device)
+                windows = read_host_windows(split, batches[number], self.block_size, self.compute.device)
+                x, y = to_inputs_and_targets(windows, self.compute.device)
                 with self.compute.evaluation():
                     mine.append(model(x, y))
                 sums[1, number] = float(self.token_bytes[windows[:, 1:].numpy()].sum())

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from nanogpt.data.dataset import Dataset
-from nanogpt.data.text_digest import digest_text
+from nanogpt.data.text_digest import compute_text_digest
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.measurement import Recorded, spec_digest
 
@@ -14,7 +14,7 @@ def describe_measurement(loss: LossEvaluation, dataset: Dataset, fp8: bool | Non
     """Return what the validation losses of `loss` are measured on. Reads the validation split once. Raises BadData."""
     tokenizer = dataset.tokenizer
     windows, n_bytes = read_windows_once(loss)
-    text = digest_text(dataset.val, tokenizer)
+    text = compute_text_digest(dataset.val, tokenizer)
     return Recorded(
         tokenizer=spec_digest(tokenizer.spec()),
         vocab_size=len(tokenizer.tokens),

@@ -11,10 +11,10 @@ import torch
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import SampleConfig, TaskConfig
-from nanogpt.data.sampler import seed_of
+from nanogpt.data.sampler import derive_seed
 from nanogpt.errors import BadInput, one_line
 from nanogpt.generation.decode import SamplingParams, generate
-from nanogpt.interop.load_model import Trained
+from nanogpt.interop.load_model import TrainedModel
 from nanogpt.tokenizer import Tokenizer
 
 SENTENCE = re.compile(r"[.!?][\"')\]]*\s")
@@ -68,7 +68,7 @@ class Answer:
         return max(lengths, default=0)
 
 
-def encode_prompt(trained: Trained, config: SampleConfig, text: str) -> list[int]:
+def encode_prompt(trained: TrainedModel, config: SampleConfig, text: str) -> list[int]:
     """Ids of what the model sees. Raises BadInput for what is not text, not in the vocabulary, or too long."""
     if any(0xD800 <= ord(char) < 0xE000 for char in text):
         raise BadInput(f"prompt={one_line(text)}: not valid UTF-8")
@@ -89,7 +89,7 @@ def encode_prompt(trained: Trained, config: SampleConfig, text: str) -> list[int
     return ids
 
 
-def sampling_params(trained: Trained, config: SampleConfig) -> SamplingParams:
+def sampling_params(trained: TrainedModel, config: SampleConfig) -> SamplingParams:
     """The rules of a config, over the ids that the tokenizer has."""
     return SamplingParams(
         config.repetition_penalty,
@@ -102,14 +102,14 @@ def sampling_params(trained: Trained, config: SampleConfig) -> SamplingParams:
 
 
 def generate_answers(
-    trained: Trained, config: SampleConfig, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
+    trained: TrainedModel, config: SampleConfig, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
 ) -> Iterator[tuple[int, str]]:
     """Answer B prompts at once; yields (row, piece of text) as they come.
 
     `numbers` are those of the texts in the whole command: with the seed they decide the draws.
     """
     device = trained.model.lm_head.weight.device
-    generators = [torch.Generator(device).manual_seed(seed_of(config.seed, number)) for number in numbers]
+    generators = [torch.Generator(device).manual_seed(derive_seed(config.seed, number)) for number in numbers]
     rows = [Answer(trained.tokenizer, config.task) for _ in prompts]
     params = sampling_params(trained, config)
     drawn = generate(trained.model, prompts, config.max_new_tokens, params, generators, config.attention)

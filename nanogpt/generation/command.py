@@ -14,7 +14,7 @@ from nanogpt.errors import BadInput, one_line
 from nanogpt.files import from_json, open_regular
 from nanogpt.generation.answers import encode_prompt, generate_answers
 from nanogpt.generation.decode import transpose_weights_for_decoding
-from nanogpt.interop.load_model import Trained, load_trained
+from nanogpt.interop.load_model import TrainedModel, load_trained
 from nanogpt.output_paths import check_output_file
 from nanogpt.tokenizer import special_tokens
 
@@ -48,7 +48,7 @@ def sample(config: SampleConfig) -> int:
     return 0
 
 
-def check_special_tokens(trained: Trained, config: SampleConfig, texts: list[str]) -> None:
+def check_special_tokens(trained: TrainedModel, config: SampleConfig, texts: list[str]) -> None:
     """Raise BadInput if special tokens are asked for and there are none; say it if a prompt only spells one."""
     names = special_tokens(trained.tokenizer)
     if config.special_tokens and not names:
@@ -59,7 +59,7 @@ def check_special_tokens(trained: Trained, config: SampleConfig, texts: list[str
         print(f"note: {one_line(spelled[0])} is {why}", file=sys.stderr)
 
 
-def describe(trained: Trained, config: SampleConfig) -> str:
+def describe(trained: TrainedModel, config: SampleConfig) -> str:
     """Return a line that names the model, its step and loss, and how tokens are drawn."""
     about = [one_line(trained.name)]
     about += [] if trained.step is None else [f"{config.checkpoint} checkpoint, step {trained.step:,}"]
@@ -145,7 +145,7 @@ def read_text(key: str, path: str) -> str:
         raise BadInput(f"{key}={one_line(path)}: not valid UTF-8 at byte {error.start}") from None
 
 
-def print_answers(trained: Trained, config: SampleConfig, jobs: list[Request], first: int) -> None:
+def print_answers(trained: TrainedModel, config: SampleConfig, jobs: list[Request], first: int) -> None:
     """Print the texts from `first` on that are drawn together: a single one as it comes, several when all are whole."""
     batch = jobs[first : first + config.batch_size]
     texts = [prompt for prompt, _, _ in batch]
@@ -164,7 +164,7 @@ def print_answers(trained: Trained, config: SampleConfig, jobs: list[Request], f
     )
 
 
-def write_lines(trained: Trained, config: SampleConfig, jobs: list[Request], out: str) -> int:
+def write_lines(trained: TrainedModel, config: SampleConfig, jobs: list[Request], out: str) -> int:
     """Append {"prompt", "sample", "text", "model", "seed"} of every text to a file, as they are finished."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with Path(out).open("a", encoding="utf-8") as file:
@@ -182,7 +182,7 @@ def write_lines(trained: Trained, config: SampleConfig, jobs: list[Request], out
     return 0
 
 
-def run_interactive(trained: Trained, config: SampleConfig) -> int:
+def run_interactive(trained: TrainedModel, config: SampleConfig) -> int:
     """Ask for prompts until there are no more. Ctrl-C ends an answer, or, while asked, the whole."""
     if sys.stdin.isatty():
         how = "each prompt by itself; Ctrl-C ends an answer, Ctrl-D the session"

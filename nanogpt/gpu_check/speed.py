@@ -16,7 +16,7 @@ from nanogpt.benchmark.ours import build_trainer, random_batches
 from nanogpt.benchmark.roofline import compute_floors, memory_peak
 from nanogpt.benchmark.timing import choose_synchronize, format_digits, format_range, time_call
 from nanogpt.config import BenchConfig, DoctorConfig
-from nanogpt.console import amount
+from nanogpt.console import format_count
 from nanogpt.device import Compute, find_device, set_up
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.estimates.flops import flops_per_token, parameter_counts
@@ -66,7 +66,7 @@ def judge_step(bench: BenchConfig, compute: Compute, step: float) -> list[Judgem
     allowed = f"at least {format_digits(1e3 * least)} ms, the larger of {format_digits(1e3 * floor.products)} and "
     allowed += f"{format_digits(1e3 * floor.memory)}"
     tokens = bench.training.batch_tokens
-    rate = f"{format_digits(1e3 * step)} ms, {amount(tokens / step)} tokens a second"
+    rate = f"{format_digits(1e3 * step)} ms, {format_count(tokens / step)} tokens a second"
     numbers = {"seconds": step, "products_floor": floor.products, "memory_floor": floor.memory}
     rows = [judge(f"step of {tokens:,} tokens", step >= least, rate, allowed, **numbers)]
     mfu = compute_mfu(flops_per_token(bench.model) * tokens / step, compute.name, compute.precision)
@@ -91,10 +91,10 @@ def judge_memory(bench: BenchConfig, compute: Compute, runs: list[Timing]) -> li
     peak, gpu = max(run.memory for run in runs), compute.device.type == "cuda"
     expected = estimate_memory(bench, bench.model, compute.precision, bench.micro_batch_size(), gpu).total
     if not gpu:
-        return [Judgement(name="peak memory", verdict="info", found=f"{amount(peak, 'G')}B of the process")]
-    allowed = f"at most {MOST_MEMORY} x the estimate of {amount(expected, 'G')}B"
+        return [Judgement(name="peak memory", verdict="info", found=f"{format_count(peak, 'G')}B of the process")]
+    allowed = f"at most {MOST_MEMORY} x the estimate of {format_count(expected, 'G')}B"
     numbers = {"bytes": float(peak), "estimate": float(expected)}
-    return [judge("peak memory", 0 < peak <= MOST_MEMORY * expected, f"{amount(peak, 'G')}B", allowed, **numbers)]
+    return [judge("peak memory", 0 < peak <= MOST_MEMORY * expected, f"{format_count(peak, 'G')}B", allowed, **numbers)]
 
 
 def describe_phases(found: Measurements) -> list[Judgement]:
@@ -142,7 +142,7 @@ def check_generation(config: DoctorConfig) -> list[Judgement]:
 
         (run,) = measure_in_turn((OURS,), 1, work)[OURS]
         token = run.seconds[0] / bench.bench.new_tokens
-        text = f"{format_digits(1e3 * token)} ms a token, {amount(batch / token)} tokens a second"
+        text = f"{format_digits(1e3 * token)} ms a token, {format_count(batch / token)} tokens a second"
         passed = compute.device.type == "cpu" or token >= least
         rows.append(judge(f"batch {batch}", passed, text, f"at least {format_digits(1e3 * least)} ms", seconds=token))
     return rows

@@ -19,7 +19,7 @@ Values = dict[str, Any]
 """Every key of a ModelConfig that the weights decide, with its value."""
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-PLAIN: Values = {
+GPT2_DEFAULTS: Values = {
     "norm": "layernorm",
     "position": "learned",
     "rope_base": 10_000.0,
@@ -31,19 +31,19 @@ PLAIN: Values = {
     "conv": [],
     "conv_history": 3,
 }
-FREE = {  # keys that say nothing about a trained network -> why
+IGNORED_KEYS = {  # keys that say nothing about a trained network -> why
     "name": "a label",
     "vocab_multiple": "padding rows, which no token uses",
     "dropout": "training only",
     "init": "the start of a training only",
     "zero_init": "the start of a training only",
 }
-DECIDED = frozenset({*PLAIN, *SIZES, "bias", "activation"})
+DECIDED_KEYS = frozenset({*GPT2_DEFAULTS, *SIZES, "bias", "activation"})
 
 
 def check_known_keys(model: type[ModelConfig], what: str) -> None:
     """Raise BadInput naming a key of the model that no table here has."""
-    if unknown := model.model_fields.keys() - DECIDED - FREE.keys():
+    if unknown := model.model_fields.keys() - DECIDED_KEYS - IGNORED_KEYS.keys():
         raise BadInput(
             f"model.{min(unknown)}: {what} doesn't know this key; say what it means for weights "
             "in nanogpt/interop/architecture.py"
@@ -60,7 +60,7 @@ def gpt2_values(
     n_layer: int, n_head: int, n_embd: int, positions: int, vocab: int, bias: bool, activation: str
 ) -> Values:
     """A GPT-2 of any size."""
-    return PLAIN | {
+    return GPT2_DEFAULTS | {
         "n_layer": n_layer,
         "n_head": n_head,
         "n_embd": n_embd,

@@ -16,11 +16,11 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ExportConfig, ModelConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.files import write
-from nanogpt.interop.export_config import require_nanogpt, to_hf
-from nanogpt.interop.export_folder import ExportFolder, check_export_folder, write_beside
+from nanogpt.interop.export_config import check_nanogpt_form, to_hf_config
+from nanogpt.interop.export_folder import ExportFolder, check_export_folder, stage_export
 from nanogpt.interop.hf_tokenizer import write_tokenizer
-from nanogpt.interop.load_model import Trained, load_trained
-from nanogpt.interop.names import Tensors, cut, to_gpt2, to_llama, with_gains
+from nanogpt.interop.load_model import TrainedModel, load_trained
+from nanogpt.interop.names import Tensors, add_norm_gains, cut_padding, to_gpt2, to_llama
 from nanogpt.interop.pickle_import import write_checkpoint, write_meta
 from nanogpt.interop.verify_export import verify_read_back, verify_with_transformers
 from nanogpt.model.gpt import GPT
@@ -28,28 +28,28 @@ from nanogpt.run_directory import find
 from nanogpt.tokenizer import CharTokenizer
 
 
-def export(config: ExportConfig) -> int:
+def export_model(config: ExportConfig) -> int:
     """Write the model to `out`. Raises BadInput for a switch that the format has no form of, or a folder in use."""
-    folder = check_target(config)
+    folder = check_export_target(config)
     trained = load_trained(config, torch.device("cpu"))
     match config.format:
         case "hf":
-            to_hf(trained.model.config)
+            to_hf_config(trained.model.config)
             writer = write_hf
         case "nanogpt":
-            require_nanogpt(trained.model.config)
+            check_nanogpt_form(trained.model.config)
             writer = write_nanogpt
         case _:
             assert_never(config.format)
-    with write_beside(folder, {"format": config.format}) as partial:
+    with stage_export(folder, {"format": config.format}) as partial:
         writer(trained, partial, config)
-        verified = verify(trained, partial, config)
+        verified = verify_export(trained, partial, config)
     print(f"{folder.path}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}")
     print(verified)
     return 0
 
 
-def verify(trained: Trained, folder: Path, config: ExportConfig) -> str:
+def verify_export(trained: TrainedModel, folder: Path, config: ExportConfig) -> str:
     """Compare the written model with the one in memory; return a sentence for the user. Raises LabError."""
     if not config.verify:
         return "not compared with the model (verify=false)"
@@ -58,7 +58,7 @@ def verify(trained: Trained, folder: Path, config: ExportConfig) -> str:
     return verify_read_back(trained.model, trained.tokenizer, folder / "ckpt.pt")
 
 
-def check_target(config: ExportConfig) -> ExportFolder:
+def check_export_target(config: ExportConfig) -> ExportFolder:
     """Return the folder to write. Raises BadInput when something is there that nobody said may go."""
     default: Path | None = None
     sources: dict[str, Path] = {}
@@ -76,28 +76,28 @@ def check_target(config: ExportConfig) -> ExportFolder:
     return check_export_folder(out, config.overwrite, inside_run, sources)
 
 
-def weights_of(model: GPT) -> Tensors:
-    return with_gains({name: parameter.detach() for name, parameter in model.named_parameters()}, model.config)
+def collect_weights(model: GPT) -> Tensors:
+    return add_norm_gains({name: parameter.detach() for name, parameter in model.named_parameters()}, model.config)
 
 
-def write_hf(trained: Trained, folder: Path, config: ExportConfig) -> None:
+def write_hf(trained: TrainedModel, folder: Path, config: ExportConfig) -> None:
     """config.json, model.safetensors and the tokenizer, for AutoModelForCausalLM and AutoTokenizer."""
     model = trained.model.config
-    about = to_hf(model)
+    about = to_hf_config(model)
     end = trained.tokenizer.end_of_text
     about |= {"bos_token_id": end, "eos_token_id": end}  # null says that there is none; the usual would be GPT-2's
     rename = to_gpt2 if about["model_type"] == "gpt2" else to_llama
     folder.mkdir(exist_ok=True)
-    save_file(rename(weights_of(trained.model), model), folder / "model.safetensors", {"format": "pt"})
+    save_file(rename(collect_weights(trained.model), model), folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(trained.tokenizer, folder, model.block_size)
     write(folder / "config.json", json.dumps(about, indent=2) + "\n")
 
 
-def write_nanogpt(trained: Trained, folder: Path, config: ExportConfig) -> None:
+def write_nanogpt(trained: TrainedModel, folder: Path, config: ExportConfig) -> None:
     """ckpt.pt, which nanoGPT samples from and, with a run's moments, resumes; and the characters as its meta.pkl."""
     model = trained.model.config
-    require_nanogpt(model)
-    weights = cut(weights_of(trained.model), model)
+    check_nanogpt_form(model)
+    weights = cut_padding(collect_weights(trained.model), model)
     sizes = {name: getattr(model, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")}
     content: dict[str, Any] = {
         "model": weights | {"lm_head.weight": weights["transformer.wte.weight"]},
@@ -136,6 +136,6 @@ def optimizer_state(
     optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     for quantity in ("step", "exp_avg", "exp_avg_sq"):
         of_all = {name: moments[f"{name}/{quantity}"] for name in parameters if f"{name}/{quantity}" in moments}
-        for name, tensor in (cut(of_all, model) if quantity != "step" else of_all).items():
+        for name, tensor in (cut_padding(of_all, model) if quantity != "step" else of_all).items():
             optimizer.state[parameters[name]][quantity] = tensor
     return optimizer.state_dict()

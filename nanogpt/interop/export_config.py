@@ -6,7 +6,7 @@ from typing_extensions import assert_never
 
 from nanogpt.config import ModelConfig
 from nanogpt.errors import BadInput, one_line
-from nanogpt.interop.architecture import FREE, SIZES, check_known_keys
+from nanogpt.interop.architecture import IGNORED_KEYS, SIZES, check_known_keys
 
 ONLY_HERE: dict[str, object] = {
     "logit_softcap": None,
@@ -14,7 +14,7 @@ ONLY_HERE: dict[str, object] = {
 }  # keys that no other program has -> what leaves them out
 
 
-def to_hf(model: ModelConfig) -> dict[str, Any]:
+def to_hf_config(model: ModelConfig) -> dict[str, Any]:
     """The config.json of a model, without padding. Raises BadInput naming the switch that has no form there."""
     match model.position:
         case "learned":
@@ -25,7 +25,7 @@ def to_hf(model: ModelConfig) -> dict[str, Any]:
             assert_never(model.position)
 
 
-def require(model: ModelConfig, form: str, **expected: object) -> None:
+def check_values(model: ModelConfig, form: str, **expected: object) -> None:
     """Raise BadInput naming all keys whose values a form doesn't have, among them those that only this project has."""
     found: list[str] = []
     needed: list[str] = []
@@ -33,8 +33,8 @@ def require(model: ModelConfig, form: str, **expected: object) -> None:
         value = getattr(model, key)
         choices = allowed if isinstance(allowed, tuple) else (allowed,)
         if value not in choices:
-            found.append(f"model.{key}={shown(value)}")
-            needed.append(f"model.{key}={' or '.join(map(shown, choices))}")  # pyright: ignore[reportUnknownArgumentType]
+            found.append(f"model.{key}={format_value(value)}")
+            needed.append(f"model.{key}={' or '.join(map(format_value, choices))}")  # pyright: ignore[reportUnknownArgumentType]
     if found:
         raise BadInput(
             f"{' '.join(found)}: {form} has no such form; it needs {', '.join(needed)}, in a training from the start"
@@ -47,20 +47,20 @@ def check_switches(model: ModelConfig, form: str, mapped: str, **expected: objec
     Raises BadInput naming a key of which neither is said here, and keys with other values.
     """
     check_known_keys(type(model), f"the export to {form}")
-    said = {*SIZES, *FREE, *ONLY_HERE, *expected, *mapped.split(), "norm_affine", "conv_history"}
+    said = {*SIZES, *IGNORED_KEYS, *ONLY_HERE, *expected, *mapped.split(), "norm_affine", "conv_history"}
     if unsaid := sorted(type(model).model_fields.keys() - said):
         raise BadInput(f"model.{unsaid[0]}: it isn't known whether {form} has it, so it can't be exported")
-    require(model, form, **expected)
+    check_values(model, form, **expected)
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as it is written on the command line."""
     if isinstance(value, tuple):
-        return f"[{','.join(map(shown, value))}]"  # pyright: ignore[reportUnknownArgumentType]
+        return f"[{','.join(map(format_value, value))}]"  # pyright: ignore[reportUnknownArgumentType]
     return "null" if value is None else one_line(str(value).lower())
 
 
-def require_nanogpt(model: ModelConfig) -> None:
+def check_nanogpt_form(model: ModelConfig) -> None:
     """The one form that nanoGPT has. Raises BadInput naming the switches that are others."""
     switches = gpt2_switches(model) | {"activation": "gelu", "tie_weights": True}
     check_switches(model, "nanoGPT", "bias rope_base", **switches)

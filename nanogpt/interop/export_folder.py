@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt.data.shards import sha256
+from nanogpt.data.shards import file_sha256
 from nanogpt.errors import BadData, BadEnvironment, BadInput, one_line
-from nanogpt.files import read_json_bytes, sync, write
+from nanogpt.files import fsync, read_json_bytes, write
 
 MANIFEST = "export.json"
 
@@ -26,7 +26,7 @@ class ExportFolder:
     """Where an export is written, and the files of the earlier export that it replaces."""
 
     path: Path
-    replaced: frozenset[str] = frozenset()
+    replaced_files: frozenset[str] = frozenset()
 
 
 def check_export_folder(
@@ -61,13 +61,13 @@ def check_export_folder(
         raise BadInput(f"{meant}: exists, and isn't a folder")
     if not (names := os.listdir(path)):
         return ExportFolder(path)
-    check_only_an_export(path, set(names), meant)
+    check_unchanged_export(path, set(names), meant)
     if not overwrite:
         raise BadInput(f"{meant}: exists; overwrite=true replaces it")
     return ExportFolder(path, frozenset(names))
 
 
-def check_only_an_export(path: Path, names: set[str], meant: str) -> None:
+def check_unchanged_export(path: Path, names: set[str], meant: str) -> None:
     """Raise BadInput unless a folder holds what export.json lists, unchanged, and nothing else."""
     try:
         files: Any = read_json_bytes(path / MANIFEST)["files"]
@@ -79,7 +79,7 @@ def check_only_an_export(path: Path, names: set[str], meant: str) -> None:
         raise BadInput(f"{meant}: exists, and isn't an export that could be replaced: {one_line(other[0])} {what}")
     for name, digest in listed.items():
         with suppress(BadData):
-            if not (path / name).is_symlink() and sha256(path / name) == digest:
+            if not (path / name).is_symlink() and file_sha256(path / name) == digest:
                 continue
         raise BadInput(
             f"{meant}: exists, and {one_line(name)} was changed since the export; remove the folder yourself"
@@ -87,7 +87,7 @@ def check_only_an_export(path: Path, names: set[str], meant: str) -> None:
 
 
 @contextmanager
-def write_beside(folder: ExportFolder, about: dict[str, Any]) -> Generator[Path, None, None]:
+def stage_export(folder: ExportFolder, about: dict[str, Any]) -> Generator[Path, None, None]:
     """Yield a new folder beside the export's place, and rename it there when the block ends without an error.
 
     On an error nothing is left and what was there stays. Raises BadEnvironment, BadInput.
@@ -117,10 +117,10 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     """Write export.json over all files of a folder, and force all of them to disk."""
     files: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.iterdir()):
-        sync(file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        fsync(file)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
     write(folder / MANIFEST, json.dumps(about | {"files": files}, indent=1) + "\n")
-    sync(folder)
+    fsync(folder)
 
 
 def move_into_place(partial: Path, folder: ExportFolder, aside: Path) -> None:
@@ -128,19 +128,19 @@ def move_into_place(partial: Path, folder: ExportFolder, aside: Path) -> None:
 
     Raises OSError where something else is there now, BadInput where somebody added to the earlier export.
     """
-    if not folder.replaced:
+    if not folder.replaced_files:
         os.rename(partial, folder.path)
-        sync(folder.path.parent)
+        fsync(folder.path.parent)
         return
     os.rename(folder.path, aside)
     try:
-        if frozenset(os.listdir(aside)) != folder.replaced:
+        if frozenset(os.listdir(aside)) != folder.replaced_files:
             raise BadInput(f"out={one_line(folder.path)}: was changed while the export was written")
         os.rename(partial, folder.path)
     except (OSError, BadInput):
         os.rename(aside, folder.path)
         raise
-    sync(folder.path.parent)
-    for name in folder.replaced:
+    fsync(folder.path.parent)
+    for name in folder.replaced_files:
         (aside / name).unlink()
     aside.rmdir()

@@ -10,7 +10,7 @@ from typing import Any
 
 from nanogpt.config import ModelConfig
 from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
-from nanogpt.interop.architecture import PLAIN, Values, gpt2_values
+from nanogpt.interop.architecture import GPT2_DEFAULTS, Values, gpt2_values
 from nanogpt.schema import from_dict
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -52,76 +52,77 @@ FIXED: dict[str, tuple[object, ...]] = {  # keys of every form, with all values 
 }
 
 
-class Keys:
+class ConfigReader:
     """A config.json; whatever was not asked for when it was read is refused."""
 
     def __init__(self, content: Mapping[str, Any], where: str) -> None:
         self.content, self.where = content, where
-        self.known: set[str] = {"model_type", "architectures", *ALL_HARMLESS, *FIXED}
+        self.known_keys: set[str] = {"model_type", "architectures", *ALL_HARMLESS, *FIXED}
 
-    def refuse(self, key: str, value: object, allowed: str) -> BadCheckpoint:
+    def make_error(self, key: str, value: object, allowed: str) -> BadCheckpoint:
         """Return the error for a value."""
-        return BadCheckpoint(f"{self.where}: {key}={one_line(as_json(value))}: allowed: {allowed}")
+        return BadCheckpoint(f"{self.where}: {key}={one_line(format_json(value))}: allowed: {allowed}")
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value, or the default where the key is absent."""
-        self.known.add(key)
+        self.known_keys.add(key)
         return self.content.get(key, default)
 
-    def count(self, *names: str) -> int:
+    def get_count(self, *names: str) -> int:
         """Return a positive number that may have several names, which must agree. Raises BadCheckpoint."""
-        self.known.update(names)
+        self.known_keys.update(names)
         found = {name: self.content[name] for name in names if name in self.content}
         if not found:
             raise BadCheckpoint(f"{self.where}: lacks {names[0]}")
         for name, value in found.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise self.refuse(name, value, "a whole number above 0")
+                raise self.make_error(name, value, "a whole number above 0")
             if value != (first := next(iter(found.values()))):
-                raise self.refuse(name, value, f"{first}, as {next(iter(found))}")
+                raise self.make_error(name, value, f"{first}, as {next(iter(found))}")
         return next(iter(found.values()))
 
-    def flag(self, key: str, default: bool) -> bool:
+    def get_flag(self, key: str, default: bool) -> bool:
         """Return true or false. Raises BadCheckpoint."""
         value = self.get(key, default)
         if not isinstance(value, bool):
-            raise self.refuse(key, value, "true or false")
+            raise self.make_error(key, value, "true or false")
         return value
 
-    def expect(self, key: str, *allowed: object) -> None:
+    def check_value(self, key: str, *allowed: object) -> None:
         """Check a key that, where it is given, must have one of these values. Raises BadCheckpoint."""
         value = self.get(key, allowed[0])
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
-            raise self.refuse(key, value, " or ".join(map(as_json, allowed)))
+            raise self.make_error(key, value, " or ".join(map(format_json, allowed)))
 
     def check_all_known(self) -> None:
         """Raise BadCheckpoint naming the first key that nobody asked for."""
         for key, value in self.content.items():
-            if key not in self.known:
+            if key not in self.known_keys:
                 kind = self.content["model_type"]
                 raise BadCheckpoint(
-                    f"{self.where}: {one_line(key)}={one_line(as_json(value))}: not a known key of model_type={kind}, "
-                    f"so it may change the network; remove it if it doesn't{hint(key, self.known)}"
+                    f"{self.where}: {one_line(key)}={one_line(format_json(value))}: not a known key of "
+                    f"model_type={kind}, so it may change the network; remove it if it doesn't"
+                    f"{hint(key, self.known_keys)}"
                 )
 
 
-def as_json(value: object) -> str:
+def format_json(value: object) -> str:
     """Return a value as config.json writes it, a text without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def from_hf(config: Mapping[str, Any], where: str) -> Values:
+def from_hf_config(config: Mapping[str, Any], where: str) -> Values:
     """Return the values of a config.json. Raises BadCheckpoint naming the key that our networks don't have."""
     kind = config.get("model_type")
     readers = {"gpt2": read_gpt2, "llama": read_llama, "qwen3": read_llama}
     if not isinstance(kind, str) or kind not in readers:
         raise BadCheckpoint(f"{where}: model_type={one_line(kind)}: allowed: {', '.join(readers)}")
-    keys = Keys(config, where)
+    keys = ConfigReader(config, where)
     classes = config.get("architectures")
     if not isinstance(classes, list | None) or any(name not in HEADS[kind] for name in classes or ()):
-        raise keys.refuse("architectures", classes, f"a list of {', '.join(HEADS[kind])}")
+        raise keys.make_error("architectures", classes, f"a list of {', '.join(HEADS[kind])}")
     for key, allowed in FIXED.items():
-        keys.expect(key, *allowed)
+        keys.check_value(key, *allowed)
     try:
         values = readers[kind](keys)
         keys.check_all_known()
@@ -131,60 +132,60 @@ def from_hf(config: Mapping[str, Any], where: str) -> Values:
     return values
 
 
-def read_gpt2(keys: Keys) -> Values:
+def read_gpt2(keys: ConfigReader) -> Values:
     """GPT2LMHeadModel and GPT2Model."""
-    n_embd = keys.count("n_embd", "hidden_size")
+    n_embd = keys.get_count("n_embd", "hidden_size")
     activation = keys.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise keys.refuse("activation_function", activation, ", ".join(ACTIVATIONS))
-    keys.expect("n_inner", None, 4 * n_embd)
-    keys.expect("layer_norm_epsilon", 1e-5)
-    keys.expect("scale_attn_weights", True)
-    keys.expect("scale_attn_by_inverse_layer_idx", False)
+        raise keys.make_error("activation_function", activation, ", ".join(ACTIVATIONS))
+    keys.check_value("n_inner", None, 4 * n_embd)
+    keys.check_value("layer_norm_epsilon", 1e-5)
+    keys.check_value("scale_attn_weights", True)
+    keys.check_value("scale_attn_by_inverse_layer_idx", False)
     values = gpt2_values(
-        keys.count("n_layer", "num_hidden_layers"),
-        keys.count("n_head", "num_attention_heads"),
+        keys.get_count("n_layer", "num_hidden_layers"),
+        keys.get_count("n_head", "num_attention_heads"),
         n_embd,
-        keys.count("n_positions", "n_ctx", "max_position_embeddings"),
-        keys.count("vocab_size"),
+        keys.get_count("n_positions", "n_ctx", "max_position_embeddings"),
+        keys.get_count("vocab_size"),
         bias=True,
         activation=ACTIVATIONS[activation],
     )
-    return values | {"tie_weights": keys.flag("tie_word_embeddings", True)}
+    return values | {"tie_weights": keys.get_flag("tie_word_embeddings", True)}
 
 
-def read_llama(keys: Keys) -> Values:
+def read_llama(keys: ConfigReader) -> Values:
     """LlamaForCausalLM and Qwen3ForCausalLM. Absent keys mean what transformers takes then."""
     qwen = keys.get("model_type") == "qwen3"
-    n_embd, n_head = keys.count("hidden_size"), keys.count("num_attention_heads")
-    n_layer, bias = keys.count("num_hidden_layers"), keys.flag("attention_bias", False)
+    n_embd, n_head = keys.get_count("hidden_size"), keys.get_count("num_attention_heads")
+    n_layer, bias = keys.get_count("num_hidden_layers"), keys.get_flag("attention_bias", False)
     n_kv_head = keys.get("num_key_value_heads", 32 if qwen else None)
     if n_kv_head is not None and (not isinstance(n_kv_head, int) or isinstance(n_kv_head, bool) or n_kv_head < 1):
-        raise keys.refuse("num_key_value_heads", n_kv_head, "a whole number above 0, or null")
+        raise keys.make_error("num_key_value_heads", n_kv_head, "a whole number above 0, or null")
     if qwen:
-        keys.expect("attention_bias", False)
+        keys.check_value("attention_bias", False)
         head_size = keys.get("head_dim", 128)
         if head_size != n_embd // n_head:
-            raise keys.refuse("head_dim", head_size, f"{n_embd // n_head}, hidden_size / num_attention_heads")
-        keys.known.update(("sliding_window", "max_window_layers"))  # unused without use_sliding_window
+            raise keys.make_error("head_dim", head_size, f"{n_embd // n_head}, hidden_size / num_attention_heads")
+        keys.known_keys.update(("sliding_window", "max_window_layers"))  # unused without use_sliding_window
     else:
-        keys.expect("head_dim", None, n_embd // n_head)
-        keys.expect("sliding_window", None)
-        keys.expect("pretraining_tp", 1, None)
-        keys.expect("rope_interleaved", False)
-        keys.expect("max_sequence_length", keys.count("max_position_embeddings"))
-    keys.expect("mlp_bias", bias)
-    keys.expect("use_sliding_window", False)
-    keys.expect("layer_types", None, ["full_attention"] * n_layer)
-    keys.expect("intermediate_size", ModelConfig(n_head=1, n_embd=n_embd, activation="swiglu").mlp_width)
-    keys.expect("hidden_act", "silu", "swish")
-    keys.expect("rms_norm_eps", 1e-6)
-    return PLAIN | {
+        keys.check_value("head_dim", None, n_embd // n_head)
+        keys.check_value("sliding_window", None)
+        keys.check_value("pretraining_tp", 1, None)
+        keys.check_value("rope_interleaved", False)
+        keys.check_value("max_sequence_length", keys.get_count("max_position_embeddings"))
+    keys.check_value("mlp_bias", bias)
+    keys.check_value("use_sliding_window", False)
+    keys.check_value("layer_types", None, ["full_attention"] * n_layer)
+    keys.check_value("intermediate_size", ModelConfig(n_head=1, n_embd=n_embd, activation="swiglu").mlp_width)
+    keys.check_value("hidden_act", "silu", "swish")
+    keys.check_value("rms_norm_eps", 1e-6)
+    return GPT2_DEFAULTS | {
         "n_layer": n_layer,
         "n_head": n_head,
         "n_embd": n_embd,
-        "block_size": keys.count("max_position_embeddings"),
-        "vocab_size": keys.count("vocab_size"),
+        "block_size": keys.get_count("max_position_embeddings"),
+        "vocab_size": keys.get_count("vocab_size"),
         "bias": bias,
         "activation": "swiglu",
         "norm": "rmsnorm",
@@ -192,18 +193,18 @@ def read_llama(keys: Keys) -> Values:
         "rope_base": read_rope_base(keys),
         "qk_norm": qwen,
         "n_kv_head": n_kv_head or n_head,
-        "tie_weights": keys.flag("tie_word_embeddings", False),
+        "tie_weights": keys.get_flag("tie_word_embeddings", False),
     }
 
 
-def read_rope_base(keys: Keys) -> float:
+def read_rope_base(keys: ConfigReader) -> float:
     """Return the base of the wavelengths. Raises BadCheckpoint for another form, and for places that disagree."""
     bases: dict[str, Any] = {} if "rope_theta" not in keys.content else {"rope_theta": keys.get("rope_theta")}
-    keys.expect("partial_rotary_factor", None, 1.0)
+    keys.check_value("partial_rotary_factor", None, 1.0)
     for key in ("rope_parameters", "rope_scaling"):
         settings: Any = keys.get(key)
         if not isinstance(settings, dict | None):
-            raise keys.refuse(key, settings, 'null or {"rope_type": "default"}')
+            raise keys.make_error(key, settings, 'null or {"rope_type": "default"}')
         entries: dict[str, Any] = {str(name): value for name, value in (settings or {}).items()}
         kinds = [name for name in ("rope_type", "type") if name in entries]  # the other keys depend on them
         for name in dict.fromkeys([*kinds, *entries]):
@@ -211,14 +212,14 @@ def read_rope_base(keys: Keys) -> float:
             inner = f"{key}.{one_line(name)}"
             if name in ("rope_type", "type"):
                 if value != "default":
-                    raise keys.refuse(inner, value, "default")
+                    raise keys.make_error(inner, value, "default")
             elif name == "rope_theta":
                 bases[inner] = value
             elif name != "partial_rotary_factor" or value not in (None, 1.0):
-                raise keys.refuse(inner, value, "only rope_type=default and rope_theta")
+                raise keys.make_error(inner, value, "only rope_type=default and rope_theta")
     for name, base in bases.items():
         if not isinstance(base, int | float) or isinstance(base, bool) or not 1 < base <= 1e9:
-            raise keys.refuse(name, base, "a number above 1, at most 1e9")
+            raise keys.make_error(name, base, "a number above 1, at most 1e9")
         if base != (first := next(iter(bases.values()))):
-            raise keys.refuse(name, base, f"{first}, as {next(iter(bases))}")
+            raise keys.make_error(name, base, f"{first}, as {next(iter(bases))}")
     return float(next(iter(bases.values()), 10_000.0))

@@ -11,7 +11,7 @@ from typing import Any
 from nanogpt import tokenizer as tokenizers
 from nanogpt.errors import BadData, one_line
 from nanogpt.files import read_json_bytes, read_text, write
-from nanogpt.interop.tokenizer_checks import check_byte_level, check_characters, check_config, rules_of
+from nanogpt.interop.tokenizer_checks import check_byte_level, check_characters, check_tokenizer_config, merge_rules
 from nanogpt.tokenizer import (
     END_OF_TEXT,
     BPETokenizer,
@@ -58,8 +58,8 @@ def read_characters(content: dict[str, Any], folder: Path) -> Tokenizer:
     tokenizer = CharTokenizer("".join(vocabulary))
     if [vocabulary[char] for char in tokenizer.chars] != list(range(len(vocabulary))):
         raise BadData(f"{where}: its characters are not in code point order")
-    check_characters(content, json.loads(serialized(tokenizer)), where)
-    check_config_of(folder, content)
+    check_characters(content, json.loads(to_tokenizer_json(tokenizer)), where)
+    check_tokenizer_config_file(folder, content)
     check_adds_nothing(json.dumps(content), tokenizer.chars[0], where)
     return tokenizer
 
@@ -73,11 +73,11 @@ def check_adds_nothing(serialized: str, probe: str, where: str) -> None:
         raise BadData(f"{where}: post_processor: adds tokens to every text, which isn't done here")
 
 
-def check_config_of(folder: Path, content: dict[str, Any]) -> None:
+def check_tokenizer_config_file(folder: Path, content: dict[str, Any]) -> None:
     """Raise BadData where tokenizer_config.json contradicts the tokenizer beside it."""
     if (config := folder / "tokenizer_config.json").exists():
         added = {token["content"]: token for token in content.get("added_tokens") or ()}
-        check_config(read_json_bytes(config), added, one_line(config))
+        check_tokenizer_config(read_json_bytes(config), added, one_line(config))
 
 
 def read_gpt2_files(folder: Path) -> dict[str, Any] | None:
@@ -111,7 +111,7 @@ def read_byte_level(content: dict[str, Any], folder: Path) -> Tokenizer:
     """Return a byte-level BPE whose ids are transformers'. Raises BadData naming what would change a text."""
     where = one_line(folder / tokenizers.FILE)
     check_byte_level(content, where)
-    check_config_of(folder, content)
+    check_tokenizer_config_file(folder, content)
     tokenizer = BPETokenizer(json.dumps(content | {"truncation": None, "padding": None}))
     if missing := {bytes([value]) for value in range(256)} - set(tokenizer.tokens):
         raise BadData(f"{where}: has no token for the byte {min(missing)[0]}, so some characters would be lost")
@@ -126,14 +126,16 @@ def have_same_ids(one: Tokenizer, other: Tokenizer) -> bool:
         return False
     if type(one) is type(other) and not isinstance(one, BPETokenizer):
         return True
-    texts = (each.inner.to_str() if isinstance(each, BPETokenizer) else serialized(each) for each in (one, other))
-    first, second = (rules_of(json.loads(text)) for text in texts)
+    texts = (
+        each.inner.to_str() if isinstance(each, BPETokenizer) else to_tokenizer_json(each) for each in (one, other)
+    )
+    first, second = (merge_rules(json.loads(text)) for text in texts)
     return first == second
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them."""
-    write(folder / tokenizers.FILE, serialized(tokenizer))
+    write(folder / tokenizers.FILE, to_tokenizer_json(tokenizer))
     about: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
@@ -144,7 +146,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
     write(folder / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
 
 
-def serialized(tokenizer: Tokenizer) -> str:
+def to_tokenizer_json(tokenizer: Tokenizer) -> str:
     """The text of tokenizer.json."""
     if isinstance(tokenizer, BPETokenizer):
         return tokenizer.serialized
@@ -161,7 +163,8 @@ def serialized(tokenizer: Tokenizer) -> str:
     names = ["".join(alphabet[byte] for byte in token) for token in tokenizer.tokens]
     vocabulary = {name: i for i, name in enumerate(names) if name}
     merges = [
-        ("".join(alphabet[b] for b in left), "".join(alphabet[b] for b in right)) for left, right in pairs(tokenizer)
+        ("".join(alphabet[b] for b in left), "".join(alphabet[b] for b in right))
+        for left, right in recover_merges(tokenizer)
     ]
     inner = HFTokenizer(models.BPE(vocabulary, merges))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(merges))
@@ -171,7 +174,7 @@ def serialized(tokenizer: Tokenizer) -> str:
     return inner.to_str()
 
 
-def pairs(tokenizer: ByteTokenizer | GPT2Tokenizer) -> list[tuple[bytes, bytes]]:
+def recover_merges(tokenizer: ByteTokenizer | GPT2Tokenizer) -> list[tuple[bytes, bytes]]:
     """The merges in their order: the two parts that each token falls into under the merges before it.
 
     tiktoken keeps only the tokens, in the order in which they were learned; byte-level BPE that may use the tokens of
@@ -181,12 +184,12 @@ def pairs(tokenizer: ByteTokenizer | GPT2Tokenizer) -> list[tuple[bytes, bytes]]
     found: list[tuple[bytes, bytes]] = []
     for token, own in rank.items():
         if len(token) > 1:
-            left, right = halves(token, rank, own)
+            left, right = split_token(token, rank, own)
             found.append((left, right))
     return found
 
 
-def halves(token: bytes, rank: dict[bytes, int], below: int) -> list[bytes]:
+def split_token(token: bytes, rank: dict[bytes, int], below: int) -> list[bytes]:
     """Merge the bytes of a token, lowest rank first, with ranks under `below`."""
     parts = [bytes([byte]) for byte in token]
     while True:

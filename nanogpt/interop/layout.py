@@ -24,7 +24,7 @@ SHOWN = 5  # problems named in an error
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor as a file describes it."""
 
     shape: Shape
@@ -32,7 +32,7 @@ class Stored:
     file: str
 
 
-def layout_of(values: Values, input_first: bool) -> Layout:
+def expected_layout(values: Values, input_first: bool) -> Layout:
     """Return the tensors of a network. `input_first`: GPT-2's matrices are (in, out), as transformers stores them."""
     return llama_layout(values) if values["position"] == "rotary" else gpt2_layout(values, input_first)
 
@@ -90,7 +90,7 @@ def plain_name(name: str) -> str:
     return ".".join(parts)
 
 
-def match(stored: Mapping[str, Stored], layout: Layout, where: str) -> dict[str, str]:
+def match_tensors(stored: Mapping[str, StoredTensor], layout: Layout, where: str) -> dict[str, str]:
     """Return plain name -> name in the file, of every tensor.
 
     A tied head and buffers may be there; their contents are checked when they are read. Raises BadCheckpoint naming the
@@ -103,10 +103,11 @@ def match(stored: Mapping[str, Stored], layout: Layout, where: str) -> dict[str,
     problems: list[str] = []
     for name, shape in layout.items():
         if name not in names:
-            problems.append(f"lacks the tensor {name} ({shown(shape)})")
+            problems.append(f"lacks the tensor {name} ({format_shape(shape)})")
         elif (found := stored[names[name]]).shape != shape:
             problems.append(
-                f"{one_line(names[name])} is {shown(found.shape)} in {found.file}, and {shown(shape)} by {where}"
+                f"{one_line(names[name])} is {format_shape(found.shape)} in {found.file}, "
+                f"and {format_shape(shape)} by {where}"
             )
     for name, original in names.items():
         known = name in layout or name == HEAD or BUFFERS.fullmatch(name)
@@ -115,22 +116,25 @@ def match(stored: Mapping[str, Stored], layout: Layout, where: str) -> dict[str,
         elif stored[original].dtype not in DTYPES and not BUFFERS.fullmatch(name):
             kind = one_line(stored[original].dtype)
             problems.append(f"{one_line(original)} is stored as {kind}; allowed: floats of 16 bits or more")
-    if HEAD in names and HEAD not in layout and (found := stored[names[HEAD]]).shape != (tied := embedding_of(layout)):
-        problems.append(
-            f"{one_line(names[HEAD])} is {shown(found.shape)} in {found.file}, and {shown(tied)} by {where}"
-        )
+    if HEAD in names and HEAD not in layout:
+        found, tied = stored[names[HEAD]], embedding_shape(layout)
+        if found.shape != tied:
+            problems.append(
+                f"{one_line(names[HEAD])} is {format_shape(found.shape)} in {found.file}, "
+                f"and {format_shape(tied)} by {where}"
+            )
     if problems:
         more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise BadCheckpoint(f"{where}: its weights don't fit: {', '.join(problems[:SHOWN])}{more}")
     return names
 
 
-def embedding_of(layout: Layout) -> Shape:
+def embedding_shape(layout: Layout) -> Shape:
     """Return the shape of the token embedding."""
     return next(layout[name] for name in EMBEDDING if name in layout)
 
 
-def shown(shape: Shape) -> str:
+def format_shape(shape: Shape) -> str:
     """Return `97x64`."""
     return "x".join(map(str, shape)) if shape else "a single number"
 

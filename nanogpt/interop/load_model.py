@@ -14,8 +14,8 @@ from nanogpt.errors import BadCheckpoint, BadInput, LabError, one_line
 from nanogpt.generation.start_tokens import find_start_ids
 from nanogpt.interop.hf_tokenizer import read_tokenizer
 from nanogpt.interop.load_weights import load_weights
-from nanogpt.interop.sources import Source, adopted, find_source
-from nanogpt.metrics_file import number
+from nanogpt.interop.sources import WeightSource, fill_from_weights, find_source
+from nanogpt.metrics_file import as_number
 from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import RunDirectory, find
 from nanogpt.schema import from_dict
@@ -23,7 +23,7 @@ from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """What `sample.py`, `evaluate.py` and the export work with."""
 
     model: GPT
@@ -40,27 +40,27 @@ class Trained:
     """Of that checkpoint, where it was evaluated."""
 
 
-def load_trained(config: TrainedConfig, device: torch.device) -> Trained:
+def load_trained(config: TrainedConfig, device: torch.device) -> TrainedModel:
     """The model that a command asks for. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
     if config.init_from is None:
         if config.tokenizer is not None:
             raise BadInput(f"tokenizer={one_line(config.tokenizer)}: is for init_from; a run has its own")
-        return of_run(find(config.run, config.runs_dir), config.checkpoint, device)
+        return load_run_model(find(config.run, config.runs_dir), config.checkpoint, device)
     if config.run is not None:
         raise BadInput(f"init_from={one_line(config.init_from)}: run={one_line(config.run)} is given too; give one")
     source = find_source(config.init_from)
-    tokenizer = chosen_tokenizer(config, source)
+    tokenizer = resolve_tokenizer(config, source)
     plain = {"name": source.label, "vocab_multiple": 1}
-    model_config = from_dict(ModelConfig, adopted(config.init_from, plain))
+    model_config = from_dict(ModelConfig, fill_from_weights(config.init_from, plain))
     model = GPT(model_config, seed=None)
     load_weights(model, source)
     if len(tokenizer.tokens) > (model_config.vocab_size or 0):
         why = f"has {len(tokenizer.tokens):,} tokens, the model {model_config.vocab_size:,}"
         raise BadInput(f"tokenizer={one_line(config.tokenizer)}: {why}")
-    return Trained(model.eval().to(device), tokenizer, config.init_from, None, None)
+    return TrainedModel(model.eval().to(device), tokenizer, config.init_from, None, None)
 
 
-def of_run(run: RunDirectory, which: Literal["best", "latest"], device: torch.device) -> Trained:
+def load_run_model(run: RunDirectory, which: Literal["best", "latest"], device: torch.device) -> TrainedModel:
     """A run's model at its best or latest checkpoint."""
     tokenizer = tokenizers.load(run.path)
     loaded = run.checkpoints.choose(which)
@@ -70,12 +70,12 @@ def of_run(run: RunDirectory, which: Literal["best", "latest"], device: torch.de
         model.load_state_dict(loaded.model | tied)
     except (RuntimeError, KeyError) as error:
         raise BadCheckpoint(f"{one_line(loaded.path)}: not this model's: {one_line(error, 200)}") from None
-    step, val_loss = int(loaded.state["step"]), number(loaded.state.get("val_loss"))
-    start = tuple(start_ids_of(run, tokenizer))
-    return Trained(model.eval().to(device), tokenizer, str(run.path), run, step, start, val_loss)
+    step, val_loss = int(loaded.state["step"]), as_number(loaded.state.get("val_loss"))
+    start = tuple(read_start_ids(run, tokenizer))
+    return TrainedModel(model.eval().to(device), tokenizer, str(run.path), run, step, start, val_loss)
 
 
-def start_ids_of(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:
+def read_start_ids(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:
     """Return ids that the run's training data has: as its last start recorded them, else as its data set shows."""
     start = run.starts()[-1] if run.starts() else {}
     recorded: object = start.get("start_ids")
@@ -92,7 +92,7 @@ def start_ids_of(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:
     return tokenizers.start_ids(tokenizer) if ended else [tokenizer.tokens.index(b"\n")]
 
 
-def chosen_tokenizer(config: TrainedConfig, source: Source) -> Tokenizer:
+def resolve_tokenizer(config: TrainedConfig, source: WeightSource) -> Tokenizer:
     """The tokenizer that was named, or that of the weights. Raises BadInput where neither is known."""
     if config.tokenizer == "gpt2":
         return GPT2Tokenizer()

@@ -5,8 +5,8 @@ import torch
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadData, one_line
 from nanogpt.interop.hf_tokenizer import have_same_ids
-from nanogpt.interop.names import fitted
-from nanogpt.interop.sources import Source, find_source
+from nanogpt.interop.names import fit_to_model
+from nanogpt.interop.sources import WeightSource, find_source
 from nanogpt.model.fsdp import shard_like
 from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import RunDirectory, locate
@@ -25,22 +25,26 @@ def load_initial_weights(config: TrainConfig, model: GPT, tokenizer: Tokenizer) 
         return
     check_weights(config)
     source = find_source(config.init_from)
-    refuse_other_tokenizer(source, tokenizer)
+    check_same_tokenizer(source, tokenizer)
     load_weights(model, source)
 
 
 @torch.no_grad()
-def load_weights(model: GPT, source: Source) -> None:
+def load_weights(model: GPT, source: WeightSource) -> None:
     """Copy a source's weights, cut to the model's context and padded to its rows, whatever its device.
 
     Raises BadCheckpoint naming the tensors that are missing, too many, of another shape or not finite; BadEnvironment.
     """
-    tensors = fitted(source.tensors(), model.config)
+    tensors = fit_to_model(source.tensors(), model.config)
     named = dict(model.named_parameters())
-    wrong = [
-        f"{one_line(name)} is {shape_of(tensors.get(name))} there and {shape_of(named.get(name))} in the model"
+    shapes = {
+        name: (describe_shape(tensors.get(name)), describe_shape(named.get(name)))
         for name in sorted(tensors.keys() | named.keys())
-        if shape_of(tensors.get(name)) != shape_of(named.get(name))
+    }
+    wrong = [
+        f"{one_line(name)} is {theirs} there and {ours} in the model"
+        for name, (theirs, ours) in shapes.items()
+        if theirs != ours
     ]
     if wrong:
         more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
@@ -51,11 +55,11 @@ def load_weights(model: GPT, source: Source) -> None:
         named[name].copy_(shard_like(tensor, named[name]))
 
 
-def shape_of(tensor: torch.Tensor | None) -> str:
+def describe_shape(tensor: torch.Tensor | None) -> str:
     return "x".join(map(str, tensor.shape)) if tensor is not None else "absent"
 
 
-def refuse_other_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
+def check_same_tokenizer(source: WeightSource, tokenizer: Tokenizer) -> None:
     """The data speaks in the tokens that the weights know, as far as that can be told. Raises BadData."""
     theirs = source.tokenizer()
     if theirs is None or have_same_ids(theirs, tokenizer):

@@ -44,7 +44,7 @@ def from_gpt2(tensors: Tensors, input_first: bool) -> Tensors:
 def to_gpt2(tensors: Tensors, model: ModelConfig) -> Tensors:
     """Our tensors as GPT2LMHeadModel has them: padding cut off, absent biases zero."""
     theirs: Tensors = {}
-    for name, tensor in cut(tensors, model).items():
+    for name, tensor in cut_padding(tensors, model).items():
         theirs[name] = tensor.T.contiguous() if name.endswith(CONV1D) else tensor
         bias = name.removesuffix("weight") + "bias"
         has_bias = not any(part in name for part in ("wte.", "wpe.", "lm_head."))
@@ -81,7 +81,7 @@ def to_llama(tensors: Tensors, model: ModelConfig) -> Tensors:
         "attn.c_attn": model.qkv_widths,
         "mlp.c_fc": (model.mlp_width, model.mlp_width),
     }
-    for name, tensor in cut(tensors, model).items():
+    for name, tensor in cut_padding(tensors, model).items():
         if name in WHOLE:
             theirs[WHOLE[name]] = tensor
             continue
@@ -96,7 +96,7 @@ def to_llama(tensors: Tensors, model: ModelConfig) -> Tensors:
     return theirs
 
 
-def with_gains(tensors: Tensors, model: ModelConfig) -> Tensors:
+def add_norm_gains(tensors: Tensors, model: ModelConfig) -> Tensors:
     """The tensors, and for a model whose norms have no gains those that change nothing: other programs have them."""
     if model.norm_affine:
         return tensors
@@ -107,12 +107,12 @@ def with_gains(tensors: Tensors, model: ModelConfig) -> Tensors:
     return tensors | {f"{name}.weight": torch.ones(width) for name, width in widths.items()}
 
 
-def cut(tensors: Tensors, model: ModelConfig) -> Tensors:
+def cut_padding(tensors: Tensors, model: ModelConfig) -> Tensors:
     """Embedding and head with V rows instead of P."""
     return {name: t[: model.vocab_size].contiguous() if name in ROWS else t for name, t in tensors.items()}
 
 
-def fitted(tensors: Tensors, model: ModelConfig) -> Tensors:
+def fit_to_model(tensors: Tensors, model: ModelConfig) -> Tensors:
     """Our tensors of V tokens with zeros in the rows of the padding, and as many positions as the model's context has.
 
     A tensor with other rows than that is left as it is, for the check that follows.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.files import check_regular, read_json
-from nanogpt.interop.layout import Stored
+from nanogpt.interop.layout import StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ TRAINER_FILES = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
-def read_headers(folder: Path) -> dict[str, Stored]:
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """Return name -> shape, type and file of all tensors. Raises BadCheckpoint where files contradict each other."""
     names = sorted(path.name for path in folder.iterdir())
     if adapters := [name for name in names if name in ADAPTERS]:
@@ -38,7 +38,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
         raise BadCheckpoint(
             f"{one_line(folder)}/{other[0]}: isn't named by {INDEX if mapped else 'any index'}; remove it"
         )
-    stored: dict[str, Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     for file in sorted(files):
         for name, tensor in read_header(folder / file).items():
             if name in stored:
@@ -78,17 +78,17 @@ def read_index(folder: Path) -> dict[str, str]:
     return mapped
 
 
-def read_header(path: Path) -> dict[str, Stored]:
+def read_header(path: Path) -> dict[str, StoredTensor]:
     """Return what a safetensors file says of its tensors, without reading them. Raises BadCheckpoint."""
     from safetensors import safe_open
 
     try:
         check_regular(path)
-        stored: dict[str, Stored] = {}
+        stored: dict[str, StoredTensor] = {}
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(name)
-                stored[str(name)] = Stored(tuple(part.get_shape()), str(part.get_dtype()), path.name)
+                stored[str(name)] = StoredTensor(tuple(part.get_shape()), str(part.get_dtype()), path.name)
         return stored
     except Exception as error:  # safetensors raises its own
         raise BadCheckpoint(f"{one_line(path)}: can't be read: {one_line(error, 200)}") from None

@@ -17,19 +17,19 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, hint, one_line
 from nanogpt.files import read_json
-from nanogpt.hf_hub import refuse_silence
+from nanogpt.hf_hub import check_hub_reachable
 from nanogpt.interop.architecture import (
+    GPT2_DEFAULTS,
     GPT2_SIZES,
-    PLAIN,
     SIZES,
     Values,
     check_known_keys,
     gpt2_values,
     openai_values,
 )
-from nanogpt.interop.hf_config import from_hf
+from nanogpt.interop.hf_config import from_hf_config
 from nanogpt.interop.hf_tokenizer import read_tokenizer
-from nanogpt.interop.layout import Stored, layout_of, match
+from nanogpt.interop.layout import StoredTensor, expected_layout, match_tensors
 from nanogpt.interop.safetensors_files import INDEX, WEIGHTS, list_unread, read_header, read_headers, read_tensors
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
 
@@ -40,7 +40,7 @@ HUB = {name: "openai-community/" + name.replace("_", "-") for name in GPT2_SIZES
 CONFIG = "config.json"
 
 
-class Source(Protocol):
+class WeightSource(Protocol):
     """Weights of somewhere."""
 
     @property
@@ -62,7 +62,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class OpenAI:
+class OpenAIWeights:
     """One of the four GPT-2 models, from the Hugging Face hub or its cache."""
 
     label: str
@@ -74,9 +74,9 @@ class OpenAI:
         from nanogpt.interop.names import from_gpt2
         from nanogpt.interop.tensor_checks import weights_by_plain_name
 
-        file = downloaded(HUB[self.label], WEIGHTS)
+        file = download_from_hub(HUB[self.label], WEIGHTS)
         values = self.values()
-        names = match(read_header(file), layout_of(values, input_first=True), self.label)
+        names = match_tensors(read_header(file), expected_layout(values, input_first=True), self.label)
         weights = weights_by_plain_name(read_tensors(file), names, values, one_line(file))
         return from_gpt2(weights, input_first=True)
 
@@ -85,7 +85,7 @@ class OpenAI:
 
 
 @dataclass(frozen=True)
-class Folder:
+class HFFolder:
     """What transformers' save_pretrained, or our export, writes."""
 
     path: Path
@@ -95,19 +95,19 @@ class Folder:
         return self.path.resolve().name
 
     def values(self) -> Values:
-        return self.checked()[0]
+        return self.read_checked()[0]
 
-    def checked(self) -> tuple[Values, dict[str, Stored], dict[str, str]]:
+    def read_checked(self) -> tuple[Values, dict[str, StoredTensor], dict[str, str]]:
         """The values, what is stored, and plain name -> stored name, once config.json and the weights agree."""
         where = f"{one_line(self.path)}/{CONFIG}"
-        values, stored = from_hf(read_json(self.path / CONFIG), where), read_headers(self.path)
-        return values, stored, match(stored, layout_of(values, input_first=True), where)
+        values, stored = from_hf_config(read_json(self.path / CONFIG), where), read_headers(self.path)
+        return values, stored, match_tensors(stored, expected_layout(values, input_first=True), where)
 
     def tensors(self) -> "Tensors":
         from nanogpt.interop.names import from_gpt2, from_llama
         from nanogpt.interop.tensor_checks import weights_by_plain_name
 
-        values, stored, names = self.checked()
+        values, stored, names = self.read_checked()
         theirs: Tensors = {}
         for file in sorted({tensor.file for tensor in stored.values()}):
             theirs |= read_tensors(self.path / file)
@@ -117,16 +117,16 @@ class Folder:
     def tokenizer(self) -> Tokenizer | None:
         return read_tokenizer(self.path)
 
-    def unread(self) -> str:
+    def describe_unread(self) -> str:
         """Return which files that may hold other weights aren't read; "" if there are none."""
-        read = sorted({tensor.file for tensor in self.checked()[1].values()})
+        read = sorted({tensor.file for tensor in self.read_checked()[1].values()})
         other = list_unread(self.path, read)
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         return f"{read[0]} is read, not {', '.join(map(one_line, other[:3]))}{more}" if other else ""
 
 
 @dataclass(frozen=True)
-class NanoGPT:
+class NanoGPTCheckpoint:
     """A checkpoint of nanoGPT's train.py."""
 
     path: Path
@@ -136,25 +136,29 @@ class NanoGPT:
         return self.path.stem
 
     def values(self) -> Values:
-        return self.checked()[0]
+        return self.read_checked()[0]
 
-    def checked(self) -> "tuple[Values, Tensors, dict[str, str]]":
+    def read_checked(self) -> "tuple[Values, Tensors, dict[str, str]]":
         """The values, the tensors, and plain name -> stored name, once model_args and the tensors agree."""
         from nanogpt.interop.pickle_import import read_checkpoint
 
         arguments, tensors = read_checkpoint(self.path)
         values, where = nanogpt_values(arguments, one_line(self.path)), one_line(self.path)
         stored = {
-            name: Stored(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), self.path.name)
+            name: StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), self.path.name)
             for name, tensor in tensors.items()
         }
-        return values, tensors, match(stored, layout_of(values, input_first=False), f"{where}: model_args")
+        return (
+            values,
+            tensors,
+            match_tensors(stored, expected_layout(values, input_first=False), f"{where}: model_args"),
+        )
 
     def tensors(self) -> "Tensors":
         from nanogpt.interop.names import from_gpt2
         from nanogpt.interop.tensor_checks import weights_by_plain_name
 
-        values, tensors, names = self.checked()
+        values, tensors, names = self.read_checked()
         weights = weights_by_plain_name(tensors, names, values, one_line(self.path))
         return from_gpt2({name: tensor.float() for name, tensor in weights.items()}, input_first=False)
 
@@ -192,7 +196,7 @@ def nanogpt_values(arguments: Mapping[str, Any], where: str) -> Values:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunWeights:
     """One of our own run directories, at its best checkpoint."""
 
     path: Path
@@ -204,28 +208,30 @@ class Run:
     def values(self) -> Values:
         model = schema.read_config(TrainConfig, self.path / CONFIG).model
         model = model.with_vocab(len(tokenizers.load(self.path).tokens))
-        return {key: getattr(model, key) for key in [*PLAIN, *SIZES, "bias", "activation"]} | {"conv": [*model.conv]}
+        return {key: getattr(model, key) for key in [*GPT2_DEFAULTS, *SIZES, "bias", "activation"]} | {
+            "conv": [*model.conv]
+        }
 
     def tensors(self) -> "Tensors":
-        from nanogpt.interop.names import cut
+        from nanogpt.interop.names import cut_padding
         from nanogpt.run_directory import RunDirectory
 
         tensors, vocab = RunDirectory(self.path).checkpoints.choose("best").model, self.values()["vocab_size"]
-        return cut(tensors, ModelConfig(vocab_size=vocab))
+        return cut_padding(tensors, ModelConfig(vocab_size=vocab))
 
     def tokenizer(self) -> Tokenizer | None:
         return tokenizers.load(self.path)
 
 
-def find_source(init_from: str) -> Source:
+def find_source(init_from: str) -> WeightSource:
     """The weights that a name or a path means. Raises BadInput with what is allowed and the nearest name."""
     if init_from in GPT2_SIZES:
-        return OpenAI(init_from)
+        return OpenAIWeights(init_from)
     path = Path(init_from)  # os.path's questions say no where pathlib's raise: of names that are too long
     if os.path.isfile(path):
-        return NanoGPT(path)
+        return NanoGPTCheckpoint(path)
     if os.path.exists(path / CONFIG):
-        return Run(path) if "training" in read_json(path / CONFIG) else Folder(path)
+        return RunWeights(path) if "training" in read_json(path / CONFIG) else HFFolder(path)
     if os.path.isdir(path):
         raise BadCheckpoint(f"init_from={one_line(init_from)}: a folder without {CONFIG}")
     names = ["scratch", *GPT2_SIZES]
@@ -237,14 +243,14 @@ def find_source(init_from: str) -> Source:
     )
 
 
-def adopted(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
+def fill_from_weights(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """The model section of a config with what the weights decide in place of every null.
 
     Raises BadInput for a value that contradicts the weights. `block_size` may be smaller where positions are learned
     (the embedding is cut, as by nanoGPT's crop_block_size) and anything where they are rotary; `dropout` is free.
     """
     check_known_keys(ModelConfig, f"init_from={one_line(init_from)}")
-    label, values = look(init_from, stamp(init_from))
+    label, values = read_label_and_values(init_from, newest_mtime(init_from))
     theirs = values | {"n_kv_head": values["n_kv_head"] or values["n_head"]}
     ours = {**model}
     for key, value in theirs.items():
@@ -273,25 +279,25 @@ def adopted(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def look(init_from: str, _: int) -> tuple[str, Values]:
+def read_label_and_values(init_from: str, _: int) -> tuple[str, Values]:
     """Label and values, read once for all points of a sweep while the files stay as they are."""
     source = find_source(init_from)
     values = source.values()
-    said = source.unread() if isinstance(source, Folder) else ""
-    if isinstance(source, OpenAI) and os.path.exists(init_from):
+    said = source.describe_unread() if isinstance(source, HFFolder) else ""
+    if isinstance(source, OpenAIWeights) and os.path.exists(init_from):
         said = f"OpenAI's weights are read, not what is in this folder; init_from=./{init_from} names that"
     if said and os.environ.get("RANK", "0") == "0":
         print(f"note: init_from={one_line(init_from)}: {said}", file=sys.stderr)
     return source.label, values
 
 
-def stamp(init_from: str) -> int:
+def newest_mtime(init_from: str) -> int:
     path = Path(init_from)
     paths = (file for file in (path, *(path / name for name in (CONFIG, WEIGHTS, INDEX))) if os.path.exists(file))
     return max((file.stat().st_mtime_ns for file in paths), default=0)
 
 
-def downloaded(repository: str, name: str) -> Path:
+def download_from_hub(repository: str, name: str) -> Path:
     """A file of the hub, from the cache where it is there. Raises BadEnvironment within seconds when offline."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -301,7 +307,7 @@ def downloaded(repository: str, name: str) -> Path:
     except LocalEntryNotFoundError:
         pass
     try:
-        refuse_silence()
+        check_hub_reachable()
         return Path(hf_hub_download(repository, name))
     except (OSError, HfHubHTTPError) as error:
         why = one_line(getattr(error, "reason", None) or error, 120)

@@ -32,10 +32,10 @@ def check_byte_level(content: Mapping[str, Any], where: str) -> None:
     for key, allowed in MODEL.items():
         if model.get(key, allowed[0]) not in allowed:
             raise BadData(f"{where}: model.{key}={one_line(model[key])}: not known here; allowed: {allowed[0]}")
-    for step in steps_of(content.get("normalizer"), "normalizers"):
+    for step in flatten_steps(content.get("normalizer"), "normalizers"):
         if step.get("type") != "NFC":
             raise BadData(f"{where}: normalizer {one_line(step.get('type'))}: changes the text; allowed: none, NFC")
-    steps = list(steps_of(content.get("pre_tokenizer"), "pretokenizers"))
+    steps = list(flatten_steps(content.get("pre_tokenizer"), "pretokenizers"))
     for step in steps:
         if step.get("type") not in SPLITTERS or step.get("add_prefix_space") or step.get("behavior") == "Removed":
             raise BadData(f"{where}: pre_tokenizer {one_line(step)}: adds or drops text, or isn't known here")
@@ -56,29 +56,29 @@ def check_characters(content: Mapping[str, Any], ours: Mapping[str, Any], where:
         raise BadData(f"{where}: model.unk_token={one_line(content['model']['unk_token'])}: allowed: none")
 
 
-def rules_of(content: Mapping[str, Any]) -> tuple[object, ...]:
+def merge_rules(content: Mapping[str, Any]) -> tuple[object, ...]:
     """Return what decides a byte-level BPE's ids beside its tokens."""
     model = content["model"]
     merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     splitters = [
         {key: value for key, value in step.items() if key != "trim_offsets"}
-        for step in steps_of(content.get("pre_tokenizer"), "pretokenizers")
+        for step in flatten_steps(content.get("pre_tokenizer"), "pretokenizers")
     ]
     plain = [token for token in content.get("added_tokens") or () if not token.get("special")]
-    normalizers = list(steps_of(content.get("normalizer"), "normalizers"))
+    normalizers = list(flatten_steps(content.get("normalizer"), "normalizers"))
     return merges, bool(model.get("ignore_merges")), splitters, plain, normalizers
 
 
-def steps_of(part: Any, inner: str) -> Iterator[dict[str, Any]]:
+def flatten_steps(part: Any, inner: str) -> Iterator[dict[str, Any]]:
     """Yield the steps of a normalizer or pre-tokenizer, those of sequences one by one."""
     if part is not None and part.get("type") == "Sequence":
         for step in part[inner]:
-            yield from steps_of(step, inner)
+            yield from flatten_steps(step, inner)
     elif part is not None:
         yield part
 
 
-def check_config(config: Mapping[str, Any], added: Mapping[str, Any], where: str) -> None:
+def check_tokenizer_config(config: Mapping[str, Any], added: Mapping[str, Any], where: str) -> None:
     """Raise BadData where tokenizer_config.json makes transformers give other ids than tokenizer.json says.
 
     `added` are the added tokens of tokenizer.json by content.

@@ -14,7 +14,7 @@ from torch import Tensor
 from nanogpt.config import ModelConfig
 from nanogpt.errors import LabError, one_line
 from nanogpt.interop.load_weights import load_weights
-from nanogpt.interop.sources import NanoGPT
+from nanogpt.interop.sources import NanoGPTCheckpoint
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import CharTokenizer, Tokenizer
 
@@ -33,7 +33,7 @@ def verify_with_transformers(model: GPT, tokenizer: Tokenizer, folder: Path) -> 
         return "not compared with transformers, which isn't installed: pip install 'transformers>=4.57'"
     import transformers
 
-    with quiet():
+    with silence_transformers():
         try:
             theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             ids = random_ids(model.config)
@@ -51,7 +51,7 @@ def verify_with_transformers(model: GPT, tokenizer: Tokenizer, folder: Path) -> 
 @torch.inference_mode()
 def verify_read_back(model: GPT, tokenizer: Tokenizer, path: Path) -> str:
     """Compare with what `init_from=…/ckpt.pt` reads; return a sentence for the user. Raises LabError."""
-    source = NanoGPT(path)
+    source = NanoGPTCheckpoint(path)
     config = ModelConfig.model_validate(source.values())
     again = GPT(config, seed=None).eval()
     load_weights(again, source)
@@ -93,7 +93,7 @@ def probe_text(tokenizer: Tokenizer) -> str:
 
 
 @contextmanager
-def quiet() -> Generator[None, None, None]:
+def silence_transformers() -> Generator[None, None, None]:
     """Keep transformers from writing to the terminal."""
     from transformers.utils import logging as theirs
 

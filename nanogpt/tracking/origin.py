@@ -22,7 +22,7 @@ from nanogpt.schema import ConfigModel, to_json
 FILE = "origin.json"
 
 
-class Parent(ConfigModel):
+class ParentRun(ConfigModel):
     """The run that a run was forked from."""
 
     id: str
@@ -40,7 +40,7 @@ class Origin(ConfigModel):
     inode: int
     device: int
     host: str
-    forked_from: Parent | None = None
+    forked_from: ParentRun | None = None
 
 
 def read_origin(path: Path) -> Origin | None:
@@ -51,13 +51,13 @@ def read_origin(path: Path) -> Origin | None:
         return None
 
 
-def id_of(path: Path, born: Mapping[str, Any]) -> str:
+def get_run_id(path: Path, born: Mapping[str, Any]) -> str:
     """Return a run's id; `born` is its first start, from which the id of an older run follows."""
     origin = read_origin(path)
-    return origin.id if origin else identity(path, born)
+    return origin.id if origin else derive_run_id(path, born)
 
 
-def identity(path: Path, born: Mapping[str, Any]) -> str:
+def derive_run_id(path: Path, born: Mapping[str, Any]) -> str:
     """Twelve digits that this run has for good, and that a later run in a folder of the same name hasn't.
 
     A tracker drops the steps it has already, so a run that was deleted and made again must be another one to it.
@@ -66,7 +66,7 @@ def identity(path: Path, born: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([path.name, facts]).encode()).hexdigest()[:12]
 
 
-def place_origin(path: Path, run_id: str, parent: Parent | None) -> Origin:
+def write_origin(path: Path, run_id: str, parent: ParentRun | None) -> Origin:
     """Note in a run directory which run it is and where it lies. Raises OSError."""
     here, host = path.resolve(), socket.gethostname()
     inode, device = here.stat().st_ino, here.stat().st_dev
@@ -75,19 +75,19 @@ def place_origin(path: Path, run_id: str, parent: Parent | None) -> Origin:
     return origin
 
 
-def open_origin(path: Path, born: Mapping[str, Any], step: int) -> tuple[Origin, bool]:
+def update_origin(path: Path, born: Mapping[str, Any], step: int) -> tuple[Origin, bool]:
     """Return which run a directory is, noted there, and whether it has just become a fork, at `step`, because it is
     a copy. What the original had with trackers is set aside. Raises OSError.
     """
     known = read_origin(path)
     if known is None:
-        return place_origin(path, identity(path, born) if born else new_id(), None), False
+        return write_origin(path, derive_run_id(path, born) if born else new_id(), None), False
     if not is_copy(known, path):
-        return place_origin(path, known.id, known.forked_from), False
+        return write_origin(path, known.id, known.forked_from), False
     for name in ("wandb.json", "wandb"):
         with suppress(FileNotFoundError):
             os.replace(path / name, path / f".copied-{known.id}-{name}")
-    return place_origin(path, new_id(), Parent(id=known.id, path=known.path, step=step)), True
+    return write_origin(path, new_id(), ParentRun(id=known.id, path=known.path, step=step)), True
 
 
 def new_id() -> str:
@@ -101,7 +101,7 @@ def is_copy(known: Origin, path: Path) -> bool:
     if here.stat().st_ino == known.inode:
         return False
     if str(here) == known.path:  # put back from a backup, unless the original was renamed within its folder
-        others = (read_origin(one) for one in here.parent.iterdir() if one != here and is_inode(one, known.inode))
+        others = (read_origin(one) for one in here.parent.iterdir() if one != here and has_inode(one, known.inode))
         return any(other is not None and other.id == known.id for other in others)
     original = read_origin(Path(known.path))
     if original is not None and original.id == known.id:
@@ -110,7 +110,7 @@ def is_copy(known: Origin, path: Path) -> bool:
     return known.host != socket.gethostname() or here.stat().st_dev == known.device
 
 
-def is_inode(path: Path, inode: int) -> bool:
+def has_inode(path: Path, inode: int) -> bool:
     """Whether this is the file or folder of that number."""
     try:
         return path.stat().st_ino == inode

@@ -13,7 +13,7 @@ INK, FAINT, TRAIN, VAL = "#222222", "#b8c4d6", "#3b6ea8", "#d1495b"
 POINTS = 25  # the running mean looks back over about this share of the curve: 1/25
 
 
-def draw_loss(rows: list[Row], path: Path, title: str) -> None:
+def plot_loss(rows: list[Row], path: Path, title: str) -> None:
     """Training loss (each logged step faint, a running mean bold) and validation loss against the step, best marked."""
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -33,16 +33,16 @@ def draw_loss(rows: list[Row], path: Path, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
-    axes.set_ylim(*limits([loss for _, loss in val + train]))
+    axes.set_ylim(*axis_limits([loss for _, loss in val + train]))
     axes.grid(color="#eeeeee")
     axes.spines[["top", "right"]].set_visible(False)
     if train or val:
         axes.legend(frameon=False)
     path.parent.mkdir(exist_ok=True)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Replace a picture, a PNG: at every moment it is the old one or the new. Raises OSError."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
@@ -59,7 +59,7 @@ def smooth(values: tuple[float, ...]) -> list[float]:
     return smoothed
 
 
-def limits(losses: list[float]) -> tuple[float, float]:
+def axis_limits(losses: list[float]) -> tuple[float, float]:
     """From just below the lowest loss to just above the first; a spike beyond where the run began is cut off."""
     if not losses:
         return 0.0, 1.0

@@ -11,7 +11,7 @@ from nanogpt.config import TrackerName, TrackingConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, hint, one_line
 from nanogpt.redaction import HIDDEN, find_secret, secret_values
 from nanogpt.schema import identity_fields
-from nanogpt.tracking.origin import id_of
+from nanogpt.tracking.origin import get_run_id
 
 PROJECT = "nanogpt-lab"
 PLAIN = "runs"  # the folder of runs that belong to no study
@@ -20,7 +20,7 @@ ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @dataclass(frozen=True)
-class About:
+class RunMetadata:
     """One run, for its trackers."""
 
     path: Path
@@ -40,7 +40,7 @@ class About:
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
 
-def mode_of(settings: TrackingConfig) -> str:
+def wandb_mode(settings: TrackingConfig) -> str:
     """Of W&B: online, offline or disabled. Raises BadEnvironment for a WANDB_MODE that is none: it may have been meant
     to keep the run from being sent.
     """
@@ -51,40 +51,40 @@ def mode_of(settings: TrackingConfig) -> str:
     return MODES[asked]
 
 
-def wanted(settings: TrackingConfig) -> list[TrackerName]:
+def enabled_trackers(settings: TrackingConfig) -> list[TrackerName]:
     """The trackers that were asked for, each once; not W&B when it is disabled."""
     names = list(dict.fromkeys(settings.trackers))
-    return [name for name in names if name != "wandb" or mode_of(settings) != "disabled"]
+    return [name for name in names if name != "wandb" or wandb_mode(settings) != "disabled"]
 
 
-def about(config: TrainConfig, path: Path, born: Mapping[str, Any]) -> About:
+def make_run_metadata(config: TrainConfig, path: Path, born: Mapping[str, Any]) -> RunMetadata:
     """The facts of a run. `born` is its first start, as provenance.json has it."""
     folder = path.resolve().parent.name
     study = config.tracking.group or (folder if folder != PLAIN else None)
-    return About(
+    return RunMetadata(
         path=path,
-        id=id_of(path, born),
+        id=get_run_id(path, born),
         name=re.sub(r"-[0-9a-f]{8}(?=-[0-9]+$|$)", "", path.name) if study else path.name,
         group=study,
-        config=sent(config),
+        config=public_config(config),
         settings=config.tracking,
     )
 
 
-def sent(config: TrainConfig) -> dict[str, Any]:
+def public_config(config: TrainConfig) -> dict[str, Any]:
     """The science of a config and its hardware: each value as it is, but no folder of this machine and no secret."""
     everything = identity_fields(config) | {"hardware": config.hardware.model_dump(mode="json")}
     for label in ("model", "data"):
         everything[label] = {"name": getattr(config, label).name} | everything[label]
-    return clean(everything, secret_values())
+    return remove_private(everything, secret_values())
 
 
-def clean(value: Any, secrets: Mapping[str, str]) -> Any:
+def remove_private(value: Any, secrets: Mapping[str, str]) -> Any:
     """A value without what only this machine should know: of an absolute path the last part is left."""
     if isinstance(value, dict):
-        return {key: clean(inner, secrets) for key, inner in value.items()}
+        return {key: remove_private(inner, secrets) for key, inner in value.items()}
     if isinstance(value, list):
-        return [clean(inner, secrets) for inner in value]
+        return [remove_private(inner, secrets) for inner in value]
     if not isinstance(value, str):
         return value
     value = ADDRESS.sub("", value)

@@ -5,24 +5,24 @@ from pathlib import Path
 from nanogpt.config import SyncConfig, TrackerName, TrainConfig
 from nanogpt.console import say
 from nanogpt.errors import BadEnvironment, Locked, one_line
-from nanogpt.files import locked
+from nanogpt.files import hold_lock
 from nanogpt.run_directory import RunDirectory, find, newest_step, owner
-from nanogpt.tracking.origin import open_origin
-from nanogpt.tracking.run_metadata import about
-from nanogpt.tracking.tail import Follow
-from nanogpt.tracking.trackers import backend, refuse_missing
+from nanogpt.tracking.origin import update_origin
+from nanogpt.tracking.run_metadata import make_run_metadata
+from nanogpt.tracking.tail import MetricsTail
+from nanogpt.tracking.trackers import check_trackers, make_backend
 
 
 def sync_runs(config: SyncConfig) -> int:
     """Bring the trackers of every run up to date. Raises BadEnvironment at the first that can't be reached."""
     runs = [find(name, config.runs_dir, "runs") for name in config.runs or (None,)]
-    configs = [adapted(run.config(), config) for run in runs]
-    refuse_missing(configs[0].tracking)
+    configs = [with_sync_options(run.config(), config) for run in runs]
+    check_trackers(configs[0].tracking)
     for run, its in zip(runs, configs, strict=True):
-        with locked(run.path / ".lock", wait=False) as mine:
+        with hold_lock(run.path / ".lock", wait=False) as mine:
             if not mine:
                 raise Locked(f"{one_line(run.path)}: {owner(run.path)} is training here, and sends what is missing")
-            origin, forked = open_origin(run.path, next(iter(run.starts()), {}), newest_step(run.path))
+            origin, forked = update_origin(run.path, next(iter(run.starts()), {}), newest_step(run.path))
             if forked and origin.forked_from:
                 say(f"{run.path}: a copy of {origin.forked_from.path}: shown as a run of its own (id {origin.id})")
             for name in config.trackers:
@@ -30,7 +30,7 @@ def sync_runs(config: SyncConfig) -> int:
     return 0
 
 
-def adapted(config: TrainConfig, asked: SyncConfig) -> TrainConfig:
+def with_sync_options(config: TrainConfig, asked: SyncConfig) -> TrainConfig:
     """The run's config, with the trackers that were asked for, online and required."""
     changes = {"trackers": asked.trackers, "mode": "online", "timeout": asked.timeout, "required": True}
     changes |= {key: value for key in ("project", "entity") if (value := getattr(asked, key)) is not None}
@@ -41,20 +41,20 @@ def sync_run(run: RunDirectory, config: TrainConfig, name: TrackerName) -> None:
     """Bring one tracker of one run up to date. Raises BadEnvironment."""
     status = run.status()
     last_step = status.get("steps", -1)
-    rows = Follow(run.metrics.path, lambda step: config.eval.is_due(step, last_step))
-    tracker = backend(name, about(config, run.path, next(iter(run.starts()), {})), say)
+    rows = MetricsTail(run.metrics.path, lambda step: config.eval.is_due(step, last_step))
+    tracker = make_backend(name, make_run_metadata(config, run.path, next(iter(run.starts()), {})), say)
     try:
         last, count = tracker.start(), 0
-        for row in rows.more():
+        for row in rows.read_steps():
             if row["step"] > last:
                 tracker.row(row)
                 count += 1
         state = status.get("state", "stopped")
-        tracker.finish("stopped" if state == "running" else state, picture(run))
+        tracker.finish("stopped" if state == "running" else state, find_plot(run))
     except Exception as error:
         raise BadEnvironment(f"{one_line(run.path)}: {name}: {one_line(error, 400)}") from error
     say(f"{run.path}: {name}: {f'{count:,} steps sent' if count else 'nothing was missing'}")
 
 
-def picture(run: RunDirectory) -> Path | None:
+def find_plot(run: RunDirectory) -> Path | None:
     return run.plot if run.plot.exists() else None

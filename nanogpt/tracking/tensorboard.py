@@ -6,26 +6,26 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from nanogpt.entry_names import sample_step
+from nanogpt.entry_names import parse_sample_step
 from nanogpt.files import list_entries, read_text
 from nanogpt.metrics_file import Row
-from nanogpt.tracking.run_metadata import About
+from nanogpt.tracking.run_metadata import RunMetadata
 
 
 class TensorBoard:
     """The event files of a run, in `tensorboard/`."""
 
-    def __init__(self, about: About) -> None:
-        self.about = about
+    def __init__(self, metadata: RunMetadata) -> None:
+        self.metadata = metadata
         self.samples: set[int] = set()
 
     def start(self) -> int:
-        folder = self.about.path / "tensorboard"
+        folder = self.metadata.path / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)  # also what a killed start wrote after the checkpoint
         self.writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10)
-        self.writer.add_text("config", f"```json\n{json.dumps(self.about.config, indent=1)}\n```")
-        for file in list_entries(self.about.path / "samples"):
-            if (step := sample_step(file.name)) is not None:
+        self.writer.add_text("config", f"```json\n{json.dumps(self.metadata.config, indent=1)}\n```")
+        for file in list_entries(self.metadata.path / "samples"):
+            if (step := parse_sample_step(file.name)) is not None:
                 self.text(step, read_text(file, "replace"))
         return -1
 

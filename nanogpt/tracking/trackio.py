@@ -7,22 +7,27 @@ import trackio
 from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
 
 from nanogpt.metrics_file import Row
-from nanogpt.tracking.run_metadata import About
+from nanogpt.tracking.run_metadata import RunMetadata
 
 
 class Trackio:
     """A run of a project in Trackio's folder (TRACKIO_DIR)."""
 
-    def __init__(self, about: About) -> None:
-        self.about = about
-        self.name = f"{about.name}-{about.id[:4]}"
+    def __init__(self, metadata: RunMetadata) -> None:
+        self.metadata = metadata
+        self.name = f"{metadata.name}-{metadata.id[:4]}"
 
     def start(self) -> int:
-        about = self.about
-        last: int | None = SQLiteStorage.get_max_step_for_run(about.project, self.name)
+        metadata = self.metadata
+        last: int | None = SQLiteStorage.get_max_step_for_run(metadata.project, self.name)
         begin: Any = trackio.init  # pyright: ignore[reportAttributeAccessIssue] (an optional library)
         self.run: Any = begin(
-            project=about.project, name=self.name, group=about.group, config=about.config, resume="allow", embed=False
+            project=metadata.project,
+            name=self.name,
+            group=metadata.group,
+            config=metadata.config,
+            resume="allow",
+            embed=False,
         )
         return -1 if last is None else last
 

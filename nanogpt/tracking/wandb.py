@@ -19,11 +19,11 @@ import wandb
 from wandb.errors import CommError
 
 from nanogpt.config import TrackingConfig
-from nanogpt.entry_names import sample_step, step_of
+from nanogpt.entry_names import parse_sample_step, parse_step
 from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.files import list_entries, read_json_bytes, read_text, write_atomic
 from nanogpt.metrics_file import Row
-from nanogpt.tracking.run_metadata import About, mode_of
+from nanogpt.tracking.run_metadata import RunMetadata, wandb_mode
 
 FILE = "wandb.json"
 EXIT_CODES = {"finished": 0, "paused": 0, "stopped": 85, "diverged": 6}
@@ -31,7 +31,7 @@ SAMPLES = 100  # newest samples in the table
 NO_KEY = "no API key: `wandb login`, or WANDB_API_KEY in the environment"
 
 
-def set_up(mode: str) -> None:
+def set_wandb_environment(mode: str) -> None:
     """Before the library reads its variables: what it prints and reports of itself is not for this terminal."""
     os.environ["WANDB_MODE"] = mode
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -40,44 +40,44 @@ def set_up(mode: str) -> None:
 
 def has_key() -> bool:
     """Whether the library finds an API key, without asking anybody for one."""
-    set_up("online")
+    set_wandb_environment("online")
     return wandb.login(prompt=False, verify=False)
 
 
-def refuse_no_key(settings: TrackingConfig) -> None:
+def check_api_key(settings: TrackingConfig) -> None:
     """Raises BadEnvironment when the server would be asked without a key."""
-    if mode_of(settings) == "online" and not has_key():
+    if wandb_mode(settings) == "online" and not has_key():
         raise BadEnvironment(f"tracking.required=true: wandb: {NO_KEY}")
 
 
 class Wandb:
     """A run of W&B."""
 
-    def __init__(self, about: About, say: Any) -> None:
-        self.about, self.say = about, say
+    def __init__(self, metadata: RunMetadata, say: Any) -> None:
+        self.metadata, self.say = metadata, say
         self.run: Any = None
         self.step = -1
         """The last step that was logged by this start."""
         self.staging = ""
-        self.known = known(about.path)
-        self.id: str = self.known.get("id") or about.id
+        self.known = read_facts(metadata.path)
+        self.id: str = self.known.get("id") or metadata.id
 
     def start(self) -> int:
         """Continue the run, or begin it. Without a key it is kept offline, unless it is required to be online."""
-        mode = mode_of(self.about.settings)
-        set_up(mode)
+        mode = wandb_mode(self.metadata.settings)
+        set_wandb_environment(mode)
         if mode == "online" and not has_key():
-            if self.about.settings.required:
+            if self.metadata.settings.required:
                 raise BadEnvironment(NO_KEY)
-            self.say(f"warning: wandb: {NO_KEY}; kept offline in {self.about.path}/wandb for `wandb sync`")
+            self.say(f"warning: wandb: {NO_KEY}; kept offline in {self.metadata.path}/wandb for `wandb sync`")
             mode = "offline"
-        last = self.last_offline() if mode == "offline" else -1
-        self.keep(self.known.get("last", -1))
+        last = self.find_last_offline_step() if mode == "offline" else -1
+        self.write_facts(self.known.get("last", -1))
         try:
-            self.run = self.begin(mode)
+            self.run = self.init_run(mode)
         except CommError as error:
             self.clean()
-            raise BadEnvironment(reason(error)) from error
+            raise BadEnvironment(describe_comm_error(error)) from error
         if mode == "online":
             last = self.run.starting_step - 1
             self.say(f"wandb   {self.run.url}")
@@ -85,27 +85,27 @@ class Wandb:
         self.run.define_metric("tokens")
         self.run.define_metric("val_loss", step_metric="step", summary="min")
         self.run.define_metric("*", step_metric="step")
-        self.keep(last)
+        self.write_facts(last)
         return last
 
-    def begin(self, mode: str) -> Any:
+    def init_run(self, mode: str) -> Any:
         """wandb.init with nothing of this machine in what is sent: no command line, code, git, packages, console.
 
         Files that are uploaded are first copied to a folder whose name is sent too; the library's own is in the home.
         """
-        about, settings = self.about, self.about.settings
+        metadata, settings = self.metadata, self.metadata.settings
         self.staging = tempfile.mkdtemp(prefix="wandb-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
         os.environ["WANDB_DATA_DIR"] = self.staging
         return wandb.init(
-            project=about.project,
+            project=metadata.project,
             entity=settings.entity,
-            dir=about.path,
+            dir=metadata.path,
             id=self.id,
-            name=about.name,
-            group=about.group,
+            name=metadata.name,
+            group=metadata.group,
             job_type=settings.job_type,
             tags=list(settings.tags) or None,
-            config=about.config,
+            config=metadata.config,
             mode=mode,  # pyright: ignore[reportArgumentType]
             resume="allow",
             reinit="create_new",
@@ -131,19 +131,19 @@ class Wandb:
             ),
         )
 
-    def keep(self, last: int) -> None:
+    def write_facts(self, last: int) -> None:
         """Note in the run directory which run of W&B this is, and up to where it surely has the curve."""
-        facts = {"id": self.id, "project": self.about.project}
+        facts = {"id": self.id, "project": self.metadata.project}
         if self.run is not None:
             facts |= {"entity": self.run.entity or None, "url": self.run.url}
         with suppress(OSError):  # a full disk
-            write_atomic(self.about.path / FILE, json.dumps(self.known | facts | {"last": last}, indent=1) + "\n")
+            write_atomic(self.metadata.path / FILE, json.dumps(self.known | facts | {"last": last}, indent=1) + "\n")
 
-    def last_offline(self) -> int:
+    def find_last_offline_step(self) -> int:
         """The last step that the server, or a file of an earlier offline start, has."""
-        last = int(self.known.get("last", -1)) if self.known.get("project") == self.about.project else -1
-        for file in reversed(offline_files(self.about.path, self.id)):
-            steps = history_steps(file)
+        last = int(self.known.get("last", -1)) if self.known.get("project") == self.metadata.project else -1
+        for file in reversed(list_offline_files(self.metadata.path, self.id)):
+            steps = read_history_steps(file)
             if steps:
                 return max(last, *steps)
         return last
@@ -154,8 +154,10 @@ class Wandb:
 
     def text(self, step: int, text: str) -> None:
         """The newest samples as a table: W&B shows the last one that was logged."""
-        files = [path for path in list_entries(self.about.path / "samples") if sample_step(path.name) is not None]
-        rows: Any = [[sample_step(file.name), read_text(file, "replace")] for file in files[-SAMPLES:]]
+        files = [
+            path for path in list_entries(self.metadata.path / "samples") if parse_sample_step(path.name) is not None
+        ]
+        rows: Any = [[parse_sample_step(file.name), read_text(file, "replace")] for file in files[-SAMPLES:]]
         if step == self.step and rows:
             self.run.log({"samples": wandb.Table(columns=["step", "text"], data=rows)}, step=step)
 
@@ -163,7 +165,7 @@ class Wandb:
         with suppress(Exception):  # the curve is there without its picture
             if picture is not None and self.step >= 0:
                 self.run.log({"loss_curve": wandb.Image(str(picture))}, step=self.step)
-        if state == "finished" and self.about.settings.upload_checkpoint:
+        if state == "finished" and self.metadata.settings.upload_checkpoint:
             try:
                 self.upload()
             except Exception as error:
@@ -172,20 +174,20 @@ class Wandb:
             self.run.mark_preempting()
         last = max(self.step, self.run.starting_step - 1)
         self.run.finish(exit_code=EXIT_CODES.get(state, 1))
-        self.keep(last)
-        for file in [] if self.run.settings.mode == "offline" else offline_files(self.about.path, self.id):
+        self.write_facts(last)
+        for file in [] if self.run.settings.mode == "offline" else list_offline_files(self.metadata.path, self.id):
             file.with_suffix(".wandb.synced").touch()  # `wandb sync` must not send what the server has
         self.clean()
 
     def upload(self) -> None:
         """The newest checkpoint's weights and the tokenizer as an artifact of type model."""
-        saved = [path for path in list_entries(self.about.path / "checkpoints") if step_of(path.name) is not None]
-        newest = max(saved, key=lambda path: step_of(path.name) or 0, default=None)
+        saved = [path for path in list_entries(self.metadata.path / "checkpoints") if parse_step(path.name) is not None]
+        newest = max(saved, key=lambda path: parse_step(path.name) or 0, default=None)
         if newest is None:
             return
-        artifact = wandb.Artifact(f"model-{self.id}", type="model", metadata=self.about.config)
+        artifact = wandb.Artifact(f"model-{self.id}", type="model", metadata=self.metadata.config)
         artifact.add_file(str(newest / "model.safetensors"))
-        artifact.add_file(str(self.about.path / "tokenizer.json"))
+        artifact.add_file(str(self.metadata.path / "tokenizer.json"))
         self.run.log_artifact(artifact, aliases=["latest", newest.name])
 
     def abandon(self) -> None:
@@ -203,13 +205,13 @@ class Wandb:
             shutil.rmtree(self.staging, ignore_errors=True)
 
 
-def reason(error: CommError) -> str:
+def describe_comm_error(error: CommError) -> str:
     """Why a run can't be started, in a few words."""
     text = " ".join(str(error).split()).partition("for run ")[2].partition(": ")[2] or str(error)
     return "the API key was rejected (401)" if re.search(r"\b401\b", text) else f"the server can't be used: {text}"
 
 
-def known(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
     """What wandb.json says of the run, or nothing; what it can't have said is left out."""
     try:
         facts: Any = read_json_bytes(path / FILE)
@@ -223,12 +225,12 @@ def known(path: Path) -> dict[str, Any]:
     }
 
 
-def offline_files(path: Path, run_id: str) -> list[Path]:
+def list_offline_files(path: Path, run_id: str) -> list[Path]:
     """What offline starts of the run wrote, oldest first."""
     return sorted(path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
 
 
-def history_steps(file: Path) -> list[int]:
+def read_history_steps(file: Path) -> list[int]:
     """The steps in a file that the library wrote, as its own reader finds them; a torn end is passed over."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=600)

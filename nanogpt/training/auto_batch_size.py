@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nanogpt.config import ModelConfig, TrainConfig, divisors
-from nanogpt.console import amount, say
+from nanogpt.console import format_count, say
 from nanogpt.device import Compute, attention_used, available_bytes, memory_bytes
 from nanogpt.distributed.process_group import ProcessGroup, synchronised
 from nanogpt.errors import BadEnvironment
@@ -278,6 +278,6 @@ def advice(config: TrainConfig, model: ModelConfig, compute: Compute, world: int
 def nothing_fits(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> str:
     """What the model needs, where one sequence is too much."""
     memory = estimate_memory(config, model, compute.precision, 1, compute.device.type != "cpu", world)
-    state, one = amount(memory.state, "G"), amount(memory.activations + memory.loss, "G")
+    state, one = format_count(memory.state, "G"), format_count(memory.activations + memory.loss, "G")
     needs = f"{state}B for weights, gradients and optimizer state, and {one}B for one sequence"
     return f"not even 1 fits: the model needs {needs}"

@@ -8,7 +8,7 @@ from nanogpt import schema
 from nanogpt.config import TrainConfig, check_warmup_fits
 from nanogpt.console import say
 from nanogpt.data.dataset import expected_train_tokens
-from nanogpt.data.prepare import unprepared_lines
+from nanogpt.data.prepare import describe_unprepared
 from nanogpt.device import set_up
 from nanogpt.distributed.env import Place
 from nanogpt.distributed.process_group import ProcessGroup
@@ -42,5 +42,5 @@ def show_plan(config: TrainConfig, place: Place) -> int:
         choices = describe_choices(config, compute)
     plan = replace(plan, train_tokens=expected_train_tokens(config.data))
     schema.run_check(lambda: check_warmup_fits(config, plan.steps))
-    say("\n".join([*plan.lines(), *choices, *unprepared_lines(config.data)]))
+    say("\n".join([*plan.lines(), *choices, *describe_unprepared(config.data)]))
     return 0

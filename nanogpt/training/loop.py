@@ -149,7 +149,7 @@ class Loop:
 
     def micro_batches(self) -> Iterator[Batch]:
         """This rank's, with a sign of life before each."""
-        for batch in self.batches.step(self.state.samples):
+        for batch in self.batches.micro_batches(self.state.samples):
             self.watch.beat(self.state.step)
             yield batch
 

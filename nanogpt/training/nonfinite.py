@@ -14,11 +14,11 @@ import torch
 from nanogpt import schema
 from nanogpt.checkpoint import Tensors, verify, write_checkpoint
 from nanogpt.config import HardwareConfig, TrainConfig
-from nanogpt.console import say, table
+from nanogpt.console import format_table, say
 from nanogpt.data.batches import TrainBatches
-from nanogpt.data.prepare import ensure
+from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import set_up
-from nanogpt.entry_names import number_of
+from nanogpt.entry_names import parse_number
 from nanogpt.errors import BadCheckpoint, BadInput, Diverged, one_line
 from nanogpt.files import list_entries, read_json_bytes, write_atomic
 from nanogpt.training.state import TrainState, build_state
@@ -35,9 +35,11 @@ def describe(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> 
             "rank": batches.rank,
             "first_sample": first,
             "loss": str(float(part) * n_parts),
-            "windows": [[str(batches.split.shards[shard].path), offset] for shard, offset in batches.places(first)],
+            "windows": [
+                [str(batches.split.shards[shard].path), offset] for shard, offset in batches.locate_samples(first)
+            ],
         }
-        for first, part in zip(batches.firsts(state.samples), metrics.parts, strict=True)
+        for first, part in zip(batches.first_samples(state.samples), metrics.parts, strict=True)
     ]
     parts = [part for text in state.peers.gather(json.dumps(mine)) for part in json.loads(text)]
     parts.sort(key=lambda part: part["first_sample"])
@@ -69,7 +71,7 @@ def keep(
 
     A full disk doesn't matter here.
     """
-    numbers = (number_of(path.name) for path in list_entries(run / "incidents"))
+    numbers = (parse_number(path.name) for path in list_entries(run / "incidents"))
     number = 1 + max((one for one in numbers if one is not None), default=-1)
     folder = run / "incidents" / str(number)
     try:
@@ -104,14 +106,14 @@ def replay(config: TrainConfig) -> int:
             f"{one_line(folder)}: holds no weights; the first {WITH_STATE} incidents do, if the weights were finite"
         )
     compute = set_up(hardware)
-    dataset = ensure(run.data)
+    dataset = prepare_if_small(run.data)
     state = build_state(run, run.model.with_vocab(dataset.vocab_size), compute)
     state.restore(verify(folder / "checkpoint"))
     batches = TrainBatches(dataset.train, run, compute.device)
     rows: list[list[str]] = []
     bad: set[str] = set()
-    for first in batches.firsts(state.samples):
-        batch = batches.batch(first)
+    for first in batches.first_samples(state.samples):
+        batch = batches.read_batch(first)
         state.optimizer.zero_grad(set_to_none=True)
         with compute.autocast():
             loss = state.forward(batch.ids, batch.targets, keys=batch.keys) / batch.targets.numel()
@@ -121,7 +123,11 @@ def replay(config: TrainConfig) -> int:
         norm = torch.stack([grad.norm() for _, grad in named]).norm()
         bad |= {*wrong, *([] if torch.isfinite(loss) else ["the loss"])}
         rows.append([str(first), f"{loss.item():.6g}", f"{norm.item():.4g}", ", ".join(wrong[:2]) or "-"])
-    say(table(f"step {about['step']} of {folder.parents[1]}", ("first sample", "loss", "norm", "not finite"), rows))
+    say(
+        format_table(
+            f"step {about['step']} of {folder.parents[1]}", ("first sample", "loss", "norm", "not finite"), rows
+        )
+    )
     if bad:
         raise Diverged(f"step {about['step']}: not finite here either, in {len(bad)} places, first {min(bad)}")
     say(f"every number is finite here, the run had loss {about['loss']} and gradient norm {about['grad_norm']}")

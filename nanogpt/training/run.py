@@ -14,7 +14,7 @@ from nanogpt.config import TrainConfig, check_warmup_fits
 from nanogpt.console import say, silence
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset
-from nanogpt.data.prepare import ensure
+from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute, set_up
 from nanogpt.device_errors import as_device_error
 from nanogpt.distributed.env import Place, place_from
@@ -29,9 +29,9 @@ from nanogpt.generation.start_tokens import find_start_ids
 from nanogpt.gpus import Facts, choose_gpu, describe_self
 from nanogpt.interop.load_weights import load_initial_weights
 from nanogpt.measurement import KEY
-from nanogpt.provenance import code_digest, provenance
+from nanogpt.provenance import code_digest, collect_provenance
 from nanogpt.run_directory import RunDirectory, opened
-from nanogpt.tracking.trackers import refuse_missing
+from nanogpt.tracking.trackers import check_trackers
 from nanogpt.training.auto_batch_size import (
     DidNotFit,
     advice,
@@ -146,8 +146,8 @@ def train_with(
             watch.end()
             say(later)
             return 0
-        peers.from_leader(lambda: refuse_missing(config.tracking))
-        dataset = peers.leader_first(lambda: ensure(config.data, config.model.block_size))
+        peers.from_leader(lambda: check_trackers(config.tracking))
+        dataset = peers.leader_first(lambda: prepare_if_small(config.data, config.model.block_size))
         benchmarks = peers.leader_first(lambda: benchmarks_of(config))
         with peers.alike():
             peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})
@@ -207,8 +207,8 @@ def train_state(
         )
         with reporting(record, watch, flag):
             if config.tracking.required:
-                peers.from_leader(lambda: record.require_mirrors() if record else None)
-            settle_buckets(state, batches.batch(batches.firsts(state.samples)[0]))
+                peers.from_leader(lambda: record.wait_for_trackers() if record else None)
+            settle_buckets(state, batches.read_batch(batches.first_samples(state.samples)[0]))
             saved = (state.step, state.evaluated) if restored else None
             loop = Loop(config, state, batches, evaluate, record, flag, watch, saved)
             finished = loop.run()
@@ -219,7 +219,7 @@ def train_state(
                 conclude(config, state, record.run)
             else:
                 farewell(config, record, flag, loop.agreed)
-            close_mirrors(record, flag, outcome)
+            finish_trackers(record, flag, outcome)
         return 0 if finished else STOPPED
 
 
@@ -270,7 +270,7 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
     notes = {"notes": run.notes} if run.notes else {}
     parent = run.origin.forked_from if run.origin and run.new_fork else None
     lineage = {"forked_from": parent.model_dump()} if parent else {}
-    run.add_start(provenance(state.compute.name) | about | {"changes": run.changes} | notes | lineage)
+    run.add_start(collect_provenance(state.compute.name) | about | {"changes": run.changes} | notes | lineage)
     if run.changes:
         write_atomic(run.path / "config.json", schema.to_json(config))
     counted = "train_tokens" in run.starts()[0]  # rows of a run from before this was recorded stay as they were
@@ -299,16 +299,16 @@ def reporting(record: Record | None, watch: Watch, flag: StopFlag) -> Generator[
             record.saver.close()
             record.steps.close()
             if failed:
-                close_mirrors(record, flag, failed)
+                finish_trackers(record, flag, failed)
 
 
-def close_mirrors(record: Record, flag: StopFlag, state: str) -> None:
+def finish_trackers(record: Record, flag: StopFlag, state: str) -> None:
     """Upload what trackers lack within tracking.timeout and checkpoint.stop_timeout_s; a second signal ends it."""
     before, config = flag.level, record.config
     left = config.tracking.timeout
     if before:
         left = min(left, flag.first + config.checkpoint.stop_timeout_s - time.monotonic()) if before < Stop.NOW else 1.0
-    record.mirrors.finish(state, left, lambda: flag.level > before)
+    record.trackers.finish(state, left, lambda: flag.level > before)
 
 
 def farewell(config: TrainConfig, record: Record, flag: StopFlag, agreed: Stop) -> None:

@@ -9,21 +9,27 @@ import torch
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
-from nanogpt.console import Steps, amount, escape_control_chars, say, seconds
-from nanogpt.data.sampler import seed_of
+from nanogpt.console import (
+    TrainProgress,
+    escape_control_chars,
+    format_count,
+    format_duration,
+    say,
+)
+from nanogpt.data.sampler import derive_seed
 from nanogpt.errors import one_line
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import compute_mfu
 from nanogpt.evaluation.loss import LOSS_NAMES
-from nanogpt.files import no_link, write_atomic
+from nanogpt.files import open_no_link, write_atomic
 from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
 from nanogpt.redaction import redact
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
-from nanogpt.tracking.run_metadata import about
-from nanogpt.tracking.trackers import Mirrors
+from nanogpt.tracking.run_metadata import make_run_metadata
+from nanogpt.tracking.trackers import Trackers
 from nanogpt.training.async_checkpoint import Saver
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics
@@ -47,7 +53,7 @@ class Record:
         """Samples are continued from `start_ids`; with `train_tokens` each row says how many epochs its tokens are."""
         self.beat, self.start_ids, self.train_tokens = beat, start_ids, train_tokens
         self.config, self.run, self.state, self.tokenizer = config, run, state, tokenizer
-        self.steps = Steps(state.step, state.steps)
+        self.steps = TrainProgress(state.step, state.steps)
         self.saver = Saver(run, config.checkpoint.max_failed, self.note)
         self.block_size, self.batch_tokens = config.model.block_size, config.training.batch_tokens
         self.flops = flops_per_token(state.model.config)
@@ -56,8 +62,8 @@ class Record:
         """Seconds inside training steps, over this start and since the last row."""
         self.deaf = False
         """Whether the disk was told to be full already."""
-        self.mirrors = Mirrors(
-            about(config, run.path, run.starts()[0]),
+        self.trackers = Trackers(
+            make_run_metadata(config, run.path, run.starts()[0]),
             lambda step: config.evaluates_at(step, state.steps),
             self.note,
             self.log,
@@ -70,7 +76,7 @@ class Record:
 
     def log(self, text: str) -> None:
         """A line in log.txt alone."""
-        with self.tolerant(), open(self.run.path / "log.txt", "a", encoding="utf-8", opener=no_link) as file:
+        with self.tolerant(), open(self.run.path / "log.txt", "a", encoding="utf-8", opener=open_no_link) as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {redact(text)}\n")
 
     @contextmanager
@@ -97,11 +103,11 @@ class Record:
             self.deaf = False
         else:
             self.tell_full("no space for a row of metrics.jsonl")
-        self.mirrors.row()
+        self.trackers.notify_row()
 
-    def require_mirrors(self) -> None:
+    def wait_for_trackers(self) -> None:
         """Wait for the trackers to start. Raises BadEnvironment."""
-        self.mirrors.require(lambda: self.beat(self.state.step))
+        self.trackers.wait_until_started(lambda: self.beat(self.state.step))
 
     def stepped(self, metrics: StepMetrics, spike: str | None, duration: float) -> None:
         """Take note of a step that went well: every so often with a row and a line."""
@@ -134,10 +140,10 @@ class Record:
         facts = {"loss": f"{loss:.4f}"}
         if state.results:
             facts["val"] = f"{state.results['val_loss']:.4f}"
-        facts |= {"lr": f"{lr:.2e}", "grad": f"{grad_norm:.2f}", "tok/s": amount(rate)}
+        facts |= {"lr": f"{lr:.2e}", "grad": f"{grad_norm:.2f}", "tok/s": format_count(rate)}
         if mfu:
             facts["MFU"] = f"{100 * mfu:.1f}%"
-        self.steps.show(state.step, facts | {"ETA": seconds(left)})
+        self.steps.show(state.step, facts | {"ETA": format_duration(left)})
 
     def evaluation(self, results: dict[str, float], model: GPT) -> None:
         """The row, the picture, the sample and the status of an evaluation."""
@@ -160,7 +166,7 @@ class Record:
                 folder = self.run.path / "samples"
                 folder.mkdir(exist_ok=True)
                 write_atomic(folder / f"step-{state.step:08d}.txt", text)
-            self.mirrors.sample(state.step, text)
+            self.trackers.notify_sample(state.step, text)
             lines = [escape_control_chars(line) for line in text.splitlines() if line.strip()]
             self.steps.note("\n".join(f"  | {line[:100]}" for line in lines[:SHOWN_LINES]))
 
@@ -169,9 +175,9 @@ class Record:
         rows = read_rows(self.run.metrics.path)
         if len(rows) < 2:
             return
-        from nanogpt.tracking.plots import draw_loss  # matplotlib: half a second that the first step needn't wait for
+        from nanogpt.tracking.plots import plot_loss  # matplotlib: half a second that the first step needn't wait for
 
-        draw_loss(rows, self.run.plot, self.run.path.name)
+        plot_loss(rows, self.run.plot, self.run.path.name)
 
     def status(self, state: str) -> None:
         """status.json."""
@@ -182,7 +188,7 @@ class Record:
         """A text from the model as it is; the same weights give the same text."""
         state = self.state
         device = state.compute.device
-        generator = torch.Generator(device).manual_seed(seed_of(self.config.training.seed, "sample"))
+        generator = torch.Generator(device).manual_seed(derive_seed(self.config.training.seed, "sample"))
         draw = SamplingParams(temperature=0.8, vocab_size=len(self.tokenizer.tokens))
         drawn = generate(model, [self.start_ids], self.config.tracking.sample_tokens, draw, [generator])
         ids: list[int] = []

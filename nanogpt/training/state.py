@@ -14,7 +14,7 @@ from typing_extensions import assert_never
 from nanogpt.checkpoint import Loaded, Tensors
 from nanogpt.config import CompileMode, HardwareConfig, ModelConfig, TrainConfig
 from nanogpt.data.batches import Batch
-from nanogpt.data.sampler import seed_of
+from nanogpt.data.sampler import derive_seed
 from nanogpt.device import DTYPES, Compute, attention_used, memory_bytes
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadCheckpoint, one_line
@@ -170,7 +170,7 @@ def build_state(
     peers = peers or ProcessGroup()
     hardware, width = config.hardware, config.parametrization.width_multiplier(model_config.n_embd)
     attention = attention_used(hardware.attention, compute, model_config)
-    model = GPT(model_config, seed_of(config.training.seed, "init"), width)
+    model = GPT(model_config, derive_seed(config.training.seed, "init"), width)
     model.activation_checkpointing = hardware.activation_checkpointing
     match hardware.strategy:
         case "ddp":

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanogpt.config import TrainConfig
-from nanogpt.console import escape_control_chars, say, table
+from nanogpt.console import escape_control_chars, format_table, say
 from nanogpt.data.dataset import Dataset
-from nanogpt.entry_names import sample_step
+from nanogpt.entry_names import parse_sample_step
 from nanogpt.errors import one_line
 from nanogpt.estimates.plan import eval_line
 from nanogpt.evaluation.loss import LOSS_NAMES, LossEvaluation
@@ -61,13 +61,13 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
         ("tokens", f"{state.samples * config.model.block_size:,} in {state.step:,} steps"),
     ]
     say()
-    say(table("result", ("", ""), rows))
+    say(format_table("result", ("", ""), rows))
     lowest = state.best[0] if state.best else results["val_loss"]
     trouble = find_trouble(results["val_loss"], lowest, state.model.config.vocab_size, results.get("train_loss"))
     if trouble and state.step:
         remedy = "; a lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy"
         say(f"warning: finished, {trouble.words}{remedy if trouble.diverged else ''}")
-    samples = [path for path in list_entries(run.path / "samples") if sample_step(path.name) is not None]
+    samples = [path for path in list_entries(run.path / "samples") if parse_sample_step(path.name) is not None]
     if samples:
         say(f"\nsample ({samples[-1]}):")
         text = read_text(samples[-1], "replace")

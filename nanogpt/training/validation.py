@@ -4,7 +4,7 @@ from typing import Any
 
 from nanogpt import schema
 from nanogpt.config import ModelConfig, TrainConfig
-from nanogpt.console import amount, say
+from nanogpt.console import format_count, say
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset, expected_vocab_size
 from nanogpt.device import Compute, memory_bytes
@@ -107,8 +107,8 @@ def refuse_too_large(config: TrainConfig, compute: Compute, world: int) -> None:
     what += " and the copy that is saved" if on_cpu else ""
     if there and needed > there:
         raise BadInput(
-            f"model.n_layer={model.n_layer} model.n_embd={model.n_embd}: {amount(n_params)} parameters need "
-            f"{amount(needed, 'G')}B for {what}; {compute.device} has {amount(there, 'G')}B"
+            f"model.n_layer={model.n_layer} model.n_embd={model.n_embd}: {format_count(n_params)} parameters need "
+            f"{format_count(needed, 'G')}B for {what}; {compute.device} has {format_count(there, 'G')}B"
         )
 
 

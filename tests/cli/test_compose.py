@@ -16,7 +16,7 @@ from cli.overrides import sweep_fields
 from cli.sweep_request import read_configs
 from nanogpt.config import EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
 from nanogpt.estimates.flops import parameter_counts
-from nanogpt.interop.architecture import PLAIN, SIZES
+from nanogpt.interop.architecture import GPT2_DEFAULTS, SIZES
 from nanogpt.schema import iter_fields
 from tests.cli_helpers import CONFIGS
 from tests.commands import ask_all
@@ -161,7 +161,7 @@ def test_fast_recipes(name: str) -> None:
 def test_each_switch_of_the_network_is_known_of_weights_from_elsewhere() -> None:
     """One that isn't would be lost where a training starts from weights that have it."""
     decided = ModelConfig.model_fields.keys() - {"name", "dropout", "vocab_multiple", "init", "zero_init"}
-    assert decided == {*PLAIN, *SIZES, "bias", "activation"}
+    assert decided == {*GPT2_DEFAULTS, *SIZES, "bias", "activation"}
     chosen = OmegaConf.load(ROOT / "conf" / "model" / "pretrained.yaml").model
     assert decided == {key for key, value in chosen.items() if value is None}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanogpt.config import TrainConfig
-from nanogpt.data.batches import Batch, TrainBatches, evaluation_places, read_windows
+from nanogpt.data.batches import Batch, TrainBatches, evaluation_windows, read_windows
 from nanogpt.data.dataset import Split
 from nanogpt.data.prepare import prepare
 from nanogpt.errors import BadData
@@ -20,7 +20,7 @@ def test_targets_are_the_next_tokens(config: Callable[..., TrainConfig]) -> None
     dataset = prepare(built.data)
     tokens = torch.from_numpy(dataset.train.read(0, 0, dataset.train.n_tokens))
     windows = tokens.unfold(0, 17, 1).tolist()
-    batches = list(TrainBatches(dataset.train, built, CPU).step(5000))
+    batches = list(TrainBatches(dataset.train, built, CPU).micro_batches(5000))
     assert len(batches) == 4
     for x, y, keys in batches:
         assert keys is not None and keys.shape == (2,)
@@ -32,7 +32,9 @@ def test_targets_are_the_next_tokens(config: Callable[..., TrainConfig]) -> None
 
 def test_micro_batches_are_slices_of_the_same_samples(config: Callable[..., TrainConfig]) -> None:
     split = prepare(config().data).train
-    whole = [TrainBatches(split, config(**{"hardware.micro_batch_size": n}), CPU).step(4096 - 3) for n in (8, 4, 1)]
+    whole = [
+        TrainBatches(split, config(**{"hardware.micro_batch_size": n}), CPU).micro_batches(4096 - 3) for n in (8, 4, 1)
+    ]
     inputs = [[torch.cat(column) for column in zip(*batches, strict=True)] for batches in whole]
     for ids, targets, keys in inputs[1:]:
         assert (ids == inputs[0][0]).all() and (targets == inputs[0][1]).all() and (keys == inputs[0][2]).all()
@@ -42,9 +44,9 @@ def test_micro_batches_are_slices_of_the_same_samples(config: Callable[..., Trai
 def test_ranks_share_the_samples_of_a_step(config: Callable[..., TrainConfig], world: int, micro: int) -> None:
     """Together the ranks have each sample of the step once, in micro-batches dealt round."""
     split = prepare(config().data).train
-    (whole,) = TrainBatches(split, config(), CPU).step(800)
+    (whole,) = TrainBatches(split, config(), CPU).micro_batches(800)
     built = config(**{"hardware.micro_batch_size": micro})
-    dealt = [list(TrainBatches(split, built, CPU, rank, world).step(800)) for rank in range(world)]
+    dealt = [list(TrainBatches(split, built, CPU, rank, world).micro_batches(800)) for rank in range(world)]
     assert {len(one) for one in dealt} == {8 // world // micro}
     rounds = [batch for turn in zip(*dealt, strict=True) for batch in turn]
     assert (torch.cat([batch.ids for batch in rounds]) == whole.ids).all()
@@ -63,20 +65,20 @@ def test_batches_made_ahead_are_the_same_in_any_order(config: Callable[..., Trai
     """Of rank 1 of 2, over the border of what is placed at once: in order, back, far ahead, and left half way."""
     built = config(**{"hardware.micro_batch_size": 2})
     split = prepare(built.data).train
-    plain, ahead = (TrainBatches(split, built, CPU, 1, 2, ahead=threaded) for threaded in (False, True))
+    plain, ahead = (TrainBatches(split, built, CPU, 1, 2, prefetch=threaded) for threaded in (False, True))
     for first in (4080, 4088, 4096, 4104, 4088, 4096, 0, 8, 800):
-        for expected, found in zip(plain.step(first), ahead.step(first), strict=True):
+        for expected, found in zip(plain.micro_batches(first), ahead.micro_batches(first), strict=True):
             assert equal(expected, found)
-    next(ahead.step(808))
-    assert equal(next(ahead.step(808)), next(plain.step(808)))
+    next(ahead.micro_batches(808))
+    assert equal(next(ahead.micro_batches(808)), next(plain.micro_batches(808)))
     ahead.close()
 
 
 def test_the_thread_of_batches_tells_its_errors_and_ends(config: Callable[..., TrainConfig]) -> None:
     """An error is raised for the batch it is about, in the caller; close leaves no thread behind."""
     built = config()
-    batches = TrainBatches(prepare(built.data).train, built, CPU, ahead=True)
-    real, makers = batches.places, set[str]()
+    batches = TrainBatches(prepare(built.data).train, built, CPU, prefetch=True)
+    real, makers = batches.locate_samples, set[str]()
 
     def places(first: int) -> list[tuple[int, int]]:
         makers.add(threading.current_thread().name)
@@ -84,11 +86,11 @@ def test_the_thread_of_batches_tells_its_errors_and_ends(config: Callable[..., T
             raise BadData("cut off")
         return real(first)
 
-    batches.places = places
-    assert [len(list(batches.step(first))) for first in (0, 8)] == [1, 1]
+    batches.locate_samples = places
+    assert [len(list(batches.micro_batches(first))) for first in (0, 8)] == [1, 1]
     with pytest.raises(BadData, match="cut off"):
-        next(batches.step(16))
-    assert equal(next(batches.step(24)), batches.batch(24))
+        next(batches.micro_batches(16))
+    assert equal(next(batches.micro_batches(24)), batches.read_batch(24))
     names = {name for name in makers if name.startswith("batches")}
     assert len(names) == 1
     batches.close()
@@ -97,7 +99,7 @@ def test_the_thread_of_batches_tells_its_errors_and_ends(config: Callable[..., T
 
 def test_evaluation_windows_are_disjoint_and_whole(config: Callable[..., TrainConfig]) -> None:
     split = prepare(config().data).val
-    places = evaluation_places(split, 16, None)
+    places = evaluation_windows(split, 16, None)
     x, y = read_windows(split, places, 16, CPU)
     n = (split.n_tokens - 1) // 16 * 16
     tokens = torch.from_numpy(split.read(0, 0, split.n_tokens))
@@ -105,8 +107,8 @@ def test_evaluation_windows_are_disjoint_and_whole(config: Callable[..., TrainCo
     shards = split.shards
     many = Split("val", shards * 3, split.vocab_size)
     one = [offset for _, offset in places]
-    assert evaluation_places(many, 16, None) == [(shard, offset) for shard in range(3) for offset in one]
-    some = evaluation_places(split, 16, 100)
+    assert evaluation_windows(many, 16, None) == [(shard, offset) for shard in range(3) for offset in one]
+    some = evaluation_windows(split, 16, 100)
     assert len(some) == 7 and set(some) <= set(places) and some[-1][1] > split.n_tokens // 2
 
 
@@ -116,5 +118,5 @@ def test_too_little_data_says_how_much_is_needed(config: Callable[..., TrainConf
     with pytest.raises(BadData, match=r"model.block_size=16384 needs 32768"):
         TrainBatches(dataset.train, long, CPU)
     with pytest.raises(BadData, match=r"model.block_size=16384 needs 16385"):
-        evaluation_places(dataset.val, 16384, None)
+        evaluation_windows(dataset.val, 16384, None)
     assert isinstance(dataset.val, Split)

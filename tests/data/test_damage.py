@@ -8,7 +8,7 @@ import pytest
 
 from nanogpt.data import corpora
 from nanogpt.data.dataset import open_dataset
-from nanogpt.data.prepare import ensure, prepare
+from nanogpt.data.prepare import prepare, prepare_if_small
 from nanogpt.errors import BadData, BadEnvironment
 from tests.data.conftest import Make
 
@@ -24,7 +24,7 @@ def test_killed_just_before_the_end_nothing_is_done_again(
     def dying(*_: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(module, "put_in_place", dying)
+    monkeypatch.setattr(module, "move_into_place", dying)
     with pytest.raises(Killed):
         prepare(data())
     monkeypatch.undo()
@@ -68,7 +68,7 @@ def test_a_killed_worker_is_a_message(data: Make, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(corpora, "PART_BYTES", 1)
     from nanogpt.data import prepare as module
 
-    monkeypatch.setattr(module, "work_part", die)
+    monkeypatch.setattr(module, "encode_part_in_worker", die)
     with pytest.raises(BadEnvironment, match=r"a tokenising process was killed.*data.workers=1"):
         prepare(data(source=str(folder), tokenizer="byte", workers=2))
 
@@ -92,7 +92,7 @@ def test_changed_files_are_another_data_set(data: Make, corpus: Path) -> None:
 def test_prepared_data_works_without_its_source(data: Make, corpus: Path) -> None:
     before = prepare(data()).fingerprint
     corpus.unlink()
-    assert ensure(data()).fingerprint == before
+    assert prepare_if_small(data()).fingerprint == before
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "meta", "tokenizer", "missing"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nanogpt.data.prepare import prepare
-from nanogpt.data.splits import splits_in
+from nanogpt.data.splits import splits_in_name
 from nanogpt.errors import BadData
 from tests.data.conftest import Make
 
@@ -80,7 +80,9 @@ def test_more_names_of_splits(names: tuple[str, str], data: Make, tmp_path: Path
 
 
 def test_words_inside_names_count_only_together(data: Make, tmp_path: Path) -> None:
-    assert splits_in("the_test_of_time.txt") == set() and splits_in("the_test_of_time.txt", inside=True) == {"test"}
+    assert splits_in_name("the_test_of_time.txt") == set() and splits_in_name("the_test_of_time.txt", inside=True) == {
+        "test"
+    }
     folder = tmp_path / "s"
     folder.mkdir()
     for name in ("the_test_of_time.txt", "war_and_peace.txt"):

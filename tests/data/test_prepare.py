@@ -15,8 +15,8 @@ import pytest
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.data import corpora
-from nanogpt.data.dataset import Dataset, Split, folder_of
-from nanogpt.data.prepare import ensure, prepare
+from nanogpt.data.dataset import Dataset, Split, find_dataset_folder
+from nanogpt.data.prepare import prepare, prepare_if_small
 from nanogpt.errors import BadData, BadEnvironment
 from nanogpt.interop import pickle_import
 from tests.data.conftest import Make
@@ -184,16 +184,20 @@ def test_an_unreachable_hub_is_a_message(data: Make, monkeypatch: pytest.MonkeyP
 
 def test_large_data_is_not_prepared_by_train(data: Make) -> None:
     with pytest.raises(BadData, match=r"not prepared; run: python prepare.py data=openwebtext"):
-        ensure(data(name="openwebtext", corpus="hub", hub="some/set", source=None))
+        prepare_if_small(data(name="openwebtext", corpus="hub", hub="some/set", source=None))
 
 
 def test_choices_have_folders_of_their_own(data: Make) -> None:
     folders = {
-        folder_of(data(**change))
+        find_dataset_folder(data(**change))
         for change in ({}, {"tokenizer": "byte"}, {"val_fraction": 0.2}, {"tokenizer": "bpe", "vocab_size": 300})
     }
     assert len(folders) == 4
-    assert folder_of(data(order="random")) == folder_of(data()) == folder_of(data(workers=4, verify="full"))
+    assert (
+        find_dataset_folder(data(order="random"))
+        == find_dataset_folder(data())
+        == find_dataset_folder(data(workers=4, verify="full"))
+    )
 
 
 def test_token_folders_of_others_are_read_in_place(data: Make, tmp_path: Path) -> None:
@@ -201,10 +205,10 @@ def test_token_folders_of_others_are_read_in_place(data: Make, tmp_path: Path) -
     folder.mkdir()
     np.arange(200, dtype=np.uint16).tofile(folder / "train.bin")
     np.arange(50, dtype=np.uint16).tofile(folder / "val.bin")
-    dataset = ensure(data(source=str(folder), tokenizer="byte"))
+    dataset = prepare_if_small(data(source=str(folder), tokenizer="byte"))
     assert dataset.train.read(0, 100, 5).tolist() == [100, 101, 102, 103, 104]
     with pytest.raises(BadData, match=r"token files without a tokenizer.json"):
-        ensure(data(source=str(folder)))
+        prepare_if_small(data(source=str(folder)))
 
 
 class Canary:
@@ -225,9 +229,9 @@ def test_nanogpts_vocabulary_is_converted_without_running_it(
     meta = {"vocab_size": 3, "itos": {0: "a", 1: "b", 2: "c"}, "stoi": {"a": 0, "b": 1, "c": 2}}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     with pytest.raises(BadData, match=r"python -m nanogpt.interop.pickle_import .*meta.pkl"):
-        ensure(data(source=str(folder)))
+        prepare_if_small(data(source=str(folder)))
     pickle_import.convert_meta(folder / "meta.pkl")
-    dataset = ensure(data(source=str(folder)))
+    dataset = prepare_if_small(data(source=str(folder)))
     assert text_of(dataset, dataset.val).startswith("abcb")
     for evil in (pickle.dumps(Canary()), pickle.dumps({"itos": Canary()}), b"cos\nsystem\n(S'touch canary'\ntR."):
         (folder / "meta.pkl").write_bytes(evil)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt.data.sampler import Sampler, key, mix, permute, seed_of
+from nanogpt.data.sampler import Sampler, derive_key, derive_seed, mix, permute
 
 MASK = 2**64 - 1
 
@@ -29,7 +29,7 @@ def test_splitmix64_reference() -> None:
 
 @given(st.integers(1, 3000), st.integers(0, MASK))
 def test_every_epoch_is_a_permutation(n: int, seed: int) -> None:
-    places = permute(np.arange(n, dtype=np.uint64), n, key(seed))
+    places = permute(np.arange(n, dtype=np.uint64), n, derive_key(seed))
     assert sorted(places.tolist()) == list(range(n))
 
 
@@ -37,7 +37,7 @@ def test_every_epoch_is_a_permutation(n: int, seed: int) -> None:
     "n", [882_381, pytest.param(8_823_809, marks=pytest.mark.slow)]
 )  # OpenWebText's windows of 1,024
 def test_large_and_mixed_keys(n: int) -> None:
-    places = permute(np.arange(n, dtype=np.uint64), n, key(1))
+    places = permute(np.arange(n, dtype=np.uint64), n, derive_key(1))
     assert np.bincount(places.astype(np.int64), minlength=n).max() == 1
     assert abs(np.corrcoef(np.arange(100_000), places[:100_000].astype(float))[0, 1]) < 0.02
 
@@ -71,7 +71,7 @@ def test_any_slice_gives_the_same_samples() -> None:
 
 def test_the_order_is_written_in_stone() -> None:
     """These numbers were drawn once. If they change, every run that is being resumed changes its data: don't."""
-    assert seed_of(1337, "init") == 7502287149539954667
+    assert derive_seed(1337, "init") == 7502287149539954667
     sampler = Sampler([9_035_582_198], 1024, 1337)
     assert sampler.windows(0, 4)[1].tolist() == [8834745881, 3919868441, 4088918553, 2968478233]
     sampler = Sampler([1_003_854], 64, 1337, "random")

@@ -8,7 +8,7 @@ import pytest
 
 from nanogpt.data.local_files import LocalFiles
 from nanogpt.data.prepare import prepare
-from nanogpt.data.splits import divide_by_names, splits_in
+from nanogpt.data.splits import divide_by_names, splits_in_name
 from nanogpt.errors import BadData
 from tests.data.conftest import Make
 from tests.data.test_sources import text_of
@@ -39,7 +39,7 @@ from tests.data.test_sources import text_of
     ],
 )
 def test_words_that_name_a_split(name: str, split: str | None) -> None:
-    assert splits_in(name) == ({split} if split else set())
+    assert splits_in_name(name) == ({split} if split else set())
 
 
 def source(*names: str) -> LocalFiles:

@@ -7,7 +7,7 @@ import pytest
 
 from nanogpt.data import text_digest
 from nanogpt.data.prepare import prepare
-from nanogpt.data.text_digest import digest_text
+from nanogpt.data.text_digest import compute_text_digest
 from tests.tiny_config import tiny_config
 
 TEXT = "It was – as they said – the best of times.\nIt was the worst of times.\n" * 120
@@ -18,7 +18,7 @@ def digests(folder: Path, source: str, **changes: object) -> dict[str, tuple[str
     for kind, size in (("char", None), ("byte", None), ("bpe", 265)):
         keys = {"data.tokenizer": kind, "data.vocab_size": size, "data.val_fraction": 0.3} | changes
         dataset = prepare(tiny_config(folder, Path(source), **keys).data)
-        digest = digest_text(dataset.val, dataset.tokenizer)
+        digest = compute_text_digest(dataset.val, dataset.tokenizer)
         assert digest is not None
         found[kind] = digest
     return found
@@ -53,4 +53,4 @@ def test_blocks_do_not_matter_and_what_is_too_long_is_not_read(tmp_path: Path, m
     assert digests(tmp_path, str(tmp_path / "in.txt")) == before
     monkeypatch.setattr(text_digest, "MOST_TOKENS", 10)
     dataset = prepare(tiny_config(tmp_path, tmp_path / "in.txt").data)
-    assert digest_text(dataset.val, dataset.tokenizer) is None
+    assert compute_text_digest(dataset.val, dataset.tokenizer) is None

@@ -117,7 +117,7 @@ def test_f45_ranks_of_different_configs(config: Build, tmp_path: Path) -> None:
 
 def test_f45_ranks_of_different_data(config: Build, tmp_path: Path, corpus: Path) -> None:
     ranks.run(config(**{"training.steps": 0}))
-    fault = [ranks.Fault("nanogpt.training.run.ensure", 1, "other data", 1)]
+    fault = [ranks.Fault("nanogpt.training.run.prepare_if_small", 1, "other data", 1)]
     codes, output = ranks.run(config(), 2, fault)
     assert codes == [2, 2] and "rank 1 has another data set than the other ranks: fingerprint=other" in output
 
@@ -253,7 +253,7 @@ def test_gradients_cross_ranks_once_a_step(config: Build, tmp_path: Path) -> Non
         done = [0]
 
         def batches():  # type: ignore[no-untyped-def]
-            for batch in TrainBatches(dataset.train, built, torch.device("cpu")).step(0):
+            for batch in TrainBatches(dataset.train, built, torch.device("cpu")).micro_batches(0):
                 done[0] += 1
                 yield batch
 

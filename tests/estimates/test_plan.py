@@ -13,7 +13,7 @@ import torch
 from cli.config_files import choices
 from cli.sweep_request import read_configs
 from nanogpt.config import ModelConfig, TrainConfig
-from nanogpt.data.prepare import ensure
+from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.estimates.plan import Machine, Plan, Rate, describe_absent_gpu
@@ -130,7 +130,7 @@ def test_plan_writes_nothing_and_guesses_only_what_it_says(
     assumed = capsys.readouterr().out
     assert set(tmp_path.rglob("*")) == before
     assert "a vocabulary of 256 is assumed until the data is prepared" in assumed
-    size = ensure(config().data).vocab_size
+    size = prepare_if_small(config().data).vocab_size
     assert train(config(dry_run=True)) == 0
     known = capsys.readouterr().out
     assert "assumed until" not in known and known != assumed

@@ -20,7 +20,7 @@ from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.evaluation.hellaswag import HellaSwag
 from nanogpt.evaluation.scoring import score
 from nanogpt.interop.export import write_hf
-from nanogpt.interop.load_model import Trained
+from nanogpt.interop.load_model import TrainedModel
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import GPT2Tokenizer
 
@@ -66,7 +66,7 @@ def main() -> None:
     model = GPT(ModelConfig(vocab_size=50_257), seed=1).eval().to(compute.device)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model"
-        write_hf(Trained(model, GPT2Tokenizer(), "random", None, None), target, ExportConfig())
+        write_hf(TrainedModel(model, GPT2Tokenizer(), "random", None, None), target, ExportConfig())
         lm = HFLM(pretrained=str(target), dtype=dtype, device=str(compute.device), batch_size=1)
     print(f"{compute.name}, {compute.precision}, {torch.get_num_threads()} threads, {words.items} items")
     rates: dict[str, list[float]] = {"ours": [], "theirs": []}

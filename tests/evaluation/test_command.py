@@ -17,8 +17,8 @@ from nanogpt.distributed.env import STORE
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
 from nanogpt.evaluation import scoring
 from nanogpt.evaluation.command import evaluate
-from nanogpt.files import locked
-from nanogpt.interop.export import export
+from nanogpt.files import hold_lock
+from nanogpt.interop.export import export_model
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.schema import from_dict
 from nanogpt.training.run import train
@@ -62,7 +62,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_table_and_lines(trained: TrainConfig, files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """A run may go on meanwhile: its lock isn't needed. What is added never replaces what was there."""
     run = RunDirectory(locate(trained))
-    with locked(run.path / ".lock", wait=False) as mine:
+    with hold_lock(run.path / ".lock", wait=False) as mine:
         assert mine
         assert evaluate(wanted(trained, files, *ALL)) == 0
     out = capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_impossible_questions(values: dict[str, object], message: str) -> None:
 def test_weights_from_elsewhere(trained: TrainConfig, files: dict[str, str], tmp_path: Path, capsys: Any) -> None:
     """The run's own model as another program has it: the same numbers, written where one says, or nowhere."""
     target = tmp_path / "hf"
-    export(ExportConfig(runs_dir=trained.runs_dir, out=str(target)))
+    export_model(ExportConfig(runs_dir=trained.runs_dir, out=str(target)))
     elsewhere = {"init_from": str(target)}
     data = trained.data.model_dump()
     evaluate(wanted(trained, files, *ALL, out=str(tmp_path / "a.jsonl")))

@@ -14,7 +14,7 @@ from nanogpt.evaluation.lambada import Lambada
 from nanogpt.evaluation.tasks import TaskEvaluation, load_benchmark
 from nanogpt.evaluation.wikitext import WikiText
 from nanogpt.interop.export import write_hf
-from nanogpt.interop.load_model import Trained
+from nanogpt.interop.load_model import TrainedModel
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import Tokenizer, build
 from tests.conftest import SHARED
@@ -59,7 +59,7 @@ def test_numbers_are_the_harness(tmp_path: Path, documents: dict[str, Path]) -> 
                 parameter.mul_(8)
     tokenizer, cpu = build("gpt2", []), Compute(torch.device("cpu"), "fp32", "test")
     add_guessed_words(documents["lambada"], model, tokenizer)
-    write_hf(Trained(model, tokenizer, "random", None, None), tmp_path / "model", ExportConfig())
+    write_hf(TrainedModel(model, tokenizer, "random", None, None), tmp_path / "model", ExportConfig())
     theirs = harness(tmp_path / "model", documents, tmp_path, ["--batch_size", "3"])
     for name in documents:
         benchmark = load_benchmark(name, BenchmarkFiles(**{name: str(documents[name])}), None)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from experiments.ranking import settings
 from experiments.results import read_all
 from nanogpt.config import CompareConfig, TargetsConfig
 from nanogpt.errors import BadInput
-from nanogpt.provenance import digest_of, git
+from nanogpt.provenance import compute_code_digest, run_git
 from tests.experiments.fake_runs import BATCH, seeds, write_run
 
 
@@ -60,8 +60,8 @@ def test_equal_cost_is_where_the_shorter_one_ends(tmp_path: Path) -> None:
 
 def test_settings_and_code_that_differ(tmp_path: Path) -> None:
     """Of two commits of this very repository, and changes on top of one of them."""
-    head = (git(Path(__file__).parent, "rev-parse", "HEAD") or "").strip()
-    before = (git(Path(__file__).parent, "rev-list", "--max-parents=0", "HEAD") or "").split()
+    head = (run_git(Path(__file__).parent, "rev-parse", "HEAD") or "").strip()
+    before = (run_git(Path(__file__).parent, "rev-list", "--max-parents=0", "HEAD") or "").split()
     old: dict[str, object] = {"code": "01d", "git": {"commit": before[0] if before else "", "changed": [], "diff": ""}}
     diff = {"commit": head, "changed": [" M nanogpt/a.py"], "diff": "+ added <b>"}
     write_run(tmp_path / "a", [5.0, 3.0], starts=[old], **{"optimizer.lr": 1e-3, "hardware.threads": 1})
@@ -88,7 +88,7 @@ def test_code_that_is_at_hand_is_compared_line_by_line(tmp_path: Path, capsys: p
         for part, text in (("nanogpt", f"first\n{line}\n"), ("conf", "same\n")):
             (copy / part).mkdir(parents=True)
             (copy / part / "one.py").write_text(text)
-        starts = [{"code": digest_of(copy / "nanogpt")}]
+        starts = [{"code": compute_code_digest(copy / "nanogpt")}]
         runs.append(write_run(tmp_path / "study", [5.0, 3.0], name=name, starts=starts))
     short, full = [b.text for b in blocks(sides(*runs), "val_loss") if isinstance(b, Code)]
     assert short == "nanogpt/one.py: +1 -1"

@@ -13,7 +13,7 @@ from experiments.gc import collect, superfluous
 from experiments.list_runs import list_runs, watch
 from nanogpt.config import GcConfig, ListConfig, WatchConfig
 from nanogpt.errors import BadInput
-from nanogpt.files import locked
+from nanogpt.files import hold_lock
 from nanogpt.run_directory import RunDirectory
 from tests.experiments.fake_runs import write_run
 
@@ -153,7 +153,7 @@ def test_gc_of_code_waits_for_who_submits(
     """Code is copied before it is noted who needs it; meanwhile the records are locked."""
     code = Path(runs) / "study" / ".launch" / "code" / "0123456789ab"
     code.mkdir(parents=True)
-    with locked(code.parents[1] / "lock", wait=False):
+    with hold_lock(code.parents[1] / "lock", wait=False):
         assert collect(GcConfig(runs_dir=runs, what=("code",), delete=True)) == 0
     assert code.exists() and "a command is submitting here" in capsys.readouterr().out
     whole = gc.delete

@@ -18,7 +18,7 @@ from nanogpt.config import SampleConfig, TaskConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.generation.answers import Answer
 from nanogpt.generation.command import sample
-from nanogpt.interop.load_model import of_run
+from nanogpt.interop.load_model import load_run_model
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.tokenizer import BPETokenizer, ByteTokenizer
@@ -78,11 +78,11 @@ def test_best_and_latest(config: Build) -> None:
     run = RunDirectory(locate(built))
     last = load_file(run.checkpoints.path(20) / "model.safetensors")["transformer.wte.weight"]
     cpu = torch.device("cpu")
-    assert torch.equal(of_run(run, "latest", cpu).model.token_embedding.weight, last)
+    assert torch.equal(load_run_model(run, "latest", cpu).model.token_embedding.weight, last)
     best = run.checkpoints.best_step()
     assert best is not None
     stored = load_file(run.checkpoints.path(best) / "model.safetensors")["transformer.wte.weight"]
-    assert torch.equal(of_run(run, "best", cpu).model.token_embedding.weight, stored)
+    assert torch.equal(load_run_model(run, "best", cpu).model.token_embedding.weight, stored)
 
 
 def test_a_character_of_several_tokens_is_shown_when_it_is_whole() -> None:

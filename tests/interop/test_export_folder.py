@@ -10,8 +10,8 @@ import pytest
 
 from nanogpt.config import ExportConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, BadInput, LabError
-from nanogpt.interop.export import check_target, export
-from nanogpt.interop.export_folder import ExportFolder, check_export_folder, write_beside
+from nanogpt.interop.export import check_export_target, export_model
+from nanogpt.interop.export_folder import ExportFolder, check_export_folder, stage_export
 from nanogpt.run_directory import locate
 from nanogpt.training.run import train
 
@@ -25,7 +25,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 def write_export(out: Path, overwrite: bool = False, text: str = "weights") -> ExportFolder:
     folder = check_export_folder(out, overwrite, None, {})
-    with write_beside(folder, {"format": "hf"}) as partial:
+    with stage_export(folder, {"format": "hf"}) as partial:
         (partial / "model.safetensors").write_text(text)
     return folder
 
@@ -106,14 +106,14 @@ def test_what_comes_in_between_stays(tmp_path: Path) -> None:
     """Files that appear while the export is written are not deleted, and the export before stays in its place."""
     out = tmp_path / "out"
     folder = check_export_folder(out, False, None, {})
-    with pytest.raises(BadEnvironment, match="can't be written"), write_beside(folder, {}):
+    with pytest.raises(BadEnvironment, match="can't be written"), stage_export(folder, {}):
         out.mkdir()
         (out / "mine.txt").write_text("mine")
     assert tree(tmp_path) == {"out": "", "out/mine.txt": "mine"}
     other = tmp_path / "other"
     write_export(other)
     folder = check_export_folder(other, True, None, {})
-    with pytest.raises(BadInput, match="was changed while the export was written"), write_beside(folder, {}):
+    with pytest.raises(BadInput, match="was changed while the export was written"), stage_export(folder, {}):
         (other / "mine.txt").write_text("mine")
     assert sorted(os.listdir(other)) == ["export.json", "mine.txt", "model.safetensors"]
     assert sorted(os.listdir(tmp_path)) == ["other", "out"]
@@ -121,7 +121,7 @@ def test_what_comes_in_between_stays(tmp_path: Path) -> None:
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     folder = check_export_folder(tmp_path / "deep" / "er" / "out", False, None, {})
-    with pytest.raises(RuntimeError), write_beside(folder, {}) as partial:
+    with pytest.raises(RuntimeError), stage_export(folder, {}) as partial:
         (partial / "model.safetensors").write_text("half")
         raise RuntimeError
     assert tree(tmp_path) == {}
@@ -136,17 +136,17 @@ def test_the_folder_of_a_run(
     run = locate(built)
     before = tree_names(run)
     wanted = ExportConfig(runs_dir=built.runs_dir, format="nanogpt")
-    assert check_target(wanted).path == run / "nanogpt"
+    assert check_export_target(wanted).path == run / "nanogpt"
     for out in (run / "checkpoints", run / "checkpoints" / "new", run / "hf" / ".." / "plots", run, run.parent):
         for overwrite in (False, True):
             with pytest.raises(BadInput):
-                export(wanted.model_copy(update={"out": str(out), "overwrite": overwrite}))
+                export_model(wanted.model_copy(update={"out": str(out), "overwrite": overwrite}))
     with monkeypatch.context() as patched:
-        patched.setattr("nanogpt.interop.export.weights_of", lambda model: changed(model))
+        patched.setattr("nanogpt.interop.export.collect_weights", lambda model: changed(model))
         with pytest.raises(LabError, match=r"logits differ in init_from by up to .* nothing was written"):
-            export(wanted)
+            export_model(wanted)
     assert tree_names(run) == before
-    assert export(wanted) == 0
+    assert export_model(wanted) == 0
     assert tree_names(run) == before | {
         f"nanogpt{name}" for name in ("", "/ckpt.pt", "/export.json", "/meta.pkl", "/tokenizer.json")
     }

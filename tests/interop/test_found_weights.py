@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanogpt.errors import BadCheckpoint
-from nanogpt.interop.sources import find_source, look
+from nanogpt.interop.sources import find_source, read_label_and_values
 from tests.interop.test_nanogpt import ARGUMENTS, checkpoint, reference
 from tests.interop.test_variants import build
 
@@ -22,15 +22,15 @@ def test_other_weights_in_the_folder_are_named(
     for name in ("training_args.bin", "optimizer.pt"):
         (tmp_path / "gpt2" / name).touch()
     capsys.readouterr()
-    look(str(tmp_path / "gpt2"), 0)
+    read_label_and_values(str(tmp_path / "gpt2"), 0)
     assert capsys.readouterr().err == ""
     for name in ("pytorch_model.bin", "value_head.safetensors", "consolidated.00.pth", "tf_model.h5"):
         (tmp_path / "gpt2" / name).touch()
-    look(str(tmp_path / "gpt2"), 1)
+    read_label_and_values(str(tmp_path / "gpt2"), 1)
     said = "model.safetensors is read, not consolidated.00.pth, pytorch_model.bin, tf_model.h5 and 1 more"
     assert said in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
-    look("gpt2", 2)
+    read_label_and_values("gpt2", 2)
     assert "OpenAI's weights are read, not what is in this folder; init_from=./gpt2" in capsys.readouterr().err
 
 

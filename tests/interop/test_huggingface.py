@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ExportConfig, ModelConfig, TrainConfig, TrainedConfig
 from nanogpt.errors import BadCheckpoint, BadInput
-from nanogpt.interop.export import export, write_hf
-from nanogpt.interop.export_config import to_hf
+from nanogpt.interop.export import export_model, write_hf
+from nanogpt.interop.export_config import to_hf_config
 from nanogpt.interop.hf_tokenizer import read_tokenizer, write_tokenizer
-from nanogpt.interop.load_model import Trained, load_trained
+from nanogpt.interop.load_model import TrainedModel, load_trained
 from nanogpt.interop.names import from_llama, to_llama
-from nanogpt.interop.sources import Folder
+from nanogpt.interop.sources import HFFolder
 from nanogpt.model.gpt import GPT
 from nanogpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer
 from nanogpt.training.run import train
@@ -53,7 +53,7 @@ def model_of(**changes: Any) -> GPT:
 
 def exported(model: GPT, folder: Path) -> Path:
     vocabulary = CharTokenizer("".join(map(chr, range(40, 40 + (model.config.vocab_size or 0)))))
-    write_hf(Trained(model, vocabulary, "test", None, None), folder, ExportConfig())
+    write_hf(TrainedModel(model, vocabulary, "test", None, None), folder, ExportConfig())
     return folder
 
 
@@ -100,7 +100,7 @@ def test_a_sharded_folder_and_the_names_of_the_hub(tmp_path: Path) -> None:
     index[names[0]] = "../model-1.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     with pytest.raises(BadCheckpoint, match="not an index of files in this folder"):
-        Folder(folder).tensors()
+        HFFolder(folder).tensors()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_sharded_folder_and_the_names_of_the_hub(tmp_path: Path) -> None:
 )
 def test_a_switch_without_a_form_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        to_hf(model_of(**changes).config)
+        to_hf_config(model_of(**changes).config)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_export_of_a_run(
     train(built)
     out = tmp_path / "exported"
     wanted = ExportConfig(runs_dir=built.runs_dir, out=str(out))
-    assert export(wanted) == 0
+    assert export_model(wanted) == 0
     trained = load_trained(wanted, CPU)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
@@ -228,9 +228,9 @@ def test_export_of_a_run(
     with torch.no_grad():
         assert torch.allclose(theirs(ids).logits, trained.model(ids), atol=1e-4)
     with pytest.raises(BadInput, match="exists; overwrite=true replaces it"):
-        export(wanted)
-    assert export(wanted.model_copy(update={"overwrite": True})) == 0
+        export_model(wanted)
+    assert export_model(wanted.model_copy(update={"overwrite": True})) == 0
     (out / "mine.txt").write_text("x")
     with pytest.raises(BadInput, match="isn't an export that could be replaced"):
-        export(wanted.model_copy(update={"overwrite": True}))
+        export_model(wanted.model_copy(update={"overwrite": True}))
     assert sorted(path.name for path in tmp_path.glob(".*partial*")) == []

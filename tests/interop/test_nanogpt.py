@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from nanogpt.config import ExportConfig, SampleConfig, TrainConfig, TrainedConfig
 from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.generation.command import sample
-from nanogpt.interop.export import export
-from nanogpt.interop.load_model import load_trained, of_run
+from nanogpt.interop.export import export_model
+from nanogpt.interop.load_model import load_run_model, load_trained
 from nanogpt.interop.pickle_import import convert_meta, read_checkpoint
 from nanogpt.interop.sources import find_source
 from nanogpt.metrics_file import read_rows
@@ -103,7 +103,7 @@ def test_the_same_loss_and_gradients_as_nanogpts_own_program(bias: bool, tmp_pat
     assert torch.allclose(loss, expected, rtol=1e-6)
     for name, parameter in theirs.named_parameters():
         assert torch.allclose(dict(ours.named_parameters())[name].grad, parameter.grad, rtol=1e-4, atol=1e-6), name
-    export(wanted.model_copy(update={"format": "nanogpt"}))
+    export_model(wanted.model_copy(update={"format": "nanogpt"}))
     content = torch.load(tmp_path / "again" / "ckpt.pt", weights_only=True)
     again = program.GPT(program.GPTConfig(**content["model_args"]))
     again.load_state_dict(content["model"])
@@ -135,10 +135,10 @@ def test_a_run_goes_on_from_another_run(config: Callable[..., TrainConfig]) -> N
     """Fine-tuning one's own run, and continuing that without the weights it began with."""
     first = config(**{"training.steps": 10})
     train(first)
-    trained = of_run(RunDirectory(locate(first)), "best", CPU).model
+    trained = load_run_model(RunDirectory(locate(first)), "best", CPU).model
     second = config(init_from=str(locate(first)), **{"training.steps": 1, "optimizer.lr": 1e-12})
     train(second)
-    tuned = of_run(RunDirectory(locate(second)), "latest", CPU).model
+    tuned = load_run_model(RunDirectory(locate(second)), "latest", CPU).model
     for name, parameter in tuned.named_parameters():
         assert torch.allclose(parameter, dict(trained.named_parameters())[name], atol=1e-9), name
 
@@ -162,7 +162,7 @@ def test_block_size_is_cut(config: Callable[..., TrainConfig], tmp_path: Path) -
         **{"training.steps": 0, "model.block_size": 8, "model.vocab_size": 40, "model.activation": "gelu"},
     )
     train(built)
-    cut = of_run(RunDirectory(locate(built)), "latest", CPU).model
+    cut = load_run_model(RunDirectory(locate(built)), "latest", CPU).model
     _, weights = read_checkpoint(path)
     assert torch.equal(cut.transformer["wpe"].weight, weights["transformer.wpe.weight"][:8])
 
@@ -173,7 +173,9 @@ def test_export_of_what_muon_trained(
     """nanoGPT has no Muon: the weights are there, its optimizer's state isn't, and the user is told."""
     built = config(**{"training.steps": 2, "model.activation": "gelu", "optimizer.name": "muon"})
     train(built)
-    export(ExportConfig(runs_dir=built.runs_dir, format="nanogpt", out=str(tmp_path / "out"), checkpoint="latest"))
+    export_model(
+        ExportConfig(runs_dir=built.runs_dir, format="nanogpt", out=str(tmp_path / "out"), checkpoint="latest")
+    )
     assert "ckpt.pt is without moments: nanoGPT has no muon; it samples, but can't resume" in capsys.readouterr().out
     content = torch.load(tmp_path / "out" / "ckpt.pt", weights_only=True)
     assert "optimizer" not in content and content["iter_num"] == 2
@@ -186,7 +188,7 @@ def test_export_for_nanogpt(config: Callable[..., TrainConfig], tmp_path: Path) 
     train(built)
     out = tmp_path / "out"
     wanted = ExportConfig(runs_dir=built.runs_dir, format="nanogpt", out=str(out), checkpoint="latest")
-    export(wanted)
+    export_model(wanted)
     content = torch.load(out / "ckpt.pt", weights_only=True)
     ours = load_trained(wanted, CPU)
     assert content["iter_num"] == 4 and content["model_args"]["vocab_size"] == len(ours.tokenizer.tokens)
@@ -207,7 +209,7 @@ def test_export_for_nanogpt(config: Callable[..., TrainConfig], tmp_path: Path) 
     with pytest.raises(BadInput, match=r"model.activation=gelu_tanh: nanoGPT has no such form"):
         other = config(**{"training.steps": 1})
         train(other)
-        export(wanted.model_copy(update={"run": str(locate(other)), "out": str(tmp_path / "no")}))
+        export_model(wanted.model_copy(update={"run": str(locate(other)), "out": str(tmp_path / "no")}))
     assert not (tmp_path / "no").exists()
 
 

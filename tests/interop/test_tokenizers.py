@@ -9,8 +9,8 @@ import pytest
 
 from nanogpt.errors import BadData
 from nanogpt.interop.hf_tokenizer import have_same_ids, read_tokenizer, write_tokenizer
-from nanogpt.interop.load_weights import refuse_other_tokenizer
-from nanogpt.interop.sources import Folder
+from nanogpt.interop.load_weights import check_same_tokenizer
+from nanogpt.interop.sources import HFFolder
 from nanogpt.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
@@ -154,7 +154,7 @@ def test_the_same_tokens_under_other_rules_are_another_tokenizer(tmp_path: Path)
     assert have_same_ids(ours, BPETokenizer(json.dumps(old)))
     (tmp_path / "tokenizer.json").write_text(json.dumps(other))
     with pytest.raises(BadData, match="splits text or merges them otherwise"):
-        refuse_other_tokenizer(Folder(tmp_path), ours)
+        check_same_tokenizer(HFFolder(tmp_path), ours)
 
 
 def test_gpt2s_own_two_files(tmp_path: Path) -> None:

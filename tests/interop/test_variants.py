@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from nanogpt.config import ModelConfig
 from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.interop import architecture, sources
-from nanogpt.interop.export_config import require_nanogpt, to_hf
-from nanogpt.interop.hf_config import ALL_HARMLESS, FIXED, Keys, read_gpt2, read_llama
+from nanogpt.interop.export_config import check_nanogpt_form, to_hf_config
+from nanogpt.interop.hf_config import ALL_HARMLESS, FIXED, ConfigReader, read_gpt2, read_llama
 from nanogpt.interop.load_weights import load_weights
-from nanogpt.interop.sources import Folder, find_source
+from nanogpt.interop.sources import HFFolder, find_source
 from nanogpt.model.gpt import GPT
 from nanogpt.schema import fixed
 from tests.model.test_gpt import randomize
@@ -279,7 +279,7 @@ def test_an_untied_gpt2_keeps_its_head(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.allclose(ours(tmp_path), model(IDS).logits, atol=1e-4)
-    assert Folder(tmp_path).values()["tie_weights"] is False
+    assert HFFolder(tmp_path).values()["tie_weights"] is False
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -298,7 +298,7 @@ def test_shards_that_contradict_their_index(kind: str, tmp_path: Path) -> None:
     def refused(weight_map: dict[str, str], message: str) -> None:
         index.write_text(json.dumps(content | {"weight_map": weight_map}))
         with pytest.raises(BadCheckpoint, match=message):
-            Folder(tmp_path).values()
+            HFFolder(tmp_path).values()
 
     refused(mapped | {"more": mapped[first]}, "lacks more, which model.safetensors.index.json names")
     refused({name: file for name, file in mapped.items() if name != first}, "index.json says nothing of it")
@@ -322,9 +322,9 @@ def test_shards_that_contradict_their_index(kind: str, tmp_path: Path) -> None:
 def test_every_key_of_transformers_is_known(kind: str) -> None:
     """A key that a newer transformers writes is found here before a user finds it."""
     config = getattr(transformers, f"{KINDS[kind][0]}Config")(**KINDS[kind][1])
-    keys = Keys(config.to_dict(), "config.json")
+    keys = ConfigReader(config.to_dict(), "config.json")
     (read_gpt2 if kind == "gpt2" else read_llama)(keys)
-    assert config.to_dict().keys() <= keys.known
+    assert config.to_dict().keys() <= keys.known_keys
     assert not ALL_HARMLESS & FIXED.keys()
 
 
@@ -336,14 +336,14 @@ class Switched(ModelConfig):
 
 def test_a_new_switch_is_neither_exported_nor_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Switched(activation="gelu", vocab_size=97)
-    for check in (to_hf, require_nanogpt):
+    for check in (to_hf_config, check_nanogpt_form):
         with pytest.raises(BadInput, match=r"model.parallel: .* doesn't know this key"):
             check(model)
     with monkeypatch.context() as patched:  # a table that was filled in, and an export that was forgotten
-        patched.setattr(architecture, "DECIDED", architecture.DECIDED | {"parallel"})
-        for check in (to_hf, require_nanogpt):
+        patched.setattr(architecture, "DECIDED_KEYS", architecture.DECIDED_KEYS | {"parallel"})
+        for check in (to_hf_config, check_nanogpt_form):
             with pytest.raises(BadInput, match=r"model.parallel: it isn't known whether .* has it"):
                 check(model)
     monkeypatch.setattr(sources, "ModelConfig", Switched)
     with pytest.raises(BadInput, match=r"model.parallel: init_from=gpt2 doesn't know this key"):
-        sources.adopted("gpt2", {})
+        sources.fill_from_weights("gpt2", {})

@@ -8,7 +8,7 @@ import pytest
 from launch.forecast import estimate
 from launch.study import Member
 from nanogpt.config import Precision
-from nanogpt.console import amount
+from nanogpt.console import format_count
 from nanogpt.estimates.memory import estimate_training_memory
 from tests.launch.previews import line_of, point
 
@@ -32,7 +32,7 @@ def needs(member: Member, precision: Precision, micro: int) -> int:
 
 def test_what_fits_onto_a_gpu(tmp_path: Path) -> None:
     small, large = gpt2(tmp_path), gpt2(tmp_path, **{"model.n_layer": 24})
-    low, high = (f"{amount(needs(one, 'bf16', 16), 'G')}B" for one in (small, large))
+    low, high = (f"{format_count(needs(one, 'bf16', 16), 'G')}B" for one in (small, large))
     line = line_of(estimate([small, large], "h100", 1), "memory")
     assert line == f"memory  about {low} to {high} of the 80GB of h100; fits"
     many = gpt2(tmp_path, **{"hardware.devices": 2})
@@ -40,7 +40,9 @@ def test_what_fits_onto_a_gpu(tmp_path: Path) -> None:
     whole = gpt2(tmp_path, **{"hardware.micro_batch_size": "auto"})
     found = max(n for n in range(1, 65) if 480 % n == 0 and needs(whole, "bf16", n) <= 0.9 * 80e9)  # 65,536 tokens
     assert found > 16
-    assert f"about {amount(needs(whole, 'bf16', found), 'G')}B of" in line_of(estimate([whole], "h100", 1), "memory")
+    assert f"about {format_count(needs(whole, 'bf16', found), 'G')}B of" in line_of(
+        estimate([whole], "h100", 1), "memory"
+    )
     line = line_of(estimate([small], None, 1), "memory")
     assert line == f"memory  about {low}; which kind of GPU that is isn't known, nor whether it fits"
 
@@ -49,7 +51,7 @@ def test_what_does_not_fit_and_what_would(tmp_path: Path) -> None:
     depths = (12, 36, 48)
     members = [gpt2(tmp_path, **{"model.n_layer": n, "hardware.micro_batch_size": 48}) for n in depths]
     line = line_of(estimate(members, "a100_40gb", 1), "memory")
-    low, high = (f"{amount(needs(one, 'bf16', 48), 'G')}B" for one in members[1:])
+    low, high = (f"{format_count(needs(one, 'bf16', 48), 'G')}B" for one in members[1:])
     assert line.startswith(
         f"memory  2 of 3 points need about {low} to {high}, more than 90% of the 40GB of a100_40gb: "
     )

@@ -15,7 +15,7 @@ from launch import speeds
 from launch.forecast import estimate
 from launch.study import Member
 from nanogpt.config import Gpu, TrainConfig
-from nanogpt.console import amount, seconds
+from nanogpt.console import format_count, format_duration
 from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.run_directory import locate
 from nanogpt.training.run import train
@@ -64,11 +64,16 @@ def test_the_speed_of_a_real_training_is_that_of_its_siblings(tmp_path: Path, co
     members = [Member(locate(one), one) for one in siblings]
     line = line_of(estimate(members, None, 1), "time")
     each = 30_000 * BATCH / rate
-    assert f"about {seconds(each)} of training for one point, {seconds(2 * each)} for the 2 that are left" in line
-    assert line.endswith(f"one after the other (from {amount(rate)} tok/s, measured in {locate(trained)})")
+    assert (
+        f"about {format_duration(each)} of training for one point, {format_duration(2 * each)} for the 2 that are left"
+        in line
+    )
+    assert line.endswith(f"one after the other (from {format_count(rate)} tok/s, measured in {locate(trained)})")
     (members[0].run / "checkpoints" / "step-00020000").mkdir(parents=True)
-    assert f"about {seconds(each / 3)} to {seconds(each)}" in line_of(estimate(members, None, 1), "time")
-    assert f"about {seconds(each / 3)} of training (from" in line_of(estimate(members[:1], None, 1), "time")
+    assert f"about {format_duration(each / 3)} to {format_duration(each)}" in line_of(
+        estimate(members, None, 1), "time"
+    )
+    assert f"about {format_duration(each / 3)} of training (from" in line_of(estimate(members[:1], None, 1), "time")
 
 
 def test_speeds_of_runs_outside_of_the_study_come_second(tmp_path: Path) -> None:
@@ -101,7 +106,10 @@ def test_of_another_model_the_speed_is_scaled(tmp_path: Path) -> None:
     far = made(tmp_path, 700.0, name="far", C=64)
     line = line_of(estimate([point(tmp_path, **{"model.n_embd": 24, "training.steps": 9000})], None, 1), "time")
     rate = 1000 * flops(16) / flops(24)
-    assert f"about {seconds(9000 * BATCH / rate)} of training (from {amount(rate)} tok/s, scaled by FLOPs" in line
+    assert (
+        f"about {format_duration(9000 * BATCH / rate)} of training (from {format_count(rate)} tok/s, scaled by FLOPs"
+        in line
+    )
     assert f"measured in {run})" in line and str(far) not in line, "the nearer of two"
     assert flops(256) > 10 * flops(64)
     assert "not known" in line_of(estimate([point(tmp_path, **{"model.n_embd": 256})], None, 1), "time")
@@ -149,9 +157,8 @@ def test_a_named_gpu_has_a_share_of_its_peak(tmp_path: Path) -> None:
     gpus = {"hardware.device": "cuda", "hardware.devices": 4, "training.tokens": BATCH * 10**9, "training.steps": None}
     rate = 4 * 0.4 * 989.4e12 / flops(16)
     line = line_of(estimate([point(tmp_path, **gpus)], "h100", 1), "time")
-    assert (
-        f"about {seconds(BATCH * 1e9 / rate)} of training (from {amount(rate)} tok/s, 40% of h100's peak, assu" in line
-    )
+    time, speed = format_duration(BATCH * 1e9 / rate), format_count(rate)
+    assert f"about {time} of training (from {speed} tok/s, 40% of h100's peak, assu" in line
     assert "not known" in line_of(estimate([point(tmp_path, **gpus)], None, 1), "time")
     for precision, gpu in (("fp32", "h100"), ("bf16", "v100_32gb")):
         asked = point(tmp_path, **gpus | {"hardware.precision": precision})
@@ -192,12 +199,15 @@ def test_points_on_cpus_share_this_machine(tmp_path: Path, monkeypatch: pytest.M
     half = estimate_training_memory(members[0].config.model.with_vocab(256), "fp32", 4).host_bytes(2)
     there = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": round(3.5 * one / 1000)}
     monkeypatch.setattr(os, "sysconf", there.__getitem__)
-    size, machine = f"about {amount(one, 'G')}B", f"{amount(1000 * there['SC_PHYS_PAGES'], 'G')}B of this machine"
+    size, machine = (
+        f"about {format_count(one, 'G')}B",
+        f"{format_count(1000 * there['SC_PHYS_PAGES'], 'G')}B of this machine",
+    )
     assert line_of(estimate(members, None, 3), "memory") == f"memory  {size} of the {machine}; fits"
     crowded = line_of(estimate(members, None, 4), "memory")
-    assert crowded.endswith(f"fits alone, but 4 at once need up to {amount(4 * one, 'G')}B: "
+    assert crowded.endswith(f"fits alone, but 4 at once need up to {format_count(4 * one, 'G')}B: "
                             "try hydra.launcher.array_parallelism=3")  # fmt: skip
-    assert f"about {amount(half, 'G')}B of" in line_of(estimate(two, None, 1), "memory"), "two ranks"
+    assert f"about {format_count(half, 'G')}B of" in line_of(estimate(two, None, 1), "memory"), "two ranks"
     away = line_of(estimate(members, None, 256, here=False), "memory")
     assert away == f"memory  {size}; what the machines have isn't known"
     there["SC_PHYS_PAGES"] = round(0.5 * one / 1000)

@@ -15,7 +15,7 @@ from experiments.missing_points import never_started
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput, Diverged, Locked
-from nanogpt.files import locked
+from nanogpt.files import hold_lock
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.schema import signature
@@ -243,7 +243,7 @@ def test_a_line_cut_short_was_never_trained(lab: Lab) -> None:
 
 def test_one_at_a_time(lab: Lab) -> None:
     lab.study("s").mkdir(parents=True)
-    with locked(lab.study("s") / ".trials.lock", wait=False), pytest.raises(Locked, match="is searching here"):
+    with hold_lock(lab.study("s") / ".trials.lock", wait=False), pytest.raises(Locked, match="is searching here"):
         search(lab, Trained())
 
 

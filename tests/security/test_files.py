@@ -14,7 +14,7 @@ import torch
 from nanogpt.checkpoint import sealed, verify
 from nanogpt.data.dataset import open_prepared
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
-from nanogpt.interop.load_model import of_run
+from nanogpt.interop.load_model import load_run_model
 from nanogpt.run_directory import RunDirectory
 from nanogpt.training.nonfinite import read_incident
 from tests.security.hostile import DEEP, JSON, Evil, Person
@@ -121,7 +121,7 @@ def test_weights(person: Person, run: Path) -> None:
         assert person.refused(*SAMPLE, "init_from=hf") == 4
         reseal(step)
         with pytest.raises(BadCheckpoint):
-            of_run(RunDirectory(run), "latest", torch.device("cpu"))
+            load_run_model(RunDirectory(run), "latest", torch.device("cpu"))
     assert person.refused(*SAMPLE) == 4
 
 

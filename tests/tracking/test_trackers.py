@@ -14,9 +14,16 @@ from nanogpt.config import SyncConfig, TrackingConfig, TrainConfig
 from nanogpt.errors import BadEnvironment
 from nanogpt.metrics_file import Row, RowLog
 from nanogpt.tracking import trackers
-from nanogpt.tracking.run_metadata import HIDDEN, About, about, clean, mode_of, wanted
-from nanogpt.tracking.tail import Follow
-from nanogpt.tracking.trackers import Mirrors, refuse_missing
+from nanogpt.tracking.run_metadata import (
+    HIDDEN,
+    RunMetadata,
+    enabled_trackers,
+    make_run_metadata,
+    remove_private,
+    wandb_mode,
+)
+from nanogpt.tracking.tail import MetricsTail
+from nanogpt.tracking.trackers import Trackers, check_trackers
 
 Build = Callable[..., TrainConfig]
 
@@ -70,26 +77,26 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> Callable[[Tracker], Mirrors]:
-    def start(tracker: Tracker, **settings: Any) -> Mirrors:
-        monkeypatch.setattr(trackers, "backend", lambda *_: tracker)
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> Callable[[Tracker], Trackers]:
+    def start(tracker: Tracker, **settings: Any) -> Trackers:
+        monkeypatch.setattr(trackers, "make_backend", lambda *_: tracker)
         tracking = TrackingConfig(trackers=("wandb",), **settings)
-        facts = About(tmp_path, "id", "name", None, {}, tracking)
-        return Mirrors(facts, lambda step: step % 10 == 0, told.append, lambda _: None)
+        facts = RunMetadata(tmp_path, "id", "name", None, {}, tracking)
+        return Trackers(facts, lambda step: step % 10 == 0, told.append, lambda _: None)
 
     return start
 
 
-def train(folder: Path, shown: Mirrors, steps: range = range(1, 41)) -> None:
+def train(folder: Path, shown: Trackers, steps: range = range(1, 41)) -> None:
     """Rows as a training writes them, evaluated at every tenth step."""
     log = RowLog(folder / "metrics.jsonl")
     for step in steps:
         log.append({"step": step, "loss": 1 / step})
-        shown.row()
+        shown.notify_row()
         if step % 10 == 0:
             log.append({"step": step, "val_loss": 2 / step})
-            shown.row()
-            shown.sample(step, "text")
+            shown.notify_row()
+            shown.notify_sample(step, "text")
 
 
 WHOLE = [{"step": n, "loss": 1 / n} | ({"val_loss": 2 / n} if n % 10 == 0 else {}) for n in range(1, 41)]
@@ -102,7 +109,7 @@ def test_every_step_is_shown_once(tmp_path: Path, begin: Any, told: list[str]) -
     shown.finish("finished", 5)
     assert tracker.rows == WHOLE and tracker.state == "finished" and told == []
     assert tracker.texts == [(step, "text") for step in (10, 20, 30, 40)]
-    assert tracker.threads == {"wandb mirror"}, "never in the way of a step"
+    assert tracker.threads == {"wandb tracker"}, "never in the way of a step"
 
 
 def test_a_slow_tracker_holds_up_nothing(tmp_path: Path, begin: Any, told: list[str]) -> None:
@@ -130,10 +137,10 @@ class EndsWhileLookedAt:
 
 def test_a_thread_that_ends_between_two_looks(begin: Any, told: list[str]) -> None:
     shown = begin(Tracker())
-    for mirror in shown.all:
-        mirror.end("finished")
-        mirror.thread.join(10)
-        mirror.thread = EndsWhileLookedAt()
+    for tracker in shown.threads:
+        tracker.request_finish("finished")
+        tracker.thread.join(10)
+        tracker.thread = EndsWhileLookedAt()
     shown.finish("finished", 5)
     assert told == []
 
@@ -145,7 +152,7 @@ def test_a_full_queue_loses_no_row(
     tracker = Tracker(slow=0.01)
     shown = begin(tracker)
     train(tmp_path, shown)
-    assert shown.all[0].queue.qsize() <= 3
+    assert shown.threads[0].queue.qsize() <= 3
     shown.finish("finished", 5)
     assert tracker.rows == WHOLE and told == []
 
@@ -176,7 +183,7 @@ def test_a_tracker_that_cannot_start_is_tried_again_later(
     train(tmp_path, shown, range(1, 21))
     while tracker.starts < 3:
         time.sleep(0.02)
-        shown.row()
+        shown.notify_row()
     train(tmp_path, shown, range(21, 41))
     shown.finish("finished", 5)
     assert tracker.rows == WHOLE
@@ -198,9 +205,9 @@ def test_several_trackers_do_not_wait_for_each_other(
     tmp_path: Path, begin: Any, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, works = Tracker(hang=True), Tracker()
-    facts = About(tmp_path, "id", "name", None, {}, TrackingConfig(trackers=("wandb", "tensorboard")))
-    monkeypatch.setattr(trackers, "backend", lambda name, *_: hangs if name == "wandb" else works)
-    shown = Mirrors(facts, lambda step: step % 10 == 0, told.append, lambda _: None)
+    facts = RunMetadata(tmp_path, "id", "name", None, {}, TrackingConfig(trackers=("wandb", "tensorboard")))
+    monkeypatch.setattr(trackers, "make_backend", lambda name, *_: hangs if name == "wandb" else works)
+    shown = Trackers(facts, lambda step: step % 10 == 0, told.append, lambda _: None)
     train(tmp_path, shown)
     shown.finish("finished", 0.5)
     assert works.rows == WHOLE and works.state == "finished"
@@ -216,32 +223,32 @@ def test_a_sample_that_is_refused_costs_no_row(tmp_path: Path, begin: Any, told:
 
 
 def test_a_required_tracker_must_start(begin: Any, told: list[str]) -> None:
-    begin(Tracker(), required=True).require()
+    begin(Tracker(), required=True).wait_until_started()
     with pytest.raises(BadEnvironment, match=r"tracking\.required=true: wandb: refused"):
-        begin(Tracker(refuse=1), required=True).require()
+        begin(Tracker(refuse=1), required=True).wait_until_started()
     assert told == []
 
 
 def test_the_row_of_a_step_waits_for_its_evaluation(tmp_path: Path) -> None:
     log = RowLog(tmp_path / "metrics.jsonl")
-    follow = Follow(log.path, lambda step: step % 10 == 0)
-    assert list(follow.more()) == []
+    follow = MetricsTail(log.path, lambda step: step % 10 == 0)
+    assert list(follow.read_steps()) == []
     log.append({"step": 9, "loss": 1.0})
     log.append({"step": 10, "loss": 0.9})
-    assert [row["step"] for row in follow.more()] == [9]
+    assert [row["step"] for row in follow.read_steps()] == [9]
     log.append({"step": 10, "val_loss": 0.8})
     with log.path.open("a") as file:
         file.write('{"step": 12, "lo')
-    assert list(follow.more()) == [{"step": 10, "loss": 0.9, "val_loss": 0.8}]
+    assert list(follow.read_steps()) == [{"step": 10, "loss": 0.9, "val_loss": 0.8}]
     log.rewind(9, 9)  # written anew, as by a start
-    assert [row["step"] for row in follow.more()] == [9]
+    assert [row["step"] for row in follow.read_steps()] == [9]
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "trackio" else object())
-    refuse_missing(TrackingConfig(trackers=("wandb",)))
+    check_trackers(TrackingConfig(trackers=("wandb",)))
     with pytest.raises(BadEnvironment, match=r"trackio is not installed: pip install -e '.\[trackio\]'"):
-        refuse_missing(TrackingConfig(trackers=("wandb", "trackio")))
+        check_trackers(TrackingConfig(trackers=("wandb", "trackio")))
 
 
 def test_the_mode_is_the_configs_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,20 +256,20 @@ def test_the_mode_is_the_configs_or_the_environments(monkeypatch: pytest.MonkeyP
         return TrackingConfig(trackers=("wandb", "tensorboard", "wandb"), mode=mode)
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert mode_of(both(None)) == "online" and wanted(both(None)) == ["wandb", "tensorboard"]
+    assert wandb_mode(both(None)) == "online" and enabled_trackers(both(None)) == ["wandb", "tensorboard"]
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wanted(both(None)) == ["tensorboard"] and mode_of(both("offline")) == "offline"
+    assert enabled_trackers(both(None)) == ["tensorboard"] and wandb_mode(both("offline")) == "offline"
 
 
 def test_a_wandb_mode_that_is_none_doesn_t_go_online(monkeypatch: pytest.MonkeyPatch) -> None:
     for word, mode in (("run", "online"), ("dryrun", "offline"), ("", "online")):
         monkeypatch.setenv("WANDB_MODE", word)
-        assert mode_of(TrackingConfig(trackers=("wandb",))) == mode
+        assert wandb_mode(TrackingConfig(trackers=("wandb",))) == mode
     monkeypatch.setenv("WANDB_MODE", "offlin")
-    assert mode_of(TrackingConfig(trackers=("wandb",), mode="disabled")) == "disabled"
+    assert wandb_mode(TrackingConfig(trackers=("wandb",), mode="disabled")) == "disabled"
     with pytest.raises(BadEnvironment, match=r"WANDB_MODE=offlin: not a choice; .*did you mean 'offline'"):
-        refuse_missing(TrackingConfig(trackers=("wandb",)))
-    refuse_missing(TrackingConfig())
+        check_trackers(TrackingConfig(trackers=("wandb",)))
+    check_trackers(TrackingConfig())
 
 
 def test_runs_to_sync_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,14 +283,14 @@ def test_runs_to_sync_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.
 def test_names(config: Build, tmp_path: Path) -> None:
     """A point of a study is called after what it changes; a run of its own by its whole folder."""
     born = {"time": "now", "host": "here", "pid": 1}
-    point = about(config(), tmp_path / "widths" / "n_embd=64-1a2b3c4d", born)
+    point = make_run_metadata(config(), tmp_path / "widths" / "n_embd=64-1a2b3c4d", born)
     assert (point.group, point.name, point.project) == ("widths", "n_embd=64", "nanogpt-lab")
-    assert about(config(), tmp_path / "widths" / "n_embd=64-1a2b3c4d-2", born).name == "n_embd=64-2"
-    alone = about(config(), tmp_path / "runs" / "tiny-1a2b3c4d", born)
+    assert make_run_metadata(config(), tmp_path / "widths" / "n_embd=64-1a2b3c4d-2", born).name == "n_embd=64-2"
+    alone = make_run_metadata(config(), tmp_path / "runs" / "tiny-1a2b3c4d", born)
     assert (alone.group, alone.name) == (None, "tiny-1a2b3c4d")
-    assert about(config(**{"tracking.group": "mine"}), alone.path, born).group == "mine"
-    assert alone.id == about(config(), tmp_path / "elsewhere" / "tiny-1a2b3c4d", born).id
-    assert alone.id != about(config(), alone.path, born | {"time": "later"}).id
+    assert make_run_metadata(config(**{"tracking.group": "mine"}), alone.path, born).group == "mine"
+    assert alone.id == make_run_metadata(config(), tmp_path / "elsewhere" / "tiny-1a2b3c4d", born).id
+    assert alone.id != make_run_metadata(config(), alone.path, born | {"time": "later"}).id
 
 
 @pytest.mark.parametrize(
@@ -301,4 +308,4 @@ def test_names(config: Build, tmp_path: Path) -> None:
     ],
 )
 def test_values_are_cleaned(value: str, sent: str) -> None:
-    assert clean({"a": [value, 1, None]}, {"secret value": "MY_PASSWORD"}) == {"a": [sent, 1, None]}
+    assert remove_private({"a": [value, 1, None]}, {"secret value": "MY_PASSWORD"}) == {"a": [sent, 1, None]}

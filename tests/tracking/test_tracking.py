@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt.console import Meter, Steps, amount, seconds, table
+from nanogpt.console import TokenizeProgress, TrainProgress, format_count, format_duration, format_table
 from nanogpt.metrics_file import RowLog, read_rows
-from nanogpt.tracking.plots import draw_loss, limits, smooth
+from nanogpt.tracking.plots import axis_limits, plot_loss, smooth
 
 
 def test_rewinding_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_row_is_finite(tmp_path: Path) -> None:
 def test_the_curve_is_drawn_from_any_number_of_rows(tmp_path: Path, count: int) -> None:
     rows = [{"step": i, "loss": 4 / (i + 1)} for i in range(count)]
     rows += [{"step": i, "val_loss": 5 / (i + 1)} for i in range(0, count, 100)]
-    draw_loss(rows, tmp_path / "plots" / "loss.png", "title")
+    plot_loss(rows, tmp_path / "plots" / "loss.png", "title")
     content = (tmp_path / "plots" / "loss.png").read_bytes()
     assert content.startswith(b"\x89PNG") and len(content) > 5000
 
@@ -47,19 +47,19 @@ def test_the_running_mean() -> None:
 
 
 def test_limits_forgive_a_spike() -> None:
-    low, high = limits([3.0 - i / 1000 for i in range(1000)] + [500.0])
+    low, high = axis_limits([3.0 - i / 1000 for i in range(1000)] + [500.0])
     assert low < 2.0 and 3.0 < high < 4.0
-    assert limits([]) == (0.0, 1.0)
+    assert axis_limits([]) == (0.0, 1.0)
 
 
 def test_numbers_for_people() -> None:
-    assert [seconds(s) for s in (0.4, 59, 61, 3661, 90_000)] == ["0s", "59s", "1m01s", "1h01m", "1d01h"]
-    assert [amount(n) for n in (950, 12_345, 124e6, 9.04e9)] == ["950", "12.3k", "124M", "9.04B"]
-    assert amount(9.04e9, "G") == "9.04G"
+    assert [format_duration(s) for s in (0.4, 59, 61, 3661, 90_000)] == ["0s", "59s", "1m01s", "1h01m", "1d01h"]
+    assert [format_count(n) for n in (950, 12_345, 124e6, 9.04e9)] == ["950", "12.3k", "124M", "9.04B"]
+    assert format_count(9.04e9, "G") == "9.04G"
 
 
 def test_a_pipe_gets_one_plain_line_per_interval(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = Steps(0, 10)
+    steps = TrainProgress(0, 10)
     steps.show(5, {"loss": "1.2345", "ETA": "3s"})
     steps.note("a note")
     steps.close()
@@ -67,10 +67,10 @@ def test_a_pipe_gets_one_plain_line_per_interval(capsys: pytest.CaptureFixture[s
 
 
 def test_tables_and_meters(capsys: pytest.CaptureFixture[str]) -> None:
-    drawn = table("title", ("a", "b"), [("x", "1"), ("y", "2")])
+    drawn = format_table("title", ("a", "b"), [("x", "1"), ("y", "2")])
     assert "title" in drawn and "x" in drawn and "\x1b" not in drawn
-    with Meter("tokenising", 100, 2) as meter:
+    with TokenizeProgress("tokenising", 100, 2) as meter:
         meter.add(50, 25)
-        meter.parts_done(1)
+        meter.add_parts(1)
         meter.show(force=True)
     assert "tokenising: part 1/2  25 tokens" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from wandb.errors import CommError
 
 from nanogpt.config import TrainConfig
 from nanogpt.run_directory import locate
-from nanogpt.tracking.wandb import known, offline_files, reason
+from nanogpt.tracking.wandb import describe_comm_error, list_offline_files, read_facts
 from tests import ranks
 from tests.ranks import Started
 from tests.tracking.server import KEY, Server
@@ -37,19 +37,21 @@ CANARIES = {"MY_API_TOKEN": f"canary-{2**40}", "SOME_SETTING": "plain-value-of-t
 
 def test_a_port_with_401_in_it_is_no_rejected_key() -> None:
     down = CommError("failed for run me/x/y: Post http://127.0.0.1:40123/graphql: connection refused")
-    assert reason(down) == "the server can't be used: Post http://127.0.0.1:40123/graphql: connection refused"
-    assert "rejected (401)" in reason(CommError("failed for run me/x/y: returned error 401: bad key"))
+    assert (
+        describe_comm_error(down) == "the server can't be used: Post http://127.0.0.1:40123/graphql: connection refused"
+    )
+    assert "rejected (401)" in describe_comm_error(CommError("failed for run me/x/y: returned error 401: bad key"))
 
 
 def test_what_wandb_json_can_t_have_said_is_left_out(tmp_path: Path) -> None:
     good = {"id": "abc", "project": "p", "entity": None, "url": "u", "last": 5}
     for text in (json.dumps([good]), "[" * 200_000, "{"):
         (tmp_path / "wandb.json").write_text(text)
-        assert known(tmp_path) == {}
+        assert read_facts(tmp_path) == {}
     (tmp_path / "wandb.json").write_text(json.dumps(good | {"id": 5, "last": "x", "more": 1}))
-    assert known(tmp_path) == {"project": "p", "entity": None, "url": "u"}
+    assert read_facts(tmp_path) == {"project": "p", "entity": None, "url": "u"}
     (tmp_path / "wandb.json").write_text(json.dumps(good))
-    assert known(tmp_path) == good
+    assert read_facts(tmp_path) == good
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def records(file: Path) -> list[dict[str, Any]]:
 def rows_in(config: TrainConfig) -> list[list[dict[str, Any]]]:
     """The rows in each file of the run, oldest first."""
     kept = json.loads((locate(config) / "wandb.json").read_text())
-    found = [records(file) for file in offline_files(locate(config), kept["id"])]
+    found = [records(file) for file in list_offline_files(locate(config), kept["id"])]
     return [[one["history"]["item"] for one in file if one["type"] == "history"] for file in found]
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from nanogpt.config import TrainConfig
 from nanogpt.run_directory import locate
-from nanogpt.tracking.tail import Follow
+from nanogpt.tracking.tail import MetricsTail
 from tests import ranks
 from tests.commands import command
 from tests.ranks import HANG, Fault, Started
@@ -85,7 +85,7 @@ def has_rows(server: Server) -> bool:
 
 def curve(config: TrainConfig) -> list[dict[str, float]]:
     """What a tracker of a finished run should have."""
-    return list(Follow(locate(config) / "metrics.jsonl", lambda step: config.eval.is_due(step, 20)).more())
+    return list(MetricsTail(locate(config) / "metrics.jsonl", lambda step: config.eval.is_due(step, 20)).read_steps())
 
 
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, float]]:

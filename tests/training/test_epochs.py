@@ -8,7 +8,7 @@ import pytest
 from nanogpt.config import SampleConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.generation.command import sample
-from nanogpt.interop.load_model import start_ids_of
+from nanogpt.interop.load_model import read_start_ids
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.training.run import train
@@ -65,8 +65,8 @@ def test_samples_start_as_recorded_or_as_the_data_shows(config: Build, capsys: p
 
     tokenizer = tokenizers.load(run.path)
     recorded = run.starts()[-1]["start_ids"]
-    assert start_ids_of(run, tokenizer) == recorded
+    assert read_start_ids(run, tokenizer) == recorded
     (run.path / "provenance.json").write_text(json.dumps([{"data": run.starts()[-1]["data"]}]))
-    assert start_ids_of(run, tokenizer) == recorded, "the prepared data shows it"
+    assert read_start_ids(run, tokenizer) == recorded, "the prepared data shows it"
     with pytest.raises(BadInput, match="special_tokens=true: the model's tokenizer has no special tokens"):
         sample(SampleConfig(runs_dir=built.runs_dir, special_tokens=True))

@@ -46,9 +46,9 @@ SAVE = [  # (function, the call that belongs to the second save, after it)
     pytest.param("nanogpt.checkpoint.write_tensors", 4, True, marks=SLOW),
     ("nanogpt.checkpoint.write", 3, True),
     pytest.param("nanogpt.checkpoint.write", 4, True, marks=SLOW),
-    pytest.param("nanogpt.checkpoint.sync", 3, True, marks=SLOW),
-    ("nanogpt.checkpoint.sync", 4, False),
-    pytest.param("nanogpt.checkpoint.sync", 4, True, marks=SLOW),
+    pytest.param("nanogpt.checkpoint.fsync", 3, True, marks=SLOW),
+    ("nanogpt.checkpoint.fsync", 4, False),
+    pytest.param("nanogpt.checkpoint.fsync", 4, True, marks=SLOW),
     pytest.param("nanogpt.checkpoint.Checkpoints.prune", 3, False, marks=SLOW),
     ("nanogpt.checkpoint.Checkpoints.prune", 3, True),
 ]

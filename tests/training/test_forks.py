@@ -13,8 +13,8 @@ from launch.study import members_of
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.run_directory import RunDirectory, locate, opened
-from nanogpt.tracking.origin import FILE, open_origin, read_origin
-from nanogpt.tracking.run_metadata import about
+from nanogpt.tracking.origin import FILE, read_origin, update_origin
+from nanogpt.tracking.run_metadata import make_run_metadata
 from nanogpt.training.run import train
 from tests import ranks
 
@@ -22,7 +22,7 @@ Build = Callable[..., TrainConfig]
 
 
 def tracker_id(config: TrainConfig, path: Path) -> str:
-    return about(config, path, RunDirectory(path).starts()[0]).id
+    return make_run_metadata(config, path, RunDirectory(path).starts()[0]).id
 
 
 def test_a_copy_is_a_fork_and_a_moved_folder_is_not(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,25 +51,25 @@ def test_who_is_the_original(tmp_path: Path) -> None:
     for name in ("a", "other"):
         (tmp_path / name).mkdir()
     a, b = tmp_path / "a", tmp_path / "b"
-    origin, forked = open_origin(a, {}, 0)
-    assert not forked and open_origin(a, {}, 0) == (origin, False)
+    origin, forked = update_origin(a, {}, 0)
+    assert not forked and update_origin(a, {}, 0) == (origin, False)
     shutil.copytree(a, b)
     away = json.loads((b / FILE).read_text()) | {"device": 0}
     shutil.move(a, tmp_path / "other" / "a")
     (b / FILE).write_text(json.dumps(away))
-    assert open_origin(b, {}, 3)[0].id == origin.id  # from another file system, where it is no more: moved
+    assert update_origin(b, {}, 3)[0].id == origin.id  # from another file system, where it is no more: moved
     shutil.rmtree(b)
     shutil.copytree(tmp_path / "other" / "a", b)
-    assert open_origin(b, {}, 3)[1] is True  # in the same one: a copy, wherever the original is now
-    assert open_origin(tmp_path / "other" / "a", {}, 3) == (read_origin(tmp_path / "other" / "a"), False)
+    assert update_origin(b, {}, 3)[1] is True  # in the same one: a copy, wherever the original is now
+    assert update_origin(tmp_path / "other" / "a", {}, 3) == (read_origin(tmp_path / "other" / "a"), False)
     swapped = tmp_path / "c"
-    kept = open_origin(b, {}, 3)[0].id
+    kept = update_origin(b, {}, 3)[0].id
     os.rename(b, swapped)
     shutil.copytree(swapped, b)
-    assert open_origin(b, {}, 3)[1] is True and open_origin(swapped, {}, 3)[0].id == kept
+    assert update_origin(b, {}, 3)[1] is True and update_origin(swapped, {}, 3)[0].id == kept
     away = json.loads((b / FILE).read_text()) | {"path": "/nowhere", "inode": 1, "host": "elsewhere"}
     (b / FILE).write_text(json.dumps(away))
-    assert open_origin(b, {}, 3)[1] is True
+    assert update_origin(b, {}, 3)[1] is True
 
 
 def test_a_fork_without_changes_continues_to_the_parents_bits(config: Build) -> None:

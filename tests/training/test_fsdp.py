@@ -142,10 +142,10 @@ def holdings(text: str, rank: int, folder: str) -> None:
     state.broken = torch.ones(())
     state.optimizer.found_inf = state.broken  # pyright: ignore[reportAttributeAccessIssue]
     before = [tensor.clone() for _, _, tensor in state.whole_tensors()]
-    train_step(state, batches.step(0), config)
+    train_step(state, batches.micro_batches(0), config)
     held = all(torch.equal(a, b[2]) for a, b in zip(before, state.whole_tensors(), strict=False))
     state.broken.zero_()
-    train_step(state, batches.step(state.samples), config)
+    train_step(state, batches.micro_batches(state.samples), config)
     moved = not any(torch.equal(a, b[2]) for a, b in zip(before, state.whole_tensors(), strict=False))
     local = [tensor for part in state.tensors().values() for tensor in part.values()]
     here = sum(getattr(tensor, "_local_tensor", tensor).numel() for tensor in local if tensor.dim())

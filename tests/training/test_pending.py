@@ -38,7 +38,9 @@ BROKEN = {"eval.every": 10, "tracking.log_every": 4, "training.on_nonfinite": "s
 def spoil(config: TrainConfig, factors: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply the loss of some steps' batches, the first being step 1, as often as they are trained on."""
     batches = TrainBatches(prepare(config.data).train, config, torch.device("cpu"))
-    wanted = {step: next(batches.step((step - 1) * config.batch_sequences)).targets.flatten() for step in factors}
+    wanted = {
+        step: next(batches.micro_batches((step - 1) * config.batch_sequences)).targets.flatten() for step in factors
+    }
     real = gpt.linear_cross_entropy
 
     def spoiled(x: Any, weight: Any, bias: Any, targets: Any, softcap: Any = None) -> Any:
@@ -206,7 +208,7 @@ def test_a_late_step_asks_the_device_nothing(
     forbid_waiting(monkeypatch)
     try:
         with NoWaiting():
-            steps = [train_step(state, batches.step(state.samples), built) for _ in range(3)]
+            steps = [train_step(state, batches.micro_batches(state.samples), built) for _ in range(3)]
             for wait in (steps[0].read, lambda: bool(steps[0].numbers[0] > 0), lambda: steps[0].numbers.nonzero()):
                 with pytest.raises(AssertionError, match="asked for"):
                     wait()
@@ -224,10 +226,10 @@ def test_a_step_on_a_gpu_never_waits(config: Build, precision: str) -> None:
     built = config(**changes, **{"optimizer.grad_clip": 1.0})
     state, batches = start(built, set_up(built.hardware))
     for _ in range(2):  # the allocators and libraries set themselves up
-        train_step(state, batches.step(state.samples), built)
+        train_step(state, batches.micro_batches(state.samples), built)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps = [train_step(state, batches.step(state.samples), built) for _ in range(3)]
+        steps = [train_step(state, batches.micro_batches(state.samples), built) for _ in range(3)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
         batches.close()
@@ -241,7 +243,10 @@ def test_late_reading_changes_nothing_on_a_gpu(config: Build, tmp_path: Path, mo
     same = BROKEN | {"hardware.device": "cuda", "hardware.deterministic": True}
     at_once, late = (config(**same, runs_dir=str(tmp_path / name)) for name in ("at-once", "late"))
     batches = TrainBatches(prepare(late.data).train, late, torch.device("cpu"))
-    bad = {step: next(batches.step((step - 1) * late.batch_sequences)).targets.flatten().cuda() for step in (1, 6, 7)}
+    bad = {
+        step: next(batches.micro_batches((step - 1) * late.batch_sequences)).targets.flatten().cuda()
+        for step in (1, 6, 7)
+    }
     real = gpt.linear_cross_entropy
 
     def spoiled(x: Any, weight: Any, bias: Any, targets: Any, softcap: Any = None) -> Any:
