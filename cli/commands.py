@@ -75,7 +75,7 @@ COMMANDS = {
     "watch": runs_command("a live table of runs", WatchConfig, "experiments.list_runs:watch"),
     "report": runs_command("ranking, curves and plots of a study", ReportConfig, "experiments.report:report"),
     "compare": runs_command("what differs between runs", CompareConfig, "experiments.compare:compare"),
-    "gc": runs_command("find and delete what is no longer needed", GcConfig, "experiments.gc:collect"),
+    "gc": runs_command("find and delete what is no longer needed", GcConfig, "experiments.gc:collect_garbage"),
     "sync": Command(RUNS, "upload runs to a tracker", SyncConfig, "nanogpt.tracking.sync:sync_runs", "runs"),
     "submit": job("submit one run"),
     "status": job("state of each job"),
@@ -84,9 +84,11 @@ COMMANDS = {
     "cancel": job("stop jobs; they save a checkpoint first"),
     "retry": job("submit failed points again"),
     "resubmit": job("submit all unfinished points again, with the current code"),
-    "sizing": Command(SIZES, "parameters, FLOPs, memory and time", SizingConfig, "experiments.sizing:size"),
-    "scaling": Command(SIZES, "best size for a budget", ScalingConfig, "experiments.scaling.command:scale"),
-    "coordinates": Command(SIZES, "coordinate check of muP", CoordinatesConfig, "experiments.coordinates:check"),
+    "sizing": Command(SIZES, "parameters, FLOPs, memory and time", SizingConfig, "experiments.sizing:print_sizing"),
+    "scaling": Command(SIZES, "best size for a budget", ScalingConfig, "experiments.scaling.command:run_scaling"),
+    "coordinates": Command(
+        SIZES, "coordinate check of muP", CoordinatesConfig, "experiments.coordinates:check_coordinates"
+    ),
 }
 
 

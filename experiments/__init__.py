@@ -1,4 +1,1 @@
-"""What trainings take, and how they scale: questions before and after.
-
-Only `coordinates` trains, for a few steps, and imports torch.
-"""
+"""Commands about studies, runs and sizes. Only `coordinates` trains, for a few steps, and imports torch."""

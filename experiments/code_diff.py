@@ -1,4 +1,4 @@
-"""Which code made which runs, and what differs between two states of it, as far as provenance.json and git know."""
+"""Which code made which runs, and the difference between two versions, as far as provenance.json and git know."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,19 +7,19 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from experiments.document import Block, Cell, Code, Note, Table
-from experiments.results import Result, Start
+from experiments.document import Block, Cell, Code, Note, TableBlock
+from experiments.results import RunResult, Start
 from launch.study import RECORDS
 from nanogpt.errors import one_line
 from nanogpt.files import list_entries, read_text
 from nanogpt.provenance import compute_code_digest, run_git
 
-LONGEST = 60_000  # characters of a difference that are shown
+MAX_DIFF_LENGTH = 60_000  # characters of a difference that are shown
 PARTS = ("nanogpt", "cli", "conf")  # what a training is made of
 
 
-def code_table(results: Sequence[Result]) -> Table | None:
-    """The states of code and machine that runs were last started with; None where nothing is known."""
+def code_table(results: Sequence[RunResult]) -> TableBlock | None:
+    """Return the versions of code and machine of the runs' last starts; None if nothing is known."""
     groups: dict[tuple[str, ...], int] = {}
     for result in results:
         if result.starts:
@@ -27,66 +27,68 @@ def code_table(results: Sequence[Result]) -> Table | None:
             groups[facts] = groups.get(facts, 0) + 1
     titles = ("commit", "uncommitted changes", "code", "torch", "device", "ranks")
     rows = [[Cell(str(count), count), *(Cell(fact) for fact in facts)] for facts, count in groups.items()]
-    return Table(("runs", *titles), rows) if rows else None
+    return TableBlock(("runs", *titles), rows) if rows else None
 
 
 def code_facts(start: Start) -> tuple[str, ...]:
-    """Of one start: commit, changed files, digest of nanogpt/, torch, device, ranks."""
-    packages, about = section(start, "packages"), section(start, "arithmetic")
-    files = changed(start)
+    """Return commit, changed files, digest of nanogpt/, torch, device and ranks of a start."""
+    packages, about = read_section(start, "packages"), read_section(start, "arithmetic")
+    files = changed_files(start)
     few = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     rest = (packages.get("torch", "-"), start.get("device", "-"), about.get("ranks", "-"))
     digest = one_line(start.get("code", "-"))[:12]
-    return (commit(start)[:12] or "-", one_line(few or "-", 200), digest, *(one_line(text, 60) for text in rest))
+    return (read_commit(start)[:12] or "-", one_line(few or "-", 200), digest, *(one_line(text, 60) for text in rest))
 
 
-def commit(start: Start) -> str:
-    """The commit of a start's checkout, if it looks like one."""
-    text = str(section(start, "git").get("commit", ""))
+def read_commit(start: Start) -> str:
+    """Return the commit of a start's checkout, if it looks like one."""
+    text = str(read_section(start, "git").get("commit", ""))
     return text if re.fullmatch(r"[0-9a-f]{7,64}", text) else ""
 
 
-def changed(start: Start) -> list[str]:
-    """Files with uncommitted changes."""
-    lines = section(start, "git").get("changed")
+def changed_files(start: Start) -> list[str]:
+    """Return the files with uncommitted changes."""
+    lines = read_section(start, "git").get("changed")
     return [str(line)[3:] for line in lines] if isinstance(lines, list) else []  # pyright: ignore[reportUnknownVariableType]
 
 
-def uncommitted(start: Start) -> str:
-    """The uncommitted changes themselves."""
-    return str(section(start, "git").get("diff") or "")
+def uncommitted_diff(start: Start) -> str:
+    """Return the uncommitted changes."""
+    return str(read_section(start, "git").get("diff") or "")
 
 
-def section(start: Start, key: str) -> dict[str, Any]:
-    """A part of a start's facts, empty where there is none."""
+def read_section(start: Start, key: str) -> dict[str, Any]:
+    """Return a section of a start's record, empty if missing."""
     value = start.get(key)
     return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
-def code_difference(label: str, one: Result, other_label: str, other: Result) -> Iterator[Block]:
-    """Between the code of two runs' last starts: the code itself where it is at hand, else what git knows."""
+def code_difference(label: str, one: RunResult, other_label: str, other: RunResult) -> Iterator[Block]:
+    """Yield the difference between the code of two runs: of the code itself if available, else what git knows."""
     start, end = one.starts[-1], other.starts[-1]
     same = start.get("code") == end.get("code")
-    if same and commit(start) == commit(end) and uncommitted(start) == uncommitted(end):
-        yield Note(f"{label} and {other_label}: the same code, commit {commit(start)[:12] or 'unknown'}.")
+    if same and read_commit(start) == read_commit(end) and uncommitted_diff(start) == uncommitted_diff(end):
+        yield Note(f"{label} and {other_label}: the same code, commit {read_commit(start)[:12] or 'unknown'}.")
         return
     words = "nanogpt/ is the same" if same else "nanogpt/ differs"
-    ends = [f"{name} {commit(facts)[:12] or 'unknown'}" for name, facts in ((label, start), (other_label, end))]
+    ends = [f"{name} {read_commit(facts)[:12] or 'unknown'}" for name, facts in ((label, start), (other_label, end))]
     yield Note(f"{label} and {other_label}: {words}; commits: {', '.join(ends)}.", warning=not same)
-    before, after = at_hand(one), at_hand(other)
+    before, after = find_code(one), find_code(other)
     if before and after and not same:
-        yield from written(before, after, f"difference from {label} to {other_label}")
+        yield from diff_folders(before, after, f"difference from {label} to {other_label}")
         return
-    if commit(start) and commit(end) and commit(start) != commit(end):
-        yield from committed(commit(start), commit(end))
+    if read_commit(start) and read_commit(end) and read_commit(start) != read_commit(end):
+        yield from diff_commits(read_commit(start), read_commit(end))
     for name, facts in ((label, start), (other_label, end)):
-        if text := uncommitted(facts):
-            yield Note(f"{name} was started with uncommitted changes in {one_line(', '.join(changed(facts)), 300)}.")
-            yield Code(text[:LONGEST], f"uncommitted changes of {name}")
+        if text := uncommitted_diff(facts):
+            yield Note(
+                f"{name} was started with uncommitted changes in {one_line(', '.join(changed_files(facts)), 300)}."
+            )
+            yield Code(text[:MAX_DIFF_LENGTH], f"uncommitted changes of {name}")
 
 
-def at_hand(result: Result) -> Path | None:
-    """A folder with the very code of a run's last start: what was frozen for its job, or this checkout."""
+def find_code(result: RunResult) -> Path | None:
+    """Return a folder with exactly the code of a run's last start: a frozen copy or this checkout. None if gone."""
     folders = [place / RECORDS / "code" for place in (result.path, result.path.parent)]
     frozen = [path for folder in folders for path in list_entries(folder)]
     for path in (*frozen, Path(__file__).parents[1]):
@@ -96,8 +98,8 @@ def at_hand(result: Result) -> Path | None:
     return None
 
 
-def written(before: Path, after: Path, title: str) -> Iterator[Block]:
-    """What differs between two copies of the code: lines of every file in short, then all of it."""
+def diff_folders(before: Path, after: Path, title: str) -> Iterator[Block]:
+    """Yield the difference between two copies of the code: lines per file, then all of it."""
     names = {
         path.relative_to(root)
         for root in (before, after)
@@ -108,26 +110,26 @@ def written(before: Path, after: Path, title: str) -> Iterator[Block]:
     short: list[str] = []
     text: list[str] = []
     for name in sorted(names):
-        old, new = content(before / name), content(after / name)
+        old, new = read_file_lines(before / name), read_file_lines(after / name)
         lines = list(unified_diff(old, new, f"a/{name}", f"b/{name}", lineterm=""))
         if lines:
             plus, minus = (sum(line.startswith(sign) for line in lines[2:]) for sign in "+-")
             short.append(f"{name}: +{plus} -{minus}")
             text += lines
     yield Code("\n".join(short))
-    yield Code("\n".join(text)[:LONGEST], title)
+    yield Code("\n".join(text)[:MAX_DIFF_LENGTH], title)
 
 
-def content(path: Path) -> list[str]:
-    """The lines of a file; none where it isn't."""
+def read_file_lines(path: Path) -> list[str]:
+    """Return the lines of a file; empty if it can't be read."""
     try:
         return read_text(path, "replace").splitlines()
     except OSError:
         return []
 
 
-def committed(before: str, after: str) -> Iterator[Block]:
-    """What git says between two commits, where this checkout has both."""
+def diff_commits(before: str, after: str) -> Iterator[Block]:
+    """Yield git's difference between two commits, if this checkout has both."""
     folder = Path(__file__).parent
     words = ("diff", "--no-color", "--no-ext-diff")
     stat = run_git(folder, *words, "--stat", before, after, "--", ":/*.py", ":/*.yaml")
@@ -136,4 +138,4 @@ def committed(before: str, after: str) -> Iterator[Block]:
         return
     yield Code(stat.rstrip() or "no Python or YAML file differs")
     if text := run_git(folder, *words, before, after, "--", ":/*.py", ":/*.yaml"):
-        yield Code(text[:LONGEST], f"difference from {before[:12]} to {after[:12]}")
+        yield Code(text[:MAX_DIFF_LENGTH], f"difference from {before[:12]} to {after[:12]}")

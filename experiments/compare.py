@@ -1,4 +1,4 @@
-"""`nanogpt compare`: runs, or settings of several seeds, side by side, at equal cost too."""
+"""`nanogpt compare`: runs, or groups of seeds, side by side, also at equal cost."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -7,23 +7,23 @@ from pathlib import Path
 import numpy as np
 
 from experiments.code_diff import code_difference
-from experiments.document import Block, Cell, Code, Document, Figure, Heading, Note, Table
-from experiments.find import find
-from experiments.progress import look
-from experiments.ranking import Setting, settings
-from experiments.results import Result, read_all
-from experiments.statistics import Estimate, difference, estimate, mean
+from experiments.document import Block, Cell, Code, Figure, Heading, Note, Page, TableBlock
+from experiments.find import find_runs
+from experiments.progress import read_progress
+from experiments.ranking import SeedGroup, group_by_seed
+from experiments.results import RunResult, read_results
+from experiments.statistics import Estimate, estimate_mean, mean, welch_test
 from experiments.tables import (
     COLUMNS,
-    as_text,
     config_table,
-    duration,
     estimate_cell,
+    format_step_time,
     hours_title,
     loss_cell,
     mean_cell,
     seeds_cell,
     status_cell,
+    to_terminal,
     total_cell,
     why_cell,
 )
@@ -33,46 +33,46 @@ from nanogpt.console import escape_control_chars, format_count, say
 from nanogpt.errors import BadInput, one_line
 from nanogpt.output_paths import check_output_folder
 
-MOST = 26  # sides, each a letter
+MAX_SIDES = 26  # sides, each a letter
 PAGE_ONLY = ("best val", "FLOPs")  # columns that a terminal has no room for
-LINES = 100  # of code in a terminal
+MAX_CODE_LINES = 100  # of code in a terminal
 SHARES = (0.25, 0.5, 0.75, 1.0)
 COSTS: tuple[Against, ...] = ("tokens", "flops", "time")
 SHOWN_METRICS: tuple[Metric, ...] = ("val_loss", "best_val_loss", "val_bpb")
-Side = tuple[str, Setting]
+Side = tuple[str, SeedGroup]
 
 
 def compare(config: CompareConfig) -> int:
-    """Tell, and write where that is asked for. Raises BadInput."""
+    """Print the comparison, and write it to `out` if set. Return 0. Raise BadInput."""
     check_output_folder("out", config.out)
-    found = find(config)
-    progress, problems = look(found)
-    results, unreadable = read_all(progress)
-    groups = settings(results)
+    found = find_runs(config)
+    progress, problems = read_progress(found)
+    results, unreadable = read_results(progress)
+    groups = group_by_seed(results)
     if len(groups) < 2:
         what = "one setting" if groups else "no run that can be read"
         raise BadInput(
             f"targets: {what}; a comparison needs two runs that differ: {'; '.join(unreadable)}".rstrip(": ")
         )
-    if len(groups) > MOST:
-        raise BadInput(f"targets: {len(groups)} settings; at most {MOST} side by side; report ranks more")
+    if len(groups) > MAX_SIDES:
+        raise BadInput(f"targets: {len(groups)} settings; at most {MAX_SIDES} side by side; report ranks more")
     sides = [(chr(ord("A") + i), setting) for i, setting in enumerate(groups)]
     notes = [*problems, *unreadable, *(f"{one_line(r.path)}: {text}" for r in results for text in r.problems)]
-    page = [*(Note(text, warning=True) for text in notes), *blocks(sides, config.metric)]
-    tell(page)
+    page = [*(Note(text, warning=True) for text in notes), *page_blocks(sides, config.metric)]
+    print_page(page)
     if config.out is not None:
         title = f"Comparison of {len(sides)} settings"
-        for path in Document(title, [*page, *pictures(sides)]).write(Path(config.out), "compare"):
+        for path in Page(title, [*page, *figure_blocks(sides)]).write(Path(config.out), "compare"):
             say(one_line(path))
     return 0
 
 
-def blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
-    """All but the pictures."""
+def page_blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
+    """Yield everything but the plots."""
     yield Heading("What is compared")
-    yield Table(
+    yield TableBlock(
         ("side", "runs", "status", "why"),
-        [[Cell(name), Cell(paths(side)), status_cell(side), why_cell(side)] for name, side in sides],
+        [[Cell(name), Cell(name_runs(side)), status_cell(side), why_cell(side)] for name, side in sides],
     )
     comparability = compare_measurements([side.measurement for _, side in sides if side.counted])
     unit = comparability.unit
@@ -80,10 +80,10 @@ def blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
         metric = IN_BITS[metric]
     yield Heading("Numbers")
     yield from comparability_notes(comparability, sides)
-    yield numbers(sides, metric if unit else None)
+    yield numbers_table(sides, metric if unit else None)
     yield Note(verdict_note(sides))
     yield Heading("At equal cost")
-    table = equal_cost(sides, "val_loss" if unit == "nats" else "val_bpb") if unit else None
+    table = equal_cost_table(sides, "val_loss" if unit == "nats" else "val_bpb") if unit else None
     if table:
         yield table
         yield Note(
@@ -97,11 +97,11 @@ def blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
     yield Heading("Settings that differ")
     yield config_table([(name, side.first) for name, side in sides]) or Note("None.")
     yield Heading("Code")
-    yield from code(sides)
+    yield from code_blocks(sides)
 
 
 def comparability_notes(comparability: Comparability, sides: Sequence[Side]) -> Iterator[Note]:
-    """Which numbers can be compared, where not all can."""
+    """Yield which numbers can be compared, if not all can."""
     if comparability.unit == "bits_per_byte":
         yield Note(one_line(f"Compared in bits per byte, because {comparability.reason}.", 1000), warning=True)
     elif comparability.unit is None:
@@ -117,14 +117,14 @@ def comparability_notes(comparability: Comparability, sides: Sequence[Side]) -> 
         yield Note(one_line(comparability.note, 1000), warning=True)
 
 
-def paths(side: Setting) -> str:
-    """The runs of a side, the first few by name."""
+def name_runs(side: SeedGroup) -> str:
+    """Return the first few runs of a side by name."""
     names = [one_line(result.path) for result in side.results]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def numbers(sides: Sequence[Side], metric: Metric | None) -> Table:
-    """What each came to, and how far it is from the first in `metric`; None: not comparable."""
+def numbers_table(sides: Sequence[Side], metric: Metric | None) -> TableBlock:
+    """Return the results of each side and the difference from the first in `metric`; None: not comparable."""
     first = sides[0][1]
     rows = [
         [
@@ -133,31 +133,31 @@ def numbers(sides: Sequence[Side], metric: Metric | None) -> Table:
             *(loss_cell(side, column) for column in SHOWN_METRICS),
             mean_cell((r.tokens for r in side.counted), format_count),
             mean_cell((flops(r) for r in side.counted), lambda value: f"{value:.3g}"),
-            mean_cell((r.seconds for r in side.counted), duration),
+            mean_cell((r.seconds for r in side.counted), format_step_time),
             total_cell(r.device_seconds for r in side.results if r.step),
-            *([Cell(""), Cell("")] if side is first else apart(side, first, metric)),
+            *([Cell(""), Cell("")] if side is first else difference_cells(side, first, metric)),
         ]
         for name, side in sides
     ]
     hours = hours_title([side for _, side in sides])
     gap = f"{COLUMNS[metric]} - A" if metric else "- A"
     names = [COLUMNS[column] for column in SHOWN_METRICS]
-    return Table(("side", "seeds", *names, "tokens", "FLOPs", "time", hours, gap, "p"), rows)
+    return TableBlock(("side", "seeds", *names, "tokens", "FLOPs", "time", hours, gap, "p"), rows)
 
 
-def flops(result: Result) -> float | None:
+def flops(result: RunResult) -> float | None:
     return None if result.flops_per_token is None else result.tokens * result.flops_per_token
 
 
-def apart(side: Setting, first: Setting, metric: Metric | None) -> list[Cell]:
-    """The difference to the first side, with its 95 % interval and p where both have seeds."""
+def difference_cells(side: SeedGroup, first: SeedGroup, metric: Metric | None) -> list[Cell]:
+    """Return the difference from the first side, with its 95 % interval and p if both have several seeds."""
     losses, others = (side.losses(metric), first.losses(metric)) if metric else ([], [])
     if not losses or not others:
         return [Cell("-"), Cell("-")]
     gap = mean(losses) - mean(others)
     if not (side.finished and first.finished):  # their last evaluations may be of different steps
         return [Cell(f"({gap:+.4f})", gap), Cell("-")]
-    found = difference(losses, others)
+    found = welch_test(losses, others)
     if found is None:
         return [Cell(f"{gap:+.4f}", gap), Cell("-")]
     p = "<1e-4" if found.p < 1e-4 else f"{found.p:.2g}"
@@ -165,7 +165,7 @@ def apart(side: Setting, first: Setting, metric: Metric | None) -> list[Cell]:
 
 
 def verdict_note(sides: Sequence[Side]) -> str:
-    """What the numbers can say."""
+    """Return what can be concluded from the numbers."""
     unfinished = [name for name, side in sides if not side.finished]
     seeded = all(len(side.counted) > 1 for _, side in sides)
     words = ["± is half of a 95 % interval; p is Welch's: how probable so large a difference is where there is none."]
@@ -182,41 +182,41 @@ def verdict_note(sides: Sequence[Side]) -> str:
     return " ".join(words)
 
 
-def equal_cost(sides: Sequence[Side], key: str = "val_loss") -> Table | None:
-    """The validation loss, or bits per byte, of every side at the same tokens, FLOPs and time."""
+def equal_cost_table(sides: Sequence[Side], key: str = "val_loss") -> TableBlock | None:
+    """Return validation loss or bits per byte of every side at equal tokens, FLOPs and time."""
     rows: list[list[Cell]] = []
     for x in COSTS:
-        curves = [[line for r in side.counted if (line := curve(r, x, key))] for _, side in sides]
+        curves = [[line for r in side.counted if (line := cost_curve(r, x, key))] for _, side in sides]
         if not all(curves):
             continue
         most = min(max(xs) for xs, _ in chain.from_iterable(curves))
         for share in SHARES:
             at = share * most
             cells = [estimate_cell(loss_at(own, at)) for own in curves]
-            rows.append([Cell(x), Cell(written(x, at), at), *cells])
-    return Table(("cost", "at", *(name for name, _ in sides)), rows) if rows else None
+            rows.append([Cell(x), Cell(format_cost(x, at), at), *cells])
+    return TableBlock(("cost", "at", *(name for name, _ in sides)), rows) if rows else None
 
 
-def curve(result: Result, x: Against, key: str) -> tuple[list[float], list[float]] | None:
-    """Where it was evaluated, and the values; None without a cost that is known and grows."""
+def cost_curve(result: RunResult, x: Against, key: str) -> tuple[list[float], list[float]] | None:
+    """Return costs and values of the evaluations; None if the cost is unknown or doesn't grow."""
     rows = [row for row in result.evals if key in row]
-    places = result.along(rows, x)
+    places = result.x_values(rows, x)
     if not places or max(places) <= 0:
         return None
     return places, [row[key] for row in rows]
 
 
 def loss_at(curves: Sequence[tuple[list[float], list[float]]], at: float) -> Estimate | None:
-    """Over the seeds, each interpolated between its evaluations."""
-    return estimate([float(np.interp(at, xs, losses)) for xs, losses in curves])
+    """Return the mean over seeds, each interpolated between its evaluations."""
+    return estimate_mean([float(np.interp(at, xs, losses)) for xs, losses in curves])
 
 
-def written(x: Against, at: float) -> str:
-    return duration(at) if x == "time" else f"{at:.3g}" if x == "flops" else format_count(at)
+def format_cost(x: Against, at: float) -> str:
+    return format_step_time(at) if x == "time" else f"{at:.3g}" if x == "flops" else format_count(at)
 
 
-def code(sides: Sequence[Side]) -> Iterator[Block]:
-    """Of every side against the first."""
+def code_blocks(sides: Sequence[Side]) -> Iterator[Block]:
+    """Yield the difference of every side's code from the first's."""
     (name, first), *others = sides
     for other, side in others:
         if first.first.starts and side.first.starts:
@@ -225,8 +225,8 @@ def code(sides: Sequence[Side]) -> Iterator[Block]:
             yield Note(f"{name} and {other}: which code made them isn't recorded.")
 
 
-def pictures(sides: Sequence[Side]) -> Iterator[Block]:
-    """Curves over tokens, FLOPs and time, in a unit in which all sides are comparable."""
+def figure_blocks(sides: Sequence[Side]) -> Iterator[Block]:
+    """Yield curves over tokens, FLOPs and time, in a unit in which all sides are comparable."""
     from experiments.plots.curves import Curve, loss_curves
 
     unit = compare_measurements([side.measurement for _, side in sides if side.counted]).unit
@@ -244,19 +244,23 @@ def pictures(sides: Sequence[Side]) -> Iterator[Block]:
             yield Figure(drawn)
 
 
-def tell(page: Sequence[Block]) -> None:
-    """The page for a terminal: tables and notes; of what a page folds the beginning."""
+def print_page(page: Sequence[Block]) -> None:
+    """Print tables, notes and the first lines of code."""
     title, told = "", True
     for block in page:
         if isinstance(block, Heading):
             title, told = block.text, False
-        elif isinstance(block, Table):
-            say(as_text(block, title, PAGE_ONLY))
+        elif isinstance(block, TableBlock):
+            say(to_terminal(block, title, PAGE_ONLY))
             told = True
         elif isinstance(block, Note):
             say(("" if told else f"{title}: ") + f"{'warning: ' if block.warning and not title else ''}{block.text}\n")
             told = True
         elif isinstance(block, Code):
             lines = [*([f"{block.title}:"] if block.title else []), *block.text.splitlines()]
-            more = [f"… and {len(lines) - LINES} lines; out=FOLDER writes all"] if len(lines) > LINES else []
-            say("\n".join(map(escape_control_chars, [*lines[:LINES], *more])) + "\n")
+            more = (
+                [f"… and {len(lines) - MAX_CODE_LINES} lines; out=FOLDER writes all"]
+                if len(lines) > MAX_CODE_LINES
+                else []
+            )
+            say("\n".join(map(escape_control_chars, [*lines[:MAX_CODE_LINES], *more])) + "\n")

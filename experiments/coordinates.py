@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.plots.coordinates import draw
+from experiments.plots.coordinates import draw_coordinates
 from nanogpt.config import CoordinatesConfig, ModelConfig, ScheduleConfig
 from nanogpt.console import format_table, say
 from nanogpt.data.batches import Batch, to_inputs_and_targets
@@ -28,26 +28,26 @@ Moves = dict[str, list[float]]
 NAMES: tuple[Literal["standard", "mup"], ...] = ("standard", "mup")
 
 
-def check(config: CoordinatesConfig) -> int:
-    """Train, tell the slopes, draw."""
+def check_coordinates(config: CoordinatesConfig) -> int:
+    """Train at several widths, print the slopes and draw them. Return 0."""
     check_output_file("coordinates.out", config.coordinates.out)
     compute, widths = set_up(config.hardware), config.coordinates.widths
     vocab_size, _ = expected_vocab_size(config.data)
-    found = {name: [moved(at_width(config, name, n), vocab_size, compute) for n in widths] for name in NAMES}
+    found = {name: [measure_moves(with_width(config, name, n), vocab_size, compute) for n in widths] for name in NAMES}
     rows = [
-        [part, *(f"{slope([moves[part][-1] for moves in found[name]], widths):+.2f}" for name in NAMES)]
+        [part, *(f"{log_log_slope([moves[part][-1] for moves in found[name]], widths):+.2f}" for name in NAMES)]
         for part in found["mup"][0]
     ]
     steps = config.coordinates.steps
     say(format_table(f"exponent of the width in what {steps} steps moved; 0 is right", ("part", *NAMES), rows))
     Path(config.coordinates.out).parent.mkdir(parents=True, exist_ok=True)
-    draw(found, widths, Path(config.coordinates.out))
+    draw_coordinates(found, widths, Path(config.coordinates.out))
     say(f"picture  {config.coordinates.out}")
     return 0
 
 
-def at_width(config: CoordinatesConfig, name: Literal["standard", "mup"], n_embd: int) -> CoordinatesConfig:
-    """The same recipe in another width, heads keeping their size; at its full rate, in one micro-batch a step."""
+def with_width(config: CoordinatesConfig, name: Literal["standard", "mup"], n_embd: int) -> CoordinatesConfig:
+    """Return the config at another width with the same head size, at its full rate, one micro-batch per step."""
     heads = n_embd // config.model.head_size
     kv_heads = config.model.n_kv_head and max(1, config.model.n_kv_head * heads // config.model.n_head)
     wider = {"n_embd": n_embd, "n_head": heads, "n_kv_head": kv_heads, "tie_weights": False, "dropout": 0.0}
@@ -62,32 +62,32 @@ def at_width(config: CoordinatesConfig, name: Literal["standard", "mup"], n_embd
     return config.model_copy(update={"model": model, **sections})
 
 
-def moved(config: CoordinatesConfig, vocab_size: int, compute: Compute) -> Moves:
-    """Train at the full rate for some steps, always on the same random tokens."""
+def measure_moves(config: CoordinatesConfig, vocab_size: int, compute: Compute) -> Moves:
+    """Train some steps at the full rate on one random batch. Return how far each part moved."""
     state = build_state(config, config.model.with_vocab(vocab_size), compute)
     generator = torch.Generator().manual_seed(config.training.seed)
     shape = (config.coordinates.sequences, config.model.block_size + 1)
     tokens = torch.randint(vocab_size, shape, generator=generator)
     batch = Batch(*to_inputs_and_targets(tokens, compute.device), None)
-    first, moves = activations(state.model, batch.ids, compute), dict[str, list[float]]()
+    first, moves = read_activations(state.model, batch.ids, compute), dict[str, list[float]]()
     for _ in range(config.coordinates.steps):
         train_step(state, [batch], config)
-        for part, now in activations(state.model, batch.ids, compute).items():
+        for part, now in read_activations(state.model, batch.ids, compute).items():
             moves.setdefault(part, []).append(float((now - first[part]).abs().mean()))
     return moves
 
 
 @torch.no_grad()
-def activations(model: GPT, ids: Tensor, compute: Compute) -> dict[str, Tensor]:
-    """What the last block's attention and MLP write, and the logits."""
-    with recorded(model) as found, compute.autocast():
+def read_activations(model: GPT, ids: Tensor, compute: Compute) -> dict[str, Tensor]:
+    """Return the outputs of the last block's attention and MLP, and the logits."""
+    with record_activations(model) as found, compute.autocast():
         found["logits"] = model(ids)[..., : model.config.vocab_size]
     return {part: x.float() for part, x in found.items()}
 
 
 @contextmanager
-def recorded(model: GPT) -> Generator[dict[str, Tensor]]:
-    """The results of the last block's parts, filled in by a forward pass."""
+def record_activations(model: GPT) -> Generator[dict[str, Tensor]]:
+    """Yield a dict that a forward pass fills with the outputs of the last block's parts."""
     found: dict[str, Tensor] = {}
     block = model.get_submodule(f"transformer.h.{model.config.n_layer - 1}")
     hooks = [
@@ -101,6 +101,6 @@ def recorded(model: GPT) -> Generator[dict[str, Tensor]]:
             hook.remove()
 
 
-def slope(values: list[float], widths: tuple[int, ...]) -> float:
-    """Of the straight line through the logarithms."""
+def log_log_slope(values: list[float], widths: tuple[int, ...]) -> float:
+    """Return the slope of a straight line through the logarithms."""
     return float(np.polyfit(np.log(widths), np.log(np.maximum(values, 1e-12)), 1)[0])

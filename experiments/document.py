@@ -1,6 +1,6 @@
-"""A page made of blocks, written as Markdown with PNGs beside it and as one HTML file that needs nothing else.
+"""A page of blocks, written as Markdown with PNGs beside it and as one self-contained HTML file.
 
-Whatever comes from run directories (names, values, errors) is escaped by the templates, never here.
+Text from run directories (names, values, errors) is escaped by the templates, never here.
 """
 
 import base64
@@ -24,7 +24,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class Heading:
-    """The title of what follows."""
+    """Title of the blocks after it."""
 
     text: str
     kind: Literal["heading"] = "heading"
@@ -41,15 +41,15 @@ class Note:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is read, and what it is sorted by: a number, or the text itself."""
+    """Text, and the number it is sorted by, if not by the text."""
 
     text: str
     value: float | None = None
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table that is sorted by a click on a column; a row may be marked as the best."""
+class TableBlock:
+    """A table, sortable by a click on a column; `marked` is the row of the best."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -58,13 +58,13 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers."""
+        """Return which columns hold numbers."""
         return [any(row[i].value is not None for row in self.rows) for i in range(len(self.columns))]
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it is: commands, differences. Long ones are folded under their title."""
+    """Preformatted text. With a title it is folded."""
 
     text: str
     title: str = ""
@@ -73,7 +73,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture."""
+    """A plot."""
 
     picture: Picture
     kind: Literal["figure"] = "figure"
@@ -87,41 +87,44 @@ class Figure:
         return data_uri(self.picture.dark)
 
 
-Block = Heading | Note | Table | Code | Figure
+Block = Heading | Note | TableBlock | Code | Figure
 
 
 @dataclass(frozen=True)
-class Document:
-    """A whole page."""
+class Page:
+    """A page with a title."""
 
     title: str
     blocks: Sequence[Block]
 
     def html(self) -> str:
-        """The page as one file."""
+        """Return the page as one HTML file."""
         style, script = ((TEMPLATES / name).read_text() for name in ("page.css", "page.js"))
         policy = (
-            f"default-src 'none'; img-src data:; style-src '{digest(style)}'; script-src '{digest(script)}'; "
+            f"default-src 'none'; img-src data:; style-src '{csp_hash(style)}'; script-src '{csp_hash(script)}'; "
             "base-uri 'none'; form-action 'none'"
         )
-        return environment().get_template("page.html").render(page=self, style=style, script=script, policy=policy)
+        return (
+            template_environment()
+            .get_template("page.html")
+            .render(page=self, style=style, script=script, policy=policy)
+        )
 
     def markdown(self) -> str:
-        """The page as text, with the pictures in plots/."""
-        text = environment().get_template("page.md").render(page=self)
+        """Return the page as Markdown, with its plots in plots/."""
+        text = template_environment().get_template("page.md").render(page=self)
         return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """`name`.md, `name`.html and plots/, each replaced as a whole. Raises BadEnvironment."""
+        """Write `name`.md, `name`.html and plots/, each atomically. Return the files. Raise BadEnvironment."""
         try:
-            return self.written(folder, name)
+            return self.write_files(folder, name)
         except OSError as error:
             where = one_line(Path(error.filename) if error.filename else folder)
             why = one_line(error.strerror or error, 200)
             raise BadEnvironment(f"{where}: can't be written: {why}; out=FOLDER writes elsewhere") from None
 
-    def written(self, folder: Path, name: str) -> list[Path]:
-        """The same. Raises OSError."""
+    def write_files(self, folder: Path, name: str) -> list[Path]:
         plots = folder / "plots"
         plots.mkdir(parents=True, exist_ok=True)
         pictures = [block.picture for block in self.blocks if isinstance(block, Figure)]
@@ -134,23 +137,23 @@ class Document:
 
 
 @cache
-def environment() -> jinja2.Environment:
-    """Templates that escape everything they are given, for HTML, or for Markdown through a filter."""
+def template_environment() -> jinja2.Environment:
+    """Return templates that escape everything, for HTML automatically and for Markdown through a filter."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
-        finalize=printable,
+        finalize=make_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     made.filters["md"] = escaped_markdown
-    made.filters["fence"] = fence
+    made.filters["fence"] = code_fence
     return made
 
 
-def printable(value: object) -> object:
-    """A text without power over a terminal or a browser: control characters are written as escapes."""
+def make_printable(value: object) -> object:
+    """Return a text whose control characters are escaped: no power over a terminal or a browser."""
     if not isinstance(value, str) or value.isprintable():
         return value
     lines = (escape_control_chars(line) for line in value.split("\n"))
@@ -158,19 +161,19 @@ def printable(value: object) -> object:
 
 
 def escaped_markdown(text: str) -> str:
-    """A text that Markdown shows as it is, on one line, in a cell of a table too."""
+    """Return a text that Markdown shows literally, on one line, also in a table."""
     line = " ".join(str(text).split())
     line = re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", line)
     return re.sub(r"^(\d*)([-+.)])(?=\s)", r"\1\\\2", line)  # no list
 
 
-def fence(text: str) -> str:
-    """More backticks than the text has in a row."""
+def code_fence(text: str) -> str:
+    """Return more backticks than the text has in a row."""
     return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
-def digest(text: str) -> str:
-    """How a content security policy names a script or a style that may be used."""
+def csp_hash(text: str) -> str:
+    """Return the hash by which a content security policy admits a script or a style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Which run directories a person means: by folder, by name under `runs_dir`, by glob. Nothing in them is read here."""
+"""Find the run directories that targets mean: folders, names under `runs_dir`, globs. Runs are not read here."""
 
 import glob
 import os
@@ -15,59 +15,59 @@ DEPTH = 2  # folders below one that is named in which runs are looked for: runs/
 
 
 @dataclass(frozen=True)
-class Found:
-    """Run directories, and the studies whose records say more about them than they do themselves."""
+class RunSelection:
+    """Run directories, and the studies whose records say more about them than they do."""
 
     runs: list[Path]
     studies: list[Path]
     """Folders that runs are in."""
-    asked: list[Path]
+    folders: list[Path]
     """What was named, as folders."""
-    closed: list[Path]
+    unreadable: list[Path]
     """Folders in there that this user may not look into."""
 
 
-def find(config: TargetsConfig, latest: bool = False) -> Found:
-    """The runs that are meant, in order; without targets all under runs_dir, or with `latest` those of the study, or
-    the run, that was written to last. Raises BadInput.
+def find_runs(config: TargetsConfig, latest: bool = False) -> RunSelection:
+    """Return the selected runs, in order; without targets all under runs_dir, or with `latest` those of the study or
+    run that was written to last. Raise BadInput.
     """
-    asked = [folder for target in config.targets for folder in folders(target, config.runs_dir)]
+    asked = [folder for target in config.targets for folder in expand_target(target, config.runs_dir)]
     if not config.targets:
         everything = Path(config.runs_dir)
-        asked = [newest(everything)] if latest and os.path.isdir(everything) else [everything]
+        asked = [newest_study(everything)] if latest and os.path.isdir(everything) else [everything]
     closed: list[Path] = []
     every: dict[Path, Path] = {}
-    for run in (run for folder in asked for run in below(folder, closed)):
+    for run in (run for folder in asked for run in runs_below(folder, closed)):
         every.setdefault(run.resolve(), run)  # a link to a run is no second one
     runs = list(every.values())
-    studies = list(dict.fromkeys(place for folder in asked for place in places(folder, runs)))
+    studies = list(dict.fromkeys(place for folder in asked for place in record_folders(folder, runs)))
     if not runs and not any(is_study(study) for study in studies):
         named = ", ".join(map(str, config.targets)) or f"runs_dir={config.runs_dir}"
         why = f"{one_line(closed[0])} can't be read" if closed else "no runs; train some first: python train.py"
         raise BadInput(f"{one_line(named, 200)}: {why}")
-    return Found(runs, studies, asked, list(dict.fromkeys(closed)))
+    return RunSelection(runs, studies, asked, list(dict.fromkeys(closed)))
 
 
-def folders(target: str, runs_dir: str) -> list[Path]:
-    """The folders a word stands for. Raises BadInput with the nearest name."""
+def expand_target(target: str, runs_dir: str) -> list[Path]:
+    """Return the folders that a target names. Raise BadInput with the nearest name."""
     for path in (Path(target), Path(runs_dir) / target):
         if os.path.isdir(path):
             if not os.access(path, os.R_OK | os.X_OK):
                 raise BadInput(f"{one_line(path)}: this folder can't be read: permission denied")
             if not holds_runs(path):
-                raise BadInput(f"{one_line(path)}: not a run directory, and none in it{known(target, runs_dir)}")
+                raise BadInput(f"{one_line(path)}: not a run directory, and none in it{hint_names(target, runs_dir)}")
             return [path]
     for pattern in (target, str(Path(runs_dir) / target)):
         found = [Path(path) for path in sorted(glob.glob(pattern)) if os.path.isdir(path)]
         found = [path for path in found if holds_runs(path)]
         if found:
             return found
-    raise BadInput(f"{one_line(target)}: no such study or run{known(target, runs_dir)}")
+    raise BadInput(f"{one_line(target)}: no such study or run{hint_names(target, runs_dir)}")
 
 
-def known(target: str, runs_dir: str) -> str:
-    """The nearest study or run, as the end of a message."""
-    runs = list(below(Path(runs_dir)))
+def hint_names(target: str, runs_dir: str) -> str:
+    """Return the nearest study or run as the end of a message."""
+    runs = list(runs_below(Path(runs_dir)))
     return hint(Path(target).name, dict.fromkeys(path.name for run in runs for path in (run.parent, run)))
 
 
@@ -83,11 +83,13 @@ def is_study(path: Path) -> bool:
 
 
 def holds_runs(path: Path) -> bool:
-    return is_run(path) or is_study(path) or any(below(path))
+    return is_run(path) or is_study(path) or any(runs_below(path))
 
 
-def below(folder: Path, closed: list[Path] | None = None, depth: int = DEPTH) -> Iterator[Path]:
-    """The run directories in a folder: itself, or those that it holds. What can't be read is added to `closed`."""
+def runs_below(folder: Path, closed: list[Path] | None = None, depth: int = DEPTH) -> Iterator[Path]:
+    """Yield the run directories in a folder: itself, or those it holds. Folders that can't be read are added to
+    `closed`.
+    """
     if is_run(folder):
         yield folder
     elif depth and os.path.isdir(folder):
@@ -97,11 +99,11 @@ def below(folder: Path, closed: list[Path] | None = None, depth: int = DEPTH) ->
             return
         for path in list_entries(folder):
             if os.path.isdir(path) and not path.name.startswith("."):
-                yield from below(path, closed, depth - 1)
+                yield from runs_below(path, closed, depth - 1)
 
 
-def places(folder: Path, runs: list[Path]) -> Iterator[Path]:
-    """The folders whose records may be about runs of `folder`: it, what it holds, what holds it."""
+def record_folders(folder: Path, runs: list[Path]) -> Iterator[Path]:
+    """Yield the folders whose records may be about runs of `folder`: itself, its runs, their parents."""
     yield folder
     for run in runs:
         if run.is_relative_to(folder):
@@ -110,15 +112,15 @@ def places(folder: Path, runs: list[Path]) -> Iterator[Path]:
         yield from (path for path in list_entries(folder) if is_study(path))
 
 
-def newest(runs_dir: Path) -> Path:
-    """The study, or the run that is in none, that was written to last; `runs_dir` itself when there is none."""
-    runs = list(below(runs_dir))
+def newest_study(runs_dir: Path) -> Path:
+    """Return the study, or run outside any, that was written to last; `runs_dir` if there is none."""
+    runs = list(runs_below(runs_dir))
     if not runs:
         return runs_dir
-    last = max(runs, key=touched)
+    last = max(runs, key=last_change)
     return last if last.parent == runs_dir else last.parent
 
 
-def touched(run: Path) -> float:
-    """When a run last wrote a row or its status."""
+def last_change(run: Path) -> float:
+    """Return when a run last wrote a row or its status."""
     return max(mtime(run / name) for name in ("status.json", "timing.jsonl", "metrics.jsonl", "config.json"))

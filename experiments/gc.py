@@ -1,6 +1,6 @@
-"""`nanogpt gc`: what could be deleted, how much that frees, and, only when told so, deleting it.
+"""`nanogpt gc`: what could be deleted and how much it frees; deletes only with delete=true.
 
-No kind takes away a run's newest or best checkpoint, its rows, or anything of a run that is on its way.
+Never a run's newest or best checkpoint, its rows, or anything of a run in progress.
 """
 
 import os
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.find import find
-from experiments.progress import Progress, look
+from experiments.find import find_runs
+from experiments.progress import Progress, read_progress
 from launch.study import RECORDS
-from launch.submission import submissions
+from launch.submission import read_submissions
 from nanogpt.comparability import best_step
 from nanogpt.config import GcConfig, TrainConfig, Waste
 from nanogpt.console import format_count, format_table, say
@@ -32,13 +32,13 @@ KINDS: dict[Waste, str] = {
     "attempts": "runs that a later attempt with new_attempt=true has finished",
     "empty": "runs that ended before their first checkpoint and first evaluation after a step",
 }
-SHOWN = 20  # paths of a kind
-DOOMED = ".del-"  # how the names of folders begin whose deletion has begun
+MAX_PATHS = 20  # paths of a kind
+DELETING = ".del-"  # how the names of folders begin whose deletion has begun
 
 
 @dataclass(frozen=True)
-class Thing:
-    """Something that could be deleted, and the run it belongs to, if it does."""
+class Garbage:
+    """A file or folder that could be deleted, and the run it belongs to, if any."""
 
     kind: Waste
     path: Path
@@ -46,18 +46,18 @@ class Thing:
     run: Path | None = None
 
 
-def collect(config: GcConfig) -> int:
-    """Tell what there is; delete what is asked for. Raises BadInput."""
-    found = find(config)
-    progress, problems = look(found)
-    quiet = [one for one in progress if not one.going and one.path.is_dir()]
-    things = [thing for one in quiet for thing in of_run(one, progress)]
+def collect_garbage(config: GcConfig) -> int:
+    """Print what could be deleted; delete what is selected. Return the exit code. Raise BadInput."""
+    found = find_runs(config)
+    progress, problems = read_progress(found)
+    quiet = [one for one in progress if not one.in_progress and one.path.is_dir()]
+    things = [thing for one in quiet for thing in find_run_garbage(one, progress)]
     if not problems:  # else it isn't known which points still need their code
-        things += [thing for study in found.studies for thing in of_study(study, progress)]
-    tell(things, config)
+        things += [thing for study in found.studies for thing in find_study_garbage(study, progress)]
+    print_garbage(things, config)
     for problem in problems:
         say(f"warning: {problem}")
-    busy = sum(one.going for one in progress)
+    busy = sum(one.in_progress for one in progress)
     if busy:
         say(f"{busy} runs are on their way; nothing of theirs is listed")
     chosen = [thing for thing in things if thing.kind in config.what]
@@ -68,12 +68,12 @@ def collect(config: GcConfig) -> int:
     return 0
 
 
-def delete_all(things: Sequence[Thing], progress: Sequence[Progress]) -> int:
-    """Delete what no process holds. Returns 5 when some of it can't be deleted."""
+def delete_all(things: Sequence[Garbage], progress: Sequence[Progress]) -> int:
+    """Delete what no process holds. Return 5 if some of it can't be deleted, else 0."""
     freed, code = 0, 0
     for thing in things:
         try:
-            why = delete(thing, progress)
+            why = delete_locked(thing, progress)
         except OSError as error:
             why, code = one_line(error.strerror or error), BadEnvironment.exit_code
         if why:
@@ -84,44 +84,44 @@ def delete_all(things: Sequence[Thing], progress: Sequence[Progress]) -> int:
     return code
 
 
-def of_run(one: Progress, progress: Sequence[Progress]) -> Iterator[Thing]:
-    """What of one run."""
-    for kind, path in waste(one, progress):
-        yield Thing(kind, path, size_of(path), one.path)
+def find_run_garbage(one: Progress, progress: Sequence[Progress]) -> Iterator[Garbage]:
+    """Yield what could be deleted of one run."""
+    for kind, path in classify_run_garbage(one, progress):
+        yield Garbage(kind, path, disk_usage(path), one.path)
 
 
-def waste(one: Progress, progress: Sequence[Progress]) -> Iterator[tuple[Waste, Path]]:
-    """Whole runs come alone."""
-    if superseded(one.path, progress):
+def classify_run_garbage(one: Progress, progress: Sequence[Progress]) -> Iterator[tuple[Waste, Path]]:
+    """Yield kind and path. Whole runs come alone."""
+    if is_superseded(one.path, progress):
         yield "attempts", one.path
         return
     if is_empty(one):
         yield "empty", one.path
         return
     folder = one.path / "checkpoints"
-    partial = [*hidden(folder, "tmp"), *hidden(folder, "del")]
-    for path in [*partial, *old_versions(folder), *sorted(one.path.glob(".*.tmp"))]:
+    partial = [*list_hidden(folder, "tmp"), *list_hidden(folder, "del")]
+    for path in [*partial, *replaced_checkpoints(folder), *sorted(one.path.glob(".*.tmp"))]:
         yield "leftovers", path
-    for path in hidden(folder, "bad"):
+    for path in list_hidden(folder, "bad"):
         yield "damaged", path
-    for path in superfluous(one.path) if one.state == "finished" else []:
+    for path in find_extra_checkpoints(one.path) if one.state == "finished" else []:
         yield "checkpoints", path
 
 
-def hidden(folder: Path, kind: str) -> list[Path]:
+def list_hidden(folder: Path, kind: str) -> list[Path]:
     """Return the entries of a checkpoints folder that are named `.KIND-step-…`, exactly as training names them."""
     return [
         path for path in list_entries(folder) if (match := HIDDEN_STEP.fullmatch(path.name)) and match["kind"] == kind
     ]
 
 
-def old_versions(folder: Path) -> list[Path]:
-    """Checkpoints whose replacement is there."""
-    return [path for path in hidden(folder, "old") if (folder / path.name.removeprefix(".old-")).exists()]
+def replaced_checkpoints(folder: Path) -> list[Path]:
+    """Return old checkpoints whose replacement exists."""
+    return [path for path in list_hidden(folder, "old") if (folder / path.name.removeprefix(".old-")).exists()]
 
 
-def superseded(run: Path, progress: Sequence[Progress]) -> bool:
-    """Whether a later attempt of the same run is finished."""
+def is_superseded(run: Path, progress: Sequence[Progress]) -> bool:
+    """Return whether a later attempt of the same run finished."""
     mine = parts_of(run.name)
     if mine is None:
         return False
@@ -131,7 +131,7 @@ def superseded(run: Path, progress: Sequence[Progress]) -> bool:
 
 
 def is_empty(one: Progress) -> bool:
-    """Nothing to continue from and nothing learnt."""
+    """Return whether a run has no checkpoint to continue from and no result."""
     if one.state == "finished" or any((one.path / "checkpoints").glob("*step-*")):
         return False
     if (one.path / RECORDS).exists() or (one.path / "incidents").exists():
@@ -139,8 +139,8 @@ def is_empty(one: Progress) -> bool:
     return not any("val_loss" in row and row["step"] > 0 for row in read_rows(one.path / "metrics.jsonl"))
 
 
-def superfluous(run: Path) -> list[Path]:
-    """Checkpoints that neither continuing nor sampling would take."""
+def find_extra_checkpoints(run: Path) -> list[Path]:
+    """Return checkpoints that neither resuming nor sampling would use."""
     entries = list_entries(run / "checkpoints")
     found = {step: path for path in entries if (step := parse_step(path.name)) is not None}
     states: dict[int, dict[str, Any]] = {}
@@ -156,25 +156,25 @@ def superfluous(run: Path) -> list[Path]:
     return [path for step, path in sorted(found.items()) if step not in kept and (every is None or step % every)]
 
 
-def of_study(study: Path, progress: Sequence[Progress]) -> Iterator[Thing]:
-    """Copies of the code that were made for jobs that are all done."""
+def find_study_garbage(study: Path, progress: Sequence[Progress]) -> Iterator[Garbage]:
+    """Yield copies of the code for jobs that are all done."""
     for path in list_entries(study):
-        if path.name.startswith(DOOMED):
-            yield Thing("leftovers", path, size_of(path), path)
+        if path.name.startswith(DELETING):
+            yield Garbage("leftovers", path, disk_usage(path), path)
     folder = study / RECORDS / "code"
     open_points = {one.path.resolve() for one in progress if one.state != "finished"}
     needed = {
-        Path(submission.facts.code).resolve()
-        for submission in submissions(study)
+        Path(submission.spec.code).resolve()
+        for submission in read_submissions(study)
         if any(run.resolve() in open_points or not run.exists() for run in submission.runs)
     }
     for path in list_entries(folder):
         if path.is_dir() and path.resolve() not in needed:
-            yield Thing("code", path, size_of(path))
+            yield Garbage("code", path, disk_usage(path))
 
 
-def size_of(path: Path) -> int:
-    """Bytes on disk, links not followed."""
+def disk_usage(path: Path) -> int:
+    """Return bytes on disk; links are not followed."""
     total = 0
     inside = (Path(top) / name for top, _, names in os.walk(path) for name in names)
     for file in inside if path.is_dir() and not path.is_symlink() else [path]:
@@ -183,8 +183,8 @@ def size_of(path: Path) -> int:
     return total
 
 
-def tell(things: Sequence[Thing], config: GcConfig) -> None:
-    """A line a kind, then the paths."""
+def print_garbage(things: Sequence[Garbage], config: GcConfig) -> None:
+    """Print one line per kind, then the paths."""
     rows = [
         (kind, str(len(own)), f"{format_count(sum(thing.size for thing in own), 'G')}B", about)
         for kind, about in KINDS.items()
@@ -193,32 +193,34 @@ def tell(things: Sequence[Thing], config: GcConfig) -> None:
     say(format_table("what could be deleted", ("what", "things", "frees", "which"), rows))
     for kind in config.what:
         own = sorted((thing for thing in things if thing.kind == kind), key=lambda thing: -thing.size)
-        for thing in own[:SHOWN]:
+        for thing in own[:MAX_PATHS]:
             say(f"{kind}: {one_line(thing.path)} ({format_count(thing.size, 'G')}B)")
-        if len(own) > SHOWN:
-            say(f"{kind}: and {len(own) - SHOWN} more")
+        if len(own) > MAX_PATHS:
+            say(f"{kind}: and {len(own) - MAX_PATHS} more")
 
 
-def delete(thing: Thing, progress: Sequence[Progress]) -> str:
-    """Under the lock of the run, or of its study's records, so nothing of what has just been started or submitted.
-    Returns why it is left, if it is. Raises OSError.
+def delete_locked(thing: Garbage, progress: Sequence[Progress]) -> str:
+    """Delete under the lock of the run or of the study's submissions, so that nothing just started or submitted is
+    deleted. Return why it is left, or an empty string. Raise OSError.
     """
     records = thing.path.parents[1]  # of frozen code
     with hold_lock(thing.run / ".lock" if thing.run else records / "lock", wait=False) as mine:
         if not mine:
             return "a process is training here" if thing.run else "a command is submitting here"
-        if thing.run is None and thing.path not in (other.path for other in of_study(records.parent, progress)):
+        if thing.run is None and thing.path not in (
+            other.path for other in find_study_garbage(records.parent, progress)
+        ):
             return "was submitted just now"
-        remove(thing.path)
+        delete_path(thing.path)
     return ""
 
 
-def remove(path: Path) -> None:
-    """Delete a file or a folder. A folder is renamed first, so that nobody takes one that is half deleted for whole."""
+def delete_path(path: Path) -> None:
+    """Delete a file or a folder. A folder is renamed first, so that no half-deleted one is taken for complete."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    doomed = path if path.name.startswith(".") else path.with_name(DOOMED + path.name)
+    doomed = path if path.name.startswith(".") else path.with_name(DELETING + path.name)
     if doomed != path:
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)

@@ -1,4 +1,4 @@
-"""The points that were asked for and never begun, of sweeps without a launcher: their runs remember the command."""
+"""Points of sweeps without a launcher that never started, from the command that their runs recorded."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ MOST_COMMANDS = 20
 About = tuple[Path, TrainConfig, Sequence[dict[str, Any]]]
 
 
-def never_started(runs: Iterable[About], there: set[str]) -> list[tuple[Path, TrainConfig]]:
-    """Run directory and config of every planned point that none of the signatures `there` is of.
+def find_never_started(runs: Iterable[About], there: set[str]) -> list[tuple[Path, TrainConfig]]:
+    """Return run directory and config of every planned point whose signature isn't in `there`.
 
-    A command that can't be read any more, because the program has changed since, or that starts from weights, which
-    would have to be read for it, is passed over.
+    Commands that can't be read any more, because the program has changed, or that start from weights, which would have
+    to be read, are skipped.
     """
     studies: dict[tuple[str, ...], tuple[Path, set[str]]] = {}
     for path, config, starts in runs:
@@ -25,13 +25,13 @@ def never_started(runs: Iterable[About], there: set[str]) -> list[tuple[Path, Tr
             studies.setdefault(command, (path.parent, set()))[1].add(signature(config))
     found: dict[str, tuple[Path, TrainConfig]] = {}
     for command, (folder, begun) in list(studies.items())[:MOST_COMMANDS]:
-        for name, config in points(command, folder, len(begun)):
+        for name, config in planned_points(command, folder, len(begun)):
             found.setdefault(signature(config), (folder / name, config))
     return [about for digits, about in found.items() if digits not in there and not (about[0] / "config.json").exists()]
 
 
 def sweep_command(starts: Sequence[dict[str, Any]]) -> tuple[str, ...] | None:
-    """The words after `python train.py` of the sweep that started a run, if it was one."""
+    """Return the words after `python train.py` of the sweep that started a run, or None."""
     words = starts[-1].get("command") if starts else None
     if not isinstance(words, list):
         return None
@@ -41,13 +41,13 @@ def sweep_command(starts: Sequence[dict[str, Any]]) -> tuple[str, ...] | None:
     return tuple(texts[1:]) if swept and not weights else None
 
 
-def points(command: tuple[str, ...], folder: Path, begun: int) -> list[tuple[str, TrainConfig]]:
-    """Name and config of a command's points, of a search those it chose, if they belong into a folder of this name;
-    none when all have `begun`.
+def planned_points(command: tuple[str, ...], folder: Path, begun: int) -> list[tuple[str, TrainConfig]]:
+    """Return name and config of the points of a command, for a search those it chose, if they belong to a folder of
+    this name; empty when all have begun.
     """
     from cli.sweep_request import count_points, read_sweep
-    from launch.study import study_of
-    from launch.trials import Record
+    from launch.study import plan_study
+    from launch.trials import TrialLog
 
     words = [word for word in command if not word.startswith("-")]
     try:
@@ -55,12 +55,12 @@ def points(command: tuple[str, ...], folder: Path, begun: int) -> list[tuple[str
         if count is not None and count <= begun:
             return []
         sweep = read_sweep("train", TrainConfig, words, multirun=True)
-        planned = study_of(sweep)
-        members = planned.members
+        planned = plan_study(sweep)
+        planned_runs = planned.runs
         if sweep.space is not None:
-            members = [member for one in Record(folder).trials(sweep.space) for member in one.members]
+            planned_runs = [planned for one in TrialLog(folder).read_trials(sweep.space) for planned in one.runs]
     except (LabError, OSError):
         return []
     if planned.path.name != folder.name:
         return []
-    return [(member.run.name, member.config) for member in members]
+    return [(planned.path.name, planned.config) for planned in planned_runs]

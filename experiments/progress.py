@@ -1,4 +1,4 @@
-"""What every run is doing: from the records of its study where it was submitted, else from what it wrote itself."""
+"""State and progress of every run: from the records of its study if it was submitted, else from its own files."""
 
 import socket
 import time
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.find import Found, touched
-from launch.status import Cluster, Point, last_rows, points_of
+from experiments.find import RunSelection, last_change
+from launch.status import JobQueues, PointStatus, read_last_rows, read_points
 from launch.study import RECORDS
-from launch.submission import stray_submissions
+from launch.submission import find_stray_entries
 from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.metrics_file import as_count, as_number
 from nanogpt.run_directory import RunDirectory
@@ -22,7 +22,7 @@ LONG_SILENCE = 3600.0
 
 @dataclass(frozen=True)
 class Progress:
-    """One run, or one point that hasn't become a run, as it is now."""
+    """Progress of one run, or of a point that hasn't started."""
 
     path: Path
     state: str
@@ -33,7 +33,7 @@ class Progress:
     val: float | None = None
     """The last validation loss."""
     best: float | None = None
-    bits: float | None = None
+    bits_per_byte: float | None = None
     """Bits per byte at the last evaluation."""
     train: float | None = None
     """The training loss at the last evaluation."""
@@ -43,57 +43,57 @@ class Progress:
     """Tokens a second, lately."""
     job: str = ""
     log: Path | None = None
-    point: Point | None = field(default=None, compare=False)
+    point: PointStatus | None = field(default=None, compare=False)
 
     @property
-    def going(self) -> bool:
+    def in_progress(self) -> bool:
         return self.state in OPEN
 
 
-def look(found: Found, cluster: Cluster | None = None) -> tuple[list[Progress], list[str]]:
-    """All runs, and points of their studies that haven't begun; and what of the records can't be read."""
-    points, problems = submitted(found.studies, cluster or Cluster())
-    problems += [f"{one_line(folder)}: this folder can't be read" for folder in found.closed]
-    known = [progress_of(run, points.pop(run.resolve(), None)) for run in found.runs]
-    wanted = [folder.resolve() for folder in found.asked]
+def read_progress(found: RunSelection, cluster: JobQueues | None = None) -> tuple[list[Progress], list[str]]:
+    """Return all runs, points that haven't started, and messages about records that can't be read."""
+    points, problems = read_submitted(found.studies, cluster or JobQueues())
+    problems += [f"{one_line(folder)}: this folder can't be read" for folder in found.unreadable]
+    known = [read_run_progress(run, points.pop(run.resolve(), None)) for run in found.runs]
+    wanted = [folder.resolve() for folder in found.folders]
     rest = [point for path, point in points.items() if any(path.is_relative_to(folder) for folder in wanted)]
-    return known + [progress_of(near(point.run), point) for point in rest], problems
+    return known + [read_run_progress(relative_to_cwd(point.run), point) for point in rest], problems
 
 
-def submitted(studies: Iterable[Path], cluster: Cluster) -> tuple[dict[Path, Point], list[str]]:
-    """The points of studies by run directory."""
-    points: dict[Path, Point] = {}
+def read_submitted(studies: Iterable[Path], cluster: JobQueues) -> tuple[dict[Path, PointStatus], list[str]]:
+    """Return the points of studies by run directory, and messages about records that can't be read."""
+    points: dict[Path, PointStatus] = {}
     problems: list[str] = []
     for study in studies:
         if (study / RECORDS).is_dir():
-            if strays := stray_submissions(study):
+            if strays := find_stray_entries(study):
                 names = ", ".join(one_line(name) for name in strays[:5])
                 problems.append(f"{one_line(study / RECORDS)}: not submissions of this program, ignored: {names}")
             try:
-                points |= {point.run.resolve(): point for point in points_of(study, cluster)}
+                points |= {point.run.resolve(): point for point in read_points(study, cluster)}
             except (BadCheckpoint, OSError, ValueError, KeyError, TypeError) as error:
                 problems.append(f"{one_line(study / RECORDS)}: can't be read: {one_line(error, 200)}")
     return points, problems
 
 
-def near(path: Path) -> Path:
-    """As seen from the current folder, where it is in there."""
+def relative_to_cwd(path: Path) -> Path:
+    """Return the path relative to the current folder if it is inside."""
     with suppress(ValueError):
         return path.relative_to(Path.cwd())
     return path
 
 
-def progress_of(path: Path, point: Point | None = None) -> Progress:
-    """One run. Reads the ends of its files alone, however long they are."""
+def read_run_progress(path: Path, point: PointStatus | None = None) -> Progress:
+    """Return the progress of one run. Reads only the ends of its files."""
     run = RunDirectory(path)
     status = run.status()
-    rows = last_rows(path / "metrics.jsonl")
-    timing = last_rows(path / "timing.jsonl", 1024)
+    rows = read_last_rows(path / "metrics.jsonl")
+    timing = read_last_rows(path / "timing.jsonl", 1024)
     evals = [row for row in rows if as_number(row.get("val_loss")) is not None]
     losses = [loss for row in evals if (loss := as_number(row.get("val_loss"))) is not None]
     best = status.get("best")
     lowest = as_number(best[0]) if isinstance(best, list) and best else None  # pyright: ignore[reportUnknownArgumentType]
-    state, why = (point.state, point.why) if point else own_state(path, status)
+    state, why = (point.state, point.why) if point else read_own_state(path, status)
     return Progress(
         path=path,
         state=state,
@@ -102,9 +102,9 @@ def progress_of(path: Path, point: Point | None = None) -> Progress:
         steps=as_count(status.get("steps")),
         val=losses[-1] if losses else None,
         best=min([loss for loss in (lowest, *losses) if loss is not None], default=None),
-        bits=as_number(evals[-1].get("val_bpb")) if evals else None,
+        bits_per_byte=as_number(evals[-1].get("val_bpb")) if evals else None,
         train=as_number(evals[-1].get("train_loss")) if evals else None,
-        updated=touched(path),
+        updated=last_change(path),
         rate=as_number(timing[-1].get("tokens_per_second")) if timing else None,
         job=point.job if point else "",
         log=point.log if point else None,
@@ -112,8 +112,8 @@ def progress_of(path: Path, point: Point | None = None) -> Progress:
     )
 
 
-def own_state(path: Path, status: dict[str, Any]) -> tuple[str, str]:
-    """(state, why) of a run that was started without a launcher."""
+def read_own_state(path: Path, status: dict[str, Any]) -> tuple[str, str]:
+    """Return state and reason of a run that was started without a launcher."""
     state = status.get("state")
     if state not in WRITTEN:
         return (
@@ -121,7 +121,7 @@ def own_state(path: Path, status: dict[str, Any]) -> tuple[str, str]:
         )
     if state != "running":
         return str(state), ""
-    silent = time.time() - touched(path)
+    silent = time.time() - last_change(path)
     if status.get("host") == socket.gethostname():
         if is_alive(status.get("pid"), status.get("pid_start")):
             return "running", ""

@@ -1,4 +1,4 @@
-"""`nanogpt report`: what came out of a study, as report.md, report.html, pictures; also while it runs."""
+"""`nanogpt report`: the results of a study as report.md, report.html and plots; also while it runs."""
 
 import os
 import time
@@ -8,24 +8,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.code_diff import code_table
-from experiments.document import Block, Code, Document, Figure, Heading, Note
-from experiments.find import Found, find
+from experiments.document import Block, Code, Figure, Heading, Note, Page
+from experiments.find import RunSelection, find_runs
 from experiments.plots.curves import Curve, loss_curves
-from experiments.plots.sweep_plots import landscape
-from experiments.progress import look, near
-from experiments.ranking import LABELS, Axis, Ranking, Setting, axes, rankings, science, settings, shown
-from experiments.reproduce import APART, repeat
-from experiments.results import Result, missing, read_all
-from experiments.statistics import difference
+from experiments.plots.sweep_plots import plot_sweep
+from experiments.progress import read_progress, relative_to_cwd
+from experiments.ranking import (
+    LABELS,
+    Ranking,
+    SeedGroup,
+    VariedKey,
+    find_varied_keys,
+    format_value,
+    group_by_seed,
+    identity_values,
+    rank_groups,
+)
+from experiments.reproduce import RUN_KEYS, reproduce_command
+from experiments.results import RunResult, find_missing_points, read_results
+from experiments.statistics import welch_test
 from experiments.tables import (
     COLUMNS,
     along_table,
-    as_text,
     differing_keys,
-    label,
+    group_label,
+    print_trouble,
     ranking_table,
     run_table,
-    tell_trouble,
+    to_terminal,
     trouble_table,
 )
 from nanogpt import schema
@@ -36,7 +46,7 @@ from nanogpt.output_paths import check_output_folder
 
 PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns that a terminal has no room for
 PICTURES = ("curves", "sensitivity", "heatmap", "parallel")  # those of an earlier report go when a new one has others
-RIVALS = 5  # settings next to the best that are tested against it
+RIVALS_TESTED = 5  # settings next to the best that are tested against it
 UNDONE = ("missing", "new", "stopped", "lost")  # states that the same command goes on from
 WORDS: dict[Metric, str] = {
     "val_loss": "the validation loss at the end, in nats per token",
@@ -47,11 +57,11 @@ WORDS: dict[Metric, str] = {
 
 
 @dataclass(frozen=True)
-class Study:
-    """What a report is about."""
+class ReportData:
+    """Everything that a report shows."""
 
     title: str
-    results: Sequence[Result]
+    results: Sequence[RunResult]
     problems: Sequence[str]
     rankings: Sequence[Ranking]
     """One, or several where not all results are comparable."""
@@ -59,19 +69,19 @@ class Study:
     """Which results are not comparable, and why."""
 
     @property
-    def every(self) -> list[Setting]:
-        return [setting for ranking in self.rankings for setting in ranking.every]
+    def groups(self) -> list[SeedGroup]:
+        return [setting for ranking in self.rankings for setting in ranking.groups]
 
 
 def report(config: ReportConfig) -> int:
-    """Write it and tell the ranking. Raises BadInput."""
+    """Write the report and print the ranking. Return 0. Raise BadInput."""
     check_output_folder("out", config.out)
-    found = find(config, latest=True)
-    folder = place(found, config)
+    found = find_runs(config, latest=True)
+    folder = output_folder(found, config)
     check_output_folder("out", folder)
-    study = collect(found, config.metric)
-    tell(study)  # before it is written: a full disk doesn't take the answer away
-    files = Document(f"Report: {study.title}", list(blocks(study, config))).write(folder, "report")
+    study = read_study(found, config.metric)
+    print_report(study)  # before it is written: a full disk doesn't take the answer away
+    files = Page(f"Report: {study.title}", list(page_blocks(study, config))).write(folder, "report")
     for name in PICTURES:
         for old in [*folder.glob(f"plots/{name}.png"), *folder.glob(f"plots/{name}-[0-9]*.png")]:
             if old not in files:
@@ -80,58 +90,58 @@ def report(config: ReportConfig) -> int:
     return 0
 
 
-def tell(study: Study) -> None:
-    """The ranking, what went wrong, what can't be read."""
+def print_report(study: ReportData) -> None:
+    """Print the ranking, what failed and what can't be read."""
     for note in study.notes:
         say(f"note: {one_line(note, 1000)}")
     for ranking in study.rankings:
-        title = f"{study.title}: {one_line(ranking.title, 200) or states(study.results)}"
+        title = f"{study.title}: {one_line(ranking.title, 200) or count_states(study.results)}"
         first = COLUMNS[ranking.metric]
         without = [column for column in PAGE_ONLY if column != first]
-        say(as_text(ranking_table(ranking, axes(ranking.every)), title, without))
-    tell_trouble(study.results)
+        say(to_terminal(ranking_table(ranking, find_varied_keys(ranking.groups)), title, without))
+    print_trouble(study.results)
     for problem in study.problems:
         say(f"warning: {problem}")
 
 
-def place(found: Found, config: ReportConfig) -> Path:
-    """Where the report goes: the study's folder, or the one that holds all that was named. Raises BadInput."""
+def output_folder(found: RunSelection, config: ReportConfig) -> Path:
+    """Return the study's folder, or the one that holds everything that was named. Raise BadInput."""
     if config.out is not None:
         return Path(config.out)
-    common = Path(os.path.commonpath([path.absolute() for path in found.asked]))
+    common = Path(os.path.commonpath([path.absolute() for path in found.folders]))
     ours = Path(config.runs_dir).absolute()
     if (
-        len(found.asked) > 1
+        len(found.folders) > 1
         and not common.is_relative_to(ours)
         and common not in {r.absolute().parent for r in found.runs}
     ):
         raise BadInput("out=null: these runs have no folder of their own; name one, e.g. out=report")
-    return near(common)
+    return relative_to_cwd(common)
 
 
-def collect(found: Found, metric: Metric) -> Study:
-    """Read everything. Raises BadInput when nothing can be read."""
-    progress, problems = look(found)
-    results, unreadable = read_all(progress)
-    results += missing(results, found.asked)
+def read_study(found: RunSelection, metric: Metric) -> ReportData:
+    """Read all runs. Raise BadInput if none can be read."""
+    progress, problems = read_progress(found)
+    results, unreadable = read_results(progress)
+    results += find_missing_points(results, found.folders)
     if not results:
         raise BadInput(f"no run can be read: {'; '.join(unreadable)}")
     problems += unreadable
     problems += [f"{one_line(result.path)}: {problem}" for result in results for problem in result.problems]
-    ranked, notes = rankings(settings(results), metric)
-    names = [path.resolve().name for path in found.asked]
+    ranked, notes = rank_groups(group_by_seed(results), metric)
+    names = [path.resolve().name for path in found.folders]
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return Study(one_line(title, 200), results, problems, ranked, notes)
+    return ReportData(one_line(title, 200), results, problems, ranked, notes)
 
 
-def states(results: Sequence[Result]) -> str:
-    """`23 finished, 1 diverged`."""
+def count_states(results: Sequence[RunResult]) -> str:
+    """Return e.g. `23 finished, 1 diverged`."""
     return ", ".join(f"{count} {state}" for state, count in Counter(r.progress.state for r in results).most_common())
 
 
-def blocks(study: Study, config: ReportConfig) -> Iterator[Block]:
-    """The whole page."""
-    yield from summary(study)
+def page_blocks(study: ReportData, config: ReportConfig) -> Iterator[Block]:
+    """Yield the whole page."""
+    yield from summary_blocks(study)
     for note in study.notes:
         yield Note(one_line(note, 1000), warning=True)
     for number, ranking in enumerate(study.rankings, 1):
@@ -141,22 +151,22 @@ def blocks(study: Study, config: ReportConfig) -> Iterator[Block]:
         yield trouble
     yield Heading("Every run")
     yield run_table(study.results)
-    yield from differences(study)
+    yield from difference_blocks(study)
 
 
-def summary(study: Study) -> Iterator[Block]:
-    """How much there is, and what of it isn't whole."""
+def summary_blocks(study: ReportData) -> Iterator[Block]:
+    """Yield how many runs there are and what is incomplete."""
     total = sum(result.seconds or 0.0 for result in study.results)
     yield Note(
-        f"{len(study.results)} runs of {len(study.every)} settings: {states(study.results)}. "
+        f"{len(study.results)} runs of {len(study.groups)} settings: {count_states(study.results)}. "
         f"{format_duration(total)} of training steps. Written {time.strftime('%Y-%m-%d %H:%M')}."
     )
     left = [result for result in study.results if not result.finished]
     if left:
-        goes_on = any(result.progress.going or result.progress.state in UNDONE for result in left)
+        goes_on = any(result.progress.in_progress or result.progress.state in UNDONE for result in left)
         words = "The study isn't finished" if goes_on else "Not every run came to its end"
         yield Note(
-            f"{words}: {states(left)}. Settings without a finished run have no rank; "
+            f"{words}: {count_states(left)}. Settings without a finished run have no rank; "
             "their numbers, in parentheses, are those of the last evaluation.",
             warning=True,
         )
@@ -165,25 +175,25 @@ def summary(study: Study) -> Iterator[Block]:
 
 
 def ranking_blocks(ranking: Ranking, config: ReportConfig, suffix: str) -> Iterator[Block]:
-    """A ranking with its pictures and its best setting. `suffix` tells its pictures from those of other rankings."""
-    varied, where = axes(ranking.every), f": {one_line(ranking.title, 200)}" if ranking.title else ""
+    """Yield a ranking with its plots and its best setting. `suffix` distinguishes plots of several rankings."""
+    varied, where = find_varied_keys(ranking.groups), f": {one_line(ranking.title, 200)}" if ranking.title else ""
     yield Heading(f"Ranking{where}")
     yield ranking_table(ranking, varied)
-    yield Note(explanation(ranking))
-    yield from pictures(ranking, varied, config, where, suffix)
+    yield Note(explain_table(ranking))
+    yield from figure_blocks(ranking, varied, config, where, suffix)
     yield Heading(f"The best{where}")
-    yield from best(ranking, varied)
+    yield from best_blocks(ranking, varied)
 
 
-def explanation(ranking: Ranking) -> str:
-    """How to read the table."""
-    seeds = {len(setting.results) for setting in ranking.every}
+def explain_table(ranking: Ranking) -> str:
+    """Return how to read the ranking."""
+    seeds = {len(setting.results) for setting in ranking.groups}
     words = [f"Ranked by {WORDS[ranking.metric]}."]
     if max(seeds) > 1:
         words.append("Numbers are means over the finished seeds, ± half of the mean's 95 % interval (Student's t).")
     if min(seeds) == 1:
         words.append("Where there is one seed there is no interval: how far another seed would be off isn't known.")
-    if any(setting.diverged for setting in ranking.good):
+    if any(setting.diverged for setting in ranking.ranked):
         words.append(
             "Settings of which a seed diverged come after those of which none did: the other seeds' mean flatters them."
         )
@@ -194,18 +204,18 @@ def explanation(ranking: Ranking) -> str:
     return " ".join(words)
 
 
-def pictures(
-    ranking: Ranking, varied: Sequence[Axis], config: ReportConfig, where: str, suffix: str
+def figure_blocks(
+    ranking: Ranking, varied: Sequence[VariedKey], config: ReportConfig, where: str, suffix: str
 ) -> Iterator[Block]:
-    """Curves, and the loss over what was varied."""
+    """Yield the loss curves, and the loss over what was varied."""
     curves = [
         Curve(
-            label(setting, varied),
+            group_label(setting, varied),
             setting.counted,
             loss.mean if setting.finished and (loss := setting.loss(ranking.metric)) else None,
             "finished" if setting.finished else next(iter(setting.states)),
         )
-        for setting in ranking.every
+        for setting in ranking.groups
     ]
     yield Heading(f"Loss curves{where}")
     drawn = loss_curves(curves, config.x, f"curves{suffix}", ranking.in_nats)
@@ -214,25 +224,25 @@ def pictures(
     else:
         why = "no run has a row yet" if config.x in ("steps", "tokens") else f"no run has rows with its {config.x}"
         yield Note(f"Nothing to draw: {why}.")
-    over = landscape(ranking.every, varied, ranking.metric)
+    over = plot_sweep(ranking.groups, varied, ranking.metric)
     if over:
         yield Heading(f"What was varied{where}")
         yield Figure(replace(over, name=f"{over.name}{suffix}"))
 
 
-def best(ranking: Ranking, varied: Sequence[Axis]) -> Iterator[Block]:
-    """The best setting and how to have it again."""
+def best_blocks(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Block]:
+    """Yield the best setting and the command that repeats it."""
     setting = ranking.best
     if setting is None:
-        yield Note("Every finished run diverged." if ranking.good else "No run is finished yet.")
+        yield Note("Every finished run diverged." if ranking.ranked else "No run is finished yet.")
         return
     result = next(one for one in setting.finished if one.trouble is None or not one.trouble.diverged)
-    yield Note(f"{label(setting, varied)}: {WORDS[ranking.metric]} is {loss_words(setting, ranking.metric)}.")
+    yield Note(f"{group_label(setting, varied)}: {WORDS[ranking.metric]} is {format_loss(setting, ranking.metric)}.")
     if rivals := rivals_note(ranking, varied):
         yield rivals
     if edge := edge_note(ranking, varied):
         yield edge
-    command = repeat(result.config)
+    command = reproduce_command(result.config)
     if command is None:
         yield Note(f"No command line is known to repeat it; {one_line(result.path / 'config.json')} has its settings.")
         return
@@ -241,32 +251,32 @@ def best(ranking: Ranking, varied: Sequence[Axis]) -> Iterator[Block]:
     yield Code(command)
 
 
-def loss_words(setting: Setting, metric: Metric) -> str:
+def format_loss(setting: SeedGroup, metric: Metric) -> str:
     found = setting.loss(metric)
     assert found is not None, "it is ranked"
     spread = f" ± {found.half:.4f} over {found.n} seeds" if found.half is not None else " (one seed)"
     return f"{found.mean:.4f}{spread}"
 
 
-def rivals_note(ranking: Ranking, varied: Sequence[Axis]) -> Note | None:
-    """Which of the next settings may be as good, where seeds can tell. Only the best ones are looked at."""
-    first, *others = ranking.good
+def rivals_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
+    """Return a note on settings next to the best that seeds can't distinguish from it."""
+    first, *others = ranking.ranked
     words: list[str] = []
-    for other in others[:RIVALS]:
-        found = difference(other.losses(ranking.metric), first.losses(ranking.metric))
+    for other in others[:RIVALS_TESTED]:
+        found = welch_test(other.losses(ranking.metric), first.losses(ranking.metric))
         if found and not found.significant:
-            words.append(f"{label(other, varied)} ({found.mean:+.4f}, p={found.p:.2g})")
+            words.append(f"{group_label(other, varied)} ({found.mean:+.4f}, p={found.p:.2g})")
     if not words:
         return None
     return Note(f"The seeds don't tell it from {', '.join(words)}: so much may be chance (Welch's test).")
 
 
-def edge_note(ranking: Ranking, varied: Sequence[Axis]) -> Note | None:
-    """Which values of the best setting are the lowest or highest that were tried, where others could be."""
+def edge_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
+    """Return a note on values of the best setting at the edge of what was tried."""
     fields = dict(schema.iter_fields(TrainConfig))
     words: list[str] = []
     for axis in varied:
-        values = [axis.value(setting) for setting in ranking.good]
+        values = [axis.value(setting) for setting in ranking.ranked]
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if axis.key.startswith("training.") or len(numbers) < len(values) or len(set(numbers)) < 2:
             continue  # more training is always better
@@ -276,18 +286,18 @@ def edge_note(ranking: Ranking, varied: Sequence[Axis]) -> Note | None:
     return Note(f"Of what was tried {' and '.join(words)}: the best may lie beyond.") if words else None
 
 
-def differences(study: Study) -> Iterator[Block]:
-    """What varied, what all have in common, which code made it."""
+def difference_blocks(study: ReportData) -> Iterator[Block]:
+    """Yield what varied, what all runs share, and which code they used."""
     yield Heading("Settings and code")
-    together = axes(study.every)
-    if along := along_table(study.every, together):
+    together = find_varied_keys(study.groups)
+    if along := along_table(study.groups, together):
         yield along
-    varied = {key for axis in together for key in (axis.key, *axis.along)}
-    effect = {*science(study.results[0].config), *APART, *LABELS.values()}
+    varied = {key for axis in together for key in (axis.key, *axis.others)}
+    effect = {*identity_values(study.results[0].config), *RUN_KEYS, *LABELS.values()}
     apart = [key for key in differing_keys([one.config for one in study.results]) if key not in effect]
     if apart:
         yield Note(f"Also different, without an effect on results: {', '.join(apart)}.")
-    yield Code(common(study.results, varied), "What all runs have in common")
+    yield Code(common_settings(study.results, varied), "What all runs have in common")
     code = code_table(study.results)
     if code:
         if len(code.rows) > 1:
@@ -295,8 +305,10 @@ def differences(study: Study) -> Iterator[Block]:
         yield code
 
 
-def common(results: Sequence[Result], varied: set[str]) -> str:
-    """The settings that are the same everywhere."""
+def common_settings(results: Sequence[RunResult], varied: set[str]) -> str:
+    """Return the settings that are equal in all runs."""
     configs = [dict(schema.iter_values(result.config)) for result in results]
-    same = [key for key in configs[0] if len({shown(config[key]) for config in configs}) == 1 and key not in varied]
-    return "\n".join(f"{key}={shown(configs[0][key])}" for key in same if key not in APART)
+    same = [
+        key for key in configs[0] if len({format_value(config[key]) for config in configs}) == 1 and key not in varied
+    ]
+    return "\n".join(f"{key}={format_value(configs[0][key])}" for key in same if key not in RUN_KEYS)

@@ -1,4 +1,4 @@
-"""The command that trains a config again: choices of files first, then what differs from them."""
+"""Find the command that trains a config again: config files first, then the keys that differ."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -13,22 +13,22 @@ from nanogpt.errors import LabError
 from nanogpt.schema import signature
 
 GROUPS = ("model", "data", "optimizer", "schedule")
-APART = ("name", "runs_dir", "new_attempt", "dry_run", "replay")  # which run it is, not what it trains
+RUN_KEYS = ("name", "runs_dir", "new_attempt", "dry_run", "replay")  # which run it is, not what it trains
 
 
-def repeat(config: TrainConfig) -> str | None:
-    """`python train.py …`, checked to give the same science; None for a config that a command line can't give, or
-    whose weights would have to be read to tell.
+def reproduce_command(config: TrainConfig) -> str | None:
+    """Return a `python train.py …` command that was checked to give the same config; None if there is none or weights
+    would have to be read to tell.
     """
     if config.init_from != "scratch":
         return None
-    commands = [command for start in beginnings(config) if (command := command_from(config, start))]
+    commands = [command for start in candidate_files(config) if (command := build_command(config, start))]
     commands = [command for command in commands if command.isprintable()]  # else a terminal might obey it
     return min(commands, key=len, default=None)
 
 
-def beginnings(config: TrainConfig) -> Iterator[list[str]]:
-    """Files to start from: the experiment the run was named for, or those its groups are named for."""
+def candidate_files(config: TrainConfig) -> Iterator[list[str]]:
+    """Yield config files to start from: the experiment or the groups that the run is named after."""
     if config.name in choices("experiment"):
         yield [f"experiment={config.name}"]
     named = [(group, getattr(config, group).name) for group in GROUPS]
@@ -37,16 +37,15 @@ def beginnings(config: TrainConfig) -> Iterator[list[str]]:
     yield [file for file in files if file.startswith(("model=", "data="))]
 
 
-def command_from(config: TrainConfig, files: Sequence[str]) -> str | None:
-    """The command that starts from these files."""
+def build_command(config: TrainConfig, files: Sequence[str]) -> str | None:
+    """Return the command that starts from these files, or None."""
     wanted = dict(schema.iter_values(config))
     source = [format_override("data.source", config.data.source)] if config.data.source is not None else []
     try:
         start = {
-            key: as_in_configs(value)
-            for key, value in compose_unchecked("train", TrainConfig, [*files, *source]).items()
+            key: to_tuple(value) for key, value in compose_unchecked("train", TrainConfig, [*files, *source]).items()
         }
-        differing = [key for key in wanted if wanted[key] != start[key] and not left_out(key)]
+        differing = [key for key in wanted if wanted[key] != start[key] and not is_left_out(key)]
         given = {key for key in differing if wanted[key] is not None} & set(HORIZON)
         words = [format_override(key, wanted[key]) for key in differing if key not in HORIZON or key in given]
         words = [*files, *source, *words]
@@ -59,10 +58,10 @@ def command_from(config: TrainConfig, files: Sequence[str]) -> str | None:
     return "python train.py " + " ".join(shlex.quote(word) for word in words)
 
 
-def as_in_configs(value: object) -> object:
+def to_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
 
 
-def left_out(key: str) -> bool:
-    """What only says which run it is, where and how it was started; the source is given with the files."""
-    return key in (*APART, "data.source", "data.source_sha256") or key.startswith("resume.")
+def is_left_out(key: str) -> bool:
+    """Return whether a key only says which run it is or how it was started; the source is given with the files."""
+    return key in (*RUN_KEYS, "data.source", "data.source_sha256") or key.startswith("resume.")

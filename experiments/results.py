@@ -1,4 +1,4 @@
-"""What every run came to: its config, its losses, its time and what it took, read once and kept as values."""
+"""Results of runs: config, losses, time and cost, read once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.missing_points import never_started
-from experiments.progress import Progress, progress_of
+from experiments.missing_points import find_never_started
+from experiments.progress import Progress, read_run_progress
 from nanogpt.comparability import agree_in_nats
 from nanogpt.config import Against, Metric, TrainConfig
 from nanogpt.errors import LabError, one_line
@@ -23,8 +23,8 @@ Start = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Result:
-    """One run, or a point of a study that hasn't begun."""
+class RunResult:
+    """Result of one run, or of a point that hasn't started."""
 
     progress: Progress
     config: TrainConfig
@@ -53,8 +53,8 @@ class Result:
         return self.progress.state == "finished"
 
     @property
-    def whole(self) -> bool:
-        """Finished, and the evaluation of its last step is there: what else its metrics end with isn't its result."""
+    def complete(self) -> bool:
+        """Return whether it is finished and has the evaluation of its last step; otherwise it has no result."""
         return self.finished and self.last is not None and self.last["step"] >= (self.progress.steps or 0)
 
     @property
@@ -71,7 +71,7 @@ class Result:
 
     @property
     def trouble(self) -> Trouble | None:
-        """What is wrong with the loss of a finished run; None where nothing is."""
+        """Return what is wrong with the loss of a finished run; None if nothing is."""
         if not self.finished or self.last is None:
             return None
         best = min(row["val_loss"] for row in self.evals)
@@ -91,7 +91,7 @@ class Result:
 
     @property
     def epochs(self) -> float | None:
-        """How often the run trained on its data; None for a run that began before rows said so."""
+        """Return the number of epochs; None for a run whose rows don't have it."""
         found = [rows[-1]["epoch"] for rows in (self.train, self.evals) if rows and "epoch" in rows[-1]]
         return max(found, default=None)
 
@@ -102,11 +102,11 @@ class Result:
         return self.tokens_at(self.clock[-1][0]) / self.seconds
 
     def tokens_at(self, step: float) -> float:
-        """How many it had seen."""
+        """Return the tokens trained on until a step."""
         return step * self.config.training.batch_tokens if not self.tokens else self.tokens * step / max(1, self.step)
 
-    def along(self, rows: Sequence[Row], x: Against) -> list[float] | None:
-        """Where rows are on an axis; None where that isn't known."""
+    def x_values(self, rows: Sequence[Row], x: Against) -> list[float] | None:
+        """Return the position of rows on an axis; None if unknown."""
         if x == "steps":
             return [row["step"] for row in rows]
         if x == "tokens":
@@ -119,13 +119,13 @@ class Result:
         return [float(one) for one in np.interp([row["step"] for row in rows], steps, seconds)]
 
 
-def read_all(progress: Sequence[Progress]) -> tuple[list[Result], list[str]]:
-    """The results of runs and points; and the runs that can't be read, each with the reason."""
-    results: list[Result] = []
+def read_results(progress: Sequence[Progress]) -> tuple[list[RunResult], list[str]]:
+    """Return the results, and messages about runs that can't be read."""
+    results: list[RunResult] = []
     problems: list[str] = []
     for one in progress:
         try:
-            results.append(read(one))
+            results.append(read_result(one))
         except LabError as error:
             problems.append(f"{one_line(one.path)}: left out: {one_line(error, 300)}")
         except OSError as error:
@@ -134,52 +134,52 @@ def read_all(progress: Sequence[Progress]) -> tuple[list[Result], list[str]]:
     return results, problems
 
 
-def missing(results: Sequence[Result], folders: Sequence[Path]) -> list[Result]:
-    """The points in one of the folders that the command of a sweep asked for and that it didn't come to."""
+def find_missing_points(results: Sequence[RunResult], folders: Sequence[Path]) -> list[RunResult]:
+    """Return the points in `folders` that a sweep's command asked for and that never started."""
     whole = [one for one in results if any(one.path.resolve().parent.is_relative_to(f.resolve()) for f in folders)]
     there = {signature(result.config) for result in whole}
-    never = never_started([(result.path, result.config, result.starts) for result in whole], there)
+    never = find_never_started([(result.path, result.config, result.starts) for result in whole], there)
     why = "never started"
     return [
-        Result(replace(progress_of(path), state="missing", why=why), config, measurement=requested(config))
+        RunResult(replace(read_run_progress(path), state="missing", why=why), config, measurement=requested(config))
         for path, config in never
     ]
 
 
-def read(progress: Progress) -> Result:
-    """One run. Raises BadCheckpoint for a config that can't be read, OSError; what else is damaged is noted."""
+def read_result(progress: Progress) -> RunResult:
+    """Return the result of a run. Raise BadCheckpoint, OSError if its config can't be read; other damage is noted."""
     path, run = progress.path, RunDirectory(progress.path)
     if not (path / "config.json").exists() and progress.point and progress.point.submission:
         config = progress.point.submission.config(progress.point.index)
-        return Result(progress, config, measurement=requested(config))
+        return RunResult(progress, config, measurement=requested(config))
     config = run.config()
-    rows, bad = in_order(*read_rows_and_skipped(path / "metrics.jsonl"), "tokens")
-    timing, bad_times = in_order(*read_rows_and_skipped(path / "timing.jsonl"), "tokens_per_second")
+    rows, bad = sort_rows(*read_rows_and_skipped(path / "metrics.jsonl"), "tokens")
+    timing, bad_times = sort_rows(*read_rows_and_skipped(path / "timing.jsonl"), "tokens_per_second")
     counts = (("metrics.jsonl", bad), ("timing.jsonl", bad_times))
     problems = [f"{name}: left out what can't be read: lines: {count}" for name, count in counts if count]
     starts = tuple(run.starts())
     problems += [str(note) for start in starts for note in start.get("notes") or ()]
     durations = step_times(timing, rows, config)
-    evals, measurement, changed = last_measured([row for row in rows if "val_loss" in row], config, starts, path)
+    evals, measurement, changed = comparable_evals([row for row in rows if "val_loss" in row], config, starts, path)
     problems += changed
-    result = Result(
+    result = RunResult(
         progress=progress,
         config=config,
         train=tuple(row for row in rows if "loss" in row),
         evals=evals,
         clock=tuple(zip([step for step, _ in durations], np.cumsum([s for _, s in durations]).tolist(), strict=True)),
         device_seconds=device_seconds(durations, starts),
-        gpu=any(arithmetic(start).get("device") in ("cuda", "mps") for start in starts),
-        flops_per_token=cost(config, measurement.vocab_size),
+        gpu=any(read_arithmetic(start).get("device") in ("cuda", "mps") for start in starts),
+        flops_per_token=compute_flops_per_token(config, measurement.vocab_size),
         starts=starts,
         measurement=measurement,
     )
-    if result.finished and not result.whole:
+    if result.finished and not result.complete:
         problems.append("finished, but metrics.jsonl lacks the evaluation of its last step, so it has no rank")
     return replace(result, problems=tuple(problems))
 
 
-def last_measured(
+def comparable_evals(
     rows: Sequence[Row], config: TrainConfig, starts: Sequence[Start], path: Path
 ) -> tuple[tuple[Row, ...], Measurement, list[str]]:
     """Return the evaluations measured on what the last one was, that measurement, and a note about the others."""
@@ -193,17 +193,17 @@ def last_measured(
     return tuple(same), last, [note] if left_out else []
 
 
-def in_order(rows: list[Row], bad: int, needed: str) -> tuple[list[Row], int]:
-    """Rows with what every one has, in the order of steps; the others count as bad."""
+def sort_rows(rows: list[Row], bad: int, needed: str) -> tuple[list[Row], int]:
+    """Return the rows with the `needed` key, sorted by step, and the number of bad rows."""
     good = [row for row in rows if needed in row]
     return sorted(good, key=lambda row: row["step"]), bad + len(rows) - len(good)
 
 
 def step_times(timing: Sequence[Row], rows: Sequence[Row], config: TrainConfig) -> list[tuple[int, float]]:
-    """(step, seconds of the training steps since the row before).
+    """Return (step, seconds of training steps since the row before).
 
-    Rows of steps that a restart repeats were dropped by it, and a rate is of steps alone: no step counts twice, and
-    neither waiting in a queue, nor saving, nor evaluating counts at all.
+    Rows of steps that a restart repeats were dropped by it, and rates cover steps alone: no step counts twice, and
+    queueing, saving and evaluating don't count.
     """
     tokens = {row["step"]: row["tokens"] for row in rows}
     times: list[tuple[int, float]] = []
@@ -218,25 +218,25 @@ def step_times(timing: Sequence[Row], rows: Sequence[Row], config: TrainConfig) 
 
 
 def device_seconds(durations: Sequence[tuple[int, float]], starts: Sequence[Start]) -> float | None:
-    """The time times the ranks of the start that each part of it belongs to."""
+    """Return seconds times the ranks of the start that each part belongs to."""
     total = 0.0
     for step, duration in durations:
         owners = [start for start in starts if isinstance(start.get("from_step"), int) and start["from_step"] < step]
-        ranks = as_count(arithmetic(owners[-1]).get("ranks")) if owners else None
+        ranks = as_count(read_arithmetic(owners[-1]).get("ranks")) if owners else None
         if ranks is None:
             return None
         total += duration * ranks
     return total if durations else None
 
 
-def arithmetic(start: Start) -> dict[str, Any]:
-    """On what a start computed."""
+def read_arithmetic(start: Start) -> dict[str, Any]:
+    """Return device, precision and ranks that a start recorded."""
     about = start.get("arithmetic")
     return about if isinstance(about, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
-def cost(config: TrainConfig, vocab_size: int | None) -> float | None:
-    """FLOPs a token; None for a run whose vocabulary isn't known any more."""
+def compute_flops_per_token(config: TrainConfig, vocab_size: int | None) -> float | None:
+    """Return FLOPs per token; None if the vocabulary size isn't known any more."""
     if config.model.vocab_size is not None:
         return flops_per_token(config.model)
     return None if vocab_size is None else flops_per_token(config.model.with_vocab(vocab_size))

@@ -1,6 +1,4 @@
-"""`nanogpt sizing`: what a training would take, calculated: what nanoGPT's transformer_sizing shows, for
-every form of the model, and time and cost on the GPUs that are known.
-"""
+"""`nanogpt sizing`: parameters, FLOPs, memory, time and cost of a training, calculated without running it."""
 
 from collections.abc import Iterator
 
@@ -13,8 +11,8 @@ from nanogpt.estimates.gpu_specs import GPU_SPECS, GpuSpec
 from nanogpt.estimates.memory import USABLE_SHARE, checkpoint_bytes, estimate_memory, largest_micro_batch
 
 
-def size(config: SizingConfig) -> int:
-    """Print four tables."""
+def print_sizing(config: SizingConfig) -> int:
+    """Print four tables. Return 0."""
     vocab_size, sure = expected_vocab_size(config.data)
     model = config.model.with_vocab(vocab_size)
     steps = compute_total_steps(config, model)
@@ -38,7 +36,7 @@ def parameter_table(name: str, model: ModelConfig) -> str:
 
 
 def flops_table(model: ModelConfig) -> str:
-    """Of one sequence, and how near the formula of flops_per_token, which MFU uses, is to it."""
+    """Return the FLOPs of one sequence, and how close the formula used for MFU is to them."""
     flops = forward_flops(model)
     rows = [(part, f"{count:,.0f}", f"{count / flops['total']:.1%}") for part, count in flops.items()]
     whole, formula = 3 * flops["total"], flops_per_token(model) * model.block_size
@@ -50,7 +48,7 @@ def flops_table(model: ModelConfig) -> str:
 
 
 def memory_table(config: SizingConfig, model: ModelConfig) -> str:
-    """On each device, of the micro-batch the config has."""
+    """Return the memory of each device with the config's micro-batch."""
     world = config.hardware.devices or 1
     precision = precision_on(config, None)
     micro = config.micro_batch_size(world)
@@ -73,14 +71,14 @@ def memory_table(config: SizingConfig, model: ModelConfig) -> str:
 
 
 def precision_on(config: SizingConfig, device: GpuSpec | None) -> Precision:
-    """What `hardware.precision` is on a GPU."""
+    """Return what `hardware.precision` becomes on a GPU."""
     if config.hardware.precision != "auto":
         return config.hardware.precision
     return "bf16" if device is None else device.precision
 
 
 def device_table(config: SizingConfig, model: ModelConfig, tokens: int) -> str:
-    """Whether it fits on each kind of GPU, how long the config's horizon takes there, and what it costs."""
+    """Return, for each GPU, whether it fits, how long the training takes, and its cost."""
     world, settings = config.hardware.devices or 1, config.sizing
     flops = tokens * flops_per_token(model)
     each = f"{world} GPUs" if world > 1 else "one GPU"

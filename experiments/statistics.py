@@ -1,4 +1,4 @@
-"""What several seeds say: mean with its 95 % interval, and whether two settings differ (Student 1908, Welch 1947)."""
+"""Statistics over seeds: mean with 95 % interval (Student 1908), and whether two groups differ (Welch 1947)."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of a setting over its seeds."""
+    """Mean of a group of seeds."""
 
     mean: float
     half: float | None
@@ -19,7 +19,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one setting is above another."""
+    """Difference of two means."""
 
     mean: float
     half: float
@@ -37,22 +37,22 @@ def mean(values: Sequence[float]) -> float:
 
 
 def variance(values: Sequence[float]) -> float:
-    """Of the population the values are drawn from, estimated without bias."""
+    """Return the unbiased estimate of the population variance."""
     center = mean(values)
     return math.fsum((value - center) ** 2 for value in values) / (len(values) - 1)
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """None without values."""
+def estimate_mean(values: Sequence[float]) -> Estimate | None:
+    """Return mean and interval; None without values."""
     if not values:
         return None
     n = len(values)
-    half = None if n < 2 else quantile(n - 1) * math.sqrt(variance(values) / n)
+    half = None if n < 2 else t_quantile(n - 1) * math.sqrt(variance(values) / n)
     return Estimate(mean(values), half, n)
 
 
-def difference(values: Sequence[float], others: Sequence[float]) -> Difference | None:
-    """Welch's test, for samples of different variances. None where a side has one value, or nothing varies."""
+def welch_test(values: Sequence[float], others: Sequence[float]) -> Difference | None:
+    """Return the result of Welch's test for unequal variances. None if a side has one value, or nothing varies."""
     if min(len(values), len(others)) < 2:
         return None
     a, b = variance(values) / len(values), variance(others) / len(others)
@@ -60,18 +60,18 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Difference |
         return None
     freedom = (a + b) ** 2 / (a**2 / (len(values) - 1) + b**2 / (len(others) - 1))
     apart, error = mean(values) - mean(others), math.sqrt(a + b)
-    return Difference(apart, quantile(freedom) * error, 2 * below(freedom, -abs(apart) / error))
+    return Difference(apart, t_quantile(freedom) * error, 2 * t_cdf(freedom, -abs(apart) / error))
 
 
-def quantile(freedom: float) -> float:
-    """Of Student's t: what lies within plus and minus this has a probability of 95 %."""
+def t_quantile(freedom: float) -> float:
+    """Return t such that Student's t lies within ±t with a probability of 95 %."""
     from scipy.special import stdtrit  # a twentieth of what importing scipy.stats takes
 
     return float(stdtrit(freedom, (1 + LEVEL) / 2))
 
 
-def below(freedom: float, t: float) -> float:
-    """The probability that Student's t is below `t`."""
+def t_cdf(freedom: float, t: float) -> float:
+    """Return the probability that Student's t is below `t`."""
     from scipy.special import stdtr
 
     return float(stdtr(freedom, t))

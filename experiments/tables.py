@@ -1,11 +1,21 @@
-"""The tables of reports and comparisons: settings by rank, every run, what differs in config and in code."""
+"""Tables of reports and comparisons: ranked groups, every run, differences in config and measurement."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from experiments.document import Cell, Table
-from experiments.ranking import Axis, Ranking, Setting, brief, name, science, short, shown, unusual
-from experiments.results import Result
+from experiments.document import Cell, TableBlock
+from experiments.ranking import (
+    Ranking,
+    SeedGroup,
+    VariedKey,
+    describe_unusual,
+    format_brief,
+    format_value,
+    group_name,
+    identity_values,
+    short_name,
+)
+from experiments.results import RunResult
 from experiments.statistics import Estimate, mean
 from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
@@ -15,8 +25,10 @@ from nanogpt.measurement import Measurement
 from nanogpt.run_state import WRONG
 
 RUN_COLUMNS: dict[Metric, str] = {"val_loss": "last val", "best_val_loss": "best val", "val_bpb": "last bits/byte"}
-MANY = 6  # keys that were varied, each in a column of its own; more are told in one, as far as they are unlike most
-Column = tuple[str, Callable[[Setting], Cell]]
+MAX_KEY_COLUMNS = (
+    6  # keys that were varied, each in a column of its own; more are told in one, as far as they are unlike most
+)
+Column = tuple[str, Callable[[SeedGroup], Cell]]
 COLUMNS: dict[Metric, str] = {
     "val_loss": "final val",
     "best_val_loss": "best val",
@@ -25,30 +37,30 @@ COLUMNS: dict[Metric, str] = {
 }
 
 
-def ranking_table(ranking: Ranking, varied: Sequence[Axis]) -> Table:
-    """One row a setting; the first ones are ranked, the others have no finished run."""
-    settings, ranks = ranking.every, len(ranking.good)
-    labels: list[Column] = [(short(axis, varied), lambda s, a=axis: value_cell(a.value(s))) for axis in varied]
-    if len(varied) > MANY:
-        told = unusual(settings, varied)
+def ranking_table(ranking: Ranking, varied: Sequence[VariedKey]) -> TableBlock:
+    """Return a table with one row per group of seeds; groups without a finished run come last, unranked."""
+    settings, ranks = ranking.groups, len(ranking.ranked)
+    labels: list[Column] = [(short_name(axis, varied), lambda s, a=axis: value_cell(a.value(s))) for axis in varied]
+    if len(varied) > MAX_KEY_COLUMNS:
+        told = describe_unusual(settings, varied)
         labels = [("unlike most", lambda s: Cell(shorten(one_line(told(s), 4000), 100)))]
     if not varied:
         labels = [("run", lambda s: Cell(one_line(s.first.path.name)))]
     if any(setting.attempt > 1 for setting in settings):
         labels.append(("attempt", lambda s: Cell(str(s.attempt), s.attempt)))
-    columns: list[Column] = [*labels, *numbers(ranking)]
-    if any(reason(setting) for setting in settings):
+    columns: list[Column] = [*labels, *number_columns(ranking)]
+    if any(first_reason(setting) for setting in settings):
         columns.append(("why", why_cell))
     rows = [
         [Cell(str(i) if i <= ranks else "", float(i) if i <= ranks else None), *(cell(s) for _, cell in columns)]
         for i, s in enumerate(settings, 1)
     ]
-    return Table(["#", *(title for title, _ in columns)], rows, marked=0 if ranking.best else None)
+    return TableBlock(["#", *(title for title, _ in columns)], rows, marked=0 if ranking.best else None)
 
 
-def numbers(ranking: Ranking) -> list[Column]:
-    """What was measured, what ranks first; no losses in nats where they are not comparable."""
-    settings = ranking.every
+def number_columns(ranking: Ranking) -> list[Column]:
+    """Return the measured columns, the ranking metric first; no losses in nats if they aren't comparable."""
+    settings = ranking.groups
     units: tuple[Metric, ...] = ("val_loss", "best_val_loss", "val_bpb") if ranking.in_nats else ("val_bpb",)
     metrics = dict.fromkeys((ranking.metric, *units))
     return [
@@ -57,35 +69,35 @@ def numbers(ranking: Ranking) -> list[Column]:
         *((COLUMNS[metric], lambda s, m=metric: loss_cell(s, m)) for metric in metrics),
         ("steps", lambda s: mean_cell((r.step for r in s.counted), lambda v: f"{v:,.0f}")),
         ("tokens", lambda s: mean_cell((r.tokens for r in s.counted), format_count)),
-        ("time", lambda s: mean_cell((r.seconds for r in s.counted), duration)),
+        ("time", lambda s: mean_cell((r.seconds for r in s.counted), format_step_time)),
         ("tok/s", lambda s: mean_cell((r.tokens_per_second for r in s.counted), format_count)),
         (hours_title(settings), lambda s: total_cell(r.device_seconds for r in s.results if r.step)),
     ]
 
 
-def duration(time: float) -> str:
-    """`3.2s` where whole seconds say too little."""
+def format_step_time(time: float) -> str:
+    """Return e.g. `3.2s`, with decimals below 20 s."""
     return f"{time:.2g}s" if time < 1 else f"{time:.1f}s" if time < 20 else format_duration(time)
 
 
-def hours_title(settings: Sequence[Setting]) -> str:
+def hours_title(settings: Sequence[SeedGroup]) -> str:
     kinds = {result.gpu for setting in settings for result in setting.results if result.step}
     return {frozenset({True}): "GPU-hours", frozenset({False}): "CPU-hours"}.get(frozenset(kinds), "device-hours")
 
 
 def value_cell(value: Any) -> Cell:
-    """Something that was varied, sorted as a number if it is one."""
+    """Return the cell of a varied value, sorted as a number if it is one."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    return Cell(shorten(one_line(brief(value), 4000), 60), number)
+    return Cell(shorten(one_line(format_brief(value), 4000), 60), number)
 
 
-def seeds_cell(setting: Setting) -> Cell:
+def seeds_cell(setting: SeedGroup) -> Cell:
     done, n = len(setting.finished), len(setting.results)
     return Cell(str(n) if done in (0, n) else f"{done} of {n}", n)
 
 
-def loss_cell(setting: Setting, metric: Metric) -> Cell:
-    """Of runs that aren't over, with the step they are at."""
+def loss_cell(setting: SeedGroup, metric: Metric) -> Cell:
+    """Return the loss; for runs in progress with their step."""
     cell = estimate_cell(setting.loss(metric))
     if setting.finished or cell.value is None:
         return cell
@@ -93,7 +105,7 @@ def loss_cell(setting: Setting, metric: Metric) -> Cell:
 
 
 def estimate_cell(found: Estimate | None) -> Cell:
-    """`2.5137 ± 0.0719`; of a single value without an interval."""
+    """Return e.g. `2.5137 ± 0.0719`; without an interval for a single value."""
     if found is None:
         return Cell("-")
     return Cell(f"{found.mean:.4f}" + ("" if found.half is None else f" ± {found.half:.4f}"), found.mean)
@@ -105,7 +117,7 @@ def mean_cell(values: Iterable[float | None], write: Callable[[float], str]) -> 
 
 
 def total_cell(values: Iterable[float | None]) -> Cell:
-    """Hours of all seeds together; unknown where one is."""
+    """Return the hours of all seeds together; unknown if one is."""
     found = list(values)
     there = [value for value in found if value is not None]
     if not there or len(there) < len(found):
@@ -113,25 +125,25 @@ def total_cell(values: Iterable[float | None]) -> Cell:
     return Cell(f"{sum(there) / 3600:.3g}", sum(there) / 3600)
 
 
-def status_cell(setting: Setting) -> Cell:
-    """`finished`, or how many are what, the finished ones first; and what is wrong with a loss."""
+def status_cell(setting: SeedGroup) -> Cell:
+    """Return `finished`, or counts per state, finished first; and what is wrong with a loss."""
     counts = sorted(setting.states.items(), key=lambda one: one[0] != "finished")
     words = counts[0][0] if len(counts) == 1 else ", ".join(f"{count} {state}" for state, count in counts)
     trouble = next((result.trouble.words for result in setting.results if result.trouble), "")
     return Cell(f"{words}, {trouble}" if trouble else words)
 
 
-def reason(setting: Setting) -> str:
-    """The first reason why a run of it isn't finished."""
+def first_reason(setting: SeedGroup) -> str:
+    """Return the first reason why a run isn't finished."""
     return next((r.progress.why for r in setting.results if r.progress.why and not r.finished), "")
 
 
-def why_cell(setting: Setting) -> Cell:
-    return Cell(one_line(reason(setting), 100) or "-")
+def why_cell(setting: SeedGroup) -> Cell:
+    return Cell(one_line(first_reason(setting), 100) or "-")
 
 
-def run_table(results: Sequence[Result]) -> Table:
-    """Every run by itself."""
+def run_table(results: Sequence[RunResult]) -> TableBlock:
+    """Return a table with one row per run."""
     rows = [
         [
             Cell(one_line(r.path.name, 120)),
@@ -140,16 +152,16 @@ def run_table(results: Sequence[Result]) -> Table:
             Cell(f"{r.step:,} of {r.progress.steps:,}" if r.progress.steps else f"{r.step:,}", r.step),
             *(Cell("-") if (value := r.value(m)) is None else Cell(f"{value:.4f}", value) for m in RUN_COLUMNS),
             mean_cell([r.epochs], lambda epochs: f"{epochs:.3g}"),
-            mean_cell([r.seconds], duration),
+            mean_cell([r.seconds], format_step_time),
             mean_cell([r.tokens_per_second], format_count),
         ]
         for r in results
     ]
-    return Table(("run", "seed", "state", "step", *RUN_COLUMNS.values(), "epochs", "time", "tok/s"), rows)
+    return TableBlock(("run", "seed", "state", "step", *RUN_COLUMNS.values(), "epochs", "time", "tok/s"), rows)
 
 
-def trouble_table(results: Sequence[Result]) -> Table | None:
-    """What isn't finished, why, and where to read on."""
+def trouble_table(results: Sequence[RunResult]) -> TableBlock | None:
+    """Return runs that aren't finished, the reason and the log."""
     rows = [
         [
             Cell(one_line(r.path.name, 120)),
@@ -160,22 +172,22 @@ def trouble_table(results: Sequence[Result]) -> Table | None:
         for r in results
         if not r.finished
     ]
-    return Table(("run", "state", "why", "log"), rows) if rows else None
+    return TableBlock(("run", "state", "why", "log"), rows) if rows else None
 
 
 def differing_keys(configs: Sequence[TrainConfig]) -> list[str]:
     """Return every key whose value differs, those that can change the result first."""
     every = [dict(schema.iter_values(config)) for config in configs]
-    first = science(configs[0])
-    keys = [key for key in every[0] if len({shown(values[key]) for values in every}) > 1]
+    first = identity_values(configs[0])
+    keys = [key for key in every[0] if len({format_value(values[key]) for values in every}) > 1]
     return sorted(keys, key=lambda key: key not in first)
 
 
-def config_table(sides: Sequence[tuple[str, Result]]) -> Table | None:
-    """Every key that differs, what can change the result first, and every difference in what was measured."""
+def config_table(sides: Sequence[tuple[str, RunResult]]) -> TableBlock | None:
+    """Return every key that differs, those that can change the result first, and differences in measurement."""
     results = [result for _, result in sides]
     configs = [dict(schema.iter_values(result.config)) for result in results]
-    first = science(results[0].config)
+    first = identity_values(results[0].config)
     alike = {result.measurement.data for result in results}
     same_content = len(alike) == 1 and None not in alike
     rows: list[list[Cell]] = []
@@ -183,20 +195,20 @@ def config_table(sides: Sequence[tuple[str, Result]]) -> Table | None:
         effect = "yes" if key in first else "no"
         if key == "data.source" and same_content:
             effect = "no: same content"
-        rows.append([Cell(key), *(Cell(one_line(shown(c[key]), 100)) for c in configs), Cell(effect)])
+        rows.append([Cell(key), *(Cell(one_line(format_value(c[key]), 100)) for c in configs), Cell(effect)])
     rows += content_rows([result.measurement for result in results])
-    return Table(("key", *(label for label, _ in sides), "changes the result"), rows) if rows else None
+    return TableBlock(("key", *(label for label, _ in sides), "changes the result"), rows) if rows else None
 
 
 def content_rows(found: Sequence[Measurement]) -> list[list[Cell]]:
-    """What was measured or used, where it differs: digests of contents, and resolved values."""
+    """Return rows about what was measured or used, if it differs: digests of contents, and resolved values."""
     facts: dict[str, list[object]] = {
         "content of the data": [one.data and one.data[:12] for one in found],
         "content of the validation text": [one.text and one.text[:12] for one in found],
         "content of the evaluated windows": [one.windows and one.windows[:12] for one in found],
         "tokenizer": [one.tokenizer and f"{one.tokenizer_label}, {one.tokenizer[:12]}" for one in found],
         "precision used": [one.precision for one in found],
-        "fp8 used": [None if one.fp8 is None else shown(one.fp8) for one in found],
+        "fp8 used": [None if one.fp8 is None else format_value(one.fp8) for one in found],
     }
     return [
         [Cell(name), *(Cell(one_line(value or "not recorded")) for value in values), Cell("yes")]
@@ -205,36 +217,36 @@ def content_rows(found: Sequence[Measurement]) -> list[list[Cell]]:
     ]
 
 
-def along_table(settings: Sequence[Setting], varied: Sequence[Axis]) -> Table | None:
-    """Of axes that are several keys: which values go together."""
+def along_table(settings: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> TableBlock | None:
+    """Return, for keys that change together, which values go together."""
     rows: list[list[Cell]] = []
     for axis in varied:
-        if axis.along:
-            for value, setting in {shown(axis.value(s)): s for s in reversed(settings)}.items():
-                words = ", ".join(f"{key}={shown(setting.values[key])}" for key in axis.along)
+        if axis.others:
+            for value, setting in {format_value(axis.value(s)): s for s in reversed(settings)}.items():
+                words = ", ".join(f"{key}={format_value(setting.values[key])}" for key in axis.others)
                 rows.append([Cell(axis.key), Cell(one_line(value, 60)), Cell(one_line(words, 1000))])
-    return Table(("varied", "value", "changes with it"), rows[::-1]) if rows else None
+    return TableBlock(("varied", "value", "changes with it"), rows[::-1]) if rows else None
 
 
-def label(setting: Setting, varied: Sequence[Axis]) -> str:
-    """A setting's name, fit for a page."""
-    return one_line(name(setting, varied), 120)
+def group_label(setting: SeedGroup, varied: Sequence[VariedKey]) -> str:
+    """Return a group's name, shortened for a page."""
+    return one_line(group_name(setting, varied), 120)
 
 
-def as_text(page_table: Table, title: str, without: Collection[str] = ()) -> str:
-    """For a terminal."""
+def to_terminal(page_table: TableBlock, title: str, without: Collection[str] = ()) -> str:
+    """Return a table as text for a terminal."""
     kept = [i for i, column in enumerate(page_table.columns) if column not in without]
-    rows = [[fitting(row[i].text) for i in kept] for row in page_table.rows]
+    rows = [[fit_column(row[i].text) for i in kept] for row in page_table.rows]
     return format_table(title, [page_table.columns[i] for i in kept], rows)
 
 
-def fitting(text: str, most: int = 44) -> str:
-    """Short enough for a column: names keep their end, sentences their beginning."""
+def fit_column(text: str, most: int = 44) -> str:
+    """Return a text short enough for a column: names keep their end, sentences their beginning."""
     return one_line(text, most) if " " in text else shorten(text, most)
 
 
-def tell_trouble(results: Sequence[Result]) -> None:
-    """Below a table, in full: what went wrong, and where it can be read."""
+def print_trouble(results: Sequence[RunResult]) -> None:
+    """Print below a table what failed, the full reason and the log."""
     for result in results:
         if result.progress.state in WRONG:
             log = f"; log: {one_line(result.progress.log)}" if result.progress.log else ""

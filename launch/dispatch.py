@@ -1,4 +1,4 @@
-"""The job commands' words: which study or run is meant, and which settings of the launcher change."""
+"""Job commands: parse the words, find the study or run they name, and call the command."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +13,19 @@ from nanogpt.errors import BadInput, one_line
 
 
 def run_training_sweep(sweep: Sweep[TrainConfig]) -> int:
-    """Run the points of `python train.py -m`, here or as jobs. Returns the exit code. Raises LabError."""
+    """Run the points of `python train.py -m`, in this process or as jobs. Return the exit code. Raise LabError."""
     from launch.sweep import run_sweep
 
     return run_sweep(sweep, train)
 
 
 def run_job_command(command: str, words: list[str]) -> int:
-    """Run submit, status, logs, wait, cancel, retry or resubmit. Raises BadInput."""
-    return submit(words) if command == "submit" else about_jobs(command, words)
+    """Run submit, status, logs, wait, cancel, retry or resubmit. Return the exit code. Raise BadInput."""
+    return submit(words) if command == "submit" else run_on_study(command, words)
 
 
 def submit(words: list[str]) -> int:
-    """One run as a job: what follows is what train.py takes."""
+    """Submit one run as a job; `words` are those that train.py takes. Return the exit code."""
     if "--help" in words or "-h" in words:
         return print_help("launch")
     flags, overrides = split_flags(words)
@@ -33,18 +33,18 @@ def submit(words: list[str]) -> int:
         raise BadInput(f"{flags[0]}: submit takes settings of one run; sweeps: python train.py -m hydra/launcher=…")
     from cli.overrides import warn_about_repeats
     from cli.sweep_request import read_sweep
-    from launch.sweep import run_one
+    from launch.sweep import submit_single_run
 
     warn_about_repeats(overrides)
     chosen = any(word.startswith("hydra/launcher=") for word in overrides)
     sweep = read_sweep("train", TrainConfig, overrides if chosen else [*overrides, "hydra/launcher=submitit_slurm"])
     if isinstance(sweep.launcher, BasicLauncher):
         raise BadInput("hydra/launcher=basic: runs it here: python train.py …")
-    return run_one(sweep)
+    return submit_single_run(sweep)
 
 
-def about_jobs(command: str, words: list[str]) -> int:
-    """What is about a study, or a run of it."""
+def run_on_study(command: str, words: list[str]) -> int:
+    """Run a job command on a study or one of its runs. Return the exit code."""
     if "--help" in words or "-h" in words:
         return print_help("launch")
     flags, overrides = split_flags(words)
@@ -70,4 +70,4 @@ def about_jobs(command: str, words: list[str]) -> int:
     }
     if command in calls:
         return calls[command](asked.points[0].config)
-    return commands.again(asked.points[0].config, command, asked.launcher_values)
+    return commands.resubmit(asked.points[0].config, command, asked.launcher_values)

@@ -1,4 +1,4 @@
-"""The points of a study in this process, one after the other."""
+"""Run the points of a study in this process, one after the other."""
 
 import signal
 from collections.abc import Callable, Generator, Mapping
@@ -10,37 +10,37 @@ from cli.entry import is_rank, report_exception, run_points
 from cli.sweep_config import SweepConfig
 from launch.loaded_code import keep_code
 from launch.precision_check import check_precisions
-from launch.preview import preview, states, todo
+from launch.preview import print_preview, read_states, runs_to_start
 from launch.study import Study
-from launch.watching import status_table, tell_wrong
+from launch.watching import print_failures, status_table
 from nanogpt.config import TrainConfig
 from nanogpt.console import say
 from nanogpt.errors import STOPPED, Diverged, PeerLost, one_line
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED
 
-MOST_EQUAL = 3  # equal failures in a row, before the first step, after which the other points are not tried
+MAX_EQUAL_FAILURES = 3  # equal failures in a row, before the first step, after which the other points are not tried
 
 
-def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepConfig) -> int:
-    """Train what isn't done. A point that fails, whatever with, doesn't stop the others; Ctrl-C does.
+def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: SweepConfig) -> int:
+    """Train the points that aren't done. A failed point doesn't stop the others; Ctrl-C does.
 
-    Returns the exit code of the first that failed, now or before.
+    Return the first exit code that isn't 0, of this call or of earlier ones.
     """
     if is_rank():  # ranks must all do the same, whatever each of them finds on disk
-        return run_points([member.config for member in study.members], main)
-    check_precisions(study.members, here=True)
-    before = states(study)
-    preview(study, before, settings)
-    if study.members[0].config.dry_run:
-        return main(study.members[0].config)
+        return run_points([planned.config for planned in study.runs], main)
+    check_precisions(study.runs, here=True)
+    before = read_states(study)
+    print_preview(study, before, settings)
+    if study.runs[0].config.dry_run:
+        return main(study.runs[0].config)
     ends: dict[Path, tuple[int, str]] = {}
-    waiting = todo(study.members, before, settings)
-    with keep_code(waiting), listening() as heard:
-        for member in waiting:
-            number = study.members.index(member) + 1
-            say(f"=== point {number} of {len(study.members)}: {one_line(member.run.name)}")
-            ends[member.run] = code, _ = attempt(main, member.config)
+    waiting = runs_to_start(study.runs, before, settings)
+    with keep_code(waiting), trap_signals() as heard:
+        for planned in waiting:
+            number = study.runs.index(planned) + 1
+            say(f"=== point {number} of {len(study.runs)}: {one_line(planned.path.name)}")
+            ends[planned.path] = code, _ = train_point(main, planned.config)
             if code in (STOPPED, PeerLost.exit_code) or code >= 128:
                 return code
             if heard:  # when the point was done but for its last words
@@ -48,25 +48,25 @@ def run_here(study: Study, main: Callable[[TrainConfig], int], settings: SweepCo
                 return STOPPED
             if why := repeated_failure(ends):
                 say(
-                    f"the sweep stops: {MOST_EQUAL} points in a row ended before their first step for the same reason; "
-                    f"{len(waiting) - len(ends)} were not started: {one_line(why, 300)}"
+                    f"the sweep stops: {MAX_EQUAL_FAILURES} points in a row ended before their first step for the same "
+                    f"reason; {len(waiting) - len(ends)} were not started: {one_line(why, 300)}"
                 )
                 break
-    points = states(study)
+    points = read_states(study)
     for run, (code, why) in ends.items():
         if code and points[run].state not in FAILED:  # before it began to train
             points[run].state, points[run].why = "failed", why
     say(status_table(study.path, list(points.values())))
-    tell_wrong(list(points.values()))
+    print_failures(list(points.values()))
     old = {"diverged": Diverged.exit_code, "failed": 1}
     codes = [ends[run][0] if run in ends else old.get(point.state, 0) for run, point in points.items()]
     return next((code for code in codes if code), 0)
 
 
 def repeated_failure(ends: Mapping[Path, tuple[int, str]]) -> str:
-    """Return the reason for which the last points all failed before their first step, or nothing."""
-    last = list(ends.items())[-MOST_EQUAL:]
-    if len(last) < MOST_EQUAL or not all(
+    """Return the reason if the last points all failed alike before their first step, else an empty string."""
+    last = list(ends.items())[-MAX_EQUAL_FAILURES:]
+    if len(last) < MAX_EQUAL_FAILURES or not all(
         code and not RunDirectory(run).status().get("step") for run, (code, _) in last
     ):
         return ""
@@ -75,8 +75,8 @@ def repeated_failure(ends: Mapping[Path, tuple[int, str]]) -> str:
 
 
 @contextmanager
-def listening() -> Generator[list[int], None, None]:
-    """The signals to stop that come while inside, also those that a training that was just ending took no notice of."""
+def trap_signals() -> Generator[list[int], None, None]:
+    """Yield a list that collects SIGINT and SIGTERM, also those that a training near its end no longer acted on."""
     heard: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -95,8 +95,8 @@ def listening() -> Generator[list[int], None, None]:
             signal.signal(number, handler)
 
 
-def attempt(main: Callable[[TrainConfig], int], config: TrainConfig) -> tuple[int, str]:
-    """Train one point. Returns its exit code and the reason, also when something unforeseen went wrong."""
+def train_point(main: Callable[[TrainConfig], int], config: TrainConfig) -> tuple[int, str]:
+    """Train one point. Return its exit code and the reason; no exception leaves this function."""
     try:
         return main(config), ""
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Keep the code of a sweep in this process as it was when the sweep began, whatever is edited while it runs."""
+"""Keep the code of a sweep in this process unchanged while it runs, whatever is edited meanwhile."""
 
 import importlib
 import pkgutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nanogpt
 from launch.snapshot import snapshot
-from launch.study import Member
+from launch.study import PlannedRun
 from nanogpt.distributed import spawn
 
 UNUSED = ("nanogpt.benchmark", "nanogpt.doctor", "nanogpt.gpu_check")
@@ -17,16 +17,16 @@ TRACKERS = ("nanogpt.tracking.wandb", "nanogpt.tracking.tensorboard", "nanogpt.t
 
 
 @contextmanager
-def keep_code(members: Sequence[Member]) -> Generator[None, None, None]:
-    """Load every module that the points may need, and give those with several ranks a copy of the code.
+def keep_code(runs: Sequence[PlannedRun]) -> Generator[None, None, None]:
+    """Import every module that the runs may need, and give those with several ranks a copy of the code.
 
-    One point alone needs neither: it loads what it needs at its start.
+    A single run needs neither: it imports everything at its start.
     """
-    if len(members) < 2:
+    if len(runs) < 2:
         yield
         return
-    load_library({f"nanogpt.tracking.{name}" for one in members for name in one.config.tracking.trackers})
-    if not any((one.config.hardware.devices or 1) > 1 for one in members):
+    load_library({f"nanogpt.tracking.{name}" for one in runs for name in one.config.tracking.trackers})
+    if not any((one.config.hardware.devices or 1) > 1 for one in runs):
         yield
         return
     before = spawn.CODE
@@ -39,7 +39,7 @@ def keep_code(members: Sequence[Member]) -> Generator[None, None, None]:
 
 
 def load_library(wanted: set[str]) -> None:
-    """Import all modules of the library but the trackers that are not wanted and what no training uses."""
+    """Import all modules that trainings use; of the trackers only those in `wanted`."""
     for module in pkgutil.walk_packages(nanogpt.__path__, "nanogpt."):
         if not module.name.startswith(UNUSED) and (module.name not in TRACKERS or module.name in wanted):
             with suppress(ImportError):  # of a library that isn't installed; a point that needs it says so

@@ -1,7 +1,8 @@
-"""A queue of this machine: `python -m launch.local SUBMISSION` runs its points, several at once, whoever logs out.
+"""A queue on this machine: `python -m launch.local SUBMISSION` runs its points in parallel, detached from the
+terminal.
 
-Each point runs under submitit's local controller, which keeps its logs, tells it to save before the time limit, and
-passes SIGTERM on. What is interrupted is put back, by the same rules as on Slurm.
+Each point runs under submitit's local controller, which keeps its logs, signals it before the time limit, and passes
+SIGTERM on. Interrupted points are requeued by the same rules as on Slurm.
 """
 
 import fcntl
@@ -18,24 +19,24 @@ from types import FrameType
 from typing import Any
 
 from cli.entry import exit_on_error
-from launch.job import ATTEMPT, INDEX, Attempt, begin, judge, reason_of_stop, tail
+from launch.job import ATTEMPT, INDEX, Attempt, begin_attempt, explain_stop, judge_attempt, read_log_tail
 from launch.resources import visible_gpus
-from launch.slurm import environment, plain_environment
+from launch.slurm import clean_environment, replace_environment
 from launch.submission import Submission
 from nanogpt.run_directory import newest_step
 
-LOOK = 0.2  # seconds between looks at the points that run
+POLL_S = 0.2  # seconds between looks at the points that run
 LOCK = "pool.lock"
 
 
-def start(submission: Submission) -> int:
-    """Start the queue as a process of its own. Returns its process id."""
-    facts = submission.facts
+def start_pool(submission: Submission) -> int:
+    """Start the queue as a process of its own. Return its process id."""
+    facts = submission.spec
     with (submission.path / "pool.log").open("a") as log:
         process = subprocess.Popen(
             [facts.python, "-u", "-m", "launch.local", str(submission.path.absolute())],
             cwd=facts.code,
-            env=plain_environment() | {"PYTHONPATH": paths(facts.code)},
+            env=clean_environment() | {"PYTHONPATH": python_path(facts.code)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -45,16 +46,16 @@ def start(submission: Submission) -> int:
     return process.pid
 
 
-def paths(code: str) -> str:
-    """PYTHONPATH with the frozen code first."""
+def python_path(code: str) -> str:
+    """Return PYTHONPATH with the frozen code first."""
     return os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def runs(submission: Submission) -> bool:
-    """Whether its queue lives: it holds a lock as long as it does."""
+def is_pool_alive(submission: Submission) -> bool:
+    """Return whether the queue of a submission runs: it holds a lock as long as it does."""
     path = submission.path / LOCK
     if not path.exists():
-        return time.time() - submission.facts.time < 30  # Python is being loaded
+        return time.time() - submission.spec.time < 30  # Python is being loaded
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -63,58 +64,58 @@ def runs(submission: Submission) -> bool:
     return False
 
 
-def controls(job: str) -> bool:
-    """Whether the process that runs a point lives, though its queue may not."""
+def is_controller(job: str) -> bool:
+    """Return whether the process that runs a point is alive, though its queue may not be."""
     try:
         return b"submitit" in Path(f"/proc/{int(job)}/cmdline").read_bytes()
     except (OSError, ValueError):
         return False
 
 
-def stop(job: str) -> None:
-    """Tell the process that runs a point to end; its ranks save first."""
-    if controls(job):
+def stop_point(job: str) -> None:
+    """Send SIGTERM to the process that runs a point; its ranks save first."""
+    if is_controller(job):
         with suppress(ProcessLookupError):
             os.kill(int(job), signal.SIGTERM)
 
 
 class Pool:
-    """The points that wait and those that run."""
+    """The points that are waiting and those that run."""
 
     def __init__(self, submission: Submission) -> None:
-        self.submission, self.facts = submission, submission.facts
+        self.submission, self.facts = submission, submission.spec
         self.waiting = list(range(len(submission.runs)))
         self.running: dict[int, tuple[Any, int]] = {}
         """By point: submitit's job and the slot it has."""
         self.attempts = [0] * len(self.waiting)
-        self.slots = list(range(slots(self.facts.launcher["array_parallelism"], self.facts.resources)))
-        self.over = False
+        self.slots = list(range(count_slots(self.facts.launcher["array_parallelism"], self.facts.resources)))
+        self.stopping = False
 
     def run(self) -> None:
-        """Until every point is done, or the queue was told to end."""
-        while self.running or (self.waiting and not self.over):
-            while self.waiting and self.slots and not self.over:
+        """Run every point, or until the queue is told to stop."""
+        while self.running or (self.waiting and not self.stopping):
+            while self.waiting and self.slots and not self.stopping:
                 self.begin(self.waiting.pop(0))
             for index, (job, slot) in list(self.running.items()):
                 if job.done():
                     del self.running[index]
                     self.slots.append(slot)
                     self.end(index)
-            time.sleep(LOOK)
+            time.sleep(POLL_S)
 
     def begin(self, index: int) -> None:
         """Start a point, unless somebody has cancelled it meanwhile."""
-        if self.settled(index):
+        if self.has_ended(index):
             return
         slot = self.slots.pop(0)
-        job = self.start(index, slot)
-        with self.about(index, job.job_id):
-            if begin(Attempt(self.submission.path, 0)):
+        job = self.start_job(index, slot)
+        with self.job_environment(index, job.job_id):
+            if begin_attempt(Attempt(self.submission.path, 0)):
                 job.cancel()
         self.running[index] = (job, slot)
 
-    def start(self, index: int, slot: int) -> Any:
-        """submitit's controller and the point's ranks under it."""
+    def start_job(self, index: int, slot: int) -> Any:
+        """Start submitit's controller and the point's ranks under it. Return submitit's job."""
         from submitit.local.local import LocalExecutor
 
         class Here(LocalExecutor):
@@ -134,49 +135,51 @@ class Pool:
         return executor.hand_over(shlex.join(self.command(slot)))
 
     def command(self, slot: int) -> list[str]:
-        """A rank's. It becomes the training's process, so that signals reach that; its GPUs are those of the slot."""
+        """Return the command of one rank. It replaces the shell, so that signals reach it; its GPUs are those of the
+        slot.
+        """
         each = self.facts.resources["gpus_per_node"]
         gpus = ",".join(visible_gpus()[slot * each : (slot + 1) * each])
         rank = [self.facts.python, "-u", "-m", "launch.job", "task", str(self.submission.path), "0"]
         lines = [*self.facts.launcher["setup"], f"export CUDA_VISIBLE_DEVICES={gpus}", f"exec {shlex.join(rank)}"]
         return ["bash", "-c", "\n".join(lines)]
 
-    def about(self, index: int, job: str) -> AbstractContextManager[None]:
-        """While inside, this process's environment is that of the point's job."""
+    def job_environment(self, index: int, job: str) -> AbstractContextManager[None]:
+        """Set this process's environment to that of a point's job while inside."""
         point = {INDEX: str(index), ATTEMPT: str(self.attempts[index]), "SUBMITIT_LOCAL_JOB_ID": job}
-        return environment(dict(os.environ) | point)
+        return replace_environment(dict(os.environ) | point)
 
     def end(self, index: int) -> None:
-        """Judge a point whose ranks have ended; put it back or let it be."""
-        if self.settled(index) or self.over:
+        """Decide what becomes of a point whose ranks ended, and requeue it if so."""
+        if self.has_ended(index) or self.stopping:
             return
         job = next(event["job"] for event in reversed(self.submission.events(index)) if event["event"] == "start")
-        with self.about(index, job):
+        with self.job_environment(index, job):
             attempt = Attempt(self.submission.path, 0)
-            silent = "rror" not in tail(attempt)  # neither an error of ours nor a traceback: it was killed
-            state, why, code = judge(attempt, 128 + signal.SIGKILL if silent else 1)
-            why = reason_of_stop(attempt, {}) if why == "asked to stop" else why
-        self.submission.note(index, "end", state=state, why=why, code=code, step=newest_step(attempt.run))
+            silent = "rror" not in read_log_tail(attempt)  # neither an error of ours nor a traceback: it was killed
+            state, why, code = judge_attempt(attempt, 128 + signal.SIGKILL if silent else 1)
+            why = explain_stop(attempt, {}) if why == "asked to stop" else why
+        self.submission.add_event(index, "end", state=state, why=why, code=code, step=newest_step(attempt.run))
         if state == "requeued":
             self.attempts[index] += 1
             self.waiting.append(index)
 
-    def settled(self, index: int) -> bool:
-        """Whether somebody cancelled the point, or its start was refused."""
+    def has_ended(self, index: int) -> bool:
+        """Return whether the point was cancelled or its start was refused."""
         events = self.submission.events(index)
         return bool(events) and events[-1].get("state") in ("cancelled", "failed")
 
     def stop(self, _number: int, _: FrameType | None) -> None:
-        """Told to end: everything that runs saves, nothing is started any more."""
-        self.over = True
+        """Handle SIGTERM and SIGINT: stop everything that runs and start nothing more."""
+        self.stopping = True
         for index, (job, _slot) in self.running.items():
-            self.submission.note(index, "end", state="cancelled", why="the queue was told to end", step=0)
+            self.submission.add_event(index, "end", state="cancelled", why="the queue was told to end", step=0)
             with suppress(ProcessLookupError):  # it ended a moment ago
                 os.kill(int(job.job_id), signal.SIGTERM)
 
 
-def slots(wanted: int | None, resources: Mapping[str, Any]) -> int:
-    """How many points run at once: as many as `wanted`, or as the GPUs or cores allow."""
+def count_slots(wanted: int | None, resources: Mapping[str, Any]) -> int:
+    """Return how many points run at once: `wanted`, or as many as GPUs or cores allow."""
     each = resources["gpus_per_node"]
     if each:
         most = max(1, len(visible_gpus()) // each)
@@ -188,7 +191,7 @@ def slots(wanted: int | None, resources: Mapping[str, Any]) -> int:
 
 
 def main() -> int:
-    """See the module's docstring."""
+    """Run the queue of the submission that the command line names. Return 0."""
     submission = Submission(Path(sys.argv[1]))
     with (submission.path / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,9 +1,9 @@
-"""Which metric decides between the points of a sweep; checked before anything is trained and before each choice."""
+"""The metric that ranks the points of a sweep; checked before training starts and before each decision."""
 
 from collections.abc import Iterator, Sequence
 
 from cli.search_space import Axis, Space
-from launch.study import Member
+from launch.study import PlannedRun
 from nanogpt.comparability import IN_BITS, compare_measurements
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import say
@@ -42,26 +42,28 @@ def choose_metric(configs: Sequence[TrainConfig], asked: Metric, sweeper: str) -
 
 
 def measure_plans(configs: Sequence[TrainConfig]) -> list[Measurement]:
-    """Return what points will be measured on. A precision that all leave to the device is the same for all."""
+    """Return what the points will be measured on. If all leave the precision to the device, it is the same for all."""
     left_open = {(one.hardware.precision, one.hardware.device) for one in configs}
     return [requested(one) if len(left_open) == 1 else planned(one) for one in configs]
 
 
-def check_comparable(members: Sequence[Member], metric: Metric) -> None:
-    """Check what the runs of points say they were measured on. Raises BadInput where `metric` can't compare them."""
-    verdict = compare_measurements([found for member in members if (found := measurement_of(member))])
+def check_comparable(runs: Sequence[PlannedRun], metric: Metric) -> None:
+    """Raise BadInput if `metric` can't compare these runs, by what they recorded about their measurements."""
+    verdict = compare_measurements([found for planned in runs if (found := read_measurement(planned))])
     if verdict.unit is None or (verdict.unit == "bits_per_byte" and IN_BITS[metric] != metric):
         raise BadInput(
             f"hydra.sweeper.metric={metric}: can't decide between these runs, because {one_line(verdict.reason, 500)}"
         )
 
 
-def measurement_of(member: Member) -> Measurement | None:
-    """Return what the last evaluation of a point was measured on; None before it has one."""
-    rows = [row for row in read_rows(member.run / "metrics.jsonl") if "val_loss" in row]
+def read_measurement(planned: PlannedRun) -> Measurement | None:
+    """Return what the last evaluation of a run was measured on; None before there is one."""
+    rows = [row for row in read_rows(planned.path / "metrics.jsonl") if "val_loss" in row]
     if not rows:
         return None
-    return measured_at(read_history(member.config, RunDirectory(member.run).starts(), member.run), rows[-1]["step"])
+    return measured_at(
+        read_history(planned.config, RunDirectory(planned.path).starts(), planned.path), rows[-1]["step"]
+    )
 
 
 def search_plans(space: Space[TrainConfig], start: TrainConfig) -> list[TrainConfig]:
@@ -73,7 +75,7 @@ def vary_axis(space: Space[TrainConfig], axis: Axis) -> Iterator[TrainConfig]:
     """Yield a config for each choice of one axis, or for both ends of an interval."""
     if axis.key.partition(".")[0] not in MEASURED:
         return
-    usual = {other.key: other.at(0) for other in space.axes}
+    usual = {other.key: other.value_at(0) for other in space.axes}
     for text in axis.choices or (axis.text(axis.low), axis.text(axis.high)):
         try:
             yield from (point.config for point in space.points(usual | {axis.key: text}))

@@ -2,28 +2,27 @@
 
 from collections.abc import Sequence
 
-from launch.study import Member
+from launch.study import PlannedRun
 from nanogpt.config import HardwareConfig
 from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.run_identity import known_precision, read_starts, recorded_precision
 
 
-def check_precisions(members: Sequence[Member], here: bool) -> None:
+def check_precisions(runs: Sequence[PlannedRun], here: bool) -> None:
     """Raise BadCheckpoint for a point whose run, finished or not, was computed in another precision than it would be
     now: on this machine if `here`, else as far as the config tells.
     """
-    for member in members:
-        hardware, allowed = member.config.hardware, member.config.resume.allow_change
-        precision, _ = recorded_precision(read_starts(member.run))
-        if member.config.new_attempt or precision is None or "hardware.precision" in allowed:
+    for run in runs:
+        hardware, allowed = run.config.hardware, run.config.resume.allow_change
+        precision, _ = recorded_precision(read_starts(run.path))
+        if run.config.new_attempt or precision is None or "hardware.precision" in allowed:
             continue
         wanted = find_precisions(hardware, here)
         if wanted and precision not in wanted:
             raise BadCheckpoint(
-                f"hardware.precision={hardware.precision}: {one_line(member.run)} was trained in "
-                f"{one_line(precision)}, and this would be {' or '.join(wanted)}; "
-                f"give hardware.precision={one_line(precision)}, another name, "
-                "or resume.allow_change=[hardware.precision]"
+                f"hardware.precision={hardware.precision}: {one_line(run.path)} was trained in {one_line(precision)}, "
+                f"and this would be {' or '.join(wanted)}; give "
+                f"hardware.precision={one_line(precision)}, another name, or resume.allow_change=[hardware.precision]"
             )
 
 

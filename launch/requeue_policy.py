@@ -1,6 +1,6 @@
-"""What the end of an attempt means: done, to be put back into the queue, or failed, and why, in words.
+"""What follows from the end of an attempt: finished, requeued or failed, and the reason.
 
-Decided once, in the batch script when all ranks have ended, so ranks needn't know that there is a queue.
+Decided once, in the batch script after all ranks ended, so ranks needn't know about the queue.
 """
 
 import re
@@ -11,25 +11,27 @@ from typing import Any, Literal
 
 from nanogpt.errors import GPU_FAILED, STOPPED, Diverged, Locked, PeerLost
 
-State = Literal["finished", "requeued", "failed", "diverged", "cancelled"]
-TO_STOP = (signal.SIGUSR1, signal.SIGUSR2)
+Outcome = Literal["finished", "requeued", "failed", "diverged", "cancelled"]
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 """Sent before a time limit and at preemption; they kill a rank that has not got as far as to take them."""
-AGAIN = (STOPPED, PeerLost.exit_code, Locked.exit_code)
-MEMORY = re.compile(r"^(slurmstepd|srun): error: .*(oom[-_ ]kill|out of memory)", re.IGNORECASE | re.MULTILINE)
+REQUEUE_CODES = (STOPPED, PeerLost.exit_code, Locked.exit_code)
+KILLED_FOR_MEMORY = re.compile(
+    r"^(slurmstepd|srun): error: .*(oom[-_ ]kill|out of memory)", re.IGNORECASE | re.MULTILINE
+)
 LAST_ERROR = re.compile(r"^(?:rank \d+: )?error: (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How an attempt ended: one exit code for all its ranks, negative for a signal, and the reason."""
+class AttemptEnd:
+    """One exit code for all ranks of an attempt, negative for a signal, and the reason."""
 
     code: int
     why: str
 
 
 @dataclass(frozen=True)
-class History:
-    """What came before."""
+class AttemptHistory:
+    """Earlier attempts at a point."""
 
     step: int
     """Of the newest checkpoint now."""
@@ -41,8 +43,8 @@ class History:
         return len(self.from_steps) - 1
 
     @property
-    def fruitless(self) -> int:
-        """How many of the last attempts, in a row, began at the step that is still the newest."""
+    def restarts_without_progress(self) -> int:
+        """Return how many of the last attempts started at the step that is still the newest."""
         count = 0
         for step in reversed(self.from_steps):
             if step != self.step:
@@ -52,58 +54,58 @@ class History:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How often a point is put back."""
+class RestartLimits:
+    """How often a point is requeued."""
 
     max_requeues: int
     max_restarts_without_progress: int
 
 
-def ended(code: int, exits: Mapping[int, Mapping[str, Any]], log: str) -> Ended:
-    """From the exit code of all (srun's), what each rank noted when it ended, and the end of the log."""
+def classify_end(code: int, exits: Mapping[int, Mapping[str, Any]], log: str) -> AttemptEnd:
+    """Return how an attempt ended, from srun's exit code, the ranks' exit files and the end of the log."""
     noted = {rank: (int(one["code"]), str(one["why"])) for rank, one in exits.items()}
     for rank in sorted(noted):  # the first that had an error of its own
-        if noted[rank][0] not in (0, *AGAIN):
-            return Ended(*noted[rank])
+        if noted[rank][0] not in (0, *REQUEUE_CODES):
+            return AttemptEnd(*noted[rank])
     if 0 in noted and noted[0][0] in (0, STOPPED):  # the leader has done all there was to do
-        return Ended(*noted[0])
-    if MEMORY.search(log) and code:
-        return Ended(
+        return AttemptEnd(*noted[0])
+    if KILLED_FOR_MEMORY.search(log) and code:
+        return AttemptEnd(
             -signal.SIGKILL, "out of memory: killed by the system; ask for more memory or a smaller micro-batch"
         )
     if noted:
-        return Ended(*noted[min(noted)])
+        return AttemptEnd(*noted[min(noted)])
     said = LAST_ERROR.findall(log)
-    if code - 128 in TO_STOP:
-        return Ended(128 - code, "asked to stop")
+    if code - 128 in STOP_SIGNALS:
+        return AttemptEnd(128 - code, "asked to stop")
     if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
-        return Ended(128 - code, f"killed by {name}")
-    return Ended(code or 1, said[-1] if said else f"ended with code {code} and no word")
+        return AttemptEnd(128 - code, f"killed by {name}")
+    return AttemptEnd(code or 1, said[-1] if said else f"ended with code {code} and no word")
 
 
-def decide(end: Ended, history: History, limits: Limits) -> tuple[State, str]:
-    """What becomes of the point, and why.
+def decide(end: AttemptEnd, history: AttemptHistory, limits: RestartLimits) -> tuple[Outcome, str]:
+    """Return what becomes of the point, and the reason.
 
-    Stopped and killed attempts are put back; so is one that lost a rank. Errors that would only come again are not, but
-    for an unforeseen exception or a GPU that failed, after a new checkpoint: the hardware may be to blame.
+    Stopped and killed attempts are requeued; so are attempts that lost a rank. Other errors would repeat, except an
+    unexpected exception or a failed GPU after a new checkpoint: the hardware may be to blame.
     """
     if end.code == 0:
         return "finished", ""
     if end.code == Diverged.exit_code:
         return "diverged", end.why
     perhaps = end.code == 1 or end.why.startswith(GPU_FAILED)
-    again = end.code < 0 or end.code in AGAIN or (perhaps and history.fruitless == 0)
+    again = end.code < 0 or end.code in REQUEUE_CODES or (perhaps and history.restarts_without_progress == 0)
     if not again or "out of memory" in end.why:
         return "failed", end.why
-    refusal = refuse(history, limits)
+    refusal = reason_not_to_restart(history, limits)
     return ("failed", f"{end.why}; {refusal}") if refusal else ("requeued", end.why)
 
 
-def refuse(history: History, limits: Limits) -> str | None:
-    """Why one more attempt isn't made, or None."""
-    if history.fruitless > limits.max_restarts_without_progress:
-        return f"no new checkpoint in {history.fruitless} attempts, all from step {history.step}"
+def reason_not_to_restart(history: AttemptHistory, limits: RestartLimits) -> str | None:
+    """Return why no further attempt is made, or None."""
+    if history.restarts_without_progress > limits.max_restarts_without_progress:
+        return f"no new checkpoint in {history.restarts_without_progress} attempts, all from step {history.step}"
     if history.restarts >= limits.max_requeues:
         return f"it was put back {history.restarts} times already (hydra.launcher.max_requeues)"
     return None

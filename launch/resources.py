@@ -1,7 +1,4 @@
-"""What the points need of machines: from `hardware`, so it can't disagree with the training, and from the launcher.
-
-R ranks of a point = nodes x tasks_per_node.
-"""
+"""Nodes, ranks, GPUs and cores of each point, from `hardware` and the launcher. Ranks = nodes x tasks_per_node."""
 
 import os
 import re
@@ -17,7 +14,7 @@ from nanogpt.errors import BadInput
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one point."""
+    """Nodes, ranks, GPUs and cores of one point."""
 
     nodes: int
     tasks_per_node: int
@@ -28,19 +25,19 @@ class Resources:
     def ranks(self) -> int:
         return self.nodes * self.tasks_per_node
 
-    def line(self) -> str:
-        """For a person."""
+    def describe(self) -> str:
+        """Return one line for the terminal, e.g. `1 node x 2 ranks, 2 GPUs a node`."""
         nodes, ranks = ("s" if count > 1 else "" for count in (self.nodes, self.tasks_per_node))
         words = [f"{self.nodes} node{nodes} x {self.tasks_per_node} rank{ranks}"]
         words.append(f"{self.gpus_per_node} GPUs a node" if self.gpus_per_node else "no GPU")
         return ", ".join(words + ([f"{self.cpus_per_task} cores a rank"] if self.cpus_per_task else []))
 
 
-def resources_of(config: TrainConfig, launcher: JobLauncher) -> Resources:
-    """What the launcher's keys and `hardware` say together. Raises BadInput where they contradict each other."""
+def compute_resources(config: TrainConfig, launcher: JobLauncher) -> Resources:
+    """Return what `hardware` and the launcher's keys ask for. Raise BadInput if they contradict each other."""
     hardware = config.hardware
-    nodes = agreed("nodes", launcher.nodes, "hardware.nodes", hardware.nodes)
-    tasks = agreed("tasks_per_node", launcher.tasks_per_node, "hardware.devices", hardware.devices)
+    nodes = reconcile("nodes", launcher.nodes, "hardware.nodes", hardware.nodes)
+    tasks = reconcile("tasks_per_node", launcher.tasks_per_node, "hardware.devices", hardware.devices)
     gpus = launcher.gpus_per_node
     cpus = hardware.threads
     other_gpus = False
@@ -62,20 +59,20 @@ def resources_of(config: TrainConfig, launcher: JobLauncher) -> Resources:
     return Resources(nodes, tasks, gpus, cpus)
 
 
-def agreed(name: str, mine: int | None, key: str, theirs: int | None) -> int:
-    """The one number, whoever gives it. Raises BadInput for two."""
+def reconcile(name: str, mine: int | None, key: str, theirs: int | None) -> int:
+    """Return the number given by either key, 1 if neither gives it. Raise BadInput if both do and they differ."""
     if mine is not None and theirs is not None and mine != theirs:
         raise BadInput(f"hydra.launcher.{name}={mine}: but {key}={theirs}; leave out one of them")
     return mine or theirs or 1
 
 
 def has_gpus(launcher: JobLauncher) -> bool:
-    """Whether hardware.device=auto will find GPUs: here they can be counted, on a cluster they must be asked for."""
+    """Return whether hardware.device=auto will find GPUs. On a cluster they must be requested, so the answer is no."""
     return not isinstance(launcher, SlurmLauncher) and bool(visible_gpus())
 
 
 def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs that this process may use, by number or as CUDA_VISIBLE_DEVICES names them. Without torch."""
+    """Return the NVIDIA GPUs that this process may use, as numbers or as in CUDA_VISIBLE_DEVICES. Needs no torch."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [word.strip() for word in named.split(",") if word.strip()]
@@ -83,8 +80,8 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in sorted(int(one[1]) for one in numbers if one)]
 
 
-def placed(config: TrainConfig, resources: Resources) -> TrainConfig:
-    """The config with just these nodes and ranks. Raises BadInput when they don't divide its batch."""
+def with_ranks(config: TrainConfig, resources: Resources) -> TrainConfig:
+    """Return the config with these nodes and ranks. Raise BadInput if they don't divide its batch."""
     where = {"nodes": resources.nodes, "devices": resources.tasks_per_node}
     placed = config.model_copy(update={"hardware": config.hardware.model_copy(update=where)})
     schema.run_check(lambda: placed.check_ranks_divide_batch(resources.ranks, "nodes x tasks_per_node"))
@@ -92,12 +89,12 @@ def placed(config: TrainConfig, resources: Resources) -> TrainConfig:
 
 
 def batch_options(launcher: SlurmLauncher, resources: Resources, name: str) -> dict[str, Any]:
-    """submitit's parameters of the batch script, without its commands."""
+    """Return submitit's parameters for the batch script, except its commands."""
     own = ("partition", "account", "qos", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "constraint",
            "gres", "nodelist", "exclude", "dependency", "comment", "mail_type", "mail_user")  # fmt: skip
     options: dict[str, Any] = {key: value for key in own if (value := getattr(launcher, key)) is not None}
     options |= {"exclusive": True} if launcher.exclusive else {}
-    options |= {"mem": memory(launcher.mem_gb)} if launcher.mem_gb else {}
+    options |= {"mem": format_memory(launcher.mem_gb)} if launcher.mem_gb else {}
     options |= {"gpus_per_node": resources.gpus_per_node} if resources.gpus_per_node else {}
     options |= {"cpus_per_task": resources.cpus_per_task} if resources.cpus_per_task else {}
     # srun of Slurm >= 22.05 doesn't take the batch script's cores by itself
@@ -116,6 +113,6 @@ def batch_options(launcher: SlurmLauncher, resources: Resources, name: str) -> d
     }
 
 
-def memory(gigabytes: float) -> str:
-    """As sbatch takes it."""
+def format_memory(gigabytes: float) -> str:
+    """Return gigabytes as sbatch takes them, e.g. `16384M`."""
     return f"{round(gigabytes * 1024)}M"

@@ -1,7 +1,7 @@
-"""A search with Optuna's samplers, by asking and telling: trials that are chosen by what those before came to.
+"""Hyperparameter search with Optuna's samplers through its ask-and-tell interface.
 
-Nothing of Optuna is stored. Before each choice a study is made in memory of all trials that are known, with a sampler
-whose seed follows from the next trial's number, so the same results make the same choices, interrupted or not.
+Nothing of Optuna is stored. Before each choice an in-memory study is built from all known trials, with a sampler
+seeded by the number of the next trial: the same results lead to the same choices, interrupted or not.
 """
 
 import random
@@ -19,7 +19,7 @@ from cli.sweep_config import Search
 from cli.sweep_request import Sweep
 from launch.metric_choice import UNITS, check_comparable, choose_metric, search_plans
 from launch.study import Study
-from launch.trials import Record, Trial, judge, study_of_trials, trial
+from launch.trials import Trial, TrialLog, make_trial, study_of_trials, update_trials
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import format_table, say
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, one_line
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-SHOWN = 10  # trials in the last table
+MAX_ROWS = 10  # trials in the last table
 
 
 def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable[[Study], int]) -> int:
-    """Try points until there are as many as asked for. Returns 0 when one of them got to its end.
+    """Run trials until there are as many as requested. Return 0 if one finished.
 
-    `run` trains or submits points and waits for them. Raises LabError, before anything is written.
+    `run` trains or submits the runs of a study and waits for them. Raise LabError before anything is written.
     """
     space, config = sweep.space, sweep.points[0].config
     assert space is not None
-    refuse(config)
+    check_search_possible(config)
     metric = choose_metric(search_plans(space, config), sweeper.metric, "hydra/sweeper=optuna")
-    record = Record(path)
+    record = TrialLog(path)
     if config.dry_run:
-        return plan(sweeper, space, record, run, metric)
+        return preview_search(sweeper, space, record, run, metric)
     path.mkdir(parents=True, exist_ok=True)
     with hold_lock(path / ".trials.lock", wait=False) as mine:
         if not mine:
             raise Locked(f"{one_line(path)}: another process is searching here")
-        record.mend()
-        trials = record.trials(space)
-        judge(path, trials, metric)
+        record.drop_torn_line()
+        trials = record.read_trials(space)
+        update_trials(path, trials, metric)
         if sweep.settings.retry:
             for one in trials:
                 one.state = "open" if one.state in FAILED else one.state
-        say_space(sweeper, space, trials)
-        return pursue(sweeper, space, record, trials, run, metric)
+        print_space(sweeper, space, trials)
+        return run_search(sweeper, space, record, trials, run, metric)
 
 
-def refuse(config: TrainConfig) -> None:
-    """What a search can't do. Raises BadInput, BadEnvironment."""
+def check_search_possible(config: TrainConfig) -> None:
+    """Raise BadInput or BadEnvironment for settings that a search doesn't support."""
     if config.new_attempt:
         raise BadInput("new_attempt=true: hydra/sweeper=optuna goes on from what is there; give another name")
     if config.stop_at_fraction is not None:
@@ -71,61 +71,61 @@ def refuse(config: TrainConfig) -> None:
         raise BadEnvironment("hydra/sweeper=optuna: is not installed: pip install -e '.[optuna]'")
 
 
-def pursue(
+def run_search(
     sweeper: Search,
     space: Space[TrainConfig],
-    record: Record,
+    record: TrialLog,
     trials: list[Trial],
     run: Callable[[Study], int],
     metric: Metric,
 ) -> int:
-    """Train what is open, choose the next, and so on to the end. Returns the exit code.
+    """Train open trials and choose new ones until all are done. Return the exit code.
 
-    Raises BadInput for results that were not measured on the same.
+    Raise BadInput if results were measured on different data.
     """
     code = 0
     while True:
-        check_comparable([member for one in trials if one.val is not None for member in one.members], metric)
+        check_comparable([planned for one in trials if one.val is not None for planned in one.runs], metric)
         batch = [one for one in trials if one.state == "open"]
         if not batch and len(trials) < sweeper.trials:
-            batch = choose(sweeper, space, record, trials)
+            batch = choose_trials(sweeper, space, record, trials)
             record.add(batch)
             trials += batch
-            judge(record.study, batch, metric)  # values that were tried before are there already
+            update_trials(record.study, batch, metric)  # values that were tried before are there already
         if not batch:
-            return conclude(trials, code, metric)
+            return print_results(trials, code, metric)
         for one in batch:
-            say_trial(one)
+            print_trial(one)
         open_ = [one for one in batch if one.state == "open"]
         if not open_:
             continue
         now = run(study_of_trials(record.study, open_))
         if now == STOPPED or now >= 128:
             return now
-        judge(record.study, open_, metric)
+        update_trials(record.study, open_, metric)
         if missing := next((one for one in open_ if one.state == "open"), None):
             say(f"trial {missing.number} isn't complete: {one_line(missing.why, 200)}; the same command goes on")
             return now or 1
         code = now or code
 
 
-def choose(sweeper: Search, space: Space[TrainConfig], record: Record, trials: Sequence[Trial]) -> list[Trial]:
-    """The next trials."""
+def choose_trials(sweeper: Search, space: Space[TrainConfig], record: TrialLog, trials: Sequence[Trial]) -> list[Trial]:
+    """Return the next trials."""
     count = min(sweeper.at_once, sweeper.trials - len(trials))
-    asked = ask(sweeper, space.axes, trials, record.count, count)
-    return [trial(record.study, space, record.count + place, texts) for place, texts in enumerate(asked, 1)]
+    asked = suggest_values(sweeper, space.axes, trials, record.count, count)
+    return [make_trial(record.study, space, record.count + place, texts) for place, texts in enumerate(asked, 1)]
 
 
-def ask(
+def suggest_values(
     sweeper: Search, axes: Sequence[Axis], trials: Sequence[Trial], number: int, count: int
 ) -> list[dict[str, str]]:
-    """The values of the next `count` trials after `number` others. The same arguments give the same values."""
+    """Return the values of the next `count` trials after `number` others. Deterministic in its arguments."""
     import optuna
     from optuna.exceptions import ExperimentalWarning
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     seed = random.Random(f"{sweeper.seed}/{number}").getrandbits(32)
-    space = {axis.key: distribution(axis) for axis in axes}
+    space = {axis.key: to_distribution(axis) for axis in axes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # of constant_liar: keeps trials of one batch apart
         match sweeper.sampler:
@@ -136,13 +136,13 @@ def ask(
             case _:
                 assert_never(sweeper.sampler)
         study = optuna.create_study(sampler=sampler)
-        study.add_trials([told(one, axes, space) for one in trials])
+        study.add_trials([to_frozen_trial(one, axes, space) for one in trials])
         asked = [study.ask(space).params for _ in range(count)]
     return [{axis.key: axis.text(params[axis.key]) for axis in axes} for params in asked]
 
 
-def distribution(axis: Axis) -> "BaseDistribution":
-    """An axis in Optuna's words."""
+def to_distribution(axis: Axis) -> "BaseDistribution":
+    """Return an axis as an Optuna distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if axis.choices:
@@ -152,11 +152,11 @@ def distribution(axis: Axis) -> "BaseDistribution":
     return FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step)
 
 
-def told(one: Trial, axes: Sequence[Axis], space: "dict[str, BaseDistribution]") -> "FrozenTrial":
-    """A trial that has ended in Optuna's words.
+def to_frozen_trial(one: Trial, axes: Sequence[Axis], space: "dict[str, BaseDistribution]") -> "FrozenTrial":
+    """Return a trial that ended as an Optuna trial.
 
-    What diverged or can't be is `PRUNED`, which the sampler takes for the worst there is and keeps away from. What
-    failed is `FAIL`, from which it learns nothing: a full disk says nothing about the values.
+    Diverged, invalid and excluded trials are `PRUNED`, which the sampler ranks below all others. Failed trials are
+    `FAIL`, from which it learns nothing: a full disk says nothing about the values.
     """
     from optuna.trial import TrialState, create_trial
 
@@ -169,25 +169,25 @@ def told(one: Trial, axes: Sequence[Axis], space: "dict[str, BaseDistribution]")
     )
 
 
-def plan(
-    sweeper: Search, space: Space[TrainConfig], record: Record, run: Callable[[Study], int], metric: Metric
+def preview_search(
+    sweeper: Search, space: Space[TrainConfig], record: TrialLog, run: Callable[[Study], int], metric: Metric
 ) -> int:
-    """What would be searched, and what the next trial takes. Writes nothing."""
-    trials = record.trials(space)
-    judge(record.study, trials, metric)
-    say_space(sweeper, space, trials)
+    """Print the search space and preview the next trial. Write nothing. Return the exit code."""
+    trials = record.read_trials(space)
+    update_trials(record.study, trials, metric)
+    print_space(sweeper, space, trials)
     batch = [one for one in trials if one.state == "open"]
     if not batch and len(trials) < sweeper.trials:
-        batch = choose(sweeper, space, record, trials)
-    first = next((one for one in batch if one.members), None)
+        batch = choose_trials(sweeper, space, record, trials)
+    first = next((one for one in batch if one.runs), None)
     if first is None:
         return 0
-    say_trial(first)
-    return run(Study(record.study, first.members[:1]))
+    print_trial(first)
+    return run(Study(record.study, first.runs[:1]))
 
 
-def say_space(sweeper: Search, space: Space[TrainConfig], trials: Sequence[Trial]) -> None:
-    """How much is tried of what, and how much of it is done."""
+def print_space(sweeper: Search, space: Space[TrainConfig], trials: Sequence[Trial]) -> None:
+    """Print the search space and how many trials are done."""
     seeds = f", each with {len(space.seeds)} seeds" if space.seeds else ""
     done = sum(one.state != "open" for one in trials)
     say(f"search  {sweeper.trials} trials{seeds}, {sweeper.at_once} at once, by {sweeper.sampler}; {done} done")
@@ -195,27 +195,27 @@ def say_space(sweeper: Search, space: Space[TrainConfig], trials: Sequence[Trial
         say(f"        {axis.key}={one_line(axis.override_text, 200)}")
 
 
-def say_trial(one: Trial) -> None:
-    """What is about to be tried, or why it isn't."""
+def print_trial(one: Trial) -> None:
+    """Print the values of a trial, and how it ended if it has."""
     end = {"open": "", "finished": f": val {one.val}, as before"}.get(one.state, f": {one.state}: {one.why}")
-    say(f"trial   {one.number}: {one_line(one.words, 200)}{one_line(end, 300)}")
+    say(f"trial   {one.number}: {one_line(one.settings, 200)}{one_line(end, 300)}")
 
 
-def conclude(trials: Sequence[Trial], code: int, metric: Metric) -> int:
-    """The table of the best trials and the last words. Returns the exit code, 0 when there is a best one."""
+def print_results(trials: Sequence[Trial], code: int, metric: Metric) -> int:
+    """Print the best trials. Return the exit code: 0 if there is one."""
     finished = sorted((one for one in trials if one.val is not None), key=lambda one: (one.val, one.number))
     counts = Counter(one.state for one in trials)
     once: dict[str, Trial] = {}
     for one in finished:
-        once.setdefault(one.words, one)
-    rows = [(str(one.number), f"{one.val:.4f}", one_line(one.words, 200)) for one in list(once.values())[:SHOWN]]
+        once.setdefault(one.settings, one)
+    rows = [(str(one.number), f"{one.val:.4f}", one_line(one.settings, 200)) for one in list(once.values())[:MAX_ROWS]]
     summary = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     say(format_table(f"{len(trials)} trials: {summary}", ("trial", UNITS[metric], "values"), rows))
-    for one in [one for one in trials if one.val is None][:SHOWN]:
+    for one in [one for one in trials if one.val is None][:MAX_ROWS]:
         say(f"trial {one.number} {one.state}: {one_line(one.why, 300)}")
     if not finished:
         return code or 1
-    runs = ", ".join(one_line(member.run) for member in finished[0].members)
+    runs = ", ".join(one_line(planned.path) for planned in finished[0].runs)
     say(f"best    trial {finished[0].number}, {UNITS[metric]} {finished[0].val:.4f}: {runs}")
-    say(f"        {one_line(finished[0].words, 400)}")
+    say(f"        {one_line(finished[0].settings, 400)}")
     return 0

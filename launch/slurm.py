@@ -1,4 +1,4 @@
-"""Slurm: submit through submitit, ask, cancel, requeue. A controller that is silent for a while is asked again."""
+"""Slurm's commands: submit through submitit, query, cancel, requeue. If slurmctld does not answer, they are retried."""
 
 import os
 import re
@@ -14,25 +14,25 @@ from typing import Any
 
 from nanogpt.errors import BadEnvironment, BadInput, one_line
 
-BUSY = re.compile(
+CONTROLLER_BUSY = re.compile(
     r"unable to contact|connection (refused|failure)|timed out|temporarily|socket|slurmctld|controller", re.IGNORECASE
 )
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
           "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT")  # fmt: skip
 ARRAY_SIZE = 1001  # Slurm's default
-SECONDS = 30.0  # that a question may take
+QUERY_TIMEOUT_S = 30.0  # that a question may take
 
 
 @dataclass(frozen=True)
-class Queued:
-    """A job as the queue shows it."""
+class QueueEntry:
+    """State and reason of a job in the queue."""
 
     state: str
     reason: str
 
 
-def require_slurm() -> None:
-    """Raises BadEnvironment on a machine from which nothing can be submitted."""
+def check_slurm_available() -> None:
+    """Raise BadEnvironment on a machine without sbatch and srun."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise BadEnvironment(
             "hydra/launcher=submitit_slurm: no sbatch and srun on this machine; submit from a login node, "
@@ -40,20 +40,20 @@ def require_slurm() -> None:
         )
 
 
-def ask(*words: str, timeout: float = SECONDS) -> str | None:
-    """What a Slurm command prints, or None when it can't be asked now."""
+def query(*words: str, timeout: float = QUERY_TIMEOUT_S) -> str | None:
+    """Return the output of a Slurm command, or None if it fails or times out."""
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=timeout, errors="replace", env=plain_environment()
+            words, capture_output=True, text=True, timeout=timeout, errors="replace", env=clean_environment()
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout if done.returncode == 0 else None
 
 
-def plain_environment() -> dict[str, str]:
-    """This process's environment without what changes what Slurm's commands show, or what another job or torchrun left
-    in the shell; users' defaults for sbatch stay.
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without variables that change the output of Slurm's commands or that another
+    job or torchrun left; users' defaults for sbatch stay.
     """
     left = re.compile(
         r"(SLURM|SQUEUE|SACCT|SCONTROL|TORCHELASTIC|SUBMITIT|NANOGPT)_|(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_"
@@ -61,53 +61,53 @@ def plain_environment() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if name == "SLURM_CONF" or not left.match(name)}
 
 
-def queue() -> dict[str, Queued] | None:
-    """This user's jobs by `123_4`, also those that ended minutes ago; None when the controller doesn't answer."""
-    text = ask("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", "%i|%T|%r")
+def list_jobs() -> dict[str, QueueEntry] | None:
+    """Return this user's jobs by `123_4`, recently ended ones too; None if slurmctld doesn't answer."""
+    text = query("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", "%i|%T|%r")
     if text is None:
         return None
     rows = (line.split("|", 2) for line in text.splitlines())
-    return {row[0]: Queued(row[1], row[2]) for row in rows if len(row) == 3}
+    return {row[0]: QueueEntry(row[1], row[2]) for row in rows if len(row) == 3}
 
 
-def history(jobs: Sequence[str]) -> dict[str, str]:
-    """The last state of jobs that the queue forgot, by `123_4`, where there is accounting; else nothing."""
-    text = ask("sacct", "-n", "-P", "-X", "-D", "-j", ",".join(jobs), "-o", "JobID,State") if jobs else None
+def read_accounting(jobs: Sequence[str]) -> dict[str, str]:
+    """Return the last state of jobs by `123_4` from sacct; empty without accounting."""
+    text = query("sacct", "-n", "-P", "-X", "-D", "-j", ",".join(jobs), "-o", "JobID,State") if jobs else None
     rows = (line.split("|") for line in (text or "").splitlines())
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
-def job_facts(job: str) -> dict[str, str]:
-    """What scontrol knows of a job `123_4`, or nothing."""
-    text = ask("scontrol", "show", "job", "-o", digits(job)) or ""
+def show_job(job: str) -> dict[str, str]:
+    """Return what scontrol shows of a job `123_4`; empty if it is unknown."""
+    text = query("scontrol", "show", "job", "-o", check_job_id(job)) or ""
     if len(text.splitlines()) != 1:
         return {}
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
-def digits(job: str) -> str:
-    """A job id that is one. Raises BadInput."""
+def check_job_id(job: str) -> str:
+    """Return `job` if it is a job id. Raise BadInput."""
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
         raise BadInput(f"{one_line(job)}: not a job id")
     return job
 
 
 def requeue(job: str) -> None:
-    """Put a running job back into the queue; while the controller is down, try again."""
+    """Requeue a running job; retry while slurmctld is down."""
     while True:
-        done = subprocess.run(["scontrol", "requeue", digits(job)], capture_output=True, text=True)
+        done = subprocess.run(["scontrol", "requeue", check_job_id(job)], capture_output=True, text=True)
         if done.returncode == 0:
             return
         print(f"scontrol requeue: {done.stderr.strip()}", flush=True)
-        if not BUSY.search(done.stderr):
+        if not CONTROLLER_BUSY.search(done.stderr):
             return
         time.sleep(5)
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs. Raises BadEnvironment when the controller doesn't take it."""
+    """Cancel jobs. Raise BadEnvironment if slurmctld refuses."""
     for first in range(0, len(jobs), 200):  # a command line has an end
-        words = ["scancel", *(digits(job) for job in jobs[first : first + 200])]
+        words = ["scancel", *(check_job_id(job) for job in jobs[first : first + 200])]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode and not re.search(r"already|invalid job id", done.stderr, re.IGNORECASE):
             raise BadEnvironment(
@@ -116,16 +116,16 @@ def cancel(jobs: Sequence[str]) -> None:
 
 
 def array_limit() -> int:
-    """The most points one array may have here."""
-    found = re.search(r"^MaxArraySize\s*=\s*([0-9]+)", ask("scontrol", "show", "config") or "", re.MULTILINE)
+    """Return the most points that one job array may have."""
+    found = re.search(r"^MaxArraySize\s*=\s*([0-9]+)", query("scontrol", "show", "config") or "", re.MULTILINE)
     return max(1, int(found[1]) - 1) if found else ARRAY_SIZE - 1
 
 
-def submit(parameters: dict[str, Any], logs: Path, count: int, command: list[str], retries: int) -> str:
-    """Hand an array of `count` jobs to Slurm through submitit; {job id}. The batch script stays beside the logs.
+def submit_array(parameters: dict[str, Any], logs: Path, count: int, command: list[str], retries: int) -> str:
+    """Submit an array of `count` jobs through submitit and return its id. The batch script stays beside the logs.
 
-    A controller that doesn't answer is asked again, after a look whether it has taken the job all the same: its name is
-    unique. Raises BadEnvironment when it stays silent, BadInput when sbatch refuses.
+    If slurmctld doesn't answer, retry after checking by the job's unique name whether it was accepted after all. Raise
+    BadEnvironment if it never answers, BadInput if sbatch refuses.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm.slurm import SlurmExecutor  # a tenth of a second that only submitting waits for
@@ -135,7 +135,7 @@ def submit(parameters: dict[str, Any], logs: Path, count: int, command: list[str
 
         def hand_over(self) -> str:
             self.parameters["map_count"] = count
-            with environment(plain_environment()):
+            with replace_environment(clean_environment()):
                 return self._submit_command(shlex.join(command)).job_id
 
     executor = Array(logs)
@@ -146,13 +146,15 @@ def submit(parameters: dict[str, Any], logs: Path, count: int, command: list[str
     why, pause = "", 1.0
     for left in range(retries, -1, -1):
         try:
-            if why and (taken := find(parameters["job_name"])):  # it was taken, though sbatch heard nothing of it
+            if why and (
+                taken := find_job_by_name(parameters["job_name"])
+            ):  # it was taken, though sbatch heard nothing of it
                 return taken
             return executor.hand_over()
         except (FailedJobError, FailedSubmissionError) as error:
-            why = said(str(error))
-            if not BUSY.search(why):
-                raise BadInput(f"sbatch refuses: {one_line(why, 300)}{which_cluster(why)}") from None
+            why = extract_sbatch_message(str(error))
+            if not CONTROLLER_BUSY.search(why):
+                raise BadInput(f"sbatch refuses: {one_line(why, 300)}{explain_configuration_error(why)}") from None
         except BadEnvironment as error:  # squeue is silent too, and without its answer nothing may be tried again
             why = str(error)
         if left:
@@ -163,8 +165,8 @@ def submit(parameters: dict[str, Any], logs: Path, count: int, command: list[str
 
 
 @contextmanager
-def environment(values: dict[str, str]) -> Generator[None, None, None]:
-    """While inside, this process's environment is this one, and so that of what it starts; sbatch hands it to jobs."""
+def replace_environment(values: dict[str, str]) -> Generator[None, None, None]:
+    """Replace this process's environment while inside; child processes inherit it, and sbatch hands it to jobs."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(values)
@@ -175,8 +177,8 @@ def environment(values: dict[str, str]) -> Generator[None, None, None]:
         os.environ.update(before)
 
 
-def which_cluster(why: str) -> str:
-    """What an error means that is about Slurm's own file, or nothing."""
+def explain_configuration_error(why: str) -> str:
+    """Return a hint if an error is about Slurm's configuration file, else an empty string."""
     if not re.search(r"resolve_ctls|fetch_config|configuration source|slurm\.conf", why):
         return ""
     file = os.environ.get("SLURM_CONF")
@@ -185,15 +187,15 @@ def which_cluster(why: str) -> str:
     return f"; SLURM_CONF={one_line(file)}{'' if os.path.exists(file) else ': no such file, is that cluster down?'}"
 
 
-def said(text: str) -> str:
-    """What sbatch itself said, out of an error of submitit."""
+def extract_sbatch_message(text: str) -> str:
+    """Return sbatch's own message from an error of submitit."""
     lines = [line.strip() for line in text.splitlines() if "sbatch:" in line]
     return " ".join(line.replace("sbatch: error: ", "").replace("sbatch: ", "") for line in lines) or text.strip()
 
 
-def find(name: str) -> str | None:
-    """The id of the array with this name, which is unique, if Slurm has it. Raises BadEnvironment when it is silent."""
-    text = ask("squeue", "-h", "-t", "all", "-u", str(os.getuid()), "-n", name, "-o", "%F")
+def find_job_by_name(name: str) -> str | None:
+    """Return the id of the array with this unique name, or None. Raise BadEnvironment if slurmctld doesn't answer."""
+    text = query("squeue", "-h", "-t", "all", "-u", str(os.getuid()), "-n", name, "-o", "%F")
     if text is None:
         raise BadEnvironment("squeue: Slurm doesn't answer, so nobody can tell what it has; try again later")
     ids = text.split()

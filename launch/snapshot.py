@@ -1,7 +1,7 @@
-"""The code as it was at submission, for the jobs: edits afterwards don't reach what is queued or requeued.
+"""A copy of the code as it was at submission: later edits don't reach jobs that are queued or requeued.
 
-A snapshot is named by the digest of its sources. It is compared with its name before it is used again, so one that was
-cut short, half deleted or edited is never taken for whole.
+A snapshot is named by the digest of its sources and verified before it is used again, so one that was cut short, half
+deleted or edited is never taken for complete.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def snapshot(folder: Path) -> Path:
     A damaged copy is moved aside, where gc finds it. Raise OSError.
     """
     sources = read_sources(ROOT)
-    place = folder / name_of(sources)
+    place = folder / snapshot_name(sources)
     if is_whole(place):
         return place
     partial = folder / f".{place.name}.{os.getpid()}"
@@ -53,7 +53,7 @@ def read_sources(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): read_bytes(path) for path in files}
 
 
-def name_of(sources: dict[str, bytes]) -> str:
+def snapshot_name(sources: dict[str, bytes]) -> str:
     """Return the name of a snapshot with these sources."""
     digest = hashlib.sha256()
     for name, content in sources.items():
@@ -64,7 +64,7 @@ def name_of(sources: dict[str, bytes]) -> str:
 def is_whole(place: Path) -> bool:
     """Return whether a snapshot holds just the code that its name stands for."""
     try:
-        return (place / GIT_STATE).is_file() and name_of(read_sources(place)) == place.name
+        return (place / GIT_STATE).is_file() and snapshot_name(read_sources(place)) == place.name
     except OSError:
         return False
 
@@ -93,7 +93,7 @@ def restore(place: Path) -> Path:
     """
     if is_whole(place):
         return place
-    if name_of(read_sources(ROOT)) == place.name:
+    if snapshot_name(read_sources(ROOT)) == place.name:
         return snapshot(place.parent)
     raise BadEnvironment(
         f"{one_line(place)}: the frozen code is damaged or gone, and the code has changed since; "

@@ -1,6 +1,6 @@
-"""How fast a point will train, before it starts: from earlier runs that did the same work, else from a GPU's peak.
+"""Predict the training speed of a point from earlier runs that did the same work, else from the GPU's peak FLOPs.
 
-Nothing is tried out here: the process that submits has neither torch nor, on a cluster, the device.
+Nothing is measured here: the submitting process has neither torch nor, on a cluster, the device.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any, Literal
 
-from launch.status import last_rows
+from launch.status import read_last_rows
 from nanogpt.config import DataConfig, Gpu, ModelConfig, Precision, Rule
 from nanogpt.errors import LabError
 from nanogpt.estimates.flops import flops_per_token
@@ -20,15 +20,15 @@ from nanogpt.estimates.gpu_specs import GPU_SPECS, find_gpu
 from nanogpt.estimates.plan import MFU
 from nanogpt.run_directory import RunDirectory
 
-MOST_RUNS = 50  # that are looked at, the newest
-FAR = 10.0  # times more or fewer FLOPs a token: the speed of such a model says too little about another's
+MAX_RUNS = 50  # that are looked at, the newest
+MAX_FLOPS_RATIO = 10.0  # times more or fewer FLOPs a token: the speed of such a model says too little about another's
 DeviceKind = Literal["cpu", "cuda", "mps"]
 Vocabulary = Callable[[DataConfig], int]
 
 
 @dataclass(frozen=True)
-class Work:
-    """All that the speed and the memory of a training depend on."""
+class Workload:
+    """Everything that the speed and memory of a training depend on."""
 
     model: ModelConfig
     """With its vocabulary and without its label."""
@@ -55,8 +55,8 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """How fast a run was, and on what."""
+class MeasuredRun:
+    """Speed of an earlier run, and what it ran on."""
 
     path: Path
     model: ModelConfig
@@ -76,21 +76,21 @@ class Measured:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second of all ranks together, and where the number is from: a run directory, or a GPU's name."""
+    """Tokens per second of all ranks together, and its source: a run directory or the name of a GPU."""
 
     rate: float
     how: Literal["measured", "scaled", "assumed"]
     where: str
 
 
-def unlabelled(model: ModelConfig, vocab_size: int) -> ModelConfig:
-    """The network alone: equal for equal networks."""
+def without_label(model: ModelConfig, vocab_size: int) -> ModelConfig:
+    """Return the model config without its name, so that equal networks compare equal."""
     return model.with_vocab(vocab_size).model_copy(update={"name": "custom"})
 
 
-def speed_of(work: Work, runs: list[Measured]) -> Speed | None:
-    """Of the first of `runs` that did the same; else of the one whose model is nearest, by FLOPs a token; else a share
-    of the GPU's peak; None when nothing is known.
+def predict_speed(work: Workload, runs: list[MeasuredRun]) -> Speed | None:
+    """Return the speed of the first of `runs` with the same work; else that of the run with the nearest model, scaled
+    by FLOPs per token; else a share of the GPU's peak; None if nothing is known.
     """
     alike = [run for run in runs if same_device(run, work)]
     for run in alike:
@@ -98,7 +98,9 @@ def speed_of(work: Work, runs: list[Measured]) -> Speed | None:
             return Speed(run.rate, "measured", str(run.path))
     flops = flops_per_token(work.model)
     ratios = [(flops_per_token(run.model) / flops, run) for run in alike]
-    if near := [(max(ratio, 1 / ratio), ratio, run) for ratio, run in ratios if 1 / FAR <= ratio <= FAR]:
+    if near := [
+        (max(ratio, 1 / ratio), ratio, run) for ratio, run in ratios if 1 / MAX_FLOPS_RATIO <= ratio <= MAX_FLOPS_RATIO
+    ]:
         _, ratio, run = min(near, key=lambda one: one[0])
         return Speed(run.rate * ratio, "scaled", str(run.path))
     if work.gpu and work.precision in ("fp16", GPU_SPECS[work.gpu].precision):
@@ -106,8 +108,8 @@ def speed_of(work: Work, runs: list[Measured]) -> Speed | None:
     return None
 
 
-def same_device(run: Measured, work: Work) -> bool:
-    """Whether a run was on as many devices of this kind, used in the same way. bf16 and fp16 are equally fast."""
+def same_device(run: MeasuredRun, work: Workload) -> bool:
+    """Return whether a run used equal devices in the same way. bf16 and fp16 count as equally fast."""
     return (
         run.device == work.device
         and (work.gpu is None or find_gpu(run.name) is GPU_SPECS[work.gpu])
@@ -118,23 +120,23 @@ def same_device(run: Measured, work: Work) -> bool:
     )
 
 
-def measured(folders: Iterable[Path], vocabulary: Vocabulary) -> list[Measured]:
-    """The speeds of the newest runs in these folders and in the studies there, those of the first folder first."""
-    runs = dict.fromkeys(run for folder in folders for run in islice(below(folder), MOST_RUNS))
-    return [found for run in islice(runs, MOST_RUNS) if (found := measured_in(run, vocabulary))]
+def read_speeds(folders: Iterable[Path], vocabulary: Vocabulary) -> list[MeasuredRun]:
+    """Return the speeds of the newest runs in these folders and in the studies in them, first folder first."""
+    runs = dict.fromkeys(run for folder in folders for run in islice(find_timed_runs(folder), MAX_RUNS))
+    return [found for run in islice(runs, MAX_RUNS) if (found := read_speed(run, vocabulary))]
 
 
-def below(folder: Path, depth: int = 2) -> Iterator[Path]:
-    """Run directories that have a speed, newest first; of folders in the folder only those that are no run."""
-    for path in newest_first(folder):
+def find_timed_runs(folder: Path, depth: int = 2) -> Iterator[Path]:
+    """Yield run directories that have timings, newest first, in `folder` and in its folders that are no runs."""
+    for path in list_newest_first(folder):
         if (path / "timing.jsonl").exists():
             yield path
         elif depth > 1 and not (path / "config.json").exists():
-            yield from below(path, depth - 1)
+            yield from find_timed_runs(path, depth - 1)
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """The folders in a folder, by when something was last made in them."""
+def list_newest_first(folder: Path) -> list[Path]:
+    """Return the folders in a folder, last modified first."""
     found: list[tuple[float, str]] = []
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -144,16 +146,16 @@ def newest_first(folder: Path) -> list[Path]:
     return [folder / name for _, name in sorted(found, reverse=True)]
 
 
-def measured_in(path: Path, vocabulary: Vocabulary) -> Measured | None:
-    """What a run's last start came to, or None: when it has no row yet, or its files can't be read."""
+def read_speed(path: Path, vocabulary: Vocabulary) -> MeasuredRun | None:
+    """Return the speed of a run's last start; None if it has no timings yet or its files can't be read."""
     run = RunDirectory(path)
     with suppress(LabError, OSError, ValueError, TypeError, LookupError):
         start = run.starts()[-1]
         facts: dict[str, Any] = start["arithmetic"]
         config = run.config()
-        return Measured(
+        return MeasuredRun(
             path=path,
-            model=unlabelled(config.model, vocabulary(config.data)),
+            model=without_label(config.model, vocabulary(config.data)),
             device=facts["device"],
             name=str(start["device"]),
             precision=facts["precision"],
@@ -163,16 +165,16 @@ def measured_in(path: Path, vocabulary: Vocabulary) -> Measured | None:
             recompute=facts.get("recompute", False),
             shards=facts["ranks"] if facts.get("strategy") == "fsdp" else 1,
             threads=facts["threads"],
-            rate=rate_of(path, start["from_step"]),
+            rate=mean_rate(path, start["from_step"]),
         )
     return None
 
 
-def rate_of(path: Path, from_step: int) -> float:
-    """Tokens by time over the last rows of timing.jsonl that are after a step; each is of as many tokens. The first, in
-    which a start warms up, counts only when it is alone. Raises ValueError when there is none.
+def mean_rate(path: Path, from_step: int) -> float:
+    """Return the mean tokens per second over the last rows of timing.jsonl after `from_step`, without the first row
+    (warm-up) unless it is the only one. Raise ValueError if there is none.
     """
-    rows = [row for row in last_rows(path / "timing.jsonl") if row["step"] > from_step]
+    rows = [row for row in read_last_rows(path / "timing.jsonl") if row["step"] > from_step]
     rates = [float(row["tokens_per_second"]) for row in rows]
     rate = harmonic_mean(rates[1:] or rates)  # of an empty list: StatisticsError, a ValueError
     if not 0 < rate < float("inf"):

@@ -1,6 +1,6 @@
-"""What every point of a study is doing: from what was submitted, what the queue says, and what the run itself wrote.
+"""The state of every point of a study, from its submissions, the queue, and the files of its run.
 
-No accounting is needed, and silence of the controller is never taken for an end.
+Needs no accounting. If slurmctld does not answer, the state is `unknown`, never `lost`.
 """
 
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from launch import local, slurm
-from launch.slurm import Queued
-from launch.submission import Event, Submission, submissions
+from launch.slurm import QueueEntry
+from launch.submission import Event, Submission, read_submissions
 from nanogpt.files import from_json, open_regular
 from nanogpt.metrics_file import as_count, as_number, is_row
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import DONE, State
 
-ENDS: dict[str, tuple[State, str]] = {  # Slurm's words for an end that the point itself said nothing about
+SLURM_END_STATES: dict[str, tuple[State, str]] = {  # Slurm's words for an end that the point itself said nothing about
     "CANCELLED": ("cancelled", "cancelled in Slurm"),
     "TIMEOUT": ("lost", "ended at its time limit without saving in time"),
     "OUT_OF_MEMORY": ("failed", "out of memory: killed by the system"),
@@ -32,8 +32,8 @@ ENDS: dict[str, tuple[State, str]] = {  # Slurm's words for an end that the poin
 
 
 @dataclass
-class Point:
-    """One point of a study, as it is now."""
+class PointStatus:
+    """State of one point of a study."""
 
     run: Path
     state: str = "new"
@@ -53,60 +53,60 @@ class Point:
 
 
 @dataclass
-class Cluster:
-    """What the queues say; asked at most once for all points."""
+class JobQueues:
+    """The queues of Slurm and of this machine, each asked at most once."""
 
-    jobs: dict[str, Queued] | None = None
+    jobs: dict[str, QueueEntry] | None = None
     asked: bool = False
     pools: dict[Path, bool] = field(default_factory=dict[Path, bool])
 
-    def slurm(self) -> dict[str, Queued] | None:
+    def slurm_jobs(self) -> dict[str, QueueEntry] | None:
         if not self.asked:
-            self.jobs, self.asked = slurm.queue(), True
+            self.jobs, self.asked = slurm.list_jobs(), True
         return self.jobs
 
-    def pool(self, submission: Submission) -> bool:
+    def is_pool_alive(self, submission: Submission) -> bool:
         if submission.path not in self.pools:
-            self.pools[submission.path] = local.runs(submission)
+            self.pools[submission.path] = local.is_pool_alive(submission)
         return self.pools[submission.path]
 
 
-def points_of(study: Path, cluster: Cluster | None = None) -> list[Point]:
-    """Every point that was ever submitted from a study's folder, as its last submission has it, in order."""
-    cluster = cluster or Cluster()
+def read_points(study: Path, cluster: JobQueues | None = None) -> list[PointStatus]:
+    """Return every point ever submitted in a study's folder, by its last submission, in order."""
+    cluster = cluster or JobQueues()
     places: dict[Path, tuple[Submission, int]] = {}
-    for submission in submissions(study):
+    for submission in read_submissions(study):
         for index, run in enumerate(submission.runs):
             places[run] = (submission, index)
-    points = [point_of(run, *place, cluster) for run, place in places.items()]
-    ask_accounting(points)
+    points = [read_point(run, *place, cluster) for run, place in places.items()]
+    apply_accounting(points)
     return points
 
 
-def point_of(run: Path, submission: Submission, index: int, cluster: Cluster) -> Point:
-    """One point as its last submission has it."""
+def read_point(run: Path, submission: Submission, index: int, cluster: JobQueues) -> PointStatus:
+    """Return one point by its last submission."""
     events = submission.events(index)
-    point = Point(run, submission=submission, index=index, job=submission.job_of(index) or "")
+    point = PointStatus(run, submission=submission, index=index, job=submission.job_id(index) or "")
     starts = [event for event in events if event["event"] == "start"]
     point.restarts = max(0, len(starts) - 1)
     point.log = submission.log(index)
-    if starts and (submission.facts.executor == "local" or not point.job):
+    if starts and (submission.spec.executor == "local" or not point.job):
         point.job = str(starts[-1]["job"])
-    read_run(point)
+    read_run_files(point)
     ended_well = bool(events) and events[-1].get("state") == "finished"
     if point.state != "finished" and not (point.state == "paused" and ended_well):
-        point.state, point.why = state_of(events, queued(point, cluster), bool(point.job))
+        point.state, point.why = decide_state(events, query_job(point, cluster), bool(point.job))
         point.code = events[-1].get("code", 0) if events else 0
     return point
 
 
-def read_run(point: Point) -> None:
-    """What the run directory says: step, horizon, last validation loss, whether it is finished or paused."""
+def read_run_files(point: PointStatus) -> None:
+    """Fill in what the run directory says: step, number of steps, last validation loss, finished or paused."""
     run = RunDirectory(point.run)
     status = run.status()
     point.step, point.steps = as_count(status.get("step")) or 0, as_count(status.get("steps"))
     point.updated = as_number(status.get("updated")) or 0.0
-    for row in last_rows(point.run / "metrics.jsonl"):
+    for row in read_last_rows(point.run / "metrics.jsonl"):
         point.step = max(point.step, as_count(row.get("step")) or 0)
         loss = as_number(row.get("val_loss"))
         point.val = point.val if loss is None else loss
@@ -114,8 +114,8 @@ def read_run(point: Point) -> None:
         point.state = str(state)
 
 
-def last_rows(path: Path, size: int = 4096) -> list[dict[str, Any]]:
-    """The last rows of a JSON lines file, however long it is."""
+def read_last_rows(path: Path, size: int = 4096) -> list[dict[str, Any]]:
+    """Return the last rows of a JSON lines file without reading all of it."""
     rows: list[dict[str, Any]] = []
     with suppress(OSError), open_regular(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - size))
@@ -127,20 +127,20 @@ def last_rows(path: Path, size: int = 4096) -> list[dict[str, Any]]:
     return rows
 
 
-def queued(point: Point, cluster: Cluster) -> Queued | None:
-    """What its queue says of a point: a job, `gone`, or None when it doesn't answer."""
+def query_job(point: PointStatus, cluster: JobQueues) -> QueueEntry | None:
+    """Return the queue's entry of a point, state `GONE` if it has none, or None if Slurm doesn't answer."""
     assert point.submission is not None
-    if point.submission.facts.executor == "local":
-        alive = cluster.pool(point.submission) or (point.job != "" and local.controls(point.job))
-        return Queued("RUNNING" if alive else "GONE", "")
-    jobs = cluster.slurm() if point.submission.handed_over(point.index) else {}
+    if point.submission.spec.executor == "local":
+        alive = cluster.is_pool_alive(point.submission) or (point.job != "" and local.is_controller(point.job))
+        return QueueEntry("RUNNING" if alive else "GONE", "")
+    jobs = cluster.slurm_jobs() if point.submission.was_submitted(point.index) else {}
     if jobs is None:
         return None
-    return jobs.get(point.job, Queued("GONE", ""))
+    return jobs.get(point.job, QueueEntry("GONE", ""))
 
 
-def state_of(events: list[Event], job: Queued | None, submitted: bool) -> tuple[str, str]:
-    """(state, why) from what the point noted itself and what the queue says."""
+def decide_state(events: list[Event], job: QueueEntry | None, submitted: bool) -> tuple[str, str]:
+    """Return state and reason, from the point's events and its queue entry."""
     last: Mapping[str, Any] = events[-1] if events else {}
     ended = last.get("event") == "end"
     if ended and last["state"] not in ("requeued", "finished"):
@@ -155,18 +155,16 @@ def state_of(events: list[Event], job: Queued | None, submitted: bool) -> tuple[
             return "queued", put_back or (job.reason if job.reason not in ("None", "") else "")
         return "running", "" if job.state == "RUNNING" else job.state.lower()
     word = job.state.split()[0].rstrip("+") if job.state else "GONE"
-    if word in ENDS and not ended:
-        return ENDS[word]
+    if word in SLURM_END_STATES and not ended:
+        return SLURM_END_STATES[word]
     return "lost", put_back or "its job is gone and said nothing: cancelled, killed or its node lost"
 
 
-def ask_accounting(points: list[Point]) -> None:
-    """Of lost points that the queue forgot, what the accounting remembers, if there is any."""
-    lost = [
-        p for p in points if p.state == "lost" and p.submission and p.submission.facts.executor == "slurm" and p.job
-    ]
-    states = slurm.history([point.job for point in lost])
+def apply_accounting(points: list[PointStatus]) -> None:
+    """Replace the state of lost points that the queue forgot by what sacct recorded, if there is accounting."""
+    lost = [p for p in points if p.state == "lost" and p.submission and p.submission.spec.executor == "slurm" and p.job]
+    states = slurm.read_accounting([point.job for point in lost])
     for point in lost:
         word = states.get(point.job, "").split()
-        if word and word[0].rstrip("+") in ENDS:
-            point.state, point.why = ENDS[word[0].rstrip("+")]
+        if word and word[0].rstrip("+") in SLURM_END_STATES:
+            point.state, point.why = SLURM_END_STATES[word[0].rstrip("+")]

@@ -1,7 +1,7 @@
-"""A study: the points of a sweep in one folder, each in a run directory named by what it changes.
+"""A study: the points of a sweep in one folder, each in a run directory named after what it changes.
 
-The folder follows from the command, and a point's directory from its science config, so the same command, here or on a
-cluster, today or tomorrow, finds what it did; a grid that has grown or was put in another order keeps its runs.
+The folder follows from the command and a run directory from its config, so the same command finds earlier runs again,
+here or on a cluster; a grid that has grown or was reordered keeps its runs.
 """
 
 import hashlib
@@ -24,23 +24,23 @@ from nanogpt.run_identity import digits_of, earlier_digits
 from nanogpt.schema import change_policy, iter_fields
 
 RECORDS = ".launch"  # folder in a study's that holds what was submitted
-LONGEST = 100  # characters of a name before its signature
+MAX_NAME_LENGTH = 100  # characters of a name before its signature
 
 
 @dataclass(frozen=True)
-class Member:
-    """One point: the directory its run has or will have, and its config."""
+class PlannedRun:
+    """One point: the run directory it has or will have, and its config."""
 
-    run: Path
+    path: Path
     config: TrainConfig
 
 
 @dataclass(frozen=True)
 class Study:
-    """A folder and the points in it."""
+    """A folder and the runs planned in it."""
 
     path: Path
-    members: list[Member]
+    runs: list[PlannedRun]
 
     @property
     def records(self) -> Path:
@@ -51,21 +51,21 @@ class Study:
         return self.path / "logs"
 
 
-def study_of(sweep: Sweep[TrainConfig]) -> Study:
-    """The study that a sweep is. Raises BadInput for points that are the same run."""
+def plan_study(sweep: Sweep[TrainConfig]) -> Study:
+    """Return the study of a sweep. Raise BadInput if two points are the same run."""
     configs = [point.config for point in sweep.points]
     if any(config.resume.run and not config.resume.fork for config in configs):
         raise BadInput("resume.run: continues one run; it can't be a point of a sweep")
-    points = resolved(sweep.points)
+    points = resolve_points(sweep.points)
     path = find_folder(sweep, points[0].config)
     if (path / "config.json").exists():
         raise BadInput(f"name={one_line(path.name)}: {one_line(path)} is a run, not a study; give another name")
-    refuse_twins(sweep, [digits_of(point.config) for point in points])
-    return Study(path, members_of(path, points))
+    check_no_duplicates(sweep, [digits_of(point.config) for point in points])
+    return Study(path, plan_runs(path, points))
 
 
-def resolved(points: Sequence[Point[TrainConfig]]) -> list[Point[TrainConfig]]:
-    """Return the points with the digests of their sources; each source is read once."""
+def resolve_points(points: Sequence[Point[TrainConfig]]) -> list[Point[TrainConfig]]:
+    """Return the points with the digests of their data sources; each source is read once."""
     sources: dict[str, DataConfig] = {}
     for point in points:
         data = point.config.data
@@ -80,35 +80,35 @@ def resolved(points: Sequence[Point[TrainConfig]]) -> list[Point[TrainConfig]]:
     ]
 
 
-def members_of(path: Path, points: Sequence[Point[TrainConfig]]) -> list[Member]:
-    """Points of the study in a folder, each with the directory that its run has there or will have."""
+def plan_runs(path: Path, points: Sequence[Point[TrainConfig]]) -> list[PlannedRun]:
+    """Return the planned run of each point in a study's folder."""
     there = [entry.name for entry in list_entries(path)]
     known = {parts[1]: (parts[0], path / one) for one in sorted(there) if (parts := parts_of(one))}
     runs = {digits: run for digits, (_, run) in known.items()}
     short = short_names(swept_keys(points))
-    members: list[Member] = []
-    for point in resolved(points):
+    planned_runs: list[PlannedRun] = []
+    for point in resolve_points(points):
         digits = digits_of(point.config)
         if digits not in known:
             digits = earlier_digits(point.config, runs) or digits
         name = known[digits][0] if digits in known else point_name(point.config, point.changes, short)
         config = point.config.model_copy(update={"runs_dir": str(path), "name": name})
-        members.append(Member(path / f"{name}-{digits}", config))
-    return [latest_attempt(member, there) for member in members]
+        planned_runs.append(PlannedRun(path / f"{name}-{digits}", config))
+    return [latest_attempt(planned, there) for planned in planned_runs]
 
 
-def latest_attempt(member: Member, there: list[str]) -> Member:
-    """The member with the directory its run is in, when there were several attempts or a new one is asked for."""
-    if not member.config.new_attempt and not any(name.startswith(f"{member.run.name}-") for name in there):
-        return member
-    return Member(locate(member.config), member.config)
+def latest_attempt(planned: PlannedRun, there: list[str]) -> PlannedRun:
+    """Return the run in its latest directory, or in a new one for new_attempt=true."""
+    if not planned.config.new_attempt and not any(name.startswith(f"{planned.path.name}-") for name in there):
+        return planned
+    return PlannedRun(locate(planned.config), planned.config)
 
 
-def study_of_one(config: TrainConfig) -> Study:
-    """A single run as a study of its own, in its own directory."""
+def plan_single_run(config: TrainConfig) -> Study:
+    """Return a study with one run, in the run's own directory."""
     config = resolve_all(config)
     run = locate(config)
-    return Study(run, [Member(run, config)])
+    return Study(run, [PlannedRun(run, config)])
 
 
 def find_folder(sweep: Sweep[TrainConfig], first: TrainConfig) -> Path:
@@ -124,8 +124,8 @@ def find_folder(sweep: Sweep[TrainConfig], first: TrainConfig) -> Path:
 
 
 def study_name(sweep: Sweep[TrainConfig], shared: Mapping[str, str]) -> str:
-    """Return the given name, or `<model>-<data>-<swept keys>` and four digits of the other shared settings that can
-    change results.
+    """Return the given name, or `<model>-<data>-<swept keys>` and four hex digits of the other shared settings that
+    can change results.
     """
     first = sweep.points[0].config
     swept = [key for key in swept_keys(sweep.points) if key not in sweep.keys_swept_in_files]
@@ -134,50 +134,50 @@ def study_name(sweep: Sweep[TrainConfig], shared: Mapping[str, str]) -> str:
         return base
     free = {key for key, field in iter_fields(TrainConfig) if change_policy(field) == "free"}
     named = {"experiment", LAUNCHER} | ({"model", "data"} if not first.name else set[str]())
-    rest = sorted(f"{key}={text}" for key, text in shared.items() if key not in named and is_science(key, free))
+    rest = sorted(f"{key}={text}" for key, text in shared.items() if key not in named and can_change_results(key, free))
     digits = [hashlib.sha256("\n".join(rest).encode()).hexdigest()[:4]] if rest else []
-    return clean("-".join(filter(None, [base, *sorted(short_names(swept).values())])))[:LONGEST] + "".join(
+    return clean_name("-".join(filter(None, [base, *sorted(short_names(swept).values())])))[:MAX_NAME_LENGTH] + "".join(
         f"-{one}" for one in digits
     )
 
 
-def is_science(key: str, free: set[str]) -> bool:
-    """Whether a setting can change a result; so may every group but these."""
+def can_change_results(key: str, free: set[str]) -> bool:
+    """Return whether a setting can change a result."""
     return key not in free and key not in ("hardware", "tracking") and not key.startswith("hydra")
 
 
 def swept_keys(points: Sequence[Point[TrainConfig]]) -> list[str]:
-    """The keys in which points differ; listed points needn't all have the same."""
+    """Return the keys in which points differ; listed points needn't all have the same keys."""
     return list(dict.fromkeys(key for point in points for key in point.changes))
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """`optimizer.lr` as `lr`, unless another key ends so too."""
+    """Return a short name per key: `lr` for `optimizer.lr`, unless another key ends the same way."""
     ends = [key.rpartition(".")[2] for key in keys]
     return {key: end if ends.count(end) == 1 else key.replace(".", "_") for key, end in zip(keys, ends, strict=True)}
 
 
 def point_name(config: TrainConfig, changes: dict[str, str], short: dict[str, str]) -> str:
-    """`dropout0.1-lr0.001`: the swept keys in alphabetical order with their values; `base` for a point without any."""
+    """Return e.g. `dropout0.1-lr0.001`: swept keys with their values, sorted; `base` without any."""
     values = dict(schema.iter_values(config))
-    words = sorted(f"{short[key]}{shown(values.get(key, text))}" for key, text in changes.items())
-    return clean("-".join(words))[:LONGEST] or "base"
+    words = sorted(f"{short[key]}{format_for_name(values.get(key, text))}" for key, text in changes.items())
+    return clean_name("-".join(words))[:MAX_NAME_LENGTH] or "base"
 
 
-def shown(value: Any) -> str:
-    """A value as it is told apart from others of its kind."""
+def format_for_name(value: Any) -> str:
+    """Return a value as it appears in the name of a run."""
     if isinstance(value, tuple):
-        return "_".join(shown(one) for one in value)  # pyright: ignore[reportUnknownVariableType]
+        return "_".join(format_for_name(one) for one in value)  # pyright: ignore[reportUnknownVariableType]
     return "null" if value is None else f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
 
 
-def clean(text: str) -> str:
-    """Letters, digits, dot, dash, underscore: what a name may have, beginning with a letter or digit."""
+def clean_name(text: str) -> str:
+    """Return `text` with letters, digits, dots, dashes and underscores only, starting with a letter or digit."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
 
 
-def refuse_twins(sweep: Sweep[TrainConfig], signatures: list[str]) -> None:
-    """Two points that are one run would train it twice. Raises BadInput."""
+def check_no_duplicates(sweep: Sweep[TrainConfig], signatures: list[str]) -> None:
+    """Raise BadInput if two points are the same run: it would be trained twice."""
     first: dict[str, int] = {}
     for number, one in enumerate(signatures):
         if one in first:
@@ -190,11 +190,11 @@ def refuse_twins(sweep: Sweep[TrainConfig], signatures: list[str]) -> None:
 
 
 def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:
-    """The folder with submissions that a person means, and the name of the run in it if that is meant: by a path or a
-    name under `runs_dir`; with None the latest study. Raises BadInput with the nearest name.
+    """Return the folder with submissions that `target` means, and the name of a run in it if `target` is one. `target`
+    is a path or a name under `runs_dir`; None: the latest study. Raise BadInput with the nearest name.
     """
     if target is None:
-        found = sorted(studies(Path(runs_dir)), key=lambda path: mtime(path / RECORDS))
+        found = sorted(list_studies(Path(runs_dir)), key=lambda path: mtime(path / RECORDS))
         if not found:
             raise BadInput(f"runs_dir={one_line(runs_dir)}: nothing was submitted from here")
         return found[-1], None
@@ -203,15 +203,15 @@ def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:
             return path, None
         if (path.parent / RECORDS).is_dir():
             return path.parent, path.name
-    begun = [path for path in studies(Path(runs_dir)) if path.name.startswith(f"{target}-")]
+    begun = [path for path in list_studies(Path(runs_dir)) if path.name.startswith(f"{target}-")]
     if len(begun) == 1:  # a run's name without its signature
         return begun[0], None
-    names = [path.name for path in studies(Path(runs_dir))]
+    names = [path.name for path in list_studies(Path(runs_dir))]
     raise BadInput(f"{one_line(target)}: not a study or run that was submitted{hint(Path(target).name, names)}")
 
 
-def studies(runs_dir: Path) -> Iterator[Path]:
-    """Folders under `runs_dir` from which something was submitted."""
+def list_studies(runs_dir: Path) -> Iterator[Path]:
+    """Yield the folders under `runs_dir` that have submissions."""
     for path in list_entries(runs_dir):
         if (path / RECORDS).is_dir():
             yield path

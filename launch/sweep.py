@@ -1,4 +1,4 @@
-"""`train.py -m`: the points of a study, here one by one or as jobs; the same command again does what is left to do."""
+"""Run `train.py -m`: the points of a study in this process or as jobs. The same command again does what is left."""
 
 import os
 import re
@@ -17,15 +17,15 @@ from cli.sweep_config import AllPoints, Halving, SweepConfig
 from cli.sweep_request import Sweep
 from launch import local, slurm
 from launch.halving import halve
-from launch.inline import run_here
+from launch.inline import run_inline
 from launch.precision_check import check_precisions
-from launch.preview import preview, states, todo
-from launch.resources import Resources, batch_options, placed, resources_of
+from launch.preview import print_preview, read_states, runs_to_start
+from launch.resources import Resources, batch_options, compute_resources, with_ranks
 from launch.search import search
 from launch.snapshot import snapshot
-from launch.study import Member, Study, study_of, study_of_one
-from launch.submission import Facts, Submission, create, records, submissions
-from launch.watching import verdict, watch
+from launch.study import PlannedRun, Study, plan_single_run, plan_study
+from launch.submission import Submission, SubmissionSpec, create_submission, lock_records, read_submissions
+from launch.watching import print_outcome, watch
 from nanogpt.config import TrainConfig
 from nanogpt.console import say
 from nanogpt.data.prepare import check_prepared
@@ -34,8 +34,8 @@ from nanogpt.run_directory import parts_of
 
 
 def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> int:
-    """Run or submit all points. Returns the exit code of the first that failed. Raises LabError, before it submits."""
-    study = study_of(sweep)
+    """Run or submit all points. Return the first exit code that isn't 0. Raise LabError before submitting."""
+    study = plan_study(sweep)
     if sweep.excluded:
         say(f"sweep   {sweep.excluded} points left out by sweep.exclude")
     code = run_study(sweep, study, main)
@@ -45,13 +45,13 @@ def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> 
 
 
 def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConfig], int]) -> int:
-    """In one go, rung by rung, or as a search."""
+    """Run a study with its sweeper: all points, successive halving or a search. Return the exit code."""
     launcher, settings = sweep.launcher, sweep.settings
 
     def run(part: Study) -> int:
         if isinstance(launcher, BasicLauncher):
-            return run_here(part, main, settings)
-        return launch(part, launcher, settings)
+            return run_inline(part, main, settings)
+        return submit_study(part, launcher, settings)
 
     if isinstance(sweep.sweeper, AllPoints):
         return run(study)
@@ -60,86 +60,90 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
         raise BadInput(f"hydra.launcher.wait=false: hydra/sweeper={sweep.sweeper.method} waits for each {what}")
     if isinstance(sweep.sweeper, Halving):
         return halve(study, sweep.sweeper, run)
-    refuse_ranks("hydra/sweeper=optuna", "search")
+    check_not_a_rank("hydra/sweeper=optuna", "search")
     if isinstance(launcher, JobLauncher):
-        ready(study, launcher)
+        check_and_group(study, launcher)
     return search(sweep, sweep.sweeper, study.path, run)
 
 
-def run_one(sweep: Sweep[TrainConfig]) -> int:
-    """Submit a single run. Raises LabError."""
+def submit_single_run(sweep: Sweep[TrainConfig]) -> int:
+    """Submit a single run. Return the exit code. Raise LabError."""
     assert isinstance(sweep.launcher, JobLauncher)
-    return launch(study_of_one(sweep.points[0].config), sweep.launcher, sweep.settings)
+    return submit_study(plan_single_run(sweep.points[0].config), sweep.launcher, sweep.settings)
 
 
-def launch(study: Study, launcher: JobLauncher, settings: SweepConfig) -> int:
-    """Submit what isn't done and isn't on its way; then watch, unless that isn't wanted."""
-    groups = ready(study, launcher)
-    if study.members[0].config.dry_run:
-        preview(study, states(study), settings, (launcher, groups))
+def submit_study(study: Study, launcher: JobLauncher, settings: SweepConfig) -> int:
+    """Submit the runs that are neither done nor in progress; then watch unless launcher.wait=false. Return the exit
+    code.
+    """
+    groups = check_and_group(study, launcher)
+    if study.runs[0].config.dry_run:
+        print_preview(study, read_states(study), settings, (launcher, groups))
         return 0
-    with records(study):
-        for submission in submissions(study.path):
-            submission.find_lost(slurm.find)
-        before = states(study)
-        preview(study, before, settings, (launcher, groups))
-        for resources, members in groups.items():
-            if start := todo(members, before, settings):
-                hand_over(study, start, launcher, resources)
+    with lock_records(study):
+        for submission in read_submissions(study.path):
+            submission.recover_job_ids(slurm.find_job_by_name)
+        before = read_states(study)
+        print_preview(study, before, settings, (launcher, groups))
+        for resources, planned_runs in groups.items():
+            if start := runs_to_start(planned_runs, before, settings):
+                freeze_and_submit(study, start, launcher, resources)
     if not launcher.wait:
         say(f"nanogpt status {one_line(study.path)}")
         return 0
-    sent = {run for submission in submissions(study.path) for run in submission.runs}
-    runs = {member.run.resolve() for member in study.members}
-    here = [before[member.run] for member in study.members if member.run.resolve() not in sent]  # before, as a sweep
+    sent = {run for submission in read_submissions(study.path) for run in submission.runs}
+    runs = {planned.path.resolve() for planned in study.runs}
+    here = [before[planned.path] for planned in study.runs if planned.path.resolve() not in sent]  # before, as a sweep
     code = watch(study.path, launcher.poll_s, runs & sent) if runs & sent else 0
-    return code or (verdict(study.path, here) if here else 0)
+    return code or (print_outcome(study.path, here) if here else 0)
 
 
-def ready(study: Study, launcher: JobLauncher) -> dict[Resources, list[Member]]:
-    """The points that can share an array, once all is checked that can be before. Raises LabError; writes nothing."""
-    refuse_ranks("hydra/launcher", "submit the sweep")
-    groups = by_resources(study.members, launcher)
+def check_and_group(study: Study, launcher: JobLauncher) -> dict[Resources, list[PlannedRun]]:
+    """Check all that can be checked before submission; return runs by resources. Raise LabError; write nothing."""
+    check_not_a_rank("hydra/launcher", "submit the sweep")
+    groups = group_by_resources(study.runs, launcher)
     if isinstance(launcher, SlurmLauncher):
-        refuse_odd_paths(study.logs.resolve())
-    if study.members[0].config.dry_run:
+        check_log_path(study.logs.resolve())
+    if study.runs[0].config.dry_run:
         return groups
-    check_precisions(study.members, here=not isinstance(launcher, SlurmLauncher))
+    check_precisions(study.runs, here=not isinstance(launcher, SlurmLauncher))
     if isinstance(launcher, SlurmLauncher):
-        slurm.require_slurm()
-    for data in {member.config.data.model_dump_json(): member.config.data for member in study.members}.values():
+        slurm.check_slurm_available()
+    for data in {planned.config.data.model_dump_json(): planned.config.data for planned in study.runs}.values():
         check_prepared(data)
     return groups
 
 
-def refuse_ranks(what: str, verb: str) -> None:
-    """What one process does for all points isn't for several. Raises BadInput."""
+def check_not_a_rank(what: str, verb: str) -> None:
+    """Raise BadInput if this process is one of several ranks."""
     if "RANK" in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         raise BadInput(f"{what}: every rank would {verb}; leave out torchrun or srun")
 
 
-def refuse_odd_paths(logs: Path) -> None:
-    """Slurm replaces %j and its like in the names of logs, and reads a backslash as its own. Raises BadInput."""
+def check_log_path(logs: Path) -> None:
+    """Raise BadInput if Slurm can't write logs to this path: it replaces %j and its like, and reads backslashes."""
     if re.search(r"[%\\\n\r]", str(logs)):
         raise BadInput(
             f"{one_line(logs)}: Slurm can't write logs to a path with %, \\ or a line break; run it elsewhere"
         )
 
 
-def by_resources(members: list[Member], launcher: JobLauncher) -> dict[Resources, list[Member]]:
-    """The points that can share an array, each with its ranks in its config. Raises BadInput."""
-    groups: dict[Resources, list[Member]] = {}
-    for member in members:
-        resources = resources_of(member.config, launcher)
-        config = placed(member.config, resources)
-        groups.setdefault(resources, []).append(Member(member.run, config))
+def group_by_resources(planned_runs: list[PlannedRun], launcher: JobLauncher) -> dict[Resources, list[PlannedRun]]:
+    """Return the runs that can share an array, each with its ranks in its config. Raise BadInput."""
+    groups: dict[Resources, list[PlannedRun]] = {}
+    for planned in planned_runs:
+        resources = compute_resources(planned.config, launcher)
+        config = with_ranks(planned.config, resources)
+        groups.setdefault(resources, []).append(PlannedRun(planned.path, config))
     return groups
 
 
-def hand_over(study: Study, members: list[Member], launcher: JobLauncher, resources: Resources) -> None:
-    """Freeze points and code, and submit them. Raises BadEnvironment, BadInput with all that was submitted noted."""
+def freeze_and_submit(
+    study: Study, planned_runs: list[PlannedRun], launcher: JobLauncher, resources: Resources
+) -> None:
+    """Freeze configs and code, and submit. Raise BadEnvironment or BadInput after recording what was submitted."""
     started = time.monotonic()
-    facts = Facts(
+    facts = SubmissionSpec(
         executor="slurm" if isinstance(launcher, SlurmLauncher) else "local",
         launcher=launcher.model_dump(mode="json"),
         resources=asdict(resources),
@@ -151,49 +155,52 @@ def hand_over(study: Study, members: list[Member], launcher: JobLauncher, resour
         time=time.time(),
         jobs=(),
     )
-    submission = create(study, [frozen(member) for member in members], facts)
-    jobs = submit(study, submission, launcher, resources)
-    say(f"sent    {len(members)} points in {time.monotonic() - started:.1f} s: {jobs}; logs in {one_line(study.logs)}")
+    submission = create_submission(study, [with_fixed_attempt(planned) for planned in planned_runs], facts)
+    jobs = submit_jobs(study, submission, launcher, resources)
+    took = time.monotonic() - started
+    say(f"sent    {len(planned_runs)} points in {took:.1f} s: {jobs}; logs in {one_line(study.logs)}")
 
 
-def frozen(member: Member) -> Member:
-    """As it will be read again and again: its attempt is made, or found, once, now."""
-    member.run.mkdir(parents=True, exist_ok=True)
-    parts = parts_of(member.run.name)
+def with_fixed_attempt(planned: PlannedRun) -> PlannedRun:
+    """Return the run with its attempt fixed: the config is read again at each restart."""
+    planned.path.mkdir(parents=True, exist_ok=True)
+    parts = parts_of(planned.path.name)
     attempt = {"new_attempt": False, "attempt": parts[2] if parts else 1}
-    return Member(member.run, member.config.model_copy(update=attempt))
+    return PlannedRun(planned.path, planned.config.model_copy(update=attempt))
 
 
-def submit(study: Study, submission: Submission, launcher: JobLauncher, resources: Resources) -> str:
-    """Hand a frozen submission over. Returns what it is called there."""
+def submit_jobs(study: Study, submission: Submission, launcher: JobLauncher, resources: Resources) -> str:
+    """Submit a frozen submission. Return the names of its jobs."""
     if not isinstance(launcher, SlurmLauncher):
-        return f"process {local.start(submission)} of this machine"
+        return f"process {local.start_pool(submission)} of this machine"
     count, limit = len(submission.runs), slurm.array_limit()
     token = secrets.token_hex(3)
     for first in range(0, count, limit):
         name = f"{launcher.name or study.path.name}-{token}-{first // limit}"
-        options = batch_options(launcher, resources, name) | script(submission, launcher, first)
+        options = batch_options(launcher, resources, name) | batch_script_lines(submission, launcher, first)
         size = min(limit, count - first)
-        command = [*program(submission), "task", str(submission.path.absolute()), str(first)]
-        submission.hand_over(
+        command = [*job_command(submission), "task", str(submission.path.absolute()), str(first)]
+        submission.submit_points(
             name,
             first,
             size,
-            lambda o=options, s=size, c=command: slurm.submit(o, study.logs.absolute(), s, c, launcher.submit_retries),
+            lambda o=options, s=size, c=command: slurm.submit_array(
+                o, study.logs.absolute(), s, c, launcher.submit_retries
+            ),
         )
-    ids = [job.id for job in submission.facts.jobs]
+    ids = [job.id for job in submission.spec.jobs]
     return f"job{'s' if len(ids) > 1 else ''} {', '.join(ids)}"
 
 
-def program(submission: Submission) -> list[str]:
-    """The interpreter that submits is the one that runs."""
-    return [submission.facts.python, "-u", "-m", "launch.job"]
+def job_command(submission: Submission) -> list[str]:
+    """Return the command of launch/job.py, with the interpreter that submits."""
+    return [submission.spec.python, "-u", "-m", "launch.job"]
 
 
-def script(submission: Submission, launcher: JobLauncher, first: int) -> dict[str, Any]:
-    """The batch script's lines around srun. The shell ignores the signals that ask ranks to save."""
-    code = shlex.quote(submission.facts.code)
-    job = shlex.join(program(submission))
+def batch_script_lines(submission: Submission, launcher: JobLauncher, first: int) -> dict[str, Any]:
+    """Return the lines of the batch script around srun. The shell ignores the signals that ask ranks to save."""
+    code = shlex.quote(submission.spec.code)
+    job = shlex.join(job_command(submission))
     where = f"{shlex.quote(str(submission.path.absolute()))} {first}"
     return {
         "setup": [

@@ -1,8 +1,8 @@
-"""The trials of a search: what was asked for, on disk before it is trained, and what came of it.
+"""The trials of a search, written to disk before they are trained.
 
-<study>/trials.jsonl   one line a trial: its number, the values that were chosen, the digits that end its runs' names
+<study>/trials.jsonl   one line per trial: number, chosen values, signatures that end the names of its runs
 
-What came of a trial is not written there: its runs say it.
+Results are not written there; they are read from the runs.
 """
 
 import json
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cli.search_space import Space
-from launch.preview import goal_value, states
-from launch.study import Member, Study, digits_of, members_of
+from launch.preview import metric_at_goal, read_states
+from launch.study import PlannedRun, Study, digits_of, plan_runs
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, one_line
 from nanogpt.files import append, from_json, read_bytes, read_text, write_atomic
 from nanogpt.run_state import FAILED
 
-State = Literal["open", "finished", "failed", "diverged", "invalid", "excluded"]
+TrialState = Literal["open", "finished", "failed", "diverged", "invalid", "excluded"]
 
 
 @dataclass
@@ -29,84 +29,84 @@ class Trial:
     number: int
     texts: dict[str, str]
     """Its values by key, as one would type them."""
-    members: list[Member] = field(default_factory=list[Member])
+    runs: list[PlannedRun] = field(default_factory=list[PlannedRun])
     """None for one that is invalid or excluded."""
-    state: State = "open"
+    state: TrialState = "open"
     val: float | None = None
     """Mean of the metric over the seeds."""
     why: str = ""
 
     @property
-    def words(self) -> str:
-        """`optimizer.lr=0.001 model.dropout=0.1`."""
+    def settings(self) -> str:
+        """Return e.g. `optimizer.lr=0.001 model.dropout=0.1`."""
         return " ".join(f"{key}={text}" for key, text in self.texts.items())
 
     @property
-    def digits(self) -> list[str]:
-        """What ends the names of its runs."""
-        return [digits_of(member.config) for member in self.members]
+    def signatures(self) -> list[str]:
+        """Return the signatures that end the names of its runs."""
+        return [digits_of(planned.config) for planned in self.runs]
 
 
-def trial(path: Path, space: Space[TrainConfig], number: int, texts: dict[str, str]) -> Trial:
-    """A choice as a trial of the study in a folder; one that can't be is a trial too, and says why."""
+def make_trial(path: Path, space: Space[TrainConfig], number: int, texts: dict[str, str]) -> Trial:
+    """Return a choice of values as a trial in the study's folder, also if it is invalid or excluded."""
     try:
         points = space.points(texts)
     except BadInput as error:
         return Trial(number, texts, state="invalid", why=str(error))
     if not points:
         return Trial(number, texts, state="excluded", why="left out by sweep.exclude")
-    return Trial(number, texts, members_of(path, points))
+    return Trial(number, texts, plan_runs(path, points))
 
 
-class Record:
-    """The file of a search."""
+class TrialLog:
+    """The file trials.jsonl of a search."""
 
     def __init__(self, path: Path) -> None:
         self.study, self.path = path, path / "trials.jsonl"
         self.count = 0
         """Trials in it, those of other searches too."""
 
-    def trials(self, space: Space[TrainConfig]) -> list[Trial]:
-        """Those of this search: on its axes, and still the same runs. Raises BadCheckpoint."""
-        lines = self.whole().splitlines()
+    def read_trials(self, space: Space[TrainConfig]) -> list[Trial]:
+        """Return the trials that are in `space` and still the same runs. Raise BadCheckpoint."""
+        lines = self.read_complete_lines().splitlines()
         self.count = len(lines)
         found: list[Trial] = []
         for number, line in enumerate(lines, 1):
             try:
-                texts, digits = read(from_json(line))
+                texts, digits = parse_line(from_json(line))
             except (ValueError, TypeError, KeyError, AttributeError):
                 why = "isn't a trial; without this file the search begins anew, and its runs are still there"
                 raise BadCheckpoint(f"{one_line(self.path)}: line {number} {why}") from None
-            if on_axes(space, texts):
-                one = trial(self.study, space, number, texts)
-                found += [one] if {*one.digits} & {*digits} or not (one.digits or digits) else []
+            if is_in_space(space, texts):
+                one = make_trial(self.study, space, number, texts)
+                found += [one] if {*one.signatures} & {*digits} or not (one.signatures or digits) else []
         return found
 
-    def mend(self) -> None:
-        """Drop a last line that a crash cut short: it was never trained. Raises OSError."""
+    def drop_torn_line(self) -> None:
+        """Remove a last line that a crash cut short: its trial was never trained. Raise OSError."""
         if self.path.exists() and not read_bytes(self.path).endswith(b"\n"):
-            write_atomic(self.path, self.whole())
+            write_atomic(self.path, self.read_complete_lines())
 
-    def whole(self) -> str:
-        """Its text up to the last line that is whole."""
+    def read_complete_lines(self) -> str:
+        """Return the text up to the last complete line."""
         text = read_text(self.path, "replace") if self.path.exists() else ""
         return text[: text.rfind("\n") + 1]
 
     def add(self, trials: Sequence[Trial]) -> None:
-        """Note what is about to be trained, all of it or nothing. Raises OSError."""
-        lines = [json.dumps({"trial": one.number, "values": one.texts, "runs": one.digits}) for one in trials]
+        """Append trials that are about to be trained, all or none. Raise OSError."""
+        lines = [json.dumps({"trial": one.number, "values": one.texts, "runs": one.signatures}) for one in trials]
         append(self.path, "\n".join(lines))
         self.count += len(trials)
 
 
-def read(line: Any) -> tuple[dict[str, str], list[str]]:
-    """(values, digits) of a line. Raises ValueError, TypeError, KeyError, AttributeError for one that isn't a trial."""
+def parse_line(line: Any) -> tuple[dict[str, str], list[str]]:
+    """Return values and signatures of a line. Raise ValueError, TypeError, KeyError or AttributeError for another."""
     texts = {str(key): str(text) for key, text in line["values"].items()}
     return texts, [str(digits) for digits in line["runs"]]
 
 
-def on_axes(space: Space[TrainConfig], texts: dict[str, str]) -> bool:
-    """Whether a search in this space could have chosen these values."""
+def is_in_space(space: Space[TrainConfig], texts: dict[str, str]) -> bool:
+    """Return whether a search in this space could have chosen these values."""
     try:
         for axis in space.axes:
             axis.value(texts[axis.key])
@@ -116,19 +116,19 @@ def on_axes(space: Space[TrainConfig], texts: dict[str, str]) -> bool:
 
 
 def study_of_trials(path: Path, trials: Sequence[Trial]) -> Study:
-    """Their runs, each once, however often it was chosen."""
-    return Study(path, list({member.run: member for one in trials for member in one.members}.values()))
+    """Return a study with the runs of these trials, each once."""
+    return Study(path, list({planned.path: planned for one in trials for planned in one.runs}.values()))
 
 
-def judge(path: Path, trials: Sequence[Trial], metric: Metric) -> None:
-    """Give every trial that has runs what they came to; it stays open until all of them have ended."""
-    now = states(study_of_trials(path, trials))
+def update_trials(path: Path, trials: Sequence[Trial], metric: Metric) -> None:
+    """Set the result of every trial with runs; it stays open until all of them ended."""
+    now = read_states(study_of_trials(path, trials))
     for one in trials:
-        points = [now[member.run] for member in one.members]
+        points = [now[planned.path] for planned in one.runs]
         if not points or any(point.state not in ("finished", *FAILED) for point in points):
             one.why = ", ".join(f"{point.run.name} {point.state}" for point in points) or one.why
             continue
-        losses = [loss for member in one.members if (loss := goal_value(member, metric)) is not None]
+        losses = [loss for planned in one.runs if (loss := metric_at_goal(planned, metric)) is not None]
         if bad := next((point for point in points if point.state in FAILED), None):
             one.state, one.why = "diverged" if bad.state == "diverged" else "failed", bad.why
         elif len(losses) < len(points):

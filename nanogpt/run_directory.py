@@ -165,10 +165,10 @@ def check_attempt(folder: Path, names: Sequence[str], name: str, number: int) ->
         raise BadInput(f"attempt={number}: no such attempt in {one_line(folder)}, nor the one before it; {have}")
 
 
-def attempt(name: str, names: Iterable[str], fresh: bool) -> str:
-    """Of the folders `name`, `name`-2, `name`-3 … among `names` the latest, or with `fresh` the one after it."""
+def attempt(name: str, names: Iterable[str], new_attempt: bool) -> str:
+    """Of the folders `name`, `name`-2, `name`-3 … among `names` the latest, or with `new_attempt` the one after it."""
     found = [1 if one == name else int(one[len(name) + 1 :]) for one in names if is_attempt(name, one)]
-    return nth(name, max(found, default=0) + (1 if fresh else 0))
+    return nth(name, max(found, default=0) + (1 if new_attempt else 0))
 
 
 def parts_of(folder: str) -> tuple[str, str, int] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.exit_codes import to_lab_error
-from launch.requeue_policy import Ended, History, Limits, decide
+from launch.requeue_policy import AttemptEnd, AttemptHistory, RestartLimits, decide
 from nanogpt.device_errors import as_device_error
 from nanogpt.distributed.env import Place
 from nanogpt.distributed.process_group import ProcessGroup
@@ -115,5 +115,7 @@ def test_only_what_may_go_well_elsewhere_is_put_back() -> None:
     found: list[str] = []
     for error, step in ((duplicate, 5), (closed, 5), (broken, 5), (broken, 0)):
         assert isinstance(error, LabError)
-        found.append(decide(Ended(error.exit_code, str(error)), History(step, [0]), Limits(100, 3))[0])
+        found.append(
+            decide(AttemptEnd(error.exit_code, str(error)), AttemptHistory(step, [0]), RestartLimits(100, 3))[0]
+        )
     assert found == ["failed", "requeued", "requeued", "failed"] and isinstance(broken, BadEnvironment)

@@ -8,7 +8,7 @@ import pytest
 
 from cli.config_files import choices
 from cli.sweep_config import Search
-from launch.search import ask
+from launch.search import suggest_values
 from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import Checkpoints
 from nanogpt.config import (
@@ -69,7 +69,7 @@ USES: list[tuple[str, Callable[[], object]]] = [
     ("corpus", lambda: corpora.find_corpus(DataConfig().model_copy(update={"corpus": "unknown"}), Path())),
     ("order", lambda: Sampler([99], 8, 1, "unknown")),  # type: ignore[arg-type]
     ("exported position", lambda: to_hf_config(with_unknown(SMALL, "position"))),
-    ("optuna sampler", lambda: ask(with_unknown(Search(), "sampler"), [], [], 0, 1)),
+    ("optuna sampler", lambda: suggest_values(with_unknown(Search(), "sampler"), [], [], 0, 1)),
     ("checkpoint", lambda: Checkpoints(Path("none")).choose("unknown")),  # type: ignore[arg-type]
 ]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from experiments.gc import remove
+from experiments.gc import delete_path
 from launch.study import RECORDS
-from launch.submission import stray_submissions, submissions
+from launch.submission import find_stray_entries, read_submissions
 from nanogpt.checkpoint import Checkpoints
 from nanogpt.entry_names import parse_number, parse_sample_step, parse_step, step_name
 from nanogpt.run_directory import attempt, newest_step, parts_of
@@ -67,8 +67,8 @@ def test_a_stray_is_no_submission(tmp_path: Path) -> None:
     for name in [*strays, "2", "10", "code"]:
         (tmp_path / RECORDS / name).mkdir(parents=True)
         (tmp_path / RECORDS / name / "submission.json").write_text("{}")
-    assert [one.number for one in submissions(tmp_path)] == [2, 10]
-    assert stray_submissions(tmp_path) == sorted(strays)
+    assert [one.number for one in read_submissions(tmp_path)] == [2, 10]
+    assert find_stray_entries(tmp_path) == sorted(strays)
     assert [parse_number(name) for name in strays] == [None] * len(strays)
 
 
@@ -97,9 +97,9 @@ def test_a_deletion_that_was_cut_short_leaves_nothing_that_looks_whole(
     folder.mkdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", killed)
-        remove(folder)
+        delete_path(folder)
     assert [path.name for path in tmp_path.iterdir()] == [".del-code"]
-    remove(tmp_path / ".del-code")
+    delete_path(tmp_path / ".del-code")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cli.entry import dispatch
 from experiments import compare, coordinates, report
-from experiments.scaling.command import scale
+from experiments.scaling.command import run_scaling
 from nanogpt.benchmark import report as bench
 from nanogpt.errors import BadEnvironment, BadInput, LabError
 from nanogpt.generation.command import sample
@@ -19,12 +19,12 @@ from tests.cli_helpers import CONFIGS
 FILES: dict[str, tuple[str, Callable[..., int], list[str]]] = {
     "sample": ("out", sample, []),
     "bench": ("bench.out", bench.bench, ["hardware=cpu"]),
-    "coordinates": ("coordinates.out", coordinates.check, ["hardware=cpu"]),
+    "coordinates": ("coordinates.out", coordinates.check_coordinates, ["hardware=cpu"]),
 }
 FOLDERS: dict[str, tuple[str, Callable[..., int], list[str]]] = {
     "report": ("out", report.report, []),
     "compare": ("out", compare.compare, []),
-    "scaling": ("out", scale, ["runs=x*"]),
+    "scaling": ("out", run_scaling, ["runs=x*"]),
     "bench": ("bench.trace", bench.bench, ["hardware=cpu", "profile=true"]),
 }
 

@@ -12,7 +12,7 @@ import pytest
 from cli.compose import Point
 from cli.sweep_request import read_sweep
 from launch.precision_check import check_precisions
-from launch.study import Member, members_of, study_of
+from launch.study import PlannedRun, plan_runs, plan_study
 from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.content import CACHE_FILE
@@ -96,7 +96,7 @@ def test_a_run_of_the_first_release_is_found(config: Build, corpus: Path) -> Non
     """Its signature was of the path; and not where the text is another since then."""
     old = make_run(config(), signature(config()))
     assert locate(config()) == old
-    assert [one.run for one in members_of(old.parent, [Point(config(), {})])] == [old]
+    assert [one.path for one in plan_runs(old.parent, [Point(config(), {})])] == [old]
     folder = folder_by_path(config().data)
     shutil.move(prepare(config().data).folder, folder)
     assert locate(config()) == old and find_dataset_folder(resolve_source(config().data)) == folder
@@ -119,7 +119,7 @@ def test_a_run_of_the_first_release_is_found_from_another_path(
     monkeypatch.chdir(tmp_path)
     other = config(**{"data.source": "copy.txt"})
     assert locate(other) == old and locate(config(**{"data.source": "copy.txt", "optimizer.lr": 1e-3})) != old
-    assert [one.run for one in members_of(old.parent, [Point(other, {})])] == [old]
+    assert [one.path for one in plan_runs(old.parent, [Point(other, {})])] == [old]
     with opened(other) as run:
         assert run.path == old and any(one.startswith("data.source:") for one in run.changes)
         (old / "config.json").write_text(schema.to_json(resolve(other)))  # as the start that continues it does
@@ -167,7 +167,7 @@ def test_a_study_is_named_by_the_content_of_its_files(
 ) -> None:
     def folder(source: str) -> Path:
         words = [f"runs_dir={tmp_path}/runs", f"data.dir={tmp_path}/data", "data=text", "training.seed=1,2"]
-        return study_of(read_sweep("train", TrainConfig, [*words, f"data.source={source}"], multirun=True)).path
+        return plan_study(read_sweep("train", TrainConfig, [*words, f"data.source={source}"], multirun=True)).path
 
     monkeypatch.chdir(tmp_path)
     first = folder("corpus.txt")
@@ -271,7 +271,7 @@ def test_a_study_in_another_precision_is_refused_before_anything_starts(config: 
     built = resolve(config(**{"hardware.device": device}))
     run = make_run(built, signature(built), made)
     with pytest.raises(BadCheckpoint, match=rf"hardware.precision=auto: .* was trained in {made}"):
-        check_precisions([Member(run, built)], here=True)
-    check_precisions([Member(run, config(**{"hardware.device": "auto"}))], here=False)
+        check_precisions([PlannedRun(run, built)], here=True)
+    check_precisions([PlannedRun(run, config(**{"hardware.device": "auto"}))], here=False)
     allowed = config(**{"hardware.device": device, "resume.allow_change": ["hardware.precision"]})
-    check_precisions([Member(run, allowed)], here=True)
+    check_precisions([PlannedRun(run, allowed)], here=True)

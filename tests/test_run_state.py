@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from experiments.progress import own_state
+from experiments.progress import read_own_state
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED, OPEN, RESUBMITTED, STATES, WRITTEN, WRONG, is_alive, read_start_time
 
@@ -16,7 +16,7 @@ def test_a_zombie_is_dead_for_the_list_of_runs_too(tmp_path: Path) -> None:
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it ended, and is a zombie until it is waited for
     assert not is_alive(child)
     run = RunDirectory(tmp_path)
-    assert own_state(tmp_path, run.status()) == ("lost", "its process is gone; the same command continues")
+    assert read_own_state(tmp_path, run.status()) == ("lost", "its process is gone; the same command continues")
     os.waitpid(child, 0)
     assert not is_alive(child)
 
@@ -28,10 +28,10 @@ def test_a_number_that_another_process_has_is_not_that_process(tmp_path: Path) -
     run = RunDirectory(tmp_path)
     run.write_status("running")
     assert run.status()["pid_start"] == started
-    assert own_state(tmp_path, run.status())[0] == "running"
-    assert own_state(tmp_path, run.status() | {"pid_start": started - 1})[0] == "lost"
+    assert read_own_state(tmp_path, run.status())[0] == "running"
+    assert read_own_state(tmp_path, run.status() | {"pid_start": started - 1})[0] == "lost"
     old = {key: value for key, value in run.status().items() if key != "pid_start"}  # written before it was recorded
-    assert own_state(tmp_path, old)[0] == "running"
+    assert read_own_state(tmp_path, old)[0] == "running"
 
 
 def test_what_is_no_process() -> None:

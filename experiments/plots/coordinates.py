@@ -1,4 +1,4 @@
-"""The picture of a coordinate check: how far each part moved over the width, a line for each step."""
+"""Plot of a coordinate check: how far each part moved over the width, one line per step."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +11,10 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from nanogpt.tracking.plots import save_figure
 
 
-def draw(found: Mapping[str, Sequence[Mapping[str, list[float]]]], widths: Sequence[int], path: Path) -> None:
-    """One row of panels for each parametrization, one column for each part; axes are logarithmic and shared."""
+def draw_coordinates(
+    found: Mapping[str, Sequence[Mapping[str, list[float]]]], widths: Sequence[int], path: Path
+) -> None:
+    """Draw one row of panels per parametrization, one column per part; axes are logarithmic and shared."""
     parts = list(next(iter(found.values()))[0])
     figure = Figure(figsize=(3.4 * len(parts), 3.0 * len(found)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

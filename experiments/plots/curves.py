@@ -1,4 +1,4 @@
-"""Loss curves of many settings in one picture: the mean over seeds, the spread between them, the best on top."""
+"""Loss curves of many groups in one plot: mean over seeds, their spread, the best on top."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,18 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.plots.theme import Picture, Style, Theme, color_bar, color_range, dress, picture, plain, ruler
-from experiments.results import Result
+from experiments.plots.theme import (
+    Picture,
+    Style,
+    Theme,
+    add_color_bar,
+    color_range,
+    make_picture,
+    plot_label,
+    set_ticks,
+    style_axes,
+)
+from experiments.results import RunResult
 from nanogpt.config import Against
 from nanogpt.console import format_count, format_duration
 from nanogpt.tracking.plots import smooth
@@ -37,10 +47,10 @@ Line = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs of one setting."""
+    """Runs of one group of seeds."""
 
     label: str
-    results: Sequence[Result]
+    results: Sequence[RunResult]
     loss: float | None
     """What it is ranked by; None for one that isn't."""
     state: str = "finished"
@@ -54,14 +64,14 @@ Drawn = tuple[Curve, list[Line], list[Line]]
 
 
 def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves", in_nats: bool = True) -> Picture | None:
-    """Validation and training losses, the best first among `curves`; None without any row.
+    """Return a plot of validation and training losses, `curves` sorted best first; None without any row.
 
-    Where nats per token are not comparable, bits per byte of the validation alone.
+    If nats per token aren't comparable, it shows bits per byte of the validation alone.
     """
     every: list[Drawn] = [
-        (curve, lines(curve, "val_loss", x), lines(curve, "loss", x))
+        (curve, curve_lines(curve, "val_loss", x), curve_lines(curve, "loss", x))
         if in_nats
-        else (curve, lines(curve, "val_bpb", x), [])
+        else (curve, curve_lines(curve, "val_bpb", x), [])
         for curve in curves
     ]
     drawn = [(curve, val, train) for curve, val, train in every if val or train]
@@ -73,27 +83,27 @@ def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves", in_na
         panels = figure.subplots(1, 2 if in_nats else 1, sharey=True, squeeze=False)[0]
         norm, far = color_range([curve.loss for curve, _, _ in drawn if curve.loss is not None] or [0.0])
         for rank, (curve, *both) in reversed(list(enumerate(drawn))):
-            style = style_of(curve, rank, few, theme, norm)
+            style = curve_style(curve, rank, few, theme, norm)
             for axes, found in zip(panels, both, strict=False):
                 draw_curve(axes, found, style, few)
         ends = [float(line[0].max()) for _, val, train in drawn for line in (val or train)]
         for axes, title in zip(panels, ("Validation loss", "Training loss, smoothed"), strict=False):
-            dress(axes, theme, title, LABEL[x])
-            ruler(axes.xaxis, ends if x != "steps" else [0.0, *ends], WRITE[x])
+            style_axes(axes, theme, title, LABEL[x])
+            set_ticks(axes.xaxis, ends if x != "steps" else [0.0, *ends], WRITE[x])
             axes.yaxis.set_tick_params(labelleft=True)
         panels[0].set_ylabel("nats per token" if in_nats else "bits per byte", color=theme.ink)
-        panels[0].set_ylim(*limits([val + train for _, val, train in drawn]))
+        panels[0].set_ylim(*y_limits([val + train for _, val, train in drawn]))
         if not few:
-            color_bar(figure, panels, theme, norm, "what it is ranked by", extend="max" if far else "neither")
-        legend(figure, drawn, few, theme, norm)
+            add_color_bar(figure, panels, theme, norm, "what it is ranked by", extend="max" if far else "neither")
+        add_legend(figure, drawn, few, theme, norm)
 
     rows = min(4, -(-len(drawn) // 2)) if few else 1
     title = f"loss against {LABEL[x]}"
-    return picture(name, title, (11, 4.4 + 0.22 * rows), draw)
+    return make_picture(name, title, (11, 4.4 + 0.22 * rows), draw)
 
 
-def style_of(curve: Curve, rank: int, few: bool, theme: Theme, norm: Normalize) -> Style:
-    """Its own colour among few; among many that of its loss, the best bold."""
+def curve_style(curve: Curve, rank: int, few: bool, theme: Theme, norm: Normalize) -> Style:
+    """Return a colour of its own among few curves; among many that of its loss, the best bold."""
     style: Style = {"linestyle": curve.dashes, "linewidth": 1.8, "zorder": 3.0 - rank / 1000}
     if few:
         return style | {"color": theme.cycle[rank]}
@@ -105,46 +115,46 @@ def style_of(curve: Curve, rank: int, few: bool, theme: Theme, norm: Normalize) 
 
 
 def draw_curve(axes: Axes, found: Sequence[Line], style: Style, few: bool) -> None:
-    """The mean of the seeds as far as all of them got, and between which losses they are."""
+    """Draw the mean of the seeds as far as all of them got, and their range."""
     if not found:
         return
-    xs, losses = common(found)
+    xs, losses = common_points(found)
     marker: Style = {"marker": "o", "markersize": 3.5} if few and len(xs) <= 25 else {}
     axes.plot(xs, losses.mean(axis=0), **style, **marker)
     if few and len(found) > 1:
         axes.fill_between(xs, losses.min(axis=0), losses.max(axis=0), color=style["color"], alpha=0.12, linewidth=0)
 
 
-def common(found: Sequence[Line]) -> Line:
-    """Where all the lines are, and (lines, points) their losses there."""
+def common_points(found: Sequence[Line]) -> Line:
+    """Return the x values that all lines cover, and the losses there, (lines, points)."""
     longest = max(found, key=lambda line: len(line[0]))[0]
     shared = longest[longest <= min(xs.max() for xs, _ in found)]
     xs = shared if len(shared) else longest[:1]
     return xs, np.stack([np.interp(xs, own, losses) for own, losses in found])
 
 
-def lines(curve: Curve, key: str, x: Against) -> list[Line]:
-    """One for each run that has any."""
+def curve_lines(curve: Curve, key: str, x: Against) -> list[Line]:
+    """Return one line per run that has values."""
     found: list[Line] = []
     for result in curve.results:
         rows = result.train if key == "loss" else [row for row in result.evals if key in row]
-        places = result.along(rows, x) if rows else None
+        places = result.x_values(rows, x) if rows else None
         if places:
             xs, losses = np.array(places), np.array([row[key] for row in rows])
-            found.append(thin(xs, losses) if key == "loss" else (xs, losses))
+            found.append(thin_out(xs, losses) if key == "loss" else (xs, losses))
     return found
 
 
-def thin(xs: Array, losses: Array) -> Line:
-    """Means of neighbours, then a running mean."""
+def thin_out(xs: Array, losses: Array) -> Line:
+    """Average neighbours, then smooth."""
     parts = np.array_split(np.arange(len(xs)), min(POINTS, len(xs)))
     means = smooth(tuple(float(losses[part].mean()) for part in parts))
     return np.array([xs[part].mean() for part in parts]), np.array(means)
 
 
-def limits(drawn: Sequence[Sequence[Line]]) -> tuple[float, float]:
-    """From just below the lowest loss to what curves have after a tenth of their way: the first fall would take all
-    the room, and one that goes up all the more.
+def y_limits(drawn: Sequence[Sequence[Line]]) -> tuple[float, float]:
+    """Return limits from just below the lowest loss to the losses after a tenth of training, so that the first drop or
+    a diverging curve doesn't take all the space.
     """
     curves = [line for found in drawn for line in found]
     low = min(float(losses.min()) for _, losses in curves)
@@ -154,9 +164,9 @@ def limits(drawn: Sequence[Sequence[Line]]) -> tuple[float, float]:
     return low - 0.05 * (high - low), high
 
 
-def legend(figure: Figure, drawn: Sequence[Drawn], few: bool, theme: Theme, norm: Normalize) -> None:
-    """Below both panels: every curve among few; else the best, and what the kinds of lines mean."""
-    top = limits([val + train for _, val, train in drawn])[1]
+def add_legend(figure: Figure, drawn: Sequence[Drawn], few: bool, theme: Theme, norm: Normalize) -> None:
+    """Add a legend below the panels: every curve if they are few; else the best, and the meaning of line styles."""
+    top = y_limits([val + train for _, val, train in drawn])[1]
     handles: list[Line2D] = []
     for rank, (curve, val, train) in enumerate(drawn if few else drawn[:1]):
         outside = all(float(losses[-1]) > top for _, losses in val or train)
@@ -165,9 +175,9 @@ def legend(figure: Figure, drawn: Sequence[Drawn], few: bool, theme: Theme, norm
             *([curve.state] if curve.dashes != "-" else []),
             *(["above the picture"] if outside else []),
         ]
-        label = plain(("" if few else "best: ") + ", ".join(words), 80)
+        label = plot_label(("" if few else "best: ") + ", ".join(words), 80)
         if few or curve.loss is not None:
-            handles.append(Line2D([], [], label=label, **style_of(curve, rank, few, theme, norm)))
+            handles.append(Line2D([], [], label=label, **curve_style(curve, rank, few, theme, norm)))
     for dashes, words in () if few else ((":", "failed or diverged"), ("--", "not finished")):
         if count := sum(curve.dashes == dashes for curve, _, _ in drawn):
             look: Style = {"color": theme.bad if dashes == ":" else theme.faint, "linestyle": dashes}

@@ -1,4 +1,4 @@
-"""The picture of a scaling study: loss over model size at each budget, and the best size over the budget."""
+"""Plot of a scaling study: loss over model size at each budget, and the best size over the budget."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +19,14 @@ from nanogpt.tracking.plots import save_figure
 INK, LINE, NEXT = "#222222", "#3b6ea8", "#d1495b"
 
 
-def draw(
+def draw_scaling(
     curves: Sequence[Parabola],
     line: tuple[float, float] | None,
     ahead: Optimum,
     spread: tuple[float, float],
     path: Path,
 ) -> None:
-    """Two panels. `line` is the power law through the minima, `ahead` the law's prediction, `spread` its interval."""
+    """Draw two panels. `line` is the power law through the minima, `ahead` the prediction, `spread` its interval."""
     figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -35,8 +35,8 @@ def draw(
     colors = [colormaps["viridis"](0.85 * i / max(1, len(curves) - 1)) for i in range(len(curves))]
     for curve, color in zip(curves, colors, strict=True):
         draw_budget(left, curve, color)
-    counted(left.xaxis)
-    finish(left, "Loss of models trained for the same FLOPs", "parameters", "validation loss, nats per token")
+    set_count_ticks(left.xaxis)
+    label_axes(left, "Loss of models trained for the same FLOPs", "parameters", "validation loss, nats per token")
     minima = [(curve.optimum, color) for curve, color in zip(curves, colors, strict=True) if curve.optimum]
     for best, color in minima:
         right.plot([best.flops], [best.n_params], "*", markersize=15, color=color, markeredgecolor="white", zorder=5)
@@ -49,13 +49,13 @@ def draw(
     label = f"L(N, D) at {ahead.flops:.2g} FLOPs, 90 % interval"
     right.errorbar([ahead.flops], [ahead.n_params], yerr=bars, fmt="D", color=NEXT, capsize=4, label=label, zorder=4)
     right.set_yscale("log")
-    counted(right.yaxis)
-    finish(right, "Best size of a budget", "training FLOPs", "parameters")
+    set_count_ticks(right.yaxis)
+    label_axes(right, "Best size of a budget", "training FLOPs", "parameters")
     save_figure(figure, path)
 
 
 def draw_budget(axes: Axes, curve: Parabola, color: tuple[float, float, float, float]) -> None:
-    """The runs of one budget, their parabola, and its minimum."""
+    """Draw the runs of one budget, their parabola, and its minimum."""
     sizes = [run.n_params for run in curve.runs]
     losses = [run.loss for run in curve.runs]
     axes.plot(sizes, losses, "o", color=color, markersize=5, label=f"{curve.flops:.2g} FLOPs", zorder=3)
@@ -66,18 +66,18 @@ def draw_budget(axes: Axes, curve: Parabola, color: tuple[float, float, float, f
         axes.plot(*at, "*", markersize=15, color=color, markeredgecolor="white", zorder=5)
 
 
-def counted(axis: Axis) -> None:
-    """Numbers of parameters as people write them: 20k, 1M."""
+def set_count_ticks(axis: Axis) -> None:
+    """Write numbers of parameters as 20k, 1M."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(written))
+    axis.set_major_formatter(FuncFormatter(format_tick))
     axis.set_minor_formatter(NullFormatter())
 
 
-def written(value: float, _: int) -> str:
+def format_tick(value: float, _: int) -> str:
     return format_count(value)
 
 
-def finish(axes: Axes, title: str, x: str, y: str) -> None:
+def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -1,6 +1,6 @@
-"""How pictures look: on light pages and on dark ones, their axes, colours and labels.
+"""The look of plots on light and dark pages: axes, colours and labels.
 
-Colours are Okabe and Ito's, which people with any kind of colour vision tell apart, and viridis where there are many.
+Colours are Okabe and Ito's, safe for colour-blind readers, and viridis for many curves.
 """
 
 import io
@@ -44,7 +44,7 @@ class Theme:
 
     @property
     def colors(self) -> Colormap:
-        """Low losses first."""
+        """Return the colour map, low losses first."""
         return ListedColormap(colormaps["viridis"](np.linspace(self.scale[1], self.scale[0], 256)))
 
 
@@ -62,7 +62,7 @@ DARK = Theme(
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as PNG, for light and for dark pages."""
+    """A plot as PNG, for light and dark pages."""
 
     name: str
     title: str
@@ -70,12 +70,12 @@ class Picture:
     dark: bytes
 
 
-def picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Figure, Theme], None]) -> Picture:
-    """Both versions of what `draw` draws."""
-    return Picture(name, title, *(rendered(size, theme, draw) for theme in (LIGHT, DARK)))
+def make_picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Figure, Theme], None]) -> Picture:
+    """Return both versions of what `draw` draws."""
+    return Picture(name, title, *(render(size, theme, draw) for theme in (LIGHT, DARK)))
 
 
-def rendered(size: tuple[float, float], theme: Theme, draw: Callable[[Figure, Theme], None]) -> bytes:
+def render(size: tuple[float, float], theme: Theme, draw: Callable[[Figure, Theme], None]) -> bytes:
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor=theme.paper)
     FigureCanvasAgg(figure)
     draw(figure, theme)
@@ -86,13 +86,13 @@ def rendered(size: tuple[float, float], theme: Theme, draw: Callable[[Figure, Th
     return file.getvalue()
 
 
-def plain(text: str, limit: int = 60) -> str:
-    """A text for a label: no formula in it, however many dollars, and not longer than there is room."""
+def plot_label(text: str, limit: int = 60) -> str:
+    """Return a text as a label: no formula in it, however many dollar signs, and shortened."""
     return shorten(text, limit).replace("$", r"\$")
 
 
-def dress(axes: Axes, theme: Theme, title: str = "", x: str = "", y: str = "") -> None:
-    """Title, labels, grid, and the colours of the page."""
+def style_axes(axes: Axes, theme: Theme, title: str = "", x: str = "", y: str = "") -> None:
+    """Set title, labels, grid, and the colours of the page."""
     axes.set_facecolor(theme.paper)
     axes.set_title(title, loc="left", fontsize=11, color=theme.ink)
     axes.set_xlabel(x, color=theme.ink)
@@ -105,8 +105,8 @@ def dress(axes: Axes, theme: Theme, title: str = "", x: str = "", y: str = "") -
         spine.set_visible(side in ("left", "bottom"))
 
 
-def ruler(axis: Ruler, values: Sequence[float], write: Callable[[float], str]) -> None:
-    """Ticks as people write them, logarithmic where the values spread far."""
+def set_ticks(axis: Ruler, values: Sequence[float], write: Callable[[float], str]) -> None:
+    """Set readable ticks, logarithmic if the values spread far."""
     positive = [value for value in values if value > 0]
     if positive and len(positive) == len(values) and max(positive) / min(positive) >= WIDE:
         scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
@@ -125,10 +125,10 @@ def ruler(axis: Ruler, values: Sequence[float], write: Callable[[float], str]) -
     axis.set_major_formatter(FuncFormatter(text))
 
 
-def color_bar(
+def add_color_bar(
     figure: Figure, axes: Axes | Sequence[Axes], theme: Theme, norm: Normalize, label: str, **how: Any
 ) -> None:
-    """What the colours mean."""
+    """Add the legend of the colours."""
     bar = figure.colorbar(ScalarMappable(norm, theme.colors), ax=axes, **how)
     bar.set_label(label, color=theme.ink)
     bar.ax.tick_params(colors=theme.ink)
@@ -136,8 +136,8 @@ def color_bar(
 
 
 def color_range(losses: Sequence[float]) -> tuple[Normalize, bool]:
-    """From the best loss up to where the good ones end, so that one that is far off doesn't take all colours; and
-    whether there is one.
+    """Return the range of colours, from the best loss to the end of the good ones so that an outlier doesn't take all
+    colours; and whether there is an outlier.
     """
     low, high = min(losses), max(losses)
     cut = low + 4 * (float(np.median(losses)) - low)
@@ -145,7 +145,7 @@ def color_range(losses: Sequence[float]) -> tuple[Normalize, bool]:
     return Normalize(low, cut if far else max(high, low + 0.01)), far
 
 
-def readable(color: Any) -> str:
-    """Black or white, whichever can be read on a colour."""
+def readable_ink(color: Any) -> str:
+    """Return black or white, whichever is readable on a colour."""
     red, green, blue = to_rgb(color)
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#ffffff"

@@ -1,4 +1,4 @@
-"""`nanogpt scaling`: how to spend a budget of FLOPs, by the published laws or by one's own runs."""
+"""`nanogpt scaling`: the best model size for a budget of FLOPs, by published laws or from your own runs."""
 
 import json
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.scaling.laws import Optimum, optimum, optimum_of_size, published_tokens
-from experiments.scaling.runs import Trained, finished_runs
+from experiments.scaling.laws import Optimum, find_optimum, find_optimum_of_size, published_tokens
+from experiments.scaling.runs import ScalingRun, read_finished_runs
 from nanogpt.config import LawConfig, ScalingConfig
 from nanogpt.console import format_count, format_table, say
 from nanogpt.files import write_atomic
@@ -20,21 +20,21 @@ CONSTANTS = ("E", "A", "B", "alpha", "beta")
 Interval = tuple[float, float]
 
 
-def scale(config: ScalingConfig) -> int:
-    """Answer the question the config asks."""
+def run_scaling(config: ScalingConfig) -> int:
+    """Print what the config asks for. Return 0."""
     if config.runs is not None:
-        study(config, config.runs)
+        fit_study(config, config.runs)
     elif config.n_params is not None:
-        answer(config.law, [optimum_of_size(config.law, config.n_params)])
+        print_optima(config.law, [find_optimum_of_size(config.law, config.n_params)])
     elif config.budget is not None:
-        answer(config.law, [optimum(config.law, config.budget)])
+        print_optima(config.law, [find_optimum(config.law, config.budget)])
     else:
-        answer(config.law, [optimum(config.law, 10.0**exponent) for exponent in range(17, 27)])
+        print_optima(config.law, [find_optimum(config.law, 10.0**exponent) for exponent in range(17, 27)])
     return 0
 
 
-def answer(law: LawConfig, optima: list[Optimum]) -> None:
-    """The best sizes of budgets, C = 6 N D; beside them the tokens that approach 2 gives such sizes."""
+def print_optima(law: LawConfig, optima: list[Optimum]) -> None:
+    """Print the best sizes of budgets, C = 6 N D, with the tokens that approach 2 gives for them."""
     rows = [
         (
             f"{one.flops:.3g}",
@@ -52,10 +52,10 @@ def answer(law: LawConfig, optima: list[Optimum]) -> None:
 
 
 @dataclass(frozen=True)
-class Study:
-    """What the runs say; the file scaling.json. Intervals hold 90 % of the resamples."""
+class ScalingStudy:
+    """Results of a scaling study, as in scaling.json. Intervals hold 90 % of the resamples."""
 
-    runs: list[Trained]
+    runs: list[ScalingRun]
     flops_per_parameter_token: float
     minima: list[Optimum]
     """Of the parabolas, one a budget where it is inside the sizes that were trained."""
@@ -68,42 +68,43 @@ class Study:
     next_intervals: dict[str, Interval]
 
 
-def study(config: ScalingConfig, pattern: str) -> None:
-    """Fit, tell, write scaling.json, draw scaling.png. Raises BadInput for too few runs; then nothing is written."""
-    from experiments.plots.scaling import draw
+def fit_study(config: ScalingConfig, pattern: str) -> None:
+    """Fit, print, write scaling.json and scaling.png. Raise BadInput for too few runs before anything is written."""
+    from experiments.plots.scaling import draw_scaling
     from experiments.scaling import fit  # scipy: half a second that the other questions needn't wait for
 
     check_output_folder("out", config.out)
-    runs = finished_runs(pattern)
-    fit.refuse_too_few(runs)
+    runs = read_finished_runs(pattern)
+    fit.check_enough_runs(runs)
     budget = config.budget or 10 * max(run.flops for run in runs)
-    factor, law, curves = fit.flops_per_parameter_token(runs), fit.fitted(runs), fit.parabolas(runs)
-    laws = fit.resampled(runs, law, config.bootstrap, config.seed)
-    predicted = [optimum(one, budget, factor) for one in laws]
+    factor, law, curves = fit.flops_per_parameter_token(runs), fit.fit_law(runs), fit.fit_parabolas(runs)
+    laws = fit.bootstrap_laws(runs, law, config.bootstrap, config.seed)
+    predicted = [find_optimum(one, budget, factor) for one in laws]
     minima = [curve.optimum for curve in curves if curve.optimum]
-    line = fit.power_law(minima)
-    found = Study(
+    line = fit.fit_power_law(minima)
+    found = ScalingStudy(
         runs=runs,
         flops_per_parameter_token=factor,
         minima=minima,
         exponent=line and line[0],
         law=law.model_dump(),
-        law_intervals={name: fit.interval([getattr(one, name) for one in laws]) for name in CONSTANTS},
-        next=optimum(law, budget, factor),
+        law_intervals={name: fit.percentile_interval([getattr(one, name) for one in laws]) for name in CONSTANTS},
+        next=find_optimum(law, budget, factor),
         next_intervals={
-            name: fit.interval([getattr(one, name) for one in predicted]) for name in ("n_params", "tokens", "loss")
+            name: fit.percentile_interval([getattr(one, name) for one in predicted])
+            for name in ("n_params", "tokens", "loss")
         },
     )
-    tell(found, curves)
+    print_study(found, curves)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "scaling.json", json.dumps(asdict(found), indent=1) + "\n")
-    draw(curves, line, found.next, found.next_intervals["n_params"], folder / "scaling.png")
+    draw_scaling(curves, line, found.next, found.next_intervals["n_params"], folder / "scaling.png")
     say(f"\n{folder / 'scaling.json'}\n{folder / 'scaling.png'}")
 
 
-def tell(found: Study, curves: "Sequence[Parabola]") -> None:
-    """Three tables: the budgets, the law, the prediction."""
+def print_study(found: ScalingStudy, curves: "Sequence[Parabola]") -> None:
+    """Print three tables: budgets, law, prediction."""
     rows: list[tuple[str, ...]] = []
     for curve in curves:
         best = curve.optimum
@@ -120,18 +121,18 @@ def tell(found: Study, curves: "Sequence[Parabola]") -> None:
     exponent = f": best parameters ~ FLOPs^{found.exponent:.2f}" if found.exponent is not None else ""
     say(format_table(f"parabola of each budget{exponent}", columns, rows))
     low_high = found.law_intervals
-    constants = [(name, f"{found.law[name]:.4g}", between(low_high[name])) for name in CONSTANTS]
+    constants = [(name, f"{found.law[name]:.4g}", format_interval(low_high[name])) for name in CONSTANTS]
     say()
     say(format_table("L(N, D) = E + A / N^alpha + B / D^beta", ("constant", "fit", "90 % interval"), constants))
     ahead, spread = found.next, found.next_intervals
     facts = [
-        ("parameters", format_count(ahead.n_params), between(spread["n_params"])),
-        ("tokens", format_count(ahead.tokens), between(spread["tokens"])),
-        ("loss, nats/token", f"{ahead.loss:.4f}", between(spread["loss"])),
+        ("parameters", format_count(ahead.n_params), format_interval(spread["n_params"])),
+        ("tokens", format_count(ahead.tokens), format_interval(spread["tokens"])),
+        ("loss, nats/token", f"{ahead.loss:.4f}", format_interval(spread["loss"])),
     ]
     say()
     say(format_table(f"the best of {ahead.flops:.3g} FLOPs, predicted", ("", "prediction", "90 % interval"), facts))
 
 
-def between(ends: Interval) -> str:
+def format_interval(ends: Interval) -> str:
     return " to ".join(f"{end:.4g}" if end < 1000 else format_count(end) for end in ends)

@@ -1,7 +1,4 @@
-"""The laws of Chinchilla (Hoffmann et al. 2022): loss of N parameters after D tokens, the best N and D of a budget.
-
-N parameters, D tokens, C FLOPs.
-"""
+"""Chinchilla's laws (Hoffmann et al. 2022): loss of N parameters after D tokens, best N and D for C FLOPs."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +24,7 @@ PUBLISHED_OPTIMA = [
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best that a budget gives."""
+    """The best model of a budget."""
 
     flops: float
     n_params: float
@@ -35,12 +32,12 @@ class Optimum:
     loss: float
 
 
-def loss_of(law: LawConfig, n_params: float, tokens: float) -> float:
-    """Nats per token."""
+def predict_loss(law: LawConfig, n_params: float, tokens: float) -> float:
+    """Return the loss in nats per token."""
     return law.E + law.A / n_params**law.alpha + law.B / tokens**law.beta
 
 
-def optimum(law: LawConfig, flops: float, factor: float = FLOPS_PER_PARAMETER) -> Optimum:
+def find_optimum(law: LawConfig, flops: float, factor: float = FLOPS_PER_PARAMETER) -> Optimum:
     """Return the minimum of the loss for a budget, C = factor N D, in closed form (equation 4 of the paper).
 
     Raises BadInput for constants whose optimum can't be computed.
@@ -48,21 +45,21 @@ def optimum(law: LawConfig, flops: float, factor: float = FLOPS_PER_PARAMETER) -
     try:
         n_params = balance(law) * (flops / factor) ** (law.beta / (law.alpha + law.beta))
         tokens = flops / factor / n_params
-        found = Optimum(flops, n_params, tokens, loss_of(law, n_params, tokens))
+        found = Optimum(flops, n_params, tokens, predict_loss(law, n_params, tokens))
     except (OverflowError, ZeroDivisionError):
-        raise no_optimum(law) from None
+        raise no_optimum_error(law) from None
     if not all(0 < number < math.inf for number in (n_params, tokens)):
-        raise no_optimum(law)
+        raise no_optimum_error(law)
     return found
 
 
-def optimum_of_size(law: LawConfig, n_params: float, factor: float = FLOPS_PER_PARAMETER) -> Optimum:
+def find_optimum_of_size(law: LawConfig, n_params: float, factor: float = FLOPS_PER_PARAMETER) -> Optimum:
     """Return the budget that a model size is the best for. Raises BadInput as `optimum`."""
     try:
         flops = factor * (n_params / balance(law)) ** ((law.alpha + law.beta) / law.beta)
     except (OverflowError, ZeroDivisionError):
-        raise no_optimum(law) from None
-    return optimum(law, flops, factor)
+        raise no_optimum_error(law) from None
+    return find_optimum(law, flops, factor)
 
 
 def balance(law: LawConfig) -> float:
@@ -70,14 +67,14 @@ def balance(law: LawConfig) -> float:
     return (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
 
 
-def no_optimum(law: LawConfig) -> BadInput:
+def no_optimum_error(law: LawConfig) -> BadInput:
     """Return the error for constants so extreme that the best size isn't a number."""
     given = ", ".join(f"law.{name}={value:g}" for name, value in law.model_dump().items())
     return BadInput(f"{given}: the best size is too large or too small to compute; usual exponents are 0.2 to 0.5")
 
 
-def published_line() -> tuple[float, float]:
-    """(slope, intercept) of log10 D over log10 N through the published optima."""
+def fit_published_line() -> tuple[float, float]:
+    """Return (slope, intercept) of log10 D over log10 N through the published optima."""
     import numpy as np
 
     n_params, tokens = zip(*PUBLISHED_OPTIMA, strict=True)
@@ -86,6 +83,6 @@ def published_line() -> tuple[float, float]:
 
 
 def published_tokens(n_params: float) -> float:
-    """Approach 2: the best number of tokens for a model size."""
-    slope, intercept = published_line()
+    """Return the best number of tokens for a model size by approach 2."""
+    slope, intercept = fit_published_line()
     return 10 ** (intercept + slope * math.log10(n_params))

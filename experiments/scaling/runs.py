@@ -4,7 +4,7 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.results import last_measured
+from experiments.results import comparable_evals
 from nanogpt import tokenizer as tokenizers
 from nanogpt.comparability import compare_measurements
 from nanogpt.config import ModelConfig
@@ -20,8 +20,8 @@ SAME_BUDGET = 1.1  # runs whose FLOPs differ by less are of one budget: horizons
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What one run came to."""
+class ScalingRun:
+    """Size, cost and loss of one run."""
 
     path: str
     n_params: float
@@ -31,19 +31,19 @@ class Trained:
     """The lowest validation loss, nats per token."""
 
 
-def finished_runs(pattern: str) -> list[Trained]:
-    """The finished runs among the folders that a glob names; the others are told about. Raises BadInput."""
+def read_finished_runs(pattern: str) -> list[ScalingRun]:
+    """Return the finished runs among the folders that a glob names; print which are left out. Raise BadInput."""
     folders = [Path(path) for path in sorted(glob.glob(pattern)) if (Path(path) / "config.json").exists()]
     if not folders:
         raise BadInput(f"runs={one_line(pattern)}: no run directory; train some first, see --help")
-    runs: list[Trained] = []
+    runs: list[ScalingRun] = []
     found: list[Measurement] = []
     for folder in folders:
         run = RunDirectory(folder)
         if run.status().get("state") != "finished":
             say(f"left out: {one_line(folder)} isn't finished")
             continue
-        one, measurement, trouble = read(run)
+        one, measurement, trouble = read_run(run)
         if trouble and trouble.diverged:
             say(f"left out: {one_line(folder)}: {trouble.words}")
             continue
@@ -56,16 +56,16 @@ def finished_runs(pattern: str) -> list[Trained]:
     return runs
 
 
-def read(run: RunDirectory) -> tuple[Trained, Measurement, Trouble | None]:
-    """One run, what its loss was measured on, and what is wrong with it. Raises BadCheckpoint, BadData, BadInput."""
-    model, config = model_of(run), run.config()
+def read_run(run: RunDirectory) -> tuple[ScalingRun, Measurement, Trouble | None]:
+    """Return a run, its measurement, and what is wrong with its loss. Raise BadCheckpoint, BadData, BadInput."""
+    model, config = read_model(run), run.config()
     every = [row for row in read_rows(run.path / "metrics.jsonl") if "val_loss" in row]
     if not every:
         raise BadInput(f"runs: {one_line(run.path)} has no validation loss in metrics.jsonl")
-    rows, measurement, _ = last_measured(every, config, run.starts(), run.path)
+    rows, measurement, _ = comparable_evals(every, config, run.starts(), run.path)
     tokens, lowest = max(row["tokens"] for row in rows), min(row["val_loss"] for row in rows)
     trouble = find_trouble(rows[-1]["val_loss"], lowest, model.vocab_size, rows[-1].get("train_loss"))
-    trained = Trained(
+    trained = ScalingRun(
         path=str(run.path),
         n_params=parameter_counts(model)["total"],
         tokens=tokens,
@@ -75,15 +75,15 @@ def read(run: RunDirectory) -> tuple[Trained, Measurement, Trouble | None]:
     return trained, measurement, trouble
 
 
-def model_of(run: RunDirectory) -> ModelConfig:
-    """Its network, with the vocabulary of its own tokenizer."""
+def read_model(run: RunDirectory) -> ModelConfig:
+    """Return its model config, with the vocabulary size of its own tokenizer."""
     model = run.config().model
     return model if model.vocab_size is not None else model.with_vocab(len(tokenizers.load(run.path).tokens))
 
 
-def by_budget(runs: list[Trained]) -> list[list[Trained]]:
-    """Groups of equal FLOPs, small budgets first, small models first."""
-    groups: list[list[Trained]] = []
+def group_by_budget(runs: list[ScalingRun]) -> list[list[ScalingRun]]:
+    """Return groups of equal FLOPs, small budgets first, small models first."""
+    groups: list[list[ScalingRun]] = []
     for run in sorted(runs, key=lambda one: one.flops):
         if groups and run.flops < SAME_BUDGET * groups[-1][0].flops:
             groups[-1].append(run)

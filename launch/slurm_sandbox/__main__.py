@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from cli.entry import exit_on_error
-from launch.slurm_sandbox.cluster import Cluster
+from launch.slurm_sandbox.cluster import SandboxCluster
 from launch.slurm_sandbox.packages import become_root
 from nanogpt.errors import BadInput, hint, one_line
 
@@ -19,13 +19,13 @@ ACTIONS = ("up", "status", "down")
 
 
 def default_root() -> Path:
-    """The folder of this user's cluster, also when it is sudo that runs us."""
+    """Return the folder of this user's cluster, also under sudo."""
     user = os.environ.get("SUDO_UID", os.getuid())
     return Path(os.environ.get("NANOGPT_SLURM") or f"/tmp/nanogpt-slurm-{user}")
 
 
 def main(words: list[str]) -> int:
-    """Do what the command line says. Returns the exit code."""
+    """Run the action that the command line names. Return the exit code."""
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return 0
@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
     actions = [word for word in words if word in ACTIONS]
     if len(actions) != 1 or ("--wipe" in words and actions != ["down"]):
         raise BadInput(f"python -m launch.slurm_sandbox: one of {' '.join(ACTIONS)}; --wipe goes with down")
-    cluster = Cluster(default_root())
+    cluster = SandboxCluster(default_root())
     become_root("launch.slurm_sandbox", words, {"NANOGPT_SLURM": str(cluster.root)})
     if actions == ["up"]:
         up(cluster)
@@ -47,8 +47,8 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def up(cluster: Cluster) -> None:
-    """Start it, and say how to use it."""
+def up(cluster: SandboxCluster) -> None:
+    """Start the cluster and print how to use it."""
     began = time.monotonic()
     started = cluster.start()
     print(f"started {' '.join(started)} in {time.monotonic() - began:.1f} s" if started else "running already")
@@ -56,8 +56,8 @@ def up(cluster: Cluster) -> None:
     print("sinfo\npython train.py -m hydra/launcher=submitit_slurm optimizer.lr=1e-3,3e-4")
 
 
-def down(cluster: Cluster, wipe: bool) -> None:
-    """Stop it, and say what is left."""
+def down(cluster: SandboxCluster, wipe: bool) -> None:
+    """Stop the cluster and print what is left."""
     before, stopped = cluster.root.exists(), cluster.stop(wipe)
     print(f"stopped {' '.join(stopped)}" if stopped else f"no cluster runs in {cluster.root}")
     if cluster.is_ours():

@@ -1,5 +1,5 @@
-"""A throw-away Slurm on this machine, in one folder: real daemons of Debian's packages, two pretended nodes, n1 and n2,
-with 8 pretended CPUs and 2 pretended GPUs each.
+"""A throw-away Slurm in one folder: real daemons from Debian's packages, two simulated nodes, n1 and n2, with 8 CPUs
+and 2 GPUs each.
 
 Partitions: dev (preempted with 10 s of grace), scavenge (preempted at once), high (preempts both).
 """
@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.slurm_sandbox import parts
-from launch.slurm_sandbox.daemons import Daemon, ask, free, kill_all, namespace, processes, wait_until, with_environment
-from launch.slurm_sandbox.packages import install, need_root
+from launch.slurm_sandbox.daemons import (
+    Daemon,
+    are_free,
+    kill_all,
+    list_pids,
+    namespace,
+    pids_with_environment,
+    run_tool,
+    wait_until,
+)
+from launch.slurm_sandbox.packages import check_root, install
 from launch.slurm_sandbox.parts import CLUSTER_NAME, DEVICES, KILL_WAIT, MARK, SERVERS, slurm_conf, write_files
 from nanogpt.errors import BadEnvironment, BadInput, one_line
 from nanogpt.files import hold_lock
@@ -23,8 +32,8 @@ LOST = re.compile(r"down|unk|inval|fail|err|.*\*")  # states of a node that isn'
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """One Slurm under `root`. Methods raise BadEnvironment when this machine can't have it."""
+class SandboxCluster:
+    """One Slurm under `root`. Methods raise BadEnvironment if this machine doesn't support it."""
 
     root: Path
     port: int = PORT
@@ -48,49 +57,49 @@ class Cluster:
 
     @property
     def conf(self) -> Path:
-        """Slurm's configuration file."""
+        """Return the path of slurm.conf."""
         return self.root / "slurm.conf"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a command needs to speak to this cluster; it is also what its processes are known by."""
+        """Return the variables that a command needs to reach this cluster; they also identify its processes."""
         return {"SLURM_CONF": str(self.conf)}
 
     def start(self) -> list[str]:
-        """Start what doesn't run yet and wait until all nodes are up. Returns the names of what was started."""
-        need_root()
+        """Start the daemons that don't run and wait until all nodes are up. Return the names of those started."""
+        check_root()
         install(self.accounting)
-        with self.owned():
-            before = self.running()
+        with self.lock_folder():
+            before = self.running_daemons()
             self.configure(bool(before))
             try:
-                started = [name for name in self.names() if self.begin(name)]
+                started = [name for name in self.daemon_names() if self.start_daemon(name)]
                 self.wait_for_nodes(self.node_names())
             except BaseException:
                 if not before:
-                    self.end_daemons()
+                    self.stop_daemons()
                 raise
         return started
 
     def stop(self, wipe: bool = False) -> list[str]:
-        """Cancel all jobs and end all daemons; the database and the job numbers stay unless `wipe`.
+        """Cancel all jobs and stop all daemons; the database and job numbers stay unless `wipe`.
 
-        Returns the names of what ran.
+        Return the names of the daemons that ran.
         """
-        need_root()
+        check_root()
         if not self.is_ours():
             return []
-        with self.owned():
-            running = self.running()
+        with self.lock_folder():
+            running = self.running_daemons()
             self.cancel_jobs()
-            self.end_daemons()
+            self.stop_daemons()
             if wipe:
                 shutil.rmtree(self.root)
         return running
 
     def status(self) -> str:
-        """What runs, the nodes and the jobs."""
-        running = self.running()
+        """Return a text with the daemons, the nodes and the jobs."""
+        running = self.running_daemons()
         if not running:
             return f"no cluster runs in {self.root}"
         lines = [f"running in {self.root}: {' '.join(running)}"]
@@ -100,7 +109,7 @@ class Cluster:
         return "\n".join(lines)
 
     def stop_controller(self) -> None:
-        """Kill slurmctld, as when its machine dies. Changes of the last 5 s may not have been written yet."""
+        """Kill slurmctld, as if its machine died. Changes of the last 5 s may be lost."""
         self.daemon("slurmctld").stop(seconds=0)
 
     def start_controller(self) -> None:
@@ -108,51 +117,51 @@ class Cluster:
         self.daemon("slurmctld").start()
 
     def fail_node(self, name: str) -> None:
-        """Kill every process of a node, as when it loses power, and let the controller know."""
-        self.power_off(self.checked(name))
+        """Kill every process of a node, as if it lost power, and mark the node as down."""
+        self.power_off(self.check_node(name))
         self.ask("scontrol", "update", f"nodename={name}", "state=down", "reason=test")
 
     def restore_node(self, name: str) -> None:
-        """Switch a node on again and wait until it is up."""
-        self.daemon(self.checked(name)).start()
+        """Start a node again and wait until it is up."""
+        self.daemon(self.check_node(name)).start()
         self.wait_for_nodes([name])
 
     def ask(self, *command: str) -> str:
-        """What one of Slurm's commands prints."""
-        return ask(command, self.environment)
+        """Return the output of one of Slurm's commands."""
+        return run_tool(command, self.environment)
 
     def node_names(self) -> list[str]:
-        """The nodes of the cluster that runs or ran here, which may have others than this object would start."""
+        """Return the nodes of the cluster in this folder, which may differ from those this object would start."""
         named = re.findall(r"^NodeName=(\S+)", self.conf.read_text(), re.MULTILINE) if self.conf.exists() else []
         return named or [f"n{number}" for number in range(1, self.nodes + 1)]
 
-    def names(self) -> list[str]:
-        """The daemons in the order in which they start."""
+    def daemon_names(self) -> list[str]:
+        """Return the daemons in the order in which they start."""
         servers = [name for name in SERVERS if self.accounting or name not in ("mariadbd", "slurmdbd")]
         return [*servers, *self.node_names()]
 
-    def running(self) -> list[str]:
-        """The names of the daemons that run."""
+    def running_daemons(self) -> list[str]:
+        """Return the names of the running daemons."""
         return [name for name in (*SERVERS, *self.node_names()) if self.daemon(name).pid() is not None]
 
-    def checked(self, node: str) -> str:
-        """The name of a node that exists."""
+    def check_node(self, node: str) -> str:
+        """Return the name of a node. Raise BadInput if there is no such node."""
         if node not in (names := self.node_names()):
             raise BadInput(f"node {one_line(node)}: this cluster has {' '.join(names)}")
         return node
 
     def daemon(self, name: str) -> Daemon:
-        """A server or a node."""
+        """Return a server or a node."""
         return parts.daemon(self.root, name, self.controller_port(), self.controller_answers)
 
     def controller_answers(self) -> bool:
-        """Whether slurmctld answers."""
+        """Return whether slurmctld answers."""
         with suppress(BadEnvironment):
             return " is UP" in self.ask("scontrol", "ping")
         return False
 
     def configure(self, running: bool) -> None:
-        """Write the files. A cluster that runs keeps its own, which have to say the same."""
+        """Write the files. Raise BadInput if a running cluster has other settings."""
         if not running:
             write_files(self, self.free_port())
         elif slurm_conf(self, self.controller_port()) != self.conf.read_text():
@@ -160,17 +169,17 @@ class Cluster:
                 f"{self.root}: a cluster with other settings runs here; python -m launch.slurm_sandbox down ends it"
             )
 
-    def begin(self, name: str) -> bool:
-        """Start a daemon unless it runs, with what it needs before and after. Returns whether it had to be started."""
+    def start_daemon(self, name: str) -> bool:
+        """Start a daemon unless it runs, with what it needs before and after. Return whether it had to be started."""
         if name == "mariadbd":
-            return self.begin_database()
+            return self.start_database()
         started = self.daemon(name).start()
         if started and name == "slurmdbd" and CLUSTER_NAME not in self.ask("sacctmgr", "-in", "show", "cluster"):
             self.ask("sacctmgr", "-i", "add", "cluster", CLUSTER_NAME)
         return started
 
-    def begin_database(self) -> bool:
-        """Start MariaDB; a database on which it doesn't start is made anew."""
+    def start_database(self) -> bool:
+        """Start MariaDB; replace a database on which it doesn't start."""
         mariadbd, folder = self.daemon("mariadbd"), self.root / "database"
         if folder.exists():
             try:
@@ -180,24 +189,24 @@ class Cluster:
         half = self.root / "database.half"  # its name until it is whole
         shutil.rmtree(half, ignore_errors=True)
         options = ("--no-defaults", "--user=root", "--skip-test-db", "--auth-root-authentication-method=socket")
-        ask(("mariadb-install-db", *options, f"--datadir={half}"), self.environment)
+        run_tool(("mariadb-install-db", *options, f"--datadir={half}"), self.environment)
         half.rename(folder)
         return mariadbd.start()
 
     def controller_port(self) -> int:
-        """The port that slurm.conf names; the wanted one as long as there is none."""
+        """Return the port in slurm.conf, or the default one before there is any."""
         named = re.search(r"^SlurmctldPort=(\d+)$", self.conf.read_text(), re.MULTILINE) if self.conf.exists() else None
         return int(named[1]) if named else self.port
 
     def free_port(self) -> int:
-        """The first of as many free ports as this cluster needs; those it had, if they are still free."""
+        """Return the first of enough consecutive free ports; the earlier ones if they are still free."""
         for base in (self.controller_port(), *(self.port + STEP * number for number in range(RANGES))):
-            if free(range(base, base + 2 + self.nodes)):
+            if are_free(range(base, base + 2 + self.nodes)):
                 return base
         raise BadEnvironment(f"no {2 + self.nodes} free ports in a row from {self.port} to {self.port + STEP * RANGES}")
 
     def wait_for_nodes(self, names: list[str]) -> None:
-        """Return when these nodes are up."""
+        """Wait until these nodes are up."""
 
         def up() -> bool:
             lines = self.ask("sinfo", "-hN", "-p", "dev", "-o", "%N %t").splitlines()
@@ -208,7 +217,7 @@ class Cluster:
             raise BadEnvironment(f"{' '.join(names)}: not up after 60 s; more in {self.root / 'log'}")
 
     def cancel_jobs(self) -> None:
-        """Cancel every job and give it its time to end."""
+        """Cancel every job and wait for it to end."""
         with suppress(BadEnvironment):  # no controller, or one that hangs: the nodes are switched off anyway
             if self.daemon("slurmctld").pid() is not None:
                 for state in ("PENDING", "RUNNING", "SUSPENDED"):
@@ -220,27 +229,27 @@ class Cluster:
         signs = ({"NANOGPT_DAEMON": name}, {"SLURMD_NODENAME": name})  # a job has the second; slurmd may be gone
 
         def inside() -> list[int]:
-            known = {namespace(pid) for sign in signs for pid in with_environment(self.environment | sign)}
+            known = {namespace(pid) for sign in signs for pid in pids_with_environment(self.environment | sign)}
             known -= {"", namespace(), namespace(1)}
-            return [pid for pid in processes() if namespace(pid) in known]
+            return [pid for pid in list_pids() if namespace(pid) in known]
 
         kill_all(inside)
         self.daemon(name).stop(seconds=0)
 
-    def end_daemons(self) -> None:
-        """Switch the nodes off, then end the servers, the first to be started last."""
+    def stop_daemons(self) -> None:
+        """Stop the nodes, then the servers in reverse order."""
         for name in self.node_names():
             self.power_off(name)
         for name in reversed(SERVERS):
             self.daemon(name).stop()
 
     def is_ours(self) -> bool:
-        """Whether the folder is that of a cluster of this program."""
+        """Return whether the folder belongs to a cluster of this program."""
         return self.conf.is_file() and self.conf.read_text().startswith(MARK)
 
     @contextmanager
-    def owned(self) -> Generator[None, None, None]:
-        """While inside, nobody else starts or stops this cluster. Raises BadInput if the folder isn't a cluster's."""
+    def lock_folder(self) -> Generator[None, None, None]:
+        """Hold the lock of the cluster's folder. Raise BadInput if the folder isn't a cluster's."""
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
         others = {entry.name for entry in self.root.iterdir()} - {"lock", ".slurm.conf.tmp"}
         if self.root.is_symlink() or self.root.stat().st_uid != 0 or (others and not self.is_ours()):

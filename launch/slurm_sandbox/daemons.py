@@ -1,7 +1,7 @@
-"""Background programs that outlive the command that started them, and are never mistaken for others.
+"""Background programs that outlive the command that started them, identified safely.
 
-A pid file alone proves nothing once its process is gone, since the system gives the number to somebody else. So each
-daemon gets an environment of its own, and a process without it is not touched.
+A pid file proves nothing once its process is gone, since the pid may be reused. So each daemon gets variables of its
+own in its environment, and a process without them is not touched.
 """
 
 import os
@@ -24,7 +24,7 @@ OTHERS = ("SLURM", "SBATCH", "SRUN", "SINFO", "SQUEUE", "SACCT", "SCANCEL", "SCO
 
 @dataclass(frozen=True)
 class Daemon:
-    """A program that goes to the background by itself, and what it takes to start it, to know it and to end it."""
+    """A program that daemonizes itself: how to start, identify and stop it."""
 
     name: str
     command: tuple[str, ...]
@@ -36,19 +36,19 @@ class Daemon:
 
     @property
     def pid_file(self) -> Path:
-        """Where the program writes its pid."""
+        """Return the file to which the program writes its pid."""
         return self.folder / f"{self.name}.pid"
 
     def pid(self) -> int | None:
-        """The process, if it runs and is ours."""
+        """Return the process id if it runs and is ours."""
         try:
             pid = int(self.pid_file.read_text())
         except (OSError, ValueError):
             return None
-        return pid if has(pid, self.environment) else None
+        return pid if has_environment(pid, self.environment) else None
 
     def start(self, seconds: float = 60.0) -> bool:
-        """Start it unless it runs, and wait until it is ready. Returns whether it had to be started."""
+        """Start it unless it runs, and wait until it is ready. Return whether it had to be started."""
         if self.pid() is not None:
             return False
         self.pid_file.unlink(missing_ok=True)
@@ -58,40 +58,40 @@ class Daemon:
             if code == 0 and wait_until(lambda: self.is_ready() or self.is_gone(), seconds) and self.is_ready():
                 return True
         except BaseException:
-            kill_all(self.alive)
+            kill_all(self.find_pids)
             raise
-        kill_all(self.alive)
+        kill_all(self.find_pids)
         said = output.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         raise BadEnvironment(f"{self.name} doesn't start: {one_line(said[0], 300)}; more in {self.folder.parent}")
 
     def launch(self, output: Path, seconds: float) -> int | None:
-        """Run the command until it has gone to the background. Returns its exit code, None after `seconds`."""
+        """Run the command until it is in the background. Return its exit code, None after `seconds`."""
         with output.open("w") as file, suppress(subprocess.TimeoutExpired):
             return subprocess.run(
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=surroundings(self.environment),
+                env=child_environment(self.environment),
                 start_new_session=True,
                 timeout=seconds,
             ).returncode
         return None
 
-    def alive(self) -> list[int]:
-        """Its processes, also before it has written its pid."""
-        return with_environment(self.environment)
+    def find_pids(self) -> list[int]:
+        """Return its processes, also before it has written its pid."""
+        return pids_with_environment(self.environment)
 
     def is_gone(self) -> bool:
-        """Whether it has no process. One that forks and ends while we look can be missed, so we look for a while."""
-        return not wait_until(lambda: bool(self.alive()), 10 * POLL)
+        """Return whether it has no process. Looks for a while: one that forks and exits can be missed."""
+        return not wait_until(lambda: bool(self.find_pids()), 10 * POLL)
 
     def is_ready(self) -> bool:
-        """Whether it has written its pid and does its work."""
+        """Return whether it has written its pid and works."""
         return self.pid() is not None and self.ready()
 
     def stop(self, seconds: float = 20.0) -> None:
-        """SIGTERM, then SIGKILL after `seconds`; returns when the process is gone."""
+        """Send SIGTERM, then SIGKILL after `seconds`; return when the process is gone."""
         limit, asked = time.monotonic() + seconds, False
         while (pid := self.pid()) is not None:
             late = time.monotonic() >= limit
@@ -103,8 +103,8 @@ class Daemon:
         self.pid_file.unlink(missing_ok=True)
 
 
-def has(pid: int, environment: Mapping[str, str]) -> bool:
-    """Whether a process runs and was started with these variables."""
+def has_environment(pid: int, environment: Mapping[str, str]) -> bool:
+    """Return whether a process runs and was started with these variables."""
     try:
         theirs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -112,18 +112,18 @@ def has(pid: int, environment: Mapping[str, str]) -> bool:
     return all(f"{name}={value}".encode() in theirs for name, value in environment.items())
 
 
-def processes() -> list[int]:
-    """The numbers of all processes."""
+def list_pids() -> list[int]:
+    """Return all process ids."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def with_environment(environment: Mapping[str, str]) -> list[int]:
-    """The processes that were started with these variables."""
-    return [pid for pid in processes() if has(pid, environment)]
+def pids_with_environment(environment: Mapping[str, str]) -> list[int]:
+    """Return the processes that were started with these variables."""
+    return [pid for pid in list_pids() if has_environment(pid, environment)]
 
 
 def namespace(pid: int | None = None) -> str:
-    """The UTS namespace (host name) of a process, or of ours; empty if the process is gone."""
+    """Return the UTS namespace (host name) of a process, ours by default; empty if the process is gone."""
     try:
         return os.readlink(f"/proc/{pid or 'self'}/ns/uts")
     except OSError:
@@ -131,7 +131,7 @@ def namespace(pid: int | None = None) -> str:
 
 
 def kill_all(pids: Callable[[], list[int]]) -> None:
-    """SIGKILL until there are none, twice in a row: one that is about to be killed can still start another."""
+    """Send SIGKILL until there are none, twice in a row: a process about to be killed can still start another."""
     calm = 0
     while calm < 2:
         found = pids()
@@ -142,14 +142,14 @@ def kill_all(pids: Callable[[], list[int]]) -> None:
         time.sleep(POLL / 5)
 
 
-def surroundings(own: Mapping[str, str]) -> dict[str, str]:
-    """Our environment without what another Slurm, or a job we are part of, has left there, and with `own`."""
+def child_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Return our environment without variables of another Slurm or job, and with `own`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
     return {**kept, "PATH": PATH, **own}
 
 
-def ask(command: Sequence[str], environment: Mapping[str, str], seconds: float = 60.0) -> str:
-    """What a tool prints. Raises BadEnvironment with its last words when it fails or takes longer than `seconds`."""
+def run_tool(command: Sequence[str], environment: Mapping[str, str], seconds: float = 60.0) -> str:
+    """Return the output of a tool. Raise BadEnvironment with its last line if it fails or exceeds `seconds`."""
     try:
         done = subprocess.run(
             command,
@@ -157,7 +157,7 @@ def ask(command: Sequence[str], environment: Mapping[str, str], seconds: float =
             capture_output=True,
             text=True,
             errors="replace",
-            env=surroundings(environment),
+            env=child_environment(environment),
             timeout=seconds,
         )
     except subprocess.TimeoutExpired:
@@ -169,7 +169,7 @@ def ask(command: Sequence[str], environment: Mapping[str, str], seconds: float =
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether the condition became true within `seconds`."""
+    """Return whether the condition became true within `seconds`."""
     limit = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > limit:
@@ -178,15 +178,15 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def answers(place: Path | int) -> bool:
-    """Whether somebody listens on a socket file, or on a port of this machine."""
+def accepts_connections(place: Path | int) -> bool:
+    """Return whether a socket file or a port of this machine is listened on."""
     family, address = (socket.AF_INET, ("127.0.0.1", place)) if isinstance(place, int) else (socket.AF_UNIX, str(place))
     with socket.socket(family) as client:
         return client.connect_ex(address) == 0
 
 
-def free(ports: Iterable[int]) -> bool:
-    """Whether nobody listens on any of these ports."""
+def are_free(ports: Iterable[int]) -> bool:
+    """Return whether none of these ports is in use."""
     for port in ports:
         with socket.socket() as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections don't matter
@@ -197,6 +197,6 @@ def free(ports: Iterable[int]) -> bool:
     return True
 
 
-def found(name: str) -> str | None:
-    """The path of a program, also of one that only root has on its PATH."""
+def find_program(name: str) -> str | None:
+    """Return the path of a program, also of one that only root has on its PATH."""
     return shutil.which(name, path=PATH)

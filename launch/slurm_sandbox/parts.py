@@ -1,4 +1,4 @@
-"""What the throw-away Slurm consists of: its configuration files and its daemons."""
+"""Configuration files and daemons of the throw-away Slurm."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from launch.slurm_sandbox.daemons import Daemon, answers, ask
+from launch.slurm_sandbox.daemons import Daemon, accepts_connections, run_tool
 from nanogpt.files import write_atomic
 
 MARK = "# A throw-away Slurm of nanogpt-lab; written anew at each start."
@@ -91,8 +91,8 @@ StorageLoc=slurm
 DATABASE_OPTIONS = ("--no-defaults", "--user=root", "--skip-networking", "--innodb-flush-log-at-trx-commit=0")
 
 
-class Settings(Protocol):
-    """What of a cluster goes into its files."""
+class SandboxSettings(Protocol):
+    """The settings of a cluster that its files depend on."""
 
     @property
     def root(self) -> Path: ...
@@ -110,12 +110,12 @@ class Settings(Protocol):
     def max_array_size(self) -> int: ...
 
 
-def slurm_conf(cluster: Settings, port: int) -> str:
-    """slurm.conf; `port` is the controller's, slurmdbd and the nodes have those after it."""
+def slurm_conf(cluster: SandboxSettings, port: int) -> str:
+    """Return slurm.conf. `port` is the controller's; slurmdbd and the nodes use those after it."""
     gres = f" Gres=gpu:{cluster.gpus}" if cluster.gpus else ""
     accounting = ACCOUNTING.format(root=cluster.root, port=port + 1)
     nodes = [
-        f"NodeName=n{number} NodeHostname={this_host()} NodeAddr=127.0.0.1 Port={port + 1 + number} "
+        f"NodeName=n{number} NodeHostname={short_host_name()} NodeAddr=127.0.0.1 Port={port + 1 + number} "
         f"CPUs={cluster.cpus} RealMemory=16000{gres} State=UNKNOWN"
         for number in range(1, cluster.nodes + 1)
     ]
@@ -123,7 +123,7 @@ def slurm_conf(cluster: Settings, port: int) -> str:
         mark=MARK,
         name=CLUSTER_NAME,
         root=cluster.root,
-        host=this_host(),
+        host=short_host_name(),
         port=port,
         cred_expire=CRED_EXPIRE,
         kill_wait=KILL_WAIT,
@@ -135,13 +135,13 @@ def slurm_conf(cluster: Settings, port: int) -> str:
     )
 
 
-def this_host() -> str:
-    """This machine's short name."""
+def short_host_name() -> str:
+    """Return this machine's short name."""
     return socket.gethostname().partition(".")[0]
 
 
-def write_files(cluster: Settings, port: int) -> None:
-    """Folders, key and configuration files. slurm.conf comes first: its first line says whose the folder is."""
+def write_files(cluster: SandboxSettings, port: int) -> None:
+    """Write folders, key and configuration files. slurm.conf comes first: its first line marks the folder as ours."""
     root = cluster.root
     write_atomic(root / "slurm.conf", slurm_conf(cluster, port))
     root.chmod(0o755)
@@ -150,9 +150,9 @@ def write_files(cluster: Settings, port: int) -> None:
         (root / folder).chmod(0o755)
     gpus = f"Name=gpu File={','.join(DEVICES[: cluster.gpus])}\n" if cluster.gpus else ""
     # since 23.02 slurmd looks for a systemd that gives it cgroups unless told not to; before, it doesn't know the word
-    version = re.search(r"(\d+)\.(\d+)", ask(("slurmctld", "-V"), {}))
+    version = re.search(r"(\d+)\.(\d+)", run_tool(("slurmctld", "-V"), {}))
     cgroup = "CgroupPlugin=disabled\n" if version and (int(version[1]), int(version[2])) >= (23, 2) else ""
-    names = [this_host(), *(f"n{number}" for number in range(1, cluster.nodes + 1))]
+    names = [short_host_name(), *(f"n{number}" for number in range(1, cluster.nodes + 1))]
     hosts = Path("/etc/hosts").read_text().rstrip("\n") + "\n" + "".join(f"127.0.0.1 {name}\n" for name in names)
     for name, text in {"gres.conf": gpus, "cgroup.conf": cgroup, "hosts": hosts}.items():
         (root / name).write_text(text)
@@ -167,21 +167,21 @@ def write_files(cluster: Settings, port: int) -> None:
 
 
 def daemon(root: Path, name: str, port: int, controller_answers: Callable[[], bool]) -> Daemon:
-    """One of the SERVERS or a node: what starts it, how it is known and when it is ready."""
+    """Return one of the SERVERS or a node: how to start it, identify it and tell that it is ready."""
     run, conf = root / "run", root / "slurm.conf"
     own = {"SLURM_CONF": str(conf), "NANOGPT_DAEMON": name}
     if name == "munged":
         files = {"key-file": run / "munge.key", "socket": run / "munge.socket", "pid-file": run / "munged.pid"}
         files |= {"log-file": root / "log" / "munged.log", "seed-file": run / "munge.seed"}
         command = ["munged", "--force", *(f"--{option}={file}" for option, file in files.items())]
-        return Daemon(name, tuple(command), run, own, lambda: answers(run / "munge.socket"))
+        return Daemon(name, tuple(command), run, own, lambda: accepts_connections(run / "munge.socket"))
     if name == "mariadbd":  # its socket file knows root without a password, and there is no port
         command = ["setsid", "--fork", "mariadbd", *DATABASE_OPTIONS, f"--datadir={root / 'database'}"]
         command += [f"--socket={run / 'mariadbd.socket'}", f"--pid-file={run / 'mariadbd.pid'}"]
-        return Daemon(name, tuple(command), run, own, lambda: answers(run / "mariadbd.socket"))
+        return Daemon(name, tuple(command), run, own, lambda: accepts_connections(run / "mariadbd.socket"))
     if name == "slurmdbd":  # "localhost" means the socket file that this variable names
         own |= {"MYSQL_UNIX_PORT": str(run / "mariadbd.socket")}
-        return Daemon(name, ("slurmdbd",), run, own, lambda: answers(port + 1))
+        return Daemon(name, ("slurmdbd",), run, own, lambda: accepts_connections(port + 1))
     if name == "slurmctld":
         return Daemon(name, ("slurmctld", "-f", str(conf)), run, own, controller_answers)
     boot = ("unshare", "--mount", "--uts", "sh", "-c", BOOT, "boot", str(root / "hosts"), name, str(conf))

@@ -21,5 +21,5 @@ def pictures_drawn(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
     """Draw on light and dark paper in tests of grids, on light paper in those of DRAWN, and nothing in others."""
     monkeypatch.setattr(theme, "DPI", 30)
     looks = (LIGHT, DARK) if "grid" in request.node.name else (LIGHT,) if request.node.name in DRAWN else ()
-    whole = theme.rendered
-    monkeypatch.setattr(theme, "rendered", lambda size, look, draw: whole(size, look, draw) if look in looks else b"")
+    whole = theme.render
+    monkeypatch.setattr(theme, "render", lambda size, look, draw: whole(size, look, draw) if look in looks else b"")

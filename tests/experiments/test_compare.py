@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.compare import blocks, compare, equal_cost
-from experiments.document import Block, Cell, Code, Note, Table
-from experiments.find import find
-from experiments.progress import look
-from experiments.ranking import settings
-from experiments.results import read_all
+from experiments.compare import compare, equal_cost_table, page_blocks
+from experiments.document import Block, Cell, Code, Note, TableBlock
+from experiments.find import find_runs
+from experiments.progress import read_progress
+from experiments.ranking import group_by_seed
+from experiments.results import read_results
 from nanogpt.config import CompareConfig, TargetsConfig
 from nanogpt.errors import BadInput
 from nanogpt.provenance import compute_code_digest, run_git
@@ -19,16 +19,16 @@ from tests.experiments.fake_runs import BATCH, seeds, write_run
 
 
 def sides(*targets: Path):  # type: ignore[no-untyped-def]
-    progress, _ = look(find(TargetsConfig(targets=tuple(map(str, targets)))))
-    return [(chr(ord("A") + i), setting) for i, setting in enumerate(settings(read_all(progress)[0]))]
+    progress, _ = read_progress(find_runs(TargetsConfig(targets=tuple(map(str, targets)))))
+    return [(chr(ord("A") + i), setting) for i, setting in enumerate(group_by_seed(read_results(progress)[0]))]
 
 
-def tables(page: list[Block]) -> dict[str, Table]:
+def tables(page: list[Block]) -> dict[str, TableBlock]:
     """By their second column."""
-    return {block.columns[1]: block for block in page if isinstance(block, Table)}
+    return {block.columns[1]: block for block in page if isinstance(block, TableBlock)}
 
 
-def column(table: Table, title: str) -> list[Cell]:
+def column(table: TableBlock, title: str) -> list[Cell]:
     return [row[list(table.columns).index(title)] for row in table.rows]
 
 
@@ -36,7 +36,7 @@ def test_seeds_give_a_difference_with_its_significance(tmp_path: Path) -> None:
     losses = {1e-3: [2.0, 2.1, 2.2], 3e-3: [2.4, 2.5, 2.7], 1e-2: [3.0]}
     for lr, finals in losses.items():
         seeds(tmp_path / str(lr), finals, **{"optimizer.lr": lr})
-    numbers = tables(list(blocks(sides(*(tmp_path / str(lr) for lr in losses)), "val_loss")))["seeds"]
+    numbers = tables(list(page_blocks(sides(*(tmp_path / str(lr) for lr in losses)), "val_loss")))["seeds"]
     theirs = stats.ttest_ind(losses[3e-3], losses[1e-3], equal_var=False)
     assert [cell.text for cell in column(numbers, "p")] == ["", f"{theirs.pvalue:.2g}", "-"]
     gap, half = np.mean(losses[3e-3]) - 2.1, np.ptp(theirs.confidence_interval(0.95)) / 2
@@ -48,7 +48,7 @@ def test_equal_cost_is_where_the_shorter_one_ends(tmp_path: Path) -> None:
     """One run is twice as long and twice as fast: at equal time the other has half of its tokens."""
     write_run(tmp_path / "a", [6.0, 4.0, 2.0], **{"optimizer.lr": 1e-3})
     write_run(tmp_path / "b", [6.0, 5.0, 4.0, 3.0, 1.0], rates=[2000.0] * 4, **{"optimizer.lr": 1e-2})
-    table = equal_cost(sides(tmp_path / "a", tmp_path / "b"))
+    table = equal_cost_table(sides(tmp_path / "a", tmp_path / "b"))
     assert table is not None
     found = {(row[0].text, row[1].text): [cell.value for cell in row[2:]] for row in table.rows}
     assert found["tokens", "2.56k"] == pytest.approx([2.0, 4.0]) and found["tokens", "1.28k"] == pytest.approx(
@@ -66,7 +66,7 @@ def test_settings_and_code_that_differ(tmp_path: Path) -> None:
     diff = {"commit": head, "changed": [" M nanogpt/a.py"], "diff": "+ added <b>"}
     write_run(tmp_path / "a", [5.0, 3.0], starts=[old], **{"optimizer.lr": 1e-3, "hardware.threads": 1})
     write_run(tmp_path / "b", [5.0, 2.0], starts=[{"git": diff}], **{"optimizer.lr": 1e-2, "hardware.threads": 2})
-    page = list(blocks(sides(tmp_path / "a", tmp_path / "b"), "val_loss"))
+    page = list(page_blocks(sides(tmp_path / "a", tmp_path / "b"), "val_loss"))
     differing = tables(page)["A"]
     assert [[cell.text for cell in row] for row in differing.rows] == [
         ["optimizer.lr", "0.001", "0.01", "yes"],
@@ -90,7 +90,7 @@ def test_code_that_is_at_hand_is_compared_line_by_line(tmp_path: Path, capsys: p
             (copy / part / "one.py").write_text(text)
         starts = [{"code": compute_code_digest(copy / "nanogpt")}]
         runs.append(write_run(tmp_path / "study", [5.0, 3.0], name=name, starts=starts))
-    short, full = [b.text for b in blocks(sides(*runs), "val_loss") if isinstance(b, Code)]
+    short, full = [b.text for b in page_blocks(sides(*runs), "val_loss") if isinstance(b, Code)]
     assert short == "nanogpt/one.py: +1 -1"
     assert full.splitlines()[:2] == ["--- a/nanogpt/one.py", "+++ b/nanogpt/one.py"]
     assert full.splitlines()[-2:] == ["-x = 1", "+x = '<b>'\x1b[31m"]
@@ -105,7 +105,7 @@ def test_what_isn_t_finished_has_no_significance(tmp_path: Path) -> None:
     for i in (1, 2):
         keys = {"optimizer.lr": 1e-2, "training.seed": i, "training.steps": 40}
         write_run(tmp_path / "b", [5.0, 4.0 + i], name=f"b{i}", state="stopped", **keys)  # type: ignore[arg-type]
-    numbers = tables(list(blocks(sides(tmp_path / "a", tmp_path / "b"), "val_loss")))["seeds"]
+    numbers = tables(list(page_blocks(sides(tmp_path / "a", tmp_path / "b"), "val_loss")))["seeds"]
     assert [cell.text for cell in column(numbers, "final val - A")] == ["", "(+3.4000)"]
     assert column(numbers, "p")[1].text == "-"
 
@@ -113,7 +113,7 @@ def test_what_isn_t_finished_has_no_significance(tmp_path: Path) -> None:
 def test_a_commit_that_isn_t_one_never_reaches_git(tmp_path: Path) -> None:
     for name, commit in (("a", "--output=/tmp/x"), ("b", "HEAD")):
         write_run(tmp_path / name, [5.0, 3.0], starts=[{"code": name, "git": {"commit": commit}}])
-    page = list(blocks(sides(tmp_path / "a", tmp_path / "b"), "val_loss"))
+    page = list(page_blocks(sides(tmp_path / "a", tmp_path / "b"), "val_loss"))
     assert not [block for block in page if isinstance(block, Code)]
     assert "commits: A unknown, B unknown" in " ".join(block.text for block in page if isinstance(block, Note))
 
@@ -136,7 +136,7 @@ def test_attempts_of_one_config_can_be_compared(tmp_path: Path) -> None:
     """The same settings and seed, made by other code, say."""
     for name, loss in (("old", 3.0), ("new", 2.0)):
         seeds(tmp_path / name, [loss, loss + 0.1])
-    numbers = tables(list(blocks(sides(tmp_path / "old", tmp_path / "new"), "val_loss")))["seeds"]
+    numbers = tables(list(page_blocks(sides(tmp_path / "old", tmp_path / "new"), "val_loss")))["seeds"]
     assert [cell.text for cell in column(numbers, "seeds")] == ["2", "2"]
     assert column(numbers, "final val - A")[1].value == pytest.approx(-1.0)
 

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from cli.sweep_request import read_configs
-from experiments.coordinates import check
+from experiments.coordinates import check_coordinates
 from nanogpt.config import CoordinatesConfig
 from nanogpt.errors import BadInput
 
@@ -16,7 +16,7 @@ def checked(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> di
     picture = folder / "check.png"
     words = (f"coordinates.out={picture}", "model.block_size=32", "training.batch_tokens=32", *words)
     (config,) = read_configs("coordinates", CoordinatesConfig, list(words))
-    assert check(config) == 0
+    assert check_coordinates(config) == 0
     height, width = imread(picture).shape[:2]
     assert height > 300 and width > 600
     rows = [line.strip("│ ").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import gc
 from experiments import list_runs as listing
-from experiments.gc import collect, superfluous
+from experiments.gc import collect_garbage, find_extra_checkpoints
 from experiments.list_runs import list_runs, watch
 from nanogpt.config import GcConfig, ListConfig, WatchConfig
 from nanogpt.errors import BadInput
@@ -111,7 +111,7 @@ def wasteful(runs: str) -> dict[str, Path]:
 
 
 def test_gc_only_tells(runs: str, wasteful: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert collect(GcConfig(runs_dir=runs)) == 0
+    assert collect_garbage(GcConfig(runs_dir=runs)) == 0
     told = capsys.readouterr().out
     assert all(path.exists() for path in wasteful.values())
     size = 1000 + len('{"val_loss": 2.5}')
@@ -121,10 +121,10 @@ def test_gc_only_tells(runs: str, wasteful: dict[str, Path], capsys: pytest.Capt
 
 def test_gc_keeps_what_is_needed(runs: str, wasteful: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Newest and best of the finished run, all of the failed one, which may go on, and of the running one."""
-    assert collect(GcConfig(runs_dir=runs, delete=True)) == 0
+    assert collect_garbage(GcConfig(runs_dir=runs, delete=True)) == 0
     gone = {name for name, path in wasteful.items() if not path.exists()}
     assert gone == {"good 15", "good half", "bad half"} and "deleted: 3.02kB freed" in capsys.readouterr().out
-    assert collect(GcConfig(runs_dir=runs, delete=True, what=("damaged",))) == 0
+    assert collect_garbage(GcConfig(runs_dir=runs, delete=True, what=("damaged",))) == 0
     gone = {name for name, path in wasteful.items() if not path.exists()}
     assert gone == {"good 15", "good half", "bad half", "good damaged", "bad damaged"}
 
@@ -132,7 +132,7 @@ def test_gc_keeps_what_is_needed(runs: str, wasteful: dict[str, Path], capsys: p
 def test_gc_keeps_the_best_whatever_other_checkpoints_say(runs: str, wasteful: dict[str, Path]) -> None:
     for loss in ("NaN", "true", '"x"', "[" * 200_000):
         (wasteful["good 15"] / "state.json").write_text(f'{{"val_loss": {loss}}}')
-        assert superfluous(wasteful["good 15"].parents[1]) == [wasteful["good 15"]]
+        assert find_extra_checkpoints(wasteful["good 15"].parents[1]) == [wasteful["good 15"]]
 
 
 def test_gc_says_when_it_can_t(
@@ -141,8 +141,8 @@ def test_gc_says_when_it_can_t(
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(gc, "remove", refuse)
-    assert collect(GcConfig(runs_dir=runs, delete=True)) == 5
+    monkeypatch.setattr(gc, "delete_path", refuse)
+    assert collect_garbage(GcConfig(runs_dir=runs, delete=True)) == 5
     told = capsys.readouterr().out
     assert f"left: {wasteful['good 15']}: Permission denied" in told and "deleted: 0B freed" in told
 
@@ -154,14 +154,14 @@ def test_gc_of_code_waits_for_who_submits(
     code = Path(runs) / "study" / ".launch" / "code" / "0123456789ab"
     code.mkdir(parents=True)
     with hold_lock(code.parents[1] / "lock", wait=False):
-        assert collect(GcConfig(runs_dir=runs, what=("code",), delete=True)) == 0
+        assert collect_garbage(GcConfig(runs_dir=runs, what=("code",), delete=True)) == 0
     assert code.exists() and "a command is submitting here" in capsys.readouterr().out
-    whole = gc.delete
-    monkeypatch.setattr(gc, "of_study", lambda study, progress: iter(()))  # it is needed by now
-    thing = gc.Thing("code", code, 0)
+    whole = gc.delete_locked
+    monkeypatch.setattr(gc, "find_study_garbage", lambda study, progress: iter(()))  # it is needed by now
+    thing = gc.Garbage("code", code, 0)
     assert whole(thing, []) == "was submitted just now" and code.exists()
     monkeypatch.undo()
-    assert collect(GcConfig(runs_dir=runs, what=("code",), delete=True)) == 0 and not code.exists()
+    assert collect_garbage(GcConfig(runs_dir=runs, what=("code",), delete=True)) == 0 and not code.exists()
 
 
 def test_long_names_keep_what_tells_them_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +180,7 @@ def test_gc_leaves_a_run_that_has_just_been_started(
     owner = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert owner.stdout is not None and owner.stdout.readline()
-        assert collect(GcConfig(runs_dir=runs, delete=True)) == 0
+        assert collect_garbage(GcConfig(runs_dir=runs, delete=True)) == 0
     finally:
         owner.communicate(b"\n")
     assert wasteful["good 15"].exists() and wasteful["good half"].exists() and not wasteful["bad half"].exists()
@@ -197,9 +197,9 @@ def test_gc_of_attempts_and_empty_runs(tmp_path: Path) -> None:
     RunDirectory(first.with_name(f"{first.name}-3")).write_status("stopped")
     empty = write_run(study, [5.0], name="empty", state="failed", **{"training.steps": 40})
     kept = write_run(study, [5.0, 4.0], name="diverged", state="diverged")
-    assert collect(GcConfig(runs_dir=str(study), delete=True)) == 0
+    assert collect_garbage(GcConfig(runs_dir=str(study), delete=True)) == 0
     assert first.exists() and empty.exists(), "only when they are named"
-    assert collect(GcConfig(runs_dir=str(study), delete=True, what=("attempts", "empty"))) == 0
+    assert collect_garbage(GcConfig(runs_dir=str(study), delete=True, what=("attempts", "empty"))) == 0
     left = {path.name for path in study.iterdir()}
     assert left == {f"{first.name}-2", f"{first.name}-3", kept.name}
 
@@ -211,5 +211,5 @@ def test_gc_follows_no_links(tmp_path: Path) -> None:
     (outside / "precious").write_bytes(bytes(100))
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / ".tmp-step-00000001").symlink_to(outside)
-    assert collect(GcConfig(runs_dir=str(tmp_path / "runs"), delete=True)) == 0
+    assert collect_garbage(GcConfig(runs_dir=str(tmp_path / "runs"), delete=True)) == 0
     assert (outside / "precious").exists() and not os.path.lexists(run / "checkpoints" / ".tmp-step-00000001")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.compare import blocks
-from experiments.document import Block, Note, Table
+from experiments.compare import page_blocks
+from experiments.document import Block, Note, TableBlock
 from experiments.list_runs import list_runs
-from experiments.progress import progress_of
-from experiments.ranking import rankings, settings
-from experiments.results import Result, read
-from experiments.scaling.runs import finished_runs
+from experiments.progress import read_run_progress
+from experiments.ranking import group_by_seed, rank_groups
+from experiments.results import RunResult, read_result
+from experiments.scaling.runs import read_finished_runs
 from nanogpt.config import ListConfig
 from nanogpt.errors import BadInput
 from nanogpt.loss_check import find_trouble
@@ -27,8 +27,8 @@ def measured(
     return {"from_step": 0, "evaluated": -1, "measurement": about}
 
 
-def result(path: Path) -> Result:
-    return read(progress_of(path))
+def result(path: Path) -> RunResult:
+    return read_result(read_run_progress(path))
 
 
 def with_bits(path: Path, bits: float) -> Path:
@@ -66,18 +66,18 @@ def test_other_texts_and_other_precisions_are_ranked_apart(tmp_path: Path) -> No
 def test_seeds_in_another_precision_are_no_seeds_of_it(tmp_path: Path) -> None:
     for seed, start in ((1, measured()), (2, measured(precision="bf16")), (3, measured(fp8=True))):
         write_run(tmp_path, [5.0, 2.0 + seed], name=f"s{seed}", starts=[start], **{"training.seed": seed})
-    ranked, notes = rankings(settings(result(path) for path in sorted(tmp_path.iterdir())), "val_loss")
-    assert [len(one.good) for one in ranked] == [1, 1, 1] and all(len(one.good[0].results) == 1 for one in ranked)
+    ranked, notes = rank_groups(group_by_seed(result(path) for path in sorted(tmp_path.iterdir())), "val_loss")
+    assert [len(one.ranked) for one in ranked] == [1, 1, 1] and all(len(one.ranked[0].results) == 1 for one in ranked)
     assert "precision differs" in notes[0] and "fp8 differs" in notes[0]
 
 
 def page_of(*paths: Path) -> list[Block]:
-    found = settings(result(path) for path in paths)
-    return list(blocks([(chr(65 + i), setting) for i, setting in enumerate(found)], "val_loss"))
+    found = group_by_seed(result(path) for path in paths)
+    return list(page_blocks([(chr(65 + i), setting) for i, setting in enumerate(found)], "val_loss"))
 
 
 def rows_of(page: list[Block], column: str) -> dict[str, list[str]]:
-    table = next(block for block in page if isinstance(block, Table) and block.columns[0] == column)
+    table = next(block for block in page if isinstance(block, TableBlock) and block.columns[0] == column)
     return {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
 
 
@@ -166,5 +166,5 @@ def test_laws_are_fitted_over_comparable_losses_alone(tmp_path: Path) -> None:
     for text in ("a", "b"):
         write_run(tmp_path, [4.0, 3.0], name=text, starts=[measured(text=text)], **{"data.source": f"{text}.txt"})
     with pytest.raises(BadInput, match=r"not comparable, because the validation text differs \(a.txt, b.txt\)"):
-        finished_runs(f"{tmp_path}/*")
-    assert len(finished_runs(f"{tmp_path}/a*")) == 1
+        read_finished_runs(f"{tmp_path}/*")
+    assert len(read_finished_runs(f"{tmp_path}/a*")) == 1

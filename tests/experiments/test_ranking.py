@@ -9,33 +9,33 @@ import pytest
 
 from cli.quoting import collect_targets, quote
 from cli.sweep_request import read_configs, read_sweep
-from experiments.find import find
-from experiments.progress import look
-from experiments.ranking import Setting, axes, name, ranked, settings
-from experiments.reproduce import repeat
-from experiments.results import Result, missing, read_all
-from launch.study import study_of
+from experiments.find import find_runs
+from experiments.progress import read_progress
+from experiments.ranking import SeedGroup, find_varied_keys, group_by_seed, group_name, sort_groups
+from experiments.reproduce import reproduce_command
+from experiments.results import RunResult, find_missing_points, read_results
+from launch.study import plan_study
 from nanogpt.config import ReportConfig, TargetsConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.schema import signature
 from tests.experiments.fake_runs import seeds, write_run
 
 
-def results(folder: Path) -> list[Result]:
-    progress, _ = look(find(TargetsConfig(targets=(str(folder),))))
-    return read_all(progress)[0]
+def results(folder: Path) -> list[RunResult]:
+    progress, _ = read_progress(find_runs(TargetsConfig(targets=(str(folder),))))
+    return read_results(progress)[0]
 
 
-def found(folder: Path) -> list[Setting]:
-    return settings(results(folder))
+def found(folder: Path) -> list[SeedGroup]:
+    return group_by_seed(results(folder))
 
 
 def test_seeds_are_one_setting_and_losses_their_means(tmp_path: Path) -> None:
     seeds(tmp_path, [2.0, 2.2, 2.4], **{"optimizer.lr": 1e-2})
     seeds(tmp_path, [1.9, 2.1], **{"optimizer.lr": 1e-3})
-    good, rest = ranked(found(tmp_path), "val_loss")
-    (axis,) = axes([*good, *rest])
-    assert [name(setting, [axis]) for setting in good] == ["lr=0.001", "lr=0.01"] and not rest
+    good, rest = sort_groups(found(tmp_path), "val_loss")
+    (axis,) = find_varied_keys([*good, *rest])
+    assert [group_name(setting, [axis]) for setting in good] == ["lr=0.001", "lr=0.01"] and not rest
     means = [setting.loss("val_loss") for setting in good]
     assert [(one.mean, one.n) for one in means if one] == [(pytest.approx(2.0), 2), (pytest.approx(2.2), 3)]
 
@@ -44,7 +44,7 @@ def test_the_metric_decides(tmp_path: Path) -> None:
     write_run(tmp_path, [5.0, 1.5, 3.0], **{"optimizer.lr": 1e-2})
     write_run(tmp_path, [5.0, 2.5, 2.0], **{"optimizer.lr": 1e-3})
     rates = {
-        metric: [s.first.config.optimizer.lr for s in ranked(found(tmp_path), metric)[0]]
+        metric: [s.first.config.optimizer.lr for s in sort_groups(found(tmp_path), metric)[0]]
         for metric in ("val_loss", "best_val_loss")
     }
     assert rates == {"val_loss": [1e-3, 1e-2], "best_val_loss": [1e-2, 1e-3]}
@@ -54,7 +54,7 @@ def test_only_finished_runs_rank(tmp_path: Path) -> None:
     write_run(tmp_path, [5.0, 3.0], **{"optimizer.lr": 1e-2, "training.seed": 1})
     write_run(tmp_path, [5.0, 1.0], name="b", state="stopped", **{"optimizer.lr": 1e-2, "training.seed": 2})
     write_run(tmp_path, [5.0, 1.0], name="c", state="diverged", **{"optimizer.lr": 1.0})
-    good, rest = ranked(found(tmp_path), "val_loss")
+    good, rest = sort_groups(found(tmp_path), "val_loss")
     assert [len(setting.results) for setting in good] == [2] and good[0].losses("val_loss") == [3.0]
     assert [setting.states for setting in rest] == [{"diverged": 1}]
 
@@ -64,7 +64,7 @@ def test_a_diverged_seed_doesn_t_flatter_the_mean(tmp_path: Path) -> None:
     for i, state in enumerate(("finished", "finished", "diverged")):
         write_run(tmp_path, [5.0, 2.0], name=f"wild{i}", state=state, **{"optimizer.lr": 1.0, "training.seed": i})
     seeds(tmp_path, [2.2, 2.3, 2.4], **{"optimizer.lr": 1e-3})
-    good, rest = ranked(found(tmp_path), "val_loss")
+    good, rest = sort_groups(found(tmp_path), "val_loss")
     assert [(s.first.config.optimizer.lr, len(s.losses("val_loss"))) for s in good] == [
         (1e-3, 3),
         (1.0, 2),
@@ -76,9 +76,9 @@ def test_keys_that_change_together_are_one_axis(tmp_path: Path) -> None:
         for label, width in (("small", 16), ("large", 32)):
             shape = {"model.name": label, "model.n_embd": width, "training.batch_tokens": 8 * width}
             write_run(tmp_path, [5.0, 3.0], name=f"{label}{lr}", **{"optimizer.lr": lr} | shape)
-    varied = axes(found(tmp_path))
+    varied = find_varied_keys(found(tmp_path))
     assert [axis.key for axis in varied] == ["optimizer.lr", "model"]
-    assert varied[1].along == ("model.n_embd", "training.batch_tokens")
+    assert varied[1].others == ("model.n_embd", "training.batch_tokens")
     assert {varied[1].value(setting) for setting in found(tmp_path)} == {"small", "large"}
 
 
@@ -93,7 +93,7 @@ def test_another_attempt_is_no_other_seed(tmp_path: Path) -> None:
 
 def sweep(folder: Path, *words: str) -> list[TrainConfig]:
     """The configs that the points of `python train.py -m words…` have."""
-    return [member.config for member in study_of(read_sweep("train", TrainConfig, list(words), multirun=True)).members]
+    return [member.config for member in plan_study(read_sweep("train", TrainConfig, list(words), multirun=True)).runs]
 
 
 def test_points_that_never_started_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,15 +105,15 @@ def test_points_that_never_started_are_missing(tmp_path: Path, monkeypatch: pyte
         assert config.name is not None
         write_run(tmp_path / config.runs_dir, [5.0, 4.0, 3.0], name=config.name, config=config, starts=[start])
     study = Path("runs/rates")
-    left = missing(results(study), [study])
+    left = find_missing_points(results(study), [study])
     assert [(one.progress.state, one.config.optimizer.lr) for one in left] == [("missing", 1e-2)]
     assert "never started" in left[0].progress.why
     monkeypatch.chdir("/")
-    assert len(missing(results(tmp_path / study), [tmp_path / study])) == 1, "from wherever it is asked"
+    assert len(find_missing_points(results(tmp_path / study), [tmp_path / study])) == 1, "from wherever it is asked"
     one = next((tmp_path / study).iterdir())
-    assert missing(results(one), [one]) == [], "a run is no study"
+    assert find_missing_points(results(one), [one]) == [], "a run is no study"
     write_run(tmp_path / study, [5.0, 4.0, 3.0], name=str(configs[2].name), config=configs[2], starts=[start])
-    assert missing(results(tmp_path / study), [tmp_path / study]) == []
+    assert find_missing_points(results(tmp_path / study), [tmp_path / study]) == []
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_points_that_never_started_are_missing(tmp_path: Path, monkeypatch: pyte
 )
 def test_commands_that_mean_nothing_any_more(tmp_path: Path, command: object) -> None:
     write_run(tmp_path / "study", [5.0, 3.0], starts=[{"command": command}])
-    assert missing(results(tmp_path / "study"), [tmp_path / "study"]) == []
+    assert find_missing_points(results(tmp_path / "study"), [tmp_path / "study"]) == []
 
 
 CONFIGS = [
@@ -152,7 +152,7 @@ CONFIGS = [
 @pytest.mark.parametrize("words", CONFIGS, ids=" ".join)
 def test_the_command_repeats_the_science(words: list[str]) -> None:
     (config,) = read_configs("train", TrainConfig, [word.replace("${", "\\${") for word in words])
-    command = repeat(config)
+    command = reproduce_command(config)
     assert command is not None and command.startswith("python train.py ")
     (again,) = read_configs("train", TrainConfig, shlex.split(command)[2:])
     assert signature(again) == signature(config) and again.hardware == config.hardware
@@ -162,14 +162,14 @@ def test_a_file_of_ones_own_that_is_no_run_by_itself(experiment: Path) -> None:
     """Without a horizon, and with a warm-up that is longer than what was trained."""
     experiment.write_text("# @package _global_\nname: mine\nmodel: {n_layer: 1}\ntraining: {steps: null}\n")
     (config,) = read_configs("train", TrainConfig, ["experiment=mine", "training.steps=4", "schedule.warmup_steps=1"])
-    command = repeat(config)
+    command = reproduce_command(config)
     assert command is not None
     assert signature(read_configs("train", TrainConfig, shlex.split(command)[2:])[0]) == signature(config)
 
 
 def test_weights_are_not_read_for_a_command() -> None:
     (config,) = read_configs("train", TrainConfig, ["init_from=gpt2", "data=shakespeare"])
-    assert repeat(config) is None
+    assert reproduce_command(config) is None
 
 
 NAMES = ["runs/a", "a b", "it's", "a\\", "${oc.env:HOME}", "a,b", "[x]", '"q"', "日本", "null", "1e-3", "{a}", "a*?"]

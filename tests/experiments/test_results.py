@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.find import find
-from experiments.progress import look, progress_of
-from experiments.ranking import ranked, settings
-from experiments.results import Result, read, read_all
+from experiments.find import find_runs
+from experiments.progress import read_progress, read_run_progress
+from experiments.ranking import group_by_seed, sort_groups
+from experiments.results import RunResult, read_result, read_results
 from experiments.tables import run_table
-from launch.status import Point
+from launch.status import PointStatus
 from nanogpt.config import TargetsConfig
 from nanogpt.errors import BadInput
 from nanogpt.estimates.flops import flops_per_token
@@ -19,16 +19,16 @@ from nanogpt.run_directory import RunDirectory
 from tests.experiments.fake_runs import BATCH, write_run
 
 
-def result(path: Path) -> Result:
-    return read(progress_of(path))
+def result(path: Path) -> RunResult:
+    return read_result(read_run_progress(path))
 
 
 def test_losses_tokens_and_flops(tmp_path: Path) -> None:
     run = result(write_run(tmp_path, [5.0, 2.0, 2.5]))
     assert (run.value("val_loss"), run.value("best_val_loss"), run.step, run.tokens) == (2.5, 2.0, 20, 20 * BATCH)
     cost = flops_per_token(run.config.model.with_vocab(256))
-    assert run.along(run.evals, "flops") == [0, 10 * BATCH * cost, 20 * BATCH * cost]
-    assert run.along(run.evals, "tokens") == [0, 10 * BATCH, 20 * BATCH] and not run.problems
+    assert run.x_values(run.evals, "flops") == [0, 10 * BATCH * cost, 20 * BATCH * cost]
+    assert run.x_values(run.evals, "tokens") == [0, 10 * BATCH, 20 * BATCH] and not run.problems
 
 
 def test_epochs_are_those_of_the_last_row(tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_time_is_that_of_the_steps(tmp_path: Path) -> None:
     """10 steps at 1,280 tokens/s, then 10 at 320: 1 s and 4 s; in between it is interpolated."""
     run = result(write_run(tmp_path, [5.0, 3.0, 2.0], rates=[1280.0, 320.0]))
     assert run.seconds == pytest.approx(5) and run.tokens_per_second == pytest.approx(20 * BATCH / 5)
-    assert run.along(run.evals, "time") == pytest.approx([0, 1, 5])
-    assert run.along(run.train, "time") == pytest.approx([0.5, 1, 3, 5])
+    assert run.x_values(run.evals, "time") == pytest.approx([0, 1, 5])
+    assert run.x_values(run.train, "time") == pytest.approx([0.5, 1, 3, 5])
 
 
 def test_device_hours_are_times_ranks_of_the_start_that_made_the_steps(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_numbers_that_nobody_measured_are_left_out(tmp_path: Path, row: str) -> 
         file.write(row + "\n")
     run = result(path)
     assert (run.evals, run.train) == (whole.evals, whole.train) and "lines: 1" in run.problems[0]
-    seen = progress_of(path)
+    seen = read_run_progress(path)
     assert (seen.step, seen.val, seen.best) == (20, 2.0, 2.0)
 
 
@@ -130,7 +130,7 @@ def test_a_status_may_say_anything(tmp_path: Path) -> None:
             {"state": "finished", "step": nonsense, "steps": nonsense, "best": [[nonsense]], "pid": nonsense}
         )
         (path / "status.json").write_text(text)
-        seen = progress_of(path)
+        seen = read_run_progress(path)
         assert (seen.state, seen.step, seen.steps, seen.best) == ("finished", 20, None, 2.0)
     (path / "provenance.json").write_text(json.dumps([{"from_step": 0, "arithmetic": {"ranks": 10**400}}]))
     assert result(path).device_seconds is None
@@ -142,17 +142,17 @@ def test_a_finished_run_without_its_last_evaluation_has_no_result(tmp_path: Path
     lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (path / "metrics.jsonl").write_text("".join(lines[:-1]))
     run = result(path)
-    assert run.finished and not run.whole and "lacks the evaluation of its last step" in run.problems[0]
-    good, rest = ranked(settings([run]), "val_loss")
+    assert run.finished and not run.complete and "lacks the evaluation of its last step" in run.problems[0]
+    good, rest = sort_groups(group_by_seed([run]), "val_loss")
     assert not good and len(rest) == 1
 
 
 def test_a_link_to_a_run_is_no_second_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "runs" / "study", [5.0, 3.0])
     (tmp_path / "runs" / "alias").symlink_to(run.parent)
-    assert len(find(TargetsConfig(runs_dir=str(tmp_path / "runs"))).runs) == 1
+    assert len(find_runs(TargetsConfig(runs_dir=str(tmp_path / "runs"))).runs) == 1
     monkeypatch.chdir(tmp_path)
-    assert find(TargetsConfig(targets=("runs/study", str(run)))).runs == [run.relative_to(tmp_path)]
+    assert find_runs(TargetsConfig(targets=("runs/study", str(run)))).runs == [run.relative_to(tmp_path)]
 
 
 def test_closed_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +161,10 @@ def test_closed_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     closed = tmp_path / "runs" / "closed"
     closed.mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
-    found = find(TargetsConfig(runs_dir=str(tmp_path / "runs")))
-    assert found.runs == [run] and look(found)[1] == [f"{closed}: this folder can't be read"]
+    found = find_runs(TargetsConfig(runs_dir=str(tmp_path / "runs")))
+    assert found.runs == [run] and read_progress(found)[1] == [f"{closed}: this folder can't be read"]
     with pytest.raises(BadInput, match="closed: this folder can't be read"):
-        find(TargetsConfig(targets=(str(closed),)))
+        find_runs(TargetsConfig(targets=(str(closed),)))
 
 
 def test_files_that_can_t_be_opened_cost_their_run_alone(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_files_that_can_t_be_opened_cost_their_run_alone(tmp_path: Path) -> None
         (path / file).unlink()
     (bad[0] / "metrics.jsonl").symlink_to("metrics.jsonl")
     (bad[1] / "config.json").symlink_to(tmp_path)
-    progress = [progress_of(path) for path in (good, *bad)]
-    results, problems = read_all(progress)
+    progress = [read_run_progress(path) for path in (good, *bad)]
+    results, problems = read_results(progress)
     assert [one.path for one in results] == [good]
     assert "metrics.jsonl can't be read: Too many" in problems[0] and "can't be read: Is a dir" in problems[1]
 
@@ -182,28 +182,28 @@ def test_files_that_can_t_be_opened_cost_their_run_alone(tmp_path: Path) -> None
 def test_a_run_whose_config_is_nonsense_is_told(tmp_path: Path) -> None:
     good, bad = write_run(tmp_path, [5.0, 3.0]), write_run(tmp_path, [5.0, 3.0], name="bad")
     (bad / "config.json").write_text("{")
-    progress, _ = look(find(TargetsConfig(targets=(str(tmp_path),))))
-    results, problems = read_all(progress)
+    progress, _ = read_progress(find_runs(TargetsConfig(targets=(str(tmp_path),))))
+    results, problems = read_results(progress)
     assert [one.path for one in results] == [good] and "bad-" in problems[0] and "left out" in problems[0]
 
 
 def test_states_of_runs_without_a_launcher(tmp_path: Path) -> None:
-    assert progress_of(write_run(tmp_path, [5.0, 3.0])).state == "finished"
-    failed = progress_of(write_run(tmp_path, [5.0], name="failed", state="failed", why="RuntimeError: boom"))
+    assert read_run_progress(write_run(tmp_path, [5.0, 3.0])).state == "finished"
+    failed = read_run_progress(write_run(tmp_path, [5.0], name="failed", state="failed", why="RuntimeError: boom"))
     assert (failed.state, failed.why) == ("failed", "RuntimeError: boom")
     going = write_run(tmp_path, [5.0, 3.0], name="going", state="running")
-    assert progress_of(going).state == "running"  # this very process wrote it
+    assert read_run_progress(going).state == "running"  # this very process wrote it
     status = (going / "status.json").read_text().replace('"pid": ', '"pid": 99999999')
     (going / "status.json").write_text(status)
-    assert progress_of(going).state == "lost" and "the same command continues" in progress_of(going).why
+    assert read_run_progress(going).state == "lost" and "the same command continues" in read_run_progress(going).why
     (going / "status.json").unlink()
-    assert progress_of(going).state == "new"
+    assert read_run_progress(going).state == "new"
 
 
 def test_a_launchers_word_counts_more(tmp_path: Path) -> None:
     path = write_run(tmp_path, [5.0, 3.0], state="running")
-    point = Point(path, state="lost", why="its node failed")
-    assert (progress_of(path, point).state, progress_of(path, point).why) == ("lost", "its node failed")
+    point = PointStatus(path, state="lost", why="its node failed")
+    assert (read_run_progress(path, point).state, read_run_progress(path, point).why) == ("lost", "its node failed")
 
 
 def test_what_a_person_may_name(tmp_path: Path) -> None:
@@ -212,15 +212,15 @@ def test_what_a_person_may_name(tmp_path: Path) -> None:
     runs_dir = str(tmp_path / "runs")
 
     def named(*targets: str) -> list[Path]:
-        return find(TargetsConfig(targets=targets, runs_dir=runs_dir)).runs
+        return find_runs(TargetsConfig(targets=targets, runs_dir=runs_dir)).runs
 
     assert named() == [single, a, b]
     assert named("study") == named(str(tmp_path / "runs" / "study")) == named("study/*") == [a, b]
     assert named(str(b), "study") == [b, a] and named("single*") == [single]
-    latest = find(TargetsConfig(runs_dir=runs_dir), latest=True)
+    latest = find_runs(TargetsConfig(runs_dir=runs_dir), latest=True)
     assert latest.runs == [single]
     RunDirectory(a).write_status("running")
-    assert find(TargetsConfig(runs_dir=runs_dir), latest=True).asked == [a.parent]
+    assert find_runs(TargetsConfig(runs_dir=runs_dir), latest=True).folders == [a.parent]
 
 
 def test_what_nobody_can_mean(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_what_nobody_can_mean(tmp_path: Path) -> None:
         run.name[:-1]: f"did you mean '{run.name}'",
     }.items():
         with pytest.raises(BadInput) as refused:
-            find(TargetsConfig(targets=(target,), runs_dir=str(tmp_path / "runs")))
+            find_runs(TargetsConfig(targets=(target,), runs_dir=str(tmp_path / "runs")))
         assert expected in str(refused.value)
     with pytest.raises(BadInput, match="no runs; train some first"):
-        find(TargetsConfig(runs_dir=str(tmp_path / "nothing")))
+        find_runs(TargetsConfig(runs_dir=str(tmp_path / "nothing")))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.sweep_request import read_configs
-from experiments.sizing import size
+from experiments.sizing import print_sizing
 from nanogpt.config import SizingConfig
 from nanogpt.estimates.gpu_specs import GPU_SPECS
 from nanogpt.estimates.memory import estimate_training_memory
@@ -17,7 +17,7 @@ NOTEBOOK = ["model=gpt2", "model.bias=false", "model.vocab_multiple=1"]
 
 def sized(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     (config,) = read_configs("sizing", SizingConfig, list(words))
-    assert size(config) == 0
+    assert print_sizing(config) == 0
     return capsys.readouterr().out
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.statistics import difference, estimate
+from experiments.statistics import estimate_mean, welch_test
 
 DRAWS = np.random.default_rng(0)
 SAMPLES = [DRAWS.normal(2.5, 0.1, n).tolist() for n in (2, 3, 5, 12)]
@@ -12,16 +12,16 @@ SAMPLES = [DRAWS.normal(2.5, 0.1, n).tolist() for n in (2, 3, 5, 12)]
 
 @pytest.mark.parametrize("values", SAMPLES, ids=len)
 def test_the_interval_is_students(values: list[float]) -> None:
-    found = estimate(values)
+    found = estimate_mean(values)
     assert found is not None and found.half is not None and found.n == len(values)
     low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
 
 
 def test_one_seed_has_no_interval() -> None:
-    one = estimate([2.5])
+    one = estimate_mean([2.5])
     assert one is not None and (one.mean, one.half, one.n) == (2.5, None, 1)
-    assert estimate([]) is None
+    assert estimate_mean([]) is None
 
 
 @pytest.mark.parametrize("values", SAMPLES, ids=len)
@@ -29,7 +29,7 @@ def test_one_seed_has_no_interval() -> None:
 def test_differences_are_welchs(values: list[float], others: list[float]) -> None:
     if values is others:
         return
-    found = difference(values, others)
+    found = welch_test(values, others)
     theirs = stats.ttest_ind(values, others, equal_var=False)
     low, high = theirs.confidence_interval(0.95)
     assert found is not None and found.p == pytest.approx(theirs.pvalue)
@@ -38,15 +38,15 @@ def test_differences_are_welchs(values: list[float], others: list[float]) -> Non
 
 
 def test_nothing_is_tested_without_spread() -> None:
-    assert difference([1.0], [1.0, 2.0]) is None
-    assert difference([1.0, 1.0], [2.0, 2.0]) is None
+    assert welch_test([1.0], [1.0, 2.0]) is None
+    assert welch_test([1.0, 1.0], [2.0, 2.0]) is None
 
 
 def test_an_interval_of_95_percent_holds_the_mean_19_times_in_20() -> None:
     draws = np.random.default_rng(1)
     inside = 0
     for _ in range(2000):
-        found = estimate(draws.normal(0, 1, 3).tolist())
+        found = estimate_mean(draws.normal(0, 1, 3).tolist())
         assert found is not None and found.half is not None
         inside += abs(found.mean) <= found.half
     assert inside / 2000 == pytest.approx(0.95, abs=0.015)

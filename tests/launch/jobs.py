@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm_sandbox.cluster import Cluster
-from launch.status import Point, points_of
+from launch.slurm_sandbox.cluster import SandboxCluster
+from launch.status import PointStatus, read_points
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.metrics_file import read_rows
@@ -87,11 +87,13 @@ class Lab:
     def study(self, name: str) -> Path:
         return self.folder / "runs" / name
 
-    def points(self, name: str) -> dict[str, Point]:
+    def points(self, name: str) -> dict[str, PointStatus]:
         """The study's points by the first part of their names."""
-        return {point.run.name.rpartition("-")[0]: point for point in points_of(self.study(name))}
+        return {point.run.name.rpartition("-")[0]: point for point in read_points(self.study(name))}
 
-    def wait(self, name: str, done: Callable[[dict[str, Point]], bool], seconds: float = HANG) -> dict[str, Point]:
+    def wait(
+        self, name: str, done: Callable[[dict[str, PointStatus]], bool], seconds: float = HANG
+    ) -> dict[str, PointStatus]:
         """Look at the study until something is so."""
         limit = time.monotonic() + seconds
         while not done(points := self.points(name)):
@@ -99,14 +101,14 @@ class Lab:
             time.sleep(0.2)
         return points
 
-    def wait_for(self, name: str, *states: str, seconds: float = HANG) -> dict[str, Point]:
+    def wait_for(self, name: str, *states: str, seconds: float = HANG) -> dict[str, PointStatus]:
         """Until every point has one of these states."""
         return self.wait(name, lambda points: bool(points) and all(p.state in states for p in points.values()), seconds)
 
-    def wait_for_step(self, name: str, point: str, step: int, seconds: float = HANG) -> Point:
+    def wait_for_step(self, name: str, point: str, step: int, seconds: float = HANG) -> PointStatus:
         """Until a point has a metrics row of this step or later."""
 
-        def there(points: dict[str, Point]) -> bool:
+        def there(points: dict[str, PointStatus]) -> bool:
             rows = read_rows(points[point].run / "metrics.jsonl") if point in points else []
             return bool(rows) and rows[-1]["step"] >= step
 
@@ -114,7 +116,7 @@ class Lab:
 
 
 @contextmanager
-def lab_on(cluster: Cluster, folder: Path) -> Generator[Lab, None, None]:
+def lab_on(cluster: SandboxCluster, folder: Path) -> Generator[Lab, None, None]:
     """A lab whose commands, and this process's, speak to a cluster while inside."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cluster.environment.items():
@@ -123,7 +125,7 @@ def lab_on(cluster: Cluster, folder: Path) -> Generator[Lab, None, None]:
         yield Lab(folder)
 
 
-def describe(points: dict[str, Point]) -> str:
+def describe(points: dict[str, PointStatus]) -> str:
     """For the message of a test that failed."""
     lines: list[str] = []
     for name, point in points.items():
@@ -133,11 +135,11 @@ def describe(points: dict[str, Point]) -> str:
     return "\n".join(lines)
 
 
-def result(point: Point) -> dict[str, str]:
+def result(point: PointStatus) -> dict[str, str]:
     """Digests of a run's weights, optimizer, metrics and samples."""
     config = RunDirectory(point.run).config()
     return ranks.result(config.model_copy(update={"runs_dir": str(point.run.parent)}))
 
 
-def starts(point: Point) -> int:
+def starts(point: PointStatus) -> int:
     return len(RunDirectory(point.run).starts())

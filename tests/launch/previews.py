@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from launch.study import Member
+from launch.study import PlannedRun
 from nanogpt.run_directory import locate
 from tests.experiments.fake_runs import made_config
 
 
-def point(folder: Path, **changes: object) -> Member:
+def point(folder: Path, **changes: object) -> PlannedRun:
     """A point of the study in `folder`, on bytes, that isn't begun."""
     config = made_config(**{"runs_dir": str(folder)} | changes)
-    return Member(locate(config), config)
+    return PlannedRun(locate(config), config)
 
 
 def line_of(lines: list[str], label: str) -> str:

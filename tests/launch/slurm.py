@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from launch.slurm_sandbox.cluster import STEP, Cluster
+from launch.slurm_sandbox.cluster import STEP, SandboxCluster
 from launch.slurm_sandbox.daemons import wait_until
-from launch.slurm_sandbox.packages import FOR_ACCOUNTING, PACKAGES, missing, need_root
+from launch.slurm_sandbox.packages import FOR_ACCOUNTING, PACKAGES, check_root, find_missing
 from nanogpt.errors import BadEnvironment
 from tests.ranks import HANG
 
@@ -23,22 +23,22 @@ NUMBERS = itertools.count()
 
 def skip_without_slurm(accounting: bool = False) -> None:
     """Skip the test, with the reason, where no cluster can be started."""
-    if lacking := missing(PACKAGES | (FOR_ACCOUNTING if accounting else {})):
+    if lacking := find_missing(PACKAGES | (FOR_ACCOUNTING if accounting else {})):
         pytest.skip(f"no {lacking[0]} here; make slurm installs it")
     try:
-        need_root()
+        check_root()
     except BadEnvironment as error:
         pytest.skip(str(error))
 
 
-def new_cluster(**settings: Any) -> Cluster:
+def new_cluster(**settings: Any) -> SandboxCluster:
     """A cluster that doesn't run yet, in a new folder and where other test sessions don't look for ports."""
     settings = {"accounting": False, "port": 27000 + STEP * (os.getpid() % 200)} | settings
-    return Cluster(Path(f"/tmp/{FOLDERS}{os.getpid()}-{next(NUMBERS)}"), **settings)
+    return SandboxCluster(Path(f"/tmp/{FOLDERS}{os.getpid()}-{next(NUMBERS)}"), **settings)
 
 
 @contextmanager
-def started(**settings: Any) -> Generator[Cluster, None, None]:
+def started(**settings: Any) -> Generator[SandboxCluster, None, None]:
     """A cluster that runs while inside."""
     skip_without_slurm(bool(settings.get("accounting")))
     remove_stale()
@@ -55,22 +55,22 @@ def remove_stale() -> None:
     for folder in Path("/tmp").glob(f"{FOLDERS}*"):
         pid = folder.name.removeprefix(FOLDERS).partition("-")[0]
         if not Path(f"/proc/{pid}").exists():
-            Cluster(folder).stop(wipe=True)
+            SandboxCluster(folder).stop(wipe=True)
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def submit(cluster: Cluster, script: str, *options: str) -> str:
+def submit(cluster: SandboxCluster, script: str, *options: str) -> str:
     """Submit a shell script's text. Returns the job's id; its output is in `<root>/<id>.out`."""
     output = f"--output={cluster.root}/%j.out"
     return cluster.ask("sbatch", "--parsable", output, "--open-mode=append", *options, "--wrap", script).strip()
 
 
-def state(cluster: Cluster, job: str) -> str:
+def state(cluster: SandboxCluster, job: str) -> str:
     """A job's state as squeue names it: RUNNING, PENDING, COMPLETED ..."""
     return cluster.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
 
 
-def wait_for(cluster: Cluster, job: str, *states: str, seconds: float = HANG) -> str:
+def wait_for(cluster: SandboxCluster, job: str, *states: str, seconds: float = HANG) -> str:
     """Wait until a job has one of these states. Returns it."""
     limit = time.monotonic() + seconds
     while (now := state(cluster, job)) not in states:
@@ -79,19 +79,19 @@ def wait_for(cluster: Cluster, job: str, *states: str, seconds: float = HANG) ->
     return now
 
 
-def wait_until_saved(cluster: Cluster, name: str, seconds: float = 20.0) -> None:
+def wait_until_saved(cluster: SandboxCluster, name: str, seconds: float = 20.0) -> None:
     """Wait until the controller has written the job of this name to disk, which it does every 5 s."""
     saved = cluster.root / "state" / "job_state"
     assert wait_until(lambda: saved.exists() and name.encode() in saved.read_bytes(), seconds)
 
 
-def output(cluster: Cluster, job: str) -> str:
+def output(cluster: SandboxCluster, job: str) -> str:
     """What a job has printed."""
     path = cluster.root / f"{job}.out"
     return path.read_text() if path.exists() else ""
 
 
-def restarts(cluster: Cluster, job: str) -> int:
+def restarts(cluster: SandboxCluster, job: str) -> int:
     """How often a job was requeued."""
     words = cluster.ask("scontrol", "show", "job", "-o", job).split()
     return int(dict(word.partition("=")[::2] for word in words)["Restarts"])

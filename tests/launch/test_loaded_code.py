@@ -10,7 +10,7 @@ from cli.sweep_request import read_sweep
 from launch import loaded_code
 from launch.loaded_code import keep_code
 from launch.snapshot import is_whole
-from launch.study import study_of
+from launch.study import plan_study
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.distributed import spawn
@@ -89,11 +89,11 @@ def test_everything_is_loaded_before_the_first_point(lab: Lab, monkeypatch: pyte
 def test_ranks_get_a_copy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded_code, "load_library", set)
     words = lab.only("name=s", "training.seed=1,2", "hardware.devices=2")
-    members = study_of(read_sweep("train", TrainConfig, words, multirun=True)).members
+    planned_runs = plan_study(read_sweep("train", TrainConfig, words, multirun=True)).runs
     tree = spawn.CODE
-    with keep_code(members):
+    with keep_code(planned_runs):
         assert tree != spawn.CODE and is_whole(spawn.CODE) and (spawn.CODE / "nanogpt/distributed/spawn.py").is_file()
         copy = spawn.CODE
     assert tree == spawn.CODE and not copy.exists()
-    with keep_code(members[:1]):
+    with keep_code(planned_runs[:1]):
         assert tree == spawn.CODE

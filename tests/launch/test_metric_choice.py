@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from cli.sweep_request import read_sweep
-from launch.halving import candidates, decided, judge
+from launch.halving import group_candidates, read_decisions, score_candidates
 from launch.metric_choice import check_comparable, choose_metric, search_plans
-from launch.study import Member, Study
+from launch.study import PlannedRun, Study
 from launch.sweep import run_sweep
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import BadInput
@@ -93,14 +93,14 @@ def test_old_names_are_told_the_new_ones(name: str) -> None:
         )
 
 
-def members(folder: Path, *starts: dict[str, object]) -> list[Member]:
+def members(folder: Path, *starts: dict[str, object]) -> list[PlannedRun]:
     """Finished runs of the tiny config with these starts."""
-    found: list[Member] = []
+    found: list[PlannedRun] = []
     for i, start in enumerate(starts):
         config = made_config(**{"training.steps": 10, "optimizer.lr": 1e-3 * (i + 1)})
         path = write_run(folder, [5.0, 3.0 - i], name=f"r{i}", config=config, starts=[start])
         (path / "checkpoints" / "step-00000010").mkdir(parents=True)
-        found.append(Member(path, config))
+        found.append(PlannedRun(path, config))
     return found
 
 
@@ -108,15 +108,15 @@ def test_a_rung_decides_nothing_over_what_was_measured_on_other_texts(tmp_path: 
     """The file has changed between two points: their configs don't show it."""
     study = Study(tmp_path, members(tmp_path, measured(text="a"), measured(text="b")))
     with pytest.raises(BadInput, match="can't decide between these runs, because the validation text differs"):
-        judge(study, candidates(study.members), "val_loss")
-    assert decided(tmp_path, "val_loss") == {}
+        score_candidates(study, group_candidates(study.runs), "val_loss")
+    assert read_decisions(tmp_path, "val_loss") == {}
 
 
 def test_a_rung_keeps_what_it_decided_by(tmp_path: Path) -> None:
     study = Study(tmp_path, members(tmp_path, measured("char"), measured("gpt2")))
     with pytest.raises(BadInput, match=r"metric=val_loss: can't decide"):
-        check_comparable(study.members, "val_loss")
-    left = candidates(study.members)
-    assert judge(study, left, "val_bpb") == "" and left[1].val == pytest.approx(2.0 / 0.6931)
-    assert decided(tmp_path, "val_bpb") == {f"{m.run.name} 1.0": one.val for m, one in zip(study.members, left)}  # noqa: B905
-    assert decided(tmp_path, "val_loss") == {}
+        check_comparable(study.runs, "val_loss")
+    left = group_candidates(study.runs)
+    assert score_candidates(study, left, "val_bpb") == "" and left[1].val == pytest.approx(2.0 / 0.6931)
+    assert read_decisions(tmp_path, "val_bpb") == {f"{m.path.name} 1.0": one.val for m, one in zip(study.runs, left)}  # noqa: B905
+    assert read_decisions(tmp_path, "val_loss") == {}

@@ -9,7 +9,7 @@ import pytest
 
 from launch.slurm_sandbox import daemons, packages
 from launch.slurm_sandbox.__main__ import main
-from launch.slurm_sandbox.cluster import Cluster
+from launch.slurm_sandbox.cluster import SandboxCluster
 from nanogpt.errors import BadEnvironment
 from tests.launch.slurm import program
 
@@ -24,7 +24,7 @@ def test_not_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             main(words)
         assert error.value.exit_code == 5
     with pytest.raises(BadEnvironment, match="needs root"):
-        Cluster(tmp_path / "c").start()
+        SandboxCluster(tmp_path / "c").start()
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -56,7 +56,7 @@ def test_no_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(daemons, "PATH", str(tmp_path))
     with pytest.raises(BadEnvironment, match="a container needs --privileged or SYS_ADMIN"):
-        packages.need_root()
+        packages.check_root()
 
 
 def test_no_debian(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_apt_get_that_fails_has_the_last_word(monkeypatch: pytest.MonkeyPatch, t
 def test_an_installation_that_was_killed_has_not_lost_the_policy(tmp_path: Path) -> None:
     own = tmp_path / "policy-rc.d"
     own.write_text("the machine's")
-    killed = packages.no_services(own)
+    killed = packages.prevent_services(own)
     killed.__enter__()
-    with packages.no_services(own):
+    with packages.prevent_services(own):
         assert "101" in own.read_text()
     assert own.read_text() == "the machine's"
     del killed

@@ -6,7 +6,7 @@ import pytest
 
 from cli.sweep_request import read_sweep
 from launch import slurm
-from launch.status import Cluster, points_of
+from launch.status import JobQueues, read_points
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
@@ -35,12 +35,12 @@ def test_a_refused_submission_leaves_nothing_on_its_way(
     monkeypatch.delenv("SLURM_CONF", raising=False)
     if conf:
         monkeypatch.setenv("SLURM_CONF", conf)
-    monkeypatch.setattr(slurm, "queue", lambda: None)  # it doesn't answer
+    monkeypatch.setattr(slurm, "list_jobs", lambda: None)  # it doesn't answer
     monkeypatch.chdir(tmp_path)
     lab = Lab(tmp_path)
     words = lab.only("name=study", "hydra/launcher=submitit_slurm", "optimizer.lr=1e-3,1e-2")
     with pytest.raises(BadInput, match="sbatch refuses: resolve_ctls") as refused:
         run_sweep(read_sweep("train", TrainConfig, words, multirun=True), train)
     assert hint in str(refused.value)
-    states = {(point.state, point.why) for point in points_of(lab.study("study"), Cluster())}
+    states = {(point.state, point.why) for point in read_points(lab.study("study"), JobQueues())}
     assert states == {("lost", "its submission was cut short or refused; the same command submits it")}

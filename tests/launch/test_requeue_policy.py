@@ -4,10 +4,10 @@ import signal
 
 import pytest
 
-from launch.requeue_policy import Ended, History, Limits, decide, ended, refuse
+from launch.requeue_policy import AttemptEnd, AttemptHistory, RestartLimits, classify_end, decide, reason_not_to_restart
 
-LIMITS = Limits(max_requeues=3, max_restarts_without_progress=2)
-FRESH = History(step=40, from_steps=[0])  # one attempt, that got to step 40
+LIMITS = RestartLimits(max_requeues=3, max_restarts_without_progress=2)
+FRESH = AttemptHistory(step=40, from_steps=[0])  # one attempt, that got to step 40
 
 
 def rank(code: int, why: str = "") -> dict[str, object]:
@@ -33,33 +33,35 @@ ENDS = [  # exit code of all, what the ranks noted, log -> one code, words in th
 
 @pytest.mark.parametrize(("code", "exits", "log", "expected", "why"), ENDS)
 def test_ended(code: int, exits: dict[int, dict[str, object]], log: str, expected: int, why: str) -> None:
-    end = ended(code, exits, log)
+    end = classify_end(code, exits, log)
     assert end.code == expected and why in end.why
 
 
 DECISIONS = [
-    (Ended(0, ""), FRESH, "finished"),
-    (Ended(85, "asked to stop"), FRESH, "requeued"),
-    (Ended(7, "rank 1 lost"), FRESH, "requeued"),
-    (Ended(75, "in use"), FRESH, "requeued"),
-    (Ended(-signal.SIGKILL, "killed by SIGKILL"), FRESH, "requeued"),
-    (Ended(-signal.SIGKILL, "out of memory: killed by the system"), FRESH, "failed"),
-    (Ended(6, "loss nan"), FRESH, "diverged"),
-    *[(Ended(code, "no"), FRESH, "failed") for code in (2, 3, 4, 5)],
-    (Ended(1, "CudaError"), FRESH, "requeued"),  # once more: it got somewhere before
-    (Ended(1, "CudaError"), History(40, [0, 40]), "failed"),
-    (Ended(7, "rank 1 lost"), History(0, [0, 0]), "requeued"),
-    (Ended(7, "rank 1 lost"), History(0, [0, 0, 0]), "failed"),  # two restarts without a checkpoint
-    (Ended(7, "rank 1 lost"), History(20, [0, 0, 20, 20]), "failed"),  # put back three times
-    (Ended(85, "asked to stop"), History(60, [0, 0, 0]), "requeued"),
+    (AttemptEnd(0, ""), FRESH, "finished"),
+    (AttemptEnd(85, "asked to stop"), FRESH, "requeued"),
+    (AttemptEnd(7, "rank 1 lost"), FRESH, "requeued"),
+    (AttemptEnd(75, "in use"), FRESH, "requeued"),
+    (AttemptEnd(-signal.SIGKILL, "killed by SIGKILL"), FRESH, "requeued"),
+    (AttemptEnd(-signal.SIGKILL, "out of memory: killed by the system"), FRESH, "failed"),
+    (AttemptEnd(6, "loss nan"), FRESH, "diverged"),
+    *[(AttemptEnd(code, "no"), FRESH, "failed") for code in (2, 3, 4, 5)],
+    (AttemptEnd(1, "CudaError"), FRESH, "requeued"),  # once more: it got somewhere before
+    (AttemptEnd(1, "CudaError"), AttemptHistory(40, [0, 40]), "failed"),
+    (AttemptEnd(7, "rank 1 lost"), AttemptHistory(0, [0, 0]), "requeued"),
+    (AttemptEnd(7, "rank 1 lost"), AttemptHistory(0, [0, 0, 0]), "failed"),  # two restarts without a checkpoint
+    (AttemptEnd(7, "rank 1 lost"), AttemptHistory(20, [0, 0, 20, 20]), "failed"),  # put back three times
+    (AttemptEnd(85, "asked to stop"), AttemptHistory(60, [0, 0, 0]), "requeued"),
 ]
 
 
 @pytest.mark.parametrize(("end", "history", "state"), DECISIONS)
-def test_decide(end: Ended, history: History, state: str) -> None:
+def test_decide(end: AttemptEnd, history: AttemptHistory, state: str) -> None:
     assert decide(end, history, LIMITS)[0] == state
 
 
 def test_a_refusal_says_why() -> None:
-    assert "no new checkpoint in 3 attempts, all from step 0" in (refuse(History(0, [0, 0, 0]), LIMITS) or "")
-    assert "put back 3 times" in (refuse(History(9, [0, 1, 2, 3]), LIMITS) or "")
+    assert "no new checkpoint in 3 attempts, all from step 0" in (
+        reason_not_to_restart(AttemptHistory(0, [0, 0, 0]), LIMITS) or ""
+    )
+    assert "put back 3 times" in (reason_not_to_restart(AttemptHistory(9, [0, 1, 2, 3]), LIMITS) or "")

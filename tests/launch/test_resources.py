@@ -11,9 +11,9 @@ from cli import sweep_request
 from cli.compose import register_schemas
 from cli.launcher_config import SlurmLauncher
 from cli.sweep_request import read_sweep
-from launch.resources import Resources, batch_options, placed, resources_of
-from launch.study import Member, Study
-from launch.submission import Facts, create, refuse_others
+from launch.resources import Resources, batch_options, compute_resources, with_ranks
+from launch.study import PlannedRun, Study
+from launch.submission import SubmissionSpec, check_only_owner_writes, create_submission
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadEnvironment, BadInput
 from tests.conftest import Run
@@ -26,8 +26,8 @@ def asked(*words: str, launcher: str = "submitit_slurm") -> tuple[TrainConfig, S
 
 def resources(*words: str, launcher: str = "submitit_slurm") -> Resources:
     config, how = asked(*words, launcher=launcher)
-    found = resources_of(config, how)
-    placed(config, found)
+    found = compute_resources(config, how)
+    with_ranks(config, found)
     return found
 
 
@@ -142,28 +142,28 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     """Jobs run what is in it."""
     folder = tmp_path / ".launch"
     folder.mkdir(mode=0o700)
-    refuse_others(folder)
+    check_only_owner_writes(folder)
     folder.chmod(0o770)
     with pytest.raises(BadEnvironment, match="only its owner can write to"):
-        refuse_others(folder)
+        check_only_owner_writes(folder)
     folder.chmod(0o700)
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(BadEnvironment, match="must be a folder"):
-        refuse_others(tmp_path / "link")
+        check_only_owner_writes(tmp_path / "link")
     if os.getuid() == 0:
         os.chown(folder, 12345, -1)
         with pytest.raises(BadEnvironment, match="belongs to another user"):
-            refuse_others(folder)
+            check_only_owner_writes(folder)
 
 
 def test_a_submission_is_what_was_frozen(tmp_path: Path) -> None:
     config, launcher = asked("training.seed=7")
-    facts = Facts(
+    facts = SubmissionSpec(
         executor="slurm", launcher=launcher.model_dump(mode="json"), resources={}, code="c", cwd="w", logs="l",
         python="p", command=["x"], time=1.0, jobs=(),
     )  # fmt: skip
     study = Study(tmp_path, [])
     study.records.mkdir()
-    made = create(study, [Member(tmp_path / "run", config)], facts)
+    made = create_submission(study, [PlannedRun(tmp_path / "run", config)], facts)
     again = type(made)(made.path)
-    assert again.config(0) == config and again.facts == facts and again.runs == [tmp_path / "run"]
+    assert again.config(0) == config and again.spec == facts and again.runs == [tmp_path / "run"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.sweep_request import read_sweep
-from experiments.missing_points import never_started
+from experiments.missing_points import find_never_started
 from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput, Diverged, Locked
@@ -140,7 +140,7 @@ def test_a_report_misses_what_was_chosen_and_never_begun(lab: Lab) -> None:
         search(lab, begun)
     words = ["train.py", "-m", *lab.only("name=s", "hydra/sweeper=optuna", LR, DROPOUT)]
     first = begun.called[0]
-    missing = never_started(
+    missing = find_never_started(
         [(lab.study("s") / "x", first, [{"command": words}])], {signature(one) for one in begun.called[:2]}
     )
     assert [config.optimizer.lr for _, config in missing] == [begun.called[2].optimizer.lr]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm_sandbox.cluster import Cluster
-from launch.status import Point
+from launch.slurm_sandbox.cluster import SandboxCluster
+from launch.status import PointStatus
 from tests.launch.jobs import Lab, describe, lab_on, result, starts
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -24,11 +24,11 @@ def slurm(*words: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
-def array(point: Point) -> str:
+def array(point: PointStatus) -> str:
     return point.job.partition("_")[0]
 
 
-def rank_of(point: Point) -> int:
+def rank_of(point: PointStatus) -> int:
     """Process id of a rank of a point, found as no other program would name it."""
     assert point.submission is not None
     found = slurm("pgrep", "-f", f"launch.job task {point.submission.path.absolute()}").split()
@@ -36,7 +36,7 @@ def rank_of(point: Point) -> int:
     return next(int(pid) for pid, name in parents.items() if name.startswith("python"))
 
 
-DISTURBANCES: dict[str, Callable[[Point], object]] = {
+DISTURBANCES: dict[str, Callable[[PointStatus], object]] = {
     "usr2": lambda point: slurm("scancel", "--signal=USR2", array(point)),  # as before a time limit
     "term": lambda point: slurm("scancel", "--signal=TERM", array(point)),  # as at the begin of a grace period
     "full": lambda point: slurm("scancel", "--full", "--signal=USR2", array(point)),  # to the batch script too
@@ -46,7 +46,7 @@ DISTURBANCES: dict[str, Callable[[Point], object]] = {
 
 
 @pytest.fixture(scope="module")
-def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Generator[Lab, None, None]:
+def lab(cluster: SandboxCluster, tmp_path_factory: pytest.TempPathFactory) -> Generator[Lab, None, None]:
     with lab_on(cluster, tmp_path_factory.mktemp("lab")) as lab:
         yield lab
 
@@ -68,7 +68,7 @@ def reference(lab: Lab) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def disturbed(lab: Lab, reference: dict[str, str]) -> Generator[dict[str, Point], None, None]:
+def disturbed(lab: Lab, reference: dict[str, str]) -> Generator[dict[str, PointStatus], None, None]:
     """The same run, once for each disturbance, some seconds after its start."""
     for name in DISTURBANCES:
         submit(lab, name)
@@ -79,7 +79,7 @@ def disturbed(lab: Lab, reference: dict[str, str]) -> Generator[dict[str, Point]
 
 @pytest.mark.parametrize("name", DISTURBANCES)
 def test_a_disturbed_run_ends_as_if_nothing_had_happened(
-    name: str, disturbed: dict[str, Point], reference: dict[str, str]
+    name: str, disturbed: dict[str, PointStatus], reference: dict[str, str]
 ) -> None:
     point = disturbed[name]
     assert point.state == "finished", describe({name: point})
@@ -117,7 +117,7 @@ def test_a_signal_while_python_starts_costs_a_restart(lab: Lab, reference: dict[
 
 @pytest.mark.parametrize("partition", ["dev", "scavenge"])
 def test_preempted_with_and_without_grace(
-    partition: str, lab: Lab, reference: dict[str, str], cluster: Cluster
+    partition: str, lab: Lab, reference: dict[str, str], cluster: SandboxCluster
 ) -> None:
     name = f"preempted-{partition}"
     submit(lab, name, f"hydra.launcher.partition={partition}")
@@ -192,7 +192,7 @@ def test_code_and_config_are_frozen(lab: Lab) -> None:
     submit(lab, "frozen", "hydra.launcher.additional_parameters={hold: true}", **{"training.steps": 20})
     point = lab.wait_for("frozen", "queued")["base"]
     assert point.submission is not None
-    code = Path(point.submission.facts.code)
+    code = Path(point.submission.spec.code)
     assert not (code / "tests").exists()
     with (code / "nanogpt" / "training" / "run.py").open("a") as file:
         file.write('print("this is the copy")\n')

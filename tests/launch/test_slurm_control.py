@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
-from launch.slurm_sandbox.cluster import Cluster
+from launch.slurm_sandbox.cluster import SandboxCluster
 from launch.submission import Submission
 from tests.launch.jobs import Lab, describe, lab_on, result, starts
 from tests.launch.slurm import started, wait_until_saved
@@ -19,14 +19,14 @@ HELD = "hydra.launcher.additional_parameters={hold: true}"
 
 
 @pytest.fixture(scope="module")
-def small() -> Generator[Cluster, None, None]:
+def small() -> Generator[SandboxCluster, None, None]:
     """A cluster of its own, that can be hurt; arrays have at most three jobs, preemption begins with SIGUSR2."""
     with started(max_array_size=4, user_signal=True) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def lab(small: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Generator[Lab, None, None]:
+def lab(small: SandboxCluster, tmp_path_factory: pytest.TempPathFactory) -> Generator[Lab, None, None]:
     with lab_on(small, tmp_path_factory.mktemp("control")) as lab:
         yield lab
 
@@ -77,7 +77,7 @@ def test_a_submission_whose_process_died_is_found_again(lab: Lab) -> None:
     assert lab.do("launch", "cancel", "orphan")[0] == 0
 
 
-def test_the_controller_is_down_while_submitting(lab: Lab, small: Cluster) -> None:
+def test_the_controller_is_down_while_submitting(lab: Lab, small: SandboxCluster) -> None:
     """It is asked again; the point is submitted once."""
     small.stop_controller()
     process = lab.start(*lab.sweep("submitit_slurm", "name=late", "training.steps=20"))
@@ -95,13 +95,13 @@ def test_the_controller_is_down_while_submitting(lab: Lab, small: Cluster) -> No
     assert point.state == "finished" and starts(point) == 1
 
 
-def test_the_controller_goes_and_comes_while_watching(lab: Lab, small: Cluster) -> None:
+def test_the_controller_goes_and_comes_while_watching(lab: Lab, small: SandboxCluster) -> None:
     """What is running is not believed lost, and the job isn't touched."""
     long = {"training.steps": 8000, "eval.every": 4000, "checkpoint.every": 4000}
     process = lab.start(*lab.sweep("submitit_slurm", "name=gone", **long))
     point = lab.wait_for_step("gone", "base", 20)
     assert isinstance(point.submission, Submission)
-    wait_until_saved(small, point.submission.facts.jobs[0].name)
+    wait_until_saved(small, point.submission.spec.jobs[0].name)
     small.stop_controller()
     try:
         time.sleep(4)

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from launch.slurm_sandbox.cluster import Cluster
+from launch.slurm_sandbox.cluster import SandboxCluster
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
-def srun(cluster: Cluster, *options: str) -> subprocess.CompletedProcess[str]:
+def srun(cluster: SandboxCluster, *options: str) -> subprocess.CompletedProcess[str]:
     """Run ranks on both nodes that only choose their GPU, which CUDA_VISIBLE_DEVICES lets them see."""
     command = ["srun", "-N2", "--kill-on-bad-exit=0", *options, sys.executable, "-m", "tests.pretended_gpus", "2"]
     environment = os.environ | cluster.environment | {"PYTHONPATH": str(ROOT)}
@@ -31,7 +31,7 @@ def srun(cluster: Cluster, *options: str) -> subprocess.CompletedProcess[str]:
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
-def test_each_rank_takes_its_own_gpu(options: list[str], ranks: int, cluster: Cluster) -> None:
+def test_each_rank_takes_its_own_gpu(options: list[str], ranks: int, cluster: SandboxCluster) -> None:
     done = srun(cluster, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     taken = dict(line.split() for line in done.stdout.splitlines())
@@ -39,7 +39,7 @@ def test_each_rank_takes_its_own_gpu(options: list[str], ranks: int, cluster: Cl
     assert all(taken[str(rank)].startswith(f"GPU-{rank * 2 // ranks}-") for rank in range(ranks)), taken
 
 
-def test_more_ranks_than_gpus(cluster: Cluster) -> None:
+def test_more_ranks_than_gpus(cluster: SandboxCluster) -> None:
     done = srun(cluster, "--ntasks-per-node=2", "--gpus-per-node=1")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "error: srun --ntasks-per-node=2: ranks 0, 1 see only 1 GPU" in done.stderr

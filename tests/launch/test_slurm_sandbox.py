@@ -13,8 +13,8 @@ import pytest
 from launch.slurm_sandbox import cluster as module
 from launch.slurm_sandbox import daemons
 from launch.slurm_sandbox.__main__ import main
-from launch.slurm_sandbox.cluster import STEP, Cluster
-from launch.slurm_sandbox.daemons import processes, with_environment
+from launch.slurm_sandbox.cluster import STEP, SandboxCluster
+from launch.slurm_sandbox.daemons import list_pids, pids_with_environment
 from nanogpt.errors import BadEnvironment, BadInput, LabError
 from tests.launch import slurm
 from tests.launch.slurm import output, restarts, state, submit, wait_for
@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def full() -> Generator[Cluster, None, None]:
+def full() -> Generator[SandboxCluster, None, None]:
     """The whole thing, with slurmdbd and MariaDB."""
     with slurm.started(accounting=True) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def idle(cluster: Cluster) -> Cluster:
+def idle(cluster: SandboxCluster) -> SandboxCluster:
     """The session's cluster without jobs."""
     cluster.cancel_jobs()
     return cluster
@@ -44,8 +44,8 @@ def everything() -> dict[str, str]:
 
 
 @pytest.mark.slurm
-def test_two_nodes_with_gpus_that_know_each_other(full: Cluster) -> None:
-    assert full.running() == ["munged", "mariadbd", "slurmdbd", "slurmctld", "n1", "n2"]
+def test_two_nodes_with_gpus_that_know_each_other(full: SandboxCluster) -> None:
+    assert full.running_daemons() == ["munged", "mariadbd", "slurmdbd", "slurmctld", "n1", "n2"]
     lines = full.ask("sinfo", "-hN", "-p", "dev", "-o", "%N %t %c %G").splitlines()
     assert sorted(lines) == ["n1 idle 8 gpu:2", "n2 idle 8 gpu:2"]
     names = full.ask("srun", "-N2", "--ntasks-per-node=2", "hostname").split()
@@ -55,48 +55,48 @@ def test_two_nodes_with_gpus_that_know_each_other(full: Cluster) -> None:
 
 
 @pytest.mark.slurm
-def test_sacct_knows_what_became_of_a_job(full: Cluster) -> None:
+def test_sacct_knows_what_became_of_a_job(full: SandboxCluster) -> None:
     job = submit(full, "exit 3")
     wait_for(full, job, "FAILED")
     assert daemons.wait_until(lambda: "FAILED|3:0" in full.ask("sacct", "-nPX", "-j", job, "-o", "State,ExitCode"), 20)
 
 
 @pytest.mark.slurm
-def test_starting_twice_is_starting_once(full: Cluster) -> None:
-    before = [full.daemon(name).pid() for name in full.names()]
+def test_starting_twice_is_starting_once(full: SandboxCluster) -> None:
+    before = [full.daemon(name).pid() for name in full.daemon_names()]
     assert full.start() == []
-    assert [full.daemon(name).pid() for name in full.names()] == before
+    assert [full.daemon(name).pid() for name in full.daemon_names()] == before
     with pytest.raises(BadInput, match="a cluster with other settings runs here"):
-        Cluster(full.root, accounting=False).start()
+        SandboxCluster(full.root, accounting=False).start()
     assert "running in" in full.status() and "n2" in full.status()
 
 
 @pytest.mark.slurm
-def test_a_warm_start_goes_on_with_accounts_and_job_numbers(full: Cluster) -> None:
+def test_a_warm_start_goes_on_with_accounts_and_job_numbers(full: SandboxCluster) -> None:
     job = submit(full, "true")
     wait_for(full, job, "COMPLETED")
     full.stop()
     assert "no cluster runs" in full.status()
-    assert full.start() == full.names()
+    assert full.start() == full.daemon_names()
     assert "COMPLETED" in full.ask("sacct", "-nPX", "-j", job, "-o", "State")
     assert int(submit(full, "true")) > int(job)
 
 
 @pytest.mark.slurm
-def test_half_a_database_is_made_anew(full: Cluster) -> None:
+def test_half_a_database_is_made_anew(full: SandboxCluster) -> None:
     full.stop()
     (full.root / "database" / "ibdata1").write_bytes(b"nonsense")
     (full.root / "database.half").mkdir()
-    assert full.start() == full.names()
+    assert full.start() == full.daemon_names()
     wait_for(full, submit(full, "true"), "COMPLETED")
 
 
 @pytest.mark.slurm
-def test_a_queued_job_outlives_the_controller(idle: Cluster) -> None:
+def test_a_queued_job_outlives_the_controller(idle: SandboxCluster) -> None:
     job = submit(idle, "true", "--begin=now+1hour", "--job-name=outlives")
     slurm.wait_until_saved(idle, "outlives")
     idle.stop_controller()
-    assert "slurmctld" not in idle.running()
+    assert "slurmctld" not in idle.running_daemons()
     with pytest.raises(BadEnvironment, match="squeue"):
         state(idle, job)
     idle.start_controller()
@@ -104,12 +104,12 @@ def test_a_queued_job_outlives_the_controller(idle: Cluster) -> None:
 
 
 @pytest.mark.slurm
-def test_a_node_that_fails_gives_its_job_back(idle: Cluster) -> None:
+def test_a_node_that_fails_gives_its_job_back(idle: SandboxCluster) -> None:
     script = "echo started; setsid sleep 1000 & sleep 1000"
     job = submit(idle, script, "-w", "n2")
     wait_for(idle, job, "RUNNING")
     assert daemons.wait_until(lambda: "started" in output(idle, job), 20)
-    inside = with_environment({"SLURM_JOB_ID": job, "SLURMD_NODENAME": "n2"})
+    inside = pids_with_environment({"SLURM_JOB_ID": job, "SLURMD_NODENAME": "n2"})
     assert len(inside) >= 3
     idle.fail_node("n2")
     assert not set(inside) & set(processes_that_run()) and idle.daemon("n2").pid() is None
@@ -126,7 +126,7 @@ def test_a_node_that_fails_gives_its_job_back(idle: Cluster) -> None:
 
 
 @pytest.mark.slurm
-def test_high_preempts_scavenge_at_once(idle: Cluster) -> None:
+def test_high_preempts_scavenge_at_once(idle: SandboxCluster) -> None:
     low = submit(idle, "sleep 1000", "-p", "scavenge", "-N2", "--exclusive")
     wait_for(idle, low, "RUNNING")
     high = submit(idle, "sleep 1000", "-p", "high", "-N2", "--exclusive")
@@ -146,7 +146,7 @@ def test_down_leaves_nothing_behind() -> None:
     wait_for(cluster, job, "RUNNING")
     assert daemons.wait_until(lambda: "started" in output(cluster, job), 20)
     assert cluster.stop() == ["munged", "slurmctld", "n1", "n2"]
-    assert with_environment(cluster.environment) == []
+    assert pids_with_environment(cluster.environment) == []
     assert everything() == before
     assert cluster.is_ours()
     cluster.stop(wipe=True)
@@ -161,17 +161,17 @@ def test_what_a_crash_leaves_does_not_hinder_the_next_start() -> None:
     bystander = subprocess.Popen(["sleep", "1000"])
     try:
         cluster.start()
-        for name in cluster.names():
+        for name in cluster.daemon_names():
             cluster.daemon(name).stop(seconds=0)
         (cluster.root / "run" / "n1.pid").write_text(str(bystander.pid))
         (cluster.root / "run" / "slurmctld.pid").write_text("nonsense")
-        assert cluster.running() == []
+        assert cluster.running_daemons() == []
         port = cluster.controller_port()
         with socket.socket() as other:  # somebody else has come to use a port
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             other.bind(("", port + 2))
             other.listen()
-            assert cluster.start() == cluster.names()
+            assert cluster.start() == cluster.daemon_names()
         assert (cluster.controller_port() - port) % STEP == 0 and cluster.controller_port() != port
         assert cluster.ask("srun", "-N2", "hostname").split()
         assert daemons.wait_until(lambda: not cluster.ask("squeue", "-h"), 20)
@@ -191,14 +191,14 @@ def test_a_start_that_fails_leaves_no_process_and_says_why(monkeypatch: pytest.M
     monkeypatch.setattr(module, "write_files", spoiled(module.write_files))
     with pytest.raises(BadEnvironment, match=r"slurmctld doesn't start: .*; more in /tmp/"):
         cluster.start()
-    assert with_environment(cluster.environment) == []
+    assert pids_with_environment(cluster.environment) == []
     cluster.stop(wipe=True)
 
 
 def spoiled(write_files: Callable[..., None]) -> Callable[..., None]:
     """`write_files`, but slurm.conf has a word that Slurm doesn't know."""
 
-    def write(cluster: Cluster, port: int) -> None:
+    def write(cluster: SandboxCluster, port: int) -> None:
         write_files(cluster, port)
         cluster.conf.write_text(cluster.conf.read_text() + "NoSuchThing=1\n")
 
@@ -207,7 +207,7 @@ def spoiled(write_files: Callable[..., None]) -> Callable[..., None]:
 
 def processes_that_run() -> list[int]:
     """All processes but zombies, whose parent hasn't asked for their end yet."""
-    return [pid for pid in processes() if daemons.namespace(pid)]
+    return [pid for pid in list_pids() if daemons.namespace(pid)]
 
 
 # What it says where it can't start.
@@ -244,19 +244,19 @@ WRONG = [
 @pytest.mark.parametrize(("settings", "message"), WRONG)
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        Cluster(**({"root": Path("/tmp/c")} | settings))
+        SandboxCluster(**({"root": Path("/tmp/c")} | settings))
 
 
 def test_a_folder_of_something_else_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "need_root", lambda: None)
+    monkeypatch.setattr(module, "check_root", lambda: None)
     monkeypatch.setattr(module, "install", lambda _: None)
     root = Path(f"/tmp/nanogpt-slurm-foreign-{os.getpid()}")
     root.mkdir()
     try:
         (root / "thesis.txt").write_text("years of work")
         with pytest.raises(LabError, match="neither a cluster's nor an empty folder of root's"):
-            Cluster(root).start()
-        assert Cluster(root).stop(wipe=True) == []
+            SandboxCluster(root).start()
+        assert SandboxCluster(root).stop(wipe=True) == []
         assert (root / "thesis.txt").read_text() == "years of work"
     finally:
         (root / "thesis.txt").unlink()
@@ -281,9 +281,9 @@ def test_a_daemon_is_stopped_by_force_when_it_must(stubborn: bool, tmp_path: Pat
     assert pid is not None
     daemon.stop(seconds=1 if stubborn else 60)
     assert daemon.pid() is None and not daemon.pid_file.exists()
-    assert not daemons.has(pid, {"NANOGPT_DAEMON": str(tmp_path)})
+    assert not daemons.has_environment(pid, {"NANOGPT_DAEMON": str(tmp_path)})
 
 
 def test_a_tool_that_hangs_is_not_waited_for() -> None:
     with pytest.raises(BadEnvironment, match="sleep: no answer within 0 s"):
-        daemons.ask(("sleep", "60"), {}, seconds=0.2)
+        daemons.run_tool(("sleep", "60"), {}, seconds=0.2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.sweep_request import read_sweep
-from launch.study import Study, find_study, study_of, study_of_one
+from launch.study import Study, find_study, plan_single_run, plan_study
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.run_directory import locate
@@ -14,18 +14,18 @@ from nanogpt.run_directory import locate
 
 def study(*words: str, runs_dir: Path | None = None) -> Study:
     given = [*words, f"runs_dir={runs_dir}"] if runs_dir else list(words)
-    return study_of(read_sweep("train", TrainConfig, given, multirun=True))
+    return plan_study(read_sweep("train", TrainConfig, given, multirun=True))
 
 
 def names(one: Study) -> list[str]:
-    return [member.run.name.rpartition("-")[0] for member in one.members]
+    return [planned.path.name.rpartition("-")[0] for planned in one.runs]
 
 
 def test_points_are_named_by_what_they_change() -> None:
     made = study("optimizer.lr=1e-3,3e-4", "model.dropout=0,0.1")
     assert str(made.path) == "runs/tiny-pystdlib-dropout-lr"
     assert names(made) == ["dropout0-lr0.001", "dropout0.1-lr0.001", "dropout0-lr0.0003", "dropout0.1-lr0.0003"]
-    assert all(locate(member.config) == member.run for member in made.members)
+    assert all(locate(planned.config) == planned.path for planned in made.runs)
     assert names(study("optimizer.betas=[0.9,0.95],[0.8,0.9]")) == ["betas0.9_0.95", "betas0.8_0.9"]
     assert str(study("model=tiny,baby").path) == "runs/pystdlib-model"
     assert str(study("experiment=isoflop_cpu").path) == "runs/isoflop_cpu"
@@ -49,26 +49,26 @@ def test_order_spelling_and_hardware_do_not_matter() -> None:
         "hydra/launcher=submitit_slurm",
     )
     assert one.path == other.path
-    assert {member.run for member in one.members} == {member.run for member in other.members}
+    assert {planned.path for planned in one.runs} == {planned.path for planned in other.runs}
     assert study("optimizer.lr=1e-3,3e-4", "model.dropout=0,0.1", "training.steps=500").path != one.path
 
 
 def test_a_run_that_is_there_keeps_its_name(tmp_path: Path) -> None:
     """As when a key is swept that wasn't before, in a study with a given name."""
-    before = study("name=mine", "optimizer.lr=1e-3,3e-4", "training.seed=1", runs_dir=tmp_path).members[0].run
+    before = study("name=mine", "optimizer.lr=1e-3,3e-4", "training.seed=1", runs_dir=tmp_path).runs[0].path
     before.mkdir(parents=True)
     again = study("name=mine", "optimizer.lr=1e-3,3e-4", "training.seed=1,2", runs_dir=tmp_path)
-    assert again.members[0].run == before and again.members[1].run.name.startswith("lr0.001-seed2-")
+    assert again.runs[0].path == before and again.runs[1].path.name.startswith("lr0.001-seed2-")
 
 
 def test_another_attempt_is_beside_the_first(tmp_path: Path) -> None:
     words = ("name=mine", "training.seed=1,2")
-    first = study(*words, runs_dir=tmp_path).members[0].run
+    first = study(*words, runs_dir=tmp_path).runs[0].path
     first.mkdir(parents=True)
-    fresh = study(*words, "new_attempt=true", runs_dir=tmp_path).members
-    assert fresh[0].run.name == f"{first.name}-2"
-    fresh[0].run.mkdir()
-    assert study(*words, runs_dir=tmp_path).members[0].run == fresh[0].run
+    fresh = study(*words, "new_attempt=true", runs_dir=tmp_path).runs
+    assert fresh[0].path.name == f"{first.name}-2"
+    fresh[0].path.mkdir()
+    assert study(*words, runs_dir=tmp_path).runs[0].path == fresh[0].path
 
 
 def test_twins_are_refused() -> None:
@@ -81,13 +81,13 @@ def test_twins_are_refused() -> None:
 def test_points_that_are_there_are_found_by_a_listing(tmp_path: Path) -> None:
     """Each looks at the folder's listing, not at the folder."""
     words = [f"optimizer.lr={','.join(str(n * 1e-5) for n in range(1, 31))}", "name=many"]
-    for member in study(*words, runs_dir=tmp_path).members:
-        os.makedirs(member.run)
-    assert len({member.run for member in study(*words, runs_dir=tmp_path).members}) == 30
+    for planned in study(*words, runs_dir=tmp_path).runs:
+        os.makedirs(planned.path)
+    assert len({planned.path for planned in study(*words, runs_dir=tmp_path).runs}) == 30
 
 
 def test_studies_are_found_by_folder_name_run_and_nearest(tmp_path: Path) -> None:
-    one = study_of_one(read_sweep("train", TrainConfig, [f"runs_dir={tmp_path}", "name=single"]).points[0].config)
+    one = plan_single_run(read_sweep("train", TrainConfig, [f"runs_dir={tmp_path}", "name=single"]).points[0].config)
     (one.path / ".launch").mkdir(parents=True)
     (tmp_path / "dropout-lr" / ".launch").mkdir(parents=True)
     (tmp_path / "dropout-lr" / "lr1").mkdir()

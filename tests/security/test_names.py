@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from cli import sweep_request
 from cli.launcher_config import LocalLauncher, SlurmLauncher
-from launch.study import study_of
+from launch.study import plan_study
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.schema import check_value, iter_fields
@@ -149,9 +149,11 @@ def test_points_stay_in_the_folder_of_their_study(person: Person, words: list[st
     ):
         own = {one.partition("=")[0] for one in mine}
         rest = [word for word in words if word.partition("=")[0] not in own]
-        study = study_of(sweep_request.read_sweep("train", TrainConfig, [*rest, *mine], multirun=True))
-        for member in study.members:
-            assert member.run.resolve().parent == study.path.resolve() and member.run.name == Path(member.run.name).name
+        study = plan_study(sweep_request.read_sweep("train", TrainConfig, [*rest, *mine], multirun=True))
+        for member in study.runs:
+            assert (
+                member.path.resolve().parent == study.path.resolve() and member.path.name == Path(member.path.name).name
+            )
             assert Path(member.config.runs_dir) == study.path
     assert not (person.folder.parent / "evil").exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.compose import Point
-from launch.study import members_of
+from launch.study import plan_runs
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.run_directory import RunDirectory, locate, opened
@@ -109,9 +109,9 @@ def test_points_of_a_sweep_fork_a_run_that_is_given_by_its_name(config: Build) -
     train(config(stop_at_fraction=0.5))
     parent = locate(config())
     points = [Point(config(**{"resume.run": parent.name, "resume.fork": True, "training.seed": n}), {}) for n in (1, 2)]
-    members = members_of(parent.parent / "study", points)
+    members = plan_runs(parent.parent / "study", points)
     for member in members:
-        assert locate(member.config) == member.run
+        assert locate(member.config) == member.path
         with opened(member.config) as run:
             assert run.new_fork and run.checkpoints.steps() == [10]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments.scaling import fit
-from experiments.scaling.command import scale
-from experiments.scaling.laws import loss_of, optimum
-from experiments.scaling.runs import Trained, by_budget, finished_runs
+from experiments.scaling.command import run_scaling
+from experiments.scaling.laws import find_optimum, predict_loss
+from experiments.scaling.runs import ScalingRun, group_by_budget, read_finished_runs
 from nanogpt.config import LawConfig, ScalingConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.estimates.flops import flops_per_token, parameter_counts
@@ -26,21 +26,21 @@ from tests.tiny_config import tiny_config
 PLANTED = LawConfig(E=1.2, A=60.0, B=400.0, alpha=0.4, beta=0.45)
 
 
-def synthetic(noise: float, seed: int = 0) -> list[Trained]:
+def synthetic(noise: float, seed: int = 0) -> list[ScalingRun]:
     """Five sizes at each of four budgets, around the planted optimum, C = 7 N D."""
     draws = np.random.default_rng(seed)
-    runs: list[Trained] = []
+    runs: list[ScalingRun] = []
     for flops in (1e12, 1e13, 1e14, 1e15):
         for ratio in (0.2, 0.45, 1.0, 2.2, 5.0):
-            n_params = optimum(PLANTED, flops, 7).n_params * ratio
+            n_params = find_optimum(PLANTED, flops, 7).n_params * ratio
             tokens = flops / 7 / n_params
-            loss = loss_of(PLANTED, n_params, tokens) * (1 + noise * draws.standard_normal())
-            runs.append(Trained(f"runs/{len(runs)}", n_params, tokens, flops, loss))
+            loss = predict_loss(PLANTED, n_params, tokens) * (1 + noise * draws.standard_normal())
+            runs.append(ScalingRun(f"runs/{len(runs)}", n_params, tokens, flops, loss))
     return runs
 
 
 def test_a_planted_law_is_recovered_exactly_without_noise() -> None:
-    law = fit.fitted(synthetic(0.0))
+    law = fit.fit_law(synthetic(0.0))
     for name in ("E", "A", "B", "alpha", "beta"):
         assert getattr(law, name) == pytest.approx(getattr(PLANTED, name), rel=0.01), name
 
@@ -49,44 +49,46 @@ def test_a_planted_law_is_recovered_exactly_without_noise() -> None:
 def test_a_planted_law_is_inside_the_intervals() -> None:
     """With noise of 0.3 % on each loss: the law, its prediction for ten times the budget, and not by wide intervals."""
     runs = synthetic(0.003)
-    law = fit.fitted(runs)
-    laws = fit.resampled(runs, law, 60, seed=1)
+    law = fit.fit_law(runs)
+    laws = fit.bootstrap_laws(runs, law, 60, seed=1)
     for name in ("E", "alpha", "beta"):
-        low, high = fit.interval([getattr(one, name) for one in laws])
+        low, high = fit.percentile_interval([getattr(one, name) for one in laws])
         assert low <= getattr(PLANTED, name) <= high, name
-    truth = optimum(PLANTED, 1e16, 7)
-    low, high = fit.interval([optimum(one, 1e16, 7).loss for one in laws])
+    truth = find_optimum(PLANTED, 1e16, 7)
+    low, high = fit.percentile_interval([find_optimum(one, 1e16, 7).loss for one in laws])
     assert low <= truth.loss <= high and high - low < 0.1
-    low, high = fit.interval([optimum(one, 1e16, 7).n_params for one in laws])
+    low, high = fit.percentile_interval([find_optimum(one, 1e16, 7).n_params for one in laws])
     assert low <= truth.n_params <= high and high / low < 10
 
 
 def test_parabolas_have_their_minima_at_the_planted_optima() -> None:
-    curves = fit.parabolas(synthetic(0.0))
+    curves = fit.fit_parabolas(synthetic(0.0))
     assert [curve.flops for curve in curves] == pytest.approx([1e12, 1e13, 1e14, 1e15])
     minima = [curve.optimum for curve in curves]
     for best in minima:
         assert best is not None
-        truth = optimum(PLANTED, best.flops, 7)
+        truth = find_optimum(PLANTED, best.flops, 7)
         assert best.n_params == pytest.approx(truth.n_params, rel=0.15)
         assert best.loss == pytest.approx(truth.loss, rel=0.01)
-    line = fit.power_law([best for best in minima if best])
+    line = fit.fit_power_law([best for best in minima if best])
     assert line is not None and line[0] == pytest.approx(0.45 / 0.85, abs=0.02)  # beta / (alpha + beta)
 
 
 def test_a_minimum_outside_the_sizes_is_none() -> None:
-    small = [run for run in synthetic(0.0) if run.n_params < optimum(PLANTED, run.flops, 7).n_params * 0.9]
+    small = [run for run in synthetic(0.0) if run.n_params < find_optimum(PLANTED, run.flops, 7).n_params * 0.9]
     both = [*small, *(dataclasses.replace(run, n_params=run.n_params * 1.1, loss=run.loss * 0.99) for run in small)]
-    assert all(curve.optimum is None for curve in fit.parabolas(both))
+    assert all(curve.optimum is None for curve in fit.fit_parabolas(both))
 
 
 def test_budgets_are_told_apart_but_not_by_rounding() -> None:
-    runs = [Trained("x", n, 1.0, flops, 2.0) for flops in (1e12, 2e12) for n, flops in ((2, flops * 1.03), (1, flops))]
-    assert [[run.n_params for run in group] for group in by_budget(runs)] == [[1, 2], [1, 2]]
+    runs = [
+        ScalingRun("x", n, 1.0, flops, 2.0) for flops in (1e12, 2e12) for n, flops in ((2, flops * 1.03), (1, flops))
+    ]
+    assert [[run.n_params for run in group] for group in group_by_budget(runs)] == [[1, 2], [1, 2]]
 
 
 def test_the_jacobian_is_that_of_the_residuals() -> None:
-    N, D, L = (np.log(column) for column in fit.columns(synthetic(0.01)))
+    N, D, L = (np.log(column) for column in fit.to_columns(synthetic(0.01)))
     x = np.array([3.0, 5.0, 0.1, 0.35, 0.4])
     for i in range(5):
         step = np.zeros(5)
@@ -112,7 +114,7 @@ def test_a_run_is_read_as_it_was_trained(config: Callable[..., TrainConfig]) -> 
     """Parameters are those of its model, tokens and loss those of its evaluations."""
     built = config(**{"training.steps": None, "training.flops": 5e7})
     assert train(built) == 0
-    (run,) = finished_runs(str(Path(built.runs_dir) / "*"))
+    (run,) = read_finished_runs(str(Path(built.runs_dir) / "*"))
     chars = len(json.loads((locate(built) / FILE).read_text())["chars"])
     model = built.model.with_vocab(chars)
     assert run.n_params == sum(p.numel() for p in GPT(model).parameters()) == parameter_counts(model)["total"]
@@ -123,18 +125,18 @@ def test_a_run_is_read_as_it_was_trained(config: Callable[..., TrainConfig]) -> 
 def test_only_finished_runs_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, 16, 2.0)
     write_run(tmp_path, 32, 1.9, state="running")
-    assert len(finished_runs(str(tmp_path / "runs/*"))) == 1
+    assert len(read_finished_runs(str(tmp_path / "runs/*"))) == 1
     assert "made-32-1.9000-2560 isn't finished" in capsys.readouterr().out
 
 
 def test_too_few_runs_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     wanted = ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(tmp_path / "out"))
     with pytest.raises(BadInput, match="no run directory; train some first"):
-        scale(wanted)
+        run_scaling(wanted)
     for width in (16, 32, 48):
         write_run(tmp_path, width, 2.0)
     with pytest.raises(BadInput, match="3 finished runs; a fit of five constants needs at least 6"):
-        scale(wanted)
+        run_scaling(wanted)
     for loss in (2.1, 2.2, 2.3):
         write_run(tmp_path, 16, loss)
     assert not (tmp_path / "out").exists()
@@ -143,7 +145,7 @@ def test_too_few_runs_are_refused_and_nothing_is_written(tmp_path: Path) -> None
 def test_sizes_must_differ() -> None:
     same = [dataclasses.replace(run, n_params=1e6) for run in synthetic(0.0)]
     with pytest.raises(BadInput, match="1 different model sizes among 20 runs; needed: at least 3"):
-        fit.refuse_too_few(same)
+        fit.check_enough_runs(same)
 
 
 def test_a_study_of_run_directories(
@@ -157,9 +159,9 @@ def test_a_study_of_run_directories(
         for width in (16, 32, 48, 96):
             model = shape.model_copy(update={"n_embd": width, "vocab_size": 256})
             tokens = int(flops / flops_per_token(model))
-            write_run(tmp_path, width, loss_of(law, parameter_counts(model)["total"], tokens), tokens)
+            write_run(tmp_path, width, predict_loss(law, parameter_counts(model)["total"], tokens), tokens)
     out = tmp_path / "out"
-    assert scale(ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(out), bootstrap=20)) == 0
+    assert run_scaling(ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(out), bootstrap=20)) == 0
     found = json.loads((out / "scaling.json").read_text())
     assert len(found["runs"]) == 8 and len(found["minima"]) == 2 and 0.2 < found["exponent"] < 0.8
     assert found["law"] == pytest.approx(law.model_dump(), rel=0.05)
@@ -173,5 +175,5 @@ def test_a_study_of_run_directories(
 
 @pytest.mark.parametrize(("asked", "rows"), [({}, 10), ({"budget": 1e19}, 1), ({"n_params": 400e6}, 1)])
 def test_the_published_law_is_a_table(asked: dict[str, float], rows: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert scale(ScalingConfig(**asked)) == 0
+    assert run_scaling(ScalingConfig(**asked)) == 0
     assert capsys.readouterr().out.count("e+") == rows
