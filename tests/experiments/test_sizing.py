@@ -96,6 +96,6 @@ def test_questions_are_answered_without_torch(tmp_path: Path) -> None:
 
 def test_an_unknown_command_names_the_nearest_and_a_fit_needs_no_torch(tmp_path: Path) -> None:
     unknown, fit = ask_all("cli", [["scalling"], ["scaling", "runs=nothing*"]], tmp_path)
-    assert unknown[1].startswith("error: scalling: no such command; allowed: one of report, compare, list")
+    assert unknown[1].startswith("error: scalling: no such command; allowed: one of train, prepare, sample")
     assert unknown[1].splitlines()[0].endswith("did you mean 'scaling'?")
     assert fit[0] == 2 and "torch" not in fit[2] and "runs=nothing*: no run directory" in fit[1]

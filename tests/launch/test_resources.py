@@ -116,7 +116,7 @@ def test_other_plugins_of_the_same_name_change_nothing(monkeypatch: pytest.Monke
         node={"_target_": "os.system", "partition": None},
         provider="other",
     )
-    monkeypatch.setattr(sweep_request, "register", register_schemas)  # as in every command
+    monkeypatch.setattr(sweep_request, "register_schemas", register_schemas)  # as in every command
     _, how = asked("hydra.launcher.qos=high")
     assert how.executor == "slurm" and how.qos == "high"
 
