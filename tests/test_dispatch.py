@@ -63,7 +63,7 @@ USES: list[tuple[str, Callable[[], object]]] = [
     ("optimizer counted", lambda: estimate_training_memory(SMALL, "fp32", 1, rule="unknown")),  # type: ignore[arg-type]
     ("optimizer", lambda: build_optimizer(GPT(SMALL), with_unknown(OptimizerConfig(), "name"), "cpu")),
     ("schedule", lambda: lr_scale(3, 9, with_unknown(ScheduleConfig(), "name"))),
-    ("parametrization", lambda: with_unknown(ParametrizationConfig(), "name").width(64)),
+    ("parametrization", lambda: with_unknown(ParametrizationConfig(), "name").width_multiplier(64)),
     ("tokenizer", lambda: tokenizers.build("unknown", [])),  # type: ignore[arg-type]
     ("tracker", lambda: use_tracker("unknown")),
     ("corpus", lambda: corpora.find_corpus(DataConfig().model_copy(update={"corpus": "unknown"}), Path())),
