@@ -92,7 +92,7 @@ def test_f38_every_key(config: Build, tmp_path: Path, monkeypatch: pytest.Monkey
         old = next(first, False)
         return ((name, "something else" if old and name == key else value) for name, value in real(section, prefix))
 
-    monkeypatch.setattr(schema, "values", values)
+    monkeypatch.setattr(schema, "iter_values", values)
     kind = schema.change_policy(dict(schema.iter_fields(TrainConfig))[key])
     if kind == "free" or key.startswith(("hardware.precision", "resume.")):  # see below; which run it is
         assert len(accepted_changes(run, config())) == (
