@@ -5,7 +5,7 @@ import os
 import sys
 
 from nanogpt.config import DoctorConfig, EvaluateConfig, TrainConfig
-from nanogpt.distributed.env import adopt_slurm
+from nanogpt.distributed.env import set_rank_env_from_slurm
 from nanogpt.distributed.spawn import run_ranks
 from nanogpt.errors import BadInput
 from nanogpt.schema import ConfigModel
@@ -15,7 +15,7 @@ QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # keep torch's C++ logs quiet; lost ra
 
 def train(config: TrainConfig) -> int:
     """Train, continue, or say that the run is finished. Returns the exit code. Raises LabError."""
-    adopt_slurm(os.environ)
+    set_rank_env_from_slurm(os.environ)
     if "RANK" not in os.environ and not (config.replay or config.dry_run):
         if (config.hardware.nodes or 1) > 1:
             raise BadInput(f"hardware.nodes={config.hardware.nodes}: needs nanogpt submit, or torchrun")
@@ -29,7 +29,7 @@ def train(config: TrainConfig) -> int:
 
 def evaluate(config: EvaluateConfig) -> int:
     """Evaluate a model and print the results. Returns the exit code. Raises LabError."""
-    adopt_slurm(os.environ)
+    set_rank_env_from_slurm(os.environ)
     if (config.devices or 1) > 1 and "RANK" not in os.environ:
         return start_ranks("evaluate", config, config.devices or 1)
     os.environ |= QUIET | os.environ

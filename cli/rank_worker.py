@@ -7,14 +7,14 @@ import sys
 from cli.entry import exit_on_error
 from nanogpt import schema
 from nanogpt.config import EvaluateConfig, TrainConfig
-from nanogpt.distributed.spawn import end_with_parent
+from nanogpt.distributed.spawn import die_with_parent
 from nanogpt.errors import PeerLost
 
 
 def run_rank() -> int:
     """Train or evaluate as the message on standard input says. Returns the exit code."""
     message = json.load(sys.stdin)
-    end_with_parent()
+    die_with_parent()
     if os.getppid() != message["parent"]:
         return PeerLost.exit_code  # the parent ended before end_with_parent
     sys.argv = message["argv"]

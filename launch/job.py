@@ -20,8 +20,8 @@ from launch import requeue_policy, slurm
 from launch.requeue_policy import AttemptHistory, RestartLimits
 from launch.submission import Submission
 from nanogpt.distributed import env
-from nanogpt.distributed.env import STORE, adopt_slurm
-from nanogpt.distributed.spawn import end_with_parent
+from nanogpt.distributed.env import STORE_VARIABLE, set_rank_env_from_slurm
+from nanogpt.distributed.spawn import die_with_parent
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, one_line
 from nanogpt.files import open_regular, read_json_bytes, write_atomic
 from nanogpt.redaction import redact
@@ -77,7 +77,7 @@ def run_rank(attempt: Attempt) -> int:
     """Run one rank of the training and record how it ended. Return srun's exit code: also 0 for an orderly stop, since
     srun kills all ranks as soon as one returns another code.
     """
-    adopt_slurm(os.environ)
+    set_rank_env_from_slurm(os.environ)
     adopt_local_env(attempt)
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
@@ -107,13 +107,13 @@ def adopt_local_env(attempt: Attempt) -> None:
     """Set RANK and its like in a rank that launch/local.py started; its ranks meet through a file."""
     if "SUBMITIT_LOCAL_NTASKS" not in os.environ:
         return
-    end_with_parent()
+    die_with_parent()
     world = os.environ["SUBMITIT_LOCAL_NTASKS"]
     if world == "1":
         return
     rank = os.environ["SUBMITIT_LOCAL_GLOBALID"]
     os.environ.update({"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world})
-    os.environ[STORE] = str(attempt.exit_file(0).with_suffix(".store"))
+    os.environ[STORE_VARIABLE] = str(attempt.exit_file(0).with_suffix(".store"))
 
 
 def write_exit(attempt: Attempt, rank: int, code: int, why: str) -> None:

@@ -29,13 +29,13 @@ def keep_code(runs: Sequence[PlannedRun]) -> Generator[None, None, None]:
     if not any((one.config.hardware.devices or 1) > 1 for one in runs):
         yield
         return
-    before = spawn.CODE
+    before = spawn.CODE_ROOT
     with tempfile.TemporaryDirectory(prefix="nanogpt-code-") as folder:
-        spawn.CODE = snapshot(Path(folder))
+        spawn.CODE_ROOT = snapshot(Path(folder))
         try:
             yield
         finally:
-            spawn.CODE = before
+            spawn.CODE_ROOT = before
 
 
 def load_library(wanted: set[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nanogpt.distributed.env import STORE, Place, started_by_slurm
+from nanogpt.distributed.env import STORE_VARIABLE, RankEnv, is_started_by_srun
 from nanogpt.errors import BadEnvironment, BadInput, one_line
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -21,7 +21,7 @@ Facts = Mapping[str, Any]
 """A rank's GPUs, its machine, and whether other machines can reach it, for the other ranks."""
 
 
-def describe_self(device: str, place: Place) -> Facts:
+def describe_self(device: str, place: RankEnv) -> Facts:
     """Return what the other ranks have to know of this one, as JSON."""
     return {
         "gpus": list_gpus(device),
@@ -102,7 +102,7 @@ def assign_gpus(seen: Sequence[Sequence[str]]) -> list[int | None]:
     return [list(gpus).index(taken[rank]) if rank in taken else None for rank, gpus in enumerate(seen)]
 
 
-def choose_gpu(facts: Sequence[Facts], place: Place, section: str = "hardware.") -> int | None:
+def choose_gpu(facts: Sequence[Facts], place: RankEnv, section: str = "hardware.") -> int | None:
     """Return the number of the GPU that this rank takes; None if no rank has any.
 
     Raises BadInput where ranks would share one, BadEnvironment where only some ranks see GPUs. All ranks raise alike.
@@ -120,16 +120,16 @@ def choose_gpu(facts: Sequence[Facts], place: Place, section: str = "hardware.")
     return chosen[place.rank]
 
 
-def explain_sharing(seen: list[list[str]], rank: int, place: Place, section: str) -> BadInput:
+def explain_sharing(seen: list[list[str]], rank: int, place: RankEnv, section: str) -> BadInput:
     """Return the error of a rank that finds no GPU of its own, naming what decided how many ranks there are."""
     mine = set(seen[rank])
     ranks = [number for number, gpus in enumerate(seen) if mine & set(gpus)]
     count = len({gpu for number in ranks for gpu in seen[number]})
     gpus = f"{count} GPU{'s' if count > 1 else ''}"
     named = f" ({VISIBLE}={one_line(os.environ[VISIBLE])})" if VISIBLE in os.environ else ""
-    if STORE in os.environ:
+    if STORE_VARIABLE in os.environ:
         return BadInput(f"{section}devices={place.local_world}: this machine has {gpus}{named}")
-    if started_by_slurm(os.environ):
+    if is_started_by_srun(os.environ):
         key, remedy = f"srun --ntasks-per-node={place.local_world}", "srun --gpus-per-task=1, without --gpu-bind"
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         key, remedy = f"--nproc-per-node={place.local_world}", f"torchrun --nproc-per-node={count}"

@@ -116,7 +116,7 @@ class RunDirectory:
 
 
 def locate(config: TrainConfig) -> Path:
-    """The folder of this config's run: its latest attempt, or a new one with `fresh`; or the one `resume.run` names."""
+    """Return the folder of this config's run: `resume.run`, else a new attempt with `new_attempt`, else the latest."""
     if config.resume.run is not None and not config.resume.fork:
         return find(config.resume.run, config.runs_dir, "resume.run").path
     config, folder = resolve_all(config), Path(config.runs_dir)

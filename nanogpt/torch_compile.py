@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from nanogpt.config import Attention, HardwareConfig
-from nanogpt.distributed.env import Place, place_from
+from nanogpt.distributed.env import RankEnv, read_rank_env
 from nanogpt.errors import BadEnvironment, one_line
 
 OLDEST_CAPABILITY = (7, 0)  # of a GPU that Triton compiles for
@@ -86,10 +86,10 @@ def keep_compiled(attention: Attention) -> None:
     """
     torch.compiler.config.cache_key_tag = f"attention={attention}"
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(find_folder(place_from(os.environ)))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(find_folder(read_rank_env(os.environ)))
 
 
-def find_folder(place: Place) -> Path:
+def find_folder(place: RankEnv) -> Path:
     """Return a folder that nobody else may write to: what torch.compile makes is code, and is loaded.
 
     It is in XDG_CACHE_HOME or ~/.cache where that is a disk of this machine and the run's ranks are all on it. Ranks of

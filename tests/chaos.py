@@ -25,14 +25,14 @@ SETTINGS = {"training.batch_tokens": 12 * 16, "hardware.timeout": 10.0}  # 12 se
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 EVERYWHERE = {  # function of every rank -> how often it is called in an undisturbed run, about
     "nanogpt.training.run.build_state": 1,
-    "nanogpt.training.restore.fetch": 1,
+    "nanogpt.training.restore.load_checkpoint": 1,
     "nanogpt.training.loop.train_step": 20,
-    "nanogpt.training.loop.note_results": 5,
+    "nanogpt.training.loop.record_results": 5,
     "nanogpt.evaluation.loss.LossEvaluation.split_loss": 10,
 }
 LEADERS = {  # function of the leader -> the same
-    "nanogpt.training.run_logger.Record.evaluation": 5,
-    "nanogpt.training.async_checkpoint.Saver.save": 8,
+    "nanogpt.training.run_logger.RunLogger.log_evaluation": 5,
+    "nanogpt.training.async_checkpoint.AsyncCheckpointer.save": 8,
     "nanogpt.metrics_file.RowLog.append": 30,
     "nanogpt.metrics_file.RowLog.rewind": 2,
     "nanogpt.metrics_file.RowLog.sync": 8,

@@ -15,7 +15,7 @@ from cli import config_files, sweep_request
 from cli.compose import Composer
 from nanogpt.config import TrainConfig
 from nanogpt.cpu_threads import threads_for
-from nanogpt.training.run_logger import Record
+from nanogpt.training.run_logger import RunLogger
 from tests import ranks
 from tests.cached_compose import Remembering, register_once
 from tests.commands import command
@@ -73,7 +73,7 @@ def pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Trainings in this process draw no loss curve, most of their time, unless a test names this fixture."""
     test = getattr(request.node, "function", None)
     if test is None or "pictures" not in inspect.signature(test).parameters:
-        monkeypatch.setattr(Record, "draw", lambda _: None)
+        monkeypatch.setattr(RunLogger, "draw_loss_curve", lambda _: None)
 
 
 @pytest.fixture(autouse=True)

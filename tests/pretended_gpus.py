@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import torch
 
 from cli.entry import exit_on_error
-from nanogpt.distributed.env import adopt_slurm, place_from
-from nanogpt.distributed.process_group import meet
+from nanogpt.distributed.env import read_rank_env, set_rank_env_from_slurm
+from nanogpt.distributed.process_group import rendezvous
 from nanogpt.gpus import VISIBLE, choose_gpu, describe_self, list_gpus
 
 
@@ -30,14 +30,14 @@ def main() -> int:
     """See the module's docstring."""
     device = sys.argv[2] if len(sys.argv) > 2 else "auto"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    adopt_slurm(os.environ)
+    set_rank_env_from_slurm(os.environ)
     pretend(int(sys.argv[1]), os.environ.get("SLURM_NODEID", "0"))
-    place = place_from(os.environ)
-    chosen, peers = meet(
+    place = read_rank_env(os.environ)
+    chosen, group = rendezvous(
         place, 60, lambda facts: choose_gpu(facts, place) if facts else 0, lambda: describe_self(device, place)
     )
-    peers.join(torch.device("cpu"))
-    peers.agree(0)  # rank 0 holds the store: it stays until the others have read
+    group.join(torch.device("cpu"))
+    group.all_reduce_max(0)  # rank 0 holds the store: it stays until the others have read
     gpus = list_gpus(device)
     print(place.rank, "none" if chosen is None else gpus[chosen], flush=True)
     return 0

@@ -132,7 +132,7 @@ def rank_main(
         os.environ.update({name: str(value) for name, value in places.items()}, NANOGPT_STORE=f"{folder}/store")
     # Half of the time, and none of the faults; and passes of the model that would count as a training's.
     importlib.import_module("nanogpt.tracking.plots").plot_loss = lambda *_: None
-    importlib.import_module("nanogpt.training.auto_batch_size").measured_rate = lambda *_: Rate(1e9, "not measured")
+    importlib.import_module("nanogpt.training.auto_batch_size").measure_rate = lambda *_: Rate(1e9, "not measured")
     for fault in faults:
         if fault.rank in (None, rank):
             plant(fault)

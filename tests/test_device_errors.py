@@ -8,7 +8,7 @@ import pytest
 from cli.exit_codes import to_lab_error
 from launch.requeue_policy import AttemptEnd, AttemptHistory, RestartLimits, decide
 from nanogpt.device_errors import as_device_error
-from nanogpt.distributed.env import Place
+from nanogpt.distributed.env import RankEnv
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadEnvironment, LabError, PeerLost
 
@@ -40,7 +40,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def two_ranks(rank: int = 0) -> ProcessGroup:
     """Two ranks of which none is known to be gone: the other is on another machine."""
-    return ProcessGroup(Place(rank, 2, 0, 1))
+    return ProcessGroup(RankEnv(rank, 2, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def two_ranks(rank: int = 0) -> ProcessGroup:
     ],
 )
 def test_what_a_library_says_before_the_first_step(text: str, code: int, words: str, state: Path) -> None:
-    error = two_ranks().explain(RuntimeError(text), 0)
+    error = two_ranks().to_peer_lost(RuntimeError(text), 0)
     assert isinstance(error, LabError) and error.exit_code == code and not error.reported_elsewhere
     assert re.search(words, str(error)) and "Exception raised" not in str(error) and ".cc" not in str(error)
     kept = Path(str(error).rpartition("all of it: ")[2])
@@ -64,14 +64,14 @@ def test_what_a_library_says_before_the_first_step(text: str, code: int, words: 
 
 
 def test_a_connection_that_breaks_later_is_a_lost_rank() -> None:
-    peers = two_ranks()
-    peers.connected = True
-    error = peers.explain(RuntimeError(CLOSED), 7)
+    group = two_ranks()
+    group.connected = True
+    error = group.to_peer_lost(RuntimeError(CLOSED), 7)
     assert isinstance(error, PeerLost)
     assert str(error).startswith("another rank lost at step 7; the same command continues")
     assert "gloo: Connection closed by peer" in str(error)
     other = RuntimeError("a mistake in a formula")
-    assert peers.explain(other, 7) is other and ProcessGroup().explain(RuntimeError(CLOSED), 7) is not None
+    assert group.to_peer_lost(other, 7) is other and ProcessGroup().to_peer_lost(RuntimeError(CLOSED), 7) is not None
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_other_errors_are_left_alone() -> None:
 
 def test_only_what_may_go_well_elsewhere_is_put_back() -> None:
     """A mistake of set-up fails at once; a broken GPU is tried again after progress, an unknown end of a rank too."""
-    duplicate = two_ranks().explain(RuntimeError(DUPLICATE), 0)
-    closed = two_ranks().explain(RuntimeError(CLOSED), 0)
+    duplicate = two_ranks().to_peer_lost(RuntimeError(DUPLICATE), 0)
+    closed = two_ranks().to_peer_lost(RuntimeError(CLOSED), 0)
     broken = as_device_error(RuntimeError("CUDA error: uncorrectable ECC error encountered"))
     found: list[str] = []
     for error, step in ((duplicate, 5), (closed, 5), (broken, 5), (broken, 0)):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanogpt.distributed.env import STORE, Place
+from nanogpt.distributed.env import STORE_VARIABLE, RankEnv
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.gpus import VISIBLE, assign_gpus, choose_gpu, describe_self, find_unreachable, list_gpus
 from tests.commands import ROOT, command
@@ -52,7 +52,7 @@ def facts(*seen: list[str], machines: str = "", unreachable: str = "") -> list[d
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({STORE: "x"}, r"^hardware\.devices=2: this machine has 1 GPU \(CUDA_VISIBLE_DEVICES=GPU-9\)$"),
+        ({STORE_VARIABLE: "x"}, r"^hardware\.devices=2: this machine has 1 GPU \(CUDA_VISIBLE_DEVICES=GPU-9\)$"),
         ({"TORCHELASTIC_RUN_ID": "x"}, r"^--nproc-per-node=2: ranks 0, 1 see only 1 GPU .*torchrun --nproc-per-node=1"),
         (
             {"RANK": "0", "SLURM_PROCID": "0", "WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "2"},
@@ -64,19 +64,19 @@ def facts(*seen: list[str], machines: str = "", unreachable: str = "") -> list[d
 def test_two_ranks_on_one_gpu_name_what_was_given(
     environment: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (STORE, "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+    for name in (STORE_VARIABLE, "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (environment | {VISIBLE: "GPU-9"}).items():
         monkeypatch.setenv(name, value)
     for rank in range(2):
         with pytest.raises(BadInput, match=words):
-            choose_gpu(facts(["GPU-9"], ["GPU-9"]), Place(rank, 2, rank, 2))
+            choose_gpu(facts(["GPU-9"], ["GPU-9"]), RankEnv(rank, 2, rank, 2))
 
 
 def test_some_ranks_without_a_gpu() -> None:
     with pytest.raises(BadEnvironment, match=r"rank 1 sees no GPU, but other ranks do: .*hardware.device=cpu"):
-        choose_gpu(facts(["a"], []), Place(0, 2, 0, 2))
-    assert choose_gpu(facts([], []), Place(0, 2, 0, 2)) is None
+        choose_gpu(facts(["a"], []), RankEnv(0, 2, 0, 2))
+    assert choose_gpu(facts([], []), RankEnv(0, 2, 0, 2)) is None
 
 
 def test_a_host_name_that_leads_back_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,14 +86,14 @@ def test_a_host_name_that_leads_back_to_the_host(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("socket.gethostbyname", lambda _: "127.0.1.1")  # pyright: ignore[reportUnknownLambdaType]
     why = find_unreachable()
     assert why == "its name node7 resolves to 127.0.1.1"
-    place = Place(0, 2, 0, 1)
+    place = RankEnv(0, 2, 0, 1)
     with pytest.raises(
         BadEnvironment, match=r"^rank 0: its name node7 .*set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
     ):
         choose_gpu(facts([], [], machines="mn", unreachable=why), place)
     assert choose_gpu(facts([], [], unreachable=why), place) is None
     assert describe_self("cpu", place)["unreachable"] == why
-    assert describe_self("cpu", Place(0, 2, 0, 2))["unreachable"] == ""
+    assert describe_self("cpu", RankEnv(0, 2, 0, 2))["unreachable"] == ""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     assert find_unreachable() == ""
 
@@ -137,7 +137,7 @@ def run_ranks(folder: Path, *visible: str) -> list[tuple[int, str]]:
     def start(rank: int) -> tuple[int, str]:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(visible), "LOCAL_WORLD_SIZE": len(visible)}
         words = {name: str(value) for name, value in places.items()}
-        words |= {STORE: str(folder / "store"), VISIBLE: visible[rank]}
+        words |= {STORE_VARIABLE: str(folder / "store"), VISIBLE: visible[rank]}
         done = command("-m", "tests.pretended_gpus", "4", folder=ROOT, **words)
         return done.returncode, done.stdout + done.stderr
 

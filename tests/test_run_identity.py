@@ -22,7 +22,7 @@ from nanogpt.errors import BadCheckpoint, BadData
 from nanogpt.run_directory import locate, opened
 from nanogpt.run_identity import resolve
 from nanogpt.schema import signature
-from nanogpt.training.related_runs import relative_of
+from nanogpt.training.related_runs import find_related_run
 from nanogpt.weights_digest import check_weights
 
 Build = Callable[..., TrainConfig]
@@ -104,7 +104,7 @@ def test_a_run_of_the_first_release_is_found(config: Build, corpus: Path) -> Non
     assert locate(config()) == old and (folder / SOURCE_FILE).exists()
     corpus.write_text(corpus.read_text()[::-1])
     assert locate(config()) != old
-    relative = relative_of(config())
+    relative = find_related_run(config())
     assert relative == (old, ["data.source_sha256"])
 
 
@@ -143,7 +143,7 @@ def test_first_weights_count_by_content(config: Build, tmp_path: Path, monkeypat
     (first / "config.json").write_text(schema.to_json(built))
     weights.write_bytes(b"other weights")
     assert locate(config(init_from=str(weights))) != first
-    assert relative_of(config(init_from=str(weights))) == (first, ["init_from_sha256"])
+    assert find_related_run(config(init_from=str(weights))) == (first, ["init_from_sha256"])
     with pytest.raises(BadCheckpoint, match=r"holds other weights now than init_from_sha256="):
         check_weights(built)
     weights.unlink()

@@ -15,7 +15,7 @@ import torch
 
 from nanogpt.config import HardwareConfig, TrainConfig
 from nanogpt.device import Compute
-from nanogpt.distributed.env import Place
+from nanogpt.distributed.env import RankEnv
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.schema import from_dict
 from nanogpt.torch_compile import choose_compile, find_folder, is_on_network
@@ -123,8 +123,8 @@ def test_a_start_says_what_was_chosen_and_how_to_choose_otherwise(config: Build,
     assert describe_choices(built, Compute(CPU, "fp32", "a CPU", asked=asked)) == []
 
 
-ALONE = Place()
-SEVERAL = Place(rank=3, world=4, local_rank=1, local_world=2)
+ALONE = RankEnv()
+SEVERAL = RankEnv(rank=3, world=4, local_rank=1, local_world=2)
 
 
 @pytest.fixture

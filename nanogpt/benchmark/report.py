@@ -18,8 +18,8 @@ from nanogpt.device import Compute, set_up
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.output_paths import check_output_file, check_output_folder
 from nanogpt.provenance import git_state
-from nanogpt.training.auto_batch_size import settled
-from nanogpt.training.validation import refuse_too_large
+from nanogpt.training.auto_batch_size import resolve_micro_batch_size
+from nanogpt.training.validation import check_state_fits
 
 
 def bench(config: BenchConfig) -> int:
@@ -29,7 +29,7 @@ def bench(config: BenchConfig) -> int:
     if config.profile:
         check_output_folder("bench.trace" if config.bench.trace else "runs_dir", config.bench.trace or config.runs_dir)
     compute = set_up(config.hardware)
-    refuse_too_large(config, compute, 1)
+    check_state_fits(config, compute, 1)
     if "training" in config.bench.what and not config.against:
         config = with_fitting_micro_batch(config, compute)
     parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", describe_machine(compute)]
@@ -57,7 +57,9 @@ def with_fitting_micro_batch(config: BenchConfig, compute: Compute) -> BenchConf
     """The config with the micro-batch that train.py would find for `auto`. Raises BadData, BadEnvironment."""
     if config.hardware.micro_batch_size != "auto":
         return config
-    found = settled(config, with_known_vocabulary(config).model, compute, ProcessGroup(), 1).micro_batch_size()
+    found = resolve_micro_batch_size(
+        config, with_known_vocabulary(config).model, compute, ProcessGroup(), 1
+    ).micro_batch_size()
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(compute.device)  # the tries' is not the step's
     return config.with_micro_batch_size(found)

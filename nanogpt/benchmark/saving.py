@@ -12,7 +12,7 @@ from nanogpt.console import format_count, say
 from nanogpt.data.batches import TrainBatches
 from nanogpt.run_directory import RunDirectory
 from nanogpt.safetensors_writer import tensor_blocks, write_all
-from nanogpt.training.async_checkpoint import Saver
+from nanogpt.training.async_checkpoint import AsyncCheckpointer
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import train_step
 
@@ -26,8 +26,8 @@ def measure_saving(config: BenchConfig, state: TrainState, batches: TrainBatches
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as name:
         run = RunDirectory(Path(name))
-        saver = Saver(run, 3, say)
-        saver.reserve(state)
+        saver = AsyncCheckpointer(run, 3, say)
+        saver.reserve_buffers(state)
         size = sum(tensor.nbytes for part in state.tensors().values() for tensor in part.values())
         stalls: list[float] = []
         saves: list[float] = []
@@ -45,7 +45,7 @@ def measure_saving(config: BenchConfig, state: TrainState, batches: TrainBatches
         restores = [time_call(lambda: state.restore(loaded)) for _ in range(ROUNDS)]
         without = [time_call(lambda: train_intervals(config, state, batches, None)) for _ in range(ROUNDS)]
         with_saves = [time_call(lambda: train_intervals(config, state, batches, saver)) for _ in range(ROUNDS)]
-        saver.outcome()
+        saver.raise_error()
         saver.close()
     rate, slower = SAVE_EVERY * 2 / min(without), min(with_saves) / min(without)
     return [
@@ -68,7 +68,9 @@ def write_bare(state: TrainState, path: Path) -> None:
     path.unlink()
 
 
-def train_intervals(config: BenchConfig, state: TrainState, batches: TrainBatches, saver: Saver | None) -> None:
+def train_intervals(
+    config: BenchConfig, state: TrainState, batches: TrainBatches, saver: AsyncCheckpointer | None
+) -> None:
     """Two intervals of training, with a save in each, the last of which is waited for."""
     for number in range(1, 2 * SAVE_EVERY + 1):
         train_step(state, batches.micro_batches(state.samples), config)
@@ -79,6 +81,6 @@ def train_intervals(config: BenchConfig, state: TrainState, batches: TrainBatche
         wait_for_save(saver)
 
 
-def wait_for_save(saver: Saver) -> None:
-    while saver.busy():
+def wait_for_save(saver: AsyncCheckpointer) -> None:
+    while saver.is_busy():
         time.sleep(0.001)

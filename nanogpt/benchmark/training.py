@@ -16,7 +16,7 @@ from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import compute_mfu
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import train_step
-from nanogpt.training.validation import model_for
+from nanogpt.training.validation import fit_model_to_data
 
 PHASES = ("data", "forward", "backward", "clip", "optimizer")
 MOST_PHASED = 10  # steps of their own that are measured by phase
@@ -25,7 +25,7 @@ MOST_PHASED = 10  # steps of their own that are measured by phase
 def prepare_training(config: BenchConfig, compute: Compute) -> tuple[TrainState, TrainBatches]:
     """The state before the first step, and its data."""
     dataset = prepare_if_small(config.data)
-    state = build_state(config, model_for(config, dataset), compute)
+    state = build_state(config, fit_model_to_data(config, dataset), compute)
     return state, TrainBatches(dataset.train, config, compute.device)
 
 

@@ -14,7 +14,7 @@ from nanogpt.benchmark.ours import Batches, build_generator, build_trainer, rand
 from nanogpt.benchmark.timing import Stopwatch, choose_synchronize, peak_resident, time_call
 from nanogpt.device import Compute, set_up
 from nanogpt.errors import LabError
-from nanogpt.training.step import Phase, unobserved
+from nanogpt.training.step import Phase, no_phase_timer
 
 WARM_UP_TOKENS = 4  # drawn before the clock starts
 MOST_PHASED = 3  # steps of their own that are measured by phase
@@ -43,7 +43,7 @@ def measure_training(workload: Workload, compute: Compute) -> Timing:
     model, step = make(workload, compute, batches)
     synchronize = choose_synchronize(compute.device)
 
-    def whole_step(phase: Phase = unobserved) -> None:
+    def whole_step(phase: Phase = no_phase_timer) -> None:
         step(phase)
         synchronize()
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from nanogpt.errors import BadInput, one_line
 
-STORE = "NANOGPT_STORE"  # a file through which the ranks of one machine meet, set by nanogpt/distributed/spawn.py
+STORE_VARIABLE = (
+    "NANOGPT_STORE"  # a file through which the ranks of one machine meet, set by nanogpt/distributed/spawn.py
+)
 
 
 @dataclass(frozen=True)
-class Place:
+class RankEnv:
     """A process among those of a run."""
 
     rank: int = 0
@@ -19,16 +21,16 @@ class Place:
     local_world: int = 1
 
 
-def place_from(environment: Mapping[str, str]) -> Place:
+def read_rank_env(environment: Mapping[str, str]) -> RankEnv:
     """What torchrun (or whoever starts the ranks) says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
 
     Raises BadInput when they contradict each other.
     """
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
-        return Place()
-    rank, world = number(environment, "RANK"), number(environment, "WORLD_SIZE")
-    local_world = number(environment, "LOCAL_WORLD_SIZE", 1 if "LOCAL_RANK" not in environment else world)
-    local_rank = number(environment, "LOCAL_RANK", 0)
+        return RankEnv()
+    rank, world = read_whole_number(environment, "RANK"), read_whole_number(environment, "WORLD_SIZE")
+    local_world = read_whole_number(environment, "LOCAL_WORLD_SIZE", 1 if "LOCAL_RANK" not in environment else world)
+    local_rank = read_whole_number(environment, "LOCAL_RANK", 0)
     for name, value, size, limit in (
         ("RANK", rank, "WORLD_SIZE", world),
         ("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_world),
@@ -37,15 +39,15 @@ def place_from(environment: Mapping[str, str]) -> Place:
             raise BadInput(f"{name}={value}: must be below {size}={limit}")
     if local_world > world:
         raise BadInput(f"LOCAL_WORLD_SIZE={local_world}: must be at most WORLD_SIZE={world}")
-    if world > 1 and STORE not in environment:
+    if world > 1 and STORE_VARIABLE not in environment:
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if not environment.get(name):
                 raise BadInput(f"{name} is not set, but WORLD_SIZE={world}; torchrun sets both")
-        number(environment, "MASTER_PORT")
-    return Place(rank, world, local_rank, local_world)
+        read_whole_number(environment, "MASTER_PORT")
+    return RankEnv(rank, world, local_rank, local_world)
 
 
-def adopt_slurm(environment: MutableMapping[str, str]) -> None:
+def set_rank_env_from_slurm(environment: MutableMapping[str, str]) -> None:
     """In one of several tasks that srun started: RANK and its like, from what Slurm says. Else nothing.
 
     The port follows from job, step and restart, below those that systems hand out by themselves, so that jobs sharing a
@@ -54,30 +56,32 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # SLURM_NTASKS is there outside of steps too
     if tasks == "1" or "SLURM_PROCID" not in environment or {"RANK", "WORLD_SIZE"} & environment.keys():
         return
-    node = number(environment, "SLURM_NODEID", 0)
-    job, step, restart = (number(environment, f"SLURM_{name}", 0) for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+    node = read_whole_number(environment, "SLURM_NODEID", 0)
+    job, step, restart = (
+        read_whole_number(environment, f"SLURM_{name}", 0) for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")
+    )
     port = 10_000 + (job + 104_729 * (step % 1000) + 7_919 * restart) % 20_000
     environment.update(
         {
             "RANK": environment["SLURM_PROCID"],
             "WORLD_SIZE": tasks,
             "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
-            "LOCAL_WORLD_SIZE": str(tasks_on(environment.get("SLURM_STEP_TASKS_PER_NODE", tasks), node)),
+            "LOCAL_WORLD_SIZE": str(tasks_on_node(environment.get("SLURM_STEP_TASKS_PER_NODE", tasks), node)),
         }
     )
     environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "localhost")))
     environment.setdefault("MASTER_PORT", str(port))
 
 
-def started_by_slurm(environment: Mapping[str, str]) -> bool:
+def is_started_by_srun(environment: Mapping[str, str]) -> bool:
     """Return whether srun started one task for each rank, rather than torchrun or `devices=N` inside an allocation."""
-    if STORE in environment or "TORCHELASTIC_RUN_ID" in environment:
+    if STORE_VARIABLE in environment or "TORCHELASTIC_RUN_ID" in environment:
         return False
     pairs = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
     return all(theirs in environment and environment.get(ours) == environment[theirs] for ours, theirs in pairs)
 
 
-def tasks_on(counts: str, node: int) -> int:
+def tasks_on_node(counts: str, node: int) -> int:
     """Of Slurm's `4(x3),2`, tasks per node with repetitions, those of the node with this number."""
     each: list[int] = []
     for count, times in re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", counts):
@@ -96,7 +100,7 @@ def first_host(hosts: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", name[0]) if name else hosts
 
 
-def number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+def read_whole_number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
     """A variable that holds a whole number. Raises BadInput."""
     text = environment.get(name)
     if text is None and default is not None:

@@ -25,35 +25,37 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt.device_errors import COLLECTIVE, as_group_error, find_library
-from nanogpt.distributed.env import STORE, Place
+from nanogpt.distributed.env import STORE_VARIABLE, RankEnv
 from nanogpt.errors import BadInput, LabError, PeerLost, error_from_exit_code, one_line
 from nanogpt.gpus import Facts
 from nanogpt.run_state import is_alive
 
 T = TypeVar("T")
-ALONE = Place()
-MEETINGS = itertools.count()  # a process may run several trainings, one after the other
+SINGLE_RANK = RankEnv()
+RENDEZVOUS_COUNT = itertools.count()  # a process may run several trainings, one after the other
 # torch.distributed.all_gather_into_tensor until torch 2.13, which warns of that name
 ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor")  # noqa: B009
 # DistributedDataParallel's broadcast_buffers until torch 2.13, which warns of that name
 SYNC_BUFFERS = {"forward_sync_buffers", "broadcast_buffers"} & signature(DistributedDataParallel).parameters.keys()
 NO_BUFFERS: dict[str, Any] = {max(SYNC_BUFFERS): False}
-PATIENCE = timedelta(days=7)  # of the collectives themselves: distributed/watchdog.py is what gives up on a rank
+COLLECTIVE_TIMEOUT = timedelta(
+    days=7
+)  # of the collectives themselves: distributed/watchdog.py is what gives up on a rank
 
 
 class ProcessGroup:
     """The ranks of a run, seen from one of them."""
 
     def __init__(
-        self, place: Place = ALONE, store: dist.Store | None = None, neighbours: dict[int, int] | None = None
+        self, place: RankEnv = SINGLE_RANK, store: dist.Store | None = None, local_pids: dict[int, int] | None = None
     ) -> None:
         self.rank, self.world, self.store = place.rank, place.world, store
-        self.leading = place.rank == 0
-        self.remedy = "the same command continues from the last checkpoint"
+        self.is_rank0 = place.rank == 0
+        self.recovery_hint = "the same command continues from the last checkpoint"
         """What a lost rank calls for."""
         self.connected = False
         """True once a message went from rank to rank."""
-        self.neighbours = neighbours or {}
+        self.neighbours = local_pids or {}
         """Process ids of the ranks that this one can see live and die: those of its machine and container."""
 
     def join(self, device: torch.device) -> None:
@@ -69,13 +71,13 @@ class ProcessGroup:
                 store=self.store,
                 rank=self.rank,
                 world_size=self.world,
-                timeout=PATIENCE,
+                timeout=COLLECTIVE_TIMEOUT,
                 device_id=device if gpu else None,
             )
         except (RuntimeError, ValueError) as error:
-            raise self.explain(error, 0) from None
+            raise self.to_peer_lost(error, 0) from None
 
-    def agree(self, level: int) -> int:
+    def all_reduce_max(self, level: int) -> int:
         """The highest level any rank came with, on every rank."""
         if self.world == 1:
             return level
@@ -83,7 +85,7 @@ class ProcessGroup:
         dist.all_reduce(message, dist.ReduceOp.MAX)
         return int(message)
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
@@ -111,7 +113,7 @@ class ProcessGroup:
 
         return wait
 
-    def gather(self, text: str) -> list[str]:
+    def all_gather_text(self, text: str) -> list[str]:
         """Everybody's text, by rank."""
         if self.world == 1:
             return [text]
@@ -124,55 +126,55 @@ class ProcessGroup:
         self.connected = True
         return [one[: int(n)].numpy().tobytes().decode() for one, n in zip(texts, lengths, strict=True)]
 
-    def from_leader(self, make: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
         """What `make` returns on the leader, on every rank; it must be JSON. A LabError is raised on every rank."""
         if self.world == 1:
             return make()
         failure, message = None, ""
-        if self.leading:
+        if self.is_rank0:
             try:
                 message = json.dumps({"value": make()})
             except Exception as error:
                 failure = error
                 code = error.exit_code if isinstance(error, LabError) else 5 if isinstance(error, OSError) else 1
                 message = json.dumps({"error": str(error), "code": code})
-        answer: dict[str, Any] = json.loads(self.gather(message)[0])
+        answer: dict[str, Any] = json.loads(self.all_gather_text(message)[0])
         if failure is not None:
             raise failure
         if "error" in answer:
             raise error_from_exit_code(answer["code"], answer["error"])
         return answer["value"]
 
-    def leader_first(self, make: Callable[[], T]) -> T:
+    def rank0_first(self, make: Callable[[], T]) -> T:
         """`make` on every rank, but on the leader before the others: what it wrote is there for them."""
         made: list[T] = []
-        self.from_leader(lambda: made.append(make()))
+        self.broadcast_from_rank0(lambda: made.append(make()))
         return made[0] if made else make()
 
-    def share(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """The leader's CPU tensors on every rank; the others come with None."""
         if self.world == 1:
             return dict(tensors or {})
         specs = [(name, list(t.shape), str(t.dtype)) for name, t in (tensors or {}).items()]
         shared: dict[str, Tensor] = {}
-        for name, shape, dtype in self.from_leader(lambda: specs):
+        for name, shape, dtype in self.broadcast_from_rank0(lambda: specs):
             empty = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
             shared[name] = tensors[name].contiguous() if tensors is not None else empty
             dist.broadcast(shared[name], 0)
         return shared
 
     @contextmanager
-    def alike(self) -> Generator[None, None, None]:
+    def report_once(self) -> Generator[None, None, None]:
         """Around what goes well or wrong on all ranks alike: the leader alone tells."""
         try:
             yield
         except LabError as error:
-            error.reported_elsewhere = not self.leading
+            error.reported_elsewhere = not self.is_rank0
             raise
 
-    def refuse_differences(self, what: str, mine: Mapping[str, Any]) -> None:
+    def check_same_on_all_ranks(self, what: str, mine: Mapping[str, Any]) -> None:
         """Check that all ranks come with the same facts. Raises BadInput naming the odd rank and what differs."""
-        texts = self.gather(json.dumps(mine, sort_keys=True))
+        texts = self.all_gather_text(json.dumps(mine, sort_keys=True))
         usual = Counter(texts).most_common(1)[0][0]
         for rank, text in enumerate(texts):
             if text != usual:
@@ -181,14 +183,14 @@ class ProcessGroup:
                 differing = ", ".join(f"{key}={odd[key]} (others {common.get(key)})" for key in keys[:3])
                 raise BadInput(f"rank {rank} has another {what} than the other ranks: {differing}")
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def wrap_ddp(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return a model whose backward pass averages gradients over all ranks. Its buffers are constants."""
         if self.world == 1:
             return model
         ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **NO_BUFFERS)
 
-    def progress(self, mine: int) -> int:
+    def exchange_progress(self, mine: int) -> int:
         """Tell the others how far this rank is, and learn how far they are together; from any thread."""
         if self.store is None:
             return 0
@@ -199,27 +201,27 @@ class ProcessGroup:
         except (RuntimeError, ValueError):
             return 0  # the store went with the rank that held it
 
-    def lost(self) -> list[int]:
+    def dead_local_ranks(self) -> list[int]:
         """Neighbours whose process is gone."""
         return [rank for rank, pid in self.neighbours.items() if not is_alive(pid)]
 
-    def lost_error(self, gone: list[int], step: int) -> PeerLost:
+    def peer_lost_error(self, gone: list[int], step: int) -> PeerLost:
         """`rank 1 lost at step 7; …`."""
         who = ("rank " if len(gone) == 1 else "ranks ") + ", ".join(map(str, gone)) if gone else "another rank"
-        error = PeerLost(f"{who} lost at step {step}; {self.remedy}")
-        error.reported_elsewhere = not self.leading and 0 not in gone  # the leader tells, if it lives
+        error = PeerLost(f"{who} lost at step {step}; {self.recovery_hint}")
+        error.reported_elsewhere = not self.is_rank0 and 0 not in gone  # the leader tells, if it lives
         return error
 
-    def explain(self, error: Exception, step: int) -> Exception:
+    def to_peer_lost(self, error: Exception, step: int) -> Exception:
         """Return a failed collective as PeerLost with the names of the lost ranks, or with what the library said if
         none is known to be lost; any other error as it is.
         """
         if self.world == 1 or not COLLECTIVE.search(str(error)):
             return error
         deadline = time.monotonic() + 2
-        while not (gone := self.lost()) and time.monotonic() < deadline:
+        while not (gone := self.dead_local_ranks()) and time.monotonic() < deadline:
             time.sleep(0.05)  # a dying process closes its connections before it is gone
-        lost = self.lost_error(gone, step)
+        lost = self.peer_lost_error(gone, step)
         connecting = step == 0 and (not self.connected or find_library(str(error)) == "nccl")
         return lost if gone else as_group_error(error, connecting, lost)
 
@@ -229,13 +231,13 @@ class ProcessGroup:
             dist.destroy_process_group()
 
 
-def synchronised(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
+def ddp_gradient_sync(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Gradients cross ranks only in the backward of the last micro-batch."""
     return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
 
 
-def meet(
-    place: Place, timeout: float, prepare: Callable[[Sequence[Facts]], T], describe: Callable[[], Facts] = dict
+def rendezvous(
+    place: RankEnv, timeout: float, prepare: Callable[[Sequence[Facts]], T], describe: Callable[[], Facts] = dict
 ) -> tuple[T, ProcessGroup]:
     """Tell the other ranks what `describe` returns, run `prepare` on what all of them told, and find them.
 
@@ -247,23 +249,23 @@ def meet(
     ready, problem = list[T](), None
     try:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's, which keeps its store
-        store = dist.PrefixStore(f"{attempt}/{next(MEETINGS)}", meeting_point(place, timeout))
-        facts = exchange(store, place, "facts", describe(), timeout)
+        store = dist.PrefixStore(f"{attempt}/{next(RENDEZVOUS_COUNT)}", rendezvous_store(place, timeout))
+        facts = exchange_values(store, place, "facts", describe(), timeout)
         try:
             ready.append(prepare(facts))
         except LabError as error:
             problem = error
-        neighbours = check_in(store, place, timeout, problem)
+        neighbours = exchange_hosts(store, place, timeout, problem)
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
         raise PeerLost(f"{one_line(where)}: {one_line(str(error).splitlines()[0], 200)}") from None
     return ready[0], ProcessGroup(place, store, neighbours)
 
 
-def meeting_point(place: Place, timeout: float) -> dist.Store:
+def rendezvous_store(place: RankEnv, timeout: float) -> dist.Store:
     """The key-value store all ranks reach: a file when one command started them all, else rank 0's or torchrun's."""
-    if STORE in os.environ:
-        return dist.FileStore(os.environ[STORE], place.world)
+    if STORE_VARIABLE in os.environ:
+        return dist.FileStore(os.environ[STORE_VARIABLE], place.world)
     torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return dist.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -275,7 +277,7 @@ def meeting_point(place: Place, timeout: float) -> dist.Store:
     )
 
 
-def exchange(store: dist.Store, place: Place, name: str, mine: object, timeout: float) -> list[Any]:
+def exchange_values(store: dist.Store, place: RankEnv, name: str, mine: object, timeout: float) -> list[Any]:
     """Return what every rank gives under this name, by rank. Raises PeerLost naming those that didn't in time."""
     store.set(f"{name}/{place.rank}", json.dumps(mine))
     missing = list(range(place.world))
@@ -288,19 +290,19 @@ def exchange(store: dist.Store, place: Place, name: str, mine: object, timeout: 
     return [json.loads(store.get(f"{name}/{rank}")) for rank in range(place.world)]
 
 
-def check_in(store: dist.Store, place: Place, timeout: float, problem: LabError | None) -> dict[int, int]:
+def exchange_hosts(store: dist.Store, place: RankEnv, timeout: float, problem: LabError | None) -> dict[int, int]:
     """Tell where this rank lives and learn it of all others; {rank: process id} of neighbours."""
-    here = machine()
+    here = pid_namespace()
     trouble = problem and [problem.exit_code, str(problem)]
-    homes = exchange(store, place, "home", [here, os.getpid(), trouble], timeout)
+    homes = exchange_values(store, place, "home", [here, os.getpid(), trouble], timeout)
     for rank, (_, _, trouble) in enumerate(homes):
         if trouble:
-            leave_together(store, place)
+            exit_barrier(store, place)
             raise problem if problem and rank == place.rank else error_from_exit_code(*trouble)
     return {rank: pid for rank, (home, pid, _) in enumerate(homes) if home == here}
 
 
-def leave_together(store: dist.Store, place: Place) -> None:
+def exit_barrier(store: dist.Store, place: RankEnv) -> None:
     """Rank 0 may hold the store: it stays until the others have read, or five seconds."""
     store.set(f"read/{place.rank}", "")
     deadline = time.monotonic() + 5
@@ -310,7 +312,7 @@ def leave_together(store: dist.Store, place: Place) -> None:
         time.sleep(0.02)
 
 
-def machine() -> str:
+def pid_namespace() -> str:
     """Where process numbers mean the same: this machine, or this container of it."""
     try:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"

@@ -8,18 +8,20 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-AT_ONCE = 0.1  # seconds in which several signals are one: a job's processes get it from the system and from each other
+SAME_SIGNAL_SECONDS = (
+    0.1  # seconds in which several signals are one: a job's processes get it from the system and from each other
+)
 
 
 class Stop(IntEnum):
     """What a rank comes to a step boundary with; the ranks act on the highest."""
 
     NO = 0
-    SOON = 1
+    SAVE_AND_STOP = 1
     """A signal: end at this boundary, with everything saved."""
-    NOW = 2
+    STOP_WITHOUT_SAVING = 2
     """A second signal: end at this boundary, with what is saved already."""
-    FAILED = 3
+    SAVE_FAILED = 3
     """The leader can't save any more."""
 
 
@@ -33,17 +35,17 @@ class StopFlag:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.level = Stop.NO
-        self.first = 0.0
-        self.before: dict[signal.Signals, Any] = {}
+        self.first_at = 0.0
+        self.previous_handlers: dict[signal.Signals, Any] = {}
         self.wakeup, self.waker = socket.socketpair()
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
+    def handle_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.reason is None:
-            self.reason, self.level, self.first = signal.Signals(number).name, Stop.SOON, now
-        elif now - self.first > AT_ONCE:
-            self.level = Stop.NOW
-        before = self.before.get(signal.Signals(number))
+            self.reason, self.level, self.first_at = signal.Signals(number).name, Stop.SAVE_AND_STOP, now
+        elif now - self.first_at > SAME_SIGNAL_SECONDS:
+            self.level = Stop.STOP_WITHOUT_SAVING
+        before = self.previous_handlers.get(signal.Signals(number))
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)  # whoever runs several trainings wants to know too
 
@@ -52,11 +54,11 @@ class StopFlag:
         self.wakeup_before = signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                self.before[number] = signal.signal(number, self.receive)
+                self.previous_handlers[number] = signal.signal(number, self.handle_signal)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self.wakeup_before)
         self.wakeup.close()

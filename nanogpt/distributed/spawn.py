@@ -16,15 +16,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from nanogpt.distributed.env import STORE
+from nanogpt.distributed.env import STORE_VARIABLE
 from nanogpt.distributed.signals import SIGNALS
 from nanogpt.entry_names import parse_number
 from nanogpt.errors import STOPPED, PeerLost
 from nanogpt.files import hold_lock
 
-POLL, STRAGGLE = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
+POLL, STRAGGLER_SECONDS = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
 PR_SET_PDEATHSIG = 1
-CODE = Path(__file__).parents[2]  # what ranks run; a sweep puts a copy here
+CODE_ROOT = Path(__file__).parents[2]  # what ranks run; a sweep puts a copy here
 LOCK = "lock"  # held in the ranks' folder for as long as they run
 Rank = subprocess.Popen[str]
 
@@ -35,22 +35,22 @@ def run_ranks(command: list[str], message: str, world: int, grace: float = 0.0) 
     Once a rank has ended, the others have `grace` seconds, and some, to end too. Returns the exit code of what went
     wrong first.
     """
-    remove_stale()
+    remove_stale_folders()
     with tempfile.TemporaryDirectory(prefix=f"nanogpt-{os.getpid()}-") as folder:
         ranks: list[Rank] = []
-        with hold_lock(Path(folder) / LOCK, wait=True), passing_on(ranks) as signals:
+        with hold_lock(Path(folder) / LOCK, wait=True), forward_signals(ranks) as signals:
             for rank in range(world):
-                ranks.append(start(command, rank, world, Path(folder), message))
-            codes = see_through(ranks, grace)
-    return verdict(codes, signals)
+                ranks.append(start_rank(command, rank, world, Path(folder), message))
+            codes = wait_for_ranks(ranks, grace)
+    return combine_exit_codes(codes, signals)
 
 
-def start(command: list[str], rank: int, world: int, folder: Path, message: str) -> Rank:
+def start_rank(command: list[str], rank: int, world: int, folder: Path, message: str) -> Rank:
     """One rank as a process, in a session of its own so that Ctrl-C reaches it through us, once."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    paths = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {name: str(value) for name, value in places.items()}
-    environment |= {STORE: str(folder / "store"), "PYTHONPATH": paths}
+    environment |= {STORE_VARIABLE: str(folder / "store"), "PYTHONPATH": paths}
     quiet = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # gloo tells of a lost peer in pages of C++; we tell in a line
     process = subprocess.Popen(
         command,
@@ -67,7 +67,7 @@ def start(command: list[str], rank: int, world: int, folder: Path, message: str)
 
 
 @contextmanager
-def passing_on(ranks: list[Rank]) -> Generator[list[int], None, None]:
+def forward_signals(ranks: list[Rank]) -> Generator[list[int], None, None]:
     """While inside, signals go to all ranks; yields those that came."""
     came: list[int] = []
 
@@ -87,7 +87,7 @@ def passing_on(ranks: list[Rank]) -> Generator[list[int], None, None]:
             signal.signal(number, handler)
 
 
-def see_through(ranks: list[Rank], grace: float) -> dict[int, int]:
+def wait_for_ranks(ranks: list[Rank], grace: float) -> dict[int, int]:
     """Wait for all ranks; once one has ended not for ever. Returns {rank: exit code} in the order they ended."""
     codes: dict[int, int] = {}
     limit, overdue = float("inf"), False
@@ -96,7 +96,7 @@ def see_through(ranks: list[Rank], grace: float) -> dict[int, int]:
             code = process.poll()
             if code is not None and rank not in codes:
                 codes[rank] = PeerLost.exit_code if overdue and code < 0 else code  # it was us who killed it
-                patience = STRAGGLE + (grace if code in (0, STOPPED) else 0.0)
+                patience = STRAGGLER_SECONDS + (grace if code in (0, STOPPED) else 0.0)
                 limit = min(limit, time.monotonic() + patience)
         if time.monotonic() > limit:
             overdue = True
@@ -106,7 +106,7 @@ def see_through(ranks: list[Rank], grace: float) -> dict[int, int]:
     return codes
 
 
-def verdict(codes: dict[int, int], signals: list[int]) -> int:
+def combine_exit_codes(codes: dict[int, int], signals: list[int]) -> int:
     """One exit code: the first error that isn't the loss of another rank; a killed rank is told about."""
     own = [code for code in codes.values() if code > 0 and code not in (PeerLost.exit_code, STOPPED)]
     if own:
@@ -122,7 +122,7 @@ def verdict(codes: dict[int, int], signals: list[int]) -> int:
     return max(codes.values())
 
 
-def remove_stale() -> None:
+def remove_stale_folders() -> None:
     """Folders of commands that were killed."""
     for folder in Path(tempfile.gettempdir()).glob("nanogpt-*-*"):
         pid = folder.name.split("-")[1]
@@ -133,7 +133,7 @@ def remove_stale() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def end_with_parent() -> None:
+def die_with_parent() -> None:
     """On Linux: be killed when the process that started this one ends."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

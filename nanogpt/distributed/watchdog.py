@@ -21,117 +21,118 @@ from nanogpt.distributed.signals import StopFlag
 from nanogpt.errors import STOPPED, PeerLost
 
 TICK = 0.25
-FIRST = 5.0  # times the patience before the first step is done: warming up, connecting
-AWHILE = 2.0  # seconds without a beat before a lost peer matters: the others may be at their end already
+FIRST_STEP_FACTOR = 5.0  # times the patience before the first step is done: warming up, connecting
+HEARTBEAT_SECONDS = 2.0  # seconds without a beat before a lost peer matters: the others may be at their end already
 
 
-class Watch:
-    """Watches from `with` to its end: from the start for lost peers, and once it is armed for hangs and signals too."""
+class Watchdog:
+    """Watches from `with` to its end: from the start for lost group, and once it is armed for hangs and signals too."""
 
-    def __init__(self, peers: ProcessGroup) -> None:
-        self.peers = peers
-        self.silent = self.quiet = self.stopping = 0.0
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+        self.since_own_heartbeat = self.since_any_progress = self.since_signal = 0.0
         """Seconds since the last beat of this rank, since the last of any rank, and since the first signal."""
-        self.beats = self.theirs = 0
-        self.compiling = 0
+        self.own_progress = self.others_progress = 0
+        self.compilations = 0
         """Compilations under way in this process."""
-        self.listens = False
+        self.hears_compilations = False
         """True while torch tells this watch of compilations: until `end`, as a process may train several times."""
-        self.patience = self.grace = float("inf")
-        self.factor, self.step = FIRST, -1
+        self.timeout = self.stop_timeout = float("inf")
+        self.timeout_factor, self.step = FIRST_STEP_FACTOR, -1
         self.flag: StopFlag | None = None
         self.file: Path | None = None
-        self.over = Event()
+        self.stopped = Event()
         self.thread = Thread(target=self.run, name="watch", daemon=True)
 
-    def arm(self, flag: StopFlag, folder: Path, patience: float, grace: float, compiles: bool = False) -> None:
+    def start(self, flag: StopFlag, folder: Path, patience: float, grace: float, compiles: bool = False) -> None:
         """The loop begins: from now on the main thread beats, and `folder` takes the stacks of a hang. What `compiles`
         may take its time, at the first step or any other.
         """
-        self.file = folder / f"stacks-rank-{self.peers.rank}.txt"
-        self.patience = patience if self.peers.world > 1 else float("inf")
-        self.grace, self.flag = grace, flag
-        self.silent = self.quiet = 0.0
+        self.file = folder / f"stacks-rank-{self.group.rank}.txt"
+        self.timeout = patience if self.group.world > 1 else float("inf")
+        self.stop_timeout, self.flag = grace, flag
+        self.since_own_heartbeat = self.since_any_progress = 0.0
         if compiles:
             from torch._dynamo.callback import callback_handler  # seconds, which only those who compile pay
 
-            callback_handler.register_start_callback(self.begin_compiling)
-            callback_handler.register_end_callback(self.end_compiling)
-            self.listens = True
+            callback_handler.register_start_callback(self.count_compile_start)
+            callback_handler.register_end_callback(self.count_compile_end)
+            self.hears_compilations = True
 
-    def begin_compiling(self, _: object) -> None:
+    def count_compile_start(self, _: object) -> None:
         """Note that a compilation begins, in whichever thread."""
-        self.compiling += 1
+        self.compilations += 1
 
-    def end_compiling(self, _: object) -> None:
+    def count_compile_end(self, _: object) -> None:
         """Note that it is done."""
-        self.compiling -= 1
+        self.compilations -= 1
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """The ranks need each other no more, and leave one by one."""
-        self.over.set()
+        self.stopped.set()
         if self.flag is not None and self.thread.is_alive():
             self.flag.waker.send(b"\0")  # no need to wait for the tick
         self.thread.join()
-        if self.listens:
+        if self.hears_compilations:
             from torch._dynamo.callback import callback_handler
 
-            callback_handler.remove_start_callback(self.begin_compiling)
-            callback_handler.remove_end_callback(self.end_compiling)
-            self.listens = False
+            callback_handler.remove_start_callback(self.count_compile_start)
+            callback_handler.remove_end_callback(self.count_compile_end)
+            self.hears_compilations = False
 
-    def beat(self, step: int) -> None:
+    def heartbeat(self, step: int) -> None:
         """The main thread lives and is at `step`."""
         if -1 < self.step < step:
-            self.factor = 1.0
-        self.silent, self.quiet, self.step = 0.0, 0.0, step
-        self.beats += 1
+            self.timeout_factor = 1.0
+        self.since_own_heartbeat, self.since_any_progress, self.step = 0.0, 0.0, step
+        self.own_progress += 1
 
     def run(self) -> None:
         signalled, since_look = False, 0.0
-        while not self.over.is_set():
+        while not self.stopped.is_set():
             started = time.monotonic()
             waiting = [] if signalled or self.flag is None else [self.flag.wakeup]
             if select.select(waiting, [], [], TICK)[0]:
                 signalled = True
                 continue
             passed = min(TICK, time.monotonic() - started)
-            self.silent += passed
-            self.quiet += passed
-            self.stopping += passed if signalled else 0.0
+            self.since_own_heartbeat += passed
+            self.since_any_progress += passed
+            self.since_signal += passed if signalled else 0.0
             since_look += passed
-            if since_look > min(1.0, self.patience / 10):
+            if since_look > min(1.0, self.timeout / 10):
                 since_look = 0.0
-                self.look_for_peers()
-            self.look_at_time()
+                self.check_peers()
+            self.check_timeouts()
 
-    def look_for_peers(self) -> None:
+    def check_peers(self) -> None:
         """See whether others get somewhere; end when one of this machine is gone and this one is stuck without it."""
-        if self.compiling:
-            self.beats += 1
-            self.quiet = 0.0
-        theirs = self.peers.progress(self.beats)
-        if theirs != self.theirs:
-            self.theirs, self.quiet = theirs, 0.0
-        if self.silent < AWHILE:
+        if self.compilations:
+            self.own_progress += 1
+            self.since_any_progress = 0.0
+        theirs = self.group.exchange_progress(self.own_progress)
+        if theirs != self.others_progress:
+            self.others_progress, self.since_any_progress = theirs, 0.0
+        if self.since_own_heartbeat < HEARTBEAT_SECONDS:
             return
-        if gone := self.peers.lost():
-            self.give_up(self.peers.lost_error(gone, max(0, self.step)).args[0], PeerLost.exit_code)
+        if gone := self.group.dead_local_ranks():
+            self.abort(self.group.peer_lost_error(gone, max(0, self.step)).args[0], PeerLost.exit_code)
 
-    def look_at_time(self) -> None:
+    def check_timeouts(self) -> None:
         """End when the main thread has been silent, or asked to stop, for too long."""
         at = f"at step {max(0, self.step)}"
         again = "the same command continues from the last checkpoint"
-        if self.quiet > self.patience * self.factor and not self.compiling:
-            what = f"no rank got anywhere for {self.quiet:.0f} s {at}: one hangs or is lost, or a batch takes so long"
-            self.give_up(f"{what}; {again}", PeerLost.exit_code)
-        if self.stopping > self.grace:
+        if self.since_any_progress > self.timeout * self.timeout_factor and not self.compilations:
+            waited = f"no rank got anywhere for {self.since_any_progress:.0f} s {at}"
+            what = f"{waited}: one hangs or is lost, or a batch takes so long"
+            self.abort(f"{what}; {again}", PeerLost.exit_code)
+        if self.since_signal > self.stop_timeout:
             reason = (self.flag and self.flag.reason) or "a signal"
-            self.give_up(f"{reason} was {self.stopping:.0f} s ago and it isn't over {at}; {again}", STOPPED)
+            self.abort(f"{reason} was {self.since_signal:.0f} s ago and it isn't over {at}; {again}", STOPPED)
 
-    def give_up(self, what: str, code: int) -> None:
+    def abort(self, what: str, code: int) -> None:
         """Leave every thread's stack in the run directory and end this process at once."""
-        if self.over.is_set():
+        if self.stopped.is_set():
             return
         where = ""
         if self.file is not None:
@@ -142,25 +143,25 @@ class Watch:
                     faulthandler.dump_traceback(file)
             except OSError:
                 where = ""
-        mine = "" if self.peers.leading else f"rank {self.peers.rank}: "
+        mine = "" if self.group.is_rank0 else f"rank {self.group.rank}: "
         os.write(2, f"{mine}error: {what}{where}\n".encode())  # sys.stderr may be in the hands of the thread that hangs
         os._exit(code)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Watchdog":
         self.thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.flag = None
-        self.end()
+        self.stop()
 
 
 @contextmanager
-def watched(peers: ProcessGroup, device: torch.device, patience: float) -> Generator[Watch, None, None]:
+def join_with_watchdog(group: ProcessGroup, device: torch.device, patience: float) -> Generator[Watchdog, None, None]:
     """Join the ranks, watch them while inside, and leave the group if all went well. Raises PeerLost."""
-    with Watch(peers) as watch:
-        watch.patience = patience
-        peers.join(device)
-        watch.patience = float("inf")  # a lost rank is seen; a slow one is waited for: it may prepare data for hours
+    with Watchdog(group) as watch:
+        watch.timeout = patience
+        group.join(device)
+        watch.timeout = float("inf")  # a lost rank is seen; a slow one is waited for: it may prepare data for hours
         yield watch
-    peers.close()
+    group.close()

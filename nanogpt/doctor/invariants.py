@@ -108,7 +108,7 @@ def train_four_steps(config: TrainConfig, device: torch.device, size: int) -> li
         keys = torch.arange(8 * step, 8 * step + 8, device=device)
         cuts = [slice(first, first + size) for first in range(0, 8, size)]
         parts = [Batch(windows[cut, :-1].contiguous(), windows[cut, 1:].contiguous(), keys[cut]) for cut in cuts]
-        found.append(train_step(state, parts, config).read())
+        found.append(train_step(state, parts, config).wait())
     return found
 
 

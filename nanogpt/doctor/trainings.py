@@ -13,12 +13,12 @@ from typing import Any
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig
-from nanogpt.distributed.env import STORE
+from nanogpt.distributed.env import STORE_VARIABLE
 from nanogpt.errors import BadEnvironment, LabError, one_line
 
 PATIENCE = 240.0  # seconds for all trainings of a check
 STEPS = 6
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", STORE)
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", STORE_VARIABLE)
 
 
 def tiny_config(folder: Path, name: str, **changes: dict[str, Any]) -> TrainConfig:
@@ -67,7 +67,13 @@ def start_rank(rank: int, world: int, store: Path, message: str) -> "subprocess.
     """One rank, with its message."""
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     if world > 1:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, STORE: store}
+        places = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world,
+            "LOCAL_WORLD_SIZE": world,
+            STORE_VARIABLE: store,
+        }
         environment |= {name: str(value) for name, value in places.items()}
     root = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

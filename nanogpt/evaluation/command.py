@@ -14,10 +14,10 @@ from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareCo
 from nanogpt.console import format_table, say, silence
 from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute, attention_used, set_up
-from nanogpt.distributed.env import Place, place_from
-from nanogpt.distributed.process_group import ProcessGroup, meet
+from nanogpt.distributed.env import RankEnv, read_rank_env
+from nanogpt.distributed.process_group import ProcessGroup, rendezvous
 from nanogpt.distributed.signals import StopFlag
-from nanogpt.distributed.watchdog import Watch, watched
+from nanogpt.distributed.watchdog import Watchdog, join_with_watchdog
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput
 from nanogpt.evaluation.loss import LossEvaluation, Stopped
 from nanogpt.evaluation.measured import describe_measurement
@@ -29,7 +29,7 @@ from nanogpt.interop.load_model import TrainedModel, load_trained
 from nanogpt.measurement import KEY, spec_digest, to_dict
 from nanogpt.model.gpt import GPT
 from nanogpt.output_paths import check_output_file
-from nanogpt.training.auto_batch_size import out_of_memory
+from nanogpt.training.auto_batch_size import is_out_of_memory
 
 FILE = "evaluations.jsonl"
 MOST_TOKENS = 2**53  # more than any data set has
@@ -66,20 +66,20 @@ def evaluate(config: EvaluateConfig) -> int:
 
     With RANK and its like in the environment (torchrun) this is one rank of several. Raises LabError.
     """
-    place = place_from(os.environ)
+    place = read_rank_env(os.environ)
     silence(place.rank > 0)
-    compute, peers = meet(
+    compute, group = rendezvous(
         place,
         TIMEOUT,
         lambda facts: choose_device(config, place, facts),
         lambda: describe_self(config.device, place),
     )
-    peers.remedy = "give the same command again"
-    with watched(peers, compute.device, TIMEOUT) as watch:
-        return evaluate_on_rank(config, compute, peers, watch)
+    group.recovery_hint = "give the same command again"
+    with join_with_watchdog(group, compute.device, TIMEOUT) as watch:
+        return evaluate_on_rank(config, compute, group, watch)
 
 
-def choose_device(config: EvaluateConfig, place: Place, facts: Sequence[Facts]) -> Compute:
+def choose_device(config: EvaluateConfig, place: RankEnv, facts: Sequence[Facts]) -> Compute:
     """Return what this rank computes on, given what all ranks told of theirs. Raises LabError."""
     if config.devices is not None and config.devices != place.local_world:
         raise BadInput(f"devices={config.devices}: but {place.local_world} ranks were started on this machine")
@@ -94,42 +94,42 @@ def choose_device(config: EvaluateConfig, place: Place, facts: Sequence[Facts]) 
     return set_up(hardware, place.local_rank, place.local_world, section="", gpu=gpu)
 
 
-def evaluate_on_rank(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, watch: Watch) -> int:
+def evaluate_on_rank(config: EvaluateConfig, compute: Compute, group: ProcessGroup, watch: Watchdog) -> int:
     """`evaluate`, once the ranks have met; a lost rank and too little memory are told as what they are."""
     try:
-        return evaluate_tasks(config, compute, peers, watch)
+        return evaluate_tasks(config, compute, group, watch)
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise peers.explain(error, 0) from error
+        if not is_out_of_memory(error):
+            raise group.to_peer_lost(error, 0) from error
         raise BadEnvironment(
             f"batch_tokens={config.batch_tokens or 'null'}: out of memory; a smaller one changes nothing but the speed"
         ) from None
 
 
-def evaluate_tasks(config: EvaluateConfig, compute: Compute, peers: ProcessGroup, watch: Watch) -> int:
+def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup, watch: Watchdog) -> int:
     """Load everything, so that what is missing is told first; then one task after the other."""
-    with peers.alike():
-        peers.refuse_differences("config", dict(schema.iter_values(config)))
+    with group.report_once():
+        group.check_same_on_all_ranks("config", dict(schema.iter_values(config)))
         check_output_file("out", config.out, links=False)
         trained = load_trained(config, compute.device)
         attention_used(config.attention, compute, trained.model.config, section="")
         out = output_path(config, trained)
         check_output_file("run", None if out is None or config.out else str(out), links=False)
-        peers.refuse_differences("model", {"name": trained.name, "step": trained.step})
-    tasks = [prepare_task(name, config, trained, compute, peers) for name in choose_tasks(config, trained)]
-    with peers.alike():
-        peers.refuse_differences("data set", {task.name: task.data for task in tasks})
+        group.check_same_on_all_ranks("model", {"name": trained.name, "step": trained.step})
+    tasks = [prepare_task(name, config, trained, compute, group) for name in choose_tasks(config, trained)]
+    with group.report_once():
+        group.check_same_on_all_ranks("data set", {task.name: task.data for task in tasks})
     results: list[TaskResult] = []
     stopped = None
     with StopFlag() as flag:
 
         def should_stop() -> bool:
-            watch.beat(0)
-            return peers.agree(flag.level) > 0
+            watch.heartbeat(0)
+            return group.all_reduce_max(flag.level) > 0
 
         for task in tasks:
             started = time.monotonic()
-            if peers.leading:
+            if group.is_rank0:
                 print(f"evaluating {task.name}: {task.documents:,} {document_unit(task)}", file=sys.stderr, flush=True)
             try:
                 metrics = task.evaluate(trained.model, should_stop)
@@ -137,10 +137,10 @@ def evaluate_tasks(config: EvaluateConfig, compute: Compute, peers: ProcessGroup
                 stopped = flag.reason or "a signal to another rank"
                 break
             results.append(TaskResult(task, metrics, time.monotonic() - started))
-            if out and peers.leading:
+            if out and group.is_rank0:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                append(out, json.dumps(build_record(results[-1], config, trained, compute, peers)))
-        peers.agree(0)  # the leader has written: nobody is missed from now on
+                append(out, json.dumps(build_record(results[-1], config, trained, compute, group)))
+        group.all_reduce_max(0)  # the leader has written: nobody is missed from now on
     say(format_results(results, trained) if results else "nothing was evaluated to its end")
     say(f"added to {out}" if out else "not written anywhere; out=FILE adds the results to a file")
     if stopped:
@@ -163,22 +163,22 @@ def output_path(config: EvaluateConfig, trained: TrainedModel) -> Path | None:
 
 
 def prepare_task(
-    name: TaskName, config: EvaluateConfig, trained: TrainedModel, compute: Compute, peers: ProcessGroup
+    name: TaskName, config: EvaluateConfig, trained: TrainedModel, compute: Compute, group: ProcessGroup
 ) -> EvalTask:
     """Read the documents of a task, the leader first. Raises BadInput, BadData and BadEnvironment, on all ranks."""
     if name == "loss":
-        return prepare_loss_task(config, trained, compute, peers)
-    benchmark = peers.leader_first(lambda: load_benchmark(name, config.eval, config.eval.limit))
-    with peers.alike():
-        evaluation = TaskEvaluation(benchmark, trained.tokenizer, compute, peers, config.batch_tokens)
+        return prepare_loss_task(config, trained, compute, group)
+    benchmark = group.rank0_first(lambda: load_benchmark(name, config.eval, config.eval.limit))
+    with group.report_once():
+        evaluation = TaskEvaluation(benchmark, trained.tokenizer, compute, group, config.batch_tokens)
     return EvalTask(name, evaluation, len(benchmark.documents), fingerprint(benchmark))
 
 
-def prepare_loss_task(config: EvaluateConfig, trained: TrainedModel, compute: Compute, peers: ProcessGroup) -> EvalTask:
+def prepare_loss_task(config: EvaluateConfig, trained: TrainedModel, compute: Compute, group: ProcessGroup) -> EvalTask:
     """The validation split of the chosen data set, or of the run's own. Its documents are windows."""
     own = config.data if config.has_data or trained.run is None else trained.run.config().data
-    dataset = peers.leader_first(lambda: prepare_if_small(own))
-    with peers.alike():
+    dataset = group.rank0_first(lambda: prepare_if_small(own))
+    with group.report_once():
         if dataset.tokenizer.tokens != trained.tokenizer.tokens:
             ours, theirs = (one.spec()["kind"] for one in (trained.tokenizer, dataset.tokenizer))
             raise BadData(
@@ -187,7 +187,7 @@ def prepare_loss_task(config: EvaluateConfig, trained: TrainedModel, compute: Co
             )
         block_size = trained.model.config.block_size
         tokens = config.eval.limit and min(config.eval.limit * block_size, MOST_TOKENS)
-        loss = LossEvaluation(dataset, EvalConfig(tokens=tokens, train=False), block_size, compute, peers)
+        loss = LossEvaluation(dataset, EvalConfig(tokens=tokens, train=False), block_size, compute, group)
 
     def evaluate(model: GPT, should_stop: Callable[[], bool]) -> dict[str, Metric]:
         found = loss(model, should_stop)
@@ -203,7 +203,7 @@ def prepare_loss_task(config: EvaluateConfig, trained: TrainedModel, compute: Co
 
 
 def build_record(
-    result: TaskResult, config: EvaluateConfig, trained: TrainedModel, compute: Compute, peers: ProcessGroup
+    result: TaskResult, config: EvaluateConfig, trained: TrainedModel, compute: Compute, group: ProcessGroup
 ) -> dict[str, Any]:
     """A line of evaluations.jsonl; standard errors are named as in lm-evaluation-harness."""
     metrics = {name: metric.value for name, metric in result.metrics.items()}
@@ -223,7 +223,7 @@ def build_record(
         "precision": compute.precision,
         **({"tf32": config.tf32} if compute.device.type == "cuda" else {}),
         "device": compute.name,
-        "ranks": peers.world,
+        "ranks": group.world,
         "seconds": round(result.seconds, 3),
     }
 

@@ -31,9 +31,9 @@ class LossEvaluation:
     """Evaluates a model on the same windows every time. Ranks share the work; the result is the same to a bit."""
 
     def __init__(
-        self, dataset: Dataset, config: EvalConfig, block_size: int, compute: Compute, peers: ProcessGroup | None = None
+        self, dataset: Dataset, config: EvalConfig, block_size: int, compute: Compute, group: ProcessGroup | None = None
     ) -> None:
-        self.compute, self.block_size, self.peers = compute, block_size, peers or ProcessGroup()
+        self.compute, self.block_size, self.group = compute, block_size, group or ProcessGroup()
         self.places = {"val": evaluation_windows(dataset.val, block_size, config.tokens)}
         if config.train:
             as_many = len(self.places["val"]) * block_size
@@ -69,10 +69,10 @@ class LossEvaluation:
         sums = torch.zeros(
             2, len(batches), dtype=torch.float64
         )  # nats and bytes of every batch; each rank adds its own
-        for first in range(0, len(batches), self.peers.world):
+        for first in range(0, len(batches), self.group.world):
             if should_stop():
                 raise Stopped
-            number = first + self.peers.rank
+            number = first + self.group.rank
             if number < len(batches):
                 windows = read_host_windows(split, batches[number], self.block_size, self.compute.device)
                 x, y = to_inputs_and_targets(windows, self.compute.device)
@@ -80,9 +80,9 @@ class LossEvaluation:
                     mine.append(model(x, y))
                 sums[1, number] = float(self.token_bytes[windows[:, 1:].numpy()].sum())
         if mine:  # the only time that the host waits for the device
-            sums[0, self.peers.rank :: self.peers.world] = torch.stack(mine).cpu().double()
-        nats, n_bytes = (math.fsum(row) for row in self.peers.sum(sums).tolist())
+            sums[0, self.group.rank :: self.group.world] = torch.stack(mine).cpu().double()
+        nats, n_bytes = (math.fsum(row) for row in self.group.all_reduce_sum(sums).tolist())
         if not n_bytes:
-            with self.peers.alike():
+            with self.group.report_once():
                 raise BadData(f"the {split.name} windows that are evaluated hold no text, only ends of documents")
         return nats / (len(places) * self.block_size), nats / math.log(2) / n_bytes

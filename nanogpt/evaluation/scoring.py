@@ -61,7 +61,7 @@ def score(
     model: GPT,
     requests: Sequence[Request],
     compute: Compute,
-    peers: ProcessGroup,
+    group: ProcessGroup,
     batch_tokens: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[list[Score]]:
@@ -73,14 +73,14 @@ def score(
     batches = list(make_batches(build_rows(requests, model.config.block_size), batch_tokens or usual))
     firsts = np.cumsum([0, *(sum(len(row.branches) for row in batch) for batch in batches)])
     found = torch.zeros(2, int(firsts[-1]), dtype=torch.float64)  # each rank adds the branches of its batches
-    for first in range(0, len(batches), peers.world):
+    for first in range(0, len(batches), group.world):
         if should_stop():
             raise Stopped
-        number = first + peers.rank
+        number = first + group.rank
         if number < len(batches):
             found[:, firsts[number] : firsts[number + 1]] = score_batch(model, batches[number], compute)
     places = [place for batch in batches for row in batch for place in row.places]
-    return merge_scores(requests, places, *peers.sum(found).tolist())
+    return merge_scores(requests, places, *group.all_reduce_sum(found).tolist())
 
 
 def merge_scores(

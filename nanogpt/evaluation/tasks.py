@@ -61,10 +61,10 @@ class TaskEvaluation:
         benchmark: Benchmark,
         tokenizer: Tokenizer,
         compute: Compute,
-        peers: ProcessGroup | None = None,
+        group: ProcessGroup | None = None,
         batch_tokens: int | None = None,
     ) -> None:
-        self.benchmark, self.compute, self.peers = benchmark, compute, peers or ProcessGroup()
+        self.benchmark, self.compute, self.group = benchmark, compute, group or ProcessGroup()
         self.batch_tokens = batch_tokens
         try:
             self.requests = list(benchmark.requests(tokenizer))
@@ -78,7 +78,7 @@ class TaskEvaluation:
 
     def __call__(self, model: GPT, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Metric]:
         """The benchmark's numbers. Raises Stopped as soon as `should_stop`, which all ranks call together, says so."""
-        scores = score(model, self.requests, self.compute, self.peers, self.batch_tokens, should_stop)
+        scores = score(model, self.requests, self.compute, self.group, self.batch_tokens, should_stop)
         return self.benchmark.metrics(scores)
 
 

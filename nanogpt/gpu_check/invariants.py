@@ -13,7 +13,7 @@ from nanogpt.doctor.trainings import tiny_config
 from nanogpt.errors import BadEnvironment
 from nanogpt.gpu_check.findings import Judgement, judge
 from nanogpt.training.state import TrainState, build_state
-from nanogpt.training.step import gradients, train_step
+from nanogpt.training.step import forward_backward, train_step
 
 GRADIENTS = 2e-3  # largest difference over the largest gradient, both in fp32 with TF32
 SCALE = 2.0**32  # of fp16's losses at first: any gradient overflows
@@ -39,7 +39,7 @@ def micro_batches(state: TrainState, built: TrainConfig, step: int) -> list[Batc
 
 
 def train_steps(state: TrainState, built: TrainConfig, steps: int) -> list[float]:
-    return [train_step(state, micro_batches(state, built, step), built).read().loss for step in range(steps)]
+    return [train_step(state, micro_batches(state, built, step), built).wait().loss for step in range(steps)]
 
 
 def judge_difference(name: str, worst: float, limit: float, what: str) -> Judgement:
@@ -74,7 +74,7 @@ def all_gradients(state: TrainState, built: TrainConfig) -> list[Tensor]:
     """Return the gradients of five steps without an update: a graph is recorded in the second or third."""
     found: list[Tensor] = []
     for step in range(5):
-        gradients(state, micro_batches(state, built, step), built)
+        forward_backward(state, micro_batches(state, built, step), built)
         found += [p.grad.detach().clone() for p in state.model.parameters() if p.grad is not None]
         state.clear_gradients()
     return found

@@ -11,10 +11,10 @@ from nanogpt.errors import BadEnvironment, Diverged
 from nanogpt.run_directory import RunDirectory
 from nanogpt.training.state import TrainState
 
-Parts = dict[str, Tensors]
+StateTensors = dict[str, Tensors]
 
 
-class Saver:
+class AsyncCheckpointer:
     """Writes checkpoints of the leader's state, one at a time, and remembers what became of them."""
 
     def __init__(self, run: RunDirectory, max_failed: int, note: Callable[[str], None]) -> None:
@@ -23,32 +23,32 @@ class Saver:
         self.thread = ThreadPoolExecutor(1, "checkpoint writer", torch.set_num_threads, (1,))
         """Without OpenMP threads of its own: with more of them than cores, those of the steps would sleep, not spin,
         between one product and the next, and a step of a small model take twice as long."""
-        self.buffers: Future[Parts] | None = None
-        self.writing: Future[object] | None = None
-        self.failed = 0
+        self.buffers: Future[StateTensors] | None = None
+        self.save_in_progress: Future[object] | None = None
+        self.failures = 0
         """Saves that failed since the last that didn't."""
-        self.fatal: Exception | None = None
+        self.fatal_error: Exception | None = None
 
-    def reserve(self, state: TrainState) -> None:
+    def reserve_buffers(self, state: TrainState) -> None:
         """Have the memory for a copy made ready, once the optimizer has its state; training goes on meanwhile."""
         if self.buffers is None and state.optimizer.state:
-            self.buffers = self.thread.submit(empty_like, state.tensors(), state.compute.device.type == "cuda")
+            self.buffers = self.thread.submit(allocate_copy, state.tensors(), state.compute.device.type == "cuda")
 
     def save(self, state: TrainState) -> None:
         """Copy the state and begin to write it. The save before this one must be done (`busy`)."""
-        self.look()
+        self.collect_result()
         tensors = state.tensors()
         buffers = self.buffers.result() if self.buffers else {}
         fits = {name: part.keys() for name, part in buffers.items()} == {n: part.keys() for n, part in tensors.items()}
-        copy = buffers if fits else empty_like(tensors, pinned=False)  # before the first step there are no moments
-        for part, key, tensor in state.whole_tensors():
+        copy = buffers if fits else allocate_copy(tensors, pinned=False)  # before the first step there are no moments
+        for part, key, tensor in state.gather_tensors():
             copy[part][key].copy_(tensor, non_blocking=True)
         if state.compute.device.type == "cuda":
             torch.cuda.synchronize()
-        facts = json.dumps(state.facts() | {"metrics": self.run.metrics.record()}, indent=1, allow_nan=False) + "\n"
-        self.writing = self.thread.submit(self.write, state.step, copy, facts)
+        facts = json.dumps(state.to_dict() | {"metrics": self.run.metrics.record()}, indent=1, allow_nan=False) + "\n"
+        self.save_in_progress = self.thread.submit(self.write, state.step, copy, facts)
 
-    def write(self, step: int, copy: Parts, facts: str) -> None:
+    def write(self, step: int, copy: StateTensors, facts: str) -> None:
         """In the thread: rows first, then the checkpoint that says they are there."""
         for part in copy.values():
             for name, tensor in part.items():
@@ -59,40 +59,40 @@ class Saver:
         self.run.metrics.sync()
         self.run.checkpoints.save(step, copy, facts)
 
-    def gave_up(self) -> bool:
+    def has_failed(self) -> bool:
         """Whether a save failed in a way, or so often, that the run must end."""
-        self.look()
-        return self.fatal is not None
+        self.collect_result()
+        return self.fatal_error is not None
 
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether a save is under way. What became of one that is done is looked at."""
-        if self.writing is not None and not self.writing.done():
+        if self.save_in_progress is not None and not self.save_in_progress.done():
             return True
-        self.look()
+        self.collect_result()
         return False
 
-    def look(self) -> None:
+    def collect_result(self) -> None:
         """Take note of a finished save: a disk that is full may have space again later, all else ends the run."""
-        if self.writing is None or not self.writing.done():
+        if self.save_in_progress is None or not self.save_in_progress.done():
             return
-        error, self.writing = self.writing.exception(), None
+        error, self.save_in_progress = self.save_in_progress.exception(), None
         if error is None:
-            self.failed = 0
+            self.failures = 0
         elif isinstance(error, BadEnvironment | OSError):
-            self.failed += 1
-            self.note(f"warning: {error} ({self.failed} of {self.max_failed} failures in a row; training goes on)")
-            if self.failed >= self.max_failed:
-                self.fatal = BadEnvironment(f"{self.failed} checkpoints in a row couldn't be written: {error}")
+            self.failures += 1
+            self.note(f"warning: {error} ({self.failures} of {self.max_failed} failures in a row; training goes on)")
+            if self.failures >= self.max_failed:
+                self.fatal_error = BadEnvironment(f"{self.failures} checkpoints in a row couldn't be written: {error}")
         else:
             assert isinstance(error, Exception)
-            self.fatal = error
+            self.fatal_error = error
 
-    def outcome(self) -> None:
+    def raise_error(self) -> None:
         """After the last save: raises what it failed with."""
-        self.look()
-        if self.fatal is not None:
-            raise self.fatal
-        if self.failed:
+        self.collect_result()
+        if self.fatal_error is not None:
+            raise self.fatal_error
+        if self.failures:
             raise BadEnvironment("the last checkpoint couldn't be written; the one before it is intact")
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class Saver:
         self.thread.shutdown(wait=True)
 
 
-def empty_like(tensors: Parts, pinned: bool) -> Parts:
+def allocate_copy(tensors: StateTensors, pinned: bool) -> StateTensors:
     """CPU memory of the same shapes, touched, so that the first copy needn't wait for the system to find the pages."""
     return {
         name: {

@@ -11,7 +11,7 @@ from torch import nn
 from nanogpt.config import ModelConfig, TrainConfig, divisors
 from nanogpt.console import format_count, say
 from nanogpt.device import Compute, attention_used, available_bytes, memory_bytes
-from nanogpt.distributed.process_group import ProcessGroup, synchronised
+from nanogpt.distributed.process_group import ProcessGroup, ddp_gradient_sync
 from nanogpt.errors import BadEnvironment
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import peak_flops
@@ -25,7 +25,7 @@ MEASURED_SECONDS = 0.3
 SPARE_CPU = 160 * 2**20  # trainings of micro-batches of 155 and 297 MB took 110 and 174 MB more than these
 
 
-def plan_of(config: TrainConfig, model: ModelConfig, compute: Compute, world: int, sure: bool = True) -> Plan:
+def build_plan(config: TrainConfig, model: ModelConfig, compute: Compute, world: int, sure: bool = True) -> Plan:
     """The plan of a training here. On a device whose peak isn't known its speed is measured, for a moment."""
     threads = f", {compute.threads}" if compute.device.type == "cpu" and compute.threads else ""
     attention = attention_used(config.hardware.attention, compute, model)
@@ -34,18 +34,18 @@ def plan_of(config: TrainConfig, model: ModelConfig, compute: Compute, world: in
         gpu=compute.device.type != "cpu",
         precision=compute.precision,
         memory=memory_bytes(compute.device),
-        rate=rate_of(compute, model, config.micro_batch_size(world)),
+        rate=estimate_rate(compute, model, config.micro_batch_size(world)),
     )
     return Plan(config, model, world, machine, sure)
 
 
-def rate_of(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
+def estimate_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
     """An assumed share of the device's peak where that is known, else measured."""
     peak = peak_flops(compute.name, compute.precision)
-    return Rate(MFU * peak, f"{MFU:.0%} of its peak, assumed") if peak else measured_rate(compute, model, sequences)
+    return Rate(MFU * peak, f"{MFU:.0%} of its peak, assumed") if peak else measure_rate(compute, model, sequences)
 
 
-def measured_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
+def measure_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
     """FLOP/s of the fastest of some forward and backward passes: of the micro-batch, or of as few of its sequences, of
     the model's layers and of 128 positions or more as make a pass of about MEASURED_FLOPS. About half a second.
     """
@@ -56,18 +56,18 @@ def measured_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
     length = int(MEASURED_FLOPS / flops_per_token(part))
     part = part.model_copy(update={"block_size": min(model.block_size, max(128, length))})
     network = GPT(part).to(compute.device)
-    forward_backward(network, part, compute, sequences)  # to warm up
+    run_micro_batch(network, part, compute, sequences)  # to warm up
     durations: list[float] = []
     while len(durations) < 2 or sum(durations) < MEASURED_SECONDS:
         started = time.perf_counter()
-        forward_backward(network, part, compute, sequences)
+        run_micro_batch(network, part, compute, sequences)
         durations.append(time.perf_counter() - started)
     rate = sequences * part.block_size * flops_per_token(part) / min(durations)
     of = f"{sequences} x {part.block_size} tokens" + (f" of {layers} layers" if layers < model.n_layer else "")
     return Rate(rate, f"measured here on {of}, forward and backward")
 
 
-def forward_backward(forward: nn.Module, model: ModelConfig, compute: Compute, sequences: int) -> None:
+def run_micro_batch(forward: nn.Module, model: ModelConfig, compute: Compute, sequences: int) -> None:
     """Run a training micro-batch of ids of no meaning; gradients add up in the parameters."""
     ids = torch.zeros(sequences, model.block_size, dtype=torch.int64, device=compute.device)
     keys = ids[:, 0] if model.dropout else None
@@ -78,11 +78,11 @@ def forward_backward(forward: nn.Module, model: ModelConfig, compute: Compute, s
         torch.cuda.synchronize(compute.device)
 
 
-def settled(
+def resolve_micro_batch_size(
     config: TrainConfig,
     model: ModelConfig,
     compute: Compute,
-    peers: ProcessGroup,
+    group: ProcessGroup,
     world: int,
     too_large: int | None = None,
 ) -> TrainConfig:
@@ -97,17 +97,17 @@ def settled(
     sizes = [n for n in config.auto_micro_batch_sizes(world) if too_large is None or n < too_large]
     if compute.device.type != "cuda":
         sizes = [n for n in sizes if n <= config.micro_batch_size(world)]
-        found = -peers.agree(-(largest_by_estimate(config, model, compute, sizes, world) or 1))
+        found = -group.all_reduce_max(-(find_largest_by_estimate(config, model, compute, sizes, world) or 1))
     elif config.hardware.strategy == "fsdp":
-        found = largest_by_estimate(config, model, compute, sizes, world)
+        found = find_largest_by_estimate(config, model, compute, sizes, world)
     else:
-        found = largest_fitting(config, model, compute, sizes, peers)
+        found = find_largest_by_trial(config, model, compute, sizes, group)
     if found is None:
-        raise BadEnvironment(f"hardware.micro_batch_size=auto: {nothing_fits(config, model, compute, world)}")
+        raise BadEnvironment(f"hardware.micro_batch_size=auto: {describe_shortage(config, model, compute, world)}")
     return config.with_micro_batch_size(found)
 
 
-def largest_by_estimate(
+def find_largest_by_estimate(
     config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], world: int
 ) -> int | None:
     """Return the largest of ascending `sizes` for which there is memory: on a GPU most of it, on a CPU what is free."""
@@ -123,8 +123,8 @@ def largest_by_estimate(
     return largest_micro_batch(sizes, there, needed)
 
 
-def largest_fitting(
-    config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], peers: ProcessGroup | None = None
+def find_largest_by_trial(
+    config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], group: ProcessGroup | None = None
 ) -> int | None:
     """Return the largest of ascending `sizes` whose forward and backward pass fit on every rank beside weights,
     gradients and moments, with some to spare; None when none does. All memory it took is free again.
@@ -132,12 +132,14 @@ def largest_fitting(
     The model as it is written is tried by bisection, as it takes no time to compile for each size. From there the
     program that will be trained is tried, downwards until it fits.
     """
-    peers = peers or ProcessGroup()
-    free_all(compute)
-    state = training_state(config, model, compute)
+    group = group or ProcessGroup()
+    free_memory(compute)
+    state = try_build_state(config, model, compute)
 
     def failed(sequences: int, forward: nn.Module | None) -> int:
-        return peers.agree(int(state is None or forward is None or not fits(config, state, sequences, forward)))
+        return group.all_reduce_max(
+            int(state is None or forward is None or not fits_in_memory(config, state, sequences, forward))
+        )
 
     low, high = 0, len(sizes)
     while low < high:
@@ -150,11 +152,11 @@ def largest_fitting(
         while low and failed(sizes[low - 1], state and state.forward):
             low -= 1
     state = None
-    free_all(compute)
+    free_memory(compute)
     return sizes[low - 1] if low else None
 
 
-def training_state(config: TrainConfig, model: ModelConfig, compute: Compute) -> TrainState | None:
+def try_build_state(config: TrainConfig, model: ModelConfig, compute: Compute) -> TrainState | None:
     """A state of its own with gradients and moments in place, or None when that alone doesn't fit."""
     try:
         state = build_state(config, model, compute)
@@ -163,35 +165,35 @@ def training_state(config: TrainConfig, model: ModelConfig, compute: Compute) ->
         state.optimizer.step()
         return state
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return None
 
 
-def fits(config: TrainConfig, state: TrainState, sequences: int, forward: nn.Module) -> bool:
+def fits_in_memory(config: TrainConfig, state: TrainState, sequences: int, forward: nn.Module) -> bool:
     """Return whether a micro-batch of this size gets through `forward`, beside the moments, while a tenth of what it
     takes lies idle, and where everything is in one memory the copy that is saved and SPARE_CPU: for evaluations,
     pictures, gaps between tensors.
     """
     model, compute = state.model.config, state.compute
     gpu = compute.device.type != "cpu"
-    memory = estimate_memory(config, model, compute.precision, sequences, gpu, state.peers.world)
+    memory = estimate_memory(config, model, compute.precision, sequences, gpu, state.group.world)
     idle = (memory.total - memory.process) // 10 + (0 if gpu else memory.checkpoint_copy + SPARE_CPU)
     idle += 0 if state.optimizer.state else memory.optimizer_state
     try:
         spare = torch.empty(idle, dtype=torch.uint8, device=compute.device)
-        for _ in range(3 if state.graphs else 1):  # CUDA graphs are recorded at the second run
-            if state.graphs:
+        for _ in range(3 if state.cuda_graphs else 1):  # CUDA graphs are recorded at the second run
+            if state.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()
-            forward_backward(forward, model, compute, sequences)
+            run_micro_batch(forward, model, compute, sequences)
         del spare
         return True
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return False
     finally:
-        free_all(compute)
+        free_memory(compute)
 
 
 class DidNotFit(MemoryError):
@@ -202,23 +204,23 @@ class DidNotFit(MemoryError):
         self.sequences, self.everywhere = sequences, everywhere
 
 
-def rehearse(config: TrainConfig, state: TrainState) -> None:
+def check_micro_batch_fits(config: TrainConfig, state: TrainState) -> None:
     """Run a micro-batch of the size that `auto` chose through the very program that is trained, before the first step.
 
     Raises DidNotFit, on all ranks, if it does not fit on one of them: they exchange no gradients, so that none waits
     in vain for another. (Weights in shards are exchanged; there a lack of memory is the same on all ranks.)
     """
-    if not needs_rehearsal(state):
+    if not needs_fit_check(state):
         return
-    size = config.micro_batch_size(state.peers.world)
-    with synchronised(state.forward, last=False):
-        failed = not fits(config, state, size, state.forward)
+    size = config.micro_batch_size(state.group.world)
+    with ddp_gradient_sync(state.forward, last=False):
+        failed = not fits_in_memory(config, state, size, state.forward)
     state.clear_gradients()
-    if state.peers.agree(int(failed)):
+    if state.group.all_reduce_max(int(failed)):
         raise DidNotFit(size)
 
 
-def needs_rehearsal(state: TrainState) -> bool:
+def needs_fit_check(state: TrainState) -> bool:
     """Return whether the micro-batch was found by trying or by an estimate of a GPU's memory."""
     return is_auto(state.compute) and state.compute.device.type == "cuda"
 
@@ -229,31 +231,31 @@ def is_auto(compute: Compute) -> bool:
 
 
 @contextmanager
-def naming_size(config: TrainConfig, compute: Compute, everywhere: bool) -> Generator[None, None, None]:
+def raise_did_not_fit(config: TrainConfig, compute: Compute, everywhere: bool) -> Generator[None, None, None]:
     """Raise DidNotFit if `auto`'s micro-batch runs out of memory inside."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         size = config.hardware.micro_batch_size
-        if isinstance(error, DidNotFit) or not (out_of_memory(error) and is_auto(compute) and isinstance(size, int)):
+        if isinstance(error, DidNotFit) or not (is_out_of_memory(error) and is_auto(compute) and isinstance(size, int)):
             raise
         raise DidNotFit(size, everywhere) from None
 
 
-def free_all(compute: Compute) -> None:
+def free_memory(compute: Compute) -> None:
     """Give back what nothing refers to any more; a traceback and its frames may be a circle."""
     gc.collect()
     if compute.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is what it means; the CPU's allocators raise a plain RuntimeError."""
     words = ("can't allocate memory", "bad_alloc", "could not create a memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def advice(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> BadEnvironment:
+def out_of_memory_error(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> BadEnvironment:
     """Return the error of a training that ran out of memory, naming the largest smaller micro-batch that fits here."""
     tried, sizes = config.hardware.micro_batch_size, divisors(config.batch_sequences // world)
     if tried != "auto":
@@ -262,20 +264,20 @@ def advice(config: TrainConfig, model: ModelConfig, compute: Compute, world: int
     say(f"out of memory with hardware.micro_batch_size={tried}; looking for one that fits")
     sharded = config.hardware.strategy == "fsdp"
     found = (
-        largest_by_estimate(config, model, compute, sizes, world)
+        find_largest_by_estimate(config, model, compute, sizes, world)
         if sharded
-        else largest_fitting(config, model, compute, sizes)
+        else find_largest_by_trial(config, model, compute, sizes)
     )
     what = (
         f"the largest that fits here{' by estimate' if sharded else ''} is hardware.micro_batch_size={found} "
         "(the loss curve doesn't change)"
         if found
-        else nothing_fits(config, model, compute, world)
+        else describe_shortage(config, model, compute, world)
     )
     return BadEnvironment(f"hardware.micro_batch_size={tried}: out of memory; {what}")
 
 
-def nothing_fits(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> str:
+def describe_shortage(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> str:
     """What the model needs, where one sequence is too much."""
     memory = estimate_memory(config, model, compute.precision, 1, compute.device.type != "cpu", world)
     state, one = format_count(memory.state, "G"), format_count(memory.activations + memory.loss, "G")

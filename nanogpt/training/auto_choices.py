@@ -8,7 +8,7 @@ from nanogpt.run_directory import locate, newest_step
 from nanogpt.run_identity import read_starts
 from nanogpt.training.state import is_compiled
 
-LIKE = ("ranks", "precision", "fp8", "strategy", "compile", "compile_mode", "activation_checkpointing")
+MUST_MATCH = ("ranks", "precision", "fp8", "strategy", "compile", "compile_mode", "activation_checkpointing")
 """Facts of a run on which the largest micro-batch depends, besides the model and the device."""
 
 
@@ -40,7 +40,7 @@ def describe_choices(config: TrainConfig, compute: Compute) -> list[str]:
     return lines
 
 
-def keep_micro_batch(config: TrainConfig, compute: Compute, peers: ProcessGroup, world: int) -> TrainConfig:
+def reuse_micro_batch_size(config: TrainConfig, compute: Compute, group: ProcessGroup, world: int) -> TrainConfig:
     """Return the config with `auto` replaced by the micro-batch of the run it continues, on a device of the same kind.
 
     The largest that fits may differ from start to start, and with it the rounding: a run that was stopped would not
@@ -48,22 +48,22 @@ def keep_micro_batch(config: TrainConfig, compute: Compute, peers: ProcessGroup,
     """
     if config.hardware.micro_batch_size != "auto":
         return config
-    found = peers.from_leader(lambda: read_micro_batch(config, compute, world))
+    found = group.broadcast_from_rank0(lambda: read_micro_batch_size(config, compute, world))
     return config if found is None else config.with_micro_batch_size(found)
 
 
-def read_micro_batch(config: TrainConfig, compute: Compute, world: int) -> int | None:
+def read_micro_batch_size(config: TrainConfig, compute: Compute, world: int) -> int | None:
     """Return the micro-batch with which the run got to its newest checkpoint, if it was computed as it will be now."""
     path, hardware = locate(config), config.hardware
     now = {"ranks": world, "precision": compute.precision, "compile": is_compiled(hardware, compute)}
-    now |= {key: getattr(hardware, key) for key in LIKE if key not in now}
+    now |= {key: getattr(hardware, key) for key in MUST_MATCH if key not in now}
     newest = newest_step(path)
     for start in reversed(read_starts(path)):
         facts, step = start.get("arithmetic"), start.get("from_step")
         if not isinstance(facts, dict) or not isinstance(step, int) or step >= newest:
             continue  # it saved nothing: perhaps its micro-batch was too large
         size = facts.get("micro_batch_size")
-        alike = start.get("device") == compute.name and all(facts.get(key, now[key]) == now[key] for key in LIKE)
+        alike = start.get("device") == compute.name and all(facts.get(key, now[key]) == now[key] for key in MUST_MATCH)
         fits = isinstance(size, int) and size > 0 and config.batch_sequences // world % size == 0
         return size if alike and fits else None
     return None

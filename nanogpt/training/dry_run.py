@@ -10,35 +10,35 @@ from nanogpt.console import say
 from nanogpt.data.dataset import expected_train_tokens
 from nanogpt.data.prepare import describe_unprepared
 from nanogpt.device import set_up
-from nanogpt.distributed.env import Place
+from nanogpt.distributed.env import RankEnv
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.estimates.plan import Plan, describe_absent_gpu
 from nanogpt.run_identity import resolve
-from nanogpt.training.auto_batch_size import plan_of, settled
-from nanogpt.training.auto_choices import describe_choices, keep_micro_batch
-from nanogpt.training.validation import check_places, expected_model, refuse_alone, refuse_too_large
+from nanogpt.training.auto_batch_size import build_plan, resolve_micro_batch_size
+from nanogpt.training.auto_choices import describe_choices, reuse_micro_batch_size
+from nanogpt.training.validation import check_fsdp_ranks, check_paths, check_state_fits, expected_model
 
 
-def show_plan(config: TrainConfig, place: Place) -> int:
+def print_plan(config: TrainConfig, place: RankEnv) -> int:
     """Print what a training would begin with saying. Returns the exit code."""
     if place.rank > 0:
         return 0
     config = resolve(config, remember=False)
     world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else place.world
     schema.run_check(lambda: config.check_ranks_divide_batch(world, "WORLD_SIZE"))
-    check_places(config)
-    refuse_alone(config, world)
+    check_paths(config)
+    check_fsdp_ranks(config, world)
     model, sure = expected_model(config)
     choices: list[str] = []
     if config.hardware.device.startswith("cuda") and not torch.cuda.is_available():
         plan = Plan(config, model, world, describe_absent_gpu(config.hardware), sure)
     else:
         compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
-        refuse_too_large(config, compute, world)
-        config = settled(
-            keep_micro_batch(config, compute, ProcessGroup(), world), model, compute, ProcessGroup(), world
+        check_state_fits(config, compute, world)
+        config = resolve_micro_batch_size(
+            reuse_micro_batch_size(config, compute, ProcessGroup(), world), model, compute, ProcessGroup(), world
         )
-        plan = plan_of(config, model, compute, world, sure)
+        plan = build_plan(config, model, compute, world, sure)
         choices = describe_choices(config, compute)
     plan = replace(plan, train_tokens=expected_train_tokens(config.data))
     schema.run_check(lambda: check_warmup_fits(config, plan.steps))

@@ -27,7 +27,7 @@ from nanogpt.training.step import StepMetrics
 WITH_STATE = 3  # incidents of a run that keep a whole checkpoint
 
 
-def describe(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> dict[str, Any]:
+def describe_incident(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> dict[str, Any]:
     """The step and its micro-batches on all ranks: those whose loss isn't finite, or all when each loss is."""
     n_parts = batches.grad_accum * batches.world
     mine = [
@@ -39,9 +39,9 @@ def describe(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> 
                 [str(batches.split.shards[shard].path), offset] for shard, offset in batches.locate_samples(first)
             ],
         }
-        for first, part in zip(batches.first_samples(state.samples), metrics.parts, strict=True)
+        for first, part in zip(batches.first_samples(state.samples), metrics.micro_losses, strict=True)
     ]
-    parts = [part for text in state.peers.gather(json.dumps(mine)) for part in json.loads(text)]
+    parts = [part for text in state.group.all_gather_text(json.dumps(mine)) for part in json.loads(text)]
     parts.sort(key=lambda part: part["first_sample"])
     return {
         "step": state.step + 1,
@@ -49,22 +49,22 @@ def describe(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> 
         "loss": str(metrics.loss),
         "grad_norm": str(metrics.grad_norm),
         "micro_batch_size": batches.micro_batch_size,
-        "ranks": state.peers.world,
+        "ranks": state.group.world,
         "precision": state.compute.precision,
         "micro_batches": [part for part in parts if not math.isfinite(float(part["loss"]))] or parts,
     }
 
 
-def on_cpu(state: TrainState, keep: bool) -> dict[str, Tensors]:
+def copy_to_cpu(state: TrainState, write_incident: bool) -> dict[str, Tensors]:
     """The state's tensors, or on a rank that keeps none of them nothing; all ranks call it together."""
     tensors: dict[str, Tensors] = {part: {} for part in state.tensors()}  # there are no moments before the first step
-    for part, key, tensor in state.whole_tensors():
-        if keep:
+    for part, key, tensor in state.gather_tensors():
+        if write_incident:
             tensors[part][key] = tensor.cpu()
     return tensors
 
 
-def keep(
+def write_incident(
     state: TrainState, tensors: dict[str, Tensors], run: Path, config: TrainConfig, about: dict[str, Any]
 ) -> tuple[Path, bool]:
     """Write an incident; the first ones with the state before the step. Returns where, and whether that is there.
@@ -81,14 +81,14 @@ def keep(
         finite = all(bool(torch.isfinite(t).all()) for part in tensors.values() for t in part.values())
         if number < WITH_STATE and finite:
             partial = folder / ".tmp-checkpoint"
-            write_checkpoint(partial, state.step, tensors, json.dumps(state.facts(), indent=1) + "\n")
+            write_checkpoint(partial, state.step, tensors, json.dumps(state.to_dict(), indent=1) + "\n")
             os.replace(partial, folder / "checkpoint")
     except OSError as error:
         say(f"warning: {one_line(folder)} can't be written: {error.strerror}")
     return folder, (folder / "checkpoint").is_dir()
 
 
-def replay(config: TrainConfig) -> int:
+def replay_incident(config: TrainConfig) -> int:
     """Run the step of the incident at `config.replay` again, on one rank, each micro-batch alone, and show its numbers.
 
     Returns 0 when all are finite here. Raises Diverged when they aren't, BadInput and BadCheckpoint when it can't be.

@@ -41,7 +41,7 @@ def describe_later_changes(config: TrainConfig) -> str | None:
     )
 
 
-def relative_of(config: TrainConfig) -> tuple[Path, list[str]] | None:
+def find_related_run(config: TrainConfig) -> tuple[Path, list[str]] | None:
     """Return the newest run of the same name that may be meant, and the keys in which it differs: guarded ones, or
     a digest alone, where the same path held something else.
     """

@@ -24,8 +24,8 @@ def restore(state: TrainState, dataset: Dataset, run: RunDirectory | None, confi
 
     Raises BadCheckpoint and BadData, on every rank, for what can't be continued.
     """
-    state.data, state.files = dataset.fingerprint, dataset.files
-    loaded = fetch(state, dataset, run, config)
+    state.data_fingerprint, state.data_digests = dataset.fingerprint, dataset.files
+    loaded = load_checkpoint(state, dataset, run, config)
     if loaded is not None:
         state.restore(loaded)
     if run:
@@ -45,13 +45,15 @@ def rewind_metrics(run: RunDirectory, state: TrainState, loaded: Loaded | None) 
     except OSError as error:
         raise BadCheckpoint(f"{one_line(run.metrics.path)}: {error.strerror}") from None
     record = StateFile.model_validate(loaded.state).metrics if loaded else None
-    found = run.metrics.rewind(state.step if loaded else -1, state.evaluated, record)
+    found = run.metrics.rewind(state.step if loaded else -1, state.last_eval_step, record)
     if found.problem:
         run.notes.append(f"metrics.jsonl at step {state.step}: {found.problem}")
         say(f"warning: {one_line(run.metrics.path)}: {found.problem}")
 
 
-def fetch(state: TrainState, dataset: Dataset, run: RunDirectory | None, config: TrainConfig) -> Loaded | None:
+def load_checkpoint(
+    state: TrainState, dataset: Dataset, run: RunDirectory | None, config: TrainConfig
+) -> Loaded | None:
     """The checkpoint to continue from, on every rank."""
     found: list[Loaded] = []
 
@@ -66,21 +68,21 @@ def fetch(state: TrainState, dataset: Dataset, run: RunDirectory | None, config:
         if loaded is None:
             return None
         allowing = allow_fork(config, run, loaded, dataset)
-        refuse_other_data(loaded, dataset, allowing)
-        compare_arithmetic(loaded, state, allowing)
+        check_same_data(loaded, dataset, allowing)
+        check_arithmetic(loaded, state, allowing)
         found.append(loaded)
         return {"path": str(loaded.path), "state": loaded.state}
 
-    about = state.peers.from_leader(choose)
-    if about is None or state.peers.world == 1:
+    about = state.group.broadcast_from_rank0(choose)
+    if about is None or state.group.world == 1:
         return found[0] if found else None
-    return shared(found[0] if found else None, about, state.peers)
+    return broadcast_checkpoint(found[0] if found else None, about, state.group)
 
 
-def start_measurement(state: TrainState, loss: LossEvaluation, dataset: Dataset, config: TrainConfig) -> None:
+def record_measurement(state: TrainState, loss: LossEvaluation, dataset: Dataset, config: TrainConfig) -> None:
     """Note what this start evaluates on. The best loss so far is dropped where it was measured on something else."""
     before = Measurement(**state.measurement)
-    state.measurement = state.peers.from_leader(
+    state.measurement = state.group.broadcast_from_rank0(
         lambda: to_dict(describe_measurement(loss, dataset, config.hardware.fp8))
     )
     same = agree_in_nats(before, Measurement(**state.measurement))
@@ -88,7 +90,7 @@ def start_measurement(state: TrainState, loss: LossEvaluation, dataset: Dataset,
         same = "eval.tokens" not in config.resume.allow_change
     if state.best is not None and not same:
         state.best = None
-        if state.peers.leading:
+        if state.group.is_rank0:
             say("note    the evaluation has changed, so the best validation loss is looked for anew")
 
 
@@ -108,13 +110,13 @@ def allow_fork(config: TrainConfig, run: RunDirectory, loaded: Loaded, dataset: 
     return config.model_copy(update={"resume": config.resume.model_copy(update={"allow_change": allowed})})
 
 
-def shared(mine: Loaded | None, about: dict[str, Any], peers: ProcessGroup) -> Loaded:
+def broadcast_checkpoint(mine: Loaded | None, about: dict[str, Any], group: ProcessGroup) -> Loaded:
     """The leader's checkpoint on every rank, through memory: only the leader need see its files."""
-    model, optimizer = peers.share(mine and mine.model), peers.share(mine and mine.optimizer)
+    model, optimizer = group.broadcast_tensors(mine and mine.model), group.broadcast_tensors(mine and mine.optimizer)
     return Loaded(Path(about["path"]), model, optimizer, about["state"])
 
 
-def refuse_other_data(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> None:
+def check_same_data(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> None:
     """The tokens are those the run was trained on. Raises BadData naming the first file that differs."""
     theirs = loaded.state.get("data")
     if theirs == dataset.fingerprint:
@@ -131,7 +133,7 @@ def refuse_other_data(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> 
     )
 
 
-def compare_arithmetic(loaded: Loaded, state: TrainState, config: TrainConfig) -> None:
+def check_arithmetic(loaded: Loaded, state: TrainState, config: TrainConfig) -> None:
     """Another precision is another run, unless allowed (raises BadCheckpoint); all else changes only the rounding."""
     before: dict[str, Any] = loaded.state.get("arithmetic") or {}
     now = state.arithmetic

@@ -1,4 +1,4 @@
-"""A training run from config to exit code, on one rank of it: device, peers, data, model, run directory, loop."""
+"""A training run from config to exit code, on one rank of it: device, group, data, model, run directory, loop."""
 
 import os
 import time
@@ -17,10 +17,10 @@ from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute, set_up
 from nanogpt.device_errors import as_device_error
-from nanogpt.distributed.env import Place, place_from
-from nanogpt.distributed.process_group import ProcessGroup, meet
+from nanogpt.distributed.env import RankEnv, read_rank_env
+from nanogpt.distributed.process_group import ProcessGroup, rendezvous
 from nanogpt.distributed.signals import Stop, StopFlag
-from nanogpt.distributed.watchdog import Watch, watched
+from nanogpt.distributed.watchdog import Watchdog, join_with_watchdog
 from nanogpt.errors import STOPPED, Diverged
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
@@ -34,31 +34,31 @@ from nanogpt.run_directory import RunDirectory, opened
 from nanogpt.tracking.trackers import check_trackers
 from nanogpt.training.auto_batch_size import (
     DidNotFit,
-    advice,
-    free_all,
-    naming_size,
-    out_of_memory,
-    rehearse,
-    settled,
+    check_micro_batch_fits,
+    free_memory,
+    is_out_of_memory,
+    out_of_memory_error,
+    raise_did_not_fit,
+    resolve_micro_batch_size,
 )
-from nanogpt.training.auto_choices import keep_micro_batch
-from nanogpt.training.dry_run import show_plan
+from nanogpt.training.auto_choices import reuse_micro_batch_size
+from nanogpt.training.dry_run import print_plan
 from nanogpt.training.loop import Loop
-from nanogpt.training.nonfinite import replay
+from nanogpt.training.nonfinite import replay_incident
 from nanogpt.training.related_runs import describe_later_changes
-from nanogpt.training.restore import restore, start_measurement
-from nanogpt.training.run_logger import Record
-from nanogpt.training.state import TrainState, build_state, is_compiled, settle_buckets
-from nanogpt.training.summary import conclude, introduce
+from nanogpt.training.restore import record_measurement, restore
+from nanogpt.training.run_logger import RunLogger
+from nanogpt.training.state import TrainState, build_state, is_compiled, warm_up_ddp_buckets
+from nanogpt.training.summary import print_results, print_run_header
 from nanogpt.training.validation import (
-    check_places,
+    check_horizon_ahead,
+    check_paths,
+    check_ranks,
+    check_state_fits,
     expected_model,
-    model_for,
-    refuse_ranks,
-    refuse_shorter,
-    refuse_too_large,
+    fit_model_to_data,
+    resolve_identity,
     warn_of_short_shards,
-    with_identity,
 )
 
 
@@ -69,180 +69,182 @@ def train(config: TrainConfig) -> int:
     that was foreseen; what is on disk is then what it was, or more.
     """
     if config.replay is not None:
-        return replay(config)
-    place = place_from(os.environ)
+        return replay_incident(config)
+    place = read_rank_env(os.environ)
     silence(place.rank > 0)
     if config.dry_run:
-        return show_plan(config, place)
+        return print_plan(config, place)
     too_large: int | None = None
     while True:
         failed: DidNotFit | None = None
         try:
-            return train_on(config, place, too_large)
+            return train_rank(config, place, too_large)
         except DidNotFit as error:
             failed = DidNotFit(error.sequences, error.everywhere)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 if known := as_device_error(error):
                     raise known from error
                 raise
         # Out of the handler, whose error holds on to everything that the training had in memory.
-        too_large = recover(config, place, failed)
+        too_large = handle_out_of_memory(config, place, failed)
 
 
-def recover(config: TrainConfig, place: Place, failed: DidNotFit | None) -> int:
+def handle_out_of_memory(config: TrainConfig, place: RankEnv, failed: DidNotFit | None) -> int:
     """After a training ran out of memory, return the micro-batch below which `auto` chooses again. Raises
     BadEnvironment if it wasn't `auto`'s, or other ranks may not know: then it names one that fits.
     """
     compute = set_up(config.hardware, place.local_rank, place.local_world)
     if failed is None or not failed.everywhere:
         tried = config.with_micro_batch_size(failed.sequences) if failed else config
-        raise advice(tried, expected_model(config)[0], compute, place.world)
-    free_all(compute)
+        raise out_of_memory_error(tried, expected_model(config)[0], compute, place.world)
+    free_memory(compute)
     size = f"hardware.micro_batch_size=auto: {failed.sequences} did not fit after all"
     say(f"warning: {size}; going on with a smaller one (the loss curve doesn't change)")
     return failed.sequences
 
 
-def train_on(config: TrainConfig, place: Place, too_large: int | None = None) -> int:
+def train_rank(config: TrainConfig, place: RankEnv, too_large: int | None = None) -> int:
     """`train`, on one of the ranks. Raises DidNotFit for a micro-batch that `auto` chose, below `too_large`."""
     hardware = config.hardware
-    compute, peers = meet(
+    compute, group = rendezvous(
         place,
         hardware.timeout,
-        lambda facts: device_of(config, place, facts),
+        lambda facts: choose_device(config, place, facts),
         lambda: describe_self(hardware.device, place),
     )
-    with watched(peers, compute.device, hardware.timeout) as watch:
+    with join_with_watchdog(group, compute.device, hardware.timeout) as watch:
         try:
-            return train_with(config, compute, peers, watch, too_large)
+            return setup_and_train(config, compute, group, watch, too_large)
         except DidNotFit as error:
             if error.everywhere:
-                peers.close()
+                group.close()
             raise
 
 
-def device_of(config: TrainConfig, place: Place, facts: Sequence[Facts]) -> Compute:
+def choose_device(config: TrainConfig, place: RankEnv, facts: Sequence[Facts]) -> Compute:
     """Return what this rank computes on, given what all ranks told of theirs. Raises LabError."""
-    refuse_ranks(config, place)
+    check_ranks(config, place)
     gpu = choose_gpu(facts, place) if facts else None
     return set_up(config.hardware, place.local_rank, place.local_world, gpu=gpu)
 
 
-def train_with(
-    config: TrainConfig, compute: Compute, peers: ProcessGroup, watch: Watch, too_large: int | None = None
+def setup_and_train(
+    config: TrainConfig, compute: Compute, group: ProcessGroup, watch: Watchdog, too_large: int | None = None
 ) -> int:
     """`train`, once the ranks have met."""
     state = None
     try:
-        with peers.alike():
-            peers.refuse_differences("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
-            peers.refuse_differences("config", dict(schema.iter_values(config)))
-            check_places(config)
-        config = with_identity(config, peers)
-        with peers.alike():
-            refuse_too_large(config, compute, peers.world)
-        if later := peers.from_leader(lambda: describe_later_changes(config)):
-            watch.end()
+        with group.report_once():
+            group.check_same_on_all_ranks("code", {"sha256": code_digest(), "torch": str(torch.__version__)})
+            group.check_same_on_all_ranks("config", dict(schema.iter_values(config)))
+            check_paths(config)
+        config = resolve_identity(config, group)
+        with group.report_once():
+            check_state_fits(config, compute, group.world)
+        if later := group.broadcast_from_rank0(lambda: describe_later_changes(config)):
+            watch.stop()
             say(later)
             return 0
-        peers.from_leader(lambda: check_trackers(config.tracking))
-        dataset = peers.leader_first(lambda: prepare_if_small(config.data, config.model.block_size))
-        benchmarks = peers.leader_first(lambda: benchmarks_of(config))
-        with peers.alike():
-            peers.refuse_differences("data set", {"fingerprint": dataset.fingerprint})
-            peers.refuse_differences("benchmark", {one.name: fingerprint(one) for one in benchmarks})
-            model = model_for(config, dataset)
+        group.broadcast_from_rank0(lambda: check_trackers(config.tracking))
+        dataset = group.rank0_first(lambda: prepare_if_small(config.data, config.model.block_size))
+        benchmarks = group.rank0_first(lambda: load_benchmarks(config))
+        with group.report_once():
+            group.check_same_on_all_ranks("data set", {"fingerprint": dataset.fingerprint})
+            group.check_same_on_all_ranks("benchmark", {one.name: fingerprint(one) for one in benchmarks})
+            model = fit_model_to_data(config, dataset)
             if too_large is None:
-                config = keep_micro_batch(config, compute, peers, peers.world)
-            config = settled(config, model, compute, peers, peers.world, too_large)
-            state = build_state(config, model, compute, peers)
-            schema.run_check(lambda: check_warmup_fits(config, state.steps))
-        peers.leader_first(lambda: load_initial_weights(config, state.model, dataset.tokenizer))
-        with naming_size(config, compute, everywhere=False):
-            return train_state(config, state, dataset, benchmarks, watch)
+                config = reuse_micro_batch_size(config, compute, group, group.world)
+            config = resolve_micro_batch_size(config, model, compute, group, group.world, too_large)
+            state = build_state(config, model, compute, group)
+            schema.run_check(lambda: check_warmup_fits(config, state.total_steps))
+        group.rank0_first(lambda: load_initial_weights(config, state.model, dataset.tokenizer))
+        with raise_did_not_fit(config, compute, everywhere=False):
+            return run_training(config, state, dataset, benchmarks, watch)
     except RuntimeError as error:
-        raise peers.explain(error, state.step if state else 0) from error
+        raise group.to_peer_lost(error, state.step if state else 0) from error
 
 
-def benchmarks_of(config: TrainConfig) -> list[Benchmark]:
+def load_benchmarks(config: TrainConfig) -> list[Benchmark]:
     """The documents of training.eval_tasks. Raises BadData, BadEnvironment."""
     settings = config.training
     return [load_benchmark(name, config.eval, settings.eval_limit) for name in dict.fromkeys(settings.eval_tasks)]
 
 
-def train_state(
-    config: TrainConfig, state: TrainState, dataset: Dataset, benchmarks: list[Benchmark], watch: Watch
+def run_training(
+    config: TrainConfig, state: TrainState, dataset: Dataset, benchmarks: list[Benchmark], watch: Watchdog
 ) -> int:
     """`train`, once everything is built: restore, loop, report."""
-    peers, device = state.peers, state.compute.device
-    with peers.alike():
-        batches = TrainBatches(dataset.train, config, device, peers.rank, peers.world)
-        loss = LossEvaluation(dataset, config.eval, config.model.block_size, state.compute, peers)
-        tasks = [TaskEvaluation(one, dataset.tokenizer, state.compute, peers) for one in benchmarks]
+    group, device = state.group, state.compute.device
+    with group.report_once():
+        batches = TrainBatches(dataset.train, config, device, group.rank, group.world)
+        loss = LossEvaluation(dataset, config.eval, config.model.block_size, state.compute, group)
+        tasks = [TaskEvaluation(one, dataset.tokenizer, state.compute, group) for one in benchmarks]
         evaluate = Evaluations(loss, tasks)
     warn_of_short_shards(batches, dataset)
-    with directory(config, peers) as (path, run), StopFlag() as flag, closing(batches):
+    with open_on_all_ranks(config, group) as (path, run), StopFlag() as flag, closing(batches):
         restored = restore(state, dataset, run, config)
-        with peers.alike():
-            refuse_shorter(config, state)
+        with group.report_once():
+            check_horizon_ahead(config, state)
         done = restored and is_done(config, state)
         if run:
-            introduce(config, state, dataset, loss, run, done)
-        peers.agree(0)  # nobody leaves, or waits, before the leader has read and written all it must
+            print_run_header(config, state, dataset, loss, run, done)
+        group.all_reduce_max(0)  # nobody leaves, or waits, before the leader has read and written all it must
         if done:
-            watch.end()
+            watch.stop()
             if run:
-                say_done(config, state, run)
+                print_already_done(config, state, run)
             return 0
-        rehearse(config, state)
-        start_measurement(state, loss, dataset, config)
-        record = begin(config, state, dataset, run, watch) if run else None
-        watch.arm(
+        check_micro_batch_fits(config, state)
+        record_measurement(state, loss, dataset, config)
+        record = start_logging(config, state, dataset, run, watch) if run else None
+        watch.start(
             flag,
             path,
             config.hardware.timeout,
             config.checkpoint.stop_timeout_s,
             is_compiled(config.hardware, state.compute),
         )
-        with reporting(record, watch, flag):
+        with report_errors(record, watch, flag):
             if config.tracking.required:
-                peers.from_leader(lambda: record.wait_for_trackers() if record else None)
-            settle_buckets(state, batches.read_batch(batches.first_samples(state.samples)[0]))
-            saved = (state.step, state.evaluated) if restored else None
+                group.broadcast_from_rank0(lambda: record.wait_for_trackers() if record else None)
+            warm_up_ddp_buckets(state, batches.read_batch(batches.first_samples(state.samples)[0]))
+            saved = (state.step, state.last_eval_step) if restored else None
             loop = Loop(config, state, batches, evaluate, record, flag, watch, saved)
             finished = loop.run()
         if record:
-            outcome = "stopped" if not finished else "finished" if state.step == state.steps else "paused"
-            record.status(outcome)
+            outcome = "stopped" if not finished else "finished" if state.step == state.total_steps else "paused"
+            record.write_status(outcome)
             if outcome == "finished":
-                conclude(config, state, record.run)
+                print_results(config, state, record.run)
             else:
-                farewell(config, record, flag, loop.agreed)
+                print_stop_message(config, record, flag, loop.stop_request)
             finish_trackers(record, flag, outcome)
         return 0 if finished else STOPPED
 
 
 def is_done(config: TrainConfig, state: TrainState) -> bool:
     """Whether a restored run has nothing left to do before its end, or where it shall pause."""
-    goal = config.last_step(state.steps)
-    return state.step > goal or (state.step == goal and state.evaluated == goal)
+    goal = config.last_step(state.total_steps)
+    return state.step > goal or (state.step == goal and state.last_eval_step == goal)
 
 
-def say_done(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
+def print_already_done(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
     """What the same command says then; status.json may have been lost."""
-    outcome = "paused" if state.step < state.steps else "finished"
+    outcome = "paused" if state.step < state.total_steps else "finished"
     if run.status().get("state") != outcome:
-        run.write_status(outcome, step=state.step, steps=state.steps, best=state.best)
+        run.write_status(outcome, step=state.step, steps=state.total_steps, best=state.best)
     if outcome == "paused":
-        say(f"paused already, at step {state.step} of {state.steps}; stop_at_fraction=null goes on")
+        say(f"paused already, at step {state.step} of {state.total_steps}; stop_at_fraction=null goes on")
         return
     say(f"finished already, at step {state.step}; new_attempt=true trains it again beside this one")
-    conclude(config, state, run)
+    print_results(config, state, run)
 
 
 @contextmanager
-def directory(config: TrainConfig, peers: ProcessGroup) -> Generator[tuple[Path, RunDirectory | None], None, None]:
+def open_on_all_ranks(
+    config: TrainConfig, group: ProcessGroup
+) -> Generator[tuple[Path, RunDirectory | None], None, None]:
     """Where the run is, on all ranks; and the run directory itself, locked, on the leader."""
     with ExitStack() as stack:
         mine: list[RunDirectory] = []
@@ -251,10 +253,12 @@ def directory(config: TrainConfig, peers: ProcessGroup) -> Generator[tuple[Path,
             mine.append(stack.enter_context(opened(config)))
             return str(mine[0].path)
 
-        yield Path(peers.from_leader(enter)), mine[0] if mine else None
+        yield Path(group.broadcast_from_rank0(enter)), mine[0] if mine else None
 
 
-def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDirectory, watch: Watch) -> Record:
+def start_logging(
+    config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDirectory, watch: Watchdog
+) -> RunLogger:
     """Note this start in the run directory."""
     write_atomic(run.path / tokenizers.FILE, tokenizers.to_json(dataset.tokenizer))
     if (fruitless := run.fruitless_starts(state.step)) >= 2:
@@ -263,7 +267,7 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
         )
     if (starts := run.starts()) and starts[-1].get("code") != code_digest():
         say("warning: the code of nanogpt/ has changed since the last start; provenance.json has both states")
-    about = {"from_step": state.step, "evaluated": state.evaluated, "data": dataset.fingerprint}
+    about = {"from_step": state.step, "evaluated": state.last_eval_step, "data": dataset.fingerprint}
     about |= {"arithmetic": state.arithmetic, KEY: state.measurement}
     start = find_start_ids(dataset.tokenizer, dataset.train)
     about |= {"train_tokens": dataset.train.n_tokens, "start_ids": start}
@@ -274,15 +278,15 @@ def begin(config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDire
     if run.changes:
         write_atomic(run.path / "config.json", schema.to_json(config))
     counted = "train_tokens" in run.starts()[0]  # rows of a run from before this was recorded stay as they were
-    record = Record(
-        config, run, state, dataset.tokenizer, watch.beat, start, dataset.train.n_tokens if counted else None
+    record = RunLogger(
+        config, run, state, dataset.tokenizer, watch.heartbeat, start, dataset.train.n_tokens if counted else None
     )
-    record.status("running")
+    record.write_status("running")
     return record
 
 
 @contextmanager
-def reporting(record: Record | None, watch: Watch, flag: StopFlag) -> Generator[None, None, None]:
+def report_errors(record: RunLogger | None, watch: Watchdog, flag: StopFlag) -> Generator[None, None, None]:
     """Whatever ends the loop, the writer is done, the bar is closed, and an error is in status.json and the log."""
     failed = ""
     try:
@@ -290,36 +294,40 @@ def reporting(record: Record | None, watch: Watch, flag: StopFlag) -> Generator[
     except Exception as error:
         failed = "diverged" if isinstance(error, Diverged) else "failed"
         if record:
-            record.status(failed)
+            record.write_status(failed)
             record.log(f"{type(error).__name__}: {error}")
         raise
     finally:
-        watch.end()
+        watch.stop()
         if record:
-            record.saver.close()
-            record.steps.close()
+            record.checkpointer.close()
+            record.progress.close()
             if failed:
                 finish_trackers(record, flag, failed)
 
 
-def finish_trackers(record: Record, flag: StopFlag, state: str) -> None:
+def finish_trackers(record: RunLogger, flag: StopFlag, state: str) -> None:
     """Upload what trackers lack within tracking.timeout and checkpoint.stop_timeout_s; a second signal ends it."""
     before, config = flag.level, record.config
     left = config.tracking.timeout
     if before:
-        left = min(left, flag.first + config.checkpoint.stop_timeout_s - time.monotonic()) if before < Stop.NOW else 1.0
+        left = (
+            min(left, flag.first_at + config.checkpoint.stop_timeout_s - time.monotonic())
+            if before < Stop.STOP_WITHOUT_SAVING
+            else 1.0
+        )
     record.trackers.finish(state, left, lambda: flag.level > before)
 
 
-def farewell(config: TrainConfig, record: Record, flag: StopFlag, agreed: Stop) -> None:
+def print_stop_message(config: TrainConfig, record: RunLogger, flag: StopFlag, agreed: Stop) -> None:
     """Why it stopped, and how it goes on."""
     step, steps = record.state.step, record.run.checkpoints.steps()
     if not agreed:
-        say(f"paused at step {step} of {record.state.steps}, all saved; stop_at_fraction=null goes on")
+        say(f"paused at step {step} of {record.state.total_steps}, all saved; stop_at_fraction=null goes on")
         return
     again = "the same command without new_attempt=true" if config.new_attempt else "the same command"
     reason = flag.reason or "a signal to another rank"
-    if agreed < Stop.NOW or step in steps:
+    if agreed < Stop.STOP_WITHOUT_SAVING or step in steps:
         say(f"{reason}: stopped at step {step}, all saved; {again} continues")
     else:
         where = f"continues at step {steps[-1]}" if steps else "starts anew"

@@ -30,14 +30,14 @@ from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.run_metadata import make_run_metadata
 from nanogpt.tracking.trackers import Trackers
-from nanogpt.training.async_checkpoint import Saver
+from nanogpt.training.async_checkpoint import AsyncCheckpointer
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics
 
-SHOWN_LINES = 4  # of a sample, on the console
+SAMPLE_LINES = 4  # of a sample, on the console
 
 
-class Record:
+class RunLogger:
     """The reports of one start of a run."""
 
     def __init__(
@@ -51,104 +51,107 @@ class Record:
         train_tokens: int | None,
     ) -> None:
         """Samples are continued from `start_ids`; with `train_tokens` each row says how many epochs its tokens are."""
-        self.beat, self.start_ids, self.train_tokens = beat, start_ids, train_tokens
+        self.heartbeat, self.start_ids, self.train_tokens = beat, start_ids, train_tokens
         self.config, self.run, self.state, self.tokenizer = config, run, state, tokenizer
-        self.steps = TrainProgress(state.step, state.steps)
-        self.saver = Saver(run, config.checkpoint.max_failed, self.note)
+        self.progress = TrainProgress(state.step, state.total_steps)
+        self.checkpointer = AsyncCheckpointer(run, config.checkpoint.max_failed, self.note)
         self.block_size, self.batch_tokens = config.model.block_size, config.training.batch_tokens
         self.flops = flops_per_token(state.model.config)
-        self.first, self.logged = state.step, state.step
-        self.trained = self.interval = 0.0
+        self.first_step, self.last_row = state.step, state.step
+        self.seconds_trained = self.seconds_since_row = 0.0
         """Seconds inside training steps, over this start and since the last row."""
-        self.deaf = False
+        self.reported_full_disk = False
         """Whether the disk was told to be full already."""
         self.trackers = Trackers(
             make_run_metadata(config, run.path, run.starts()[0]),
-            lambda step: config.evaluates_at(step, state.steps),
+            lambda step: config.evaluates_at(step, state.total_steps),
             self.note,
             self.log,
         )
 
     def note(self, text: str) -> None:
         """A line on the console and in log.txt."""
-        self.steps.note(redact(text))
+        self.progress.note(redact(text))
         self.log(text)
 
     def log(self, text: str) -> None:
         """A line in log.txt alone."""
-        with self.tolerant(), open(self.run.path / "log.txt", "a", encoding="utf-8", opener=open_no_link) as file:
+        with (
+            self.tolerate_full_disk(),
+            open(self.run.path / "log.txt", "a", encoding="utf-8", opener=open_no_link) as file,
+        ):
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {redact(text)}\n")
 
     @contextmanager
-    def tolerant(self) -> Generator[None, None, None]:
+    def tolerate_full_disk(self) -> Generator[None, None, None]:
         """A full disk costs a log line or a picture, not the run; it is told once."""
         try:
             yield
         except OSError as error:
-            self.tell_full(error.strerror or str(error))
+            self.report_full_disk(error.strerror or str(error))
 
-    def tell_full(self, why: str) -> None:
-        if not self.deaf:
-            self.deaf = True
+    def report_full_disk(self, why: str) -> None:
+        if not self.reported_full_disk:
+            self.reported_full_disk = True
             say(
                 f"warning: {one_line(self.run.path)} can't be written: {why}; rows are kept in memory, training goes on"
             )
 
-    def append(self, row: dict[str, float]) -> None:
+    def append_row(self, row: dict[str, float]) -> None:
         """A row of metrics.jsonl, kept in memory while the disk is full."""
         tokens = self.state.samples * self.block_size
         counts: dict[str, float] = {"step": self.state.step, "tokens": tokens}
         counts |= {"epoch": round(tokens / self.train_tokens, 6)} if self.train_tokens else {}
         if self.run.metrics.append(counts | row):
-            self.deaf = False
+            self.reported_full_disk = False
         else:
-            self.tell_full("no space for a row of metrics.jsonl")
+            self.report_full_disk("no space for a row of metrics.jsonl")
         self.trackers.notify_row()
 
     def wait_for_trackers(self) -> None:
         """Wait for the trackers to start. Raises BadEnvironment."""
-        self.trackers.wait_until_started(lambda: self.beat(self.state.step))
+        self.trackers.wait_until_started(lambda: self.heartbeat(self.state.step))
 
-    def stepped(self, metrics: StepMetrics, spike: str | None, duration: float) -> None:
+    def log_step(self, metrics: StepMetrics, spike: str | None, duration: float) -> None:
         """Take note of a step that went well: every so often with a row and a line."""
-        self.trained += duration
-        self.interval += duration
+        self.seconds_trained += duration
+        self.seconds_since_row += duration
         if spike:
             self.note(f"step {self.state.step}: spike: {spike}")
-        if self.state.step % self.config.tracking.log_every == 0 or self.state.step == self.state.steps:
+        if self.state.step % self.config.tracking.log_every == 0 or self.state.step == self.state.total_steps:
             row = {"loss": metrics.loss, "lr": metrics.lr}
             row |= {"grad_norm": metrics.grad_norm} if math.isfinite(metrics.grad_norm) else {}
-            self.append(row | ({"spikes": self.state.spikes.count} if self.state.spikes.count else {}))
-            self.show(metrics.loss, metrics.grad_norm, metrics.lr)
+            self.append_row(row | ({"spikes": self.state.spikes.count} if self.state.spikes.count else {}))
+            self.show_progress(metrics.loss, metrics.grad_norm, metrics.lr)
 
-    def skipped(self, metrics: StepMetrics, why: str) -> None:
+    def log_skipped_step(self, metrics: StepMetrics, why: str) -> None:
         """A step whose update was left out."""
-        self.append({"lr": metrics.lr, "skipped": len(self.state.skipped)})
+        self.append_row({"lr": metrics.lr, "skipped": len(self.state.skipped_steps)})
         self.note(f"{why}; its update is left out, training goes on")
 
-    def show(self, loss: float, grad_norm: float, lr: float) -> None:
+    def show_progress(self, loss: float, grad_norm: float, lr: float) -> None:
         """Speed to timing.jsonl, everything to the console."""
         state = self.state
-        done = state.step - self.logged
-        rate = done * self.batch_tokens / max(self.interval, 1e-9)
-        left = (state.steps - state.step) * self.trained / max(1, state.step - self.first)
-        mfu = compute_mfu(rate * self.flops, state.compute.name, state.compute.precision, state.peers.world)
+        done = state.step - self.last_row
+        rate = done * self.batch_tokens / max(self.seconds_since_row, 1e-9)
+        left = (state.total_steps - state.step) * self.seconds_trained / max(1, state.step - self.first_step)
+        mfu = compute_mfu(rate * self.flops, state.compute.name, state.compute.precision, state.group.world)
         self.run.timing.append(
             {"step": state.step, "time": time.time(), "tokens_per_second": rate} | ({"mfu": mfu} if mfu else {})
         )
-        self.logged, self.interval = state.step, 0.0
+        self.last_row, self.seconds_since_row = state.step, 0.0
         facts = {"loss": f"{loss:.4f}"}
-        if state.results:
-            facts["val"] = f"{state.results['val_loss']:.4f}"
+        if state.last_eval:
+            facts["val"] = f"{state.last_eval['val_loss']:.4f}"
         facts |= {"lr": f"{lr:.2e}", "grad": f"{grad_norm:.2f}", "tok/s": format_count(rate)}
         if mfu:
             facts["MFU"] = f"{100 * mfu:.1f}%"
-        self.steps.show(state.step, facts | {"ETA": format_duration(left)})
+        self.progress.show(state.step, facts | {"ETA": format_duration(left)})
 
-    def evaluation(self, results: dict[str, float], model: GPT) -> None:
+    def log_evaluation(self, results: dict[str, float], model: GPT) -> None:
         """The row, the picture, the sample and the status of an evaluation."""
         state = self.state
-        self.append(results)
+        self.append_row(results)
         best = state.best is not None and state.best[1] == state.step
         train = f"  train {results['train_loss']:.4f}" if "train_loss" in results else ""
         self.note(
@@ -157,20 +160,20 @@ class Record:
         )
         if tasks := [f"{name} {value:.4g}" for name, value in results.items() if name not in LOSS_NAMES]:
             self.note(f"step {state.step}  {'  '.join(tasks)}")
-        with self.tolerant():
-            self.draw()
-        self.status("running")
+        with self.tolerate_full_disk():
+            self.draw_loss_curve()
+        self.write_status("running")
         if self.config.tracking.sample_tokens:
-            text = self.sample(model)
-            with self.tolerant():
+            text = self.generate_sample(model)
+            with self.tolerate_full_disk():
                 folder = self.run.path / "samples"
                 folder.mkdir(exist_ok=True)
                 write_atomic(folder / f"step-{state.step:08d}.txt", text)
             self.trackers.notify_sample(state.step, text)
             lines = [escape_control_chars(line) for line in text.splitlines() if line.strip()]
-            self.steps.note("\n".join(f"  | {line[:100]}" for line in lines[:SHOWN_LINES]))
+            self.progress.note("\n".join(f"  | {line[:100]}" for line in lines[:SAMPLE_LINES]))
 
-    def draw(self) -> None:
+    def draw_loss_curve(self) -> None:
         """plots/loss.png, once there is a curve."""
         rows = read_rows(self.run.metrics.path)
         if len(rows) < 2:
@@ -179,12 +182,12 @@ class Record:
 
         plot_loss(rows, self.run.plot, self.run.path.name)
 
-    def status(self, state: str) -> None:
+    def write_status(self, state: str) -> None:
         """status.json."""
-        with self.tolerant():
-            self.run.write_status(state, step=self.state.step, steps=self.state.steps, best=self.state.best)
+        with self.tolerate_full_disk():
+            self.run.write_status(state, step=self.state.step, steps=self.state.total_steps, best=self.state.best)
 
-    def sample(self, model: GPT) -> str:
+    def generate_sample(self, model: GPT) -> str:
         """A text from the model as it is; the same weights give the same text."""
         state = self.state
         device = state.compute.device
@@ -194,5 +197,5 @@ class Record:
         ids: list[int] = []
         for row in drawn:
             ids += row
-            self.beat(state.step)
+            self.heartbeat(state.step)
         return tokenizers.decode(self.tokenizer, ids)

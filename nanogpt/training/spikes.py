@@ -15,23 +15,23 @@ class Spikes:
     norms: list[float] = field(default_factory=list[float])
     count: int = 0
 
-    def see(self, loss: float, grad_norm: float) -> str | None:
+    def observe(self, loss: float, grad_norm: float) -> str | None:
         """Take one step's numbers; returns a line about them when one is above mean + 6 deviations of the last 128."""
         lines = [
             f"{name} {value:.4g}, {math.fsum(past) / len(past):.4g} on average over the last {len(past)} steps"
             for name, value, past in (("loss", loss, self.losses), ("gradient norm", grad_norm, self.norms))
-            if math.isfinite(value) and stands_out(value, past)
+            if math.isfinite(value) and is_outlier(value, past)
         ]
         self.count += bool(lines)
         self.losses = [*self.losses, loss][-WINDOW:]
         self.norms = [*self.norms, grad_norm][-WINDOW:] if math.isfinite(grad_norm) else self.norms
         return "; ".join(lines) or None
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def stands_out(value: float, past: list[float]) -> bool:
+def is_outlier(value: float, past: list[float]) -> bool:
     """Whether a value is far above the past ones; False while there are few."""
     if len(past) < FEWEST:
         return False

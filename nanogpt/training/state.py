@@ -29,7 +29,7 @@ from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.declaration import FP32
 from nanogpt.training.spikes import Spikes
 
-SHAPES = 128  # that a function may be compiled for in one process
+RECOMPILE_LIMIT = 128  # that a function may be compiled for in one process
 
 
 @dataclass
@@ -43,35 +43,35 @@ class TrainState:
     optimizer: Optimizer
     scaler: GradScaler
     compute: Compute
-    peers: ProcessGroup
-    steps: int
+    group: ProcessGroup
+    total_steps: int
     """Where the run ends."""
     step: int = 0
     """Optimizer steps done."""
     samples: int = 0
     """Training windows seen."""
-    evaluated: int = -1
+    last_eval_step: int = -1
     """The step of the last whole evaluation."""
-    results: dict[str, float] = field(default_factory=dict[str, float])
+    last_eval: dict[str, float] = field(default_factory=dict[str, float])
     """What that evaluation found."""
     best: tuple[float, int] | None = None
     """Lowest validation loss and its step."""
-    data: str = ""
+    data_fingerprint: str = ""
     """Fingerprint of the data set that is trained on."""
-    files: dict[str, str] = field(default_factory=dict[str, str])
+    data_digests: dict[str, str] = field(default_factory=dict[str, str])
     """Digest of each of its files."""
     arithmetic: dict[str, Any] = field(default_factory=dict[str, Any])
     """What rounding depends on: precision, fp8, ranks, micro-batch, compile, attention, threads, versions."""
     measurement: dict[str, Any] = field(default_factory=dict[str, Any])
     """What the validation losses are measured on, as nanogpt/measurement.py records it."""
-    graphs: bool = False
+    cuda_graphs: bool = False
     """Whether the model may run as CUDA graphs, whose results are overwritten by the next run."""
     spikes: Spikes = field(default_factory=Spikes)
-    skipped: list[int] = field(default_factory=list[int])
+    skipped_steps: list[int] = field(default_factory=list[int])
     """Steps whose update was left out because a number was not finite."""
-    reduces_each: bool = True
+    reduce_every_micro_batch: bool = True
     """With sharded weights: gradients are reduced at every micro-batch, not only at a step's last one."""
-    broken: Tensor | None = None
+    found_nonfinite: Tensor | None = None
     """(), 1 on the device from a step on whose numbers aren't finite until they are read: the optimizer, which has it
     as `found_inf`, then changes nothing. None where the numbers of every step are read before its update.
     """
@@ -80,8 +80,8 @@ class TrainState:
         """Before the next step. Beside CUDA graphs they stay where they are: a gradient that is taken over from the
         graph instead of added to these would be lost at the next micro-batch.
         """
-        self.optimizer.zero_grad(set_to_none=not self.graphs)
-        if self.graphs:
+        self.optimizer.zero_grad(set_to_none=not self.cuda_graphs)
+        if self.cuda_graphs:
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
@@ -95,7 +95,7 @@ class TrainState:
         }
         return {"model": {name: p.detach().contiguous() for name, p in named.items()}, "optimizer": optimizer}
 
-    def whole_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+    def gather_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """Part, key and value of each of `tensors`. Where weights are in parts all ranks must go through them together,
         and one at a time is gathered.
         """
@@ -103,30 +103,30 @@ class TrainState:
             for key, tensor in tensors.items():
                 yield part, key, gather_full_tensor(tensor)
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The plain numbers of the state. `val_loss` is there when this very step was evaluated."""
         facts: dict[str, Any] = {
             "step": self.step,
             "samples": self.samples,
-            "evaluated": self.evaluated,
-            "results": self.results,
+            "evaluated": self.last_eval_step,
+            "results": self.last_eval,
             "best": self.best,
-            "data": self.data,
-            "files": self.files,
+            "data": self.data_fingerprint,
+            "files": self.data_digests,
             "arithmetic": self.arithmetic,
             KEY: self.measurement,
             "scaler": self.scaler.state_dict(),
-            "spikes": self.spikes.facts(),
-            "skipped": self.skipped,
+            "spikes": self.spikes.to_dict(),
+            "skipped": self.skipped_steps,
         }
-        if self.evaluated == self.step:
-            facts["val_loss"] = self.results["val_loss"]
+        if self.last_eval_step == self.step:
+            facts["val_loss"] = self.last_eval["val_loss"]
         return facts
 
     def restore(self, loaded: Loaded) -> None:
         """Take over a checkpoint. Raises BadCheckpoint naming the tensors that don't fit; then nothing is changed."""
         named = dict(self.model.named_parameters())
-        refuse_misfits(loaded, named)
+        check_tensors_match(loaded, named)
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.copy_(shard_like(loaded.model[name], parameter))
@@ -134,25 +134,25 @@ class TrainState:
             name, _, quantity = key.rpartition("/")
             parameter = named[name]
             if value.dim() == 0:  # AdamW's count of steps
-                value = value.to(parameter.device) if fused(self.optimizer) else value
+                value = value.to(parameter.device) if is_fused(self.optimizer) else value
             else:
                 value = shard_like(value, parameter)
             self.optimizer.state[parameter][quantity] = value.clone()  # not a view of the file
         facts = loaded.state
-        self.step, self.samples, self.evaluated = facts["step"], facts["samples"], facts["evaluated"]
-        self.results, self.best = facts["results"], tuple(facts["best"]) if facts["best"] else None
+        self.step, self.samples, self.last_eval_step = facts["step"], facts["samples"], facts["evaluated"]
+        self.last_eval, self.best = facts["results"], tuple(facts["best"]) if facts["best"] else None
         self.measurement = read_facts(facts)
-        self.spikes, self.skipped = Spikes(**facts.get("spikes", {})), facts.get("skipped", [])
+        self.spikes, self.skipped_steps = Spikes(**facts.get("spikes", {})), facts.get("skipped", [])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(facts["scaler"])
 
 
-def fused(optimizer: Optimizer) -> bool:
+def is_fused(optimizer: Optimizer) -> bool:
     """Fused kernels keep their step count on the parameter's device."""
     return bool(optimizer.defaults.get("fused"))
 
 
-def refuse_misfits(loaded: Loaded, named: dict[str, torch.nn.Parameter]) -> None:
+def check_tensors_match(loaded: Loaded, named: dict[str, torch.nn.Parameter]) -> None:
     """Names, shapes and types of a checkpoint are those of the model."""
     ours = {name: (tuple(p.shape), p.dtype) for name, p in named.items()}
     theirs = {name: (tuple(t.shape), t.dtype) for name, t in loaded.model.items()}
@@ -164,24 +164,24 @@ def refuse_misfits(loaded: Loaded, named: dict[str, torch.nn.Parameter]) -> None
 
 
 def build_state(
-    config: TrainConfig, model_config: ModelConfig, compute: Compute, peers: ProcessGroup | None = None
+    config: TrainConfig, model_config: ModelConfig, compute: Compute, group: ProcessGroup | None = None
 ) -> TrainState:
     """Step 0: weights from the seed, on the device."""
-    peers = peers or ProcessGroup()
+    group = group or ProcessGroup()
     hardware, width = config.hardware, config.parametrization.width_multiplier(model_config.n_embd)
     attention = attention_used(hardware.attention, compute, model_config)
     model = GPT(model_config, derive_seed(config.training.seed, "init"), width)
     model.activation_checkpointing = hardware.activation_checkpointing
     match hardware.strategy:
         case "ddp":
-            forward = peers.wrap(on_device(model, hardware, compute), compute.device)
+            forward = group.wrap_ddp(place_model(model, hardware, compute), compute.device)
         case "fsdp":
-            forward = in_shards(model, hardware, compute)
+            forward = shard_model(model, hardware, compute)
         case _:
             assert_never(hardware.strategy)
-    optimizer = build_optimizer(model, config.optimizer, compute.device.type, peers, width)
-    each = hardware.strategy == "ddp" or reduces_each(config, model_config, compute, peers)
-    broken = torch.zeros((), device=compute.device) if reads_late(compute) else None
+    optimizer = build_optimizer(model, config.optimizer, compute.device.type, group, width)
+    each = hardware.strategy == "ddp" or must_reduce_every_micro_batch(config, model_config, compute, group)
+    broken = torch.zeros((), device=compute.device) if defers_metrics(compute) else None
     if broken is not None:
         optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]  # torch's own convention
     state = TrainState(
@@ -190,16 +190,16 @@ def build_state(
         optimizer=optimizer,
         scaler=GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
         compute=compute,
-        peers=peers,
-        steps=compute_total_steps(config, model_config),
+        group=group,
+        total_steps=compute_total_steps(config, model_config),
         arithmetic={
             "device": compute.device.type,
             "precision": compute.precision,
             "fp8": hardware.fp8,
             "tf32": hardware.tf32 if compute.device.type == "cuda" else None,
-            "ranks": peers.world,
+            "ranks": group.world,
             "strategy": hardware.strategy,
-            "micro_batch_size": config.micro_batch_size(peers.world),
+            "micro_batch_size": config.micro_batch_size(group.world),
             "compile": is_compiled(hardware, compute),
             "compile_mode": hardware.compile_mode,
             "attention": attention,
@@ -208,9 +208,9 @@ def build_state(
             "threads": torch.get_num_threads() if compute.device.type == "cpu" else None,
             "torch": str(torch.__version__),
         },
-        reduces_each=each,
-        broken=broken,
-        graphs=compute.device.type == "cuda" and hardware.compile_mode != "default",
+        reduce_every_micro_batch=each,
+        found_nonfinite=broken,
+        cuda_graphs=compute.device.type == "cuda" and hardware.compile_mode != "default",
     )
     state.clear_gradients()
     return state
@@ -221,19 +221,19 @@ def is_compiled(hardware: HardwareConfig, compute: Compute) -> bool:
     return hardware.must_compile or compute.compiles
 
 
-def on_device(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
+def place_model(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
     """What a step calls, with the whole model on this rank's device."""
     model.to(compute.device)
     trained = convert_to_float8(model) if hardware.fp8 else model
-    return compiled(trained, hardware.compile_mode) if is_compiled(hardware, compute) else trained
+    return compile_model(trained, hardware.compile_mode) if is_compiled(hardware, compute) else trained
 
 
-def in_shards(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
+def shard_model(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
     """Return what a step calls, with the weights in parts. Blocks, around which they are gathered, and the chunks of
     the loss are compiled, each alone.
     """
     if is_compiled(hardware, compute):
-        allow_shapes()
+        lift_recompile_limit()
         model.compiled_loss = compile_loss()
         for block in model.blocks:
             block.compile(dynamic=False)
@@ -241,46 +241,48 @@ def in_shards(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Modu
     return model
 
 
-def reduces_each(config: TrainConfig, model: ModelConfig, compute: Compute, peers: ProcessGroup) -> bool:
+def must_reduce_every_micro_batch(
+    config: TrainConfig, model: ModelConfig, compute: Compute, group: ProcessGroup
+) -> bool:
     """Return whether sharded gradients are reduced at every micro-batch, which needs no room for whole ones.
 
     Not where on every rank's GPU the estimate leaves room for them. On a CPU always: it is as fast, and the sums of
     earlier runs stay what they were.
     """
-    if compute.device.type != "cuda" or config.grad_accum(peers.world) == 1:
+    if compute.device.type != "cuda" or config.grad_accum(group.world) == 1:
         return True
-    memory = estimate_memory(config, model, compute.precision, config.micro_batch_size(peers.world), True, peers.world)
+    memory = estimate_memory(config, model, compute.precision, config.micro_batch_size(group.world), True, group.world)
     needed = memory.total + FP32 * parameter_counts(model)["total"]
-    return bool(peers.agree(int(needed > USABLE_SHARE * (memory_bytes(compute.device) or 0))))
+    return bool(group.all_reduce_max(int(needed > USABLE_SHARE * (memory_bytes(compute.device) or 0))))
 
 
-def reads_late(compute: Compute) -> bool:
+def defers_metrics(compute: Compute) -> bool:
     """Whether steps are given to the device without waiting for their numbers. fp16's scaler has to know them, and on a
     CPU there is nothing to wait for.
     """
     return compute.device.type == "cuda" and compute.precision != "fp16"
 
 
-def compiled(model: GPT, mode: CompileMode = "default") -> nn.Module:
+def compile_model(model: GPT, mode: CompileMode = "default") -> nn.Module:
     """Return the model compiled for each shape it meets, of which a training has one; its loss by chunks.
 
     A second model in the same process, as in a sweep or a probe, once got wrong gradients when torch compiled for all
     shapes at once (torch 2.13, CPU). That was seen with dropout masks that reinterpreted memory (model/dropout.py), and
     not since.
     """
-    allow_shapes()
+    lift_recompile_limit()
     model.compiled_loss = compile_loss()
     return cast(nn.Module, torch.compile(model, mode=mode, dynamic=False))
 
 
-def allow_shapes() -> None:
+def lift_recompile_limit() -> None:
     """Let one process compile for many shapes and models; after 8 of one function torch would go on eagerly."""
     import torch._dynamo  # seconds, which only those who compile pay
 
-    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)  # pyright: ignore
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)  # pyright: ignore
 
 
-def settle_buckets(state: TrainState, batch: Batch) -> None:
+def warm_up_ddp_buckets(state: TrainState, batch: Batch) -> None:
     """Let DistributedDataParallel order its buckets, which it does after the first backward, before the first step.
 
     Sums over four and more ranks depend on that order: a run that continues would otherwise round its first step

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
-from nanogpt.distributed.process_group import synchronised
+from nanogpt.distributed.process_group import ddp_gradient_sync
 from nanogpt.model.fsdp import gather_full_tensor, set_gradient_sync
 from nanogpt.optim.schedule import set_rates
 from nanogpt.training.state import TrainState
@@ -19,7 +19,7 @@ Phase = Callable[[str], AbstractContextManager[object]]
 """What surrounds a phase of a step, by its name: a clock or a profiler's label, for `nanogpt.benchmark`."""
 
 
-def unobserved(_: str) -> AbstractContextManager[None]:
+def no_phase_timer(_: str) -> AbstractContextManager[None]:
     """No phase is watched."""
     return nullcontext()
 
@@ -36,62 +36,62 @@ class StepMetrics:
     """optimizer.lr's; a group with a peak of its own has the same share of that."""
     finite: bool
     """Whether the numbers were, and so the update was made; if not, the weights are what they were."""
-    parts: list[Tensor]
+    micro_losses: list[Tensor]
     """Each of this rank's micro-batches' share of the loss."""
 
 
 @dataclass(frozen=True)
-class Unread:
+class PendingStep:
     """A step that the device may not have done yet."""
 
     step: int
     """Steps done before it."""
     samples: int
     """Training windows seen before it."""
-    first: bool
+    first_update: bool
     """Whether the optimizer had no state before it."""
-    numbers: Tensor
+    loss_and_norm: Tensor
     """(2,), loss and norm as in StepMetrics."""
     lr: float
     scale: float
     """What fp16's scaler multiplied the loss by."""
-    parts: list[Tensor]
+    micro_losses: list[Tensor]
 
-    def read(self) -> StepMetrics:
-        """Wait for the device."""
-        return read([self])[0]
+    def wait(self) -> StepMetrics:
+        """Wait for the device and return the step's metrics."""
+        return read_metrics([self])[0]
 
 
-def read(steps: Sequence[Unread]) -> list[StepMetrics]:
+def read_metrics(steps: Sequence[PendingStep]) -> list[StepMetrics]:
     """The numbers of several steps, in one transfer, which waits for the device."""
-    numbers = torch.stack([one.numbers for one in steps]).tolist()
-    return [told(one, loss, norm) for one, (loss, norm) in zip(steps, numbers, strict=True)]
+    numbers = torch.stack([one.loss_and_norm for one in steps]).tolist()
+    return [to_metrics(one, loss, norm) for one, (loss, norm) in zip(steps, numbers, strict=True)]
 
 
-def told(one: Unread, loss: float, norm: float) -> StepMetrics:
+def to_metrics(one: PendingStep, loss: float, norm: float) -> StepMetrics:
     """A step of fp16 whose gradient overflows is left out by the scaler, which then halves its scale; at a scale of 1
     it isn't the scale that overflows. A loss that isn't finite is never right.
     """
     finite = math.isfinite(loss) and (math.isfinite(norm) or one.scale > 1)
-    return StepMetrics(loss, norm, one.lr, finite, one.parts)
+    return StepMetrics(loss, norm, one.lr, finite, one.micro_losses)
 
 
 def train_step(
-    state: TrainState, micro_batches: Iterable[Batch], config: TrainConfig, phase: Phase = unobserved
-) -> Unread:
+    state: TrainState, micro_batches: Iterable[Batch], config: TrainConfig, phase: Phase = no_phase_timer
+) -> PendingStep:
     """One step on the mean loss of all micro-batches of all ranks. Advances `state`, whatever its numbers are.
 
-    When one isn't finite no update is made; where `state.broken` keeps that in mind, none later on either.
+    When one isn't finite no update is made; where `state.found_nonfinite` keeps that in mind, none later on either.
     """
     before = state.step, state.samples, not state.optimizer.state
-    lr = set_rates(state.optimizer, state.step, state.steps, config)
-    numbers, parts = gradients(state, micro_batches, config, phase)
-    if state.broken is None:
+    lr = set_rates(state.optimizer, state.step, state.total_steps, config)
+    numbers, parts = forward_backward(state, micro_batches, config, phase)
+    if state.found_nonfinite is None:
         numbers = numbers.cpu()  # waits for the device, once a step
     else:
-        state.broken.masked_fill_(~numbers.isfinite().all(), 1.0)  # the optimizer heeds it on the device
-    unread = Unread(*before, numbers, lr, state.scaler.get_scale(), parts)
-    if state.broken is not None or unread.read().finite:
+        state.found_nonfinite.masked_fill_(~numbers.isfinite().all(), 1.0)  # the optimizer heeds it on the device
+    unread = PendingStep(*before, numbers, lr, state.scaler.get_scale(), parts)
+    if state.found_nonfinite is not None or unread.wait().finite:
         with phase("optimizer"):
             state.scaler.step(state.optimizer)
             state.scaler.update()
@@ -100,18 +100,18 @@ def train_step(
     return unread
 
 
-def gradients(
-    state: TrainState, micro_batches: Iterable[Batch], config: TrainConfig, phase: Phase = unobserved
+def forward_backward(
+    state: TrainState, micro_batches: Iterable[Batch], config: TrainConfig, phase: Phase = no_phase_timer
 ) -> tuple[Tensor, list[Tensor]]:
     """Clipped gradients, averaged over all ranks, in the parameters. Returns loss and norm before clipping as (2,),
     and the parts of the loss. Waits for nothing.
     """
-    world, per_rank = state.peers.world, config.grad_accum(state.peers.world)
+    world, per_rank = state.group.world, config.grad_accum(state.group.world)
     parts: list[Tensor] = []
     for number, batch in enumerate(micro_batches, 1):
-        set_gradient_sync(state.forward, last=number == per_rank, each=state.reduces_each)
-        with synchronised(state.forward, last=number == per_rank), state.compute.autocast():
-            if state.graphs:
+        set_gradient_sync(state.forward, last=number == per_rank, each=state.reduce_every_micro_batch)
+        with ddp_gradient_sync(state.forward, last=number == per_rank), state.compute.autocast():
+            if state.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             with phase("forward"):
                 part = state.forward(batch.ids, batch.targets, keys=batch.keys) / config.training.batch_tokens
@@ -123,7 +123,7 @@ def gradients(
         norm = gather_full_tensor(
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.grad_clip or math.inf)
         )
-    loss = state.peers.sum(torch.stack(parts).sum())
+    loss = state.group.all_reduce_sum(torch.stack(parts).sum())
     return torch.stack([loss, norm]), parts
 
 
@@ -133,9 +133,9 @@ def advance(state: TrainState, config: TrainConfig) -> None:
     state.samples += config.batch_sequences
 
 
-def pass_over(state: TrainState, config: TrainConfig) -> None:
+def skip_step(state: TrainState, config: TrainConfig) -> None:
     """Go on after the batch of the step that was tried, whose update was left out."""
-    state.skipped.append(state.step)
+    state.skipped_steps.append(state.step)
     if state.scaler.is_enabled():
         state.scaler.update()
     advance(state, config)

@@ -17,24 +17,24 @@ from nanogpt.files import list_entries, read_text
 from nanogpt.loss_check import find_trouble
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_identity import CONTENTS
-from nanogpt.training.auto_batch_size import plan_of
+from nanogpt.training.auto_batch_size import build_plan
 from nanogpt.training.auto_choices import describe_choices
-from nanogpt.training.related_runs import relative_of
+from nanogpt.training.related_runs import find_related_run
 from nanogpt.training.state import TrainState
 
 
-def introduce(
+def print_run_header(
     config: TrainConfig, state: TrainState, dataset: Dataset, loss: LossEvaluation, run: RunDirectory, done: bool
 ) -> None:
     """Say what is about to happen, in eight lines; of a run that is `done`, what it was."""
     where = f"continuing at step {state.step}" if state.step else "new"
     if done:
-        where = f"{'finished' if state.step >= state.steps else 'paused'} at step {state.step}"
+        where = f"{'finished' if state.step >= state.total_steps else 'paused'} at step {state.step}"
     say(f"run     {run.path} ({where})")
     if run.new_fork and run.origin and (parent := run.origin.forked_from):
         what = f"forked at step {parent.step} from {one_line(Path(parent.path))}"
         say(f"note    {what}: a run of its own, also for trackers (id {run.origin.id})")
-    if not state.step and not run.checkpoints.steps() and (relative := relative_of(config)):
+    if not state.step and not run.checkpoints.steps() and (relative := find_related_run(config)):
         path, keys = relative
         held = [path for path, digest in CONTENTS.items() if keys == [digest]]
         allow = f" resume.allow_change=[{'data' if held else ','.join(keys)}]" if held != ["init_from"] else ""
@@ -44,14 +44,14 @@ def introduce(
     say(f"data    {config.data.name}: {dataset.description}")
     for note in dataset.notes:
         say(f"note    {note}")
-    plan = plan_of(config, state.model.config, state.compute, state.peers.world)
+    plan = build_plan(config, state.model.config, state.compute, state.group.world)
     plan = replace(plan, train_tokens=dataset.train.n_tokens)
     say("\n".join([*plan.lines(), *describe_choices(config, state.compute), f"eval    {eval_line(plan, loss.tokens)}"]))
 
 
-def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
+def print_results(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
     """The result, a sample, and where everything is."""
-    results = state.results
+    results = state.last_eval
     best = f"{state.best[0]:.4f} at step {state.best[1]:,}" if state.best else ""
     rows = [
         ("train loss", f"{results['train_loss']:.4f} nats/token" if "train_loss" in results else "not evaluated"),
@@ -73,7 +73,7 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
         text = read_text(samples[-1], "replace")
         say("\n".join(f"  | {escape_control_chars(line)}" for line in text.splitlines()))
     say(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
-    python, embedded = interpreter(), config.data.corpus == "pystdlib"
+    python, embedded = python_command(), config.data.corpus == "pystdlib"
     prompt = " prompt='def '" if embedded else ""
     say(f"  {python} sample.py run={run.path}{prompt}")
     if embedded:
@@ -81,7 +81,7 @@ def conclude(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
         say(f"  {python} train.py data=text data.source='notes/*.txt'")
 
 
-def interpreter() -> str:
+def python_command() -> str:
     """How a person starts this Python from this folder: `python` where its environment is active."""
     found = shutil.which("python")
     if found and Path(found).parent == Path(sys.executable).parent:

@@ -8,7 +8,7 @@ from nanogpt.console import format_count, say
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset, expected_vocab_size
 from nanogpt.device import Compute, memory_bytes
-from nanogpt.distributed.env import Place
+from nanogpt.distributed.env import RankEnv
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadData, BadInput
 from nanogpt.estimates.flops import parameter_counts
@@ -18,7 +18,7 @@ from nanogpt.run_directory import locate, resolve_all
 from nanogpt.training.state import TrainState
 
 
-def refuse_ranks(config: TrainConfig, place: Place) -> None:
+def check_ranks(config: TrainConfig, place: RankEnv) -> None:
     """The ranks that were started fit the config. Raises BadInput."""
     devices = config.hardware.devices
     if devices is not None and devices != place.local_world:
@@ -29,10 +29,10 @@ def refuse_ranks(config: TrainConfig, place: Place) -> None:
             f"hardware.nodes={nodes}: but {place.world} ranks were started, {place.local_world} on this machine"
         )
     schema.run_check(lambda: config.check_ranks_divide_batch(place.world, "WORLD_SIZE"))
-    refuse_alone(config, place.world)
+    check_fsdp_ranks(config, place.world)
 
 
-def check_places(config: TrainConfig) -> None:
+def check_paths(config: TrainConfig) -> None:
     """Check, before data is prepared, that run directories can be written and that the run to continue is there.
 
     Raises BadInput, BadEnvironment.
@@ -42,7 +42,7 @@ def check_places(config: TrainConfig) -> None:
         locate(config)
 
 
-def with_identity(config: TrainConfig, peers: ProcessGroup) -> TrainConfig:
+def resolve_identity(config: TrainConfig, group: ProcessGroup) -> TrainConfig:
     """Return the config with what identifies it filled in, for which only rank 0 reads files.
 
     A run that exists is evaluated as often as when it began.
@@ -54,14 +54,14 @@ def with_identity(config: TrainConfig, peers: ProcessGroup) -> TrainConfig:
         fit = schema.read_config(TrainConfig, stored).eval.fit if stored.exists() else found.eval.fit
         return [found.data.source_sha256, found.init_from_sha256, found.resume.parent, found.resume.step, fit]
 
-    digest, weights, parent, step, fit = peers.from_leader(read)
+    digest, weights, parent, step, fit = group.broadcast_from_rank0(read)
     data = config.data.model_copy(update={"source_sha256": digest})
     resume = config.resume.model_copy(update={"parent": parent, "step": step})
     evaluation = config.eval.model_copy(update={"fit": fit})
     return config.model_copy(update={"data": data, "resume": resume, "eval": evaluation, "init_from_sha256": weights})
 
 
-def refuse_alone(config: TrainConfig, world: int) -> None:
+def check_fsdp_ranks(config: TrainConfig, world: int) -> None:
     """Nothing is shared out over a single rank. Raises BadInput."""
     if config.hardware.strategy == "fsdp" and world == 1:
         raise BadInput(
@@ -70,16 +70,16 @@ def refuse_alone(config: TrainConfig, world: int) -> None:
         )
 
 
-def refuse_shorter(config: TrainConfig, state: TrainState) -> None:
+def check_horizon_ahead(config: TrainConfig, state: TrainState) -> None:
     """The run isn't past the horizon already. Raises BadInput."""
-    if state.step > state.steps:
+    if state.step > state.total_steps:
         raise BadInput(
-            f"the horizon of training.steps, tokens, tokens_per_param or flops is step {state.steps:,}, "
+            f"the horizon of training.steps, tokens, tokens_per_param or flops is step {state.total_steps:,}, "
             f"but the run is at step {state.step:,} already"
         )
 
 
-def model_for(config: TrainConfig, dataset: Dataset) -> ModelConfig:
+def fit_model_to_data(config: TrainConfig, dataset: Dataset) -> ModelConfig:
     """The model with the data's vocabulary. Raises BadData when the model's own is too small."""
     model = config.model.with_vocab(dataset.vocab_size)
     assert model.vocab_size is not None
@@ -96,7 +96,7 @@ def expected_model(config: TrainConfig) -> tuple[ModelConfig, bool]:
     return config.model.with_vocab(vocab_size), sure or config.model.vocab_size is not None
 
 
-def refuse_too_large(config: TrainConfig, compute: Compute, world: int) -> None:
+def check_state_fits(config: TrainConfig, compute: Compute, world: int) -> None:
     """A model whose training state alone can't fit is an input error, not a crash minutes later."""
     model, _ = expected_model(config)
     n_params = parameter_counts(model)["total"]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt.config import ModelConfig
-from nanogpt.distributed.env import Place
+from nanogpt.distributed.env import RankEnv
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.model.gpt import GPT
 from nanogpt.model.loss import compile_loss
@@ -22,15 +22,15 @@ LAYERS = 4
 
 
 @pytest.fixture
-def peers() -> Generator[ProcessGroup, None, None]:
+def group() -> Generator[ProcessGroup, None, None]:
     """One of two ranks, in a process group that has no other."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield ProcessGroup(Place(0, 2, 0, 2))
+    yield ProcessGroup(RankEnv(0, 2, 0, 2))
     dist.destroy_process_group()
 
 
-def wrap(peers: ProcessGroup, model: nn.Module) -> DistributedDataParallel:
-    wrapped = peers.wrap(model, torch.device("cpu"))
+def wrap(group: ProcessGroup, model: nn.Module) -> DistributedDataParallel:
+    wrapped = group.wrap_ddp(model, torch.device("cpu"))
     assert isinstance(wrapped, DistributedDataParallel)
     return wrapped
 
@@ -41,15 +41,15 @@ def small() -> GPT:
     )
 
 
-def test_the_mask_of_padded_ids_does_not_cross_ranks(peers: ProcessGroup) -> None:
+def test_the_mask_of_padded_ids_does_not_cross_ranks(group: ProcessGroup) -> None:
     """It is a constant; by default all buffers are broadcast at the first forward pass of every step."""
     model = small()
     assert model.pad_mask is not None
-    assert not wrap(peers, model).will_sync_module_buffers()
+    assert not wrap(group, model).will_sync_module_buffers()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_compiled_model_is_split_where_buckets_end(peers: ProcessGroup, dropout: float) -> None:
+def test_a_compiled_model_is_split_where_buckets_end(group: ProcessGroup, dropout: float) -> None:
     """One graph for each bucket, so that it crosses ranks while the backward pass goes on; the same gradients."""
     graphs: list[int] = []
 
@@ -62,7 +62,7 @@ def test_a_compiled_model_is_split_where_buckets_end(peers: ProcessGroup, dropou
     model.config = alone.config = model.config.model_copy(update={"dropout": dropout})
     with patch.object(torch, "compile", partial(torch.compile, backend="eager")):  # of the loss: 20 s without
         model.compiled_loss = compile_loss()
-    wrapped = wrap(peers, torch.compile(model, backend=count, dynamic=False))  # type: ignore[arg-type]
+    wrapped = wrap(group, torch.compile(model, backend=count, dynamic=False))  # type: ignore[arg-type]
     wrapped.bucket_bytes_cap = 2**20  # less than a layer; the default would hold all of this small model
     ids, keys = torch.arange(32).reshape(2, 16), torch.arange(2) if dropout else None
     wrapped(ids, ids, keys=keys).backward()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanogpt.distributed.env import Place, adopt_slurm, first_host, place_from, tasks_on
+from nanogpt.distributed.env import RankEnv, first_host, read_rank_env, set_rank_env_from_slurm, tasks_on_node
 from nanogpt.errors import BadInput
 
 STEP = {
@@ -19,8 +19,8 @@ STEP = {
 
 def test_a_task_of_srun_is_a_rank() -> None:
     environment = dict(STEP)
-    adopt_slurm(environment)
-    assert place_from(environment) == Place(rank=3, world=4, local_rank=1, local_world=2)
+    set_rank_env_from_slurm(environment)
+    assert read_rank_env(environment) == RankEnv(rank=3, world=4, local_rank=1, local_world=2)
     assert environment["MASTER_ADDR"] == "n1" and environment["MASTER_PORT"] == "10041"
 
 
@@ -32,16 +32,16 @@ def test_a_task_of_srun_is_a_rank() -> None:
 def test_others_are_left_alone(change: dict[str, str]) -> None:
     environment = STEP | change
     before = dict(environment)
-    adopt_slurm(environment)
+    set_rank_env_from_slurm(environment)
     assert environment == before
     batch = {"SLURM_JOB_ID": "41", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}  # a batch script, without srun
-    adopt_slurm(batch)
-    assert place_from(batch) == Place()
+    set_rank_env_from_slurm(batch)
+    assert read_rank_env(batch) == RankEnv()
 
 
 def test_a_job_number_of_ten_digits() -> None:
     environment = STEP | {"SLURM_JOB_ID": "2147483649", "SLURM_STEP_ID": "4294967290"}
-    adopt_slurm(environment)
+    set_rank_env_from_slurm(environment)
     assert 10_000 <= int(environment["MASTER_PORT"]) < 30_000
 
 
@@ -49,7 +49,7 @@ def test_ports_differ_between_jobs_steps_and_restarts() -> None:
     ports = set()
     for change in ({}, {"SLURM_JOB_ID": "42"}, {"SLURM_STEP_ID": "1"}, {"SLURM_RESTART_COUNT": "1"}):
         environment = STEP | change
-        adopt_slurm(environment)
+        set_rank_env_from_slurm(environment)
         ports.add(environment["MASTER_PORT"])
     assert len(ports) == 4 and all(10_000 <= int(port) < 30_000 for port in ports)
 
@@ -71,6 +71,6 @@ def test_first_host(hosts: str, first: str) -> None:
 
 
 def test_tasks_on_a_node() -> None:
-    assert [tasks_on("4(x3),2", node) for node in range(4)] == [4, 4, 4, 2]
+    assert [tasks_on_node("4(x3),2", node) for node in range(4)] == [4, 4, 4, 2]
     with pytest.raises(BadInput, match="SLURM_NODEID=4"):
-        tasks_on("4(x3),2", 4)
+        tasks_on_node("4(x3),2", 4)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.device import Compute
-from nanogpt.distributed.env import Place
+from nanogpt.distributed.env import RankEnv
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.model.fsdp import gather_full_tensor
 from nanogpt.training.state import TrainState, build_state
@@ -53,19 +53,19 @@ class Traffic(TorchDispatchMode):
 def fake_ranks(world: int) -> Generator[ProcessGroup, None, None]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
-        yield ProcessGroup(Place(0, world, 0, 8))
+        yield ProcessGroup(RankEnv(0, world, 0, 8))
     finally:
         dist.destroy_process_group()
 
 
-def start(config: Build, peers: ProcessGroup, precision: str, **changes: Any) -> tuple[TrainConfig, TrainState]:
+def start(config: Build, group: ProcessGroup, precision: str, **changes: Any) -> tuple[TrainConfig, TrainState]:
     """A rank whose steps have 4 micro-batches of one sequence, and whose numbers are read late."""
-    sequences = ACCUM * peers.world
+    sequences = ACCUM * group.world
     shape = {"model.n_layer": LAYERS, "model.n_embd": 64, "training.batch_tokens": 16 * sequences}
     fixed = {"hardware.strategy": "fsdp", "hardware.micro_batch_size": 1, "hardware.precision": precision}
     built = config(**shape, **fixed, **changes)
     compute = Compute(CPU, precision, "")  # type: ignore[arg-type]
-    state = build_state(built, built.model.with_vocab(97), compute, peers)
+    state = build_state(built, built.model.with_vocab(97), compute, group)
     return built, state
 
 
@@ -77,7 +77,7 @@ def step(config: TrainConfig, state: TrainState) -> Any:
 
 @pytest.fixture(autouse=True)
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanogpt.training.state.reads_late", MagicMock(return_value=True))
+    monkeypatch.setattr("nanogpt.training.state.defers_metrics", MagicMock(return_value=True))
 
 
 @pytest.mark.parametrize("world", [8, 64])
@@ -87,9 +87,9 @@ def test_what_crosses_ranks_in_a_step(config: Build, world: int, precision: str,
     """Blocks are gathered twice for a micro-batch, in the precision of products, all else once, in fp32; gradients are
     reduced in fp32, in every micro-batch or once. No number is asked for.
     """
-    with fake_ranks(world) as peers:
-        built, state = start(config, peers, precision, **{"optimizer.grad_clip": 1.0})
-        state.reduces_each = each
+    with fake_ranks(world) as group:
+        built, state = start(config, group, precision, **{"optimizer.grad_clip": 1.0})
+        state.reduce_every_micro_batch = each
         step(built, state)
         with Traffic() as traffic:
             step(built, state)
@@ -106,26 +106,26 @@ def test_what_crosses_ranks_in_a_step(config: Build, world: int, precision: str,
 @pytest.mark.parametrize("world", [8, 64])
 @pytest.mark.parametrize("changes", [{}, {"hardware.activation_checkpointing": True}], ids=["plain", "recomputed"])
 def test_a_step_that_is_not_finite_changes_no_part(config: Build, world: int, changes: dict[str, Any]) -> None:
-    with fake_ranks(world) as peers:
-        built, state = start(config, peers, "bf16", **changes)
-        state.reduces_each = False
+    with fake_ranks(world) as group:
+        built, state = start(config, group, "bf16", **changes)
+        state.reduce_every_micro_batch = False
         for broken in (False, True, False):
-            assert state.broken is not None
-            state.broken.fill_(float(broken))
+            assert state.found_nonfinite is not None
+            state.found_nonfinite.fill_(float(broken))
             before = [tensor.clone() for part in state.tensors().values() for tensor in part.values()]
             unread = step(built, state)
             after = [tensor for part in state.tensors().values() for tensor in part.values()]
             same = [bool(gather_full_tensor(a == b).all()) for a, b in zip(before, after, strict=False) if b.dim()]
             assert all(same) if broken else not all(same)
-            assert unread.read().loss > 0
+            assert unread.wait().loss > 0
 
 
 def test_whole_tensors_have_the_shapes_of_one_rank(config: Build) -> None:
-    with fake_ranks(8) as peers:
-        built, state = start(config, peers, "bf16")
+    with fake_ranks(8) as group:
+        built, state = start(config, group, "bf16")
         step(built, state)
-        found = {(part, key): (tuple(value.shape), value.dtype) for part, key, value in state.whole_tensors()}
+        found = {(part, key): (tuple(value.shape), value.dtype) for part, key, value in state.gather_tensors()}
     alone = config(**{"model.n_layer": LAYERS, "model.n_embd": 64})
     one = build_state(alone, built.model.with_vocab(97), Compute(CPU, "fp32", ""))
     step(alone, one)
-    assert found == {(part, key): (tuple(value.shape), value.dtype) for part, key, value in one.whole_tensors()}
+    assert found == {(part, key): (tuple(value.shape), value.dtype) for part, key, value in one.gather_tensors()}

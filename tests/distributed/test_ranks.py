@@ -159,11 +159,11 @@ WRONG = [
 
 @pytest.mark.parametrize(("environment", "expected"), WRONG)
 def test_rank_environments_that_contradict_themselves(environment: dict[str, str], expected: str) -> None:
-    from nanogpt.distributed.env import place_from
+    from nanogpt.distributed.env import read_rank_env
     from nanogpt.errors import BadInput
 
     with pytest.raises(BadInput) as caught:
-        place_from(environment)
+        read_rank_env(environment)
     assert expected in str(caught.value)
 
 

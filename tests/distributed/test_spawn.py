@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt.distributed import spawn
-from nanogpt.distributed.spawn import remove_stale, see_through, verdict
+from nanogpt.distributed.spawn import combine_exit_codes, remove_stale_folders, wait_for_ranks
 
 CASES = [
     ({0: 0, 1: 0}, [], 0),
@@ -29,7 +29,7 @@ CASES = [
 @pytest.mark.parametrize(("codes", "signals", "expected"), CASES)
 def test_verdict(codes: dict[int, int], signals: list[int], expected: int, capsys: pytest.CaptureFixture[str]) -> None:
     """`codes` in the order the ranks ended."""
-    assert verdict(codes, signals) == expected
+    assert combine_exit_codes(codes, signals) == expected
     if -signal.SIGKILL in codes.values():
         assert "error: rank 1 was killed by SIGKILL; perhaps by the system" in capsys.readouterr().err
 
@@ -37,11 +37,11 @@ def test_verdict(codes: dict[int, int], signals: list[int], expected: int, capsy
 @pytest.mark.parametrize("code", [0, 85, 3])
 def test_a_rank_that_never_ends_is_ended(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped, or in a call it never leaves: some time after the others it is killed, and not blamed on the memory."""
-    monkeypatch.setattr(spawn, "STRAGGLE", 0.3)
+    monkeypatch.setattr(spawn, "STRAGGLER_SECONDS", 0.3)
     done = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"], text=True)
     stuck = subprocess.Popen(["sleep", "60"], text=True)
     os.kill(stuck.pid, signal.SIGSTOP)
-    assert see_through([stuck, done], grace=0.1) == {1: code, 0: 7}
+    assert wait_for_ranks([stuck, done], grace=0.1) == {1: code, 0: 7}
 
 
 def test_folders_of_commands_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,5 +51,5 @@ def test_folders_of_commands_that_were_killed_are_removed(tmp_path: Path, monkey
     for pid in (gone.pid, os.getpid()):
         (tmp_path / f"nanogpt-{pid}-x").mkdir()
     (tmp_path / "nanogpt-mine").mkdir()
-    remove_stale()
+    remove_stale_folders()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"nanogpt-{os.getpid()}-x", "nanogpt-mine"])

@@ -18,7 +18,7 @@ from nanogpt.device import Compute
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.estimates.plan import Machine, Plan, Rate, describe_absent_gpu
 from nanogpt.model.gpt import GPT
-from nanogpt.training.auto_batch_size import measured_rate, rate_of
+from nanogpt.training.auto_batch_size import estimate_rate, measure_rate
 from nanogpt.training.run import train
 from tests.conftest import Run
 
@@ -102,9 +102,9 @@ def test_the_memory_of_a_plan_is_what_a_run_takes(tmp_path: Path) -> None:
 
 def test_a_known_peak_is_assumed_to_be_used_in_part_and_any_other_device_is_measured() -> None:
     model = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=50)
-    known = rate_of(Compute(torch.device("cpu"), "bf16", "NVIDIA A100-SXM4-40GB"), model, 8)
+    known = estimate_rate(Compute(torch.device("cpu"), "bf16", "NVIDIA A100-SXM4-40GB"), model, 8)
     assert known.flops == pytest.approx(0.4 * 311.9e12) and known.how == "40% of its peak, assumed"
-    other = rate_of(CPU, model, 8)
+    other = estimate_rate(CPU, model, 8)
     assert 1e6 < other.flops < 1e14 and other.how == "measured here on 8 x 16 tokens, forward and backward"
 
 
@@ -117,7 +117,7 @@ def test_measuring_a_large_model_takes_a_part_of_it(monkeypatch: pytest.MonkeyPa
         original(self, config, seed)
 
     monkeypatch.setattr(GPT, "__init__", noted)
-    measured_rate(CPU, ModelConfig(vocab_size=256), 16)
+    measure_rate(CPU, ModelConfig(vocab_size=256), 16)
     (part,) = built
     assert (part.n_layer, part.n_embd, part.block_size) == (1, 768, 128)
 

@@ -90,10 +90,14 @@ def test_ranks_get_a_copy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded_code, "load_library", set)
     words = lab.only("name=s", "training.seed=1,2", "hardware.devices=2")
     planned_runs = plan_study(read_sweep("train", TrainConfig, words, multirun=True)).runs
-    tree = spawn.CODE
+    tree = spawn.CODE_ROOT
     with keep_code(planned_runs):
-        assert tree != spawn.CODE and is_whole(spawn.CODE) and (spawn.CODE / "nanogpt/distributed/spawn.py").is_file()
-        copy = spawn.CODE
-    assert tree == spawn.CODE and not copy.exists()
+        assert (
+            tree != spawn.CODE_ROOT
+            and is_whole(spawn.CODE_ROOT)
+            and (spawn.CODE_ROOT / "nanogpt/distributed/spawn.py").is_file()
+        )
+        copy = spawn.CODE_ROOT
+    assert tree == spawn.CODE_ROOT and not copy.exists()
     with keep_code(planned_runs[:1]):
-        assert tree == spawn.CODE
+        assert tree == spawn.CODE_ROOT

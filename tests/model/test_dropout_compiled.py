@@ -13,7 +13,7 @@ from torch import Tensor
 from nanogpt.config import ModelConfig
 from nanogpt.model.dropout import dropout
 from nanogpt.model.gpt import GPT
-from nanogpt.training.state import compiled
+from nanogpt.training.state import compile_model
 
 PRESETS = Path(__file__).parents[2] / "conf" / "model"
 
@@ -35,8 +35,8 @@ def check_equal(shapes: list[tuple[int, ...]]) -> str:
     inputs = [torch.randn(1 + i % 6, *shape, requires_grad=True) for i, shape in enumerate(shapes)]
     eager = apply(inputs, KEYS)
     with torch._inductor.config.patch(fx_graph_cache=False):
-        compiled, codes = run_and_get_code(torch.compile(apply, dynamic=False), inputs, KEYS)
-    for shape, x, expected, found in zip(shapes, inputs, eager, compiled, strict=True):
+        compile_model, codes = run_and_get_code(torch.compile(apply, dynamic=False), inputs, KEYS)
+    for shape, x, expected, found in zip(shapes, inputs, eager, compile_model, strict=True):
         assert torch.equal(found, expected), shape
         (gradient,) = torch.autograd.grad(found.square().sum(), x, retain_graph=True)
         assert torch.equal(gradient, torch.autograd.grad(expected.square().sum(), x)[0]), shape
@@ -92,7 +92,7 @@ def test_the_code_of_every_preset(name: str) -> None:
     from torch._inductor.utils import run_and_get_code
 
     model = GPT(small_presets()[name])
-    ids, forward = torch.randint(61, (3, 24)), compiled(model)
+    ids, forward = torch.randint(61, (3, 24)), compile_model(model)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):

@@ -81,6 +81,6 @@ def test_a_gpu_learns_in_fp8_what_it_learns_in_bf16(config: Build) -> None:
         compute, dataset = set_up(built.hardware), prepare(built.data)
         state = build_state(built, built.model.with_vocab(dataset.vocab_size), compute)
         batches = TrainBatches(dataset.train, built, compute.device)
-        steps = [train_step(state, batches.micro_batches(state.samples), built).read() for _ in range(10)]
+        steps = [train_step(state, batches.micro_batches(state.samples), built).wait() for _ in range(10)]
         losses.append([float(step.loss) for step in steps])
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 0.1

@@ -15,7 +15,7 @@ from nanogpt.model.context import ForwardContext
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
 from nanogpt.model.short_conv import ShortConv
-from nanogpt.training.state import compiled
+from nanogpt.training.state import compile_model
 from tests.model.test_gpt import randomize, small
 
 MODERN: dict[str, Any] = {
@@ -137,7 +137,7 @@ def test_dropout_depends_on_the_key_alone() -> None:
 def test_compiled_it_is_the_same(form: dict[str, Any]) -> None:
     model, ids, targets = built(form), torch.randint(50, (3, 12)), torch.randint(50, (3, 12))
     results: list[list[Tensor]] = []
-    for one in (model, compiled(model)):
+    for one in (model, compile_model(model)):
         model.zero_grad()
         loss: Any = one(ids, targets)
         loss.backward()

@@ -21,7 +21,7 @@ from nanogpt.schema import signature, to_json
 from nanogpt.training import auto_batch_size, loop
 from nanogpt.training.run import train
 from nanogpt.training.state import TrainState
-from nanogpt.training.step import Unread
+from nanogpt.training.step import PendingStep
 from tests import ranks
 
 Build = Callable[..., TrainConfig]
@@ -40,14 +40,17 @@ def test_auto_on_a_cpu_is_what_null_means_unless_memory_is_short(
 ) -> None:
     built = config(**{"hardware.micro_batch_size": "auto"})
     model = built.model.with_vocab(50)
-    assert auto_batch_size.settled(built, model, CPU, ProcessGroup(), 1).hardware.micro_batch_size == 8
+    assert auto_batch_size.resolve_micro_batch_size(built, model, CPU, ProcessGroup(), 1).hardware.micro_batch_size == 8
     for sequences in (1, 2, 4, 8):
         monkeypatch.setattr(auto_batch_size, "available_bytes", lambda n=sequences: free_for(model, n))
-        assert auto_batch_size.settled(built, model, CPU, ProcessGroup(), 1).hardware.micro_batch_size == sequences
+        assert (
+            auto_batch_size.resolve_micro_batch_size(built, model, CPU, ProcessGroup(), 1).hardware.micro_batch_size
+            == sequences
+        )
     monkeypatch.setattr(auto_batch_size, "available_bytes", lambda: free_for(model, 2, 2))
-    assert auto_batch_size.settled(built, model, CPU, ProcessGroup(), 2).hardware.micro_batch_size == 2, (
-        "two ranks share"
-    )
+    assert (
+        auto_batch_size.resolve_micro_batch_size(built, model, CPU, ProcessGroup(), 2).hardware.micro_batch_size == 2
+    ), "two ranks share"
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -73,9 +76,9 @@ def test_bisection_finds_the_largest_that_fits(config: Build, monkeypatch: pytes
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(auto_batch_size.gc, "collect", lambda: 0)  # half a second each
-        monkeypatch.setattr(auto_batch_size, "forward_backward", limited)
+        monkeypatch.setattr(auto_batch_size, "run_micro_batch", limited)
         expected = max((n for n in divisors(360) if n <= largest), default=None)
-        assert auto_batch_size.largest_fitting(built, built.model.with_vocab(50), CPU, divisors(360)) == expected
+        assert auto_batch_size.find_largest_by_trial(built, built.model.with_vocab(50), CPU, divisors(360)) == expected
 
 
 @pytest.mark.parametrize("largest", [0, 8])
@@ -91,8 +94,8 @@ def test_the_program_that_is_trained_is_tried(config: Build, monkeypatch: pytest
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(auto_batch_size.gc, "collect", lambda: 0)
-    monkeypatch.setattr(auto_batch_size, "forward_backward", limited)
-    found = auto_batch_size.largest_fitting(built, built.model.with_vocab(50), CPU, divisors(360))
+    monkeypatch.setattr(auto_batch_size, "run_micro_batch", limited)
+    found = auto_batch_size.find_largest_by_trial(built, built.model.with_vocab(50), CPU, divisors(360))
     assert found == max((n for n in divisors(360) if n <= min(40, largest)), default=None)
     assert found is None or compiled[found], "what is advised was tried"
 
@@ -108,7 +111,7 @@ def test_a_micro_batch_that_does_not_fit_after_all_gets_smaller(
     """Memory runs out in the run's sixth step, above two sequences; it goes on from its checkpoint with two."""
     auto, real, calls = config(**{"hardware.micro_batch_size": "auto"}), loop.train_step, [0]
 
-    def limited(state: TrainState, batches: Iterable[Batch], built: TrainConfig) -> Unread:
+    def limited(state: TrainState, batches: Iterable[Batch], built: TrainConfig) -> PendingStep:
         calls[0] += 1
         if calls[0] > 5 and built.micro_batch_size() > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -131,8 +134,8 @@ def test_all_ranks_go_on_with_less_when_one_has_too_little(config: Build, tmp_pa
     """Rank 1 alone can't hold the micro-batch of the rehearsal; the run is then that of the next smaller one."""
     auto = config(**{"hardware.micro_batch_size": "auto"})
     faults = [
-        ranks.Fault("nanogpt.training.auto_batch_size.needs_rehearsal", 1, "true", None),
-        ranks.Fault("nanogpt.training.auto_batch_size.fits", 1, "false", 1),
+        ranks.Fault("nanogpt.training.auto_batch_size.needs_fit_check", 1, "true", None),
+        ranks.Fault("nanogpt.training.auto_batch_size.fits_in_memory", 1, "false", 1),
     ]
     codes, output = ranks.run(auto, 2, faults)
     assert codes == [0, 0], output
@@ -146,9 +149,9 @@ def test_only_a_lack_of_memory_is_one(config: Build, monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(auto_batch_size, "forward_backward", broken)
+    monkeypatch.setattr(auto_batch_size, "run_micro_batch", broken)
     with pytest.raises(RuntimeError, match="something else"):
-        auto_batch_size.largest_fitting(config(), config().model.with_vocab(50), CPU, [1, 2])
+        auto_batch_size.find_largest_by_trial(config(), config().model.with_vocab(50), CPU, [1, 2])
 
 
 LIMITED = """

@@ -103,7 +103,7 @@ def test_f05_a_signal_during_an_evaluation(config: Build, undisturbed: Reference
     target = "nanogpt.evaluation.loss.LossEvaluation.split_loss"
     codes, output = ranks.run(config(), 1, [Fault(target, number, "SIGTERM")])
     assert codes == [85], output
-    codes, _ = ranks.run(config(), 1, [Fault("nanogpt.training.loop.note_results", 2, "SIGKILL")])
+    codes, _ = ranks.run(config(), 1, [Fault("nanogpt.training.loop.record_results", 2, "SIGKILL")])
     assert codes[0] in (-signal.SIGKILL, 0)
     goes_on(config(), undisturbed)
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from nanogpt import schema
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.device import Compute
-from nanogpt.distributed.env import STORE, Place
-from nanogpt.distributed.process_group import meet
+from nanogpt.distributed.env import STORE_VARIABLE, RankEnv
+from nanogpt.distributed.process_group import rendezvous
 from nanogpt.errors import BadInput
 from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.metrics_file import read_rows
@@ -92,7 +92,7 @@ def test_half_precision_reduced_once_a_step(config: Build, tmp_path: Path) -> No
     stopped goes on to the bit, and the curve is that of whole weights in bf16 up to its rounding.
     """
     half = {"hardware.precision": "bf16", "hardware.micro_batch_size": 1, **GENTLE}
-    once = Fault("nanogpt.training.state.reduces_each", 1, "returns 0", None)
+    once = Fault("nanogpt.training.state.must_reduce_every_micro_batch", 1, "returns 0", None)
     whole, parts, stopped = (
         config(**half, **{"hardware.strategy": strategy}, runs_dir=str(tmp_path / name))
         for name, strategy in (("whole", "ddp"), ("parts", "fsdp"), ("stopped", "fsdp"))
@@ -132,21 +132,21 @@ def holdings(text: str, rank: int, folder: str) -> None:
     from nanogpt.data.batches import TrainBatches
     from nanogpt.data.prepare import prepare
 
-    os.environ[STORE] = f"{folder}/store"
+    os.environ[STORE_VARIABLE] = f"{folder}/store"
     config = schema.from_dict(TrainConfig, json.loads(text))
-    compute, peers = meet(Place(rank, 2, rank, 2), 30, lambda _: Compute(torch.device("cpu"), "fp32", "test"))
-    peers.join(compute.device)
+    compute, group = rendezvous(RankEnv(rank, 2, rank, 2), 30, lambda _: Compute(torch.device("cpu"), "fp32", "test"))
+    group.join(compute.device)
     dataset = prepare(config.data)
-    state = build_state(config, config.model.with_vocab(dataset.vocab_size), compute, peers)
+    state = build_state(config, config.model.with_vocab(dataset.vocab_size), compute, group)
     batches = TrainBatches(dataset.train, config, compute.device, rank, 2)
-    state.broken = torch.ones(())
-    state.optimizer.found_inf = state.broken  # pyright: ignore[reportAttributeAccessIssue]
-    before = [tensor.clone() for _, _, tensor in state.whole_tensors()]
+    state.found_nonfinite = torch.ones(())
+    state.optimizer.found_inf = state.found_nonfinite  # pyright: ignore[reportAttributeAccessIssue]
+    before = [tensor.clone() for _, _, tensor in state.gather_tensors()]
     train_step(state, batches.micro_batches(0), config)
-    held = all(torch.equal(a, b[2]) for a, b in zip(before, state.whole_tensors(), strict=False))
-    state.broken.zero_()
+    held = all(torch.equal(a, b[2]) for a, b in zip(before, state.gather_tensors(), strict=False))
+    state.found_nonfinite.zero_()
     train_step(state, batches.micro_batches(state.samples), config)
-    moved = not any(torch.equal(a, b[2]) for a, b in zip(before, state.whole_tensors(), strict=False))
+    moved = not any(torch.equal(a, b[2]) for a, b in zip(before, state.gather_tensors(), strict=False))
     local = [tensor for part in state.tensors().values() for tensor in part.values()]
     here = sum(getattr(tensor, "_local_tensor", tensor).numel() for tensor in local if tensor.dim())
     (Path(folder) / f"{rank}.json").write_text(

@@ -181,11 +181,11 @@ def test_fp16_gradients_that_stay_nan_are_divergence(config: Build, monkeypatch:
 def test_f19_spikes_are_told_and_counted(config: Build) -> None:
     spikes = Spikes()
     noise = [3.0 + 0.01 * (i * 7 % 5) for i in range(200)]
-    assert not any(spikes.see(value, 1.0) for value in noise[:150])
-    assert spikes.see(3.5, 1.0) == "loss 3.5, 3.02 on average over the last 128 steps"
-    assert spikes.see(3.02, 9.0) is not None and spikes.count == 2
-    assert not Spikes().see(1e9, 1e9), "the first steps have nothing to stand out from"
-    again = Spikes(**spikes.facts())
+    assert not any(spikes.observe(value, 1.0) for value in noise[:150])
+    assert spikes.observe(3.5, 1.0) == "loss 3.5, 3.02 on average over the last 128 steps"
+    assert spikes.observe(3.02, 9.0) is not None and spikes.count == 2
+    assert not Spikes().observe(1e9, 1e9), "the first steps have nothing to stand out from"
+    again = Spikes(**spikes.to_dict())
     assert again == spikes and len(again.losses) == 128
 
 

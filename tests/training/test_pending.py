@@ -15,7 +15,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import prepare
 from nanogpt.device import Compute, set_up
-from nanogpt.distributed.env import Place
+from nanogpt.distributed.env import RankEnv
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import Diverged
 from nanogpt.metrics_file import read_rows
@@ -30,8 +30,8 @@ from tests.ranks import Fault
 
 Build = Callable[..., TrainConfig]
 Reference = Callable[..., dict[str, str]]
-LATE = Fault("nanogpt.training.state.reads_late", 1, "true", None)
-READS = "nanogpt.training.state.reads_late"
+LATE = Fault("nanogpt.training.state.defers_metrics", 1, "true", None)
+READS = "nanogpt.training.state.defers_metrics"
 BROKEN = {"eval.every": 10, "tracking.log_every": 4, "training.on_nonfinite": "skip"}
 
 
@@ -140,7 +140,7 @@ def test_a_signal_while_a_step_is_broken(config: Build, tmp_path: Path, monkeypa
     real = loop.train_step
 
     def stopping(state: TrainState, *rest: Any) -> Any:
-        if state.step == 6 and not state.skipped:
+        if state.step == 6 and not state.skipped_steps:
             signal.raise_signal(signal.SIGTERM)
         return real(state, *rest)
 
@@ -203,13 +203,17 @@ def test_a_late_step_asks_the_device_nothing(
     state, batches = start(built, set_up(built.hardware))
     if ranks == 2:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
-        state.peers = ProcessGroup(Place(0, 2, 0, 2))
-        state.forward = state.peers.wrap(state.model, state.compute.device)
+        state.group = ProcessGroup(RankEnv(0, 2, 0, 2))
+        state.forward = state.group.wrap_ddp(state.model, state.compute.device)
     forbid_waiting(monkeypatch)
     try:
         with NoWaiting():
             steps = [train_step(state, batches.micro_batches(state.samples), built) for _ in range(3)]
-            for wait in (steps[0].read, lambda: bool(steps[0].numbers[0] > 0), lambda: steps[0].numbers.nonzero()):
+            for wait in (
+                steps[0].wait,
+                lambda: bool(steps[0].loss_and_norm[0] > 0),
+                lambda: steps[0].loss_and_norm.nonzero(),
+            ):
                 with pytest.raises(AssertionError, match="asked for"):
                     wait()
     finally:
@@ -233,7 +237,7 @@ def test_a_step_on_a_gpu_never_waits(config: Build, precision: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
         batches.close()
-    assert all(step.read().finite for step in steps)
+    assert all(step.wait().finite for step in steps)
 
 
 @pytest.mark.gpu

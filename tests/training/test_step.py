@@ -27,7 +27,7 @@ def start(config: TrainConfig) -> tuple[TrainState, TrainBatches]:
 
 def steps(config: TrainConfig, count: int) -> tuple[TrainState, list[StepMetrics]]:
     state, batches = start(config)
-    return state, [train_step(state, batches.micro_batches(state.samples), config).read() for _ in range(count)]
+    return state, [train_step(state, batches.micro_batches(state.samples), config).wait() for _ in range(count)]
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_over_all_micro_batches(config: Build) -> None:
     state, batches = start(built)
     with torch.no_grad():
         losses = [F.cross_entropy(state.model(x).flatten(0, 1), y.flatten()) for x, y, _ in batches.micro_batches(0)]
-    metrics = train_step(state, batches.micro_batches(0), built).read()
+    metrics = train_step(state, batches.micro_batches(0), built).wait()
     assert abs(metrics.loss - float(torch.stack(losses).mean())) < 1e-6
     assert (state.step, state.samples) == (1, 8)
 
@@ -81,7 +81,7 @@ def test_dropout_depends_on_seed_and_sample_alone(config: Build) -> None:
     state, batches = start(built)
     for step in range(3):
         torch.rand(step + 5)
-        assert train_step(state, batches.micro_batches(state.samples), built).read().loss == expected[step].loss
+        assert train_step(state, batches.micro_batches(state.samples), built).wait().loss == expected[step].loss
     _, other = steps(config(**{"training.seed": 7}), 3)
     assert other[0].loss != expected[0].loss
 
@@ -93,7 +93,7 @@ def test_bf16_on_the_cpu_learns(config: Build) -> None:
     dataset = prepare(built.data)
     state = build_state(built, built.model.with_vocab(dataset.vocab_size), compute)
     batches = TrainBatches(dataset.train, built, compute.device)
-    losses = [float(train_step(state, batches.micro_batches(state.samples), built).read().loss) for _ in range(20)]
+    losses = [float(train_step(state, batches.micro_batches(state.samples), built).wait().loss) for _ in range(20)]
     assert losses[-1] < losses[0] - 0.5
     assert all(p.dtype == torch.float32 for p in state.model.parameters())
 
@@ -165,5 +165,5 @@ def test_gpu_learns_what_the_cpu_learns(config: Build, precision: str) -> None:
     batches = TrainBatches(dataset.train, built, compute.device)
     _, expected = steps(config(), 10)
     for reference in expected:
-        loss = train_step(state, batches.micro_batches(state.samples), built).read().loss
+        loss = train_step(state, batches.micro_batches(state.samples), built).wait().loss
         assert abs(loss - reference.loss) < (1e-3 if precision == "fp32" else 5e-2)
