@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nanogpt.config import EvaluateConfig, ExportConfig, TrainConfig
-from nanogpt.distributed.env import STORE
+from nanogpt.distributed.env import STORE_VARIABLE
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
 from nanogpt.evaluation import scoring
 from nanogpt.evaluation.command import evaluate
@@ -100,7 +100,7 @@ def on_two_ranks(run: Run, store: Path, *words: str) -> list[subprocess.Complete
     """Give a command as each of two ranks."""
 
     def start(rank: int) -> subprocess.CompletedProcess[str]:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, STORE: store}
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, STORE_VARIABLE: store}
         return run("evaluate.py", *words, **{name: str(value) for name, value in places.items()})
 
     with ThreadPoolExecutor(2) as pool:
