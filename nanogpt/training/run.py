@@ -49,7 +49,7 @@ from nanogpt.training.related_runs import describe_later_changes
 from nanogpt.training.restore import record_measurement, restore
 from nanogpt.training.run_logger import RunLogger
 from nanogpt.training.state import TrainState, build_state, is_compiled, warm_up_ddp_buckets
-from nanogpt.training.summary import print_results, print_run_header
+from nanogpt.training.summary import print_already_done, print_results, print_run_header, print_stop_message
 from nanogpt.training.validation import (
     check_horizon_ahead,
     check_paths,
@@ -229,18 +229,6 @@ def is_done(config: TrainConfig, state: TrainState) -> bool:
     return state.step > goal or (state.step == goal and state.last_eval_step == goal)
 
 
-def print_already_done(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
-    """What the same command says then; status.json may have been lost."""
-    outcome = "paused" if state.step < state.total_steps else "finished"
-    if run.status().get("state") != outcome:
-        run.write_status(outcome, step=state.step, steps=state.total_steps, best=state.best)
-    if outcome == "paused":
-        say(f"paused already, at step {state.step} of {state.total_steps}; stop_at_fraction=null goes on")
-        return
-    say(f"finished already, at step {state.step}; new_attempt=true trains it again beside this one")
-    print_results(config, state, run)
-
-
 @contextmanager
 def open_on_all_ranks(
     config: TrainConfig, group: ProcessGroup
@@ -317,18 +305,3 @@ def finish_trackers(record: RunLogger, flag: StopFlag, state: str) -> None:
             else 1.0
         )
     record.trackers.finish(state, left, lambda: flag.level > before)
-
-
-def print_stop_message(config: TrainConfig, record: RunLogger, flag: StopFlag, agreed: Stop) -> None:
-    """Why it stopped, and how it goes on."""
-    step, steps = record.state.step, record.run.checkpoints.steps()
-    if not agreed:
-        say(f"paused at step {step} of {record.state.total_steps}, all saved; stop_at_fraction=null goes on")
-        return
-    again = "the same command without new_attempt=true" if config.new_attempt else "the same command"
-    reason = flag.reason or "a signal to another rank"
-    if agreed < Stop.STOP_WITHOUT_SAVING or step in steps:
-        say(f"{reason}: stopped at step {step}, all saved; {again} continues")
-    else:
-        where = f"continues at step {steps[-1]}" if steps else "starts anew"
-        say(f"{reason} twice: stopped at step {step} without saving; {again} {where}")

@@ -1,4 +1,4 @@
-"""What a person reads before the first step and after the last."""
+"""The texts that a person reads around a training: the header, the results, why it stopped."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 from nanogpt.config import TrainConfig
 from nanogpt.console import escape_control_chars, format_table, say
 from nanogpt.data.dataset import Dataset
+from nanogpt.distributed.signals import Stop, StopFlag
 from nanogpt.entry_names import parse_sample_step
 from nanogpt.errors import one_line
 from nanogpt.estimates.plan import eval_line
@@ -20,6 +21,7 @@ from nanogpt.run_identity import CONTENTS
 from nanogpt.training.auto_batch_size import build_plan
 from nanogpt.training.auto_choices import describe_choices
 from nanogpt.training.related_runs import find_related_run
+from nanogpt.training.run_logger import RunLogger
 from nanogpt.training.state import TrainState
 
 
@@ -88,3 +90,30 @@ def python_command() -> str:
         return "python"
     near = os.path.relpath(sys.executable)
     return sys.executable if near.startswith("..") else near
+
+
+def print_already_done(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
+    """What the same command says then; status.json may have been lost."""
+    outcome = "paused" if state.step < state.total_steps else "finished"
+    if run.status().get("state") != outcome:
+        run.write_status(outcome, step=state.step, steps=state.total_steps, best=state.best)
+    if outcome == "paused":
+        say(f"paused already, at step {state.step} of {state.total_steps}; stop_at_fraction=null goes on")
+        return
+    say(f"finished already, at step {state.step}; new_attempt=true trains it again beside this one")
+    print_results(config, state, run)
+
+
+def print_stop_message(config: TrainConfig, record: RunLogger, flag: StopFlag, agreed: Stop) -> None:
+    """Why it stopped, and how it goes on."""
+    step, steps = record.state.step, record.run.checkpoints.steps()
+    if not agreed:
+        say(f"paused at step {step} of {record.state.total_steps}, all saved; stop_at_fraction=null goes on")
+        return
+    again = "the same command without new_attempt=true" if config.new_attempt else "the same command"
+    reason = flag.reason or "a signal to another rank"
+    if agreed < Stop.STOP_WITHOUT_SAVING or step in steps:
+        say(f"{reason}: stopped at step {step}, all saved; {again} continues")
+    else:
+        where = f"continues at step {steps[-1]}" if steps else "starts anew"
+        say(f"{reason} twice: stopped at step {step} without saving; {again} {where}")
