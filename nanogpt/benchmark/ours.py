@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from nanogpt.benchmark.measurement import Workload
 from nanogpt.data.batches import Batch
 from nanogpt.device import DTYPES, Compute
-from nanogpt.generation.decode import SamplingParams, generate, transpose_weights_for_decoding
+from nanogpt.generation.cpu_decode import speed_up_cpu_decoding
+from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.model.gpt import GPT
 from nanogpt.training.state import build_state
 from nanogpt.training.step import Phase, train_step
@@ -47,7 +48,7 @@ def build_generator(workload: Workload, compute: Compute, prompts: Tensor) -> Ge
     """The decoding that sample.py does, from the whole distribution."""
     model = GPT(workload.config.model, workload.config.training.seed).eval().to(compute.device)
     if compute.precision == "fp32":
-        transpose_weights_for_decoding(model, workload.batch)
+        speed_up_cpu_decoding(model, workload.batch)
     else:
         model.to(DTYPES[compute.precision])
 

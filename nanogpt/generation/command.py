@@ -13,7 +13,7 @@ from nanogpt.device import Compute, attention_used, find_device
 from nanogpt.errors import BadInput, one_line
 from nanogpt.files import from_json, open_regular
 from nanogpt.generation.answers import encode_prompt, generate_answers
-from nanogpt.generation.decode import transpose_weights_for_decoding
+from nanogpt.generation.cpu_decode import speed_up_cpu_decoding
 from nanogpt.interop.load_model import TrainedModel, load_trained
 from nanogpt.output_paths import check_output_file
 from nanogpt.tokenizer import special_tokens
@@ -34,7 +34,7 @@ def sample(config: SampleConfig) -> int:
     if config.precision == "bf16":
         trained.model.bfloat16()
     else:
-        transpose_weights_for_decoding(trained.model, config.batch_size)
+        speed_up_cpu_decoding(trained.model, config.batch_size)
     if not config.quiet:
         print(describe(trained, config), file=sys.stderr, flush=True)
     if config.interactive:

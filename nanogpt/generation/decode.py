@@ -7,14 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanogpt.config import Attention
 from nanogpt.device import order_elsewhere, prefer
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
-
-FEW_ROWS = 2  # up to here a CPU multiplies a matrix with single vectors
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def start_cache(model: GPT, texts: Sequence[Sequence[int]], length: int) -> tupl
     missing = [longest - len(window) for window in windows]
     ids = [[0] * count + list(window) for count, window in zip(missing, windows, strict=True)]
     padding = torch.tensor(missing, device=weight.device) if any(missing) else None
-    cache = KVCache(model.config, len(texts), weight.device, weight.dtype, length, padding)
+    cache = KVCache(model.config, len(texts), weight.device, weight.dtype, capacity=length, padding=padding)
     return cache, torch.tensor(ids, device=weight.device)
 
 
@@ -115,19 +113,3 @@ def seen_tokens(model: GPT, texts: Sequence[Sequence[int]]) -> Tensor:
     for row, text in zip(seen, texts, strict=True):
         row[torch.tensor(text, device=device)] = True
     return seen[:, : model.config.vocab_size]
-
-
-@torch.no_grad()
-def transpose_weights_for_decoding(model: GPT, rows: int) -> None:
-    """Store the matrices of a model that will only decode `rows` texts at a time the way that reads them fastest.
-
-    A CPU multiplies one vector with a wide matrix twice as fast when its columns lie together; numbers stay the same up
-    to rounding. An optimizer couldn't go on with such a model.
-    """
-    if rows > FEW_ROWS or model.lm_head.weight.device.type != "cpu":
-        return
-    for module in model.modules():
-        if module is model.lm_head and rows > 1:
-            continue  # several rows are multiplied in pieces of it as it is
-        if isinstance(module, nn.Linear) and module.out_features > module.in_features:
-            module.weight.data = module.weight.data.T.contiguous().T

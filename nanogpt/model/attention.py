@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
 from nanogpt.model.context import ForwardContext
-from nanogpt.model.dropout import dropout
-from nanogpt.model.layers import RMS_EPS, Linear, RMSNorm
+from nanogpt.model.dropout import Dropout
+from nanogpt.model.layers import RMS_EPS, RMSNorm
 from nanogpt.model.rotary import apply_rotation
 from nanogpt.model.short_conv import build_conv
 
@@ -20,20 +20,21 @@ NO_CONTEXT = ForwardContext()
 
 
 class CausalSelfAttention(nn.Module):
-    """Each position attends to itself and to those before it."""
+    """Multi-head attention of each position to itself and to earlier ones, with grouped keys and values if K < H."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.dropout, self.head_size = layer, config.dropout, config.head_size
+        self.layer, self.head_size = layer, config.head_size
         self.n_head, self.kv_heads = config.n_head, config.kv_heads
         self.widths = list(config.qkv_widths)
-        self.c_attn = Linear(config.n_embd, sum(self.widths), bias=config.bias)
-        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.conv = build_conv(config, "qkv", sum(self.widths), layer)
         self.q_norm, self.k_norm = (
             RMSNorm(config.head_size, RMS_EPS, config.norm_affine) if config.qk_norm else nn.Identity()
             for _ in range(2)
         )
+        self.attn_dropout, self.resid_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: ForwardContext = NO_CONTEXT) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -48,19 +49,19 @@ class CausalSelfAttention(nn.Module):
             q, k = apply_rotation(q, rotation), apply_rotation(k, rotation)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, S, D)
-        if self.kv_heads < self.n_head:  # each serves a group of neighbouring queries
+        if self.kv_heads < self.n_head:  # each key and value serves a group of neighbouring queries
             k, v = (part.repeat_interleave(self.n_head // self.kv_heads, dim=1) for part in (k, v))
-        if keys is None or self.dropout == 0:
-            # One new position may see all S: only a square of positions needs the causal mask.
+        if keys is None or self.attn_dropout.p == 0:
+            # A single new position attends to all S, so only a square of positions needs the causal mask.
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and k.shape[2] == T)
-        else:  # the fused kernels draw masks of their own
-            y = dropout(compute_causal_weights(q, k), self.dropout, keys, 3 * self.layer + 1) @ v
+        else:  # the fused kernels draw dropout masks of their own
+            y = self.attn_dropout(compute_causal_weights(q, k), keys) @ v
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, C)
-        return dropout(self.c_proj(y), self.dropout, keys, 3 * self.layer + 2)
+        return self.resid_dropout(self.c_proj(y), keys)
 
 
 def compute_causal_weights(q: Tensor, k: Tensor) -> Tensor:
-    """(B, H, T, D) queries and keys -> (B, H, T, T), what each position takes from itself and those before it."""
+    """Return the softmax attention weights, (B, H, T, T), of (B, H, T, D) queries and keys."""
     hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
     scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
     return scores.masked_fill(hidden, -math.inf).softmax(dim=3)

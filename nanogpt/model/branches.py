@@ -1,6 +1,6 @@
-"""Several continuations of one text in one sequence: each sees the text and itself, as if the others weren't there.
+"""Several continuations of one text packed into one sequence, so that the text is computed only once.
 
-So the text is computed once. B batch, T time, C channels.
+Each continuation attends to the text and to itself, not to the others. B batch, T time, C channels.
 """
 
 from typing import NamedTuple
@@ -9,23 +9,23 @@ from torch import Tensor
 
 
 class Branches(NamedTuple):
-    """Where the tokens of a sequence stand and what they see: those of a text, then of its branches one by one."""
+    """Positions and attention mask of a sequence that holds a text, then its branches one by one."""
 
     positions: Tensor
-    """(B, T): of a branch they go on from the end of the text."""
+    """(B, T); those of each branch continue from the end of the text."""
     mask: Tensor
-    """(B, 1, T, T), whether a token (third) sees another (fourth)."""
+    """(B, 1, T, T), True where a token (third) attends to another (fourth)."""
 
     def shift_right(self, x: Tensor, count: int) -> Tensor:
-        """(B, T, C) -> (B, T, C), what is `count` positions before each in what it sees, zero where nothing is."""
-        there = self.positions[:, None, :] == self.positions[:, :, None] - count  # (B, T, T)
-        return (there & self.mask[:, 0]).to(x.dtype) @ x
+        """(B, T, C) -> (B, T, C): for each token the input `count` positions before it on its branch, or zero."""
+        matches = self.positions[:, None, :] == self.positions[:, :, None] - count  # (B, T, T)
+        return (matches & self.mask[:, 0]).to(x.dtype) @ x
 
 
 def build_branches(positions: Tensor, branch: Tensor) -> Branches:
-    """(B, T) positions and (B, T) numbers of branches, 0 being the text, -> what sees what.
+    """Build the mask from (B, T) positions and (B, T) branch numbers, 0 for the text.
 
-    A token sees the text and its own branch up to itself; every token sees itself, so no row of the mask is empty.
+    A token attends to the text and to its own branch up to itself, so no row of the mask is empty.
     """
     seen = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])  # (B, T, T)
     return Branches(positions, seen.tril()[:, None])

@@ -1,4 +1,4 @@
-"""What all blocks of one forward pass share besides the residual stream.
+"""What all blocks of a forward pass share besides the residual stream.
 
 B batch, T time, S time including the cache, C channels.
 """
@@ -14,28 +14,28 @@ from nanogpt.model.rotary import Rotation
 
 
 class ForwardContext(NamedTuple):
-    """One forward pass. Without anything: B sequences of T positions from the first, no dropout."""
+    """Inputs that every block of a forward pass sees. By default B sequences of T positions and no dropout."""
 
     rotation: Rotation | None = None
-    """Of the T positions, where they are rotary."""
+    """Rotary angles of the T positions; None with learned positions."""
     cache: KVCache | None = None
-    """The positions before these."""
+    """Keys and values of earlier positions."""
     branches: Branches | None = None
-    """What sees what, where that isn't all up to itself."""
+    """Positions and mask of several continuations packed into one sequence; None: plain causal attention."""
     keys: Tensor | None = None
-    """(B,) int64, which switch dropout on."""
+    """(B,) int64, a dropout key per sequence; None: no dropout."""
 
     @property
     def mask(self) -> Tensor | None:
-        """(B or 1, 1, T, S), what each position sees; None where it is all up to itself."""
+        """(B or 1, 1, T, S), True where a position attends to another; None: causal attention."""
         if self.branches is not None:
             return self.branches.mask
         return None if self.cache is None else self.cache.mask
 
     def previous_inputs(self, x: Tensor, count: int, conv_index: int) -> list[Tensor]:
-        """(B, T, C) -> `count` times (B, T, C): what stands 1, 2, … positions before each, zero before the first.
+        """Return `count` tensors (B, T, C): `x` shifted by 1, 2, … positions, zero before the first position.
 
-        `conv_index` is that of the convolution that asks, for the cache.
+        `conv_index` identifies the calling convolution in the cache.
         """
         if self.branches is not None:
             return [self.branches.shift_right(x, k) for k in range(1, count + 1)]

@@ -1,20 +1,37 @@
-"""Dropout without random state: a mask depends on the sequence's key, the place in the network and the element alone.
+"""Dropout without random state: a mask depends only on the sequence's key, the place in the network and the element.
 
-So the same sequence meets the same masks on any device, in any micro-batch, on any rank, and after any restart. The
-bits come from the finaliser of splitmix64 (Steele et al. 2014), four decisions of 16 bits from each 64-bit word.
-B batch.
+A sequence therefore gets the same masks on any device, in any micro-batch, on any rank and after any restart. The bits
+come from the finaliser of splitmix64 (Steele et al. 2014), four decisions of 16 bits from each 64-bit word. B batch.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # odd constants, as int64
 
 
-def dropout(x: Tensor, p: float, keys: Tensor | None, place: int) -> Tensor:
-    """Zero elements of (B, ...) `x` with probability `p` to 1/65536 and scale the others up; no keys, no dropout.
+class Dropout(nn.Module):
+    """Keyed dropout at one place of a network. `number_dropouts` sets the place."""
 
-    `keys` is (B,) int64, one of each sequence; `place` is another small number at every call within one forward pass.
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p, self.place = p, -1
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """(B, ...) -> (B, ...); `keys`, (B,) int64, or None for no dropout."""
+        return dropout(x, self.p, keys, self.place)
+
+
+def number_dropouts(model: nn.Module) -> None:
+    """Give every Dropout of a model its own place: 0, 1, 2, … in the order in which modules are registered."""
+    for place, module in enumerate(module for module in model.modules() if isinstance(module, Dropout)):
+        module.place = place
+
+
+def dropout(x: Tensor, p: float, keys: Tensor | None, place: int) -> Tensor:
+    """Zero elements of (B, ...) `x` with probability `p`, to 1/65536, and scale up the others. No keys, no dropout.
+
+    `keys` is (B,) int64, one per sequence; `place` must differ between the calls of a forward pass.
     """
     if keys is None or p == 0:
         return x
@@ -40,7 +57,7 @@ def random_bits(keys: Tensor, place: int, count: int) -> Tensor:
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """splitmix64's finaliser; the masks make arithmetic shifts logical ones."""
+    """Apply the finaliser of splitmix64 to int64 values. The masks turn arithmetic shifts into logical ones."""
     x = (x ^ ((x >> 30) & (2**34 - 1))) * FIRST
     x = (x ^ ((x >> 27) & (2**37 - 1))) * SECOND
     return x ^ ((x >> 31) & (2**33 - 1))

@@ -1,4 +1,4 @@
-"""Training in 8-bit floats, through torchao: the blocks' matrix products, while all weights stay fp32."""
+"""fp8 training through torchao: 8-bit matrix products in the blocks; all weights stay fp32."""
 
 import copy
 
@@ -6,14 +6,14 @@ from torch import nn
 
 from nanogpt.model.gpt import GPT
 
-MULTIPLE = 16  # of both sides of a matrix, which the GPU's product of 8-bit floats asks for
+MULTIPLE = 16  # both sides of a matrix must be multiples of it for the GPU's fp8 product
 
 
 def convert_to_float8(model: GPT, emulate: bool = False) -> GPT:
-    """A second form of the model for training, with the very same parameters and buffers.
+    """Return a copy of the model for training, with fp8 products and the same parameters and buffers.
 
-    The model itself is untouched, so it is evaluated, sampled from and saved as ever. `emulate` rounds to 8 bits but
-    multiplies in the usual precision, on any device: for tests.
+    The model itself is unchanged, so evaluation, sampling and saving do not use fp8. `emulate` rounds to 8 bits but
+    multiplies in the usual precision, on any device, for tests.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # pyright: ignore
 
@@ -25,5 +25,5 @@ def convert_to_float8(model: GPT, emulate: bool = False) -> GPT:
 
 
 def supports_float8(module: nn.Module, name: str) -> bool:
-    """Whether a layer of a block, by the name it has there, can be computed so."""
+    """Return True if a layer of a block can be computed in fp8. The signature is torchao's."""
     return isinstance(module, nn.Linear) and not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)

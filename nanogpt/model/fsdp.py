@@ -1,9 +1,9 @@
-"""Sharded weights: every rank keeps its part of each parameter, gradient and moment (FSDP2; Zhao et al. 2023).
+"""FSDP2 (Zhao et al. 2023): every rank keeps a shard of each parameter, gradient and optimizer state.
 
-A block's weights are whole on a rank only while it is computed, forward and again backward, in the precision of its
-matrix products. Its gradients are reduced in fp32, at every micro-batch or at the last. Embeddings, head and last norm
-are gathered in fp32: the residual stream begins with them, and a token's gradient is a sum over all its positions.
-torch's module for it takes 0.7 s to import: only those who shard pay that.
+A block's weights are gathered only while it is computed, forward and again backward, in the precision of its matrix
+products. Gradients are reduced in fp32, at every micro-batch or at the last. Embeddings, head and last norm are
+gathered in fp32: the residual stream starts there, and a token's gradient is a sum over all its positions.
+torch's FSDP takes 0.7 s to import, so it is imported only when used.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from nanogpt.model.gpt import GPT
 
 
 def apply_fsdp(model: GPT, device: torch.device, compute_dtype: torch.dtype | None) -> None:
-    """Cut the weights into parts over all ranks, one block after the other, each part going to the device.
+    """Shard the weights over all ranks, block by block, and move each shard to the device.
 
     Blocks are gathered in `products`, the dtype of matrix products; None: fp32. They are freed after the forward pass
     and gathered again for the backward pass: kept, they would take as much as no sharding at all.
@@ -44,13 +44,13 @@ def set_gradient_sync(forward: nn.Module, last: bool, each: bool) -> None:
 
 
 def gather_full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be in parts; then every rank must ask for it, in the same order."""
+    """Return the full tensor of a shard. A collective if it is sharded: all ranks must call it in the same order."""
     gather = getattr(tensor, "full_tensor", None)
     return gather() if gather else tensor
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """What this rank keeps of a whole value of the parameter, on its device; all of it where nothing is in parts."""
+    """Return this rank's shard of a full value of the parameter, on its device; the value itself if unsharded."""
     value = value.to(parameter.device)
     if not hasattr(parameter, "full_tensor"):
         return value
@@ -61,7 +61,7 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gather_full_model(model: GPT) -> GPT:
-    """The model itself, or where its weights are in parts a copy that has all of them: a rank can use it alone."""
+    """Return the model, or if it is sharded a full copy that a rank can use alone. A collective if sharded."""
     parameters = dict(model.named_parameters())
     if not any(hasattr(parameter, "full_tensor") for parameter in parameters.values()):
         return model

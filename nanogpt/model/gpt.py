@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): embeddings, pre-norm blocks, a head tied to the token embedding; and its modern forms.
+"""GPT-2 (Radford et al. 2019) and its modern variants: embeddings, pre-norm blocks and an output head.
 
 Parameter names are those of GPT-2 and nanoGPT (`transformer.h.0.attn.c_attn.weight`, …); linear weights are (out, in).
 B batch, T time, C channels, V vocabulary, P vocabulary padded to a multiple.
@@ -16,17 +16,17 @@ from nanogpt.config import ModelConfig
 from nanogpt.model.attention import CausalSelfAttention
 from nanogpt.model.branches import Branches
 from nanogpt.model.context import ForwardContext
-from nanogpt.model.dropout import dropout
+from nanogpt.model.dropout import Dropout, number_dropouts
 from nanogpt.model.init import initialize
 from nanogpt.model.kv_cache import KVCache
-from nanogpt.model.layers import MLP, build_norm, linear
+from nanogpt.model.layers import MLP, build_norm
 from nanogpt.model.loss import Loss, apply_softcap, compute_logits, linear_cross_entropy
 from nanogpt.model.rotary import compute_rotation
 from nanogpt.model.short_conv import build_conv
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)), each norm perhaps with a short convolution after it."""
+    """x + attention(norm(x)), then x + MLP(norm(x)), with an optional short convolution after each norm."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = build_norm(config)
         self.conv_2 = build_conv(config, "mlp", config.n_embd, layer)
-        self.mlp = MLP(config, layer)
+        self.mlp = MLP(config)
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -44,33 +44,35 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Next-token model. Called with targets it returns their summed loss, else the logits."""
+    """Next-token model. Returns logits, or the summed loss if called with targets."""
 
     pad_mask: Tensor | None
 
     def __init__(self, config: ModelConfig, seed: int | None = 0, width_multiplier: float = 1.0) -> None:
-        """Random weights that depend on the arguments alone, whatever the device (see `initialize`); without a seed
-        they are whatever was in the memory, for those who put others there.
+        """Build the model on the CPU. Its weights depend only on the arguments (see `initialize`); with seed=None they
+        are uninitialised, for callers that load others.
         """
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        """Whether the backward pass computes a block's activations again: dropout is keyed, so to the same bits."""
+        """Recompute each block's activations in the backward pass. Keyed dropout makes them the same bits."""
         self.compiled_loss: Loss | None = None
-        """In place of `linear_cross_entropy` in a compiled model."""
+        """Replaces `linear_cross_entropy` in a compiled model."""
         assert config.vocab_size is not None
         rows = config.padded_vocab_size
-        with torch.device("meta"):  # no module need initialise itself
+        with torch.device("meta"):  # modules need not initialise their own weights
             self.transformer = nn.ModuleDict({"wte": nn.Embedding(rows, config.n_embd)})
             if not config.is_rotary:
                 self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+            self.transformer["drop"] = Dropout(config.dropout)
             self.transformer["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             self.transformer["ln_f"] = build_norm(config)
             self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
         self.to_empty(device="cpu")
+        number_dropouts(self)
         if config.tie_weights:
             self.lm_head.weight = self.token_embedding.weight
-        # Added to the logits as the head's bias: padded ids get probability zero and no gradient, at no cost.
+        # Added to the logits as the head's bias, so that padded ids get probability zero and no gradient.
         pad = torch.zeros(rows).masked_fill(torch.arange(rows) >= config.vocab_size, -math.inf)
         self.register_buffer("pad_mask", pad if rows > config.vocab_size else None, persistent=False)
         if seed is not None:
@@ -78,14 +80,14 @@ class GPT(nn.Module):
 
     @property
     def token_embedding(self) -> nn.Embedding:
-        """The token embedding, (P, C), also the head's weight where the head is tied."""
+        """The token embedding, (P, C); a tied head shares its weight."""
         module = self.transformer["wte"]
         assert isinstance(module, nn.Embedding)
         return module
 
     @property
     def blocks(self) -> Iterator[Block]:
-        """The layers, first to last."""
+        """The blocks, first to last."""
         modules = self.transformer["h"]
         assert isinstance(modules, nn.ModuleList)
         return iter(cast(Iterable[Block], modules))
@@ -97,8 +99,9 @@ class GPT(nn.Module):
         keys: Tensor | None = None,
         branches: Branches | None = None,
     ) -> Tensor:
-        """(B, T) ids -> (B, T, C) of the last layer, normalised. Positions follow those in the cache, or are the
-        branches'.
+        """(B, T) ids -> (B, T, C), the normalised output of the last block.
+
+        Positions continue those in the cache, or are those of the branches.
         """
         if cache is not None:
             positions = cache.advance(ids.shape[1])
@@ -109,14 +112,11 @@ class GPT(nn.Module):
             rotation = compute_rotation(positions, self.config.head_size, self.config.rope_base)
         else:
             x = x + self.transformer["wpe"](positions)
-        x = dropout(x, self.config.dropout, keys, 0)
-        shared = ForwardContext(rotation, cache, branches, keys)
+        x = self.transformer["drop"](x, keys)
+        context = ForwardContext(rotation, cache, branches, keys)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = (
-                run_checkpointed(block, x, shared)
-                if self.activation_checkpointing and torch.is_grad_enabled()
-                else block(x, shared)
-            )
+            x = run_checkpointed(block, x, context) if recompute else block(x, context)
         return self.transformer["ln_f"](x)
 
     def forward(
@@ -126,10 +126,10 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         keys: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) ids -> (B, T, P) logits, -inf on padded ids; with (B, T) targets -> their summed loss, in nats.
+        """(B, T) ids -> (B, T, P) logits, -inf on padded ids; with (B, T) targets -> their summed loss, (), in nats.
 
-        A sum, not a mean: sums over micro-batches and ranks divided by the count of targets give the exact mean.
-        With `keys`, one (int64) of each sequence, there is dropout; without them there is none, in any mode.
+        The loss is a sum so that sums over micro-batches and ranks, divided by the number of targets, give the exact
+        mean. `keys`, (B,) int64, switch dropout on; without them there is none, also in training mode.
         """
         x = self.features(ids, cache, keys)
         if targets is None:
@@ -144,12 +144,12 @@ class GPT(nn.Module):
     def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) ids -> (B, V) logits of the token after the last, padded ids cut off."""
         last = self.features(ids, cache)[:, -1]
-        likely = linear(last, self.lm_head.weight)[:, : self.config.vocab_size]
-        return likely if self.config.logit_softcap is None else apply_softcap(likely, self.config.logit_softcap)
+        logits = self.lm_head(last)[:, : self.config.vocab_size]
+        return logits if self.config.logit_softcap is None else apply_softcap(logits, self.config.logit_softcap)
 
 
 def run_checkpointed(block: nn.Module, x: Tensor, context: ForwardContext) -> Tensor:
-    """The block's result, of which only the arguments are kept for the backward pass."""
+    """Run a block that keeps only its inputs for the backward pass."""
     result = checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(result, Tensor)
     return result

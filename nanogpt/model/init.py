@@ -1,4 +1,4 @@
-"""Random weights: which distribution each parameter gets, by its name and shape."""
+"""Weight initialisation: the distribution of each parameter follows from its name and shape."""
 
 import math
 
@@ -12,14 +12,14 @@ EMBEDDINGS = ("transformer.wte.weight", "transformer.wpe.weight")
 
 @torch.no_grad()
 def initialize(model: nn.Module, config: ModelConfig, seed: int, width_multiplier: float = 1.0) -> None:
-    """Weights that depend on the config, the seed and the width alone.
+    """Draw weights that depend only on the config, the seed and the width multiplier.
 
     init=gpt2 is nanoGPT's: normal(0, 0.02) for matrices, 0.02 / sqrt(2 * n_layer) for those that write to the residual
     stream (GPT-2 paper, section 2.3), zero biases, unit norms. init=fan_in: embeddings normal(0, 1), matrices uniform
-    with deviation 0.5 / sqrt(inputs), the variance that keeps activations' size. Convolutions begin at zero.
+    with deviation 0.5 / sqrt(inputs), the variance that keeps activations' size. Convolutions start at zero.
 
-    `width` says how many times wider the model is than the one this is for, as muP counts (Yang et al. 2022, table 3):
-    the variance of matrices falls with it and that of an untied head with its square, embeddings stay.
+    muP (Yang et al. 2022, table 3) divides the variance of matrices by the width multiplier and that of an untied head
+    by its square; embeddings stay.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -36,12 +36,12 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int, width_multiplie
 
 
 def uses_gpt2_init(config: ModelConfig) -> bool:
-    """Return whether weights are drawn as GPT-2's, else by the number of their inputs."""
+    """Return True for init=gpt2, False for init=fan_in."""
     return {"gpt2": True, "fan_in": False}[config.init]
 
 
 def compute_std(name: str, inputs: int, config: ModelConfig, width_multiplier: float) -> float:
-    """The standard deviation of a matrix with so many inputs."""
+    """Return the standard deviation of a matrix with `inputs` inputs."""
     gpt2 = uses_gpt2_init(config)
     if name in EMBEDDINGS:
         return 0.02 if gpt2 else 0.5 / math.sqrt(inputs) if config.tie_weights else 1.0

@@ -1,4 +1,4 @@
-"""Keys and values of the positions already seen, so that decoding computes one position at a time; convolutions too.
+"""KV cache: keys, values and convolution inputs of earlier positions, so that decoding computes one at a time.
 
 B batch, T time, S time including the cache, K heads of keys and values, D head size, C channels.
 """
@@ -11,10 +11,9 @@ from nanogpt.config import ModelConfig
 
 
 class KVCache:
-    """Preallocated for every layer: 2 * n_layer tensors of shape (B, K, capacity, D).
+    """Preallocated keys and values of every layer: 2 * n_layer tensors of shape (B, K, capacity, D).
 
-    Texts of several lengths stand in one batch with their ends side by side: `padding`, (B,), says how many places
-    before the beginning of each are empty.
+    Texts of different lengths are padded on the left: `padding`, (B,), counts the empty slots before each.
     """
 
     def __init__(
@@ -23,6 +22,7 @@ class KVCache:
         batch: int,
         device: torch.device,
         dtype: torch.dtype,
+        *,
         capacity: int | None = None,
         padding: Tensor | None = None,
     ) -> None:
@@ -31,17 +31,15 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.conv_inputs: dict[int, Tensor] = {}
-        """The last inputs of each convolution, (B, taps, C)."""
+        """The last inputs of each convolution, (B, taps, C), by its index."""
         self.padding = padding
         self.start = self.length = 0
-        """Places held before this forward pass, and with it."""
+        """Slots filled before this forward pass, and including it."""
         self.mask: Tensor | None = None
-        """(B or 1, 1, T, S), which places each new one may see; None where it is all, or the causal square."""
+        """(B or 1, 1, T, S), True where a new position attends to a slot; None: all slots, or causal attention."""
 
     def advance(self, count: int) -> Tensor:
-        """Make room for T = `count` more places: the model does so once a forward pass. Returns their positions in the
-        text, (T,), or (B, T) with padding.
-        """
+        """Reserve T = `count` slots, once per forward pass. Return their positions, (T,), or (B, T) with padding."""
         self.start, self.length = self.length, self.length + count
         device = self.keys[0].device
         places = torch.arange(self.start, self.length, device=device)
@@ -52,20 +50,20 @@ class KVCache:
         self.mask = (seen <= places[:, None])[None, None]
         if self.padding is None:
             return places
-        # An empty place sees itself: a row that sees nothing would be NaN, and spread through the values.
+        # An empty slot attends to itself: a row of the mask without any True would give NaN.
         text = (seen >= self.padding[:, None])[:, None, None, :] | (seen == places[:, None])
         self.mask = self.mask & text
         return (places - self.padding[:, None]).clamp(min=0)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put in (B, K, T, D) of the new places; returns all so far, (B, K, S, D)."""
+        """Store (B, K, T, D) of the new slots and return all so far, (B, K, S, D)."""
         self.keys[layer][:, :, self.start : self.length] = k
         self.values[layer][:, :, self.start : self.length] = v
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
 
     def prepend_previous(self, x: Tensor, count: int, conv_index: int) -> Tensor:
-        """(B, T, C) of the new places -> (B, count + T, C), after the last `count` inputs of the same convolution."""
-        if self.padding is not None:  # what stands in an empty place isn't there
+        """Return (B, count + T, C): the last `count` inputs of the same convolution, then the new (B, T, C)."""
+        if self.padding is not None:  # empty slots count as zero
             places = torch.arange(self.start, self.length, device=x.device)
             x = x.masked_fill((places < self.padding[:, None])[:, :, None], 0.0)
         before = self.conv_inputs.get(conv_index)

@@ -1,7 +1,7 @@
-"""Cross-entropy of a linear layer's outputs that never holds all of them: the largest tensor of a GPT's training step.
+"""Cross-entropy fused with the output head, so that the logits, the largest tensor of a step, are never all in memory.
 
-The logits are computed a few rows at a time, and where gradients are wanted each chunk becomes its share of them at
-once, so nothing is computed twice (the idea of Wijmans et al. 2024 and of Liger Kernel, Hsu et al. 2024).
+Logits are computed a chunk of rows at a time, and each chunk is turned into its gradient at once, so nothing is
+computed twice (Wijmans et al. 2024; Liger Kernel, Hsu et al. 2024).
 N rows, C channels, P vocabulary with its padding.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from nanogpt.estimates.memory import chunk_rows
 
-IGNORED = -1  # a target that doesn't count
+IGNORED = -1  # targets with this value are left out of the loss
 
 Loss = Callable[[Tensor, Tensor, Tensor | None, Tensor, float | None], Tensor]
 Chunk = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
@@ -32,8 +32,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Summed -log softmax(capped(x weight^T) + bias)[target] in nats, fp32: (N, C), (P, C), (P,), (N,) -> ().
 
-    `bias` is a constant. Rows whose target is IGNORED don't count. Under autocast the products are in its precision.
-    `compiled` is `compute_chunk` in another form, for chunks of one size.
+    `bias` gets no gradient. Under autocast the products are in its precision. `compiled` is a compiled `compute_chunk`,
+    for chunks of one size.
     """
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(x, weight, bias, targets, softcap, compiled)  # pyright: ignore[reportReturnType]
@@ -55,12 +55,12 @@ def compile_loss() -> Loss:
 
 
 def apply_softcap(logits: Tensor, softcap: float) -> Tensor:
-    """Bounded to (-softcap, softcap), as in Gemma 2 (2024)."""
+    """Bound logits to (-softcap, softcap) as in Gemma 2 (2024); fp32."""
     return softcap * torch.tanh(logits.float() / softcap)
 
 
 def compute_logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """(…, C), (P, C), (P,) -> (…, P)."""
+    """Return capped logits plus bias: (…, C), (P, C), (P,) -> (…, P)."""
     if softcap is None:
         return F.linear(x, weight, bias)
     y = apply_softcap(F.linear(x, weight), softcap)
@@ -68,7 +68,7 @@ def compute_logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: floa
 
 
 def rows_per_chunk(weight: Tensor) -> int:
-    """Return the rows of logits computed at a time."""
+    """Return the number of rows whose logits are computed at a time."""
     return chunk_rows(weight.shape[0], gpu=weight.device.type != "cpu")
 
 
@@ -79,7 +79,7 @@ def sum_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def compute_chunk(
     part: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, grad_weight: Tensor, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return a chunk's loss, (), and gradient, (rows, C). Adds the gradient of the head's matrix to `grad_weight`."""
+    """Return a chunk's loss, (), and its gradient, (rows, C); add the gradient of the head's matrix to `grad_weight`."""
     logits = F.linear(part, matrix, bias if bias is None or softcap else bias.to(matrix.dtype)).float()
     slope = None
     if softcap:
@@ -93,7 +93,7 @@ def compute_chunk(
     total = logits.sum(dim=1, keepdim=True)
     loss = (highest + total.log() - own).where(counted, 0.0).sum()
     share = total.reciprocal().where(counted, 0.0)
-    logits.mul_(share)  # becomes the gradient, in its place
+    logits.mul_(share)  # in place, becomes the gradient
     if torch.compiler.is_compiling():  # a comparison fuses with the rest, a scatter doesn't
         logits -= (torch.arange(logits.shape[1], device=logits.device) == chosen).where(counted, False).float()
     else:
@@ -108,7 +108,7 @@ def compute_chunk(
 
 
 def pad_chunk(chunk: Chunk, rows: int) -> Chunk:
-    """Return `chunk` for at most `rows` rows. What is missing is filled up with rows that don't count."""
+    """Return `chunk` for at most `rows` rows: shorter inputs are padded with ignored rows."""
 
     def run_padded(part: Tensor, matrix: Tensor, bias: Any, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         given = len(part)
@@ -122,7 +122,7 @@ def pad_chunk(chunk: Chunk, rows: int) -> Chunk:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Loss and gradients of a unit of it in one pass; backward only scales them."""
+    """Compute the loss and its gradients in one pass; backward only scales them."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021): queries and keys turn with their position, so products see distances.
+"""Rotary position embedding (Su et al. 2021): queries and keys are rotated by angles proportional to their position.
 
 Channel i of a head is paired with channel i + D/2, as in Llama. B batch, T time, H heads, D head size.
 """
@@ -11,7 +11,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def compute_rotation(positions: Tensor, head_size: int, base: float) -> Rotation:
-    """The rotation of (T,) or (B, T) positions: pair i turns by position * base ** (-2 i / D)."""
+    """Return the rotation of (T,) or (B, T) positions: pair i turns by position * base ** (-2 i / D)."""
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
     angles = positions[..., None].float() * base**-exponents  # (…, T, D/2)
     angles = torch.cat([angles, angles], dim=-1)
@@ -19,7 +19,7 @@ def compute_rotation(positions: Tensor, head_size: int, base: float) -> Rotation
 
 
 def apply_rotation(x: Tensor, rotation: Rotation) -> Tensor:
-    """(B, H, T, D) -> (B, H, T, D), every pair of channels turned by its angle."""
+    """Rotate every pair of channels by its angle: (B, H, T, D) -> (B, H, T, D)."""
     cos, sin = (part.to(x.dtype).unsqueeze(-3) for part in rotation)
     first, second = x.chunk(2, dim=3)
     return x * cos + torch.cat([-second, first], dim=3) * sin

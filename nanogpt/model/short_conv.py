@@ -1,4 +1,4 @@
-"""Short causal depthwise convolutions: each channel also sees its own last few positions (So et al. 2021, Primer).
+"""Short causal depthwise convolutions over the last few positions of each channel (So et al. 2021, Primer).
 
 B batch, T time, C channels, K taps.
 """
@@ -15,7 +15,7 @@ PLACES: tuple[ConvPlace, ...] = get_args(ConvPlace)
 
 
 class ShortConv(nn.Module):
-    """x + the sum over k of weight[k - 1] * (x of k positions before). Its weights begin at zero: it does nothing."""
+    """x + the sum over k of weight[k - 1] * (x shifted by k positions). Zero weights, the initial ones, return x."""
 
     def __init__(self, taps: int, channels: int, conv_index: int) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class ShortConv(nn.Module):
 
 
 class NoConv(nn.Module):
-    """Nothing, where a convolution could be."""
+    """Identity with the arguments of ShortConv."""
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         return x
 
 
 def build_conv(config: ModelConfig, place: ConvPlace, channels: int, layer: int) -> nn.Module:
-    """The convolution of a layer at a place, if the model has one there."""
+    """Build the convolution at a place of a layer, or NoConv if the config has none there."""
     if place not in config.conv:
         return NoConv()
     return ShortConv(config.conv_history, channels, layer * len(PLACES) + PLACES.index(place))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nanogpt.config import ModelConfig
-from nanogpt.generation.decode import SamplingParams, generate, next_token_probs, transpose_weights_for_decoding
+from nanogpt.generation.cpu_decode import speed_up_cpu_decoding
+from nanogpt.generation.decode import SamplingParams, generate, next_token_probs
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
 
@@ -112,7 +113,7 @@ def test_the_layout_for_decoding_changes_nothing_but_speed(model: GPT) -> None:
     ids = torch.randint(60, (1, 16))
     with torch.inference_mode():
         before = model(ids)
-        transpose_weights_for_decoding(model, 1)
+        speed_up_cpu_decoding(model, 1)
         assert torch.allclose(model(ids), before, atol=5e-5)
     weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert any(not weight.is_contiguous() for weight in weights)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
 from nanogpt.model.attention import compute_causal_weights
-from nanogpt.model.dropout import dropout, random_bits
+from nanogpt.model.dropout import Dropout, dropout, random_bits
 from nanogpt.model.gpt import GPT
 
 KEYS = torch.randint(-(2**62), 2**62, (400,), generator=torch.Generator().manual_seed(1))
@@ -65,6 +65,17 @@ def test_a_model_with_keys_in_any_batch() -> None:
     assert torch.allclose(together, alone, atol=1e-4)
     assert not torch.allclose(together, model(x, y))
     assert torch.equal(model(x, y), model.eval()(x, y))
+
+
+def test_places_are_those_of_earlier_runs() -> None:
+    """0 after the embedding; in layer l 3l + 1 on attention weights, 3l + 2 after attention, 3l + 3 after the MLP."""
+    model = GPT(ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=11, dropout=0.2))
+    found = {name: module.place for name, module in model.named_modules() if isinstance(module, Dropout)}
+    expected = {"transformer.drop": 0}
+    for layer in range(3):
+        for k, name in enumerate(("attn.attn_dropout", "attn.resid_dropout", "mlp.dropout"), 1):
+            expected[f"transformer.h.{layer}.{name}"] = 3 * layer + k
+    assert found == expected
 
 
 def test_attention_weights_are_those_of_the_fused_kernel() -> None:
