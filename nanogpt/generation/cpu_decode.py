@@ -17,7 +17,8 @@ class DecodingLinear(nn.Linear):
     """nn.Linear that shares the parameters of another, faster for the few rows of decoding on a CPU."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        has_bias = linear.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
+        super().__init__(linear.in_features, linear.out_features, has_bias, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, input: Tensor) -> Tensor:
