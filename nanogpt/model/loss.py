@@ -79,7 +79,7 @@ def sum_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def compute_chunk(
     part: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, grad_weight: Tensor, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return a chunk's loss, (), and its gradient, (rows, C); add that of the head's matrix to `grad_weight`."""
+    """Return a chunk's loss, (), and gradient, (rows, C); add that of the head's matrix to `grad_weight`."""
     logits = F.linear(part, matrix, bias if bias is None or softcap else bias.to(matrix.dtype)).float()
     slope = None
     if softcap:
