@@ -130,7 +130,7 @@ def about(name: str, file: str) -> str:
 def chapter(heading: str, kind: Kind, prefix: str, told: set[Kind], training: set[Kind], chosen: dict[str, Any]) -> str:
     """A class: its own keys, then each of its sections that wasn't told of yet, one level below."""
     told.add(kind)
-    base = inherited(kind)
+    base = find_base(kind)
     old = {*(base.model_fields if base else ()), *UNTOLD}
     mine = [(name, field) for name, field in kind.model_fields.items() if name not in old]
     more = f" All of {link(headings(base))}{', and:' if mine else '.'}" if base else ""
@@ -168,7 +168,7 @@ def keys_table(keys: list[tuple[str, FieldInfo]], training: bool, chosen: dict[s
     rows: list[list[str]] = []
     for key, field in keys:
         default = plain(field.default)
-        row = [f"`{key}`", cell(taken(field)), f"`{default}`" if default else "empty"]
+        row = [f"`{key}`", cell(describe_values(field)), f"`{default}`" if default else "empty"]
         if chosen:
             value = plain(chosen[key])
             row.append("" if chosen[key] == field.default else f"`{value}`")
@@ -177,7 +177,7 @@ def keys_table(keys: list[tuple[str, FieldInfo]], training: bool, chosen: dict[s
     return table(names, rows)
 
 
-def taken(field: FieldInfo) -> str:
+def describe_values(field: FieldInfo) -> str:
     """What a key takes, without bounds that only keep numbers within 64 bits."""
     return re.sub(rf"in \[(\d+), ({2**53}\]|{2**63}\))", r"of \1 or more", schema.describe_allowed(field))
 
@@ -188,7 +188,7 @@ def table(names: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def inherited(kind: Kind) -> Kind | None:
+def find_base(kind: Kind) -> Kind | None:
     """The class whose chapter tells the rest of the keys: of commands and launchers, not of sections."""
     known = {*SHARED, *(one for _, one in COMMANDS.values())}
     return next((base for base in kind.__mro__[1:] if base in known), None)

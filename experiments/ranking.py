@@ -258,11 +258,11 @@ def describe_unusual(found: Sequence[SeedGroup], varied: Sequence[VariedKey]) ->
     """Return a function that names the values in which a group differs from most: `conv=[] lr=0.01`, or `as most`."""
     usual = {axis: Counter(format_value(axis.value(one)) for one in found).most_common(1)[0][0] for axis in varied}
 
-    def told(setting: SeedGroup) -> str:
+    def describe(setting: SeedGroup) -> str:
         odd = [axis for axis in varied if format_value(axis.value(setting)) != usual[axis]]
         return " ".join(f"{short_name(axis, varied)}={format_brief(axis.value(setting))}" for axis in odd) or "as most"
 
-    return told
+    return describe
 
 
 def group_name(setting: SeedGroup, varied: Sequence[VariedKey]) -> str:

@@ -14,7 +14,7 @@ from nanogpt.config import Against, Metric, TrainConfig
 from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.loss_check import Trouble, find_trouble
-from nanogpt.measurement import Measurement, measured_at, read_history, requested
+from nanogpt.measurement import Measurement, measured_at, read_history, requested_measurement
 from nanogpt.metrics_file import Row, as_count, read_rows_and_skipped
 from nanogpt.run_directory import RunDirectory
 from nanogpt.schema import signature
@@ -141,7 +141,11 @@ def find_missing_points(results: Sequence[RunResult], folders: Sequence[Path]) -
     never = find_never_started([(result.path, result.config, result.starts) for result in whole], there)
     why = "never started"
     return [
-        RunResult(replace(read_run_progress(path), state="missing", why=why), config, measurement=requested(config))
+        RunResult(
+            replace(read_run_progress(path), state="missing", why=why),
+            config,
+            measurement=requested_measurement(config),
+        )
         for path, config in never
     ]
 
@@ -151,7 +155,7 @@ def read_result(progress: Progress) -> RunResult:
     path, run = progress.path, RunDirectory(progress.path)
     if not (path / "config.json").exists() and progress.point and progress.point.submission:
         config = progress.point.submission.config(progress.point.index)
-        return RunResult(progress, config, measurement=requested(config))
+        return RunResult(progress, config, measurement=requested_measurement(config))
     config = run.config()
     rows, bad = sort_rows(*read_rows_and_skipped(path / "metrics.jsonl"), "tokens")
     timing, bad_times = sort_rows(*read_rows_and_skipped(path / "timing.jsonl"), "tokens_per_second")

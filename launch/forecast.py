@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from launch.resources import visible_gpus
-from launch.speeds import DeviceKind, Speed, Workload, predict_speed, read_speeds, without_label
+from launch.speeds import DeviceKind, PointWorkload, Speed, predict_speed, read_speeds, without_label
 from launch.study import PlannedRun
 from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, auto_micro_batch_sizes, divisors
 from nanogpt.console import format_count, format_duration
@@ -35,7 +35,7 @@ class RemainingWork:
     """Work left to do for one point."""
 
     run: Path
-    work: Workload
+    work: PointWorkload
     tokens: int
 
 
@@ -85,7 +85,7 @@ def find_remaining_work(
     runs: Sequence[PlannedRun], gpu: Gpu | None, sizes: VocabularySizes, gpus_here: bool
 ) -> list[RemainingWork]:
     """Return each point's work and the tokens it has yet to train on. Raise BadData, OSError."""
-    works: dict[tuple[object, ...], Workload] = {}
+    works: dict[tuple[object, ...], PointWorkload] = {}
     points: list[RemainingWork] = []
     for planned in runs:
         run, config = planned.path, planned.config
@@ -100,14 +100,14 @@ def find_remaining_work(
     return points
 
 
-def build_workload(config: TrainConfig, vocab_size: int, gpu: Gpu | None, gpus_here: bool) -> Workload:
+def build_workload(config: TrainConfig, vocab_size: int, gpu: Gpu | None, gpus_here: bool) -> PointWorkload:
     """Return what `config` gives each rank to do."""
     hardware = config.hardware
     ranks_per_node = hardware.devices or 1
     ranks = (hardware.nodes or 1) * ranks_per_node
     device = predict_device(hardware, gpu, gpus_here)
     gpu = gpu if device == "cuda" else None
-    return Workload(
+    return PointWorkload(
         model=without_label(config.model, vocab_size),
         rule=config.optimizer.name,
         device=device,
@@ -138,7 +138,9 @@ def predict_precision(hardware: HardwareConfig, device: DeviceKind, gpu: Gpu | N
     return "fp32" if device != "cuda" else GPU_SPECS[gpu].precision if gpu else "bf16"
 
 
-def time_lines(points: list[RemainingWork], speeds: dict[Workload, Speed | None], at_once: int | None) -> Iterator[str]:
+def time_lines(
+    points: list[RemainingWork], speeds: dict[PointWorkload, Speed | None], at_once: int | None
+) -> Iterator[str]:
     """Yield the time of one point and of all whose speed is known, and how many are unknown."""
     known = [(point, speed) for point in points if (speed := speeds[point.work])]
     if known:
@@ -213,7 +215,7 @@ def memory_lines(points: list[RemainingWork], at_once: int | None, here: bool) -
             yield f"memory  about {size} of the {format_bytes(there)} {words}; fits{crowd}"
 
 
-def device_memory(work: Workload, here: bool) -> tuple[int | None, str]:
+def device_memory(work: PointWorkload, here: bool) -> tuple[int | None, str]:
     """Return the memory of the GPU or of this machine in bytes and whose it is; or None and the reason."""
     if work.gpu:
         return GPU_SPECS[work.gpu].memory, f"of {work.gpu}"
@@ -227,7 +229,7 @@ def device_memory(work: Workload, here: bool) -> tuple[int | None, str]:
         return None, "what this machine has can't be told"
 
 
-def compute_memory(work: Workload, sequences: int) -> int:
+def compute_memory(work: PointWorkload, sequences: int) -> int:
     """Return the bytes of a GPU, or of a machine whose ranks share its memory, with micro-batches of `sequences`."""
     gpu = work.device != "cpu"
     one = estimate_training_memory(work.model, work.precision, sequences, gpu, work.rule, work.recompute, work.shards)
@@ -237,7 +239,7 @@ def compute_memory(work: Workload, sequences: int) -> int:
 
 
 @cache
-def peak_memory(work: Workload, there: int | None = None, micro: int | None = None) -> int:
+def peak_memory(work: PointWorkload, there: int | None = None, micro: int | None = None) -> int:
     """Return the bytes of a GPU, or of a machine whose ranks share its memory. An automatic micro-batch is the largest
     that fits, or 1.
     """

@@ -8,7 +8,7 @@ from nanogpt.comparability import IN_BITS, compare_measurements
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import say
 from nanogpt.errors import BadInput, one_line
-from nanogpt.measurement import Measurement, measured_at, planned, read_history, requested
+from nanogpt.measurement import Measurement, measured_at, planned_measurement, read_history, requested_measurement
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory
 
@@ -44,7 +44,7 @@ def choose_metric(configs: Sequence[TrainConfig], asked: Metric, sweeper: str) -
 def measure_plans(configs: Sequence[TrainConfig]) -> list[Measurement]:
     """Return what the points will be measured on. If all leave the precision to the device, it is the same for all."""
     left_open = {(one.hardware.precision, one.hardware.device) for one in configs}
-    return [requested(one) if len(left_open) == 1 else planned(one) for one in configs]
+    return [requested_measurement(one) if len(left_open) == 1 else planned_measurement(one) for one in configs]
 
 
 def check_comparable(runs: Sequence[PlannedRun], metric: Metric) -> None:

@@ -27,7 +27,7 @@ Vocabulary = Callable[[DataConfig], int]
 
 
 @dataclass(frozen=True)
-class Workload:
+class PointWorkload:
     """Everything that the speed and memory of a training depend on."""
 
     model: ModelConfig
@@ -88,7 +88,7 @@ def without_label(model: ModelConfig, vocab_size: int) -> ModelConfig:
     return model.with_vocab(vocab_size).model_copy(update={"name": "custom"})
 
 
-def predict_speed(work: Workload, runs: list[MeasuredRun]) -> Speed | None:
+def predict_speed(work: PointWorkload, runs: list[MeasuredRun]) -> Speed | None:
     """Return the speed of the first of `runs` with the same work; else that of the run with the nearest model, scaled
     by FLOPs per token; else a share of the GPU's peak; None if nothing is known.
     """
@@ -108,7 +108,7 @@ def predict_speed(work: Workload, runs: list[MeasuredRun]) -> Speed | None:
     return None
 
 
-def same_device(run: MeasuredRun, work: Workload) -> bool:
+def same_device(run: MeasuredRun, work: PointWorkload) -> bool:
     """Return whether a run used equal devices in the same way. bf16 and fp16 count as equally fast."""
     return (
         run.device == work.device

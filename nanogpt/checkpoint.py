@@ -93,7 +93,7 @@ class Checkpoints:
         Until the final rename the older checkpoints are all there is, and none of them is touched before it. Raises
         BadEnvironment when it can't be written; what was there is then intact.
         """
-        final, partial, old = self.path(step), self.hidden("tmp", step), self.hidden("old", step)
+        final, partial, old = self.path(step), self.hidden_path("tmp", step), self.hidden_path("old", step)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             refuse_full_disk(self.folder, sum(t.nbytes for part in tensors.values() for t in part.values()))
@@ -111,7 +111,7 @@ class Checkpoints:
         self.prune()
         return final
 
-    def hidden(self, kind: str, step: int) -> Path:
+    def hidden_path(self, kind: str, step: int) -> Path:
         """Where a checkpoint is that isn't one yet, or any more."""
         return self.folder / f".{kind}-{step_name(step)}"
 
@@ -121,7 +121,7 @@ class Checkpoints:
         kept = {*steps[-self.keep :], self.best_step()}
         for step in steps:
             if step not in kept and (self.keep_every is None or step % self.keep_every):
-                doomed = self.hidden("del", step)
+                doomed = self.hidden_path("del", step)
                 with suppress(OSError):  # it stays, and the next save tries again
                     os.replace(self.path(step), doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
@@ -196,9 +196,9 @@ class Checkpoints:
         """Move the checkpoints above a step, found bad, out of the way; nothing is deleted."""
         for step in self.steps():
             if step > after:
-                aside, number = self.hidden("bad", step), 2
+                aside, number = self.hidden_path("bad", step), 2
                 while aside.exists():
-                    aside, number = self.hidden("bad", step).with_suffix(f".{number}"), number + 1
+                    aside, number = self.hidden_path("bad", step).with_suffix(f".{number}"), number + 1
                 os.replace(self.path(step), aside)
 
 
@@ -222,14 +222,14 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], st
     }
     write(folder / "state.json", state)
     files["state.json"] = {"bytes": len(state.encode()), "sha256": hashlib.sha256(state.encode()).hexdigest()}
-    write(folder / "manifest.json", sealed({"format": FORMAT, "step": step, "files": files}))
+    write(folder / "manifest.json", seal_manifest({"format": FORMAT, "step": step, "files": files}))
     for name, entry in files.items():
         if (folder / name).stat().st_size != entry["bytes"]:
             raise OSError(errno.EIO, f"{name} has another size than was written")
     fsync(folder)
 
 
-def sealed(manifest: dict[str, Any]) -> str:
+def seal_manifest(manifest: dict[str, Any]) -> str:
     """A manifest as text, with its own digest: a flipped bit in it must not look like another format."""
     return json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1) + "\n"
 

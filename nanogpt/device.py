@@ -190,15 +190,15 @@ def attention_used(wanted: Attention, compute: Compute, model: ModelConfig, sect
         raise BadEnvironment(f"{section}attention={wanted}: {what}; allowed: {allowed}")
     if model.dropout:
         return "open"
-    return chosen(compute.attention, compute, model) if known else "torch's"
+    return find_default_kernel(compute.attention, compute, model) if known else "torch's"
 
 
 def works(name: Attention, compute: Compute, model: ModelConfig) -> bool:
     """Whether a kernel that is tried first is also taken."""
-    return chosen(kernel_order(name, compute.device), compute, model) == name
+    return find_default_kernel(kernel_order(name, compute.device), compute, model) == name
 
 
-def chosen(order: tuple[Attention, ...], compute: Compute, model: ModelConfig) -> str:
+def find_default_kernel(order: tuple[Attention, ...], compute: Compute, model: ModelConfig) -> str:
     """What torch would take for a causal square, with gradients."""
     dtype = DTYPES.get(compute.precision, torch.float32)
     shape = (1, model.n_head, model.block_size, model.head_size)

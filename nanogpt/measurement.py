@@ -66,7 +66,7 @@ def spec_digest(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
-def requested(config: TrainConfig) -> Measurement:
+def requested_measurement(config: TrainConfig) -> Measurement:
     """Return what the config of a run says about its measurement."""
     data = signature_fields(config.data)
     for key in ("order", "tokenizer", "vocab_size"):
@@ -84,9 +84,9 @@ def requested(config: TrainConfig) -> Measurement:
     )
 
 
-def planned(config: TrainConfig) -> Measurement:
+def planned_measurement(config: TrainConfig) -> Measurement:
     """Return what a point that is not trained yet will be measured on, as far as its config says."""
-    asked, hardware = requested(config), config.hardware
+    asked, hardware = requested_measurement(config), config.hardware
     if hardware.precision != "auto":
         return asked
     return replace(asked, precision="fp32" if hardware.device == "cpu" else f"auto on {hardware.device}")
@@ -100,7 +100,7 @@ def read_history(
     `starts` are those of provenance.json in `folder`. Earlier versions recorded the fingerprint of the data and the
     precision; the tokenizer is that of the run directory.
     """
-    base = replace(requested(config), **read_tokenizer(folder))
+    base = replace(requested_measurement(config), **read_tokenizer(folder))
     history: list[tuple[int, Measurement]] = []
     trained: list[str] = []
     for number, start in enumerate(starts):

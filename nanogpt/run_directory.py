@@ -193,7 +193,7 @@ def newest_step(path: Path) -> int:
 
 
 @contextmanager
-def opened(config: TrainConfig) -> Generator[RunDirectory, None, None]:
+def open_run(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint, BadInput."""
     from nanogpt import forking  # torch: not for those who only read about runs
 

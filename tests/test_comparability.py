@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt.comparability import agree_in_nats, best_step, compare_measurements, group_results, partition
-from nanogpt.measurement import Measurement, measured_at, read_history, requested
+from nanogpt.measurement import Measurement, measured_at, read_history, requested_measurement
 from tests.experiments.fake_runs import made_config
 
 CHAR = Measurement(
@@ -104,7 +104,7 @@ def test_a_run_that_changed_its_precision_is_of_its_own_kind(tmp_path: Path) -> 
     assert [measured_at(history, step).precision for step in (0, 10, 11)] == ["fp32", "fp32", "fp32 then bf16"]
     nothing_trained = [starts[0], starts[1] | {"from_step": 0, "evaluated": -1}]
     assert read_history(config, nothing_trained, tmp_path)[-1][1].precision == "bf16"
-    assert read_history(config, [], tmp_path) == [(-1, requested(config))]
+    assert read_history(config, [], tmp_path) == [(-1, requested_measurement(config))]
 
 
 def test_nonsense_counts_as_not_recorded(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_what_an_older_gpu_lacks_is_named(
     def choose(order: tuple[str, ...], *_: object) -> str:
         return "efficient" if order[:1] == ("efficient",) else "math"
 
-    monkeypatch.setattr("nanogpt.device.chosen", choose)
+    monkeypatch.setattr("nanogpt.device.find_default_kernel", choose)
     with pytest.raises(BadEnvironment, match=words):
         if hardware.fp8:
             refuse_fp8(gpu, "hardware.")

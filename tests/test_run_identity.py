@@ -19,7 +19,7 @@ from nanogpt.data.content import CACHE_FILE
 from nanogpt.data.folders import SOURCE_FILE, find_dataset_folder, folder_by_path, resolve_source
 from nanogpt.data.prepare import prepare, prepare_if_small
 from nanogpt.errors import BadCheckpoint, BadData
-from nanogpt.run_directory import locate, opened
+from nanogpt.run_directory import locate, open_run
 from nanogpt.run_identity import resolve
 from nanogpt.schema import signature
 from nanogpt.training.related_runs import find_related_run
@@ -120,7 +120,7 @@ def test_a_run_of_the_first_release_is_found_from_another_path(
     other = config(**{"data.source": "copy.txt"})
     assert locate(other) == old and locate(config(**{"data.source": "copy.txt", "optimizer.lr": 1e-3})) != old
     assert [one.path for one in plan_runs(old.parent, [Point(other, {})])] == [old]
-    with opened(other) as run:
+    with open_run(other) as run:
         assert run.path == old and any(one.startswith("data.source:") for one in run.changes)
         (old / "config.json").write_text(schema.to_json(resolve(other)))  # as the start that continues it does
     assert locate(other) == locate(config()) == locate(config(**{"data.source": str(copy)})) == old
@@ -158,7 +158,7 @@ def test_a_run_of_the_first_release_with_weights_is_found(config: Build, tmp_pat
     old = make_run(built, signature(built))
     shutil.move(prepare(built.data).folder, folder_by_path(built.data))
     assert locate(built) == old
-    with opened(resolve(built)) as run:
+    with open_run(resolve(built)) as run:
         assert run.path == old and run.changes == []
 
 

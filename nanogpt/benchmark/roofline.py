@@ -136,12 +136,12 @@ def time_fastest(compute: Compute, work: Callable[[], object]) -> float:
     """Seconds of the fastest of several times, after one to warm up."""
     synchronize = choose_synchronize(compute.device)
 
-    def waited() -> None:
+    def run_once() -> None:
         work()
         synchronize()
 
-    waited()
+    run_once()
     durations: list[float] = []
     while len(durations) < LEAST or sum(durations) < SECONDS:
-        durations.append(time_call(waited))
+        durations.append(time_call(run_once))
     return min(durations)

@@ -64,13 +64,13 @@ def measure_generation(workload: Workload, compute: Compute) -> Timing:
     model, draw = make(workload, compute, prompts)
     synchronize = choose_synchronize(compute.device)
 
-    def drawn(count: int) -> None:
+    def draw_and_wait(count: int) -> None:
         draw(count)
         synchronize()
 
-    drawn(WARM_UP_TOKENS)
-    first = time_call(lambda: drawn(1))
-    return build_timing([time_call(lambda: drawn(workload.config.bench.new_tokens))], first, model, compute)
+    draw_and_wait(WARM_UP_TOKENS)
+    first = time_call(lambda: draw_and_wait(1))
+    return build_timing([time_call(lambda: draw_and_wait(workload.config.bench.new_tokens))], first, model, compute)
 
 
 def build_timing(seconds: list[float], first: float, model: nn.Module, compute: Compute) -> Timing:

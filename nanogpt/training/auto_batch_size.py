@@ -116,11 +116,11 @@ def find_largest_by_estimate(
     if not there or not sizes:
         return max(sizes, default=None)
 
-    def needed(sequences: int) -> int:
+    def estimate_bytes(sequences: int) -> int:
         memory = estimate_memory(config, model, compute.precision, sequences, gpu, world)
         return memory.total if gpu else memory.host_bytes(world) - world * memory.process  # these run already
 
-    return largest_micro_batch(sizes, there, needed)
+    return largest_micro_batch(sizes, there, estimate_bytes)
 
 
 def find_largest_by_trial(
@@ -136,7 +136,7 @@ def find_largest_by_trial(
     free_memory(compute)
     state = try_build_state(config, model, compute)
 
-    def failed(sequences: int, forward: nn.Module | None) -> int:
+    def fails(sequences: int, forward: nn.Module | None) -> int:
         return group.all_reduce_max(
             int(state is None or forward is None or not fits_in_memory(config, state, sequences, forward))
         )
@@ -144,12 +144,12 @@ def find_largest_by_trial(
     low, high = 0, len(sizes)
     while low < high:
         middle = (low + high) // 2
-        if failed(sizes[middle], state and state.model):
+        if fails(sizes[middle], state and state.model):
             high = middle
         else:
             low = middle + 1
     if is_compiled(config.hardware, compute):
-        while low and failed(sizes[low - 1], state and state.forward):
+        while low and fails(sizes[low - 1], state and state.forward):
             low -= 1
     state = None
     free_memory(compute)

@@ -30,7 +30,7 @@ from nanogpt.gpus import Facts, choose_gpu, describe_self
 from nanogpt.interop.load_weights import load_initial_weights
 from nanogpt.measurement import KEY
 from nanogpt.provenance import code_digest, collect_provenance
-from nanogpt.run_directory import RunDirectory, opened
+from nanogpt.run_directory import RunDirectory, open_run
 from nanogpt.tracking.trackers import check_trackers
 from nanogpt.training.auto_batch_size import (
     DidNotFit,
@@ -238,7 +238,7 @@ def open_on_all_ranks(
         mine: list[RunDirectory] = []
 
         def enter() -> str:
-            mine.append(stack.enter_context(opened(config)))
+            mine.append(stack.enter_context(open_run(config)))
             return str(mine[0].path)
 
         yield Path(group.broadcast_from_rank0(enter)), mine[0] if mine else None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanogpt.checkpoint import sealed, verify
+from nanogpt.checkpoint import seal_manifest, verify
 from nanogpt.data.dataset import open_prepared
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
 from nanogpt.interop.load_model import load_run_model
@@ -73,7 +73,7 @@ def reseal(folder: Path) -> None:
     for name, entry in manifest["files"].items():
         content = (folder / name).read_bytes()
         entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(sealed({key: manifest[key] for key in ("format", "step", "files")}))
+    (folder / "manifest.json").write_text(seal_manifest({key: manifest[key] for key in ("format", "step", "files")}))
 
 
 def tensors(header: object, body: bytes = b"", length: int | None = None) -> bytes:

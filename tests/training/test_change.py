@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from nanogpt import schema
-from nanogpt.checkpoint import sealed
+from nanogpt.checkpoint import seal_manifest
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
 from nanogpt.run_directory import RunDirectory, accepted_changes, locate
@@ -215,7 +215,7 @@ def test_f39_a_later_version_wrote_it(config: Build) -> None:
     train(config())
     manifest = locate(config()) / "checkpoints/step-00000020/manifest.json"
     content = json.loads(manifest.read_text())
-    manifest.write_text(sealed({"format": 7, "step": 20, "files": content["files"]}))
+    manifest.write_text(seal_manifest({"format": 7, "step": 20, "files": content["files"]}))
     with pytest.raises(BadCheckpoint, match="written by format 7, this program reads up to 2; update it"):
         train(config())
     assert manifest.exists()

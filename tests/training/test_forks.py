@@ -12,7 +12,7 @@ from cli.compose import Point
 from launch.study import plan_runs
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput
-from nanogpt.run_directory import RunDirectory, locate, opened
+from nanogpt.run_directory import RunDirectory, locate, open_run
 from nanogpt.tracking.origin import FILE, read_origin, update_origin
 from nanogpt.tracking.run_metadata import make_run_metadata
 from nanogpt.training.run import train
@@ -112,7 +112,7 @@ def test_points_of_a_sweep_fork_a_run_that_is_given_by_its_name(config: Build) -
     members = plan_runs(parent.parent / "study", points)
     for member in members:
         assert locate(member.config) == member.path
-        with opened(member.config) as run:
+        with open_run(member.config) as run:
             assert run.new_fork and run.checkpoints.steps() == [10]
 
 
