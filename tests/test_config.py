@@ -1,6 +1,8 @@
 """The typed config: identity, derived values, cross-field checks."""
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -8,6 +10,7 @@ from pydantic import ValidationError
 from nanogpt.config import (
     BenchConfig,
     EvaluateConfig,
+    ModelConfig,
     PrepareConfig,
     SampleConfig,
     ScalingConfig,
@@ -138,3 +141,16 @@ def test_impossible_combinations(config: Build, changes: dict[str, object], mess
     with pytest.raises(BadInput) as error:
         config(**changes)
     assert message in str(error.value)
+
+
+def test_every_key_of_the_network_is_read_by_code() -> None:
+    """A key that nothing reads would be accepted and change nothing."""
+    root = Path(__file__).parents[1] / "nanogpt"
+    sources = [root / "config" / "model.py", *(root / "model").glob("*.py"), *(root / "training").glob("*.py")]
+    read = {
+        node.attr
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    assert ModelConfig.model_fields.keys() - {"name"} <= read  # name: a label
