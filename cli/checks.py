@@ -22,7 +22,7 @@ BY_HYDRA = ("overrides", "runtime", "job")  # parts of Hydra's own configuration
 
 
 def check_typed_value(kind: type[ConfigModel], one: Value) -> None:
-    """Raise BadInput for a number that is read as another one, and for a number or a boolean where text is needed."""
+    """Raise BadInput for a number that no float can hold, and for a number or boolean where text is needed."""
     if not isinstance(one.value, bool | int | float):
         return
     text = one.text.strip()

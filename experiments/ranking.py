@@ -226,11 +226,11 @@ def sort_groups(found: Iterable[SeedGroup], metric: Metric) -> tuple[list[SeedGr
     come after all without: the mean of the other seeds flatters them.
     """
 
-    def order(setting: SeedGroup) -> tuple[bool, bool, bool, float]:
+    def sort_key(setting: SeedGroup) -> tuple[bool, bool, bool, float]:
         loss = setting.loss(metric)
         return loss is None, setting.useless, setting.diverged, loss.mean if loss else 0.0
 
-    everything = sorted(found, key=order)
+    everything = sorted(found, key=sort_key)
     return [s for s in everything if s.finished], [s for s in everything if not s.finished]
 
 

@@ -31,7 +31,7 @@ def describe_self(device: str, place: RankEnv) -> Facts:
 
 
 def list_gpus(device: str) -> list[str]:
-    """Return the identity of each GPU that `device`, as a config has it, leaves to choose from."""
+    """Return the identities of the GPUs that the config value `device` allows."""
     if not (device == "auto" or device.startswith("cuda")) or not torch.cuda.is_available():
         return []
     try:

@@ -1,8 +1,8 @@
 """metrics.jsonl: one JSON object a line, the only source for plots and reports.
 
-Training rows: step, tokens, loss, lr, grad_norm. Evaluation rows: step, tokens, val_loss, val_bpb, train_loss, and of
-training.eval_tasks e.g. hellaswag_acc. Nothing in it depends on the clock, so a resumed run writes the same bytes as an
-undisturbed one; speeds go to timing.jsonl.
+Training rows: step, tokens, epoch, loss, lr, grad_norm, and spikes and skipped where there are any. Evaluation rows:
+step, tokens, val_loss, val_bpb, train_loss, and for training.eval_tasks e.g. hellaswag_acc. Nothing in it depends on
+the clock, so a resumed run writes the same bytes as an uninterrupted one; speeds go to timing.jsonl.
 """
 
 import hashlib

@@ -261,7 +261,7 @@ def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
 
 
 def write_owner(path: Path) -> None:
-    """Who holds the lock, in the lock file: for the message of those who come too late."""
+    """Write host, process and job into the lock file of a run folder, for the messages of other processes."""
     facts = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
     with open(path / ".lock", "w", opener=open_no_link) as file:
         file.write(json.dumps(facts | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")

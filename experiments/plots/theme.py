@@ -106,7 +106,7 @@ def style_axes(axes: Axes, theme: Theme, title: str = "", x: str = "", y: str = 
 
 
 def set_ticks(axis: Ruler, values: Sequence[float], write: Callable[[float], str]) -> None:
-    """Set readable ticks, logarithmic if the values spread far."""
+    """Set readable ticks; switch the axis to a logarithmic scale if the values spread far."""
     positive = [value for value in values if value > 0]
     if positive and len(positive) == len(values) and max(positive) / min(positive) >= WIDE:
         scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale

@@ -110,12 +110,12 @@ def read_prompts(config: SampleConfig) -> list[str]:
         raise BadInput(f"prompts={one_line(config.prompts)}: no prompt in it")
     return (
         [parse_prompt(line, config.prompts, n) for n, line in enumerate(lines, 1)]
-        if is_table(config.prompts)
+        if is_json_lines(config.prompts)
         else lines
     )
 
 
-def is_table(path: str) -> bool:
+def is_json_lines(path: str) -> bool:
     return path.endswith(".jsonl")
 
 

@@ -116,7 +116,7 @@ def describe_phases(found: Measurements) -> list[Judgement]:
 
 
 def check_kernels(config: DoctorConfig) -> list[Judgement]:
-    """Name the costliest kernels of a step of gpt2."""
+    """Profile a training step of gpt2 and list its costliest kernels; fail if no kernel was recorded."""
     bench, compute = prepare(config, "gpt2")
     workload = Workload(program=OURS, what="training", batch=bench.micro_batch_size(), config=bench)
     _, step = build_trainer(workload, compute, random_batches(workload, compute.device))

@@ -91,9 +91,9 @@ def plain_name(name: str) -> str:
 
 
 def match_tensors(stored: Mapping[str, StoredTensor], layout: Layout, where: str) -> dict[str, str]:
-    """Return plain name -> name in the file, of every tensor.
+    """Map each tensor's name without prefixes to its name in the file.
 
-    A tied head and buffers may be there; their contents are checked when they are read. Raises BadCheckpoint naming the
+    A tied head and buffers are optional; their contents are checked when they are read. Raises BadCheckpoint naming the
     tensors that are doubled, unknown, missing, of another shape than config.json says or of a quantised type.
     """
     names: dict[str, str] = {}

@@ -50,7 +50,7 @@ class ParamGroupSpec:
 def build_groups(model: Network, config: OptimizerConfig, width_multiplier: float = 1.0) -> list[Group]:
     """Put parameters with the same spec together, in the order of the model.
 
-    `width` says how many times wider the model is than the one these rates are for (muP).
+    `width_multiplier`: the model's width divided by the width that the rates are for (muP).
     """
     groups: dict[ParamGroupSpec, Group] = {}
     for name, parameter in model.named_parameters():

@@ -27,7 +27,7 @@ POLL_SECONDS = 0.01  # seconds between looks at a save that is waited for
 
 @dataclass
 class Loop:
-    """One start of a run, seen from one rank. Only the leader has a record, which also saves."""
+    """The training loop of one start of a run. Only rank 0 has a logger, which also saves checkpoints."""
 
     config: TrainConfig
     state: TrainState

@@ -26,7 +26,7 @@ def no_phase_timer(_: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a step found out, the same on every rank but for `parts`."""
+    """Metrics of one step; all but `micro_losses` are equal on every rank."""
 
     loss: float
     """Mean over all tokens of the step, nats per token, before the update."""
@@ -69,8 +69,9 @@ def read_metrics(steps: Sequence[PendingStep]) -> list[StepMetrics]:
 
 
 def to_metrics(one: PendingStep, loss: float, norm: float) -> StepMetrics:
-    """A step of fp16 whose gradient overflows is left out by the scaler, which then halves its scale; at a scale of 1
-    it isn't the scale that overflows. A loss that isn't finite is never right.
+    """Return the metrics of a step from its loss and gradient norm as Python numbers.
+
+    A non-finite gradient is tolerated only under fp16 loss scaling (scale > 1); a non-finite loss never is.
     """
     finite = math.isfinite(loss) and (math.isfinite(norm) or one.scale > 1)
     return StepMetrics(loss, norm, one.lr, finite, one.micro_losses)
