@@ -175,7 +175,7 @@ def test_a_failing_point_does_not_take_the_others_along(lab: Lab) -> None:
     }, output + describe(points)
     assert code == 3 and "model.vocab_size=20: the data needs at least" in output
     code, output = lab.do(*words)
-    assert code == 3 and "0 to submit (2 failed, 2 finished)" in output and "launch retry" in output
+    assert code == 3 and "0 to submit (2 failed, 2 finished)" in output and "nanogpt retry" in output
     code, output = lab.do("launch", "retry", "mixed", "hydra.launcher.timeout_min=7")
     assert code == 0 and "2 points sent" in output
     numbers = {name: point.submission.number for name, point in lab.points("mixed").items() if point.submission}

@@ -52,7 +52,7 @@ def test_runs_of_the_first_release_continue_to_the_same_bytes(release: Path, tmp
         write_corpus(folder / "in.txt")
     for words in (["name=one"], ["name=two", "hardware.precision=bf16"], STUDY):
         train_earlier(release, whole, *words, "data.source=in.txt")
-        train_earlier(release, half, *words, "data.source=in.txt", "stop_at_fraction=0.5")
+        train_earlier(release, half, *words, "data.source=in.txt", "pause_at=0.5")
     train_earlier(release, half, *STUDY[:2], "optimizer.lr=1e-3", "data.source=in.txt")  # of two points one is finished
     assert rows(half).keys() == rows(whole).keys() and rows(half) != rows(whole)
     there = [f"runs_dir={half}/runs", f"data.dir={half}/data", f"data.source={half}/in.txt"]
