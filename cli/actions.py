@@ -10,8 +10,6 @@ from nanogpt.distributed.spawn import run_ranks
 from nanogpt.errors import BadInput
 from nanogpt.schema import ConfigModel
 
-QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # keep torch's C++ logs quiet; lost ranks are reported in one line
-
 
 def train(config: TrainConfig) -> int:
     """Train, continue, or say that the run is finished. Returns the exit code. Raises LabError."""
@@ -21,7 +19,7 @@ def train(config: TrainConfig) -> int:
             raise BadInput(f"hardware.nodes={config.hardware.nodes}: needs nanogpt submit, or torchrun")
         if (config.hardware.devices or 1) > 1:
             return start_ranks("train", config, config.hardware.devices or 1, config.checkpoint.stop_timeout_s)
-    os.environ |= QUIET | os.environ
+    silence_torch_logs()
     from nanogpt.training.run import train  # torch: not for --help
 
     return train(config)
@@ -32,7 +30,7 @@ def evaluate(config: EvaluateConfig) -> int:
     set_rank_env_from_slurm(os.environ)
     if (config.devices or 1) > 1 and "RANK" not in os.environ:
         return start_ranks("evaluate", config, config.devices or 1)
-    os.environ |= QUIET | os.environ
+    silence_torch_logs()
     from nanogpt.evaluation.command import evaluate  # torch: not for --help
 
     return evaluate(config)
@@ -47,6 +45,11 @@ def run_doctor(config: DoctorConfig) -> int:
     from nanogpt.doctor.examination import run_checks
 
     return run_checks(config)
+
+
+def silence_torch_logs() -> None:
+    """Keep torch's C++ logs quiet unless the user chose a level: lost ranks are reported in one line of ours."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
 def start_ranks(name: str, config: ConfigModel, world: int, stop_timeout: float = 0.0) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+from cli.actions import evaluate, train
 from cli.entry import exit_on_error
 from nanogpt import schema
 from nanogpt.config import EvaluateConfig, TrainConfig
@@ -16,15 +17,12 @@ def run_rank() -> int:
     message = json.load(sys.stdin)
     die_with_parent()
     if os.getppid() != message["parent"]:
-        return PeerLost.exit_code  # the parent ended before end_with_parent
+        return PeerLost.exit_code  # the parent ended before die_with_parent
     sys.argv = message["argv"]
-    if message["command"] == "evaluate":
-        from nanogpt.evaluation.command import evaluate
-
-        return evaluate(schema.from_dict(EvaluateConfig, message["config"]))
-    from nanogpt.training.run import train
-
-    return train(schema.from_dict(TrainConfig, message["config"]))
+    if message["command"] == "train":
+        return train(schema.from_dict(TrainConfig, message["config"]))
+    assert message["command"] == "evaluate"
+    return evaluate(schema.from_dict(EvaluateConfig, message["config"]))
 
 
 if __name__ == "__main__":

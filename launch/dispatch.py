@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.actions import train
 from cli.argv import split_flags
 from cli.entry import print_help
 from cli.launcher_config import BasicLauncher, LaunchConfig
-from cli.sweep_request import Sweep
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, one_line
 
+if TYPE_CHECKING:
+    from cli.sweep_request import Sweep  # imports Hydra: 0.3 s that --help doesn't wait for
 
-def run_training_sweep(sweep: Sweep[TrainConfig]) -> int:
+
+def run_training_sweep(sweep: "Sweep[TrainConfig]") -> int:
     """Run the points of `python train.py -m`, in this process or as jobs. Return the exit code. Raise LabError."""
     from launch.sweep import run_sweep
 
@@ -21,13 +24,13 @@ def run_training_sweep(sweep: Sweep[TrainConfig]) -> int:
 
 def run_job_command(command: str, words: list[str]) -> int:
     """Run submit, status, logs, wait, cancel, retry or resubmit. Return the exit code. Raise BadInput."""
+    if "--help" in words or "-h" in words:
+        return print_help("launch")
     return submit(words) if command == "submit" else run_on_study(command, words)
 
 
 def submit(words: list[str]) -> int:
     """Submit one run as a job; `words` are those that train.py takes. Return the exit code."""
-    if "--help" in words or "-h" in words:
-        return print_help("launch")
     flags, overrides = split_flags(words)
     if flags:
         raise BadInput(f"{flags[0]}: submit takes settings of one run; sweeps: python train.py -m hydra/launcher=…")
@@ -45,8 +48,6 @@ def submit(words: list[str]) -> int:
 
 def run_on_study(command: str, words: list[str]) -> int:
     """Run a job command on a study or one of its runs. Return the exit code."""
-    if "--help" in words or "-h" in words:
-        return print_help("launch")
     flags, overrides = split_flags(words)
     if flags:
         raise BadInput(f"{flags[0]}: no such option of nanogpt {command}")

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cli.actions import silence_torch_logs
 from cli.entry import exit_on_error
 from launch import requeue_policy, slurm
 from launch.requeue_policy import AttemptHistory, RestartLimits
@@ -82,7 +83,7 @@ def run_rank(attempt: Attempt) -> int:
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
         print(f"{ATTEMPT_HEADER}{attempt.number}, rank {rank}", flush=True)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    silence_torch_logs()
     try:
         os.chdir(attempt.submission.spec.cwd)
         from nanogpt.training.run import train

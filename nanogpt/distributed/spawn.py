@@ -51,12 +51,11 @@ def start_rank(command: list[str], rank: int, world: int, folder: Path, message:
     paths = os.pathsep.join([str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {name: str(value) for name, value in places.items()}
     environment |= {STORE_VARIABLE: str(folder / "store"), "PYTHONPATH": paths}
-    quiet = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # gloo tells of a lost peer in pages of C++; we tell in a line
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         text=True,
-        env=quiet | os.environ | environment,
+        env=os.environ | environment,
         start_new_session=True,
     )
     assert process.stdin is not None

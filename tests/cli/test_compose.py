@@ -224,3 +224,14 @@ def test_a_files_warm_up_that_is_longer_than_the_run_is_a_tenth_of_it(capsys: py
     assert said.count("note: schedule.warmup_steps=100 of the files is longer than the run; 6 is used") == 1
     assert short == train("model=tiny", "training.steps=60", "schedule.warmup_steps=6")
     assert train("model=tiny", "training.steps=150").schedule.warmup_steps == usual.schedule.warmup_steps
+
+
+@pytest.mark.parametrize("words", ["train --help", "status --help", "submit --help", "report --help", "--help"])
+def test_help_waits_for_neither_hydra_nor_torch(words: str) -> None:
+    code = (
+        f"import sys; sys.argv[1:] = {words.split()}\nfrom cli.commands import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n"
+        "    sys.exit(end.code or len({'hydra', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
