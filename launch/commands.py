@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cli.launcher_config import LAUNCHERS, JobLauncher, LaunchConfig
+from cli.launcher_config import LaunchConfig
 from launch import local, slurm
 from launch.resources import compute_resources, with_ranks
 from launch.snapshot import restore, snapshot
@@ -162,13 +162,10 @@ def resubmit_points(study: Study, points: list[PointStatus], code: str, changes:
     """Submit points of one submission again, with `code` and the changed launcher settings. Return the jobs."""
     old = points[0].submission
     assert old is not None
-    values = {key: value for key, value in old.spec.launcher.items() if value is not None} | changes
-    kind = LAUNCHERS[old.spec.executor]
     try:
-        launcher = schema.from_stored(kind, values)
+        launcher = schema.from_dict(type(old.launcher), old.launcher.model_dump() | changes)
     except BadInput as error:
         raise BadInput(f"hydra.launcher.{error}") from None
-    assert isinstance(launcher, JobLauncher)
     planned_runs = [PlannedRun(point.run, without_ranks(old.config(point.index), changes)) for point in points]
     resources = compute_resources(planned_runs[0].config, launcher)
     planned_runs = [PlannedRun(planned.path, with_ranks(planned.config, resources)) for planned in planned_runs]

@@ -41,9 +41,8 @@ class Attempt:
         self.index = first + int(os.environ.get(INDEX, os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
         self.number = int(os.environ.get(ATTEMPT, os.environ.get("SLURM_RESTART_COUNT", "0")))
         self.run = self.submission.runs[self.index]
-        launcher = self.submission.spec.launcher
-        restarts: int = launcher.get("max_restarts_without_progress", launcher.get("max_fruitless", 3))  # former name
-        self.limits = RestartLimits(launcher["max_requeues"], restarts)
+        launcher = self.submission.launcher
+        self.limits = RestartLimits(launcher.max_requeues, launcher.max_restarts_without_progress)
 
     @property
     def job(self) -> str:
@@ -164,10 +163,10 @@ def explain_stop(attempt: Attempt, here: dict[str, str]) -> str:
     """Return why the attempt was told to stop: preempted, time limit or on request."""
     if here.get("PreemptTime", "None") not in ("None", "Unknown"):
         return "preempted"
-    launcher = attempt.submission.spec.launcher
+    launcher = attempt.submission.launcher
     started = next(e["time"] for e in reversed(attempt.submission.events(attempt.index)) if e["event"] == "start")
-    left = 60 * launcher["timeout_min"] - (time.time() - started)
-    return "time limit" if left < launcher["signal_delay_s"] + 90 else "asked to stop"
+    left = 60 * launcher.timeout_min - (time.time() - started)
+    return "time limit" if left < launcher.signal_delay_s + 90 else "asked to stop"
 
 
 def main() -> int:

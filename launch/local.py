@@ -88,11 +88,11 @@ class Pool:
         self.running: dict[int, tuple[Any, int]] = {}
         """By point: submitit's job and the slot it has."""
         self.attempts = [0] * len(self.waiting)
-        self.slots = list(range(count_slots(self.facts.launcher["array_parallelism"], self.facts.resources)))
+        self.slots = list(range(count_slots(submission.launcher.array_parallelism, self.facts.resources)))
         self.stopping = False
 
     def run(self) -> None:
-        """Run every point, or until the queue is told to stop."""
+        """Run all points; return early, once those that run have ended, if `stop` was called."""
         while self.running or (self.waiting and not self.stopping):
             while self.waiting and self.slots and not self.stopping:
                 self.begin(self.waiting.pop(0))
@@ -127,8 +127,8 @@ class Pool:
         executor = Here(self.facts.logs)
         executor.update_parameters(
             tasks_per_node=self.facts.resources["tasks_per_node"],
-            timeout_min=self.facts.launcher["timeout_min"],
-            signal_delay_s=self.facts.launcher["signal_delay_s"],
+            timeout_min=self.submission.launcher.timeout_min,
+            signal_delay_s=self.submission.launcher.signal_delay_s,
             stderr_to_stdout=True,
         )
         os.environ.update({INDEX: str(index), ATTEMPT: str(self.attempts[index])})
@@ -141,7 +141,7 @@ class Pool:
         each = self.facts.resources["gpus_per_node"]
         gpus = ",".join(visible_gpus()[slot * each : (slot + 1) * each])
         rank = [self.facts.python, "-u", "-m", "launch.job", "task", str(self.submission.path), "0"]
-        lines = [*self.facts.launcher["setup"], f"export CUDA_VISIBLE_DEVICES={gpus}", f"exec {shlex.join(rank)}"]
+        lines = [*self.submission.launcher.setup, f"export CUDA_VISIBLE_DEVICES={gpus}", f"exec {shlex.join(rank)}"]
         return ["bash", "-c", "\n".join(lines)]
 
     def job_environment(self, index: int, job: str) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from cli.launcher_config import LocalLauncher, SlurmLauncher
 from launch.requeue_policy import Outcome
 from launch.study import RECORDS, PlannedRun, Study
 from nanogpt import schema
@@ -90,6 +91,15 @@ class Submission:
     def spec(self) -> SubmissionSpec:
         """Return how it is run. Raise BadCheckpoint."""
         return schema.read_config(SubmissionSpec, self.path / "submission.json")
+
+    @cached_property
+    def launcher(self) -> LocalLauncher | SlurmLauncher:
+        """Return the launcher's settings. Raise BadCheckpoint."""
+        kind = {"local": LocalLauncher, "slurm": SlurmLauncher}[self.spec.executor]
+        try:
+            return schema.from_stored(kind, self.spec.launcher)
+        except BadInput as error:
+            raise BadCheckpoint(f"{one_line(self.path / 'submission.json')}: damaged: launcher.{error}") from None
 
     @cached_property
     def points(self) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Where the points of a sweep live: the same command finds them again, whatever was changed that doesn't matter."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 from cli.sweep_request import read_sweep
 from launch.study import Study, find_study, plan_single_run, plan_study
+from launch.submission import Submission
 from nanogpt.config import TrainConfig
-from nanogpt.errors import BadInput
+from nanogpt.errors import BadCheckpoint, BadInput
 from nanogpt.run_directory import locate
 
 
@@ -99,3 +101,21 @@ def test_studies_are_found_by_folder_name_run_and_nearest(tmp_path: Path) -> Non
         find_study("dropuot-lr", runs)
     with pytest.raises(BadInput, match="nothing was submitted"):
         find_study(None, str(tmp_path / "nowhere"))
+
+
+def test_a_submission_of_the_first_release_keeps_its_launcher(tmp_path: Path) -> None:
+    """Keys that were renamed since are read; a key that never was is named."""
+    first = {"timeout_min": 30, "array_parallelism": None, "setup": ["true"], "max_requeues": 5, "max_fruitless": 7}
+    facts = {"resources": {}, "code": "", "cwd": "", "logs": "", "python": "", "command": [], "time": 0.0, "jobs": []}
+    for number, executor, launcher in ((1, "local", first), (2, "slurm", first | {"partition": "dev"})):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "submission.json").write_text(
+            json.dumps(facts | {"executor": executor, "launcher": launcher | {"executor": executor}})
+        )
+        read = Submission(tmp_path / str(number)).launcher
+        assert (read.executor, read.max_requeues, read.max_restarts_without_progress) == (executor, 5, 7)
+        assert (read.timeout_min, read.setup, read.signal_delay_s) == (30, ("true",), 120)
+    text = (tmp_path / "1" / "submission.json").read_text().replace("max_fruitless", "max_fruitles")
+    (tmp_path / "1" / "submission.json").write_text(text)
+    with pytest.raises(BadCheckpoint, match=r"submission\.json: damaged: launcher\.max_fruitles: no such key"):
+        _ = Submission(tmp_path / "1").launcher
