@@ -61,10 +61,9 @@ def override_key(text: str) -> str:
     return text.partition("=")[0].strip()
 
 
-def is_literal(field: Any) -> bool:
-    """Whether a field takes all that follows `=` as it is."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("literal"))  # pyright: ignore[reportUnknownMemberType]
+def is_literal(field: FieldInfo) -> bool:
+    """Return whether a field takes all that follows `=` as it is."""
+    return bool(schema.read_declaration(field, "literal"))
 
 
 def split_literals(kind: type[ConfigModel], overrides: list[str]) -> tuple[dict[str, str], list[str]]:

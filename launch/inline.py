@@ -15,6 +15,7 @@ from launch.study import Study
 from launch.watching import print_failures, status_table
 from nanogpt.config import TrainConfig
 from nanogpt.console import say
+from nanogpt.distributed.signals import restore_handlers
 from nanogpt.errors import STOPPED, Diverged, PeerLost, one_line
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED
@@ -78,21 +79,17 @@ def repeated_failure(ends: Mapping[Path, tuple[int, str]]) -> str:
 def trap_signals() -> Generator[list[int], None, None]:
     """Yield a list that collects SIGINT and SIGTERM, also those that a training near its end no longer acted on."""
     heard: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def hear(number: int, frame: FrameType | None) -> None:
         if signal.getsignal(number) == hear:  # nothing trains that could save first
             signal.default_int_handler(number, frame)
         heard.append(number)
 
-    for number, handler in before.items():
-        if handler == signal.default_int_handler or handler == signal.SIG_DFL:
-            signal.signal(number, hear)
-    try:
-        yield heard
-    finally:
+    with restore_handlers((signal.SIGINT, signal.SIGTERM)) as before:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler == signal.default_int_handler or handler == signal.SIG_DFL:
+                signal.signal(number, hear)
+        yield heard
 
 
 def train_point(main: Callable[[TrainConfig], int], config: TrainConfig) -> tuple[int, str]:

@@ -84,22 +84,25 @@ def knob(
 fixed, guarded, free = (partial(knob, change) for change in get_args(Change))
 
 
-def change_policy(field: FieldInfo) -> Change | None:
-    """The class of a key, or None when nobody gave it one."""
+def read_declaration(field: FieldInfo, what: str, default: Any = None) -> Any:
+    """Return what `knob` declared of a key under this name, or `default`."""
     extra = field.json_schema_extra
-    return extra.get("change") if isinstance(extra, Mapping) else None  # type: ignore[return-value]
+    return extra.get(what, default) if isinstance(extra, Mapping) else default
+
+
+def change_policy(field: FieldInfo) -> Change | None:
+    """Return whether a key is fixed, guarded or free; None for a field that `knob` did not make."""
+    return read_declaration(field, "change")
 
 
 def earlier_value(field: FieldInfo) -> Any:
     """Return the value that reproduces the behaviour before the key existed, or NEVER for one of the first keys."""
-    extra = field.json_schema_extra
-    return extra.get("earlier", NEVER) if isinstance(extra, Mapping) else NEVER
+    return read_declaration(field, "earlier", NEVER)
 
 
 def former_name(field: FieldInfo) -> str | None:
     """Return the name that a key had before, or None."""
-    extra = field.json_schema_extra
-    return extra.get("was") if isinstance(extra, Mapping) else None  # type: ignore[return-value]
+    return read_declaration(field, "was")
 
 
 def describe_unknown_key(

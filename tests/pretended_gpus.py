@@ -12,7 +12,7 @@ import torch
 
 from cli.entry import exit_on_error
 from nanogpt.distributed.env import read_rank_env, set_rank_env_from_slurm
-from nanogpt.distributed.process_group import rendezvous
+from nanogpt.distributed.rendezvous import rendezvous
 from nanogpt.gpus import VISIBLE, choose_gpu, describe_self, list_gpus
 
 

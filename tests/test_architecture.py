@@ -53,7 +53,7 @@ LAYERS = [
     ("nanogpt.tokenizer", "nanogpt.device", "nanogpt.optim.groups", "nanogpt.optim.schedule"),
     ("nanogpt.estimates",),
     ("nanogpt.model", "nanogpt.distributed.process_group", "nanogpt.tracking"),
-    ("nanogpt.distributed.watchdog",),
+    ("nanogpt.distributed.rendezvous", "nanogpt.distributed.watchdog"),
     ("nanogpt.measurement", "nanogpt.loss_check"),
     ("nanogpt.comparability",),
     ("nanogpt.data", "nanogpt.interop.pickle_import", "nanogpt.optim.build"),

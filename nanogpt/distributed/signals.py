@@ -3,6 +3,8 @@
 import signal
 import socket
 import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any
@@ -23,6 +25,17 @@ class Stop(IntEnum):
     """A second signal: end at this boundary, with what is saved already."""
     SAVE_FAILED = 3
     """The leader can't save any more."""
+
+
+@contextmanager
+def restore_handlers(numbers: Iterable[signal.Signals]) -> Generator[dict[signal.Signals, Any], None, None]:
+    """Yield the handlers of these signals, and put them back afterwards."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield before
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopFlag:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from nanogpt.distributed.env import STORE_VARIABLE
-from nanogpt.distributed.signals import SIGNALS
+from nanogpt.distributed.signals import SIGNALS, restore_handlers
 from nanogpt.entry_names import parse_number
 from nanogpt.errors import STOPPED, PeerLost
 from nanogpt.files import hold_lock
@@ -75,15 +75,11 @@ def forward_signals(ranks: list[Rank]) -> Generator[list[int], None, None]:
         for rank in ranks:
             rank.send_signal(number)
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if number != signal.SIGHUP or handler != signal.SIG_IGN:
-            signal.signal(number, pass_on)
-    try:
-        yield came
-    finally:
+    with restore_handlers(SIGNALS) as before:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if number != signal.SIGHUP or handler != signal.SIG_IGN:
+                signal.signal(number, pass_on)
+        yield came
 
 
 def wait_for_ranks(ranks: list[Rank], grace: float) -> dict[int, int]:

@@ -15,7 +15,8 @@ from nanogpt.console import format_table, say, silence
 from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute, attention_used, set_up
 from nanogpt.distributed.env import RankEnv, read_rank_env
-from nanogpt.distributed.process_group import ProcessGroup, rendezvous
+from nanogpt.distributed.process_group import ProcessGroup
+from nanogpt.distributed.rendezvous import rendezvous
 from nanogpt.distributed.signals import StopFlag
 from nanogpt.distributed.watchdog import Watchdog, join_with_watchdog
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput

@@ -18,7 +18,8 @@ from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute, set_up
 from nanogpt.device_errors import as_device_error
 from nanogpt.distributed.env import RankEnv, read_rank_env
-from nanogpt.distributed.process_group import ProcessGroup, rendezvous
+from nanogpt.distributed.process_group import ProcessGroup
+from nanogpt.distributed.rendezvous import rendezvous
 from nanogpt.distributed.signals import Stop, StopFlag
 from nanogpt.distributed.watchdog import Watchdog, join_with_watchdog
 from nanogpt.errors import STOPPED, Diverged

@@ -14,7 +14,7 @@ from nanogpt import schema
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.device import Compute
 from nanogpt.distributed.env import STORE_VARIABLE, RankEnv
-from nanogpt.distributed.process_group import rendezvous
+from nanogpt.distributed.rendezvous import rendezvous
 from nanogpt.errors import BadInput
 from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.metrics_file import read_rows
