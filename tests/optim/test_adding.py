@@ -1,13 +1,9 @@
 """An optimizer is added in four places: its own file, the config, a YAML, a test. One that is forgotten is an error."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-CODE = ("nanogpt", "cli", "conf", "launch")
+from tests.additions import Edit, copy_code, run_python
+
 OWN_FILE = '''"""Gradient descent with momentum."""
 
 from math import prod
@@ -38,13 +34,20 @@ lr: 0.01
 betas: [0.9, 0.95]
 weight_decay: 0.0
 """
-CONFIG = {
-    "from nanogpt.optim.normuon import NORMUON\n": "from nanogpt.optim.toy import TOY\n",
-    'Rule = Literal["adamw", "muon", "normuon"': ', "toy"',
-    '"normuon": NORMUON': ', "toy": TOY',
-    "    grad_clip: float =": None,
-}
-KEY = '    toy_momentum: Share = guarded(0.9, "toy: decay of the sum of gradients")\n'
+CONFIG = "nanogpt/config/optimizer.py"
+TABLE_ENTRY = Edit(CONFIG, ', "toy": TOY', after='"normuon": NORMUON')
+EDITS = [
+    Edit("nanogpt/optim/toy.py", OWN_FILE),
+    Edit("conf/optimizer/toy.yaml", YAML),
+    Edit(CONFIG, "from nanogpt.optim.toy import TOY\n", after="from nanogpt.optim.normuon import NORMUON\n"),
+    Edit(CONFIG, ', "toy"', after='Rule = Literal["adamw", "muon", "normuon"'),
+    TABLE_ENTRY,
+    Edit(
+        CONFIG,
+        '    toy_momentum: Share = guarded(0.9, "toy: decay of the sum of gradients")\n',
+        before="    grad_clip: float =",
+    ),
+]
 CHECK = """
 from cli.sweep_request import read_configs
 from nanogpt.config import TrainConfig
@@ -77,42 +80,16 @@ for wrong in ("hardware.strategy=fsdp", "optimizer.betas=[0.8,0.9]", "optimizer.
 """
 
 
-def add_toy(folder: Path, leave_out: str = "") -> Path:
-    """Copy the code and add an optimizer to it, but for one place."""
-    for name in CODE:
-        shutil.copytree(ROOT / name, folder / name)  # compiled files too: they need not be made again
-    if leave_out != "file":
-        (folder / "nanogpt/optim/toy.py").write_text(OWN_FILE)
-    if leave_out != "yaml":
-        (folder / "conf/optimizer/toy.yaml").write_text(YAML)
-    recipe = folder / "nanogpt/config/optimizer.py"
-    text = recipe.read_text()
-    for old, added in CONFIG.items():
-        assert text.count(old) == 1, old
-        new = KEY + old if added is None else old + added
-        text = text if added == leave_out else text.replace(old, new)
-    recipe.write_text(text)
-    return folder
-
-
-def check(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Use the optimizer in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(folder)}
-    return subprocess.run(
-        [sys.executable, "-c", CHECK], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
-
-
 def test_four_places_add_an_optimizer(tmp_path: Path) -> None:
-    done = check(add_toy(tmp_path))
+    done = run_python(copy_code(tmp_path, EDITS), "-c", CHECK)
     assert done.returncode == 0, done.stderr
     assert "hardware.strategy=fsdp: can't be with optimizer=toy" in done.stdout
     assert "optimizer.betas=" in done.stdout and "is adamw's; give optimizer=adamw" in done.stdout
     assert "optimizer.momentum=0.5: is muon's; give optimizer=muon" in done.stdout
 
 
-def test_a_place_that_is_forgotten_is_an_error(tmp_path: Path) -> None:
-    for number, leave_out in enumerate(("file", "yaml", ', "toy": TOY')):
-        done = check(add_toy(tmp_path / str(number), leave_out))
-        assert done.returncode != 0, leave_out
+def test_a_forgotten_place_is_an_error(tmp_path: Path) -> None:
+    for number, forgotten in enumerate((EDITS[0], EDITS[1], TABLE_ENTRY)):
+        done = run_python(copy_code(tmp_path / str(number), [e for e in EDITS if e != forgotten]), "-c", CHECK)
+        assert done.returncode != 0, forgotten
         assert "toy" in done.stderr, done.stderr
