@@ -1,4 +1,4 @@
-"""The shape of the tree: who may import whom, how large things may grow, and what may not appear at all."""
+"""The structure of the tree: import layers, sizes, names and docstrings."""
 
 import ast
 import graphlib
@@ -105,54 +105,51 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from nanogpt import schema` names a module; `from nanogpt.schema import x` does not need x
-            yield from (
-                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "nanogpt" else [node.module]
-            )
-
-
-def inside(module: str, room: str) -> bool:
-    return module == room or module.startswith(room + ".")
-
-
-def place(module: str) -> tuple[int, str]:
-    found = [(i, room) for i, layer in enumerate(LAYERS) for room in layer if inside(module, room)]
-    assert found or (ROOT / module.replace(".", "/")).is_dir(), f"{module} has no place in LAYERS"
-    return max(found, key=lambda one: len(one[1])) if found else (0, module)
-
-
 @cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Yield what a file imports, lazy imports included. `from package import module` imports the module."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from [name for name in names if name in MODULES] or [node.module]
+
+
+def is_inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def find_layer(module: str) -> tuple[int, str]:
+    """Return the number of a module's layer and the entry of LAYERS that names it most closely."""
+    entries = [(i, entry) for i, layer in enumerate(LAYERS) for entry in layer if is_inside(module, entry)]
+    if not entries and MODULES[module].name == "__init__.py":
+        return 0, module  # a package of several layers, which has no code
+    assert entries, f"{module} is missing in LAYERS"
+    return max(entries, key=lambda entry: len(entry[1]))
+
+
 def test_imports_point_one_way() -> None:
-    for module, name in ((module_name(path), name) for path in SOURCES for name in imports(parse(path))):
-        layer, room = place(module)
-        if name.split(".")[0] in ("nanogpt", "cli", "launch", "experiments"):
-            below, other = place(name)
-            assert below < layer or other == room, f"{module} imports {name}, which is not below it"
-        root = name.split(".")[0]
-        if root in THIRD_PARTY:
-            assert any(inside(module, allowed) for allowed in THIRD_PARTY[root]), f"{module} may not import {root}"
+    for module, path in MODULES.items():
+        layer, entry = find_layer(module)
+        for name in imported_modules(path):
+            package = name.split(".")[0]
+            if name in MODULES:
+                below, other = find_layer(name)
+                assert below < layer or other == entry, f"{module} imports {name}, which is not below it"
+            if package in THIRD_PARTY:
+                assert any(is_inside(module, user) for user in THIRD_PARTY[package]), f"{module} imports {package}"
 
 
 def test_no_import_cycles() -> None:
-    """Lazy imports count too. `from package import module` imports the module; its package has no code."""
-    modules = {module_name(path): path for path in SOURCES}
-    graph: dict[str, set[str]] = {name: set() for name in modules}
-    for name, path in modules.items():
-        for node in ast.walk(parse(path)):
-            if isinstance(node, ast.Import):
-                graph[name] |= {alias.name for alias in node.names} & modules.keys()
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()
-                graph[name] |= found or ({node.module} & modules.keys())
+    graph = {name: MODULES.keys() & set(imported_modules(path)) for name, path in MODULES.items()}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
@@ -167,7 +164,7 @@ def test_files_and_functions_stay_small_and_say_what_they_are() -> None:
                 assert ast.get_docstring(node), f"{path}: {node.name} says what it is"
 
 
-def test_no_rooms_for_odds_and_ends() -> None:
+def test_no_catch_all_modules() -> None:
     assert not {"utils", "common", "helpers", "misc"} & {path.stem for path in SOURCES}
 
 
@@ -207,7 +204,7 @@ def test_functions_in_the_life_of_a_run_exist() -> None:
 def test_class_names_are_unique() -> None:
     where: dict[str, list[str]] = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.ClassDef):
                 where.setdefault(node.name, []).append(module_name(path))
     assert not {name: modules for name, modules in where.items() if len(modules) > 1}
@@ -216,7 +213,7 @@ def test_class_names_are_unique() -> None:
 def test_functions_are_not_named_by_a_bare_participle() -> None:
     """`write_incident`, not `kept`. A property may be one."""
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.FunctionDef) and not any(
                 isinstance(mark, ast.Name) and mark.id in ("property", "cached_property")
                 for mark in node.decorator_list
