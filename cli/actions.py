@@ -42,7 +42,7 @@ def run_doctor(config: DoctorConfig) -> int:
         from nanogpt.gpu_check.run import check_gpu  # torch: not for --help
 
         return check_gpu(config)
-    from nanogpt.doctor.examination import run_checks
+    from nanogpt.doctor.run import run_checks
 
     return run_checks(config)
 

@@ -38,7 +38,7 @@ FILE_LINES, FUNCTION_LINES = 320, 60
 LAYERS = [
     ("nanogpt.entry_names", "nanogpt.redaction", "nanogpt.field_values", "nanogpt.run_state"),
     ("nanogpt.errors",),
-    ("nanogpt.output_paths", "nanogpt.saved_text", "nanogpt.cuda_driver"),
+    ("nanogpt.output_paths", "nanogpt.saved_text", "nanogpt.cuda_driver", "nanogpt.child_process"),
     ("nanogpt.device_errors",),
     ("nanogpt.files",),
     ("nanogpt.schema", "nanogpt.safetensors_writer", "nanogpt.cpu_threads", "nanogpt.hf_hub"),
@@ -92,7 +92,7 @@ THIRD_PARTY = {  # library -> the only places that may import it
     "matplotlib": ("nanogpt.tracking.plots", "experiments.plots"),
     "scipy": ("experiments.scaling.fit", "experiments.statistics"),
     "jinja2": ("experiments.document",),
-    "rich": ("nanogpt.console", "nanogpt.doctor.table"),
+    "rich": ("nanogpt.console",),
     "datasets": ("nanogpt.data.hub_data",),
     "pyarrow": ("nanogpt.data.file_kinds",),
     "tiktoken": ("nanogpt.tokenizer",),

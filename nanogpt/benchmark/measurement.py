@@ -1,13 +1,10 @@
 """One measurement in a process of its own: what is asked for, what comes back, and how it is asked."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from pydantic import Field
 
-import nanogpt
+from nanogpt.child_process import ChildFailed, start_child, wait_for_child
 from nanogpt.config import BenchConfig
 from nanogpt.config.bench import What
 from nanogpt.errors import BadEnvironment, BadInput, LabError, error_from_exit_code, one_line
@@ -44,34 +41,29 @@ class Timing(ConfigModel):
 
 
 def measure(workload: Workload, compiled: Path | None = None) -> Timing:
-    """Run a workload in a fresh process. `compiled`: where torch.compile keeps its cache, if not in the usual place.
+    """Run a workload in a fresh process. `compiled` is where torch.compile keeps its cache; None: where it always does.
 
-    Raises the error that the process ended with.
+    Raises the LabError that the process raised, else BadInput, or BadEnvironment if a signal ended it.
     """
-    root = str(Path(nanogpt.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "nanogpt.benchmark.worker"]
-    words = {"PYTHONPATH": path} | ({"TORCHINDUCTOR_CACHE_DIR": str(compiled)} if compiled else {})
-    text = workload.model_dump_json()
-    done = subprocess.run(command, input=text, capture_output=True, text=True, env=os.environ | words)
-    if done.returncode == 0:
-        return Timing.model_validate_json(done.stdout.splitlines()[-1])
-    raise to_error(workload, done.returncode, done.stderr.strip().splitlines())
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(compiled)} if compiled else {}
+    try:
+        child = start_child("nanogpt.benchmark.worker", message=workload.model_dump_json(), **cache)
+        return Timing.model_validate_json(wait_for_child(child))
+    except ChildFailed as failure:
+        raise to_lab_error(workload, failure) from None
 
 
-def to_error(workload: Workload, code: int, lines: list[str]) -> LabError:
-    """The error for a process that ended with `code` and these last words."""
-    last = lines[-1] if lines else "no message"
-    if last.startswith("error: "):
-        error = error_from_exit_code(code, last.removeprefix("error: "))
-        error.reported_elsewhere = False  # its words came to us alone
+def to_lab_error(workload: Workload, failure: ChildFailed) -> LabError:
+    """Return the error of a process that failed."""
+    if failure.is_lab_error:
+        error = error_from_exit_code(failure.code, str(failure))
+        error.reported_elsewhere = False  # nobody but this process has read its message
         return error
     name = "bench.py" if workload.program == OURS else f"against={one_line(workload.program)}"
-    if code < 0:
-        return BadEnvironment(
-            f"{name}: its {workload.what} was ended by signal {-code}; 9 is a lack of memory as a rule"
-        )
-    return BadInput(f"{name}: its {workload.what} ended with {one_line(last, 300)}")
+    if failure.code < 0:
+        why = f"was ended by signal {-failure.code}; signal 9 usually means that memory ran out"
+        return BadEnvironment(f"{name}: its {workload.what} {why}")
+    return BadInput(f"{name}: its {workload.what} ended with {one_line(failure, 300)}")
 
 
 def with_vocabulary(config: BenchConfig, vocab_size: int | None) -> BenchConfig:

@@ -4,7 +4,6 @@ Every program gets the same device, threads, precision, shapes, token ids and wa
 """
 
 import sys
-from contextlib import redirect_stdout
 
 from torch import nn
 
@@ -12,26 +11,19 @@ from nanogpt.benchmark import baselines
 from nanogpt.benchmark.measurement import OURS, Timing, Workload
 from nanogpt.benchmark.ours import Batches, build_generator, build_trainer, random_batches, random_prompts
 from nanogpt.benchmark.timing import Stopwatch, choose_synchronize, peak_resident, time_call
+from nanogpt.child_process import answer
 from nanogpt.device import Compute, set_up
-from nanogpt.errors import LabError
 from nanogpt.training.step import Phase, no_phase_timer
 
 WARM_UP_TOKENS = 4  # drawn before the clock starts
 MOST_PHASED = 3  # steps of their own that are measured by phase
 
 
-def main() -> int:
-    """Measure; what programs print goes to standard error, and an error is its last line."""
-    workload = Workload.model_validate_json(sys.stdin.read())
-    try:
-        with redirect_stdout(sys.stderr):
-            compute = set_up(workload.config.hardware)
-            found = {"training": measure_training, "generation": measure_generation}[workload.what](workload, compute)
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(found.model_dump_json())
-    return 0
+def run_workload(message: str) -> str:
+    """Return the Timing of a Workload, both as JSON."""
+    workload = Workload.model_validate_json(message)
+    measure = {"training": measure_training, "generation": measure_generation}[workload.what]
+    return measure(workload, set_up(workload.config.hardware)).model_dump_json()
 
 
 def measure_training(workload: Workload, compute: Compute) -> Timing:
@@ -81,4 +73,4 @@ def build_timing(seconds: list[float], first: float, model: nn.Module, compute: 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(run_workload))

@@ -1,4 +1,4 @@
-"""What a check finds out. Whatever it raises is a finding too, so one check never stops the others."""
+"""Checks of the doctor and their findings. Whatever a check raises is a finding too, so no check stops the others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,31 +8,28 @@ from nanogpt.config import DoctorConfig
 from nanogpt.errors import LabError, one_line
 from nanogpt.redaction import redact
 
-State = Literal["ok", "note", "failed"]
-
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table."""
+    """Result of a check."""
 
-    state: State
+    state: Literal["ok", "note", "failed"]
     what: str
     remedy: str = ""
-    """What to do, where it isn't `ok`."""
+    """Advice, unless the state is `ok`."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something to find out."""
+    """A check, and the advice that is printed after it failed."""
 
     call: Callable[[DoctorConfig], Finding]
-    """Raises where something is wrong."""
+    """Raises if something is wrong."""
     remedy: str
-    """What to do then."""
 
 
 def run_check(check: Check, config: DoctorConfig) -> Finding:
-    """What the check finds, an error's last line included, without the values of variables that name secrets."""
+    """Return the finding of a check, of an error its last line. Values of variables that name secrets are hidden."""
     try:
         found = check.call(config)
     except (Exception, SystemExit) as error:
@@ -41,7 +38,7 @@ def run_check(check: Check, config: DoctorConfig) -> Finding:
 
 
 def last_line(error: BaseException) -> str:
-    """The end of an error's message; its kind too, where it wasn't foreseen."""
+    """Return the last line of an error's message, with the error's class unless it is a LabError."""
     lines = str(error).strip().splitlines()
     kind = "" if isinstance(error, LabError) else type(error).__name__
     return one_line(": ".join(filter(None, [kind, lines[-1].strip() if lines else ""])), 400)

@@ -1,24 +1,20 @@
-"""Trainings of seconds in fresh processes, as train.py has them: one process a rank, which meet through a file.
-
-`nanogpt doctor.trainings` is such a process: a config as JSON comes in.
-"""
+"""Trainings of seconds in fresh processes, as train.py runs them."""
 
 import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 from nanogpt import schema
+from nanogpt.child_process import Child, ChildFailed, answer, start_child, wait_for_child
 from nanogpt.config import TrainConfig
 from nanogpt.distributed.env import STORE_VARIABLE
-from nanogpt.errors import BadEnvironment, LabError, one_line
+from nanogpt.errors import BadEnvironment, one_line
 
-PATIENCE = 240.0  # seconds for all trainings of a check
+TIMEOUT = 240.0  # seconds for each rank
 STEPS = 6
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", STORE_VARIABLE)
 
 
 def tiny_config(folder: Path, name: str, **changes: dict[str, Any]) -> TrainConfig:
@@ -44,67 +40,42 @@ def tiny_config(folder: Path, name: str, **changes: dict[str, Any]) -> TrainConf
 
 
 def train_side_by_side(folder: Path, *trainings: tuple[TrainConfig, int]) -> None:
-    """Train each config on so many ranks, all at once. Raises BadEnvironment with the last line of one that failed."""
-    ranks: list[subprocess.Popen[str]] = []
+    """Train each config on its number of ranks, all at once. Raises BadEnvironment with the last line of a failed rank.
+
+    Every rank is a process; the ranks of a training meet through a file in `folder`.
+    """
+    ranks: list[Child] = []
     try:
         for number, (config, world) in enumerate(trainings):
-            store = folder / f"store-{config.name}-{number}"
+            store = str(folder / f"store-{config.name}-{number}")
             ranks += [start_rank(rank, world, store, schema.to_json(config)) for rank in range(world)]
         for rank in ranks:
-            said = rank.communicate(timeout=PATIENCE)[1]
-            if rank.returncode:
-                lines = said.strip().splitlines() or [f"a training ended with code {rank.returncode}"]
-                raise BadEnvironment(one_line(lines[-1].removeprefix("error: "), 400))
+            wait_for_child(rank, TIMEOUT)
+    except ChildFailed as failure:
+        raise BadEnvironment(one_line(failure, 400)) from None
     except subprocess.TimeoutExpired:
-        raise BadEnvironment(f"a training of {STEPS} steps took more than {PATIENCE:g} s") from None
+        raise BadEnvironment(f"a training of {STEPS} steps took more than {TIMEOUT:g} s") from None
     finally:
         for rank in ranks:
             rank.kill()
-            rank.wait()
+            rank.communicate()  # closes its pipes
 
 
-def start_rank(rank: int, world: int, store: Path, message: str) -> "subprocess.Popen[str]":
-    """One rank, with its message."""
-    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-    if world > 1:
-        places = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": world,
-            "LOCAL_WORLD_SIZE": world,
-            STORE_VARIABLE: store,
-        }
-        environment |= {name: str(value) for name, value in places.items()}
-    root = str(Path(__file__).parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nanogpt.doctor.trainings"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it is gone already, and its last line says why
-        process.stdin.write(message)
-        process.stdin.close()
-    process.stdin = None  # communicate() would flush it
-    return process
+def start_rank(rank: int, world: int, store: str, message: str) -> Child:
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    environment = {name: str(value) for name, value in numbers.items()} | {STORE_VARIABLE: store}
+    environment["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL")
+    return start_child("nanogpt.doctor.trainings", message=message, **environment)
 
 
-def main() -> int:
-    """Train what standard input says."""
+def train_config(message: str) -> str:
+    """Train a config, given as JSON, and return nothing. Ends this process with the exit code of a failed training."""
     from nanogpt.training.run import train
 
-    try:
-        with redirect_stdout(sys.stderr):
-            return train(schema.from_dict(TrainConfig, json.load(sys.stdin)))
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    if code := train(schema.from_dict(TrainConfig, json.loads(message))):
+        sys.exit(code)
+    return ""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(train_config))

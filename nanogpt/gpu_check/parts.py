@@ -1,5 +1,6 @@
 """All parts of the check by name, in their order: what is cheap and decides most comes first."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import nanogpt
+from nanogpt import schema
+from nanogpt.child_process import answer
 from nanogpt.config import DoctorConfig
 from nanogpt.doctor import invariants as doctor
 from nanogpt.doctor import machine
@@ -76,3 +79,13 @@ def list_parts() -> dict[str, PartSpec]:
         "kernels": PartSpec(speed.check_kernels, 90, f"CUPTI may need more rights; {REPORT}", timed=True),
         "gpt2_medium": PartSpec(partial(speed.check_training, name="gpt2_medium"), 300, slow, timed=True),
     }
+
+
+def run_part_here(name: str, message: str) -> str:
+    """Return the findings of a part, as JSON; `message` is a DoctorConfig as JSON."""
+    rows = list_parts()[name].call(schema.from_dict(DoctorConfig, json.loads(message)))
+    return json.dumps([row.model_dump() for row in rows])
+
+
+if __name__ == "__main__":
+    sys.exit(answer(partial(run_part_here, sys.argv[1])))

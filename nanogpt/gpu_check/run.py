@@ -2,19 +2,16 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
-import nanogpt
 from nanogpt import schema
 from nanogpt.benchmark.baselines import check_baseline
 from nanogpt.benchmark.report import describe_machine
+from nanogpt.child_process import ChildFailed, start_child, wait_for_child
 from nanogpt.config import DoctorConfig
 from nanogpt.console import say
 from nanogpt.device import find_device, set_up
@@ -73,34 +70,15 @@ def run_parts(config: DoctorConfig, tasks: Mapping[str, PartSpec]) -> Iterator[P
 
 
 def run_part(name: str, config: DoctorConfig, limit: float) -> list[Judgement]:
-    """Run a part in a process and session of its own, which are ended at the limit. A crash is a finding."""
+    """Run a part in a fresh process, which is ended after `limit` seconds. A crash is a finding."""
     if limit <= 0:
         return [Judgement(name=name, verdict="FAIL", found="not started: the time for the whole check was over")]
-    root = str(Path(nanogpt.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    with subprocess.Popen(
-        [sys.executable, "-m", "nanogpt.gpu_check.child", name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        start_new_session=True,
-    ) as child:
-        try:
-            out, err = child.communicate(schema.to_json(config), timeout=limit)
-        except subprocess.TimeoutExpired:
-            return [Judgement(name=name, verdict="FAIL", found=f"took more than {limit:.0f} s")]
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-    if child.returncode == 0:
-        return [Judgement.model_validate(row) for row in json.loads(out.splitlines()[-1])]
-    return [Judgement(name=name, verdict="FAIL", found=describe_end(child.returncode, err))]
-
-
-def describe_end(code: int, err: str) -> str:
-    """Return the last line of a process that failed, without the values of variables that name secrets."""
-    lines = err.strip().splitlines() or ["no message"]
-    ended = f"ended by signal {-code}: " if code < 0 else ""
-    return redact(one_line(f"{ended}{lines[-1].removeprefix('error: ').strip()}", 300))
+    try:
+        child = start_child("nanogpt.gpu_check.parts", name, message=schema.to_json(config))
+        return [Judgement.model_validate(row) for row in json.loads(wait_for_child(child, limit))]
+    except subprocess.TimeoutExpired:
+        found = f"took more than {limit:.0f} s"
+    except ChildFailed as failure:
+        ended = f"ended by signal {-failure.code}: " if failure.code < 0 else ""
+        found = redact(one_line(f"{ended}{failure}", 300))
+    return [Judgement(name=name, verdict="FAIL", found=found)]

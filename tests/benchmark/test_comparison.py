@@ -5,7 +5,6 @@ nanoGPT itself takes part where the environment variable NANOGPT names a checkou
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,13 +143,13 @@ def test_a_process_keeps_what_it_compiles_where_it_is_told(
 ) -> None:
     told: list[str] = []
 
-    def start(*_: object, env: dict[str, str], **__: object) -> subprocess.CompletedProcess[str]:
-        told.append(env.get("TORCHINDUCTOR_CACHE_DIR", "its own"))
-        text = Timing(seconds=(1.0,), first=1.0, memory=0, parameters=1).model_dump_json()
-        return subprocess.CompletedProcess([], 0, text, "")
+    def start(*_: str, message: str, **environment: str) -> None:
+        assert Workload.model_validate_json(message).what == "training"
+        told.append(environment.get("TORCHINDUCTOR_CACHE_DIR", "its own"))
 
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setattr("nanogpt.benchmark.measurement.subprocess.run", start)
+    text = Timing(seconds=(1.0,), first=1.0, memory=0, parameters=1).model_dump_json()
+    monkeypatch.setattr("nanogpt.benchmark.measurement.start_child", start)
+    monkeypatch.setattr("nanogpt.benchmark.measurement.wait_for_child", lambda _: text)  # pyright: ignore[reportUnknownLambdaType]
     built = with_known_vocabulary(build(config))
     measure_in_turn((OURS, "x"), 2, lambda name: Workload(program=name, what="training", batch=1, config=built))
     assert told[:2] == told[2:] and len(set(told)) == 2 and "its own" not in told

@@ -14,9 +14,9 @@ import torch
 
 from nanogpt.config import DoctorConfig, TrainConfig
 from nanogpt.config.commands import CheckName
-from nanogpt.doctor import examination, invariants, machine
-from nanogpt.doctor.examination import CHECKS
+from nanogpt.doctor import invariants, machine, run
 from nanogpt.doctor.finding import Check, Finding, run_check
+from nanogpt.doctor.run import CHECKS
 from nanogpt.doctor.trainings import tiny_config, train_side_by_side
 from nanogpt.errors import BadEnvironment
 from nanogpt.model.gpt import GPT
@@ -136,8 +136,8 @@ def test_one_that_raises_does_not_stop_the_others(
         raise SystemExit("left")
 
     checks = {"torch": Check(broken, "turn it off and on"), "slurm": Check(leaving, "stay"), "python": CHECKS["python"]}
-    monkeypatch.setattr(examination, "CHECKS", checks)
-    assert examination.run_checks(CPU) == 5
+    monkeypatch.setattr(run, "CHECKS", checks)
+    assert run.run_checks(CPU) == 5
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["failed", "torch", "RuntimeError:", "the", "very", "reason"]
     assert lines[1].strip() == "-> turn it off and on"
@@ -153,10 +153,8 @@ def test_no_secret_is_printed(
 
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(
-        examination, "CHECKS", {"wandb": Check(telling, f"unset {KEY}"), "tokenizer": CHECKS["tokenizer"]}
-    )
-    assert examination.run_checks(CPU) == 5
+    monkeypatch.setattr(run, "CHECKS", {"wandb": Check(telling, f"unset {KEY}"), "tokenizer": CHECKS["tokenizer"]})
+    assert run.run_checks(CPU) == 5
     said = capsys.readouterr().out
     assert KEY not in said and "can't use <hidden>" in said and "unset <hidden>" in said
     assert str(tmp_path) in said, "a folder is no secret, whatever its variable is called"

@@ -1,0 +1,73 @@
+"""Run a module in a fresh process: a message on its standard input, an answer as the last line of its output."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+
+from nanogpt.errors import LabError
+
+Child = subprocess.Popen[str]
+
+
+class ChildFailed(Exception):
+    """The process ended with an error. Its message is the last line that the process printed."""
+
+    def __init__(self, code: int, output: str) -> None:
+        """`code` is the exit code, or minus the signal; `output` is what the process printed to standard error."""
+        lines = output.strip().splitlines()
+        ended = f"exit code {code}" if code > 0 else "no message"
+        super().__init__(lines[-1].removeprefix("error: ").strip() if lines else ended)
+        self.code = code
+        self.is_lab_error = bool(lines) and lines[-1].startswith("error: ")
+        """The process printed a LabError, whose class follows from the exit code."""
+
+
+def start_child(module: str, *words: str, message: str, **environment: str) -> Child:
+    """Start `python -m module words` in its own session, with these variables added to the environment."""
+    root = str(Path(__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        file.write(message)
+        file.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+
+
+def wait_for_child(child: Child, timeout: float | None = None) -> str:
+    """Return the child's answer, and end what is left of its session. Raises ChildFailed, subprocess.TimeoutExpired."""
+    try:
+        output, errors = child.communicate(timeout=timeout)
+    finally:
+        with suppress(ProcessLookupError, PermissionError):  # macOS: a session that has ended
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()  # closes its pipes
+    if child.returncode:
+        raise ChildFailed(child.returncode, errors)
+    return (output.splitlines() or [""])[-1]
+
+
+def answer(work: Callable[[str], str]) -> int:
+    """In the child: print what `work` returns for the message, or its LabError. Returns the exit code.
+
+    What `work` prints itself goes to standard error.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            result = work(sys.stdin.read())
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(result)
+    return 0
