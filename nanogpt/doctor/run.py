@@ -12,7 +12,7 @@ COLOURS = {"ok": 32, "note": 33, "failed": 31}  # ANSI codes of green, yellow, r
 
 
 def run_checks(config: DoctorConfig) -> int:
-    """Run the checks in `config.checks`, all if it is empty, and print their findings. Return 5 if one failed, else 0."""
+    """Run the checks in `config.checks` (empty: all) and print their findings. Return 5 if one failed, else 0."""
     names = [name for name in CHECKS if name in config.checks or not config.checks]
     failed: list[str] = []
     for name in names:
