@@ -8,8 +8,7 @@ import numpy as np
 
 from experiments.code_diff import code_difference
 from experiments.document import Block, Cell, Code, Figure, Heading, Note, Page, TableBlock
-from experiments.find import find_runs
-from experiments.progress import read_progress
+from experiments.find import find_runs, read_statuses
 from experiments.ranking import SeedGroup, group_by_seed
 from experiments.results import RunResult, read_results
 from experiments.statistics import Estimate, estimate_mean, mean, welch_test
@@ -46,8 +45,8 @@ def compare(config: CompareConfig) -> int:
     """Print the comparison, and write it to `out` if set. Return 0. Raise BadInput."""
     check_output_folder("out", config.out)
     found = find_runs(config)
-    progress, problems = read_progress(found)
-    results, unreadable = read_results(progress)
+    statuses, problems = read_statuses(found)
+    results, unreadable = read_results(statuses)
     groups = group_by_seed(results)
     if len(groups) < 2:
         what = "one setting" if groups else "no run that can be read"

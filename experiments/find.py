@@ -1,15 +1,18 @@
-"""Find the run directories that targets mean: folders, names under `runs_dir`, globs. Runs are not read here."""
+"""Find the runs that targets mean (folders, names under `runs_dir`, globs), and read the status of each."""
 
 import glob
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.status import JobQueues, RunStatus, last_change, read_points, read_run
 from launch.study import RECORDS
+from launch.submission import find_stray_entries
 from nanogpt.config import TargetsConfig
-from nanogpt.errors import BadInput, hint, one_line
-from nanogpt.files import list_entries, mtime
+from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
+from nanogpt.files import list_entries
 
 DEPTH = 2  # folders below one that is named in which runs are looked for: runs/, a study, its runs
 
@@ -121,6 +124,42 @@ def newest_study(runs_dir: Path) -> Path:
     return last if last.parent == runs_dir else last.parent
 
 
-def last_change(run: Path) -> float:
-    """Return when a run last wrote a row or its status."""
-    return max(mtime(run / name) for name in ("status.json", "timing.jsonl", "metrics.jsonl", "config.json"))
+def read_statuses(found: RunSelection) -> tuple[list[RunStatus], list[str]]:
+    """Return the status of all runs and of points that have not started, and messages about unreadable records.
+
+    A run that was submitted has the status that its study's records give it, any other that of its own files.
+    """
+    points, problems = read_submitted(found.studies)
+    problems += [f"{one_line(folder)}: this folder can't be read" for folder in found.unreadable]
+    runs: list[RunStatus] = []
+    for run in found.runs:
+        point = points.pop(run.resolve(), None)
+        runs.append(replace(point, path=run) if point else read_run(run))
+    folders = [folder.resolve() for folder in found.folders]
+    for path, point in points.items():
+        if any(path.is_relative_to(folder) for folder in folders):
+            runs.append(replace(point, path=relative_to_cwd(point.path)))
+    return runs, problems
+
+
+def read_submitted(studies: Iterable[Path]) -> tuple[dict[Path, RunStatus], list[str]]:
+    """Return the points of studies by run directory, and messages about records that can't be read."""
+    queues = JobQueues()
+    points: dict[Path, RunStatus] = {}
+    problems: list[str] = []
+    for study in filter(is_study, studies):
+        if strays := find_stray_entries(study):
+            names = ", ".join(one_line(name) for name in strays[:5])
+            problems.append(f"{one_line(study / RECORDS)}: not submissions of this program, ignored: {names}")
+        try:
+            points |= {point.path.resolve(): point for point in read_points(study, queues)}
+        except (BadCheckpoint, OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{one_line(study / RECORDS)}: can't be read: {one_line(error, 200)}")
+    return points, problems
+
+
+def relative_to_cwd(path: Path) -> Path:
+    """Return the path relative to the current folder if it is inside."""
+    with suppress(ValueError):
+        return path.relative_to(Path.cwd())
+    return path

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.find import find_runs
-from experiments.progress import Progress, read_progress
+from experiments.find import find_runs, read_statuses
+from launch.status import RunStatus
 from launch.study import RECORDS
 from launch.submission import read_submissions
 from nanogpt.comparability import best_step
@@ -49,31 +49,31 @@ class Garbage:
 def collect_garbage(config: GcConfig) -> int:
     """Print what could be deleted; delete what is selected. Return the exit code. Raise BadInput."""
     found = find_runs(config)
-    progress, problems = read_progress(found)
-    quiet = [one for one in progress if not one.in_progress and one.path.is_dir()]
-    things = [thing for one in quiet for thing in find_run_garbage(one, progress)]
+    statuses, problems = read_statuses(found)
+    quiet = [one for one in statuses if not one.in_progress and one.path.is_dir()]
+    things = [thing for one in quiet for thing in find_run_garbage(one, statuses)]
     if not problems:  # else it isn't known which points still need their code
-        things += [thing for study in found.studies for thing in find_study_garbage(study, progress)]
+        things += [thing for study in found.studies for thing in find_study_garbage(study, statuses)]
     print_garbage(things, config)
     for problem in problems:
         say(f"warning: {problem}")
-    busy = sum(one.in_progress for one in progress)
+    busy = sum(one.in_progress for one in statuses)
     if busy:
         say(f"{busy} runs are on their way; nothing of theirs is listed")
     chosen = [thing for thing in things if thing.kind in config.what]
     if config.delete:
-        return delete_all(chosen, progress)
+        return delete_all(chosen, statuses)
     if chosen:
         say(f"nothing was deleted; delete=true deletes {format_count(sum(t.size for t in chosen), 'G')}B")
     return 0
 
 
-def delete_all(things: Sequence[Garbage], progress: Sequence[Progress]) -> int:
+def delete_all(things: Sequence[Garbage], statuses: Sequence[RunStatus]) -> int:
     """Delete what no process holds. Return 5 if some of it can't be deleted, else 0."""
     freed, code = 0, 0
     for thing in things:
         try:
-            why = delete_locked(thing, progress)
+            why = delete_locked(thing, statuses)
         except OSError as error:
             why, code = one_line(error.strerror or error), BadEnvironment.exit_code
         if why:
@@ -84,15 +84,15 @@ def delete_all(things: Sequence[Garbage], progress: Sequence[Progress]) -> int:
     return code
 
 
-def find_run_garbage(one: Progress, progress: Sequence[Progress]) -> Iterator[Garbage]:
+def find_run_garbage(one: RunStatus, statuses: Sequence[RunStatus]) -> Iterator[Garbage]:
     """Yield what could be deleted of one run."""
-    for kind, path in classify_run_garbage(one, progress):
+    for kind, path in classify_run_garbage(one, statuses):
         yield Garbage(kind, path, disk_usage(path), one.path)
 
 
-def classify_run_garbage(one: Progress, progress: Sequence[Progress]) -> Iterator[tuple[Waste, Path]]:
+def classify_run_garbage(one: RunStatus, statuses: Sequence[RunStatus]) -> Iterator[tuple[Waste, Path]]:
     """Yield kind and path. Whole runs come alone."""
-    if is_superseded(one.path, progress):
+    if is_superseded(one.path, statuses):
         yield "attempts", one.path
         return
     if is_empty(one):
@@ -120,17 +120,17 @@ def replaced_checkpoints(folder: Path) -> list[Path]:
     return [path for path in list_hidden(folder, "old") if (folder / path.name.removeprefix(".old-")).exists()]
 
 
-def is_superseded(run: Path, progress: Sequence[Progress]) -> bool:
+def is_superseded(run: Path, statuses: Sequence[RunStatus]) -> bool:
     """Return whether a later attempt of the same run finished."""
     mine = parts_of(run.name)
     if mine is None:
         return False
-    names = (one.path.name for one in progress if one.path.parent == run.parent and one.state == "finished")
+    names = (one.path.name for one in statuses if one.path.parent == run.parent and one.state == "finished")
     others = (parts for name in names if (parts := parts_of(name)))
     return any(other[:2] == mine[:2] and other[2] > mine[2] for other in others)
 
 
-def is_empty(one: Progress) -> bool:
+def is_empty(one: RunStatus) -> bool:
     """Return whether a run has no checkpoint to continue from and no result."""
     if one.state == "finished" or any((one.path / "checkpoints").glob("*step-*")):
         return False
@@ -156,13 +156,13 @@ def find_extra_checkpoints(run: Path) -> list[Path]:
     return [path for step, path in sorted(found.items()) if step not in kept and (every is None or step % every)]
 
 
-def find_study_garbage(study: Path, progress: Sequence[Progress]) -> Iterator[Garbage]:
+def find_study_garbage(study: Path, statuses: Sequence[RunStatus]) -> Iterator[Garbage]:
     """Yield copies of the code for jobs that are all done."""
     for path in list_entries(study):
         if path.name.startswith(DELETING):
             yield Garbage("leftovers", path, disk_usage(path), path)
     folder = study / RECORDS / "code"
-    open_points = {one.path.resolve() for one in progress if one.state != "finished"}
+    open_points = {one.path.resolve() for one in statuses if one.state != "finished"}
     needed = {
         Path(submission.spec.code).resolve()
         for submission in read_submissions(study)
@@ -199,7 +199,7 @@ def print_garbage(things: Sequence[Garbage], config: GcConfig) -> None:
             say(f"{kind}: and {len(own) - MAX_PATHS} more")
 
 
-def delete_locked(thing: Garbage, progress: Sequence[Progress]) -> str:
+def delete_locked(thing: Garbage, statuses: Sequence[RunStatus]) -> str:
     """Delete under the lock of the run or of the study's submissions, so that nothing just started or submitted is
     deleted. Return why it is left, or an empty string. Raise OSError.
     """
@@ -208,7 +208,7 @@ def delete_locked(thing: Garbage, progress: Sequence[Progress]) -> str:
         if not mine:
             return "a process is training here" if thing.run else "a command is submitting here"
         if thing.run is None and thing.path not in (
-            other.path for other in find_study_garbage(records.parent, progress)
+            other.path for other in find_study_garbage(records.parent, statuses)
         ):
             return "was submitted just now"
         delete_path(thing.path)

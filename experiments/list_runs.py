@@ -1,39 +1,34 @@
 """`nanogpt list` and `watch`: one line per run, once or refreshed until no run is in progress."""
 
-import time
-from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-from experiments.find import find_runs
-from experiments.progress import Progress, read_progress
+from experiments.find import find_runs, read_statuses
+from launch.status import RunStatus
+from launch.watching import MAX_ROWS, format_age, format_loss, print_failures, show_until_done
 from nanogpt.comparability import compare_measurements
-from nanogpt.config import ListConfig, TargetsConfig, TrainConfig, WatchConfig
-from nanogpt.console import LiveText, format_count, format_duration, format_table, say, shorten
+from nanogpt.config import ListConfig, TargetsConfig, WatchConfig
+from nanogpt.console import format_count, format_duration, format_table, say, shorten
 from nanogpt.errors import BadInput, LabError, one_line
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement, read_history
 from nanogpt.run_directory import RunDirectory
-from nanogpt.run_state import STATES, WRONG
-
-ROWS = 40  # of the live table
+from nanogpt.run_state import STATES, count_states
 
 
 def list_runs(config: ListConfig) -> int:
     """Print all runs, last modified first. Return 0. Raise BadInput."""
-    found, problems = read_progress(find_runs(config))
-    chosen = [one for one in found if config.state in (None, one.state)]
+    runs, problems = read_statuses(find_runs(config))
+    chosen = [run for run in runs if config.state in (None, run.state)]
     if not chosen:
-        states = ", ".join(sorted({one.state for one in found}))
-        raise BadInput(f"state={config.state}: none of {len(found)} runs; there are: {states}")
-    say(progress_table(sorted(chosen, key=lambda one: -one.updated), config, describe_states(chosen)))
-    for one in chosen:
-        if one.state in WRONG and one.why:
-            log = f"; log: {one_line(one.log)}" if one.log else ""
-            say(f"{display_name(one, config)}: {one.state}: {one_line(one.why, 300)}{log}")
-        if trouble := loss_trouble(one):
-            say(f"{display_name(one, config)}: {one.state}, {trouble.words}")
+        states = ", ".join(sorted({run.state for run in runs}))
+        raise BadInput(f"state={config.state}: none of {len(runs)} runs; there are: {states}")
+    say(runs_table(sorted(chosen, key=lambda run: -run.updated), config))
+    print_failures(chosen, partial(display_name, config=config))
+    for run in chosen:
+        if trouble := loss_trouble(run):
+            say(f"{display_name(run, config)}: {run.state}, {trouble.words}")
     for problem in problems:
         say(f"warning: {problem}")
     return 0
@@ -41,70 +36,48 @@ def list_runs(config: ListConfig) -> int:
 
 def watch(config: WatchConfig) -> int:
     """Refresh the table until no run is in progress; without a terminal print a line per change. Ctrl-C leaves."""
-    before: dict[Path, Progress] = {}
-    board = LiveText()
-    try:
-        while True:
-            now, _ = read_progress(find_runs(config))
-            for one in now:
-                if has_changed(one, before.get(one.path)):
-                    board.note(describe_change(one, config))
-            board.show(progress_table(sorted(now, key=urgency)[:ROWS], config, describe_states(now)))
-            going = any(one.in_progress or is_newly_lost(one, before.get(one.path)) for one in now)
-            before = {one.path: one for one in now}
-            if not going:
-                break
-            time.sleep(config.poll_s)
-    except KeyboardInterrupt:
-        board.close()
+
+    def read() -> list[RunStatus]:
+        return sorted(read_statuses(find_runs(config))[0], key=urgency)
+
+    def draw(runs: list[RunStatus]) -> str:
+        return runs_table(runs, config, MAX_ROWS)
+
+    runs = show_until_done(read, draw, partial(display_name, config=config), config.poll_s, with_losses=True)
+    if runs is None:
         say("left; the runs go on")
         return 130
-    board.close()
-    say(progress_table(sorted(now, key=urgency)[:ROWS], config, describe_states(now)))
+    say(draw(runs))
     return 0
 
 
-def has_changed(one: Progress, before: Progress | None) -> bool:
-    """Return whether a run has another state or another evaluation."""
-    return before is None or (one.state, one.val) != (before.state, before.val)
+def urgency(run: RunStatus) -> tuple[int, float]:
+    return STATES.index(run.state) if run.state in STATES else len(STATES), -run.updated
 
 
-def is_newly_lost(one: Progress, before: Progress | None) -> bool:
-    """Return whether a job was lost just now: one that is being requeued may be in no queue for a moment."""
-    return one.state == "lost" and one.point is not None and (before is None or before.state != "lost")
-
-
-def urgency(one: Progress) -> tuple[int, float]:
-    return STATES.index(one.state) if one.state in STATES else len(STATES), -one.updated
-
-
-def describe_states(found: Sequence[Progress]) -> str:
-    """Return e.g. `12 runs: 3 running, 9 finished`."""
-    counts = Counter(one.state for one in found)
-    return f"{len(found)} runs: " + ", ".join(f"{counts[state]} {state}" for state in sorted(counts))
-
-
-def progress_table(found: Sequence[Progress], config: TargetsConfig, heading: str) -> str:
+def runs_table(runs: Sequence[RunStatus], config: TargetsConfig, rows: int | None = None) -> str:
     """Return a table with one line per run; with bits per byte and the reason if losses aren't comparable."""
-    verdict = compare_measurements([last_measurement(one.path) for one in found if one.val is not None])
+    shown = runs[:rows]
+    verdict = compare_measurements([last_measurement(run.path) for run in shown if run.val is not None])
     in_nats = verdict.unit == "nats"
-    rows = [
+    cells = [
         (
-            display_name(one, config),
-            f"{one.state}, {trouble.words.partition(' (')[0]}" if (trouble := loss_trouble(one)) else one.state,
-            f"{one.step}/{one.steps if one.steps is not None else '?'}",
-            "-" if not one.steps else f"{100 * one.step // one.steps} %",
-            format_loss(one.val),
-            format_loss(one.best),
-            *([] if in_nats else [format_loss(one.bits_per_byte)]),
-            "-" if one.rate is None else format_count(one.rate),
-            format_time_left(one),
-            format_age(one),
+            display_name(run, config),
+            f"{run.state}, {trouble.words.partition(' (')[0]}" if (trouble := loss_trouble(run)) else run.state,
+            f"{run.step}/{run.steps if run.steps is not None else '?'}",
+            "-" if not run.steps else f"{100 * run.step // run.steps} %",
+            format_loss(run.val),
+            format_loss(run.best),
+            *([] if in_nats else [format_loss(run.bits_per_byte)]),
+            "-" if run.rate is None else format_count(run.rate),
+            format_time_left(run),
+            format_age(run),
         )
-        for one in found
+        for run in shown
     ]
+    heading = f"{len(runs)} runs: {count_states(run.state for run in runs)}"
     bits = [] if in_nats else ["bits/byte"]
-    text = format_table(heading, ("run", "state", "step", "done", "val", "best", *bits, "tok/s", "left", "age"), rows)
+    text = format_table(heading, ("run", "state", "step", "done", "val", "best", *bits, "tok/s", "left", "age"), cells)
     if in_nats:
         return text
     also = "bits/byte are" if verdict.unit else "bits/byte neither"
@@ -127,44 +100,27 @@ def read_measurement(path: Path, changed: int) -> Measurement:
     return read_history(run.config(), run.starts(), path)[-1][1]
 
 
-def loss_trouble(one: Progress) -> Trouble | None:
+def loss_trouble(run: RunStatus) -> Trouble | None:
     """Return what is wrong with the loss of a finished run."""
-    if one.state != "finished" or one.val is None or one.best is None:
+    if run.state != "finished" or run.val is None or run.best is None:
         return None
-    return find_trouble(one.val, one.best, last_measurement(one.path).vocab_size, one.train)
+    return find_trouble(run.val, run.best, last_measurement(run.path).vocab_size, run.train)
 
 
-def display_name(one: Progress, config: TargetsConfig) -> str:
+def display_name(run: RunStatus, config: TargetsConfig) -> str:
     """Return the name that commands accept, without runs_dir."""
-    path = one.path
+    path = run.path
     if path.is_relative_to(config.runs_dir) and path != Path(config.runs_dir):
         path = path.relative_to(config.runs_dir)
     return shorten(one_line(str(path), 4000), 46)
 
 
-def format_loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def format_age(one: Progress) -> str:
-    """Return the time since the run last wrote something."""
-    return format_duration(time.time() - one.updated) if one.updated else "-"
-
-
-def format_time_left(one: Progress) -> str:
+def format_time_left(run: RunStatus) -> str:
     """Return the time that the remaining steps take at the current speed."""
-    if one.state != "running" or not one.rate or not one.steps:
+    if run.state != "running" or not run.rate or not run.steps:
         return "-"
     try:
-        config: TrainConfig = RunDirectory(one.path).config()
+        config = RunDirectory(run.path).config()
     except LabError:
         return "-"
-    return format_duration(max(0, one.steps - one.step) * config.training.batch_tokens / one.rate)
-
-
-def describe_change(one: Progress, config: TargetsConfig) -> str:
-    """Return one line about a change, for a log."""
-    val = f"  val {one.val:.4f}" if one.val is not None else ""
-    why = f"  {one_line(one.why, 200)}" if one.why else ""
-    steps = f" of {one.steps}" if one.steps else ""
-    return f"{display_name(one, config)}: {one.state} at step {one.step}{steps}{val}{why}"
+    return format_duration(max(0, run.steps - run.step) * config.training.batch_tokens / run.rate)

@@ -55,7 +55,7 @@ class SeedGroup:
     def diverged(self) -> bool:
         """Return whether a seed diverged or finished with a loss as bad: the mean of the others flatters."""
         return any(
-            result.progress.state == "diverged" or (result.trouble is not None and result.trouble.diverged)
+            result.status.state == "diverged" or (result.trouble is not None and result.trouble.diverged)
             for result in self.results
         )
 
@@ -77,7 +77,7 @@ class SeedGroup:
 
     @property
     def states(self) -> Counter[str]:
-        return Counter(result.progress.state for result in self.results)
+        return Counter(result.status.state for result in self.results)
 
     @property
     def seeds(self) -> list[int]:

@@ -2,17 +2,15 @@
 
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.code_diff import code_table
 from experiments.document import Block, Code, Figure, Heading, Note, Page
-from experiments.find import RunSelection, find_runs
+from experiments.find import RunSelection, find_runs, read_statuses, relative_to_cwd
 from experiments.plots.curves import Curve, loss_curves
 from experiments.plots.sweep_plots import plot_sweep
-from experiments.progress import read_progress, relative_to_cwd
 from experiments.ranking import (
     LABELS,
     Ranking,
@@ -32,17 +30,18 @@ from experiments.tables import (
     along_table,
     differing_keys,
     group_label,
-    print_trouble,
     ranking_table,
     run_table,
     to_terminal,
     trouble_table,
 )
+from launch.watching import print_failures
 from nanogpt import schema
 from nanogpt.config import Metric, ReportConfig, TrainConfig
 from nanogpt.console import format_duration, say
 from nanogpt.errors import BadInput, one_line
 from nanogpt.output_paths import check_output_folder
+from nanogpt.run_state import count_states
 
 PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns that a terminal has no room for
 PICTURES = ("curves", "sensitivity", "heatmap", "parallel")  # those of an earlier report go when a new one has others
@@ -95,11 +94,11 @@ def print_report(study: ReportData) -> None:
     for note in study.notes:
         say(f"note: {one_line(note, 1000)}")
     for ranking in study.rankings:
-        title = f"{study.title}: {one_line(ranking.title, 200) or count_states(study.results)}"
+        title = f"{study.title}: {one_line(ranking.title, 200) or count_results(study.results)}"
         first = COLUMNS[ranking.metric]
         without = [column for column in PAGE_ONLY if column != first]
         say(to_terminal(ranking_table(ranking, find_varied_keys(ranking.groups)), title, without))
-    print_trouble(study.results)
+    print_failures([result.status for result in study.results])
     for problem in study.problems:
         say(f"warning: {problem}")
 
@@ -121,8 +120,8 @@ def output_folder(found: RunSelection, config: ReportConfig) -> Path:
 
 def read_study(found: RunSelection, metric: Metric) -> ReportData:
     """Read all runs. Raise BadInput if none can be read."""
-    progress, problems = read_progress(found)
-    results, unreadable = read_results(progress)
+    statuses, problems = read_statuses(found)
+    results, unreadable = read_results(statuses)
     results += find_missing_points(results, found.folders)
     if not results:
         raise BadInput(f"no run can be read: {'; '.join(unreadable)}")
@@ -134,9 +133,8 @@ def read_study(found: RunSelection, metric: Metric) -> ReportData:
     return ReportData(one_line(title, 200), results, problems, ranked, notes)
 
 
-def count_states(results: Sequence[RunResult]) -> str:
-    """Return e.g. `23 finished, 1 diverged`."""
-    return ", ".join(f"{count} {state}" for state, count in Counter(r.progress.state for r in results).most_common())
+def count_results(results: Sequence[RunResult]) -> str:
+    return count_states(result.status.state for result in results)
 
 
 def page_blocks(study: ReportData, config: ReportConfig) -> Iterator[Block]:
@@ -158,15 +156,15 @@ def summary_blocks(study: ReportData) -> Iterator[Block]:
     """Yield how many runs there are and what is incomplete."""
     total = sum(result.seconds or 0.0 for result in study.results)
     yield Note(
-        f"{len(study.results)} runs of {len(study.groups)} settings: {count_states(study.results)}. "
+        f"{len(study.results)} runs of {len(study.groups)} settings: {count_results(study.results)}. "
         f"{format_duration(total)} of training steps. Written {time.strftime('%Y-%m-%d %H:%M')}."
     )
     left = [result for result in study.results if not result.finished]
     if left:
-        goes_on = any(result.progress.in_progress or result.progress.state in UNDONE for result in left)
+        goes_on = any(result.status.in_progress or result.status.state in UNDONE for result in left)
         words = "The study isn't finished" if goes_on else "Not every run came to its end"
         yield Note(
-            f"{words}: {count_states(left)}. Settings without a finished run have no rank; "
+            f"{words}: {count_results(left)}. Settings without a finished run have no rank; "
             "their numbers, in parentheses, are those of the last evaluation.",
             warning=True,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.missing_points import find_never_started
-from experiments.progress import Progress, read_run_progress
+from launch.status import RunStatus, read_run
 from nanogpt.comparability import agree_in_nats
 from nanogpt.config import Against, Metric, TrainConfig
 from nanogpt.errors import LabError, one_line
@@ -26,7 +26,7 @@ Start = dict[str, Any]
 class RunResult:
     """Result of one run, or of a point that hasn't started."""
 
-    progress: Progress
+    status: RunStatus
     config: TrainConfig
     train: tuple[Row, ...] = ()
     """Rows of training steps."""
@@ -46,16 +46,16 @@ class RunResult:
 
     @property
     def path(self) -> Path:
-        return self.progress.path
+        return self.status.path
 
     @property
     def finished(self) -> bool:
-        return self.progress.state == "finished"
+        return self.status.state == "finished"
 
     @property
     def complete(self) -> bool:
         """Return whether it is finished and has the evaluation of its last step; otherwise it has no result."""
-        return self.finished and self.last is not None and self.last["step"] >= (self.progress.steps or 0)
+        return self.finished and self.last is not None and self.last["step"] >= (self.status.steps or 0)
 
     @property
     def last(self) -> Row | None:
@@ -119,11 +119,11 @@ class RunResult:
         return [float(one) for one in np.interp([row["step"] for row in rows], steps, seconds)]
 
 
-def read_results(progress: Sequence[Progress]) -> tuple[list[RunResult], list[str]]:
+def read_results(statuses: Sequence[RunStatus]) -> tuple[list[RunResult], list[str]]:
     """Return the results, and messages about runs that can't be read."""
     results: list[RunResult] = []
     problems: list[str] = []
-    for one in progress:
+    for one in statuses:
         try:
             results.append(read_result(one))
         except LabError as error:
@@ -142,7 +142,7 @@ def find_missing_points(results: Sequence[RunResult], folders: Sequence[Path]) -
     why = "never started"
     return [
         RunResult(
-            replace(read_run_progress(path), state="missing", why=why),
+            replace(read_run(path), state="missing", why=why),
             config,
             measurement=requested_measurement(config),
         )
@@ -150,12 +150,12 @@ def find_missing_points(results: Sequence[RunResult], folders: Sequence[Path]) -
     ]
 
 
-def read_result(progress: Progress) -> RunResult:
+def read_result(status: RunStatus) -> RunResult:
     """Return the result of a run. Raise BadCheckpoint, OSError if its config can't be read; other damage is noted."""
-    path, run = progress.path, RunDirectory(progress.path)
-    if not (path / "config.json").exists() and progress.point and progress.point.submission:
-        config = progress.point.submission.config(progress.point.index)
-        return RunResult(progress, config, measurement=requested_measurement(config))
+    path, run = status.path, RunDirectory(status.path)
+    if not (path / "config.json").exists() and status.submission:
+        config = status.submission.config(status.index)
+        return RunResult(status, config, measurement=requested_measurement(config))
     config = run.config()
     rows, bad = sort_rows(*read_rows_and_skipped(path / "metrics.jsonl"), "tokens")
     timing, bad_times = sort_rows(*read_rows_and_skipped(path / "timing.jsonl"), "tokens_per_second")
@@ -167,7 +167,7 @@ def read_result(progress: Progress) -> RunResult:
     evals, measurement, changed = comparable_evals([row for row in rows if "val_loss" in row], config, starts, path)
     problems += changed
     result = RunResult(
-        progress=progress,
+        status=status,
         config=config,
         train=tuple(row for row in rows if "loss" in row),
         evals=evals,

@@ -19,10 +19,9 @@ from experiments.results import RunResult
 from experiments.statistics import Estimate, mean
 from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.console import format_count, format_duration, format_table, say, shorten
+from nanogpt.console import format_count, format_duration, format_table, shorten
 from nanogpt.errors import one_line
 from nanogpt.measurement import Measurement
-from nanogpt.run_state import WRONG
 
 RUN_COLUMNS: dict[Metric, str] = {"val_loss": "last val", "best_val_loss": "best val", "val_bpb": "last bits/byte"}
 MAX_KEY_COLUMNS = (
@@ -135,7 +134,7 @@ def status_cell(setting: SeedGroup) -> Cell:
 
 def first_reason(setting: SeedGroup) -> str:
     """Return the first reason why a run isn't finished."""
-    return next((r.progress.why for r in setting.results if r.progress.why and not r.finished), "")
+    return next((r.status.why for r in setting.results if r.status.why and not r.finished), "")
 
 
 def why_cell(setting: SeedGroup) -> Cell:
@@ -148,8 +147,8 @@ def run_table(results: Sequence[RunResult]) -> TableBlock:
         [
             Cell(one_line(r.path.name, 120)),
             Cell(str(r.config.training.seed), r.config.training.seed),
-            Cell(f"{r.progress.state}, {r.trouble.words}" if r.trouble else r.progress.state),
-            Cell(f"{r.step:,} of {r.progress.steps:,}" if r.progress.steps else f"{r.step:,}", r.step),
+            Cell(f"{r.status.state}, {r.trouble.words}" if r.trouble else r.status.state),
+            Cell(f"{r.step:,} of {r.status.steps:,}" if r.status.steps else f"{r.step:,}", r.step),
             *(Cell("-") if (value := r.value(m)) is None else Cell(f"{value:.4f}", value) for m in RUN_COLUMNS),
             mean_cell([r.epochs], lambda epochs: f"{epochs:.3g}"),
             mean_cell([r.seconds], format_step_time),
@@ -165,9 +164,9 @@ def trouble_table(results: Sequence[RunResult]) -> TableBlock | None:
     rows = [
         [
             Cell(one_line(r.path.name, 120)),
-            Cell(r.progress.state),
-            Cell(one_line(r.progress.why, 500) or "-"),
-            Cell(one_line(r.progress.log) if r.progress.log else "-"),
+            Cell(r.status.state),
+            Cell(one_line(r.status.why, 500) or "-"),
+            Cell(one_line(r.status.log) if r.status.log else "-"),
         ]
         for r in results
         if not r.finished
@@ -243,11 +242,3 @@ def to_terminal(page_table: TableBlock, title: str, without: Collection[str] = (
 def fit_column(text: str, most: int = 44) -> str:
     """Return a text short enough for a column: names keep their end, sentences their beginning."""
     return one_line(text, most) if " " in text else shorten(text, most)
-
-
-def print_trouble(results: Sequence[RunResult]) -> None:
-    """Print below a table what failed, the full reason and the log."""
-    for result in results:
-        if result.progress.state in WRONG:
-            log = f"; log: {one_line(result.progress.log)}" if result.progress.log else ""
-            say(f"{one_line(result.path.name)}: {result.progress.state}: {one_line(result.progress.why, 300)}{log}")

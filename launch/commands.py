@@ -1,7 +1,6 @@
 """The job commands: status, logs, wait, cancel, retry and resubmit."""
 
 import time
-from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from cli.launcher_config import LaunchConfig
 from launch import local, slurm
 from launch.resources import compute_resources, with_ranks
 from launch.snapshot import restore, snapshot
-from launch.status import PointStatus, read_points
+from launch.status import RunStatus, read_points
 from launch.study import PlannedRun, Study, find_study
 from launch.submission import create_submission, lock_records, read_submissions
 from launch.sweep import submit_jobs
@@ -23,25 +22,25 @@ from nanogpt.console import escape_control_chars, say
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import check_regular, read_text
 from nanogpt.run_directory import newest_step
-from nanogpt.run_state import FAILED, OPEN, WRONG
+from nanogpt.run_state import FAILED, OPEN, WRONG, count_states
 
 FOLLOW = 0.5  # seconds between looks at a log
 
 
-def find_points(config: LaunchConfig) -> tuple[Path, list[PointStatus]]:
+def find_points(config: LaunchConfig) -> tuple[Path, list[RunStatus]]:
     """Return the study that is meant and its points, or the one point that is meant. Raise BadInput."""
     study, run = find_study(config.target, config.runs_dir)
     points = read_points(study)
     if run is None:
         return study, points
-    names = [point.run.name for point in points]
+    names = [point.path.name for point in points]
     if run not in names:
         raise BadInput(f"{one_line(run)}: no run of {one_line(study)}{hint(run, names)}")
-    return study, [point for point in points if point.run.name == run]
+    return study, [point for point in points if point.path.name == run]
 
 
 @contextmanager
-def lock_study(config: LaunchConfig) -> Generator[tuple[Study, list[PointStatus]], None, None]:
+def lock_study(config: LaunchConfig) -> Generator[tuple[Study, list[RunStatus]], None, None]:
     """Yield the study and its points while no other command submits or cancels there. Raise BadInput."""
     study = Study(find_study(config.target, config.runs_dir)[0], [])
     with lock_records(study):
@@ -61,7 +60,7 @@ def status(config: LaunchConfig) -> int:
 def wait(config: LaunchConfig) -> int:
     """Watch until all points are done."""
     study, points = find_points(config)
-    return watch(study, config.poll_s, {point.run for point in points})
+    return watch(study, config.poll_s, {point.path for point in points})
 
 
 def logs(config: LaunchConfig) -> int:
@@ -77,7 +76,7 @@ def logs(config: LaunchConfig) -> int:
     if config.follow and len(there) > 1:
         raise BadInput("follow=true: of which run? name one")
     for point, log in there:
-        say(f"=== {one_line(point.run.name)}  {point.state}  {one_line(log)}")
+        say(f"=== {one_line(point.path.name)}  {point.state}  {one_line(log)}")
         for line in read_text(log, "replace").splitlines()[-config.lines :]:
             say(escape_control_chars(line))
     if config.follow:
@@ -111,7 +110,7 @@ def cancel(config: LaunchConfig) -> int:
         for point in going:
             assert point.submission is not None
             point.submission.add_event(
-                point.index, "end", state="cancelled", why="nanogpt cancel", step=newest_step(point.run)
+                point.index, "end", state="cancelled", why="nanogpt cancel", step=newest_step(point.path)
             )
             if not is_on_slurm(point):
                 local.stop_point(point.job)
@@ -119,7 +118,7 @@ def cancel(config: LaunchConfig) -> int:
     return 0
 
 
-def is_on_slurm(point: PointStatus) -> bool:
+def is_on_slurm(point: RunStatus) -> bool:
     return point.submission is not None and point.submission.spec.executor == "slurm"
 
 
@@ -135,7 +134,7 @@ def resubmit(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int
             return 0
         if any(is_on_slurm(point) for point in points):
             slurm.check_slurm_available()
-        groups: dict[int, list[PointStatus]] = {}
+        groups: dict[int, list[RunStatus]] = {}
         for point in points:
             assert point.submission is not None
             groups.setdefault(point.submission.number, []).append(point)
@@ -153,12 +152,12 @@ def resubmit(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int
 
 def describe_others(study: Study, config: LaunchConfig) -> str:
     """Return which points aren't finished though there is nothing to retry, and the command that submits them."""
-    counts = Counter(point.state for point in find_points(config)[1])
-    others = ", ".join(f"{counts[state]} {state}" for state in ("lost", "cancelled") if counts[state])
+    states = [point.state for point in find_points(config)[1]]
+    others = count_states(state for state in states if state in ("lost", "cancelled"))
     return f"; {others}: nanogpt resubmit {one_line(study.path)}" if others else ""
 
 
-def resubmit_points(study: Study, points: list[PointStatus], code: str, changes: dict[str, Any]) -> str:
+def resubmit_points(study: Study, points: list[RunStatus], code: str, changes: dict[str, Any]) -> str:
     """Submit points of one submission again, with `code` and the changed launcher settings. Return the jobs."""
     old = points[0].submission
     assert old is not None
@@ -166,7 +165,7 @@ def resubmit_points(study: Study, points: list[PointStatus], code: str, changes:
         launcher = schema.from_dict(type(old.launcher), old.launcher.model_dump() | changes)
     except BadInput as error:
         raise BadInput(f"hydra.launcher.{error}") from None
-    planned_runs = [PlannedRun(point.run, without_ranks(old.config(point.index), changes)) for point in points]
+    planned_runs = [PlannedRun(point.path, without_ranks(old.config(point.index), changes)) for point in points]
     resources = compute_resources(planned_runs[0].config, launcher)
     planned_runs = [PlannedRun(planned.path, with_ranks(planned.config, resources)) for planned in planned_runs]
     changed = {"launcher": launcher.model_dump(mode="json"), "code": code, "time": time.time()}

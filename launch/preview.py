@@ -1,6 +1,5 @@
 """What a sweep is about to do: states of its points, resources, predicted time and memory."""
 
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,18 +8,18 @@ from cli.sweep_config import SweepConfig
 from launch import local
 from launch.forecast import forecast
 from launch.resources import Resources
-from launch.status import PointStatus, read_points, read_run_files
+from launch.status import RunStatus, read_points, read_run
 from launch.study import PlannedRun, Study
 from nanogpt.config import Metric
 from nanogpt.console import say
 from nanogpt.errors import one_line
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, newest_step
-from nanogpt.run_state import FAILED, RESUBMITTED
+from nanogpt.run_state import DONE, FAILED, RESUBMITTED, count_states
 
 
 def runs_to_start(
-    planned_runs: list[PlannedRun], before: dict[Path, PointStatus], settings: SweepConfig
+    planned_runs: list[PlannedRun], before: dict[Path, RunStatus], settings: SweepConfig
 ) -> list[PlannedRun]:
     """Return the runs that are neither done nor in progress; with sweep.retry=failed also those that failed."""
     again = (*RESUBMITTED, *FAILED) if settings.retry else RESUBMITTED
@@ -28,22 +27,20 @@ def runs_to_start(
     return [one for one in start if one.config.stop_at_fraction is None or metric_at_goal(one) is None]
 
 
-def read_states(study: Study) -> dict[Path, PointStatus]:
+def read_states(study: Study) -> dict[Path, RunStatus]:
     """Return the state of every run of a study, by its run directory, whoever started it."""
-    before = {point.run: point for point in read_points(study.path)}
+    before = {point.path: point for point in read_points(study.path)}
     return {planned.path: read_state(planned, before.get(planned.path.resolve())) for planned in study.runs}
 
 
-def read_state(planned: PlannedRun, point: PointStatus | None) -> PointStatus:
+def read_state(planned: PlannedRun, point: RunStatus | None) -> RunStatus:
     """Return the state of one run."""
     if planned.config.new_attempt:
-        return PointStatus(planned.path)
+        return RunStatus(planned.path)
     if point is None:
-        point = PointStatus(planned.path)
-        read_run_files(point)
-        run = RunDirectory(planned.path)
-        if (ended := run.status().get("state")) in FAILED:  # in a sweep that ran here
-            point.state, point.why = str(ended), run.last_words()
+        point = read_run(planned.path)
+        if point.state not in (*DONE, *FAILED):
+            point.state, point.why = "new", ""
     return point
 
 
@@ -69,15 +66,14 @@ def metric_at_goal(planned: PlannedRun, metric: Metric = "val_loss") -> float | 
 
 def print_preview(
     study: Study,
-    before: dict[Path, PointStatus],
+    before: dict[Path, RunStatus],
     settings: SweepConfig,
     where: tuple[JobLauncher, dict[Resources, list[PlannedRun]]] | None = None,
 ) -> None:
     """Print what is done and what is about to start; `where` has the launcher and resources, None: this process."""
     start = runs_to_start(study.runs, before, settings)
     runs = {planned.path for planned in start}
-    counts = Counter(point.state for run, point in before.items() if run not in runs)
-    rest = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+    rest = count_states(point.state for run, point in before.items() if run not in runs)
     verb = "submit" if where else "run"
     size = f"{len(study.runs)} point{'s' if len(study.runs) > 1 else ''}"
     say(f"study   {one_line(study.path)}: {size}, {len(start)} to {verb}{f' ({rest})' if rest else ''}")
@@ -86,7 +82,7 @@ def print_preview(
     print_forecast(study, start, settings, where)
     failed = [point for point in before.values() if point.state in FAILED]
     for point in failed[:5]:
-        say(f"{point.state:<8}{one_line(point.run.name)}: {one_line(point.why, 200)}")
+        say(f"{point.state:<8}{one_line(point.path.name)}: {one_line(point.why, 200)}")
     if failed and not settings.retry:
         jobs = f", or nanogpt retry {one_line(study.path)}" if where else ""
         say(f"        not {'submitted' if where else 'run'} again; sweep.retry=failed does{jobs}")

@@ -6,7 +6,6 @@ seeded by the number of the next trial: the same results lead to the same choice
 
 import random
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +23,7 @@ from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import format_table, say
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, one_line
 from nanogpt.files import hold_lock
-from nanogpt.run_state import FAILED
+from nanogpt.run_state import FAILED, count_states
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -204,13 +203,12 @@ def print_trial(one: Trial) -> None:
 def print_results(trials: Sequence[Trial], code: int, metric: Metric) -> int:
     """Print the best trials. Return the exit code: 0 if there is one."""
     finished = sorted((one for one in trials if one.val is not None), key=lambda one: (one.val, one.number))
-    counts = Counter(one.state for one in trials)
     once: dict[str, Trial] = {}
     for one in finished:
         once.setdefault(one.settings, one)
     rows = [(str(one.number), f"{one.val:.4f}", one_line(one.settings, 200)) for one in list(once.values())[:MAX_ROWS]]
-    summary = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    say(format_table(f"{len(trials)} trials: {summary}", ("trial", UNITS[metric], "values"), rows))
+    summary = f"{len(trials)} trials: {count_states(one.state for one in trials)}"
+    say(format_table(summary, ("trial", UNITS[metric], "values"), rows))
     for one in [one for one in trials if one.val is None][:MAX_ROWS]:
         say(f"trial {one.number} {one.state}: {one_line(one.why, 300)}")
     if not finished:

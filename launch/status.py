@@ -4,6 +4,8 @@ Needs no accounting. If slurmctld does not answer, the state is `unknown`, never
 """
 
 import os
+import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,10 +15,13 @@ from typing import Any
 from launch import local, slurm
 from launch.slurm import QueueEntry
 from launch.submission import Event, Submission, read_submissions
-from nanogpt.files import from_json, open_regular
-from nanogpt.metrics_file import as_count, as_number, is_row
+from nanogpt.errors import one_line
+from nanogpt.files import from_json, mtime, open_regular
+from nanogpt.metrics_file import Row, as_count, as_number, is_row
 from nanogpt.run_directory import RunDirectory
-from nanogpt.run_state import DONE, State
+from nanogpt.run_state import FAILED, OPEN, WRITTEN, State, is_alive
+
+LONG_SILENCE_S = 3600.0  # without a write, after which a run on another machine is reported as silent
 
 SLURM_END_STATES: dict[str, tuple[State, str]] = {  # Slurm's words for an end that the point itself said nothing about
     "CANCELLED": ("cancelled", "cancelled in Slurm"),
@@ -32,24 +37,40 @@ SLURM_END_STATES: dict[str, tuple[State, str]] = {  # Slurm's words for an end t
 
 
 @dataclass
-class PointStatus:
-    """State of one point of a study."""
+class RunStatus:
+    """State and progress of a run, or of a sweep point that has not started."""
 
-    run: Path
+    path: Path
     state: str = "new"
-    """One of nanogpt.run_state's."""
+    """One of nanogpt.run_state's, or missing."""
     why: str = ""
-    job: str = ""
-    restarts: int = 0
     step: int = 0
     steps: int | None = None
     val: float | None = None
+    """The last validation loss."""
+    best: float | None = None
+    """The lowest validation loss."""
+    bits_per_byte: float | None = None
+    """Bits per byte at the last evaluation."""
+    train: float | None = None
+    """Training loss at the last evaluation."""
+    rate: float | None = None
+    """Recent speed in tokens per second."""
     updated: float = 0.0
+    """Time of the last write to its files; 0: never."""
+    job: str = ""
     log: Path | None = None
+    restarts: int = 0
     submission: Submission | None = None
+    """The last submission that contains it."""
     index: int = 0
+    """Its index in the submission."""
     code: int = 0
-    """The exit code of what failed."""
+    """Exit code if it failed."""
+
+    @property
+    def in_progress(self) -> bool:
+        return self.state in OPEN
 
 
 @dataclass
@@ -71,69 +92,107 @@ class JobQueues:
         return self.pools[submission.path]
 
 
-def read_points(study: Path, cluster: JobQueues | None = None) -> list[PointStatus]:
+def read_points(study: Path, queues: JobQueues | None = None) -> list[RunStatus]:
     """Return every point ever submitted in a study's folder, by its last submission, in order."""
-    cluster = cluster or JobQueues()
-    places: dict[Path, tuple[Submission, int]] = {}
+    queues = queues or JobQueues()
+    latest: dict[Path, tuple[Submission, int]] = {}
     for submission in read_submissions(study):
-        for index, run in enumerate(submission.runs):
-            places[run] = (submission, index)
-    points = [read_point(run, *place, cluster) for run, place in places.items()]
+        for index, path in enumerate(submission.runs):
+            latest[path] = (submission, index)
+    points = [read_point(path, submission, index, queues) for path, (submission, index) in latest.items()]
     apply_accounting(points)
     return points
 
 
-def read_point(run: Path, submission: Submission, index: int, cluster: JobQueues) -> PointStatus:
-    """Return one point by its last submission."""
+def read_point(path: Path, submission: Submission, index: int, queues: JobQueues) -> RunStatus:
+    """Return the status of a submitted point: its own files, the events of its submission, and the queue."""
     events = submission.events(index)
-    point = PointStatus(run, submission=submission, index=index, job=submission.job_id(index) or "")
     starts = [event for event in events if event["event"] == "start"]
-    point.restarts = max(0, len(starts) - 1)
-    point.log = submission.log(index)
+    point = read_run(path)
+    point.submission, point.index, point.log = submission, index, submission.log(index)
+    point.restarts, point.job = max(0, len(starts) - 1), submission.job_id(index) or ""
     if starts and (submission.spec.executor == "local" or not point.job):
         point.job = str(starts[-1]["job"])
-    read_run_files(point)
     ended_well = bool(events) and events[-1].get("state") == "finished"
     if point.state != "finished" and not (point.state == "paused" and ended_well):
-        point.state, point.why = decide_state(events, query_job(point, cluster), bool(point.job))
+        state, why = decide_state(events, query_job(point, queues), bool(point.job))
+        point.state, point.why = state, why or (read_failure(path) if state in FAILED else "")
         point.code = events[-1].get("code", 0) if events else 0
     return point
 
 
-def read_run_files(point: PointStatus) -> None:
-    """Fill in what the run directory says: step, number of steps, last validation loss, finished or paused."""
-    run = RunDirectory(point.run)
-    status = run.status()
-    point.step, point.steps = as_count(status.get("step")) or 0, as_count(status.get("steps"))
-    point.updated = as_number(status.get("updated")) or 0.0
-    for row in read_last_rows(point.run / "metrics.jsonl"):
-        point.step = max(point.step, as_count(row.get("step")) or 0)
-        loss = as_number(row.get("val_loss"))
-        point.val = point.val if loss is None else loss
-    if (state := status.get("state")) in DONE:
-        point.state = str(state)
+def read_run(path: Path) -> RunStatus:
+    """Return the status of a run by the ends of its own files, as if it was started without a launcher."""
+    status = RunDirectory(path).status()
+    rows, timing = read_last_rows(path / "metrics.jsonl"), read_last_rows(path / "timing.jsonl", 1024)
+    evals = [row for row in rows if "val_loss" in row]
+    losses = [row["val_loss"] for row in evals]
+    best = status.get("best")
+    lowest = as_number(best[0]) if isinstance(best, list) and best else None  # pyright: ignore[reportUnknownArgumentType]
+    state, why = read_own_state(path, status)
+    return RunStatus(
+        path,
+        state,
+        why,
+        step=max([as_count(status.get("step")) or 0, *(int(row["step"]) for row in [*rows, *timing])]),
+        steps=as_count(status.get("steps")),
+        val=losses[-1] if losses else None,
+        best=min([loss for loss in (lowest, *losses) if loss is not None], default=None),
+        bits_per_byte=evals[-1].get("val_bpb") if evals else None,
+        train=evals[-1].get("train_loss") if evals else None,
+        rate=timing[-1].get("tokens_per_second") if timing else None,
+        updated=last_change(path),
+    )
 
 
-def read_last_rows(path: Path, size: int = 4096) -> list[dict[str, Any]]:
+def read_own_state(path: Path, status: Mapping[str, Any]) -> tuple[str, str]:
+    """Return state and reason of a run from its status.json."""
+    state = status.get("state")
+    if state not in WRITTEN:
+        exists = (path / "status.json").exists()
+        return ("unknown", "its status.json can't be read") if exists else ("new", "no step yet")
+    if state != "running":
+        return state, read_failure(path) if state in FAILED else ""
+    if status.get("host") == socket.gethostname():
+        if is_alive(status.get("pid"), status.get("pid_start")):
+            return "running", ""
+        return "lost", "its process is gone; the same command continues"
+    silent = time.time() - last_change(path)
+    if silent > LONG_SILENCE_S:
+        return "running", f"on {one_line(status.get('host'))}; no sign of life for {silent / 3600:.0f} hours"
+    return "running", ""
+
+
+def read_failure(path: Path) -> str:
+    """Return why a run failed, from the last line of its log."""
+    return RunDirectory(path).last_words() or "no reason in log.txt"
+
+
+def last_change(path: Path) -> float:
+    """Return when a run last wrote a row or its status."""
+    return max(mtime(path / name) for name in ("status.json", "timing.jsonl", "metrics.jsonl", "config.json"))
+
+
+def read_last_rows(path: Path, size: int = 4096) -> list[Row]:
     """Return the last rows of a JSON lines file without reading all of it."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with suppress(OSError), open_regular(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - size))
         for line in file.read().splitlines():
             with suppress(ValueError):
                 row: object = from_json(line)
                 if is_row(row):
-                    rows.append(row)  # pyright: ignore[reportUnknownArgumentType]
+                    rows.append(row)
     return rows
 
 
-def query_job(point: PointStatus, cluster: JobQueues) -> QueueEntry | None:
+def query_job(point: RunStatus, queues: JobQueues) -> QueueEntry | None:
     """Return the queue's entry of a point, state `GONE` if it has none, or None if Slurm doesn't answer."""
     assert point.submission is not None
     if point.submission.spec.executor == "local":
-        alive = cluster.is_pool_alive(point.submission) or (point.job != "" and local.is_controller(point.job))
+        alive = queues.is_pool_alive(point.submission) or (point.job != "" and local.is_controller(point.job))
         return QueueEntry("RUNNING" if alive else "GONE", "")
-    jobs = cluster.slurm_jobs() if point.submission.was_submitted(point.index) else {}
+    jobs = queues.slurm_jobs() if point.submission.was_submitted(point.index) else {}
     if jobs is None:
         return None
     return jobs.get(point.job, QueueEntry("GONE", ""))
@@ -160,7 +219,7 @@ def decide_state(events: list[Event], job: QueueEntry | None, submitted: bool) -
     return "lost", put_back or "its job is gone and said nothing: cancelled, killed or its node lost"
 
 
-def apply_accounting(points: list[PointStatus]) -> None:
+def apply_accounting(points: list[RunStatus]) -> None:
     """Replace the state of lost points that the queue forgot by what sacct recorded, if there is accounting."""
     lost = [p for p in points if p.state == "lost" and p.submission and p.submission.spec.executor == "slurm" and p.job]
     states = slurm.read_accounting([point.job for point in lost])

@@ -126,7 +126,7 @@ def update_trials(path: Path, trials: Sequence[Trial], metric: Metric) -> None:
     for one in trials:
         points = [now[planned.path] for planned in one.runs]
         if not points or any(point.state not in ("finished", *FAILED) for point in points):
-            one.why = ", ".join(f"{point.run.name} {point.state}" for point in points) or one.why
+            one.why = ", ".join(f"{point.path.name} {point.state}" for point in points) or one.why
             continue
         losses = [loss for planned in one.runs if (loss := metric_at_goal(planned, metric)) is not None]
         if bad := next((point for point in points if point.state in FAILED), None):

@@ -1,105 +1,125 @@
-"""The table of a study's jobs, once or refreshed until all are done."""
+"""The table of a study's jobs, and the loop that shows runs until none is in progress."""
 
 import time
-from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from launch.status import JobQueues, PointStatus, read_points
+from launch.status import RunStatus, read_points
 from nanogpt.console import LiveText, format_duration, format_table, say
 from nanogpt.errors import BadCheckpoint, one_line
-from nanogpt.run_state import DONE, OPEN, WRONG
+from nanogpt.run_state import DONE, OPEN, WRONG, count_states
 
-ORDER = (*WRONG, *reversed(OPEN), "stopped", "new", *reversed(DONE))
-"""Those that need a person first."""
-
-ROWS = 40  # of the live table; status shows all
+ORDER = (*WRONG, *reversed(OPEN), "stopped", "new", *reversed(DONE))  # points that need attention first
+MAX_ROWS = 40  # of the live table; status shows all
 
 
-def count_states(points: list[PointStatus]) -> str:
-    """Return e.g. `3 running, 1 failed`."""
-    counts = Counter(point.state for point in points)
-    return ", ".join(f"{counts[word]} {word}" for word in reversed(ORDER) if counts[word])
+def base_name(run: RunStatus) -> str:
+    return one_line(run.path.name, 60)
 
 
-def status_table(study: Path, points: list[PointStatus], rows: int | None = None) -> str:
+def show_until_done(
+    read: Callable[[], list[RunStatus]],
+    draw: Callable[[list[RunStatus]], str],
+    name: Callable[[RunStatus], str],
+    poll_s: float,
+    with_losses: bool = False,
+) -> list[RunStatus] | None:
+    """Show the runs that `read` returns until none is in progress; return them as they were last, None after Ctrl-C.
+
+    A terminal shows `draw`'s text. Elsewhere a line is printed for each change of a state, or `with_losses` of a loss.
+    A point is lost only if it is in no queue twice in a row: a job that is being requeued may be in none for a moment.
+    """
+    before: dict[Path, RunStatus] = {}
+    live = LiveText()
+    try:
+        while True:
+            runs = read()
+            going = False
+            for run in runs:
+                last = before.get(run.path)
+                if last is None or run.state != last.state or (with_losses and run.val != last.val):
+                    live.note(describe_change(run, name(run)))
+                newly_lost = run.state == "lost" and run.submission and (last is None or last.state != "lost")
+                going |= bool(run.in_progress or newly_lost)
+            live.show(draw(runs))
+            before = {run.path: run for run in runs}
+            if not going:
+                return runs
+            time.sleep(poll_s)
+    except KeyboardInterrupt:
+        return None
+    finally:
+        live.close()
+
+
+def describe_change(run: RunStatus, name: str) -> str:
+    step = f" at step {run.step}{f' of {run.steps}' if run.steps else ''}" if run.step else ""
+    val = "" if run.val is None else f"  val {run.val:.4f}"
+    return f"{name}: {run.state}{step}{val}{f': {one_line(run.why, 200)}' if run.why else ''}"
+
+
+def watch(study: Path, poll_s: float, paths: set[Path] | None = None) -> int:
+    """Show a study's points until none is in progress. Return 0 if all finished, else the first failure's exit code."""
+
+    def read() -> list[RunStatus]:
+        points = [point for point in read_points(study) if paths is None or point.path in paths]
+        if len(points) < len(paths or {study}):
+            raise BadCheckpoint(f"{one_line(study)}: the records of what was submitted are gone; were they deleted?")
+        return points
+
+    points = show_until_done(read, partial(status_table, study, rows=MAX_ROWS), base_name, poll_s)
+    if points is None:
+        say(f"left; the jobs go on. nanogpt status {one_line(study)}; the same command watches again")
+        return 130
+    return print_outcome(study, points)
+
+
+def status_table(study: Path, points: Sequence[RunStatus], rows: int | None = None) -> str:
     """Return a table with one line per point; with a limit of `rows`, those that need attention first."""
     shown = points if rows is None else sorted(points, key=lambda point: ORDER.index(point.state))[:rows]
     cells = [
         (
-            one_line(point.run.name, 60),
+            base_name(point),
             point.job or "-",
             point.state,
             f"{point.step}/{point.steps if point.steps is not None else '?'}",
             str(point.restarts),
-            "-" if point.val is None else f"{point.val:.4f}",
+            format_loss(point.val),
             format_age(point),
             one_line(point.why, 24),
         )
         for point in shown
     ]
-    title = f"{one_line(study)}: {count_states(points)}"
+    title = f"{one_line(study)}: {count_states(point.state for point in points)}"
     more = f"\n… and {len(points) - len(shown)} more" if len(points) > len(shown) else ""
-    return format_table(title, ("run", "job", "state", "step", "restarts", "val", "updated", "why"), cells) + more
+    return format_table(title, ("run", "job", "state", "step", "restarts", "val", "age", "why"), cells) + more
 
 
-def format_age(point: PointStatus) -> str:
-    return f"{format_duration(time.time() - point.updated)} ago" if point.updated else "-"
+def format_loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
-def watch(study: Path, pause: float, runs: set[Path] | None = None) -> int:
-    """Show the points until none is in progress. Return 0 if all finished, else the exit code of the first that
-    didn't.
-
-    Ctrl-C leaves; the jobs go on. A point is lost only if it is in no queue twice in a row: a job that is being
-    requeued may be in none for a moment.
-    """
-    before: dict[Path, str] = {}
-    board = LiveText()
-    try:
-        while True:
-            points = [point for point in read_points(study, JobQueues()) if runs is None or point.run in runs]
-            if len(points) < len(runs or {study}):
-                raise BadCheckpoint(f"{one_line(study)}: what was submitted is no longer noted there; was it deleted?")
-            note_changes(points, before, board)
-            board.show(status_table(study, points, ROWS))
-            open_ = [p for p in points if p.state in OPEN or (p.state == "lost" and before.get(p.run) != "lost")]
-            before = {point.run: point.state for point in points}
-            if not open_:
-                break
-            time.sleep(pause)
-    except KeyboardInterrupt:
-        board.close()
-        say(f"left; the jobs go on. nanogpt status {one_line(study)}; the same command watches again")
-        return 130
-    board.close()
-    return print_outcome(study, points)
+def format_age(run: RunStatus) -> str:
+    """Return the time since the run last wrote something."""
+    return format_duration(time.time() - run.updated) if run.updated else "-"
 
 
-def note_changes(points: list[PointStatus], before: dict[Path, str], board: LiveText) -> None:
-    """Print a line for every point whose state changed, where no table is drawn."""
-    for point in points:
-        if before.get(point.run) != point.state:
-            step = f" at step {point.step}" if point.step else ""
-            board.note(
-                f"{one_line(point.run.name)}: {point.state}{step}{f': {one_line(point.why, 200)}' if point.why else ''}"
-            )
-
-
-def print_failures(points: list[PointStatus]) -> None:
-    """Print below the table what failed, the full reason and the log."""
-    groups: dict[tuple[str, str], list[PointStatus]] = {}
-    for point in points:
-        if point.state in WRONG:
-            groups.setdefault((point.state, point.why), []).append(point)
+def print_failures(runs: Sequence[RunStatus], name: Callable[[RunStatus], str] = base_name) -> None:
+    """Print below a table why runs failed and where their logs are; equal reasons once."""
+    groups: dict[tuple[str, str], list[RunStatus]] = {}
+    for run in runs:
+        if run.state in WRONG:
+            groups.setdefault((run.state, run.why), []).append(run)
     for (state, why), (first, *others) in groups.items():
         log = f"; log: {one_line(first.log)}" if first.log else ""
-        more = f"; the same of {len(others)} more" if others else ""
-        say(f"{one_line(first.run.name)}: {state}: {one_line(why, 300)}{log}{more}")
+        more = f"; the same for {len(others)} more" if others else ""
+        say(f"{name(first)}: {state}: {one_line(why, 300)}{log}{more}")
 
 
-def print_outcome(study: Path, points: list[PointStatus]) -> int:
+def print_outcome(study: Path, points: Sequence[RunStatus]) -> int:
     """Print the final table. Return the exit code."""
-    say(status_table(study, points, ROWS))
+    say(status_table(study, points, MAX_ROWS))
     wrong = [point for point in points if point.state not in DONE]
-    print_failures(wrong[:ROWS])
+    print_failures(wrong[:MAX_ROWS])
     return next((point.code for point in wrong if point.code), 1) if wrong else 0

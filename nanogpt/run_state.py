@@ -1,6 +1,8 @@
 """What a run or a sweep point can be doing: the words for it, and whether a process runs."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,6 +25,11 @@ RESUBMITTED: tuple[State, ...] = ("new", "paused", "cancelled", "lost")
 """What the same command submits."""
 DONE: tuple[State, ...] = ("finished", "paused")
 """Got to where it was to go."""
+
+
+def count_states(states: Iterable[str]) -> str:
+    """Return e.g. `9 finished, 3 running`."""
+    return ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
 
 
 def is_alive(pid: object, started: object = None) -> bool:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from experiments.progress import read_own_state
+from launch.status import read_own_state
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED, OPEN, RESUBMITTED, STATES, WRITTEN, WRONG, is_alive, read_start_time
 

@@ -8,8 +8,7 @@ from scipy import stats
 
 from experiments.compare import compare, equal_cost_table, page_blocks
 from experiments.document import Block, Cell, Code, Note, TableBlock
-from experiments.find import find_runs
-from experiments.progress import read_progress
+from experiments.find import find_runs, read_statuses
 from experiments.ranking import group_by_seed
 from experiments.results import read_results
 from nanogpt.config import CompareConfig, TargetsConfig
@@ -19,8 +18,8 @@ from tests.experiments.fake_runs import BATCH, seeds, write_run
 
 
 def sides(*targets: Path):  # type: ignore[no-untyped-def]
-    progress, _ = read_progress(find_runs(TargetsConfig(targets=tuple(map(str, targets)))))
-    return [(chr(ord("A") + i), setting) for i, setting in enumerate(group_by_seed(read_results(progress)[0]))]
+    statuses, _ = read_statuses(find_runs(TargetsConfig(targets=tuple(map(str, targets)))))
+    return [(chr(ord("A") + i), setting) for i, setting in enumerate(group_by_seed(read_results(statuses)[0]))]
 
 
 def tables(page: list[Block]) -> dict[str, TableBlock]:

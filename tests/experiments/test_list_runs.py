@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from experiments import gc
-from experiments import list_runs as listing
 from experiments.gc import collect_garbage, find_extra_checkpoints
 from experiments.list_runs import list_runs, watch
+from launch import watching
 from nanogpt.config import GcConfig, ListConfig, WatchConfig
 from nanogpt.errors import BadInput
 from nanogpt.files import hold_lock
@@ -74,7 +74,7 @@ def test_watching_ends_when_nothing_is_on_its_way(
         if len(looks) == 3:
             RunDirectory(going).write_status("finished", step=40, steps=50)
 
-    monkeypatch.setattr(listing.time, "sleep", pause)
+    monkeypatch.setattr(watching.time, "sleep", pause)
     assert watch(WatchConfig(runs_dir=runs, poll_s=0.5)) == 0
     told = capsys.readouterr().out
     assert looks == [0.5] * 3
@@ -92,7 +92,7 @@ def test_leaving_the_watch(runs: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     def leave(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listing.time, "sleep", leave)
+    monkeypatch.setattr(watching.time, "sleep", leave)
     assert watch(WatchConfig(runs_dir=runs)) == 130 and "the runs go on" in capsys.readouterr().out
 
 

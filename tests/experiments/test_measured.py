@@ -8,10 +8,10 @@ import pytest
 from experiments.compare import page_blocks
 from experiments.document import Block, Note, TableBlock
 from experiments.list_runs import list_runs
-from experiments.progress import read_run_progress
 from experiments.ranking import group_by_seed, rank_groups
 from experiments.results import RunResult, read_result
 from experiments.scaling.runs import read_finished_runs
+from launch.status import read_run
 from nanogpt.config import ListConfig
 from nanogpt.errors import BadInput
 from nanogpt.loss_check import find_trouble
@@ -28,7 +28,7 @@ def measured(
 
 
 def result(path: Path) -> RunResult:
-    return read_result(read_run_progress(path))
+    return read_result(read_run(path))
 
 
 def with_bits(path: Path, bits: float) -> Path:

@@ -9,8 +9,7 @@ import pytest
 
 from cli.quoting import collect_targets, quote
 from cli.sweep_request import read_configs, read_sweep
-from experiments.find import find_runs
-from experiments.progress import read_progress
+from experiments.find import find_runs, read_statuses
 from experiments.ranking import SeedGroup, find_varied_keys, group_by_seed, group_name, sort_groups
 from experiments.reproduce import reproduce_command
 from experiments.results import RunResult, find_missing_points, read_results
@@ -22,8 +21,8 @@ from tests.experiments.fake_runs import seeds, write_run
 
 
 def results(folder: Path) -> list[RunResult]:
-    progress, _ = read_progress(find_runs(TargetsConfig(targets=(str(folder),))))
-    return read_results(progress)[0]
+    statuses, _ = read_statuses(find_runs(TargetsConfig(targets=(str(folder),))))
+    return read_results(statuses)[0]
 
 
 def found(folder: Path) -> list[SeedGroup]:
@@ -106,8 +105,8 @@ def test_points_that_never_started_are_missing(tmp_path: Path, monkeypatch: pyte
         write_run(tmp_path / config.runs_dir, [5.0, 4.0, 3.0], name=config.name, config=config, starts=[start])
     study = Path("runs/rates")
     left = find_missing_points(results(study), [study])
-    assert [(one.progress.state, one.config.optimizer.lr) for one in left] == [("missing", 1e-2)]
-    assert "never started" in left[0].progress.why
+    assert [(one.status.state, one.config.optimizer.lr) for one in left] == [("missing", 1e-2)]
+    assert "never started" in left[0].status.why
     monkeypatch.chdir("/")
     assert len(find_missing_points(results(tmp_path / study), [tmp_path / study])) == 1, "from wherever it is asked"
     one = next((tmp_path / study).iterdir())

@@ -195,7 +195,7 @@ def test_half_a_study_says_so(tmp_path: Path) -> None:
     assert told["diverged"] == "Diverged: step 6: loss inf" and told["finished"] == "-"
     assert sorted(page.column("why", table=1)) == ["-", "BadData: gone", "Diverged: step 6: loss inf"]
     text = (tmp_path / "report.md").read_text()
-    assert "The study isn't finished: 1 running, 1 diverged, 1 failed" in text.replace("\\", "")
+    assert "The study isn't finished: 1 diverged, 1 failed, 1 running" in text.replace("\\", "")
 
 
 def test_nothing_finished_and_nothing_logged(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.find import find_runs
-from experiments.progress import read_progress, read_run_progress
+from experiments import find
+from experiments.find import find_runs, read_statuses
 from experiments.ranking import group_by_seed, sort_groups
 from experiments.results import RunResult, read_result, read_results
 from experiments.tables import run_table
-from launch.status import PointStatus
+from launch.status import RunStatus, read_run
 from nanogpt.config import TargetsConfig
 from nanogpt.errors import BadInput
 from nanogpt.estimates.flops import flops_per_token
@@ -20,7 +20,7 @@ from tests.experiments.fake_runs import BATCH, write_run
 
 
 def result(path: Path) -> RunResult:
-    return read_result(read_run_progress(path))
+    return read_result(read_run(path))
 
 
 def test_losses_tokens_and_flops(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_numbers_that_nobody_measured_are_left_out(tmp_path: Path, row: str) -> 
         file.write(row + "\n")
     run = result(path)
     assert (run.evals, run.train) == (whole.evals, whole.train) and "lines: 1" in run.problems[0]
-    seen = read_run_progress(path)
+    seen = read_run(path)
     assert (seen.step, seen.val, seen.best) == (20, 2.0, 2.0)
 
 
@@ -130,7 +130,7 @@ def test_a_status_may_say_anything(tmp_path: Path) -> None:
             {"state": "finished", "step": nonsense, "steps": nonsense, "best": [[nonsense]], "pid": nonsense}
         )
         (path / "status.json").write_text(text)
-        seen = read_run_progress(path)
+        seen = read_run(path)
         assert (seen.state, seen.step, seen.steps, seen.best) == ("finished", 20, None, 2.0)
     (path / "provenance.json").write_text(json.dumps([{"from_step": 0, "arithmetic": {"ranks": 10**400}}]))
     assert result(path).device_seconds is None
@@ -162,7 +162,7 @@ def test_closed_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     closed.mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
     found = find_runs(TargetsConfig(runs_dir=str(tmp_path / "runs")))
-    assert found.runs == [run] and read_progress(found)[1] == [f"{closed}: this folder can't be read"]
+    assert found.runs == [run] and read_statuses(found)[1] == [f"{closed}: this folder can't be read"]
     with pytest.raises(BadInput, match="closed: this folder can't be read"):
         find_runs(TargetsConfig(targets=(str(closed),)))
 
@@ -173,8 +173,8 @@ def test_files_that_can_t_be_opened_cost_their_run_alone(tmp_path: Path) -> None
         (path / file).unlink()
     (bad[0] / "metrics.jsonl").symlink_to("metrics.jsonl")
     (bad[1] / "config.json").symlink_to(tmp_path)
-    progress = [read_run_progress(path) for path in (good, *bad)]
-    results, problems = read_results(progress)
+    statuses = [read_run(path) for path in (good, *bad)]
+    results, problems = read_results(statuses)
     assert [one.path for one in results] == [good]
     assert "metrics.jsonl can't be read: Too many" in problems[0] and "can't be read: Is a dir" in problems[1]
 
@@ -182,28 +182,31 @@ def test_files_that_can_t_be_opened_cost_their_run_alone(tmp_path: Path) -> None
 def test_a_run_whose_config_is_nonsense_is_told(tmp_path: Path) -> None:
     good, bad = write_run(tmp_path, [5.0, 3.0]), write_run(tmp_path, [5.0, 3.0], name="bad")
     (bad / "config.json").write_text("{")
-    progress, _ = read_progress(find_runs(TargetsConfig(targets=(str(tmp_path),))))
-    results, problems = read_results(progress)
+    statuses, _ = read_statuses(find_runs(TargetsConfig(targets=(str(tmp_path),))))
+    results, problems = read_results(statuses)
     assert [one.path for one in results] == [good] and "bad-" in problems[0] and "left out" in problems[0]
 
 
 def test_states_of_runs_without_a_launcher(tmp_path: Path) -> None:
-    assert read_run_progress(write_run(tmp_path, [5.0, 3.0])).state == "finished"
-    failed = read_run_progress(write_run(tmp_path, [5.0], name="failed", state="failed", why="RuntimeError: boom"))
+    assert read_run(write_run(tmp_path, [5.0, 3.0])).state == "finished"
+    failed = read_run(write_run(tmp_path, [5.0], name="failed", state="failed", why="RuntimeError: boom"))
     assert (failed.state, failed.why) == ("failed", "RuntimeError: boom")
     going = write_run(tmp_path, [5.0, 3.0], name="going", state="running")
-    assert read_run_progress(going).state == "running"  # this very process wrote it
+    assert read_run(going).state == "running"  # this very process wrote it
     status = (going / "status.json").read_text().replace('"pid": ', '"pid": 99999999')
     (going / "status.json").write_text(status)
-    assert read_run_progress(going).state == "lost" and "the same command continues" in read_run_progress(going).why
+    assert read_run(going).state == "lost" and "the same command continues" in read_run(going).why
     (going / "status.json").unlink()
-    assert read_run_progress(going).state == "new"
+    assert read_run(going).state == "new"
 
 
-def test_a_launchers_word_counts_more(tmp_path: Path) -> None:
+def test_a_launchers_word_counts_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_run(tmp_path, [5.0, 3.0], state="running")
-    point = PointStatus(path, state="lost", why="its node failed")
-    assert (read_run_progress(path, point).state, read_run_progress(path, point).why) == ("lost", "its node failed")
+    (tmp_path / ".launch").mkdir()
+    point = RunStatus(path, state="lost", why="its node failed")
+    monkeypatch.setattr(find, "read_points", lambda study, queues: [point])
+    (seen,), problems = read_statuses(find_runs(TargetsConfig(targets=(str(tmp_path),))))
+    assert (seen.state, seen.why, problems) == ("lost", "its node failed", []) and read_run(path).state == "running"
 
 
 def test_what_a_person_may_name(tmp_path: Path) -> None:

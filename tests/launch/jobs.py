@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm_sandbox.cluster import SandboxCluster
-from launch.status import PointStatus, read_points
+from launch.status import RunStatus, read_points
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.metrics_file import read_rows
@@ -87,13 +87,13 @@ class Lab:
     def study(self, name: str) -> Path:
         return self.folder / "runs" / name
 
-    def points(self, name: str) -> dict[str, PointStatus]:
+    def points(self, name: str) -> dict[str, RunStatus]:
         """The study's points by the first part of their names."""
-        return {point.run.name.rpartition("-")[0]: point for point in read_points(self.study(name))}
+        return {point.path.name.rpartition("-")[0]: point for point in read_points(self.study(name))}
 
     def wait(
-        self, name: str, done: Callable[[dict[str, PointStatus]], bool], seconds: float = HANG
-    ) -> dict[str, PointStatus]:
+        self, name: str, done: Callable[[dict[str, RunStatus]], bool], seconds: float = HANG
+    ) -> dict[str, RunStatus]:
         """Look at the study until something is so."""
         limit = time.monotonic() + seconds
         while not done(points := self.points(name)):
@@ -101,15 +101,15 @@ class Lab:
             time.sleep(0.2)
         return points
 
-    def wait_for(self, name: str, *states: str, seconds: float = HANG) -> dict[str, PointStatus]:
+    def wait_for(self, name: str, *states: str, seconds: float = HANG) -> dict[str, RunStatus]:
         """Until every point has one of these states."""
         return self.wait(name, lambda points: bool(points) and all(p.state in states for p in points.values()), seconds)
 
-    def wait_for_step(self, name: str, point: str, step: int, seconds: float = HANG) -> PointStatus:
+    def wait_for_step(self, name: str, point: str, step: int, seconds: float = HANG) -> RunStatus:
         """Until a point has a metrics row of this step or later."""
 
-        def there(points: dict[str, PointStatus]) -> bool:
-            rows = read_rows(points[point].run / "metrics.jsonl") if point in points else []
+        def there(points: dict[str, RunStatus]) -> bool:
+            rows = read_rows(points[point].path / "metrics.jsonl") if point in points else []
             return bool(rows) and rows[-1]["step"] >= step
 
         return self.wait(name, there, seconds)[point]
@@ -125,7 +125,7 @@ def lab_on(cluster: SandboxCluster, folder: Path) -> Generator[Lab, None, None]:
         yield Lab(folder)
 
 
-def describe(points: dict[str, PointStatus]) -> str:
+def describe(points: dict[str, RunStatus]) -> str:
     """For the message of a test that failed."""
     lines: list[str] = []
     for name, point in points.items():
@@ -135,11 +135,11 @@ def describe(points: dict[str, PointStatus]) -> str:
     return "\n".join(lines)
 
 
-def result(point: PointStatus) -> dict[str, str]:
+def result(point: RunStatus) -> dict[str, str]:
     """Digests of a run's weights, optimizer, metrics and samples."""
-    config = RunDirectory(point.run).config()
-    return ranks.result(config.model_copy(update={"runs_dir": str(point.run.parent)}))
+    config = RunDirectory(point.path).config()
+    return ranks.result(config.model_copy(update={"runs_dir": str(point.path.parent)}))
 
 
-def starts(point: PointStatus) -> int:
-    return len(RunDirectory(point.run).starts())
+def starts(point: RunStatus) -> int:
+    return len(RunDirectory(point.path).starts())

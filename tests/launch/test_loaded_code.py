@@ -41,7 +41,7 @@ def test_equal_failures_before_the_first_step_end_a_sweep(lab: Lab, capsys: pyte
     shown = capsys.readouterr()
     assert called == [1, 2, 3]
     assert "3 points in a row ended before their first step for the same reason; 6 were not started" in shown.out
-    assert "ImportError: cannot import name 'x'; the same of 2 more" in shown.out
+    assert "ImportError: cannot import name 'x'; the same for 2 more" in shown.out
 
 
 @pytest.mark.parametrize("kind", ["other reasons", "after a step", "with a success between"])

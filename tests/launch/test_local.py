@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.status import PointStatus
+from launch.status import RunStatus
 from tests.launch.jobs import Lab, describe, result, starts
 from tests.ranks import HANG
 
@@ -23,10 +23,10 @@ def reference(lab: Lab) -> dict[str, str]:
     code, output = lab.do("train.py", "-m", *lab.words(), "name=reference")
     assert code == 0, output
     (run,) = lab.study("reference").glob("base-*")
-    return result(PointStatus(run))
+    return result(RunStatus(run))
 
 
-def ranks_of(point: PointStatus) -> list[int]:
+def ranks_of(point: RunStatus) -> list[int]:
     """Process ids of the ranks under submitit's controller."""
     children = Path(f"/proc/{point.job}/task/{point.job}/children").read_text().split()
     return [int(pid) for pid in children]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm_sandbox.cluster import SandboxCluster
-from launch.status import PointStatus
+from launch.status import RunStatus
 from tests.launch.jobs import Lab, describe, lab_on, result, starts
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -24,11 +24,11 @@ def slurm(*words: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
-def array(point: PointStatus) -> str:
+def array(point: RunStatus) -> str:
     return point.job.partition("_")[0]
 
 
-def rank_of(point: PointStatus) -> int:
+def rank_of(point: RunStatus) -> int:
     """Process id of a rank of a point, found as no other program would name it."""
     assert point.submission is not None
     found = slurm("pgrep", "-f", f"launch.job task {point.submission.path.absolute()}").split()
@@ -36,7 +36,7 @@ def rank_of(point: PointStatus) -> int:
     return next(int(pid) for pid, name in parents.items() if name.startswith("python"))
 
 
-DISTURBANCES: dict[str, Callable[[PointStatus], object]] = {
+DISTURBANCES: dict[str, Callable[[RunStatus], object]] = {
     "usr2": lambda point: slurm("scancel", "--signal=USR2", array(point)),  # as before a time limit
     "term": lambda point: slurm("scancel", "--signal=TERM", array(point)),  # as at the begin of a grace period
     "full": lambda point: slurm("scancel", "--full", "--signal=USR2", array(point)),  # to the batch script too
@@ -68,7 +68,7 @@ def reference(lab: Lab) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def disturbed(lab: Lab, reference: dict[str, str]) -> Generator[dict[str, PointStatus], None, None]:
+def disturbed(lab: Lab, reference: dict[str, str]) -> Generator[dict[str, RunStatus], None, None]:
     """The same run, once for each disturbance, some seconds after its start."""
     for name in DISTURBANCES:
         submit(lab, name)
@@ -79,7 +79,7 @@ def disturbed(lab: Lab, reference: dict[str, str]) -> Generator[dict[str, PointS
 
 @pytest.mark.parametrize("name", DISTURBANCES)
 def test_a_disturbed_run_ends_as_if_nothing_had_happened(
-    name: str, disturbed: dict[str, PointStatus], reference: dict[str, str]
+    name: str, disturbed: dict[str, RunStatus], reference: dict[str, str]
 ) -> None:
     point = disturbed[name]
     assert point.state == "finished", describe({name: point})
@@ -199,4 +199,4 @@ def test_code_and_config_are_frozen(lab: Lab) -> None:
     slurm("scontrol", "release", array(point))
     point = lab.wait_for("frozen", "finished")["base"]
     assert point.log is not None and "this is the copy" in point.log.read_text()
-    assert json.loads((point.run / "provenance.json").read_bytes())[0]["git"] is not None
+    assert json.loads((point.path / "provenance.json").read_bytes())[0]["git"] is not None

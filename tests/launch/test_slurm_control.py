@@ -58,7 +58,7 @@ def test_more_points_than_an_array_may_have(lab: Lab) -> None:
     assert len(jobs) == len(set(jobs)) == 7 and len({job.partition("_")[0] for job in jobs}) == 3
     slurm("scontrol", "release", *{job.partition("_")[0] for job in jobs})
     for name, point in lab.wait_for("many", "finished").items():
-        seed = json.loads((point.run / "config.json").read_bytes())["training"]["seed"]
+        seed = json.loads((point.path / "config.json").read_bytes())["training"]["seed"]
         assert name == f"seed{seed}"
 
 

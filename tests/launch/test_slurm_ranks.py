@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm_sandbox.cluster import SandboxCluster
-from launch.status import PointStatus
+from launch.status import RunStatus
 from nanogpt.metrics_file import read_rows
 from tests.conftest import ROOT
 from tests.launch.jobs import Lab, describe, lab_on, result, starts
@@ -28,24 +28,24 @@ def lab(cluster: SandboxCluster, tmp_path_factory: pytest.TempPathFactory) -> Ge
 
 
 @pytest.fixture(scope="module")
-def undisturbed(lab: Lab) -> PointStatus:
+def undisturbed(lab: Lab) -> RunStatus:
     """Four ranks on two nodes to which nothing happens."""
     submit(lab, "four", *RANKS)
     return lab.wait_for("four", "finished", "failed", "lost")["base"]
 
 
-def ranks_of(point: PointStatus) -> list[int]:
+def ranks_of(point: RunStatus) -> list[int]:
     """Process ids of the ranks, in the order in which they were started."""
     assert point.submission is not None
     found = slurm("pgrep", "-f", f"launch.job task {point.submission.path.absolute()}").split()
     return [int(pid) for pid in found if Path(f"/proc/{pid}/comm").read_text().startswith("python")]
 
 
-def test_two_nodes_give_the_curve_of_one_process(lab: Lab, undisturbed: PointStatus) -> None:
+def test_two_nodes_give_the_curve_of_one_process(lab: Lab, undisturbed: RunStatus) -> None:
     assert undisturbed.state == "finished", describe({"four": undisturbed})
     submit(lab, "alone")
-    alone = read_rows(lab.wait_for("alone", "finished")["base"].run / "metrics.jsonl")
-    together = read_rows(undisturbed.run / "metrics.jsonl")
+    alone = read_rows(lab.wait_for("alone", "finished")["base"].path / "metrics.jsonl")
+    together = read_rows(undisturbed.path / "metrics.jsonl")
     assert len(alone) == len(together)
     for one, other in zip(alone[:60], together[:60], strict=True):
         assert one == pytest.approx(other, abs=2e-5)
@@ -55,7 +55,7 @@ def test_two_nodes_give_the_curve_of_one_process(lab: Lab, undisturbed: PointSta
 
 
 @pytest.mark.parametrize("fault", ["killed", "hangs", "stopped"])
-def test_a_fault_of_one_rank(fault: str, lab: Lab, undisturbed: PointStatus) -> None:
+def test_a_fault_of_one_rank(fault: str, lab: Lab, undisturbed: RunStatus) -> None:
     """Dead, stuck or asked to stop: all ranks end, the job is put back, and goes on to the same bits."""
     submit(lab, fault, *RANKS)
     pids = ranks_of(lab.wait_for_step(fault, "base", 40))
@@ -67,7 +67,7 @@ def test_a_fault_of_one_rank(fault: str, lab: Lab, undisturbed: PointStatus) -> 
     assert result(point) == result(undisturbed)
 
 
-def test_a_node_that_fails(lab: Lab, undisturbed: PointStatus, cluster: SandboxCluster) -> None:
+def test_a_node_that_fails(lab: Lab, undisturbed: RunStatus, cluster: SandboxCluster) -> None:
     """Slurm puts the job back by itself, and it goes on when there are two nodes again."""
     submit(lab, "node", *RANKS)
     lab.wait_for_step("node", "base", 40)
@@ -81,9 +81,9 @@ def test_a_node_that_fails(lab: Lab, undisturbed: PointStatus, cluster: SandboxC
     assert result(point) == result(undisturbed)
 
 
-def test_srun_by_hand(lab: Lab, undisturbed: PointStatus) -> None:
+def test_srun_by_hand(lab: Lab, undisturbed: RunStatus) -> None:
     """Ranks that srun starts from a script of one's own find each other; evaluation is the same on four as on one."""
-    words = [str(ROOT / "evaluate.py"), f"run={undisturbed.run}", "eval=loss", "device=cpu"]
+    words = [str(ROOT / "evaluate.py"), f"run={undisturbed.path}", "eval=loss", "device=cpu"]
     for start in ([], ["srun", "-N2", "-n4"]):
         command = [*start, sys.executable, *words, f"out={lab.folder}/found.jsonl"]
         done = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True, timeout=200)

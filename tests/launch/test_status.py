@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launch.slurm import QueueEntry
-from launch.status import PointStatus, decide_state, read_run_files
+from launch.status import decide_state, read_run
 
 START: dict[str, Any] = {"event": "start", "job": "5_0", "step": 0}
 
@@ -52,6 +52,5 @@ def test_what_a_run_wrote_may_be_nonsense(tmp_path: Path) -> None:
         (tmp_path / "status.json").write_text(json.dumps({"step": nonsense, "steps": nonsense, "updated": nonsense}))
         rows = [{"step": nonsense, "val_loss": 1.0}, {"step": 7, "val_loss": nonsense if nonsense != -5 else "x"}]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "[" * 2000)
-        point = PointStatus(tmp_path)
-        read_run_files(point)
+        point = read_run(tmp_path)
         assert (point.step, point.steps, point.val) == (0, None, None)
