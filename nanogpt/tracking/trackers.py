@@ -1,16 +1,15 @@
-"""Trackers beside the run directory. metrics.jsonl is the truth, a tracker is a copy of it, in a thread of its own.
+"""Trackers. metrics.jsonl is the truth; each tracker shows a copy of it and is fed by a thread.
 
-The training only puts a word into a bounded queue. The thread reads metrics.jsonl and shows its tracker every step that
-the tracker hasn't, so what was missed while the tracker was away, or before a restart, needs no memory of its own. A
-tracker that can't be reached, is slow, refuses or dies costs one warning and no step.
+The training thread only sets an event. The tracker's thread reads metrics.jsonl and sends every step that the tracker
+lacks, so nothing needs to be remembered about steps missed before a restart or while the tracker was unreachable. A
+tracker that is unreachable, slow or dies costs one warning and no step.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Protocol
 
@@ -22,42 +21,40 @@ from nanogpt.metrics_file import Row
 from nanogpt.tracking.run_metadata import RunMetadata, enabled_trackers
 from nanogpt.tracking.tail import MetricsTail
 
-WAITING = 1000  # words in the queue; those beyond are dropped, and lost are only samples
-GATHER = 0.2  # seconds in which rows are gathered before they are shown together
-SLACK = 15.0  # seconds beyond tracking.timeout that a library may take to notice that it is over
-AGAIN = 600.0  # seconds until a tracker that can't be reached is tried again
-FAILURES = (Exception, SystemExit)  # the latter is how wandb says that its own process was killed
+MOST_SAMPLES = 1000  # samples that wait to be sent; older ones are dropped
+GATHER = 0.2  # seconds in which rows are collected before they are sent together
+SLACK = 15.0  # seconds beyond tracking.timeout in which a library may still report its own timeout
+AGAIN = 600.0  # seconds until an unreachable tracker is tried again
+FAILURES = (Exception, SystemExit)  # wandb raises SystemExit when its service process was killed
 Say = Callable[[str], None]
-Word = tuple[int, str] | None
-"""A sample and its step, or only that there are rows."""
 
 
 class TrackerBackend(Protocol):
-    """One kind of tracker. Every method may take long and may raise; all but `abandon` are called from one thread."""
+    """Client of a tracker. Every method may block and may raise; all but `abandon` are called from one thread."""
 
     def start(self) -> int:
-        """Connect. Returns the last step the tracker has, or -1."""
+        """Connect. Return the last step that the tracker has, or -1."""
         ...
 
     def row(self, row: Row) -> None:
-        """Show a step, later than all before."""
+        """Send the metrics of a step, in increasing order of steps."""
         ...
 
     def text(self, step: int, text: str) -> None:
-        """Show a sample that was drawn at `step`."""
+        """Send a sample that was drawn at `step`."""
         ...
 
     def finish(self, state: str, picture: Path | None) -> None:
-        """The run is `finished`, `stopped`, `failed` or `diverged`: hand over everything."""
+        """Send what is left and close the run, which is `finished`, `stopped`, `failed` or `diverged`."""
         ...
 
     def abandon(self) -> None:
-        """From another thread: end whatever is being waited for."""
+        """Interrupt the call that blocks. Called from another thread."""
         ...
 
 
 def make_backend(name: TrackerName, metadata: RunMetadata, say: Say) -> TrackerBackend:
-    """Return the tracker of that name."""
+    """Return the backend of a tracker. Imports its library."""
     match name:
         case "wandb":
             from nanogpt.tracking.wandb import Wandb
@@ -76,55 +73,56 @@ def make_backend(name: TrackerName, metadata: RunMetadata, say: Say) -> TrackerB
 
 
 def check_trackers(settings: TrackingConfig) -> None:
-    """Every tracker that was asked for is installed, and has what it needs if it is required. Raises BadEnvironment."""
-    for name in enabled_trackers(settings):
+    """Raise BadEnvironment if a tracker is not installed, or if a required one lacks its API key."""
+    names = enabled_trackers(settings)
+    for name in names:
         if find_spec(name) is None:
             raise BadEnvironment(f"tracking.trackers: {name} is not installed: pip install -e '.[{name}]'")
-    if "wandb" in enabled_trackers(settings) and settings.required:
+    if "wandb" in names and settings.required:
         from nanogpt.tracking.wandb import check_api_key
 
         check_api_key(settings)
 
 
 class TrackerThread:
-    """One tracker and its thread."""
+    """A tracker and the thread that feeds it."""
 
     def __init__(
         self, name: TrackerName, metadata: RunMetadata, due: Callable[[int], bool], say: Say, log: Say
     ) -> None:
+        """`due` tells whether a step is evaluated, `say` prints a line, `log` only adds it to log.txt."""
         self.name: TrackerName = name
         self.metadata, self.due, self.say, self.log = metadata, due, say, log
-        self.queue: Queue[Word] = Queue(WAITING)
+        self.samples: deque[tuple[int, str]] = deque(maxlen=MOST_SAMPLES)
+        """(step, text) of samples to send."""
         self.backend: TrackerBackend | None = None
+        """The backend while it is connected."""
         self.starting: TrackerBackend | None = None
-        """The tracker, also while it is being started."""
+        """The last backend that was started or is being started."""
         self.rows = MetricsTail(metadata.path / "metrics.jsonl", due)
         self.last = -1
-        """The last step the tracker has."""
+        """The last step that the tracker has."""
         self.retry_at = 0.0
-        """When to try to connect, on the monotonic clock."""
+        """Earliest time of the next connection, on the monotonic clock."""
         self.n_failures = 0
         self.warned = self.given_up = False
         self.error: BaseException | None = None
-        self.ready, self.ended = Event(), Event()
+        """The error of the last attempt to connect."""
+        self.ready, self.news, self.ended = Event(), Event(), Event()
+        """The first attempt to connect is over; there are rows or samples; the run has ended."""
         self.state = ""
-        """How the run ended, once it has."""
+        """Final state of the run."""
         self.thread = Thread(target=self.run, name=f"{name} tracker", daemon=True)
         self.thread.start()
 
-    def notify(self, word: Word) -> None:
-        """From the training: never waits."""
-        with suppress(Full):
-            self.queue.put_nowait(word)
-
     def request_finish(self, state: str) -> None:
-        """From the training: show what is left and stop."""
+        """Ask the thread to send what is left and to end."""
         self.state = state
         self.ended.set()
-        self.notify(None)
+        self.news.set()
 
     def give_up(self) -> None:
-        """From the training: it took too long."""
+        """Stop waiting for a tracker that took too long."""
         what = "not everything was sent" if self.ready.is_set() else "it hadn't started"
         self.warn(TimeoutError(f"{what} when the run ended"))
         self.given_up = True
@@ -132,10 +130,13 @@ class TrackerThread:
             self.starting.abandon()
 
     def run(self) -> None:
-        """The thread."""
+        """Connect, then send rows and samples until the run has ended. This is the thread."""
         while not self.ended.is_set():
-            self.send(self.wait_for_samples())
-        self.send(self.wait_for_samples(wait=False))
+            self.news.clear()
+            self.send()
+            self.news.wait(AGAIN)
+            self.ended.wait(GATHER)
+        self.send()
         picture = self.metadata.path / "plots" / "loss.png"
         while self.backend is not None:
             try:
@@ -147,21 +148,10 @@ class TrackerThread:
                 return
             except FAILURES as error:
                 self.handle_failure(error)
-                self.send([])
+                self.send()
 
-    def wait_for_samples(self, wait: bool = True) -> list[tuple[int, str]]:
-        """The samples among the words that come until GATHER seconds after the first."""
-        samples: list[tuple[int, str]] = []
-        with suppress(Empty):
-            if wait and self.ready.is_set():
-                samples += [word for word in [self.queue.get(timeout=AGAIN)] if word]
-                self.ended.wait(GATHER)
-            while True:
-                samples += [word for word in [self.queue.get_nowait()] if word]
-        return samples
-
-    def send(self, samples: list[tuple[int, str]]) -> None:
-        """Connect if need be, and show everything the tracker hasn't."""
+    def send(self) -> None:
+        """Connect if necessary, and send every row and sample that the tracker lacks."""
         try:
             if self.backend is None and not self.connect():
                 return
@@ -173,16 +163,16 @@ class TrackerThread:
         except FAILURES as error:
             self.handle_failure(error)
             if self.n_failures == 1:
-                self.send(samples)  # it may have died alone: a new one is told everything again
+                self.send()
             return
-        for step, text in samples:
+        while self.samples:
             try:
-                self.backend.text(step, text)
-            except FAILURES as error:  # a sample that isn't shown costs no step of the curve
-                self.log(f"{self.name}: {type(error).__name__}: {one_line(error, 400)}")
+                self.backend.text(*self.samples.popleft())
+            except FAILURES as error:  # a lost sample is no reason to reconnect
+                self.log_error(error)
 
     def connect(self) -> bool:
-        """Start the tracker, unless that was tried lately. Returns whether it runs."""
+        """Start the backend, unless that failed lately. Return whether it is connected."""
         if self.given_up or time.monotonic() < self.retry_at:
             return False
         try:
@@ -198,50 +188,54 @@ class TrackerThread:
         self.backend, self.error = self.starting, None
         self.rows = MetricsTail(self.rows.path, self.due)
         if self.warned:
-            self.say(f"{self.name}: reached again, it is shown what it missed")
+            self.say(f"{self.name}: reached again; steps that it lacks are sent")
         return True
 
     def handle_failure(self, error: BaseException) -> None:
-        """The tracker failed while it ran: it is started again at once, and if that was done before, after a while."""
+        """Drop a backend that failed. The next `send` starts another one, after the first failure at once."""
         self.n_failures += 1
-        self.log(f"{self.name}: {type(error).__name__}: {one_line(error, 400)}")
-        lost, self.backend = self.backend, None
-        if lost is not None:
-            lost.abandon()
+        self.log_error(error)
+        failed, self.backend = self.backend, None
+        if failed is not None:
+            failed.abandon()
         if self.n_failures > 1:
             self.retry_at = time.monotonic() + AGAIN
             self.warn(error)
 
-    def warn(self, error: BaseException) -> None:
-        """Tell it, once, and how to send what is missing."""
+    def log_error(self, error: BaseException) -> None:
         self.log(f"{self.name}: {type(error).__name__}: {one_line(error, 400)}")
+
+    def warn(self, error: BaseException) -> None:
+        """Log the error; the first time also print it, with the command that sends what is missing."""
+        self.log_error(error)
         if not self.warned and not self.given_up:
             self.warned = True
-            why = one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
             self.say(
-                f"warning: {self.name}: {why}; all else goes on, and "
+                f"warning: {self.name}: {one_line(lines[0], 200)}; training continues, and "
                 f"`nanogpt sync {self.metadata.path}` sends what is missing"
             )
 
 
 class Trackers:
-    """All trackers of one start of a run."""
+    """All trackers of one start of a run. Only `wait_until_started` and `finish` block."""
 
     def __init__(self, metadata: RunMetadata, due: Callable[[int], bool], say: Say, log: Say) -> None:
         self.threads = [TrackerThread(name, metadata, due, say, log) for name in enabled_trackers(metadata.settings)]
 
     def notify_row(self) -> None:
-        """metrics.jsonl has another row."""
+        """Tell the trackers that metrics.jsonl has another row."""
         for tracker in self.threads:
-            tracker.notify(None)
+            tracker.news.set()
 
     def notify_sample(self, step: int, text: str) -> None:
-        """A sample was drawn."""
+        """Give the trackers a sample to send."""
         for tracker in self.threads:
-            tracker.notify((step, text))
+            tracker.samples.append((step, text))
+            tracker.news.set()
 
     def wait_until_started(self, beat: Callable[[], None] = lambda: None) -> None:
-        """Wait until every tracker has started. Raises BadEnvironment with the reason of the first that couldn't."""
+        """Wait until every tracker has started, calling `beat` meanwhile. Raises BadEnvironment if one can't start."""
         for tracker in self.threads:
             deadline = time.monotonic() + tracker.metadata.settings.timeout + SLACK
             while not tracker.ready.wait(0.2) and time.monotonic() < deadline:
@@ -251,7 +245,7 @@ class Trackers:
                 raise BadEnvironment(f"tracking.required=true: {tracker.name}: {why}")
 
     def finish(self, state: str, seconds: float, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Let every tracker hand over what it has, for so long, and give up on it when that, or `hurry`, is over."""
+        """Give the trackers `seconds` to send what is left, or until `hurry()`, and abandon those that need more."""
         for tracker in self.threads:
             tracker.request_finish(state)
         deadline = time.monotonic() + seconds
