@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from nanogpt.config import ModelConfig, OptimizerConfig, Precision, Rule
+from nanogpt.config import OPTIMIZERS, ModelConfig, OptimizerConfig, Precision, Rule
 from nanogpt.estimates.memory import CHUNK_BYTES, checkpoint_bytes, estimate_training_memory, largest_micro_batch
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.build import build_optimizer
@@ -80,7 +80,7 @@ def test_the_loss_holds_its_gradients_the_features_and_one_chunk_of_logits() -> 
     )
 
 
-@pytest.mark.parametrize("rule", ["adamw", "muon", "normuon"])
+@pytest.mark.parametrize("rule", OPTIMIZERS)
 @pytest.mark.parametrize("shape", [{}, {"activation": "swiglu", "n_kv_head": 2, "tie_weights": False}], ids=str)
 def test_the_state_is_what_the_optimizer_and_the_model_hold(rule: Rule, shape: dict[str, object]) -> None:
     config = small(**shape)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from itertools import combinations, product
 
+from nanogpt.config import OPTIMIZERS
+
 Choices = Mapping[str, str]
 OPTIONS: dict[str, dict[str, dict[str, str]]] = {
     "mode": {
@@ -29,10 +31,13 @@ SHORT = (  # what .ci/run tries: each choice but fp8 once, in four trainings
 
 
 def is_allowed(choices: Choices) -> bool:
-    """Return what the config allows: fsdp with two ranks, adamw and bf16, without graphs; fp8 with a compiler."""
+    """Return whether the config allows them: fsdp needs two ranks, bf16, an optimizer of shards and no graphs; fp8 a
+    compiler.
+    """
     if choices["strategy"] == "fsdp" and (choices["ranks"] == "1" or choices["mode"] == "graphs"):
         return False
-    if choices["strategy"] == "fsdp" and (choices["optimizer"] != "adamw" or choices["precision"] != "bf16"):
+    shardable = {str(name): spec.shardable for name, spec in OPTIMIZERS.items()}[choices["optimizer"]]
+    if choices["strategy"] == "fsdp" and not (shardable and choices["precision"] == "bf16"):
         return False
     return choices["precision"] != "fp8" or choices["mode"] != "eager"
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cli.sweep_request import read_configs
-from nanogpt.config import TrainConfig
+from nanogpt.config import OPTIMIZERS, TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.device import Compute, set_up
 from nanogpt.estimates.memory import USABLE_SHARE, estimate_memory, largest_micro_batch
@@ -91,7 +91,7 @@ def test_the_estimate_is_what_is_allocated(
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("compiled", ["false", "true"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "normuon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_step_does_not_wait(compiled: str, optimizer: str, dropout: float, weightless: None) -> None:
     config, compute = start(f"tiny optimizer={optimizer} model.dropout={dropout}", sequences=4, vocab_size=64)
