@@ -10,22 +10,20 @@ import json
 import os
 import sys
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cli.actions import silence_torch_logs
-from cli.entry import exit_on_error
+from cli.entry import exit_on_error, exit_process, report_exception
 from launch import requeue_policy, slurm
 from launch.requeue_policy import AttemptHistory, RestartLimits
 from launch.submission import Submission
 from nanogpt.distributed import env
 from nanogpt.distributed.env import STORE_VARIABLE, set_rank_env_from_slurm
 from nanogpt.distributed.spawn import die_with_parent
-from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, one_line
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, one_line
 from nanogpt.files import open_regular, read_json_bytes, write_atomic
-from nanogpt.redaction import redact
 from nanogpt.run_directory import newest_step
 
 ATTEMPT, INDEX = "NANOGPT_ATTEMPT", "NANOGPT_INDEX"  # what launch/local.py says in place of Slurm's variables
@@ -88,17 +86,10 @@ def run_rank(attempt: Attempt) -> int:
         from nanogpt.training.run import train
 
         code, why = train(attempt.submission.config(attempt.index)), ""
-    except LabError as error:
-        write_exit(attempt, rank, error.exit_code, str(error))
-        raise
-    except OSError as error:
-        what = f"{one_line(error.filename or attempt.run)}: {error.strerror or error}"
-        write_exit(attempt, rank, BadEnvironment.exit_code, what)
-        raise BadEnvironment(what) from None
     except Exception as error:
-        print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        write_exit(attempt, rank, 1, f"{type(error).__name__}: {one_line(error, 300)}")
-        os._exit(1)  # not by way of torch's destructors, which may wait for the other ranks
+        code, why = report_exception("train", error)
+        write_exit(attempt, rank, code, one_line(why, 2000))
+        exit_process(code)
     write_exit(attempt, rank, code, "asked to stop" if code == STOPPED else why)
     return 0 if code == STOPPED else code
 

@@ -52,7 +52,7 @@ def test_what_was_trained_here_before_is_no_job(lab: Lab) -> None:
     assert code == 0, output
     for seeds in ("1,2,3", "1,2"):
         code, output = lab.do(*lab.sweep("submitit_local", *words, f"training.seed={seeds}"))
-        assert code == 0 and "2 finished" in output and "no longer noted" not in output, output
+        assert code == 0 and "2 finished" in output and "records of what was submitted are gone" not in output, output
     assert set(lab.points("mixed")) == {"seed3"}
 
 
