@@ -1,1 +1,1 @@
-"""What this machine does: the training step, generation, checkpoints, start-up; alone and against other programs."""
+"""Benchmarks of training steps, generation, checkpoints and start-up, alone and against other programs."""

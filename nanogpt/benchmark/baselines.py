@@ -1,6 +1,7 @@
-"""Other programs on the same work: a checkout of nanoGPT, which is the user's own code, and transformers.
+"""The programs to compare with: nanoGPT, from a checkout of the user's, and transformers.
 
-Each does it as it does by itself; only what is random is given. Runs in the process of one measurement, see child.py.
+Each runs its own code; weights' shapes, batches and prompts are given. Runs in the process of one measurement
+(worker.py).
 """
 
 import ast
@@ -8,7 +9,6 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from nanogpt.training.step import Phase
 
 
 def check_baseline(program: str, model: ModelConfig) -> None:
-    """A rival that isn't there, or has no such model. Raises BadInput, BadEnvironment."""
+    """Raise BadEnvironment or BadInput if a program is missing or can't build the model."""
     if program == "transformers":
         if importlib.util.find_spec("transformers") is None:
-            raise BadEnvironment("against=transformers: is not installed: pip install 'transformers>=4.57'")
+            raise BadEnvironment("against=transformers: not installed: pip install 'transformers>=4.57'")
         to_hf_config(model)
         if model.position == "learned":
             check_values(model, "transformers' GPT-2", bias=True)
@@ -51,12 +51,12 @@ def check_baseline(program: str, model: ModelConfig) -> None:
 
 
 def checkout_path(program: str) -> Path:
-    """The folder in `nanogpt:PATH`."""
+    """Return the folder in `nanogpt:PATH`."""
     return Path(os.path.expanduser(program.removeprefix(NANOGPT))).resolve()
 
 
 def build_nanogpt_model(workload: Workload, compute: Compute) -> Any:
-    """Its model of our shape, with our padded vocabulary."""
+    """Build nanoGPT's model with our shape and padded vocabulary."""
     sys.path.insert(0, str(checkout_path(workload.program)))
     theirs = importlib.import_module("model")
     model = workload.config.model
@@ -67,7 +67,7 @@ def build_nanogpt_model(workload: Workload, compute: Compute) -> Any:
 
 
 def build_nanogpt_trainer(workload: Workload, compute: Compute, batches: Batches) -> Trainer:
-    """A step as its train.py makes it, its numbers waited for: attention through the kernels that torch chooses."""
+    """Build the training step of nanoGPT's train.py; torch chooses the attention kernel, each step reads the loss."""
     model, settings = build_nanogpt_model(workload, compute), workload.config.optimizer
     device = compute.device.type
     optimizer = model.configure_optimizers(settings.weight_decay, settings.lr, settings.betas, device)
@@ -95,19 +95,14 @@ def build_nanogpt_trainer(workload: Workload, compute: Compute, batches: Batches
     return model, step
 
 
-def choose_generator(program: str) -> Callable[[Workload, Compute, Tensor], Generator]:
-    """The rival's decoding."""
-    return build_transformers_generator if program == "transformers" else build_nanogpt_generator
-
-
 def build_nanogpt_generator(workload: Workload, compute: Compute, prompts: Tensor) -> Generator:
-    """Its `generate`, which computes the whole window for every token."""
+    """Build nanoGPT's `generate`, which computes the whole window for every token."""
     model: Any = cast_to(build_nanogpt_model(workload, compute).eval(), compute)
     return model, lambda count: model.generate(prompts, count)
 
 
 def build_transformers_generator(workload: Workload, compute: Compute, prompts: Tensor) -> Generator:
-    """Its `generate` with its cache, from the whole distribution, exactly as many tokens as asked for."""
+    """Build transformers' `generate` with its cache, sampling from the whole distribution, without early stop."""
     import transformers
 
     plain = workload.config.model.model_copy(update={"vocab_size": workload.config.model.padded_vocab_size})
@@ -121,11 +116,11 @@ def build_transformers_generator(workload: Workload, compute: Compute, prompts: 
             max_new_tokens=count, do_sample=True, top_k=0, use_cache=True, eos_token_id=None, pad_token_id=0
         )
         texts = model.generate(prompts, attention_mask=mask, generation_config=settings)
-        assert texts.shape[1] == prompts.shape[1] + count, "it stopped early"
+        assert texts.shape[1] == prompts.shape[1] + count, "transformers stopped early"
 
     return model, draw
 
 
 def cast_to(model: nn.Module, compute: Compute) -> nn.Module:
-    """Weights in the precision that is measured, as ours are."""
+    """Convert the weights to the measured precision, as is done with ours."""
     return model if compute.precision == "fp32" else model.to(DTYPES[compute.precision])

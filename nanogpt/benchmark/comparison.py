@@ -1,4 +1,4 @@
-"""Programs in turn on the same work, each time in a fresh process: A B A B …, so that a noisy moment meets all."""
+"""Compare programs on the same work, in fresh processes that alternate (A B A B …), so that noise affects all."""
 
 import itertools
 import statistics
@@ -19,30 +19,31 @@ from nanogpt.device import Compute
 from nanogpt.errors import BadInput
 from nanogpt.training.validation import expected_model
 
-FEW_IDS = 64  # a vocabulary whose logits are nothing
-LARGE_LOGITS = 256 * 2**20  # bytes from which their share is told apart from the noise of a process's memory
+FEW_IDS = 64  # vocabulary size at which logits take next to no memory
+LARGE_LOGITS = 256 * 2**20  # bytes from which logits stand out from the noise of a process's memory
 
 Measurements = dict[str, list[Timing]]
-"""By program, ours first, one of each round."""
+"""{program: a Timing of each round}, ours first."""
 
 
 def check_baselines(config: BenchConfig) -> None:
-    """Rivals that aren't there or have no such model, before anything starts. Raises BadInput, BadEnvironment."""
+    """Raise BadEnvironment or BadInput if a program to compare with is missing or can't build the model."""
     for program in config.against:
         check_baseline(program, config.model)
 
 
 def measure_in_turn(programs: Sequence[str], rounds: int, work: Callable[[str], Workload]) -> Measurements:
-    """Measure all programs `rounds` times; what torch.compile makes is kept from round to round, in a folder of each
-    program that is empty at first. Raises BadInput where a model isn't the same network as ours.
+    """Measure all programs `rounds` times. Raises BadInput if a model has other parameters than ours.
+
+    Each program has a cache of torch.compile that is empty in the first round and kept for the others.
     """
     found: Measurements = {program: [] for program in programs}
     with tempfile.TemporaryDirectory(prefix="nanogpt-bench-") as folder:
-        for number, (place, program) in itertools.product(range(1, rounds + 1), enumerate(programs)):
-            asked = work(program)
-            what = f"{asked.what}, batch {asked.batch}" if asked.what == "generation" else asked.what
-            print(f"{what}, round {number} of {rounds}: {program}", file=sys.stderr, flush=True)
-            found[program].append(measure(asked, Path(folder) / str(place)))
+        for number, (index, program) in itertools.product(range(1, rounds + 1), enumerate(programs)):
+            workload = work(program)
+            batch = f", batch {workload.batch}" if workload.what == "generation" else ""
+            print(f"{workload.what}{batch}, round {number} of {rounds}: {program}", file=sys.stderr, flush=True)
+            found[program].append(measure(workload, Path(folder) / str(index)))
             theirs, ours = found[program][0].parameters, found[OURS][0].parameters
             if theirs != ours:
                 raise BadInput(f"against={program}: its model has {theirs:,} parameters, ours {ours:,}")
@@ -50,7 +51,7 @@ def measure_in_turn(programs: Sequence[str], rounds: int, work: Callable[[str], 
 
 
 def training_table(config: BenchConfig, compute: Compute) -> MarkdownTable:
-    """Steps of the same random batch; and where the vocabulary is large, what its logits take."""
+    """Compare training steps on one random batch; with a large vocabulary also the memory of its logits."""
     programs = (OURS, *config.checkouts)
     config = with_known_vocabulary(config)
     micro = config.micro_batch_size()
@@ -59,9 +60,9 @@ def training_table(config: BenchConfig, compute: Compute) -> MarkdownTable:
         return Workload(program=program, what="training", batch=micro, config=config)
 
     found = measure_in_turn(programs, config.bench.rounds, work)
-    medians = {program: [statistics.median(one.seconds) for one in runs] for program, runs in found.items()}
+    medians = {program: [statistics.median(run.seconds) for run in runs] for program, runs in found.items()}
     shape = f"{config.grad_accum()} x {micro} x {config.model.block_size}"
-    given = "" if config.hardware.micro_batch_size != "auto" else " (train.py looks for the most that fits)"
+    given = "" if config.hardware.micro_batch_size != "auto" else " (train.py uses the largest that fits)"
     title = f"training, {shape}{given} tokens, vocabulary {config.model.padded_vocab_size:,}, {compute.precision}"
     typical = [statistics.median(runs) for runs in medians.values()]
     rates = [config.training.batch_tokens / seconds for seconds in typical]
@@ -81,20 +82,19 @@ def training_table(config: BenchConfig, compute: Compute) -> MarkdownTable:
 
 
 def phase_rows(found: Measurements) -> list[tuple[str, ...]]:
-    """Where the time of a step goes, in steps that wait for the device after each phase: ms, and the share of all."""
+    """Return each phase's time and share, in steps that synchronize the device after each phase."""
     rows: list[tuple[str, ...]] = []
     for name in found[OURS][0].phases:
         times = [statistics.median(run.phases.get(name, 0.0) for run in runs) for runs in found.values()]
         wholes = [statistics.median(sum(run.phases.values()) for run in runs) for runs in found.values()]
-        cells = [
-            f"{format_digits(1e3 * t)} ms, {100 * t / whole:.1f} %" for t, whole in zip(times, wholes, strict=True)
-        ]
+        pairs = zip(times, wholes, strict=True)
+        cells = [f"{format_digits(1e3 * time)} ms, {100 * time / whole:.1f} %" for time, whole in pairs]
         rows.append((f"of a step, each phase waited for: {name}", *cells))
     return rows
 
 
 def compiling_rows(found: Measurements) -> list[tuple[str, ...]]:
-    """What the first step takes longer than the others: when nothing is compiled yet, and when all of it was."""
+    """Return how much longer the first step takes than later ones, with an empty and with a filled compile cache."""
     more = [[run.first - statistics.median(run.seconds) for run in runs] for runs in found.values()]
     rows = [("compiling: s of the first step less a steady one", *(format_digits(runs[0]) for runs in more))]
     again = [runs[1:] for runs in more]
@@ -102,7 +102,7 @@ def compiling_rows(found: Measurements) -> list[tuple[str, ...]]:
 
 
 def logits_rows(config: BenchConfig, found: Measurements) -> list[tuple[str, ...]]:
-    """What logits add to the peak: it less that of the same step with few ids, less the embedding's own state."""
+    """Return the memory of the logits: the peak, less that with a tiny vocabulary, less the embedding's state."""
     model, micro = config.model, config.micro_batch_size()
     few = with_vocabulary(config, FEW_IDS)
     few = few.model_copy(update={"bench": config.bench.model_copy(update={"steps": 1, "warmup": 1})})
@@ -119,7 +119,7 @@ def logits_rows(config: BenchConfig, found: Measurements) -> list[tuple[str, ...
 
 
 def generation_tables(config: BenchConfig, compute: Compute) -> list[MarkdownTable]:
-    """One for each batch size: the rate, the time to the first token, memory; ours alone where there is no rival."""
+    """Return a table for each batch size: rate, time to the first token, memory."""
     programs = (OURS, *config.against)
     config = with_known_vocabulary(config)
     settings = config.bench
@@ -146,7 +146,7 @@ def generation_tables(config: BenchConfig, compute: Compute) -> list[MarkdownTab
 
 
 def ratio_row(seconds: dict[str, list[float]]) -> tuple[str, ...]:
-    """How many times as long the others take, pair by pair."""
+    """Return the time of the other programs over ours, round by round."""
     ours = seconds[OURS]
     pairs = [[b / a for a, b in zip(ours, runs, strict=True)] for program, runs in seconds.items() if program != OURS]
     return ("time against ours, pair by pair", "1 x", *(format_range(values, " x") for values in pairs))
@@ -158,11 +158,11 @@ def memory_row(found: Measurements) -> tuple[str, ...]:
 
 
 def program_name(program: str) -> str:
-    """A program's name in a table: of a checkout only its folder."""
+    """Return a program's name in a table; of a checkout, its folder."""
     return checkout_path(program).name if ":" in program else program
 
 
 def with_known_vocabulary(config: BenchConfig) -> BenchConfig:
-    """The config with its model's vocabulary; data is prepared only where nothing else tells it."""
+    """Return the config with its model's vocabulary size. Prepares the data if nothing else determines the size."""
     model, sure = expected_model(config)
     return with_vocabulary(config, model.vocab_size if sure else prepare_if_small(config.data).vocab_size)

@@ -1,4 +1,4 @@
-"""`profile=true`: the same work under torch.profiler, as a trace for chrome://tracing or Perfetto and a table."""
+"""`profile=true`: a torch.profiler trace, for chrome://tracing or Perfetto, and a table of the costliest kernels."""
 
 import time
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from nanogpt.device import Compute
 from nanogpt.training.step import train_step
 
 SKIPPED, WARM_UP, ACTIVE = 2, 1, 3  # steps
-GENERATED = 16  # tokens of each of those, in generation
+GENERATED = 16  # tokens per step of generation
 TOP = 15
 
 
 def profile(config: BenchConfig, compute: Compute) -> None:
-    """Profile this program in all that `bench.what` names, write a trace of each and show its costliest kernels."""
+    """Profile each of `bench.what`: write a trace and print the costliest kernels."""
     if "training" in config.bench.what:
         profile_training(config, compute)
     if "generation" in config.bench.what:
@@ -31,7 +31,7 @@ def profile(config: BenchConfig, compute: Compute) -> None:
 
 
 def profile_training(config: BenchConfig, compute: Compute) -> None:
-    """Steps on the config's data, or where programs were compared on what those got, their phases labelled."""
+    """Profile steps, with labelled phases, on the config's data; on random batches if programs are compared."""
     if config.against:
         config = with_known_vocabulary(config)
         workload = Workload(program=OURS, what="training", batch=config.micro_batch_size(), config=config)
@@ -48,7 +48,7 @@ def profile_training(config: BenchConfig, compute: Compute) -> None:
 
 
 def profile_generation(config: BenchConfig, compute: Compute) -> None:
-    """A few tokens of each batch size."""
+    """Profile a few tokens of each batch size."""
     config = with_known_vocabulary(config)
     for batch in config.bench.batch_sizes:
         workload = Workload(program=OURS, what="generation", batch=batch, config=config)
@@ -57,7 +57,7 @@ def profile_generation(config: BenchConfig, compute: Compute) -> None:
 
 
 def record_profile(compute: Compute, step: Callable[[], object]) -> profiler:
-    """Run a step a few times, the last of them recorded."""
+    """Run a step a few times and record the last ones."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if compute.device.type == "cuda" else [])]
     plan = schedule(wait=SKIPPED, warmup=WARM_UP, active=ACTIVE, repeat=1)
     with profiler(activities=activities, schedule=plan, acc_events=True) as found:
@@ -68,7 +68,7 @@ def record_profile(compute: Compute, step: Callable[[], object]) -> profiler:
 
 
 def profile_steps(config: BenchConfig, compute: Compute, name: str, step: Callable[[], object]) -> None:
-    """Record some steps, write their trace and show the costliest kernels."""
+    """Record some steps, write their trace and print the costliest kernels."""
     gpu, found = compute.device.type == "cuda", record_profile(compute, step)
     folder = Path(config.bench.trace or config.runs_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def profile_steps(config: BenchConfig, compute: Compute, name: str, step: Callab
 
 
 def top_kernels(found: profiler, gpu: bool) -> list[tuple[str, str, str, str]]:
-    """(name, share of the time, calls, ms) of the costliest, without what only labels others."""
+    """Return (name, share of the time, calls, ms) of the costliest kernels. Labels of phases are not kernels."""
     rows: list[tuple[float, int, str]] = []
     for event in found.key_averages():
         spent = event.self_device_time_total if gpu else event.self_cpu_time_total

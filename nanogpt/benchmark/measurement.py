@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: what is asked for, what comes back, and how it is asked."""
+"""Run one measurement in a fresh process."""
 
 from pathlib import Path
 
@@ -14,30 +14,30 @@ OURS = "nanogpt-lab"
 
 
 class Workload(ConfigModel):
-    """What one process is to do."""
+    """Task of one process."""
 
     program: str
-    """OURS, or a word of `against`."""
+    """OURS, or an entry of `against`."""
     what: What
     batch: int
-    """Sequences of a micro-batch, or texts drawn at once."""
+    """Sequences per micro-batch, or texts generated at once."""
     config: BenchConfig
-    """The model has its vocabulary size."""
+    """Its model has a vocabulary size."""
 
 
 class Timing(ConfigModel):
-    """What it found."""
+    """Result of a Workload."""
 
     seconds: tuple[float, ...]
-    """Of each training step, or of the one generation."""
+    """Time of each training step, or of the whole generation."""
     first: float
-    """Seconds of the first step, before the warm-up, or to the first token where the program can tell; else 0."""
+    """Seconds of the first step, before the warm-up, or of the first token."""
     memory: int
-    """Peak bytes of the GPU's allocations, or where there is none of the whole process."""
+    """Peak bytes allocated on the GPU; without a GPU, peak resident bytes of the process."""
     parameters: int
-    """Tied weights counted once."""
+    """Number of parameters; tied weights count once."""
     phases: dict[str, float] = Field(default_factory=dict[str, float])
-    """Seconds of each phase of a training step, the device waited for at its ends."""
+    """Seconds of each phase of a training step, with the device synchronized before and after."""
 
 
 def measure(workload: Workload, compiled: Path | None = None) -> Timing:
@@ -57,7 +57,7 @@ def to_lab_error(workload: Workload, failure: ChildFailed) -> LabError:
     """Return the error of a process that failed."""
     if failure.is_lab_error:
         error = error_from_exit_code(failure.code, str(failure))
-        error.reported_elsewhere = False  # nobody but this process has read its message
+        error.reported_elsewhere = False  # only this process has read its message
         return error
     name = "bench.py" if workload.program == OURS else f"against={one_line(workload.program)}"
     if failure.code < 0:
@@ -67,5 +67,5 @@ def to_lab_error(workload: Workload, failure: ChildFailed) -> LabError:
 
 
 def with_vocabulary(config: BenchConfig, vocab_size: int | None) -> BenchConfig:
-    """The same with another vocabulary."""
+    """Return the config with another vocabulary size."""
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})

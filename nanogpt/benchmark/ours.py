@@ -1,4 +1,4 @@
-"""This program's side of a comparison, and the random tokens that both sides get. B batch, T time."""
+"""Random tokens for all compared programs, and this program's training step and generation. B batch, T time."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ from nanogpt.training.step import Phase, train_step
 
 Batches = list[Batch]
 Trainer = tuple[nn.Module, Callable[[Phase], object]]
-"""A model and what trains it for one step, with what surrounds each of its phases."""
+"""A model, and a function that trains it for one step; its argument times the phases."""
 Generator = tuple[nn.Module, Callable[[int], object]]
-"""A model and what draws so many new tokens for each prompt."""
+"""A model, and a function that generates a number of tokens for each prompt."""
 
 
 def random_batches(workload: Workload, device: torch.device) -> Batches:
-    """The micro-batches of a step, ids and targets (B, T)."""
+    """Return the micro-batches of a step; ids and targets are (B, T)."""
     model = workload.config.model
     source = torch.Generator().manual_seed(workload.config.training.seed)
     shape = (workload.config.grad_accum(), workload.batch, model.block_size + 1)
@@ -32,20 +32,20 @@ def random_batches(workload: Workload, device: torch.device) -> Batches:
 
 
 def random_prompts(workload: Workload, device: torch.device) -> Tensor:
-    """(B, T) ids."""
+    """Return (B, T) ids."""
     source = torch.Generator().manual_seed(workload.config.training.seed)
     shape = (workload.batch, workload.config.bench.prompt_tokens)
     return torch.randint(workload.config.model.vocab_size or 0, shape, generator=source).to(device)
 
 
 def build_trainer(workload: Workload, compute: Compute, batches: Batches) -> Trainer:
-    """The step that train.py makes."""
+    """Build the step of train.py."""
     state = build_state(workload.config, workload.config.model, compute)
     return state.model, lambda phase: train_step(state, batches, workload.config, phase)
 
 
 def build_generator(workload: Workload, compute: Compute, prompts: Tensor) -> Generator:
-    """The decoding that sample.py does, from the whole distribution."""
+    """Build the decoding of sample.py, sampling from the whole distribution."""
     model = GPT(workload.config.model, workload.config.training.seed).eval().to(compute.device)
     if compute.precision == "fp32":
         speed_up_cpu_decoding(model, workload.batch)

@@ -1,4 +1,4 @@
-"""`python bench.py`: measures what it is asked for, and prints it as tables that can be kept."""
+"""`python bench.py`: run the benchmarks in `bench.what` and print Markdown tables."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ from nanogpt.training.validation import check_state_fits
 
 
 def bench(config: BenchConfig) -> int:
-    """Print Markdown tables, and append them to `bench.out`. Raises BadInput, BadData, BadEnvironment."""
+    """Print the tables and append them to `bench.out`. Raises BadInput, BadData, BadEnvironment."""
     check_baselines(config)
     check_output_file("bench.out", config.bench.out)
     if config.profile:
@@ -34,14 +34,11 @@ def bench(config: BenchConfig) -> int:
         config = with_fitting_micro_batch(config, compute)
     parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", describe_machine(compute)]
     if "training" in config.bench.what:
-        found = (
-            training_table(config, compute)
-            if config.against
-            else MarkdownTable(("what", "measured"), build_training_rows(config, compute))
-        )
-        parts.append(found.markdown())
+        alone = [] if config.against else build_training_rows(config, compute)
+        table = MarkdownTable(("what", "measured"), alone) if alone else training_table(config, compute)
+        parts.append(table.markdown())
     if "generation" in config.bench.what:
-        parts += [found.markdown() for found in generation_tables(config, compute)]
+        parts += [table.markdown() for table in generation_tables(config, compute)]
     text = "\n\n".join(parts)
     say(text)
     if config.bench.out is not None:
@@ -54,19 +51,19 @@ def bench(config: BenchConfig) -> int:
 
 
 def with_fitting_micro_batch(config: BenchConfig, compute: Compute) -> BenchConfig:
-    """The config with the micro-batch that train.py would find for `auto`. Raises BadData, BadEnvironment."""
+    """Replace `auto` by the micro-batch size that train.py would choose. Raises BadData, BadEnvironment."""
     if config.hardware.micro_batch_size != "auto":
         return config
     found = resolve_micro_batch_size(
         config, with_known_vocabulary(config).model, compute, ProcessGroup(), 1
     ).micro_batch_size()
     if compute.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(compute.device)  # the tries' is not the step's
+        torch.cuda.reset_peak_memory_stats(compute.device)  # forget the peak of the trial steps
     return config.with_micro_batch_size(found)
 
 
 def build_training_rows(config: BenchConfig, compute: Compute) -> Rows:
-    """What is measured of training when there is nothing to compare it with."""
+    """Measure training without a comparison."""
     return [
         *measure_training(config, compute),
         *measure_ranks(config),
@@ -75,7 +72,7 @@ def build_training_rows(config: BenchConfig, compute: Compute) -> Rows:
 
 
 def describe_machine(compute: Compute) -> str:
-    """Processor, precision, versions and commit, in one line."""
+    """Return a line with processor, precision, versions and commit."""
     git = git_state(Path(__file__).parent)
     commit = git["commit"][:10] + ("+" if git["changed"] else "") if git else "none"
     threads = f", {torch.get_num_threads()} threads" if compute.device.type == "cpu" else ""

@@ -1,6 +1,6 @@
-"""What a training step takes at least on a device: its matrix products, and what has to cross the device's memory.
+"""Lower bounds of a training step's time: its matrix products, and the bytes that it moves through memory.
 
-The device's peaks are those of its data sheet (nanogpt/estimates/gpu_specs.py); else they are measured.
+The device's peaks are from its data sheet (nanogpt/estimates/gpu_specs.py), or measured if that is unknown.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import peak_bandwidth, peak_flops
 from nanogpt.estimates.memory_traffic import step_traffic
 
-SIDES = (256, 512, 1024, 2048)  # of the square matrices whose product is timed
-SLOW = 0.05  # seconds of a product from which no larger one is tried
-COPIED = 2**28  # bytes, more than caches hold
-SECONDS, LEAST = 0.1, 3  # how long and how often something is tried; the fastest counts
+SIDES = (256, 512, 1024, 2048)  # sides of the square matrices whose products are timed
+SLOW = 0.05  # seconds of a product after which no larger one is tried
+COPIED = 2**28  # bytes, more than a cache holds
+SECONDS, LEAST = 0.1, 3  # shortest duration and least repetitions of a measurement; the fastest counts
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most of something that a device does in a second."""
+    """A peak rate of a device."""
 
     rate: float
     """FLOP/s or bytes/s."""
@@ -37,33 +37,34 @@ class Peak:
 
 @dataclass(frozen=True)
 class Floors:
-    """Seconds that a step takes at least, as cost.py and traffic.py in nanogpt/model count, and how they come about."""
+    """Lower bounds of a step in seconds, by the counts of flops.py and memory_traffic.py in nanogpt/estimates."""
 
     products: float
     memory: float
     names: tuple[str, str, str]
-    """Of the three rows of a table: products, memory, and of what the latter is made."""
+    """Names of three table rows: products, memory, and the parts of the latter."""
     parts: str
-    """Bytes by kind."""
+    """The moved bytes by kind."""
 
     def rows(self, *steps: float) -> list[tuple[str, ...]]:
-        """The floors and how many times as long measured steps take, in seconds. The first is this program's: another
-        makes the same products, but what it keeps in memory is its own affair.
+        """Return table rows that compare measured steps, in seconds, with the bounds.
+
+        The first step is this program's. Others compute the same products, but move other bytes.
         """
-        products = [
-            f"{format_ms(self.products)}; the step takes {format_digits(step / self.products)} x" for step in steps
-        ]
-        memory = f"{format_ms(self.memory)}; the step takes {format_digits(steps[0] / self.memory)} x"
+
+        def compare(floor: float, step: float) -> str:
+            return f"{format_digits(1e3 * floor)} ms; the step takes {format_digits(step / floor)} x"
+
         empty = ("",) * (len(steps) - 1)
         return [
-            (self.names[0], *products),
-            (self.names[1], memory, *empty),
+            (self.names[0], *(compare(self.products, step) for step in steps)),
+            (self.names[1], compare(self.memory, steps[0]), *empty),
             (self.names[2], self.parts, *empty),
         ]
 
 
 def compute_floors(config: BenchConfig, compute: Compute) -> Floors:
-    """Of a step of `config`, whose model has its vocabulary. Takes some seconds where a peak isn't known."""
+    """Return the bounds for `config`, whose model has a vocabulary size. Measures unknown peaks, for some seconds."""
     flops = flops_per_token(config.model) * config.training.batch_tokens
     traffic = step_traffic(
         config.model,
@@ -88,31 +89,28 @@ def compute_floors(config: BenchConfig, compute: Compute) -> Floors:
     )
 
 
-def format_ms(seconds: float) -> str:
-    return f"{format_digits(1e3 * seconds)} ms"
-
-
 def products_peak(compute: Compute) -> Peak:
-    """Of matrix products in this precision."""
+    """Return the peak of matrix products in the precision of `compute`."""
     known = peak_flops(compute.name, compute.precision)
     return Peak(known, "data sheet") if known else Peak(measure_flops(compute), "measured here")
 
 
 def memory_peak(compute: Compute) -> Peak:
-    """Of reading and writing the device's memory."""
+    """Return the peak of reads and writes of the device's memory."""
     known = peak_bandwidth(compute.name)
     return Peak(known, "data sheet") if known else Peak(measure_bandwidth(compute), "measured here")
 
 
 def measure_flops(compute: Compute) -> float:
-    """FLOP/s of products of square matrices: the fastest of the three that train a linear layer, for in half precision
-    a CPU may be twenty times as fast at one as at another.
+    """Return the FLOP/s of the fastest of the three products that train a linear layer, with square matrices.
+
+    In half precision on a CPU they may differ by a factor of twenty.
     """
     return max(measure_products(compute, *flipped) for flipped in ((False, True), (False, False), (True, False)))
 
 
 def measure_products(compute: Compute, flip_left: bool, flip_right: bool) -> float:
-    """FLOP/s with one of the matrices transposed, or none: the highest of growing sizes, until one is slow."""
+    """Return the highest FLOP/s over increasing sizes, up to the first slow one."""
     rates: list[float] = []
     dtype = DTYPES.get(compute.precision, torch.float32)
     for side in SIDES:
@@ -126,14 +124,14 @@ def measure_products(compute: Compute, flip_left: bool, flip_right: bool) -> flo
 
 
 def measure_bandwidth(compute: Compute) -> float:
-    """Bytes/s of a large copy, each byte read and written."""
+    """Return the bytes per second of a large copy, reads and writes together."""
     source = torch.ones(COPIED // 4, device=compute.device)
     target = torch.empty_like(source)
     return 2 * COPIED / time_fastest(compute, lambda: target.copy_(source))
 
 
 def time_fastest(compute: Compute, work: Callable[[], object]) -> float:
-    """Seconds of the fastest of several times, after one to warm up."""
+    """Return the seconds of the fastest of several calls, after one as warm-up."""
     synchronize = choose_synchronize(compute.device)
 
     def run_once() -> None:

@@ -1,4 +1,4 @@
-"""What checkpoints cost: the stall of the training, the whole save against a bare write, verifying and restoring."""
+"""Cost of checkpoints: how long training waits, the whole save against a bare write, verifying and restoring."""
 
 import os
 import tempfile
@@ -16,12 +16,12 @@ from nanogpt.training.async_checkpoint import AsyncCheckpointer
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import train_step
 
-ROUNDS = 3
+ROUNDS = 3  # of each measurement; bare writes and saves alternate, so that noise affects both
 SAVE_EVERY = 10  # steps, in the comparison of a training with and without saves
 
 
 def measure_saving(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:
-    """Rows for the state of this config, written below `runs_dir`: that is the disk that matters."""
+    """Measure checkpoints of this state, written below `runs_dir`, the disk that a run would use."""
     folder = Path(config.runs_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as name:
@@ -32,7 +32,7 @@ def measure_saving(config: BenchConfig, state: TrainState, batches: TrainBatches
         stalls: list[float] = []
         saves: list[float] = []
         bare: list[float] = []
-        for _ in range(ROUNDS):  # one after the other, so that a noisy moment meets both
+        for _ in range(ROUNDS):
             bare.append(time_call(lambda: write_bare(state, Path(name) / "bare")))
             state.step += 1
             started = time.perf_counter()
@@ -59,7 +59,7 @@ def measure_saving(config: BenchConfig, state: TrainState, batches: TrainBatches
 
 
 def write_bare(state: TrainState, path: Path) -> None:
-    """The same bytes, forced to disk, and nothing else."""
+    """Write the same bytes and fsync, without hashes or a manifest."""
     with path.open("wb", buffering=0) as file:
         for part in state.tensors().values():
             for block in tensor_blocks({name: tensor.cpu() for name, tensor in part.items()}):
@@ -71,7 +71,7 @@ def write_bare(state: TrainState, path: Path) -> None:
 def train_intervals(
     config: BenchConfig, state: TrainState, batches: TrainBatches, saver: AsyncCheckpointer | None
 ) -> None:
-    """Two intervals of training, with a save in each, the last of which is waited for."""
+    """Train two intervals. With `saver`, save in each, and wait for the last save."""
     for number in range(1, 2 * SAVE_EVERY + 1):
         train_step(state, batches.micro_batches(state.samples), config)
         if saver and number % SAVE_EVERY == 0:

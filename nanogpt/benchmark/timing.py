@@ -1,4 +1,4 @@
-"""Durations, memory, and how they are written down."""
+"""Measure durations and memory, and format them."""
 
 import resource
 import statistics
@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 Rows = list[tuple[str, str]]
+"""Name and value of each measurement."""
 
 
 @dataclass(frozen=True)
 class MarkdownTable:
-    """One table of the answer; the first column names what was measured."""
+    """A table; the first column names what was measured."""
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -27,40 +28,39 @@ class MarkdownTable:
 
 
 def time_call(work: Callable[[], object]) -> float:
-    """Seconds that one call takes."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def choose_synchronize(device: torch.device) -> Callable[[], None]:
-    """What waits for a device to have done all it was given; a CPU always has."""
+    """Return the function that waits until the device has finished all queued work; on a CPU it does nothing."""
     waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
     return waits.get(device.type, lambda: None)
 
 
 def format_spread(durations: Sequence[float]) -> str:
-    """Seconds as `median ms (min to max, n)`."""
+    """Format seconds as `median ms (min to max, n)`."""
     return format_range([1e3 * value for value in durations], " ms", f", n={len(durations)}")
 
 
 def format_range(values: Sequence[float], unit: str = "", more: str = "") -> str:
-    """`median unit (min to max more)`, of a single value only it."""
+    """Format values as `median unit (min to max more)`, a single value as `value unit`."""
     median = f"{format_digits(statistics.median(values))}{unit}"
-    return (
-        median if len(values) == 1 else f"{median} ({format_digits(min(values))} to {format_digits(max(values))}{more})"
-    )
+    spread = f" ({format_digits(min(values))} to {format_digits(max(values))}{more})" if len(values) > 1 else ""
+    return median + spread
 
 
 def format_digits(value: float) -> str:
-    """Three digits, or the whole part where that has more."""
+    """Format with three significant digits, from 1,000 on as a whole number."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def peak_resident() -> int:
-    """Most bytes of memory that this process held at once.
+    """Return the peak resident bytes of this process.
 
-    getrusage would count what the parent held when it started this process: Linux keeps that across exec.
+    On Linux getrusage would include the parent's memory at the time of the fork, which survives exec.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -71,7 +71,7 @@ def peak_resident() -> int:
 
 
 class Stopwatch:
-    """Seconds spent in each of the phases of a step, the device waited for at their ends."""
+    """Seconds in each phase of a step, with the device synchronized before and after each phase."""
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
         self.synchronize = synchronize
@@ -79,7 +79,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Generator[None, None, None]:
-        """Add what happens inside to a phase."""
+        """Add the time spent inside to a phase."""
         self.synchronize()
         started = time.perf_counter()
         yield

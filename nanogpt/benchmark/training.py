@@ -1,4 +1,4 @@
-"""The training step of a config on its own data: time, rate, MFU, phases, memory; and the time to load a batch."""
+"""Training steps of a config on its own data: time, rate, MFU, phases, memory, and the time to load a batch."""
 
 import statistics
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from nanogpt.training.step import train_step
 from nanogpt.training.validation import fit_model_to_data
 
 PHASES = ("data", "forward", "backward", "clip", "optimizer")
-MOST_PHASED = 10  # steps of their own that are measured by phase
+MOST_PHASED = 10  # steps that are measured by phase
 
 
 def prepare_training(config: BenchConfig, compute: Compute) -> tuple[TrainState, TrainBatches]:
-    """The state before the first step, and its data."""
+    """Return the state before the first step, and its data."""
     dataset = prepare_if_small(config.data)
     state = build_state(config, fit_model_to_data(config, dataset), compute)
     return state, TrainBatches(dataset.train, config, compute.device)
 
 
 def measure_training(config: BenchConfig, compute: Compute) -> Rows:
-    """Whole steps first, undisturbed; then steps by phase; then loading alone."""
+    """Measure whole steps, then steps by phase, then loading, then checkpoints."""
     state, batches = prepare_training(config, compute)
     synchronize = choose_synchronize(compute.device)
 
@@ -67,14 +67,14 @@ def measure_training(config: BenchConfig, compute: Compute) -> Rows:
 
 
 def describe_flops(rate: float, model: ModelConfig, compute: Compute) -> str:
-    """FLOP/s at a rate in tokens a second, and the share of the device's peak where that is known."""
+    """Format FLOP/s at a rate in tokens per second, with the MFU if the device's peak is known."""
     flops = rate * flops_per_token(model)
     mfu = compute_mfu(flops, compute.name, compute.precision)
     return f"{format_count(flops, 'G')}FLOP/s" + ("" if mfu is None else f", MFU {100 * mfu:.1f} %")
 
 
 def measure_phases(config: BenchConfig, state: TrainState, batches: TrainBatches) -> Rows:
-    """Where the time of a step goes, in steps that wait for the device after each phase."""
+    """Measure the phases of steps, with the device synchronized after each phase."""
     synchronize = choose_synchronize(state.compute.device)
     watches: list[Stopwatch] = []
     steps: list[float] = []
@@ -95,7 +95,7 @@ def measure_phases(config: BenchConfig, state: TrainState, batches: TrainBatches
 
 
 def time_batches(batches: Iterator[Batch], watch: Stopwatch) -> Iterator[Batch]:
-    """The same batches, each with the time it takes to come."""
+    """Yield the batches, and add the time to read each to the phase `data`."""
     while True:
         with watch.phase("data"):
             batch = next(batches, None)

@@ -1,6 +1,6 @@
-"""`python -m nanogpt.benchmark.worker`: the process of one measurement. Work as JSON comes in, a Measurement goes out.
+"""`python -m nanogpt.benchmark.worker`: the process of one measurement. Reads a Workload as JSON, prints a Timing.
 
-Every program gets the same device, threads, precision, shapes, token ids and warm-up.
+All programs get the same device, threads, precision, shapes, token ids and warm-up.
 """
 
 import sys
@@ -15,8 +15,8 @@ from nanogpt.child_process import answer
 from nanogpt.device import Compute, set_up
 from nanogpt.training.step import Phase, no_phase_timer
 
-WARM_UP_TOKENS = 4  # drawn before the clock starts
-MOST_PHASED = 3  # steps of their own that are measured by phase
+WARM_UP_TOKENS = 4  # generated before the measurement
+MOST_PHASED = 3  # steps that are measured by phase
 
 
 def run_workload(message: str) -> str:
@@ -27,9 +27,7 @@ def run_workload(message: str) -> str:
 
 
 def measure_training(workload: Workload, compute: Compute) -> Timing:
-    """Steps on the same random batch; the first, which may compile, is told apart from the warm-up. Then a few more,
-    whose phases are waited for.
-    """
+    """Time steps on one random batch, the first, which may compile, separately; then the phases of a few more."""
     batches: Batches = random_batches(workload, compute.device)
     make = build_trainer if workload.program == OURS else baselines.build_nanogpt_trainer
     model, step = make(workload, compute, batches)
@@ -50,9 +48,10 @@ def measure_training(workload: Workload, compute: Compute) -> Timing:
 
 
 def measure_generation(workload: Workload, compute: Compute) -> Timing:
-    """All new tokens of a batch of texts, once; the model is ready before the clock starts."""
+    """Time the generation of all tokens of a batch once, after a warm-up."""
     prompts = random_prompts(workload, compute.device)
-    make = build_generator if workload.program == OURS else baselines.choose_generator(workload.program)
+    others = {"transformers": baselines.build_transformers_generator, OURS: build_generator}
+    make = others.get(workload.program, baselines.build_nanogpt_generator)
     model, draw = make(workload, compute, prompts)
     synchronize = choose_synchronize(compute.device)
 
@@ -66,7 +65,7 @@ def measure_generation(workload: Workload, compute: Compute) -> Timing:
 
 
 def build_timing(seconds: list[float], first: float, model: nn.Module, compute: Compute) -> Timing:
-    """With the memory that it took."""
+    """Return the Timing of a model, with the peak memory of this process."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     memory = compute.peak_memory() or peak_resident()
     return Timing(seconds=tuple(seconds), first=first, memory=memory, parameters=parameters)

@@ -1,1 +1,1 @@
-"""Whether this machine can do what is asked of it, and whether what must hold of every training holds on it."""
+"""`nanogpt doctor`: checks of this machine, and of properties that every training must have on it."""

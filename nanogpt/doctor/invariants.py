@@ -1,4 +1,4 @@
-"""What must hold of every model and training, checked with tiny ones on the user's device, in fp32."""
+"""Properties of every model and training, checked with tiny ones on the user's device in fp32."""
 
 import tempfile
 from collections.abc import Generator
@@ -28,12 +28,12 @@ from nanogpt.training.state import build_state
 from nanogpt.training.step import StepMetrics, train_step
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=97)
-ROUNDING = {"cpu": 1e-4, "cuda": 2e-3, "mps": 2e-3}  # most that may lie between logits of size 1
+ROUNDING = {"cpu": 1e-4, "cuda": 2e-3, "mps": 2e-3}  # largest difference between logits of size 1
 LOSSES = {"cpu": 1e-5, "cuda": 1e-3, "mps": 1e-3}  # nats; several GPUs multiply in TF32
 
 
 def sharp_model(device: torch.device) -> GPT:
-    """Random weights, larger than at the start of a training so that mistakes show, biases and gains too."""
+    """Return a model whose weights, biases and gains are random and large, so that mistakes show."""
     model, generator = GPT(MODEL).eval(), torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,7 +46,7 @@ def random_ids(shape: tuple[int, int], device: torch.device, seed: int = 3) -> T
 
 
 def check_logits(config: DoctorConfig) -> Finding:
-    """transformers' GPT-2 with the same weights has the same logits."""
+    """Compare logits with those of transformers' GPT-2 with the same weights."""
     if find_spec("transformers") is None:
         return Finding("note", "transformers is not installed", "pip install -e '.[transformers]' to compare")
     import transformers
@@ -54,8 +54,8 @@ def check_logits(config: DoctorConfig) -> Finding:
     device = find_device(config.device, "device")
     model, ids = sharp_model(device), random_ids((3, 16), device)
     settings = {key: value for key, value in to_hf_config(MODEL).items() if key not in ("architectures", "torch_dtype")}
-    about: Any = transformers.GPT2Config(**settings, bos_token_id=None, eos_token_id=None)
-    theirs: Any = transformers.GPT2LMHeadModel(about).eval()
+    gpt2_config: Any = transformers.GPT2Config(**settings, bos_token_id=None, eos_token_id=None)
+    theirs: Any = transformers.GPT2LMHeadModel(gpt2_config).eval()
     weights = to_gpt2({name: p.detach().cpu() for name, p in model.named_parameters()}, MODEL)
     theirs.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
     with torch.inference_mode():
@@ -63,31 +63,28 @@ def check_logits(config: DoctorConfig) -> Finding:
 
 
 def check_cache(config: DoctorConfig) -> Finding:
-    """Decoding with a cache is decoding without one, position by position and past the context's end."""
+    """Compare decoding with and without a cache, position by position and beyond the context's end."""
     device = find_device(config.device, "device")
     model, ids = sharp_model(device), random_ids((2, 16), device)
-    kept = KVCache(MODEL, 2, device, torch.float32)
+    cache = KVCache(MODEL, 2, device, torch.float32)
     with torch.inference_mode():
         whole = model(ids)
-        steps = [model.next_logits(ids[:, :5], kept)] + [
-            model.next_logits(ids[:, t : t + 1], kept) for t in range(5, 16)
-        ]
+        parts = [ids[:, :5], *(ids[:, t : t + 1] for t in range(5, 16))]
+        steps = [model.next_logits(part, cache) for part in parts]
         found = compare_tensors(torch.stack(steps, 1), whole[:, 4:], ROUNDING[device.type], "logits without a cache")
         text = ids[0, :5].tolist()
-        drawn = [
-            token
-            for (token,) in generate(model, [text], 20, SamplingParams(temperature=0.0), [torch.Generator(device)])
-        ]
+        greedy = SamplingParams(temperature=0.0)
+        drawn = [token for (token,) in generate(model, [text], 20, greedy, [torch.Generator(device)])]
         for number, token in enumerate(drawn):
             seen = (text + drawn[:number])[-MODEL.block_size :]
             last = model(torch.tensor([seen], device=device))[0, -1]
-            if float(last.max() - last[token]) > ROUNDING[device.type]:  # of two that are as likely either will do
+            if float(last.max() - last[token]) > ROUNDING[device.type]:  # either of two equally likely tokens is right
                 raise BadEnvironment(f"token {number} of 20 with a cache is not the likeliest without")
     return found
 
 
 def check_accumulation(config: DoctorConfig) -> Finding:
-    """Micro-batches of 1, 2 and 4 make the steps that the whole batch makes, dropout included."""
+    """Compare steps with micro-batches of 1, 2 and 4 with steps of the whole batch, dropout included."""
     device = find_device(config.device, "device")
     with temporary_folder() as folder:
         built = tiny_config(folder, "micro")
@@ -99,7 +96,7 @@ def check_accumulation(config: DoctorConfig) -> Finding:
 
 
 def train_four_steps(config: TrainConfig, device: torch.device, size: int) -> list[StepMetrics]:
-    """Four steps, each in micro-batches of this many windows."""
+    """Train four steps in micro-batches of `size` windows."""
     config = config.with_micro_batch_size(size)
     state = build_state(config, config.model.with_vocab(MODEL.vocab_size or 0), Compute(device, "fp32", ""))
     found: list[StepMetrics] = []
@@ -113,7 +110,7 @@ def train_four_steps(config: TrainConfig, device: torch.device, size: int) -> li
 
 
 def check_ranks(config: DoctorConfig) -> Finding:
-    """Two ranks train what one does. With fewer than two GPUs on the CPU."""
+    """Compare the losses of one and two ranks; on the CPU if there are fewer than two GPUs."""
     device = find_device(config.device, "device")
     kind = "cuda" if device.type == "cuda" and torch.cuda.device_count() > 1 else "cpu"
     hardware = {"device": kind, "precision": "fp32", "threads": 1}
@@ -130,7 +127,7 @@ def check_ranks(config: DoctorConfig) -> Finding:
 
 
 def check_resume(config: DoctorConfig) -> Finding:
-    """Six steps, and three and three more in another process: the same bits in metrics, weights and moments."""
+    """Compare the bits of metrics, weights and moments after six steps, and after three and three in a new process."""
     device = find_device(config.device, "device")
     hardware = {"device": config.device, "threads": 1, "deterministic": device.type == "cuda"}
     with temporary_folder() as folder:
@@ -146,13 +143,12 @@ def check_resume(config: DoctorConfig) -> Finding:
 
 @contextmanager
 def temporary_folder() -> Generator[Path, None, None]:
-    """A folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="nanogpt-doctor-") as name:
         yield Path(name)
 
 
 def read_outcome(config: TrainConfig) -> dict[str, bytes]:
-    """What a training leaves, by name."""
+    """Return the content of the files of a training that must not change, by name."""
     run = RunDirectory(locate(config))
     last = run.checkpoints.path(run.checkpoints.steps()[-1])
     files = [run.metrics.path, last / "model.safetensors", last / "optimizer.safetensors"]
@@ -160,7 +156,7 @@ def read_outcome(config: TrainConfig) -> dict[str, bytes]:
 
 
 def compare_tensors(found: Tensor, expected: Tensor, limit: float, what: str) -> Finding:
-    """Raise BadEnvironment where two tensors are not the same up to rounding, or nothing was computed at all."""
+    """Raise BadEnvironment if two tensors differ by more than rounding, or if all numbers are zero."""
     found, expected = found.cpu(), expected.cpu()
     if not expected.any():
         raise BadEnvironment(f"{what} are all zero: the device computes nothing")
@@ -169,17 +165,17 @@ def compare_tensors(found: Tensor, expected: Tensor, limit: float, what: str) ->
 
 
 def check_within(worst: float, limit: float, what: str) -> Finding:
-    """Raises BadEnvironment for a difference above the limit, or one that isn't a number."""
+    """Raise BadEnvironment for a difference above the limit, or NaN."""
     if not worst <= limit:
         raise BadEnvironment(f"differ by {worst:.2g} from {what}; rounding makes at most {limit:.0e}")
     return Finding("ok", f"the same as {what}, within {worst:.1e}")
 
 
-CODE = "if device=cpu is well, the device's driver or torch is at fault; else the code: python -m pytest"
+CODE = "if device=cpu passes, the device's driver or torch is at fault; else the code: python -m pytest"
 CHECKS = {
     "logits": Check(check_logits, f"{CODE} tests/model tests/interop"),
     "cache": Check(check_cache, f"{CODE} tests/generation/test_decode.py"),
     "accumulation": Check(check_accumulation, f"{CODE} tests/training/test_step.py"),
-    "ranks": Check(check_ranks, f"hardware.devices=1 trains without; {CODE} tests/distributed/test_ranks.py"),
-    "resume": Check(check_resume, f"don't rely on restarts before this is well; {CODE} tests/training/test_run.py"),
+    "ranks": Check(check_ranks, f"hardware.devices=1 trains on one rank; {CODE} tests/distributed/test_ranks.py"),
+    "resume": Check(check_resume, f"don't rely on restarts until this passes; {CODE} tests/training/test_run.py"),
 }

@@ -18,7 +18,7 @@ STEPS = 6
 
 
 def tiny_config(folder: Path, name: str, **changes: dict[str, Any]) -> TrainConfig:
-    """Return a run of six steps of eight windows of bytes, with dropout.
+    """Return the config of six steps of eight windows of bytes, with dropout.
 
     Changes come by section: `tiny_config(…, hardware={"device": "cpu"})`.
     """
@@ -29,7 +29,10 @@ def tiny_config(folder: Path, name: str, **changes: dict[str, Any]) -> TrainConf
     values: dict[str, dict[str, Any]] = {
         "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "dropout": 0.1},
         "data": {"corpus": "text", "source": str(text), "tokenizer": "byte", "dir": str(folder / "data")},
-        "optimizer": {"lr": 1e-4, "eps": 1e-3},  # Adam turns the rounding of a vanishing gradient into no whole step
+        "optimizer": {
+            "lr": 1e-4,
+            "eps": 1e-3,
+        },  # eps: Adam does not blow the rounding of a tiny gradient up to a full step
         "training": {"batch_tokens": 128, "steps": STEPS},
         "eval": {"every": STEPS // 2, "tokens": 128},
         "hardware": {"threads": 1, "compile": False},

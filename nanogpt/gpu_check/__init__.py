@@ -1,1 +1,1 @@
-"""Check a GPU: tests, invariants and benchmarks, each in a process of its own, with verdicts and floors."""
+"""Check a GPU: tests, invariants and benchmarks, each in a fresh process, with verdicts and lower bounds."""

@@ -1,4 +1,4 @@
-"""The findings of each part, and the files and tables made of them."""
+"""Findings of the GPU check, and the files and tables that show them."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Verdict = Literal["pass", "FAIL", "skip", "info"]
 
 
 class Judgement(ConfigModel):
-    """One finding of a part."""
+    """A finding and its verdict."""
 
     name: str
     verdict: Verdict
@@ -50,7 +50,7 @@ def make_table(parts: Sequence[PartResult]) -> MarkdownTable:
 
 
 def summarize(parts: Sequence[PartResult]) -> str:
-    """Return the last lines for a person: how many parts failed, and what to do about each."""
+    """Return how many parts failed, and the advice for each."""
     failed = [part for part in parts if part.failed]
     if not failed:
         return f"all {len(parts)} parts passed"

@@ -1,4 +1,4 @@
-"""Invariants of training on a GPU: compiled, as a CUDA graph and in other precisions, a step has the same numbers."""
+"""Compare training steps on a GPU: eager, compiled, as CUDA graphs, and in several precisions."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import forward_backward, train_step
 
 GRADIENTS = 2e-3  # largest difference over the largest gradient, both in fp32 with TF32
-SCALE = 2.0**32  # of fp16's losses at first: any gradient overflows
-FP8_LOSS, FP16_LOSS = 0.1, 0.05  # nats between trainings of ten steps in these precisions and in bf16 or fp32
+SCALE = 2.0**32  # loss scale at which every fp16 gradient overflows
+FP8_LOSS, FP16_LOSS = 0.1, 0.05  # nats: largest difference to ten steps in bf16 or fp32
 
 
 def start_training(config: DoctorConfig, **hardware: Any) -> tuple[TrainState, TrainConfig]:
@@ -47,22 +47,24 @@ def judge_difference(name: str, worst: float, limit: float, what: str) -> Judgem
 
 
 def check_compiled(config: DoctorConfig) -> list[Judgement]:
-    """The compiled model trains as the eager one, with dropout."""
-    eager, compiled = (train_steps(*start_training(config, precision="fp32", compile=way), 6) for way in (False, True))
-    worst = max(abs(a - b) for a, b in zip(eager, compiled, strict=True))
+    """Compare compiled with eager training, with dropout."""
+    eager, fused = (
+        train_steps(*start_training(config, precision="fp32", compile=compiled), 6) for compiled in (False, True)
+    )
+    worst = max(abs(a - b) for a, b in zip(eager, fused, strict=True))
     limit = LOSSES[find_device(config.device, "device").type]
     return [judge_difference("compiled and eager, with dropout", worst, limit, "losses"), *check_learning(eager)]
 
 
 def check_learning(found: list[float]) -> list[Judgement]:
-    """A loss at random weights is about the logarithm of the vocabulary; a device that computes nothing finds 0."""
+    """Compare the loss of random weights with the logarithm of the vocabulary size."""
     expected = float(torch.tensor(float(MODEL.vocab_size or 1)).log())
     passed = abs(found[0] - expected) < 0.5
     return [judge("loss of random weights", passed, f"{found[0]:.3f}", f"{expected:.2f} ± 0.5", loss=found[0])]
 
 
 def check_graphs(config: DoctorConfig) -> list[Judgement]:
-    """CUDA graphs that are replayed find the gradients of the eager model."""
+    """Compare gradients of replayed CUDA graphs with those of the eager model."""
     eager = all_gradients(*start_training(config, precision="fp32"))
     graphs = all_gradients(*start_training(config, precision="fp32", compile=True, compile_mode="reduce-overhead"))
     scale = max(float(value.abs().max()) for value in eager)
@@ -81,7 +83,7 @@ def all_gradients(state: TrainState, built: TrainConfig) -> list[Tensor]:
 
 
 def check_fp16(config: DoctorConfig) -> list[Judgement]:
-    """The scaler leaves out steps that overflow, halves its scale until none does, and then trains as fp32."""
+    """Check that an fp16 overflow changes no weight and halves the loss scale; compare fp16 with fp32 training."""
     try:
         state, built = start_training(config, precision="fp16")
     except BadEnvironment as error:
@@ -89,21 +91,19 @@ def check_fp16(config: DoctorConfig) -> list[Judgement]:
     state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": SCALE})
     before = [p.detach().clone() for p in state.model.parameters()]
     train_steps(state, built, 1)
-    kept = all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+    unchanged = all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
     scale = state.scaler.get_scale()
-    train = train_steps(*start_training(config, precision="fp16"), 10)
-    worst = max(
-        abs(a - b) for a, b in zip(train, train_steps(*start_training(config, precision="fp32"), 10), strict=True)
-    )
+    half, full = (train_steps(*start_training(config, precision=name), 10) for name in ("fp16", "fp32"))
+    worst = max(abs(a - b) for a, b in zip(half, full, strict=True))
     return [
-        judge("fp16: an overflow changes no weight", kept, "kept" if kept else "changed"),
+        judge("fp16: an overflow changes no weight", unchanged, "unchanged" if unchanged else "changed"),
         judge("fp16: the scale after an overflow", scale == SCALE / 2, f"{scale:.4g}", f"{SCALE / 2:.4g}", scale=scale),
         judge_difference("fp16 and fp32", worst, FP16_LOSS, "losses"),
     ]
 
 
 def check_fp8(config: DoctorConfig) -> list[Judgement]:
-    """8-bit products train about as bf16's."""
+    """Compare fp8 with bf16 training."""
     try:
         found = train_steps(*start_training(config, precision="bf16", compile=True, fp8=True), 10)
     except BadEnvironment as error:

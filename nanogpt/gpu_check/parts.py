@@ -1,4 +1,4 @@
-"""All parts of the check by name, in their order: what is cheap and decides most comes first."""
+"""The parts of the GPU check, the cheap and decisive ones first. As a program: the process of one part."""
 
 import json
 import subprocess
@@ -26,25 +26,23 @@ REPORT = "report it with gpu-check.json"
 
 @dataclass(frozen=True)
 class PartSpec:
-    """One part: how to do it, and what to do when it fails."""
+    """A part of the check."""
 
     call: Callable[[DoctorConfig], list[Judgement]]
     limit: float
-    """Seconds after which its process is ended."""
+    """Seconds after which its process is killed."""
     remedy: str
+    """The advice that is printed after a failure."""
     timed: bool = False
-    """Nothing else may run beside it."""
+    """A benchmark: no other part may run at the same time."""
 
 
 def run_tests(_: DoctorConfig) -> list[Judgement]:
-    """Run the tests marked `gpu` of the checkout this program lies in."""
+    """Run the tests marked `gpu` of this checkout."""
     files = [path for path in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
     if not files or find_spec("pytest") is None:
-        return [
-            Judgement(
-                name="pytest -m gpu", verdict="skip", found="needs a checkout and pytest: pip install -e '.[dev]'"
-            )
-        ]
+        missing = "needs a checkout and pytest: pip install -e '.[dev]'"
+        return [Judgement(name="pytest -m gpu", verdict="skip", found=missing)]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *map(str, files)]
     done = subprocess.run(command, cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = [line for line in done.stdout.splitlines() if line.strip()] or ["no output"]
@@ -55,27 +53,29 @@ def run_tests(_: DoctorConfig) -> list[Judgement]:
 
 
 def run_doctor_check(check: Check, config: DoctorConfig) -> list[Judgement]:
-    """Make one of the doctor's checks; what it raises is the process's last word."""
+    """Run a check of `nanogpt doctor`. Raises what the check raises."""
     found = check.call(config)
     verdict = {"ok": "pass", "note": "info", "failed": "FAIL"}[found.state]
     return [Judgement(name="as nanogpt doctor", verdict=verdict, found=found.what)]  # type: ignore[arg-type]
 
 
 def list_parts() -> dict[str, PartSpec]:
-    """Return the parts in their order."""
-    tests = "python -m pytest -m gpu names the test; device=cpu tells whether the code or the device is wrong"
+    """Return the parts by name."""
+    tests = "python -m pytest -m gpu names the test; device=cpu shows whether the code or the device is wrong"
     slow = f"nothing else may run on the device (nvidia-smi); then {REPORT}"
     checks = {"device": machine.CHECKS["device"], "compile": machine.CHECKS["compile"], **doctor.CHECKS}
     return {
         **{name: PartSpec(partial(run_doctor_check, check), 60, check.remedy) for name, check in checks.items()},
-        "compiled": PartSpec(invariants.check_compiled, 90, f"hardware.compile=false trains without; {REPORT}"),
-        "graphs": PartSpec(invariants.check_graphs, 90, f"hardware.compile_mode=default trains without; {REPORT}"),
-        "fp16": PartSpec(invariants.check_fp16, 60, f"hardware.precision=bf16 trains without; {REPORT}"),
-        "fp8": PartSpec(invariants.check_fp8, 90, f"hardware.fp8=false trains without; {REPORT}"),
+        "compiled": PartSpec(invariants.check_compiled, 90, f"hardware.compile=false trains without it; {REPORT}"),
+        "graphs": PartSpec(invariants.check_graphs, 90, f"hardware.compile_mode=default trains without it; {REPORT}"),
+        "fp16": PartSpec(invariants.check_fp16, 60, f"hardware.precision=bf16 trains without it; {REPORT}"),
+        "fp8": PartSpec(invariants.check_fp8, 90, f"hardware.fp8=false trains without it; {REPORT}"),
         "tests": PartSpec(run_tests, 240, tests),
         "gpt2": PartSpec(partial(speed.check_training, name="gpt2"), 200, slow, timed=True),
         "generation": PartSpec(speed.check_generation, 90, slow, timed=True),
-        "evaluation": PartSpec(speed.check_evaluation, 60, f"device=cpu evaluates without; {REPORT}", timed=True),
+        "evaluation": PartSpec(
+            speed.check_evaluation, 60, f"device=cpu evaluates without the GPU; {REPORT}", timed=True
+        ),
         "kernels": PartSpec(speed.check_kernels, 90, f"CUPTI may need more rights; {REPORT}", timed=True),
         "gpt2_medium": PartSpec(partial(speed.check_training, name="gpt2_medium"), 300, slow, timed=True),
     }

@@ -1,4 +1,4 @@
-"""`nanogpt doctor gpu=true`: run all parts, one process each, within a limit for all of them together."""
+"""`nanogpt doctor gpu=true`: run each part in a fresh process, within a time limit for all parts together."""
 
 import json
 import os
@@ -22,13 +22,14 @@ from nanogpt.gpu_check.scale import bench_config
 from nanogpt.output_paths import check_output_folder
 from nanogpt.redaction import redact
 
-USUAL = 8 * 60.0  # seconds of the whole check, for which the limits of the parts are made
-MOST_AT_ONCE = 4  # parts that are not timed, where there are four cores for each
+USUAL = 8 * 60.0  # seconds of the whole check, to which the limits of the parts refer
+MOST_AT_ONCE = 4  # parts that run in parallel, on at least four cores each
 
 
 def check_gpu(config: DoctorConfig) -> int:
-    """Run every part, show and write what they find. Returns 0 where all passed, else 5. Raises BadEnvironment where
-    there is no GPU; device=cpu rehearses the check itself with tiny models.
+    """Run every part, print and write the findings. Return 0 if all passed, else 5.
+
+    Raises BadEnvironment without a GPU; device=cpu rehearses the check with tiny models.
     """
     device = find_device(config.device, "device")
     if device.type != "cuda" and config.device != "cpu":
@@ -37,11 +38,8 @@ def check_gpu(config: DoctorConfig) -> int:
     bench = bench_config(config, device, "gpt2")
     for program in bench.against:
         check_baseline(program, bench.model)
-    about = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": describe_machine(set_up(bench.hardware)),
-        "device": str(device),
-    }
+    machine = describe_machine(set_up(bench.hardware))
+    header = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "device": str(device)}
     parts: list[PartResult] = []
     folder = Path(config.out)
     for part in run_parts(config, list_parts()):
@@ -49,13 +47,13 @@ def check_gpu(config: DoctorConfig) -> int:
         for row in part.rows:
             allowed = f" ({row.allowed})" if row.allowed else ""
             say(f"{row.verdict:<5}{part.name:<13}{row.name}: {row.found}{allowed}")
-        write_files(folder, about, parts)
+        write_files(folder, header, parts)
     say(f"\n{summarize(parts)}\n\n{folder / JSON}\n{folder / MARKDOWN}")
     return BadEnvironment.exit_code if any(part.failed for part in parts) else 0
 
 
 def run_parts(config: DoctorConfig, tasks: Mapping[str, PartSpec]) -> Iterator[PartResult]:
-    """Yield what each part found: first several at once of those that are not timed, then the others, one by one."""
+    """Yield the results of the parts: first those that are not timed, several in parallel, then the others."""
     end = time.monotonic() + config.limit_s
 
     def run(name: str) -> PartResult:

@@ -1,4 +1,4 @@
-"""The sizes of the check: on a GPU those of GPT-2, on a CPU a rehearsal of seconds."""
+"""Sizes of the GPU check: GPT-2's on a GPU; on a CPU a rehearsal of seconds."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,6 +1,6 @@
-"""Benchmarks with verdicts: training against nanoGPT, kernels, generation, evaluation. Floors are by formula.
+"""Benchmarks with verdicts: training against nanoGPT, kernels, generation, evaluation.
 
-A time below its floor is a FAIL too: the clock, the count or the device is wrong.
+A time below its lower bound is a FAIL too: the clock, the formula or the device is wrong.
 """
 
 import statistics
@@ -27,10 +27,10 @@ from nanogpt.gpu_check.findings import Judgement, judge
 from nanogpt.gpu_check.scale import bench_config, choose_sizes
 from nanogpt.model.gpt import GPT
 
-LEAST_MFU = 0.25  # below it something is wrong: no fused attention, no compiler, a throttled device
+LEAST_MFU = 0.25  # a lower MFU means no fused attention, no compiler or a throttled device
 LEAST_RATIO = 0.95  # nanoGPT's time over ours
-MOST_MEMORY = 1.1  # of the estimate
-NEW_SHAPE = 0.1  # seconds that the first batch of a new shape may take more than the second
+MOST_MEMORY = 1.1  # peak memory over the estimate
+NEW_SHAPE = 0.1  # seconds by which the first batch of a new shape may exceed the second
 
 
 def prepare(config: DoctorConfig, name: str) -> tuple[BenchConfig, Compute]:
@@ -41,7 +41,7 @@ def prepare(config: DoctorConfig, name: str) -> tuple[BenchConfig, Compute]:
 
 
 def check_training(config: DoctorConfig, name: str) -> list[Judgement]:
-    """Steps of the same random batch, this program and nanoGPT in turn, each in fresh processes."""
+    """Compare training steps with nanoGPT's on one random batch, in fresh processes that alternate."""
     bench, compute = prepare(config, name)
     micro = bench.micro_batch_size()
 
@@ -60,7 +60,7 @@ def check_training(config: DoctorConfig, name: str) -> list[Judgement]:
 
 
 def judge_step(bench: BenchConfig, compute: Compute, step: float) -> list[Judgement]:
-    """Compare a step with its floors, and MFU with what a healthy device reaches, where its peak is known."""
+    """Compare a step with its lower bounds, and the MFU, if the peak is known, with that of a healthy device."""
     floor = compute_floors(bench, compute)
     least = max(floor.products, floor.memory)
     allowed = f"at least {format_digits(1e3 * least)} ms, the larger of {format_digits(1e3 * floor.products)} and "
@@ -76,7 +76,7 @@ def judge_step(bench: BenchConfig, compute: Compute, step: float) -> list[Judgem
 
 
 def judge_ratio(medians: dict[str, list[float]]) -> list[Judgement]:
-    """Compare with nanoGPT pair by pair."""
+    """Compare the time with nanoGPT's, round by round."""
     rows: list[Judgement] = []
     for program, runs in medians.items():
         if program != OURS:
@@ -98,7 +98,7 @@ def judge_memory(bench: BenchConfig, compute: Compute, runs: list[Timing]) -> li
 
 
 def describe_phases(found: Measurements) -> list[Judgement]:
-    """Phases of a step, and how much longer the first step takes, cold and with a warm cache of compiled code."""
+    """Describe the phases of a step, and how much longer the first step takes, with an empty and a filled cache."""
     rows: list[Judgement] = []
     for program, runs in found.items():
         more = [run.first - statistics.median(run.seconds) for run in runs]
@@ -129,7 +129,7 @@ def check_kernels(config: DoctorConfig) -> list[Judgement]:
 
 
 def check_generation(config: DoctorConfig) -> list[Judgement]:
-    """Decode with a cache; each token reads all weights once, which is the floor."""
+    """Generate text; the lower bound of a token is the time to read all weights once."""
     bench, compute = prepare(config, "gpt2")
     bench = bench.model_copy(update={"against": ()})
     size = 4 if compute.precision == "fp32" else 2
@@ -149,7 +149,7 @@ def check_generation(config: DoctorConfig) -> list[Judgement]:
 
 
 def check_evaluation(config: DoctorConfig) -> list[Judgement]:
-    """Score documents of several lengths: a batch of a new shape takes hardly longer than one of a known shape."""
+    """Check that the first batch of a new shape takes hardly longer to score than the second."""
     bench, compute = prepare(config, "gpt2")
     model, synchronize = GPT(bench.model).eval().to(compute.device), choose_synchronize(compute.device)
     more: list[float] = []
@@ -163,7 +163,7 @@ def check_evaluation(config: DoctorConfig) -> list[Judgement]:
 
         first, again = time_call(score_batch), time_call(score_batch)
         more.append(first - again)
-    more = more[1:]  # the very first sets up libraries
+    more = more[1:]  # the very first one loads libraries
     typical, found = statistics.median(more), f"{format_range([1e3 * value for value in more], ' ms')}"
     name = "first batch of a new shape less the second"
     return [judge(name, typical <= NEW_SHAPE, found, f"at most {1e3 * NEW_SHAPE:.0f} ms", seconds=typical)]

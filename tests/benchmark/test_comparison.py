@@ -254,7 +254,7 @@ def test_models_that_a_rival_has_not(rival: str, switches: dict[str, Any], expec
 
 def test_transformers_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(BadEnvironment, match=r"against=transformers: is not installed: pip install"):
+    with pytest.raises(BadEnvironment, match=r"against=transformers: not installed: pip install"):
         check_baseline("transformers", ModelConfig())
 
 
