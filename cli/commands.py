@@ -65,7 +65,7 @@ def runs_command(summary: str, config: type[ConfigModel], function: str) -> Comm
 TRAIN = ("cli.actions:train", None, "launch.dispatch:run_training_sweep", "train.py")
 COMMANDS = {
     "train": Command(MODEL, "train or continue a run; with -m, run a sweep", TrainConfig, *TRAIN),
-    "prepare": Command(MODEL, "tokenize data", PrepareConfig, "nanogpt.data.command:prepare_data", script="prepare.py"),
+    "prepare": Command(MODEL, "tokenize data", PrepareConfig, "nanogpt.data.prepare:prepare_data", script="prepare.py"),
     "sample": Command(MODEL, "generate text", SampleConfig, "nanogpt.generation.command:sample", script="sample.py"),
     "evaluate": Command(MODEL, "loss and benchmarks", EvaluateConfig, "cli.actions:evaluate", script="evaluate.py"),
     "export": Command(MODEL, "write weights for transformers", ExportConfig, "nanogpt.interop.export:export_model"),

@@ -89,6 +89,15 @@ def read_json_bytes(path: Path) -> Any:
 MOST_JSON = 2**28  # bytes of a JSON file that is read whole
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return a JSON object; {} where the file is missing, can't be read or holds anything else."""
+    try:
+        value: Any = read_json_bytes(path)
+    except (OSError, ValueError):
+        return {}
+    return {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}
+
+
 def write(path: Path, content: str | bytes) -> None:
     """A small file, on disk when this returns. Raises OSError."""
     with open(path, "wb", opener=open_no_link) as file:

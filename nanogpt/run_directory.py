@@ -27,6 +27,7 @@ from nanogpt.files import (
     open_no_link,
     open_regular,
     read_json_bytes,
+    read_json_object,
     write_atomic,
 )
 from nanogpt.metrics_file import RowLog
@@ -86,12 +87,8 @@ class RunDirectory:
         write_atomic(self.path / "status.json", json.dumps(about, indent=1) + "\n")
 
     def status(self) -> dict[str, Any]:
-        """What status.json says, or nothing."""
-        try:
-            status: object = read_json_bytes(self.path / "status.json")
-        except (OSError, ValueError):
-            return {}
-        return {str(name): fact for name, fact in status.items()} if isinstance(status, dict) else {}
+        """Return the content of status.json, {} if there is none that can be read."""
+        return read_json_object(self.path / "status.json")
 
     def starts(self) -> list[dict[str, Any]]:
         """The lineage: every start of the run, oldest first, as provenance.json has it."""

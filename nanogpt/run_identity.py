@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config import DataConfig, HardwareConfig, Precision, TrainConfig
-from nanogpt.data.content import is_token_folder
+from nanogpt.data.content import token_folder
 from nanogpt.data.dataset import open_dataset
 from nanogpt.data.folders import folder_by_path, is_prepared, is_up_to_date, resolve_source
 from nanogpt.data.prepare import is_made_from_source, reuse_path_folder
@@ -84,7 +84,7 @@ def is_same_source(path: Path, stored: DataConfig, data: DataConfig) -> bool:
     if stored.source_sha256 is not None or stored.source is None:
         return stored.source_sha256 == data.source_sha256
     with suppress(BadData):
-        if is_token_folder(data.source):
+        if token_folder(data):
             starts = read_starts(path)
             return bool(starts) and open_dataset(data).fingerprint == starts[-1].get("data")
         return is_made_from_source(folder_by_path(stored.model_copy(update={"dir": data.dir})), data)
@@ -140,7 +140,7 @@ def recorded_precision(starts: list[dict[str, Any]]) -> tuple[str | None, bool]:
 def has_other_data(path: Path, config: TrainConfig) -> bool:
     """Whether a run that is named by its source's path is known to be trained on something else than is there now."""
     with suppress(BadData):
-        if is_token_folder(config.data.source):
+        if token_folder(config.data):
             starts = read_starts(path)
             return bool(starts) and open_dataset(config.data).fingerprint != starts[-1].get("data")
         folder = folder_by_path(config.data)

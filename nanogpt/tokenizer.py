@@ -220,8 +220,17 @@ def load(folder: Path) -> Tokenizer:
         raise BadData(f"{one_line(path)}: {error}") from None
 
 
+def explain_meta_pickle(folder: Path) -> str | None:
+    """Return why nanoGPT's meta.pkl in a folder isn't read and how to convert it, or None if there is none."""
+    path = folder / "meta.pkl"
+    if not path.exists():
+        return None
+    convert = f"python -m nanogpt.interop.pickle_import {one_line(path)}"
+    return f"{one_line(path)}: a pickle can run code, so it isn't read; convert it safely: {convert}"
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 over all that decides the ids: the specification and the bytes of every token."""
+    """Return the digest of everything that decides the ids: the specification and the bytes of every token."""
     digest = hashlib.sha256(json.dumps(tokenizer.spec(), sort_keys=True).encode())
     for token in tokenizer.tokens:
         digest.update(len(token).to_bytes(4, "little") + token)

@@ -66,7 +66,7 @@ USES: list[tuple[str, Callable[[], object]]] = [
     ("parametrization", lambda: with_unknown(ParametrizationConfig(), "name").width_multiplier(64)),
     ("tokenizer", lambda: tokenizers.build("unknown", [])),  # type: ignore[arg-type]
     ("tracker", lambda: use_tracker("unknown")),
-    ("corpus", lambda: corpora.find_corpus(DataConfig().model_copy(update={"corpus": "unknown"}), Path())),
+    ("corpus", lambda: corpora.find_corpus(DataConfig().model_copy(update={"corpus": "unknown"}))),
     ("order", lambda: Sampler([99], 8, 1, "unknown")),  # type: ignore[arg-type]
     ("exported position", lambda: to_hf_config(with_unknown(SMALL, "position"))),
     ("optuna sampler", lambda: suggest_values(with_unknown(Search(), "sampler"), [], [], 0, 1)),

@@ -1,4 +1,4 @@
-"""The record of a whole data set from those of its parts, and what it must hold."""
+"""Combine the records of all parts into that of the data set, and check that it can be trained on."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -14,33 +14,30 @@ from nanogpt.tokenizer import END_OF_TEXT, Tokenizer
 
 
 def check_parts(corpus: Corpus, parts: list[EncodedPart]) -> None:
-    """Raise BadData if there is no text, or if rows were left out that this config doesn't want left out."""
+    """Raise BadData if there is no text, or if rows were left out, which data.on_bad_row=stop forbids."""
     bad = [where for part in parts for where in part.first_bad_rows]
     if bad and corpus.config.on_bad_row == "stop":
         raise BadData(f"{one_line(bad[0])}; data.on_bad_row=skip leaves such rows out")
     if not any(part.has_text for part in parts):
-        why = f"; no row has a text, e.g. {one_line(bad[0])}" if bad else ""
-        raise BadData(f"data.source={one_line(corpus.config.source)}: there is no text in it{why}")
+        raise corpus.no_text_error(bad)
 
 
 def check_windows(config: DataConfig, meta: DatasetMeta, block_size: int | None) -> None:
-    """Raise BadData if a split is too short to train or validate on. Windows don't cross shards."""
+    """Raise BadData if a split has no shard with a window of `block_size` tokens; null: of one token and the next."""
     size = block_size or 1
     needs: dict[SplitName, int] = {"train": 2 * size if config.order == "permutation" else size + 1, "val": size + 1}
     for name, needed in needs.items():
         split = meta.splits[name]
         if max((shard.tokens for shard in split.shards), default=0) < needed:
-            window = (
-                f"model.block_size={block_size} needs {needed:,}" if block_size else f"at least {needed} are needed"
-            )
+            need = f"model.block_size={block_size} needs {needed:,}" if block_size else f"at least {needed} are needed"
             raise BadData(
                 f"data.val_fraction={config.val_fraction}: the {name} split of {meta.documents:,} documents has "
-                f"{split.tokens:,} tokens, {window} in one piece; choose another share or more text"
+                f"{split.tokens:,} tokens, {need} in one piece; choose another fraction or more text"
             )
 
 
 def build_meta(corpus: Corpus, tokenizer: Tokenizer, parts: list[EncodedPart]) -> DatasetMeta:
-    """meta.json of the whole."""
+    """Return the content of meta.json."""
     return DatasetMeta(
         format=FORMAT,
         source=corpus.describe(),
@@ -59,7 +56,7 @@ def build_meta(corpus: Corpus, tokenizer: Tokenizer, parts: list[EncodedPart]) -
 
 
 def describe_parts(config: DataConfig, parts: list[EncodedPart]) -> Iterator[str]:
-    """Yield what tokenising showed: rows that were left out, separators, end-of-text marks that stay text."""
+    """Yield notes on rows left out, separators, and end-of-text marks that stay text."""
     if bad := sum(part.bad_rows for part in parts):
         first = [where for part in parts for where in part.first_bad_rows]
         yield f"left out, rows without a text: {bad:,} ({'; '.join(first[:BAD_ROWS_NAMED])})"
@@ -68,26 +65,23 @@ def describe_parts(config: DataConfig, parts: list[EncodedPart]) -> Iterator[str
         name = one_line(config.separator or END_OF_TEXT)
         yield f"{name} in the text ends a document: found {separators:,} times"
     if plain := sum(part.plain_end_of_text for part in parts):
-        why = (
-            f"the {config.tokenizer} tokenizer has no such id"
-            if config.tokenizer in ("char", "byte")
-            else "data.separator"
-        )
+        no_id = config.tokenizer in ("char", "byte")
+        why = f"the {config.tokenizer} tokenizer has no such id" if no_id else "data.separator"
         remedy = "; data.separator='<|endoftext|>' splits the text there" if config.separator is None else ""
         yield f"{END_OF_TEXT} stays plain text ({why}): found {plain:,} times{remedy}"
 
 
 def combine_digests(parts: Iterable[str]) -> str:
-    """The digest of all text from the digests of its parts."""
+    """Return the digest of all text, from the digests of its parts."""
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def merge_splits(splits: list[SplitMeta]) -> SplitMeta:
-    """One split over all parts."""
+    """Return the record of a split from its records in all parts."""
     return SplitMeta(
-        documents=sum(one.documents for one in splits),
-        bytes=sum(one.bytes for one in splits),
-        tokens=sum(one.tokens for one in splits),
-        shards=[shard for one in splits for shard in one.shards],
-        end_of_text=sum(one.end_of_text or 0 for one in splits),
+        documents=sum(split.documents for split in splits),
+        bytes=sum(split.bytes for split in splits),
+        tokens=sum(split.tokens for split in splits),
+        shards=[shard for split in splits for shard in split.shards],
+        end_of_text=sum(split.end_of_text or 0 for split in splits),
     )

@@ -1,12 +1,13 @@
-"""A prepared data set: its meta.json, its shards, and the checks before anything trains on them.
+"""Open and check a prepared data set: its meta.json and its shards.
 
-Also opens folders of other makers' token files in place (`data.source=FOLDER`): llm.c and modded-nanogpt shards, and
+Folders of token files made elsewhere are opened in place (`data.source=FOLDER`): llm.c and modded-nanogpt shards, and
 nanoGPT's train.bin and val.bin.
 """
 
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig
-from nanogpt.data.content import DigestCache, check_ids, compute_source_digest, is_token_folder
+from nanogpt.data.content import DigestCache, check_ids, compute_source_digest, token_folder
 from nanogpt.data.folders import FORMAT, find_dataset_folder
 from nanogpt.data.shards import Shard, SplitName, Tokens, file_sha256, open_shard
 from nanogpt.data.splits import splits_in_name
@@ -24,10 +25,11 @@ from nanogpt.schema import ConfigModel
 from nanogpt.tokenizer import Tokenizer
 
 FULL_CHECK_BYTES = 2 * 10**9
+REPAIR = "prepare it again with overwrite=true"
 
 
 class ShardMeta(ConfigModel):
-    """One token file."""
+    """Token file of a split."""
 
     file: str
     tokens: int
@@ -35,18 +37,18 @@ class ShardMeta(ConfigModel):
 
 
 class SplitMeta(ConfigModel):
-    """One split: what it was made of and the files it is in."""
+    """Size of a split, and its token files."""
 
     documents: int
     bytes: int
     tokens: int
     shards: list[ShardMeta]
     end_of_text: int | None = None
-    """How often the end-of-text id occurs; None: prepared before this was counted."""
+    """Number of end-of-text ids; None: prepared before this was counted."""
 
 
 class DatasetMeta(ConfigModel):
-    """meta.json."""
+    """Content of meta.json."""
 
     format: int
     source: dict[str, Any]
@@ -62,14 +64,14 @@ class DatasetMeta(ConfigModel):
     dtype: Literal["uint16", "uint32"]
     splits: dict[SplitName, SplitMeta]
     bad_rows: int = 0
-    """Rows without a text that were left out."""
+    """Number of rows without a text, which were left out."""
     notes: list[str] = Field(default_factory=list[str])
-    """What was left out or read in an unexpected way; one sentence each."""
+    """Files and rows left out or read in an unexpected way; one sentence each."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of one split; `vocab_size` bounds every id read from them."""
+    """Shards of a split; every id read from them is below `vocab_size`."""
 
     name: SplitName
     shards: tuple[Shard, ...]
@@ -84,7 +86,7 @@ class Split:
         return sum(self.shard_tokens)
 
     def read(self, shard: int, offset: int, count: int) -> Tokens:
-        """int64 tokens of shape (count,). Raises BadData for a short file or an id outside the vocabulary."""
+        """Return int64 tokens of shape (count,). Raises BadData for a short file or an id outside the vocabulary."""
         return self.shards[shard].read(offset, count, self.vocab_size)
 
 
@@ -96,27 +98,31 @@ class Dataset:
     tokenizer: Tokenizer
     train: Split
     val: Split
-    fingerprint: str
-    """sha256 over the tokenizer and every shard: equal means the same ids in the same order."""
     description: str
-    """One line for a person."""
+    """One line, printed before training."""
     files: dict[str, str]
-    """Digest of every shard by its file's name."""
+    """Digest of every shard by the name of its file."""
     notes: tuple[str, ...] = ()
-    """What was left out of the source or read in an unexpected way."""
+    """Files and rows left out or read in an unexpected way."""
 
     @property
     def vocab_size(self) -> int:
         return len(self.tokenizer.tokens)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the tokenizer and every shard; equal data sets have the same ids in the same order."""
+        joined = "".join([tokenizers.fingerprint(self.tokenizer), *self.files.values()])
+        return hashlib.sha256(joined.encode()).hexdigest()
+
 
 def expected_vocab_size(config: DataConfig) -> tuple[int, bool]:
-    """How many ids there are or will be, and whether that is sure. Only reads, and prepares nothing.
+    """Return the vocabulary size and whether it is certain, without preparing anything.
 
-    Of data that isn't prepared the kind of tokenizer says it, but for characters, of which 256 are assumed.
+    For data that isn't prepared it follows from the kind of tokenizer; for characters, 256 is assumed.
     """
-    if is_token_folder(config.source) and (Path(str(config.source)) / tokenizers.FILE).exists():
-        return len(tokenizers.load(Path(str(config.source))).tokens), True
+    if (folder := token_folder(config)) and (folder / tokenizers.FILE).exists():
+        return len(tokenizers.load(folder).tokens), True
     if (meta := find_dataset_folder(config) / "meta.json").exists():
         return read_meta(meta).vocab_size, True
     known = {"byte": 256, "gpt2": 50_257, "bpe": config.vocab_size}.get(config.tokenizer)
@@ -124,26 +130,26 @@ def expected_vocab_size(config: DataConfig) -> tuple[int, bool]:
 
 
 def expected_train_tokens(config: DataConfig) -> int | None:
-    """Return the number of training tokens of data that is prepared, else None. Only reads headers."""
-    if is_token_folder(config.source):
-        return sum(open_shard(path).n_tokens for path in Path(str(config.source)).glob("*train*.bin"))
+    """Return the number of training tokens of prepared data, read from headers, or None if it isn't prepared."""
+    if folder := token_folder(config):
+        return sum(open_shard(path).n_tokens for path in folder.glob("*train*.bin"))
     meta = find_dataset_folder(config) / "meta.json"
     return read_meta(meta).splits["train"].tokens if meta.exists() else None
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """The prepared data set, checked. Raises BadData with the command that prepares or repairs it."""
-    if is_token_folder(config.source):
-        return open_token_folder(config, Path(str(config.source)))
+    """Return the prepared data set, checked. Raises BadData with the command that prepares or repairs it."""
+    if source := token_folder(config):
+        return open_token_folder(config, source)
     folder = find_dataset_folder(config)
     if config.on_bad_row == "stop" and (bad := read_meta(folder / "meta.json").bad_rows):
         why = f"prepared with data.on_bad_row=skip, which left out {bad:,} rows"
-        raise BadData(f"{one_line(folder)}: {why}; give data.on_bad_row=skip, or mend the rows")
+        raise BadData(f"{one_line(folder)}: {why}; give data.on_bad_row=skip, or correct the rows")
     return open_prepared(folder, config.verify)
 
 
 def open_prepared(folder: Path, verify: str = "auto") -> Dataset:
-    """A folder that `prepare` made."""
+    """Return the data set in a folder that `prepare` made. Raises BadData if it is damaged."""
     meta = read_meta(folder / "meta.json")
     tokenizer = tokenizers.load(folder)
     if tokenizers.fingerprint(tokenizer) != meta.tokenizer_sha256 or len(tokenizer.tokens) != meta.vocab_size:
@@ -152,31 +158,19 @@ def open_prepared(folder: Path, verify: str = "auto") -> Dataset:
     full = verify == "full" or (verify == "auto" and size <= FULL_CHECK_BYTES)
     splits = {name: open_split(folder, name, split, meta.vocab_size, full) for name, split in meta.splits.items()}
     digests = {shard.file: shard.sha256 for split in meta.splits.values() for shard in split.shards}
-    return Dataset(
-        folder,
-        tokenizer,
-        splits["train"],
-        splits["val"],
-        hashlib.sha256("".join([meta.tokenizer_sha256, *digests.values()]).encode()).hexdigest(),
-        describe_meta(meta),
-        digests,
-        tuple(meta.notes),
-    )
-
-
-REPAIR = "prepare it again with overwrite=true"
+    notes = tuple(meta.notes)
+    return Dataset(folder, tokenizer, splits["train"], splits["val"], describe_meta(meta), digests, notes)
 
 
 def read_meta(path: Path) -> DatasetMeta:
-    """meta.json, strictly. Raises BadData."""
+    """Return the content of meta.json. Raises BadData if it is missing or invalid."""
     try:
         meta = DatasetMeta.model_validate(read_json_bytes(path))
     except FileNotFoundError:
         raise BadData(f"{one_line(path)}: not found") from None
     except (OSError, ValueError, ValidationError) as error:
-        raise BadData(
-            f"{one_line(path)}: not a valid meta.json ({one_line(str(error).splitlines()[0])}); {REPAIR}"
-        ) from None
+        why = one_line(str(error).splitlines()[0])
+        raise BadData(f"{one_line(path)}: not a valid meta.json ({why}); {REPAIR}") from None
     if meta.format != FORMAT:
         raise BadData(f"{one_line(path)}: format {meta.format}, this program reads {FORMAT}; {REPAIR}")
     if set(meta.splits) != {"train", "val"}:
@@ -185,64 +179,64 @@ def read_meta(path: Path) -> DatasetMeta:
 
 
 def open_split(folder: Path, name: SplitName, split: SplitMeta, vocab_size: int, full: bool) -> Split:
-    """Open and check the shards of a split."""
+    """Return the shards of a split, checked by size, and with `full` by digest. Raises BadData."""
     shards: list[Shard] = []
-    for one in split.shards:
-        if os.path.basename(one.file) != one.file or not one.file.isprintable():
-            raise BadData(f"{one_line(folder)}/meta.json: shard name {one_line(one.file)!r} leaves the folder")
-        shard = open_shard(folder / one.file)
-        if shard.n_tokens != one.tokens:
-            raise BadData(
-                f"{one_line(shard.path)}: holds {shard.n_tokens} tokens, meta.json says {one.tokens}; {REPAIR}"
-            )
-        if full and file_sha256(shard.path) != one.sha256:
-            raise BadData(f"{one_line(shard.path)}: sha256 is not the one in meta.json, the file is corrupt; {REPAIR}")
+    for meta in split.shards:
+        if os.path.basename(meta.file) != meta.file or not meta.file.isprintable():
+            raise BadData(f"{one_line(folder)}/meta.json: shard name {one_line(meta.file)!r} leaves the folder")
+        shard = open_shard(folder / meta.file)
+        where = one_line(shard.path)
+        if shard.n_tokens != meta.tokens:
+            raise BadData(f"{where}: holds {shard.n_tokens} tokens, meta.json says {meta.tokens}; {REPAIR}")
+        if full and file_sha256(shard.path) != meta.sha256:
+            raise BadData(f"{where}: sha256 is not the one in meta.json, the file is corrupt; {REPAIR}")
         shards.append(shard)
     return Split(name, tuple(shards), vocab_size)
 
 
 def open_token_folder(config: DataConfig, folder: Path) -> Dataset:
-    """Token files of llm.c, modded-nanogpt or nanoGPT; the tokenizer is tokenizer.json there, or `data.tokenizer`."""
+    """Return the data set of a folder of token files, with the tokenizer.json there, or `data.tokenizer`.
+
+    Raises BadData.
+    """
+    tokenizer = open_token_folder_tokenizer(config, folder)
+    vocab_size = len(tokenizer.tokens)
+    train, val = (Split(name, tuple(shards), vocab_size) for name, shards in find_shards(folder).items())
+    check_source_digest(config)
+    digests = check_shards([*train.shards, *val.shards], vocab_size, Path(config.dir))
+    sizes = f"{train.n_tokens:,} train and {val.n_tokens:,} val tokens"
+    return Dataset(folder, tokenizer, train, val, f"{folder}: {sizes}, vocabulary {vocab_size:,}", digests)
+
+
+def open_token_folder_tokenizer(config: DataConfig, folder: Path) -> Tokenizer:
+    """Return the tokenizer of a folder of token files. Raises BadData if it isn't known."""
     if (folder / tokenizers.FILE).exists():
-        tokenizer = tokenizers.load(folder)
-    elif (folder / "meta.pkl").exists():
-        raise BadData(
-            f"{one_line(folder)}/meta.pkl: a pickle can run code, so it isn't read; "
-            f"convert it safely: python -m nanogpt.interop.pickle_import {one_line(folder)}/meta.pkl"
-        )
-    elif config.tokenizer in ("gpt2", "byte"):
-        tokenizer = tokenizers.build(config.tokenizer, [])
-    else:
-        raise BadData(f"{one_line(folder)}: token files without a tokenizer.json; say which, e.g. data.tokenizer=gpt2")
-    found: dict[SplitName, list[Shard]] = {"train": [], "val": []}
+        return tokenizers.load(folder)
+    if why := tokenizers.explain_meta_pickle(folder):
+        raise BadData(why)
+    if config.tokenizer in ("gpt2", "byte"):
+        return tokenizers.build(config.tokenizer, [])
+    raise BadData(f"{one_line(folder)}: token files without a tokenizer.json; name it, e.g. data.tokenizer=gpt2")
+
+
+def find_shards(folder: Path) -> dict[SplitName, list[Shard]]:
+    """Return the token files of each split, assigned by their names. Raises BadData."""
+    shards: dict[SplitName, list[Shard]] = {"train": [], "val": []}
     for path in sorted(folder.glob("*.bin")):
-        names: list[SplitName] = [name for name in found if name in path.name]
+        names: list[SplitName] = [name for name in shards if name in path.name]
         if "test" in splits_in_name(path.name):
             raise BadData(f"{one_line(path)}: is named for testing; keep it out of a folder that is trained on")
         if len(names) != 1:
             raise BadData(f"{one_line(path)}: its name says neither train nor val")
-        found[names[0]].append(open_shard(path))
-    vocab_size = len(tokenizer.tokens)
-    splits = {name: Split(name, tuple(shards), vocab_size) for name, shards in found.items()}
-    for name, split in splits.items():
-        if not split.shards:
-            raise BadData(f"{one_line(folder)}: no {name} file; expected {name}.bin or *_{name}_*.bin")
-    check_source_digest(config)
-    prints = check_shards([shard for split in splits.values() for shard in split.shards], vocab_size, Path(config.dir))
-    return Dataset(
-        folder,
-        tokenizer,
-        splits["train"],
-        splits["val"],
-        hashlib.sha256("".join([tokenizers.fingerprint(tokenizer), *prints.values()]).encode()).hexdigest(),
-        f"{folder}: {splits['train'].n_tokens:,} train and {splits['val'].n_tokens:,} val tokens, "
-        f"vocabulary {vocab_size:,}",
-        prints,
-    )
+        shards[names[0]].append(open_shard(path))
+    if missing := [name for name in shards if not shards[name]]:
+        name = missing[0]
+        raise BadData(f"{one_line(folder)}: no {name} file; expected {name}.bin or *_{name}_*.bin")
+    return shards
 
 
 def check_source_digest(config: DataConfig) -> None:
-    """Raise BadData if the source holds something else than `data.source_sha256` says."""
+    """Raise BadData if the content of the source differs from `data.source_sha256`."""
     if config.source_sha256 is None or (found := compute_source_digest(config)) in (None, config.source_sha256):
         return
     raise BadData(
@@ -251,22 +245,22 @@ def check_source_digest(config: DataConfig) -> None:
     )
 
 
-def check_shards(shards: list[Shard], vocab_size: int, memory_folder: Path) -> dict[str, str]:
-    """Read every token file in full, unless it is remembered, and return their digests by name.
+def check_shards(shards: list[Shard], vocab_size: int, cache_folder: Path) -> dict[str, str]:
+    """Read every token file in full, unless its facts are cached, and return their digests by name.
 
-    Raises BadData naming file, id and offset of the first id that the vocabulary doesn't have.
+    Raises BadData naming file, id and offset of the first id outside the vocabulary.
     """
-    memory = DigestCache(memory_folder)
-    facts = {shard.path: memory.read(shard.path, shard) for shard in shards}
-    memory.save()
+    cache = DigestCache(cache_folder)
+    facts = {shard.path: cache.read(shard.path, shard) for shard in shards}
+    cache.save()
     for shard in shards:
         check_ids(shard, facts[shard.path], vocab_size)
     full = sum(shard.path.stat().st_size for shard in shards) <= FULL_CHECK_BYTES
-    return {path.name: one.sha256 if full else compute_sampled_digest(path) for path, one in facts.items()}
+    return {path.name: fact.sha256 if full else compute_sampled_digest(path) for path, fact in facts.items()}
 
 
 def compute_sampled_digest(path: Path) -> str:
-    """Return the digest of a large file's size and of 64 blocks spread over it, which its fingerprint always was."""
+    """Return the digest of a large file's size and of 64 blocks spread over it, as earlier versions computed it."""
     size, block = path.stat().st_size, 2**16
     digest = hashlib.sha256(str(size).encode())
     with open_regular(path) as file:
@@ -277,7 +271,7 @@ def compute_sampled_digest(path: Path) -> str:
 
 
 def describe_meta(meta: DatasetMeta) -> str:
-    """`python 3.11.7, 717 documents, 10,944,000 characters, sha256 1a2b3c4d…, …`."""
+    """Return `Python 3.11.7, 717 documents, 10,944,000 characters, sha256 1a2b3c4d…; …`."""
     python = f"Python {meta.source['python']}, " if "python" in meta.source else ""
     train, val = meta.splits["train"], meta.splits["val"]
     return (

@@ -1,4 +1,4 @@
-"""One part of a corpus becomes shards: here or in a worker process, and recorded when it is safe on disk."""
+"""Tokenize one part of a corpus into shards, in this process or a worker, and record it when they are on disk."""
 
 import hashlib
 import os
@@ -27,43 +27,44 @@ SPLITS: tuple[SplitName, SplitName] = ("train", "val")
 
 
 class EncodedPart(ConfigModel):
-    """What one part became; written when its shards are safe on disk."""
+    """Record of a tokenized part; written when its shards are on disk."""
 
     documents: int
     characters: int
     sha256: str
     splits: dict[SplitName, SplitMeta]
     has_text: bool
-    """Whether there is more in it than white space."""
+    """True unless the text is only white space."""
     separators: int
-    """How often `data.separator` was found."""
+    """Number of occurrences of `data.separator`."""
     plain_end_of_text: int
-    """How often `<|endoftext|>` was found and stays plain text."""
+    """Number of `<|endoftext|>` in the text that stay plain text."""
     bad_rows: int
     first_bad_rows: list[str]
 
 
 def resolve_separator(config: DataConfig, has_end_of_text: bool) -> str:
-    """Return the text in the source that ends a document; "" for none."""
+    """Return the text that ends a document in the source, or ""."""
     if config.separator is None:
         return END_OF_TEXT if has_end_of_text else ""
     return config.separator.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def split_document(corpus: Corpus, number: int, document: Document, separator: str) -> list[tuple[SplitName, str]]:
-    """Return a document's share in each split: all of it in one, or its end in val for running text."""
+    """Return a document's text in each split: all of it in one split, or its end in val."""
     fraction, named = corpus.config.val_fraction, corpus.parts[number].split
     if named is not None:
         return [(named, document.text)]
     if corpus.splits_inside_documents:
         cut = find_cut(document.text, int(len(document.text) * (1 - fraction)), separator)
         return [("train", document.text[:cut]), ("val", document.text[cut:])]
-    draw = int.from_bytes(hashlib.sha256(document.key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+    key = document.key.encode("utf-8", "surrogateescape")
+    draw = int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
     return [("val" if draw < fraction * 2**64 else "train", document.text)]
 
 
 def find_cut(text: str, cut: int, separator: str) -> int:
-    """Return where to cut a text in two: at `cut`, or after the separator that it would divide."""
+    """Return the position at which a text is cut: `cut`, or the end of the separator that it falls into."""
     before = text.rfind(separator, max(0, cut - len(separator) + 1), cut + len(separator) - 1) if separator else -1
     return before + len(separator) if 0 <= before < cut < before + len(separator) else cut
 
@@ -72,21 +73,21 @@ WORKER_STATE: dict[str, Any] = {}
 
 
 def start_worker(corpus: Corpus, spec: dict[str, Any], work: Path, shared: Any) -> None:
-    """What every process keeps between parts."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its children
+    """Initialize a worker process: keep what all its parts need."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives Ctrl-C too and ends its workers
     threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     WORKER_STATE.update(corpus=corpus, tokenizer=tokenizers.from_spec(spec), work=work, shared=shared)
 
 
 def exit_with_parent(parent: int) -> None:
-    """End this process when its parent is gone: nobody else would, and it must not write beside a new one."""
+    """End this process when its parent has died, so that it can't write beside the workers of a new one."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
 def encode_part_in_worker(number: int) -> None:
-    """One part in a worker process; progress goes into shared memory."""
+    """Tokenize a part in a worker process; progress is added in shared memory."""
     shared = WORKER_STATE["shared"]
 
     def add(n_bytes: int, n_tokens: int) -> None:
@@ -98,7 +99,7 @@ def encode_part_in_worker(number: int) -> None:
 
 
 def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, add: Callable[[int, int], None]) -> None:
-    """Tokenise one part into shards and record it."""
+    """Tokenize a part into shards and record it; `add` receives the bytes and tokens of each document."""
     separator = resolve_separator(corpus.config, tokenizer.end_of_text is not None)
     digest, documents, characters, bad_rows = hashlib.sha256(), 0, 0, BadRows()
     has_text, plain = False, 0
@@ -117,8 +118,8 @@ def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, a
             if separator != END_OF_TEXT:
                 pieces = document.text.split(separator) if separator else [document.text]
                 plain += sum(piece.count(END_OF_TEXT) for piece in pieces)
-            shares = split_document(corpus, number, document, separator)
-            add(len(encoded), sum(writers[name].add(text) for name, text in shares if text))
+            texts = split_document(corpus, number, document, separator)
+            add(len(encoded), sum(writers[name].add(text) for name, text in texts if text))
         splits: dict[SplitName, SplitMeta] = {name: writers[name].finish() for name in SPLITS}
     part = EncodedPart(
         documents=documents,
@@ -135,15 +136,15 @@ def encode_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int, a
 
 
 def compute_part_digest(corpus: Corpus, number: int) -> str:
-    """sha256 of the text of one part."""
+    """Return the sha256 of the text of a part."""
     digest = hashlib.sha256()
-    for document in corpus.documents(number):
+    for document in corpus.documents(number, BadRows()):
         digest.update(document.text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
 def read_part(work: Path, number: int) -> EncodedPart | None:
-    """The record of a finished part, or None."""
+    """Return the record of a finished part, or None."""
     try:
         return EncodedPart.model_validate_json(read_bytes(work / f"part-{number:05d}.json"))
     except (OSError, ValidationError):
@@ -151,7 +152,7 @@ def read_part(work: Path, number: int) -> EncodedPart | None:
 
 
 class SplitWriter:
-    """The shards of one split of one part: a new file after SHARD_TOKENS, none for no tokens."""
+    """Writes the shards of one split of one part, of SHARD_TOKENS each; no file if there are no tokens."""
 
     def __init__(self, work: Path, prefix: str, tokenizer: Tokenizer, separate: bool, separator: str) -> None:
         self.work, self.prefix, self.tokenizer, self.separate = work, prefix, tokenizer, separate
@@ -161,7 +162,7 @@ class SplitWriter:
         self.documents = self.bytes = self.n_end_of_text = 0
 
     def add(self, text: str) -> int:
-        """Tokenise a document, end it, write it. Returns its number of tokens."""
+        """Tokenize a document, end it, write it, and return its number of tokens."""
         pieces = text.split(self.separator) if self.separator else [text]
         self.separators += len(pieces) - 1
         end = self.tokenizer.end_of_text
@@ -182,7 +183,7 @@ class SplitWriter:
         return len(ids)
 
     def write(self, ids: Ids) -> None:
-        """Append to the open shard, and close it when it is full."""
+        """Append to the open shard; close it when it is full."""
         if self.shard is None:
             path = self.work / f"{self.prefix}_{len(self.shards):03d}.bin"
             self.shard = ShardWriter(path, dtype_for(len(self.tokenizer.tokens)))
@@ -198,29 +199,27 @@ class SplitWriter:
             self.shard = None
 
     def close(self) -> None:
-        """Close a shard that an error left open."""
+        """Close the shard that is open after an error."""
         if self.shard is not None:
             self.shard.file.close()
 
     def finish(self) -> SplitMeta:
-        """Close the last shard. Returns the record of all."""
+        """Close the last shard and return the record of all."""
         self.finish_shard()
-        tokens = sum(shard.tokens for shard in self.shards)
         return SplitMeta(
             documents=self.documents,
             bytes=self.bytes,
-            tokens=tokens,
+            tokens=sum(shard.tokens for shard in self.shards),
             shards=self.shards,
             end_of_text=self.n_end_of_text,
         )
 
 
 def ensure_newline(text: str) -> str:
-    """Return a text that ends with a newline."""
     return text if text.endswith("\n") else text + "\n"
 
 
 def join_with(end: int, pieces: list[Ids]) -> Ids:
-    """Return the ids of several texts with one id between each two."""
+    """Return the ids of all pieces, joined by the id `end`."""
     between = np.array([end], np.uint32)
     return np.concatenate([part for piece in pieces for part in (between, piece)][1:])

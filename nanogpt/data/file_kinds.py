@@ -1,6 +1,7 @@
-"""What a source file is: its format and its compression, by the endings of its name in any case and by its content.
+"""Detect format and compression of source files, and open them decompressed.
 
-The name says how to read rows; the content is compared with it. A name that says nothing leaves it to the content.
+The endings of the name, in any case, decide how a file is read, and the content must agree. Without a known ending the
+content decides.
 """
 
 import bz2
@@ -23,28 +24,19 @@ Format = Literal["text", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 Compression = Literal["gzip", "bzip2", "xz", "zstd"]
 
 FORMATS: dict[str, Format] = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
+    **dict.fromkeys((".txt", ".text", ".md"), "text"),
     ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
     ".csv": "csv",
     ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".arrow", ".feather", ".ipc"), "arrow"),
 }
 COMPRESSIONS: dict[str, Compression] = {
-    ".gz": "gzip",
-    ".gzip": "gzip",
+    **dict.fromkeys((".gz", ".gzip"), "gzip"),
     ".bz2": "bzip2",
-    ".xz": "xz",
-    ".lzma": "xz",
-    ".zst": "zstd",
-    ".zstd": "zstd",
+    **dict.fromkeys((".xz", ".lzma"), "xz"),
+    **dict.fromkeys((".zst", ".zstd"), "zstd"),
 }
 COMPRESSION_MAGIC: dict[bytes, Compression] = {
     b"\x1f\x8b": "gzip",
@@ -62,9 +54,7 @@ FOREIGN = {
     b"PK\x03\x04": "a zip archive (also .docx, .xlsx, .epub, .npz); unpack it",
     b"%PDF-": "a PDF; extract its text first, e.g. with pdftotext",
     b"\x7fELF": "a program",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
-    b"GIF89a": "a picture",
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF89a"), "a picture"),
     b"\x89HDF": "an HDF5 file",
     b"SQLite format 3\0": "an SQLite database",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
@@ -87,21 +77,21 @@ UNPACKING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 @dataclass(frozen=True)
 class FileKind:
-    """How a file is read."""
+    """Format and compression of a file."""
 
     format: Format
     compression: Compression | None = None
     json_in_text: bool = False
-    """Named as text, or not named as anything, though its lines are JSON objects."""
+    """True if the lines are JSON objects, though no ending of the name says so."""
 
     @property
     def has_rows(self) -> bool:
-        """Whether the text is in a column of rows; else the whole file is one document."""
+        """True if the text is in a column of rows, False if the whole file is a document."""
         return self.format != "text"
 
 
 def kind_from_name(path: Path) -> tuple[Format | None, Compression | None]:
-    """Return what the last two endings of a name say."""
+    """Return the format and the compression that the last two endings of a name stand for."""
     endings = [ending.casefold() for ending in path.suffixes[-2:]]
     compression = COMPRESSIONS.get(endings[-1]) if endings else None
     if compression:
@@ -110,7 +100,7 @@ def kind_from_name(path: Path) -> tuple[Format | None, Compression | None]:
 
 
 def strip_endings(name: str) -> str:
-    """Return a file name without the endings of its format and compression, or else without its last ending."""
+    """Return a file name without the endings of its format and compression; without its last if they are unknown."""
     path = Path(name)
     named_format, compression = kind_from_name(path)
     if compression:
@@ -119,9 +109,10 @@ def strip_endings(name: str) -> str:
 
 
 def detect_kind(path: Path) -> FileKind:
-    """Return how a file is to be read.
+    """Return format and compression of a file.
 
-    Raises BadData if it isn't what its name says, or can't be text: an archive, a picture, a Git LFS pointer, UTF-16.
+    Raises BadData if the content contradicts the name or can't be text: an archive, a picture, a Git LFS pointer,
+    UTF-16.
     """
     named_format, named_compression = kind_from_name(path)
     head = read_head(path, None)
@@ -147,12 +138,12 @@ def detect_kind(path: Path) -> FileKind:
 
 
 def match_magic(table: dict[bytes, Any], head: bytes) -> Any:
-    """Return what a file that begins like this is, by a table of beginnings; None if it has none of them."""
+    """Return the table's value for the bytes that a file begins with, or None."""
     return next((what for magic, what in table.items() if head.startswith(magic)), None)
 
 
 def check_not_foreign(path: Path, head: bytes) -> None:
-    """Raise BadData for a file that isn't text or rows of text, by its first bytes."""
+    """Raise BadData if the first bytes of a file are those of another format."""
     if pointer := match_magic(POINTERS, head):
         raise BadData(f"{one_line(path)}: is {pointer[0]}, not the file itself; get it with: {pointer[1]}")
     what = match_magic(FOREIGN, head) or ("a tar archive; unpack it" if head[TAR[0] :].startswith(TAR[1]) else None)
@@ -161,7 +152,7 @@ def check_not_foreign(path: Path, head: bytes) -> None:
 
 
 def check_not_wide(path: Path, content: bytes) -> None:
-    """Raise BadData for UTF-16 and UTF-32, with a byte order mark or without, and for other bytes with NULs."""
+    """Raise BadData for UTF-16 and UTF-32, with or without a byte order mark, and for other content with NUL bytes."""
     wide = match_magic(WIDE_BOMS, content)
     null = content.find(b"\0")
     if not wide and null < 0:
@@ -181,7 +172,7 @@ def conversion_command(path: Path, encoding: str) -> str:
 
 
 def holds_json_lines(head: bytes) -> bool:
-    """Whether the first line that isn't blank begins and ends as a JSON object with a first key does."""
+    """Return whether the first line that isn't blank looks like a JSON object."""
     line = next((line for line in head.removeprefix(BOM).splitlines() if line.strip()), b"").strip()
     return line.startswith((b'{"', b"{ ")) and (line.endswith(b"}") or len(line) > HEAD_BYTES // 2) and b'":' in line
 
@@ -194,7 +185,7 @@ def read_head(path: Path, compression: Compression | None) -> bytes:
 
 @contextmanager
 def open_content(path: Path, compression: Compression | None) -> Generator[IO[bytes], None, None]:
-    """Open a file's content, unpacked. Raises BadData, also from inside, for one that can't be read or unpacked."""
+    """Open a file's decompressed content. Raises BadData, also while it is read, if it can't be read or is corrupt."""
     try:
         with open_regular(path) as file, open_unpacked(file, compression) as content:
             yield content
@@ -206,7 +197,7 @@ def open_content(path: Path, compression: Compression | None) -> Generator[IO[by
 
 
 def open_unpacked(file: IO[bytes], compression: Compression | None) -> IO[bytes]:
-    """Return a stream of the unpacked content. Raises BadEnvironment if a library is missing."""
+    """Return a stream of the decompressed content. Raises BadEnvironment if a library is missing."""
     match compression:
         case None:
             return file
@@ -221,9 +212,9 @@ def open_unpacked(file: IO[bytes], compression: Compression | None) -> IO[bytes]
 
 
 class DecompressedStream(io.RawIOBase):
-    """The content of bzip2 or xz data, one stream after the other.
+    """Content of a file of one or several bzip2 or xz streams.
 
-    Bytes after a stream that aren't another one are an error, where Python's own readers end without a word.
+    Other bytes after a stream are an error here; Python's own readers ignore them silently.
     """
 
     def __init__(self, file: IO[bytes], decompressor: Callable[[], Any]) -> None:
@@ -231,11 +222,10 @@ class DecompressedStream(io.RawIOBase):
         self.inner = decompressor()
 
     def readable(self) -> bool:
-        """Return True: this is a stream to read from."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer and return the number of bytes. Raises OSError, EOFError, LZMAError for broken data."""
+        """Fill the buffer and return the number of bytes. Raises OSError, EOFError or LZMAError for corrupt data."""
         data = b""
         while not data:
             block = b""
@@ -254,11 +244,11 @@ class DecompressedStream(io.RawIOBase):
 
 
 def import_pyarrow(what: str) -> Any:
-    """Return the pyarrow library. Raises BadEnvironment naming what needs it."""
+    """Return the pyarrow library. Raises BadEnvironment that says what needs it."""
     try:
         import pyarrow as library
 
-        import_module("pyarrow.parquet")  # an attribute of the library from then on, as pyarrow.ipc is already
+        import_module("pyarrow.parquet")  # makes it an attribute of the library
     except ImportError:
         raise BadEnvironment(f"reading {what} needs the pyarrow library: pip install pyarrow") from None
     return library

@@ -1,4 +1,4 @@
-"""Find the folder of a prepared data set: named by its choices and by the content of its source, not by a path."""
+"""Name and find the folder of a prepared data set by its configuration and the content of its source."""
 
 import glob
 import hashlib
@@ -6,24 +6,23 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 from nanogpt.config import DataConfig
-from nanogpt.data import corpora
-from nanogpt.data.content import with_source_digest
+from nanogpt.data.content import compute_source_digest
+from nanogpt.data.corpora import find_corpus
 from nanogpt.errors import BadData
-from nanogpt.files import read_json_bytes, write_atomic
+from nanogpt.files import read_json_object, write_atomic
 from nanogpt.schema import signature
 
 FORMAT = 1
-SOURCE_FILE = "source.json"  # in a folder that is named by a path: the digest of what it was made of
+SOURCE_FILE = "source.json"  # in a folder that is named by a path: the digest of the source it was made from
 
 
 def find_dataset_folder(config: DataConfig) -> Path:
-    """Return where a data set is or will be prepared: equal choices of equal content share a folder, others never do.
+    """Return the folder in which a data set is or will be prepared; only equal data with equal choices share one.
 
-    A folder that was named by the source's path, as once all were, is used where it was made of this content; of a
-    config without a digest, such as that of a run from then, where there is one.
+    Earlier versions named it by the source's path. Such a folder is used if it was made from the same content, and for
+    a config without a digest, such as that of an earlier run, if it exists.
     """
     by_path = folder_by_path(config)
     if config.source_sha256 is None and is_prepared(by_path):
@@ -50,64 +49,58 @@ def folder_by_key(config: DataConfig) -> Path:
 
 
 def preparation_signature(config: DataConfig) -> str:
-    """Return what decides the tokens, hashed. Rows are read alike whatever is done with bad ones."""
+    """Return the digest of the values that decide the tokens; `order` and `on_bad_row` don't."""
     return signature(config.model_copy(update={"order": "permutation", "on_bad_row": "stop"}))
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether the folder holds a finished data set."""
+    """Return whether the folder holds a finished data set."""
     return (folder / "meta.json").exists()
 
 
+def resolve_source(config: DataConfig, remember: bool = True) -> DataConfig:
+    """Return the config with `source_sha256` filled in: the digest of the source, or of what was prepared from it.
+
+    The config is unchanged if it has no source, if the source exists but can't be read, or if the source is gone and
+    nothing was prepared from it.
+    """
+    if config.source is None or config.source_sha256 is not None:
+        return config
+    digest = compute_source_digest(config, remember)
+    if digest is None and not source_exists(config.source):
+        digest = find_prepared_digest(config)
+    return config if digest is None else config.model_copy(update={"source_sha256": digest})
+
+
 def source_exists(source: str) -> bool:
-    """Whether a path, or a file that matches a glob, exists, readable or not."""
+    """Return whether a path, or a file that matches a glob, exists, readable or not."""
     path = os.path.expanduser(source)
     return os.path.lexists(path) or next(glob.iglob(path, recursive=True), None) is not None
 
 
-def resolve_source(config: DataConfig, remember: bool = True) -> DataConfig:
-    """Return the config with the digest of its source: of what is there, else of what was prepared from it.
-
-    Unchanged where there is no source, where it is there but can't be read, or where nothing was prepared from it.
-    """
-    found = with_source_digest(config, remember)
-    if found.source is None or found.source_sha256 is not None or source_exists(found.source):
-        return found
+def find_prepared_digest(config: DataConfig) -> str | None:
+    """Return the digest of the source that the newest folder prepared from this path records, or None."""
     metas = Path(config.dir).glob(f"{config.name}-*/meta.json")
     for path in sorted(metas, key=lambda path: path.stat().st_mtime, reverse=True):
-        about = read_json_object(path).get("source")
-        if isinstance(about, dict) and about.get("source") == config.source and is_sha256(about.get("sha256")):
-            candidate = config.model_copy(update={"source_sha256": about["sha256"]})
+        source = read_json_object(path).get("source")
+        digest = source.get("sha256") if isinstance(source, dict) and source.get("source") == config.source else None
+        if isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
+            candidate = config.model_copy(update={"source_sha256": digest})
             if folder_by_key(candidate).name == path.parent.name:
-                return candidate
-    return config
+                return digest
+    return None
 
 
 def is_up_to_date(folder: Path, config: DataConfig) -> bool:
-    """Whether a folder that is named by a path was made of the source as it is now, as far as names and times tell."""
+    """Return whether a folder that is named by a path was made from the source as it is, by names, sizes and times."""
     if read_json_object(folder / SOURCE_FILE).get("sha256") == config.source_sha256:
         return True
     try:
-        stamp = corpora.find_corpus(config, cache=Path(config.dir) / "downloads").stamp()
+        return read_json_object(folder / "meta.json").get("stamp") == find_corpus(config).stamp()
     except BadData:
         return False
-    return read_json_object(folder / "meta.json").get("stamp") == stamp
 
 
 def write_source_digest(folder: Path, config: DataConfig) -> None:
-    """Note of which content a folder that is named by a path was made. Raises OSError."""
+    """Record from which content a folder that is named by a path was made. Raises OSError."""
     write_atomic(folder / SOURCE_FILE, json.dumps({"sha256": config.source_sha256}) + "\n")
-
-
-def is_sha256(value: object) -> bool:
-    """Whether a value that was read from a file can be a sha256."""
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Return a JSON object, empty where there is none that can be read."""
-    try:
-        value: Any = read_json_bytes(path)
-    except (OSError, ValueError):
-        return {}
-    return {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}

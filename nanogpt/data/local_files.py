@@ -1,24 +1,26 @@
-"""Find the files that `data.source` names: one file, a folder with all that is in it, or a glob.
+"""Find the files that `data.source` names: a single file, a folder with everything below it, or a glob.
 
-Whatever is there and isn't read is described in a note: hidden files, links that lead nowhere, repeated files.
+Notes describe what is found and not read: hidden files, broken links, repeated files.
 """
 
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import NoReturn
 
 from nanogpt.errors import BadData, one_line
 
-NAMED = 3  # names in a note or an error; the rest are counted
+NAMED = 3  # names in a note or an error; the others are counted
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The files of a source, in the order in which they are read."""
+    """Files of a source, in the order in which they are read."""
 
     root: Path
     """The folder that the files' names are relative to."""
@@ -27,42 +29,39 @@ class LocalFiles:
     """What was found and isn't read, or is read in an unexpected way; one sentence each."""
 
 
-@dataclass
-class SearchResult:
-    """What a search has come across so far."""
+class PathKind(Enum):
+    """Kinds of paths that a user may not expect, with the beginning of their note."""
 
-    root: Path
-    files: list[Path] = field(default_factory=list[Path])
-    hidden: list[Path] = field(default_factory=list[Path])
-    dead_links: list[Path] = field(default_factory=list[Path])
-    not_regular: list[Path] = field(default_factory=list[Path])
-    linked_folders: list[Path] = field(default_factory=list[Path])
-    loops: list[Path] = field(default_factory=list[Path])
-    folders: list[Path] = field(default_factory=list[Path])
-    repeated: list[Path] = field(default_factory=list[Path])
+    BROKEN_LINK = "left out, links that lead nowhere"
+    NOT_REGULAR = "left out, not regular files"
+    LOOP = "left out, links to a folder that contains the source"
+    REPEATED = "left out, links to files that are read already"
+    NOT_ENTERED = "left out, folders that the glob names but doesn't enter (** does)"
+    HIDDEN = "left out, hidden"
+    LINKED_FOLDER = "read too, linked folders"
+
+
+class FileSearch:
+    """Files and other paths found so far."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: list[Path] = []
+        self.others: defaultdict[PathKind, list[Path]] = defaultdict(list)
 
     def add(self, path: Path) -> None:
         """Record a path that is not a folder."""
         if path.is_file():
             self.files.append(path)
-        elif path.is_symlink() and not path.exists():
-            self.dead_links.append(path)
         else:
-            self.not_regular.append(path)
+            broken = path.is_symlink() and not path.exists()
+            self.others[PathKind.BROKEN_LINK if broken else PathKind.NOT_REGULAR].append(path)
 
     def notes(self) -> Iterator[str]:
-        """Yield one sentence for each kind of find that a user may not expect."""
-        for paths, what in (
-            (self.dead_links, "left out, links that lead nowhere"),
-            (self.not_regular, "left out, not regular files"),
-            (self.loops, "left out, links to a folder that contains the source"),
-            (self.repeated, "left out, links to files that are read already"),
-            (self.folders, "left out, folders that the glob names but doesn't enter (** does)"),
-            (self.hidden, "left out, hidden"),
-            (self.linked_folders, "read too, linked folders"),
-        ):
-            if paths:
-                yield f"{what}: {join_names(relative_name(path, self.root) for path in paths)}"
+        """Yield one sentence for each kind of kind."""
+        for kind in PathKind:
+            if paths := self.others[kind]:
+                yield f"{kind.value}: {join_names(relative_name(path, self.root) for path in paths)}"
 
 
 def find_files(source: str) -> LocalFiles:
@@ -72,40 +71,42 @@ def find_files(source: str) -> LocalFiles:
     except RuntimeError:
         raise BadData(f"data.source={one_line(source)}: no such user") from None
     try:
-        finds = search_source(path, source)
-        finds.files = remove_repeated(finds)
+        search = search_source(path, source)
+        search.files = remove_repeated(search)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in a name
         why = error.strerror if isinstance(error, OSError) else str(error)
-        place = error.filename if isinstance(error, OSError) and error.filename else source
-        raise BadData(f"data.source={one_line(source)}: {one_line(place)}: {one_line(why)}") from None
-    if not finds.files:
-        notes = "; ".join(finds.notes())
+        where = error.filename if isinstance(error, OSError) and error.filename else source
+        raise BadData(f"data.source={one_line(source)}: {one_line(where)}: {one_line(why)}") from None
+    if not search.files:
+        notes = "; ".join(search.notes())
         raise BadData(f"data.source={one_line(source)}: no such file" + (f" ({notes})" if notes else ""))
-    return LocalFiles(finds.root, tuple(sorted(finds.files)), tuple(finds.notes()))
+    return LocalFiles(search.root, tuple(sorted(search.files)), tuple(search.notes()))
 
 
-def search_source(path: Path, source: str) -> SearchResult:
-    """Return everything that the source names. Raises BadData for a single path that is no regular file, OSError."""
+def search_source(path: Path, source: str) -> FileSearch:
+    """Return everything that the source names. Raises BadData for a path that isn't a regular file; OSError."""
     if path.is_dir():
         return walk_folder(path)
     if path.exists() or path.is_symlink():
         if not path.is_file():
             what = "is not a regular file" if path.exists() else "is a link that leads nowhere"
             raise BadData(f"data.source={one_line(source)}: {what}")
-        return SearchResult(path.parent, [path])
-    finds = SearchResult(Path(*parts_before_wildcard(path)))
+        search = FileSearch(path.parent)
+        search.add(path)
+        return search
+    search, folders = FileSearch(Path(*parts_before_wildcard(path))), list[Path]()
     for name in sorted(glob.glob(str(path), recursive=True)):
         if os.path.isdir(name):
-            finds.folders.append(Path(name))
+            folders.append(Path(name))
         else:
-            finds.add(Path(name))
-    entered = {parent for one in finds.files for parent in one.parents}
-    finds.folders = [folder for folder in finds.folders if folder not in entered and any(folder.iterdir())]
-    return finds
+            search.add(Path(name))
+    entered = {parent for file in search.files for parent in file.parents}
+    search.others[PathKind.NOT_ENTERED] = [path for path in folders if path not in entered and any(path.iterdir())]
+    return search
 
 
 def parts_before_wildcard(pattern: Path) -> list[str]:
-    """Return the parts of a glob before the first one with a wildcard."""
+    """Return the parts of a glob before the first with a wildcard."""
     parts: list[str] = []
     for part in pattern.parts[:-1]:
         if re.search(r"[*?\[]", part):
@@ -114,60 +115,59 @@ def parts_before_wildcard(pattern: Path) -> list[str]:
     return parts
 
 
-def walk_folder(root: Path) -> SearchResult:
-    """Return what is below a folder; linked folders are entered, unless they contain the folder itself."""
-    finds, pending, seen = SearchResult(root), [root], set[str]()
+def walk_folder(root: Path) -> FileSearch:
+    """Return everything below a folder; linked folders are entered, unless they contain the folder itself."""
+    search, pending, seen = FileSearch(root), [root], set[str]()
     while pending:
         start = pending.pop(0)
         if start != root:
-            if os.path.realpath(root).startswith(os.path.realpath(start).rstrip("/") + "/"):
-                finds.loops.append(start)
+            real = os.path.realpath(start)
+            loops = os.path.realpath(root).startswith(real.rstrip("/") + "/")
+            kind = PathKind.LOOP if loops else PathKind.REPEATED if real in seen else PathKind.LINKED_FOLDER
+            search.others[kind].append(start)
+            if kind != PathKind.LINKED_FOLDER:
                 continue
-            if os.path.realpath(start) in seen:
-                finds.repeated.append(start)
-                continue
-            finds.linked_folders.append(start)
         for name, folders, names in os.walk(start, onerror=raise_error):
             seen.add(os.path.realpath(name))
             folder = Path(name)
-            finds.hidden += [folder / one for one in sorted([*folders, *names]) if one.startswith(".")]
-            visible = [one for one in sorted(folders) if not one.startswith(".")]
-            pending += [folder / one for one in visible if (folder / one).is_symlink()]
-            folders[:] = visible
-            for one in names:
-                if not one.startswith("."):
-                    finds.add(folder / one)
-    return finds
+            hidden = [entry for entry in sorted([*folders, *names]) if entry.startswith(".")]
+            search.others[PathKind.HIDDEN] += [folder / entry for entry in hidden]
+            folders[:] = [entry for entry in sorted(folders) if not entry.startswith(".")]
+            pending += [folder / entry for entry in folders if (folder / entry).is_symlink()]
+            for entry in names:
+                if not entry.startswith("."):
+                    search.add(folder / entry)
+    return search
 
 
 def raise_error(error: OSError) -> NoReturn:
-    """Stop at a folder that can't be listed, which `os.walk` would pass over."""
+    """Raise the error for a folder that can't be listed, which `os.walk` would skip."""
     raise error
 
 
-def remove_repeated(finds: SearchResult) -> list[Path]:
-    """Return each file once, by its own name where links lead to it too; the others are recorded as repeated."""
-    real_root, real_folders = os.path.realpath(finds.root), dict[Path, str]()
-    by_place: dict[str, list[tuple[bool, Path]]] = {}
-    for path in finds.files:
+def remove_repeated(search: FileSearch) -> list[Path]:
+    """Return each file once, by its own path where links lead to it too; record the others as repeated."""
+    real_root, real_folders = os.path.realpath(search.root), dict[Path, str]()
+    by_real_path: dict[str, list[tuple[bool, Path]]] = {}
+    for path in search.files:
         folder = real_folders.get(path.parent) or real_folders.setdefault(path.parent, os.path.realpath(path.parent))
         real = os.path.realpath(path) if path.is_symlink() else os.path.join(folder, path.name)
-        through_link = real != os.path.join(real_root, relative_name(path, finds.root))
-        by_place.setdefault(real, []).append((through_link, path))
-    kept: list[Path] = []
-    for found in by_place.values():
-        first, *others = sorted(found)
-        kept.append(first[1])
-        finds.repeated += [path for _, path in others]
-    return kept
+        through_link = real != os.path.join(real_root, relative_name(path, search.root))
+        by_real_path.setdefault(real, []).append((through_link, path))
+    unique: list[Path] = []
+    for same in by_real_path.values():
+        first, *others = sorted(same)
+        unique.append(first[1])
+        search.others[PathKind.REPEATED] += [path for _, path in others]
+    return unique
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """Return a path's name below a folder, or the whole path if it is elsewhere."""
+    """Return a path relative to a folder, or the whole path if it is elsewhere."""
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def join_names(names: Iterator[str] | Sequence[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Return the first names and the number of the others: `a, b, c and 5 more`."""
     listed = sorted(names)
     more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""

@@ -1,4 +1,4 @@
-"""Micro-batches made by a thread before they are asked for, so that a GPU never waits for the disk."""
+"""Prefetch micro-batches in a thread, so that a GPU doesn't wait for the disk."""
 
 from collections import deque
 from collections.abc import Callable
@@ -12,9 +12,9 @@ DEPTH = 3  # micro-batches
 
 
 class Prefetcher(Generic[T]):
-    """`make(first)`, for each `first` asked for, in advance for those that follow at a stride.
+    """Computes `make(first)` ahead of time for the values of `first` that follow at a stride.
 
-    What comes depends on `first` alone: after a jump the ones made in vain are thrown away.
+    Results depend on `first` alone; after a jump the unused ones are discarded.
     """
 
     def __init__(self, make: Callable[[int], T], stride: int, device: torch.device) -> None:
@@ -23,12 +23,12 @@ class Prefetcher(Generic[T]):
         self.pending: deque[tuple[int, Future[T]]] = deque()
 
     def set_device(self) -> None:
-        """In the thread: pinned memory is to be this GPU's, not the first one's."""
+        """Select this rank's GPU in the thread, for which it pins memory; the default is the first GPU."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
     def take(self, first: int) -> T:
-        """Raises what `make` raised for this one, not what it raised for others."""
+        """Return `make(first)`. Raises what `make` raised for this value only."""
         if self.pending and self.pending[0][0] != first:
             self.cancel_pending()
         while len(self.pending) <= DEPTH:
@@ -37,7 +37,7 @@ class Prefetcher(Generic[T]):
         return self.pending.popleft()[1].result()
 
     def cancel_pending(self) -> None:
-        """None of those under way is wanted."""
+        """Discard all prefetched results."""
         for _, future in self.pending:
             future.cancel()
         self.pending.clear()

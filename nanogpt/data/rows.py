@@ -1,4 +1,4 @@
-"""Read the rows of JSON lines, CSV, parquet and Arrow files, of which one column is text."""
+"""Read text files, and the rows of JSON lines, CSV, TSV, parquet and Arrow files, of which one column is text."""
 
 import csv
 import json
@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from nanogpt.data.file_kinds import BOM, Compression, FileKind, import_pyarrow, open_content
+from nanogpt.data.file_kinds import (
+    BOM,
+    Compression,
+    FileKind,
+    check_not_wide,
+    conversion_command,
+    import_pyarrow,
+    open_content,
+)
 from nanogpt.errors import BadData, one_line
 from nanogpt.files import from_json
 
@@ -15,18 +23,32 @@ COLUMNS_NAMED = 20
 
 
 class TextRow(NamedTuple):
-    """One row: its text, or why it has none."""
+    """Text of a row, or the reason why it has none."""
 
     number: int
-    """Number of the row in its file, from 0; part of the document's name, so never a count of good rows alone."""
+    """Number of the row in its file, from 0, bad rows included: it is part of the document's key."""
     where: str
-    """The line or row, for a person."""
+    """Line or row, for messages."""
     text: str | None
     problem: str = ""
 
 
+def read_text(path: Path, compression: Compression | None) -> str:
+    """Return a file's text without a byte order mark, \\r\\n as \\n. Raises BadData if it isn't UTF-8."""
+    with open_content(path, compression) as file:
+        content = file.read()
+    check_not_wide(path, content)
+    try:
+        text = content.removeprefix(BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = error.start + (len(BOM) if content.startswith(BOM) else 0)
+        why = f"not UTF-8 text (byte {offset}); if it is Latin-1, {conversion_command(path, 'LATIN1')}"
+        raise BadData(f"{one_line(path)}: {why}") from None
+    return text.replace("\r\n", "\n")
+
+
 def read_rows(path: Path, kind: FileKind, column: str) -> Iterator[TextRow]:
-    """Yield the rows of a file in order. Raises BadData for a file that can't be read, or has no such column."""
+    """Yield the rows of a file in order. Raises BadData if it can't be read or lacks the column."""
     match kind.format:
         case "json" | "jsonl":
             return read_json_rows(path, kind.compression, column)
@@ -39,9 +61,9 @@ def read_rows(path: Path, kind: FileKind, column: str) -> Iterator[TextRow]:
 
 
 def make_row(index: int, where: str, values: Any, column: str) -> TextRow:
-    """Return the row with the text in a column of `values`, or with what is wrong with it."""
+    """Return the row with the text in a column of `values`, or with the reason why it has none."""
     if not isinstance(values, dict):
-        return TextRow(index, where, None, f"{describe_kind(values)} instead of an object with the key {column!r}")
+        return TextRow(index, where, None, f"{describe_type(values)} instead of an object with the key {column!r}")
     if column not in values:
         keys: list[str] = [str(key) for key in values]  # pyright: ignore[reportUnknownVariableType]
         return TextRow(index, where, None, f"no {column!r} in it; its keys are {list_columns(keys)}")
@@ -49,28 +71,28 @@ def make_row(index: int, where: str, values: Any, column: str) -> TextRow:
 
 
 def make_text_row(index: int, where: str, value: Any, column: str) -> TextRow:
-    """Return the row with this text, or with what else the value is."""
+    """Return the row with this text, or with the reason why the value isn't text."""
     if not isinstance(value, str):
-        return TextRow(index, where, None, f"{column!r} is {describe_kind(value)}, not text")
+        return TextRow(index, where, None, f"{column!r} is {describe_type(value)}, not text")
     if any(0xD800 <= ord(char) < 0xE000 for char in value):
-        return TextRow(index, where, None, f"{column!r} holds half a surrogate pair, which no text file can")
+        return TextRow(index, where, None, f"{column!r} holds half a surrogate pair, which UTF-8 can't encode")
     return TextRow(index, where, value)
 
 
-def describe_kind(value: object) -> str:
-    """Return what a JSON value is, in words."""
+def describe_type(value: object) -> str:
+    """Return the type of a JSON value, for messages."""
     kinds: dict[type, str] = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
     kinds |= {list: "a list", dict: "an object", bytes: "bytes"}
     return kinds.get(type(value), type(value).__name__)
 
 
 def list_columns(names: Sequence[str]) -> str:
-    """Return the first names of columns, for a message."""
+    """Return the first names of columns, for messages."""
     return ", ".join(names[:COLUMNS_NAMED]) + (" …" if len(names) > COLUMNS_NAMED else "") if names else "none"
 
 
 def read_json_rows(path: Path, compression: Compression | None, column: str) -> Iterator[TextRow]:
-    """Yield the objects of a file: one in each line, or those of one array that is the whole file."""
+    """Yield the objects of a file that has an object on each line, or is an array of objects."""
     with open_content(path, compression) as file:
         beginning = file.read(4096).removeprefix(BOM).lstrip()[:1]
     if beginning == b"[":
@@ -87,7 +109,7 @@ def read_json_rows(path: Path, compression: Compression | None, column: str) -> 
 
 
 def parse_json_row(index: int, where: str, line: bytes, column: str) -> TextRow:
-    """Return the row that one line holds."""
+    """Return the row of a line of JSON."""
     try:
         return make_row(index, where, from_json(line.decode("utf-8")), column)
     except UnicodeDecodeError as error:
@@ -98,13 +120,9 @@ def parse_json_row(index: int, where: str, line: bytes, column: str) -> TextRow:
 
 
 def read_json_array(path: Path, compression: Compression | None, column: str) -> Iterator[TextRow]:
-    """Yield the objects of a JSON array. Raises BadData for anything else."""
-    with open_content(path, compression) as file:
-        content = file.read()
+    """Yield the objects of a JSON array. Raises BadData for any other content."""
     try:
-        values: list[Any] = from_json(content.removeprefix(BOM).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadData(f"{one_line(path)}: not UTF-8 (byte {error.start})") from None
+        values: list[Any] = from_json(read_text(path, compression))
     except ValueError as error:
         raise BadData(f"{one_line(path)}: not a JSON array of objects: {one_line(error, 200)}") from None
     for index, value in enumerate(values):
@@ -112,7 +130,7 @@ def read_json_array(path: Path, compression: Compression | None, column: str) ->
 
 
 def read_csv_rows(path: Path, compression: Compression | None, column: str, delimiter: str) -> Iterator[TextRow]:
-    """Yield the rows below a header that names the column."""
+    """Yield the rows below a header that names the column; a quoted field may hold delimiters and line ends."""
     csv.field_size_limit(LONGEST_FIELD)
     with open_content(path, compression) as file:
         reader = csv.reader(decode_lines(path, file), delimiter=delimiter, strict=True)
@@ -120,13 +138,13 @@ def read_csv_rows(path: Path, compression: Compression | None, column: str, deli
             header = next((row for row in reader if row), [])
             if header.count(column) != 1:
                 raise missing_column_error(path, column, header)
-            place, index = header.index(column), 0
+            position, index = header.index(column), 0
             for row in reader:
                 if not row:
                     continue
                 where = f"line {reader.line_num}"
                 if len(row) == len(header):
-                    yield TextRow(index, where, row[place])
+                    yield TextRow(index, where, row[position])
                 else:
                     yield TextRow(index, where, None, f"{len(row)} fields, the header has {len(header)}")
                 index += 1
@@ -135,7 +153,7 @@ def read_csv_rows(path: Path, compression: Compression | None, column: str, deli
 
 
 def missing_column_error(path: Path, column: str, columns: Sequence[str]) -> BadData:
-    """Return the error of a file without the column, or with several of that name."""
+    """Return the error for a file without the column, or with several of that name."""
     why = "several columns of that name" if column in columns else "no such column"
     return BadData(
         f"data.text_column={one_line(column)}: {one_line(path)}: {why}; its columns: {list_columns(columns)}"
@@ -143,7 +161,7 @@ def missing_column_error(path: Path, column: str, columns: Sequence[str]) -> Bad
 
 
 def decode_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file with their ends. Raises BadData naming the first that isn't."""
+    """Yield the lines of a UTF-8 file with their ends. Raises BadData naming the first line that isn't UTF-8."""
     for number, line in enumerate(file, 1):
         try:
             yield (line.removeprefix(BOM) if number == 1 else line).decode("utf-8")
@@ -164,7 +182,7 @@ def read_table_rows(path: Path, kind: FileKind, column: str) -> Iterator[TextRow
 
 
 def read_record_batches(arrow: Any, path: Path, content: Any, kind: FileKind, column: str) -> Iterator[Any]:
-    """Yield the record batches of a table. Raises BadData if it lacks the column or can't be read."""
+    """Yield the record batches of a table. Raises BadData if it can't be read or lacks the column."""
     try:
         if kind.format == "parquet":
             table = arrow.parquet.ParquetFile(content)
@@ -181,7 +199,7 @@ def read_record_batches(arrow: Any, path: Path, content: Any, kind: FileKind, co
 
 
 def check_column(path: Path, column: str, schema: Any) -> None:
-    """Raise BadData for a schema without the column, or with one that isn't text."""
+    """Raise BadData if a schema lacks the column or its type isn't text."""
     if list(schema.names).count(column) != 1:
         raise missing_column_error(path, column, schema.names)
     kind = schema.field(column).type

@@ -1,9 +1,10 @@
-"""Which window is sample number g: a pure function of (seed, g), so resume, ranks and prefetching need no state.
+"""Window of sample number g as a pure function of (seed, g), so that resume, ranks and prefetching need no state.
 
 An epoch is a keyed permutation of the windows of `block_size` tokens. The permutation is a generalised Feistel network
-on Z_a x Z_b (Black & Rogaway 2002) whose round function is the finaliser of splitmix64 (Steele et al. 2014), with cycle
-walking for the few numbers above n. Window borders move every epoch by a phase, so no border is permanent.
-`order=random` draws offsets with replacement, as nanoGPT does. Integers only: the same on every platform and version.
+on Z_a x Z_b (Black & Rogaway 2002) with the finaliser of splitmix64 (Steele et al. 2014) as round function, and cycle
+walking for the few numbers above n. Each epoch shifts the window borders by a phase, so that no border is permanent.
+`order=random` draws offsets with replacement, as nanoGPT does. All arithmetic is on integers, so every platform and
+version gives the same result.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def mix(x: UInts) -> UInts:
 
 
 def derive_key(*parts: int | str | UInts) -> UInts:
-    """A 64-bit key for a tuple of numbers and words; arrays broadcast, so many keys come from one call."""
+    """Return a 64-bit key for a tuple of numbers and words; arrays broadcast and give an array of keys."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         if isinstance(part, str):
@@ -38,18 +39,18 @@ def derive_key(*parts: int | str | UInts) -> UInts:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """One key as a Python integer that torch.manual_seed takes."""
+    """Return a key as a Python integer for torch.manual_seed."""
     return int(derive_key(*parts)[0] >> np.uint64(1))
 
 
 def permute(x: UInts, n: int, keys: UInts) -> UInts:
-    """Where position x of 0..n-1 goes in the permutation named by `keys`, elementwise. Shapes broadcast to x's."""
+    """Return the image of x in the permutation of 0..n-1 selected by `keys`, elementwise; keys broadcast to x."""
     keys = np.broadcast_to(keys, x.shape)
     b = max(1, int(np.ceil(np.sqrt(n))))
     a, b = np.uint64(-(-n // b)), np.uint64(b)
     y = x.astype(np.uint64)
     todo = np.ones(x.shape, bool)
-    while todo.any():  # a * b exceeds n by less than b, so almost all leave after one round trip
+    while todo.any():  # a * b exceeds n by less than b, so almost all are done after the first pass
         k = keys[todo]
         left, right = y[todo] // b, y[todo] % b
         for r in range(1, ROUNDS + 1):
@@ -73,7 +74,7 @@ class Sampler:
     ) -> None:
         self.block_size, self.seed, self.order = block_size, seed, order
         match order:
-            case "permutation":  # one window less than fits, so that the phase has room to move
+            case "permutation":  # one window less than fits, to leave room for the phase
                 counts = [max(0, n // block_size - 1) for n in shard_tokens]
             case "random":
                 counts = [max(0, n - block_size) for n in shard_tokens]
@@ -81,10 +82,10 @@ class Sampler:
                 assert_never(order)
         self.ends = np.cumsum(np.array(counts, np.int64))
         self.n_windows = int(self.ends[-1]) if counts else 0
-        """Windows in an epoch (permutation), or places a window can start at (random)."""
+        """Number of windows in an epoch (permutation), or of possible start offsets (random)."""
 
     def windows(self, first: int, count: int) -> tuple[Offsets, Offsets]:
-        """(shard, offset in tokens) of samples first..first+count-1, each of shape (count,)."""
+        """Return (shard, offset in tokens) of samples first..first+count-1, each of shape (count,)."""
         g = np.arange(first, first + count, dtype=np.uint64)
         n = np.uint64(self.n_windows)
         if self.order == "random":
@@ -95,7 +96,7 @@ class Sampler:
         return self.locate(window.astype(np.int64), self.block_size, phase.astype(np.int64))
 
     def locate(self, window: Offsets, stride: int, phase: Offsets) -> tuple[Offsets, Offsets]:
-        """The shard that holds each window, and the window's offset there."""
+        """Return the shard of each window, and the window's offset in it."""
         shard = np.searchsorted(self.ends, window, side="right")
         before = np.concatenate([[0], self.ends])[shard]
         return shard, (window - before) * stride + phase

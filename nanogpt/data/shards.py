@@ -7,6 +7,7 @@ Reading is by `pread`: a file that was cut gives a message, where a memory map w
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,20 +20,20 @@ from nanogpt.files import open_descriptor, open_regular
 
 HEADER_INTS = 256
 HEADER_BYTES = HEADER_INTS * 4
-WIDE_PAIRS = 32  # pairs of ids that are looked at, at least
+WIDE_PAIRS = 32  # a shorter file is not checked for wider ids
 FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 Tokens = npt.NDArray[np.int64]
 SplitName = Literal["train", "val"]
 
 
 def dtype_for(vocab_size: int) -> np.dtype[np.unsignedinteger]:
-    """The narrowest token type that holds every id."""
+    """Return the narrowest token type that holds every id."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of `n_tokens` tokens that begin at byte `start`."""
+    """A file of `n_tokens` tokens, the first of them at byte `start`."""
 
     path: Path
     dtype: np.dtype[np.unsignedinteger]
@@ -40,13 +41,13 @@ class Shard:
     n_tokens: int
 
     def read(self, offset: int, count: int, vocab_size: int) -> Tokens:
-        """Tokens [offset, offset + count) as int64 of shape (count,).
+        """Return tokens [offset, offset + count) as int64 of shape (count,).
 
-        Raises BadData when the file ends early or holds an id that the vocabulary doesn't have.
+        Raises BadData if the file ends early or an id is outside the vocabulary.
         """
         width = self.dtype.itemsize
         try:
-            descriptor = open_descriptor(self.path)  # each time: a data set may have more shards than descriptors
+            descriptor = open_descriptor(self.path)  # not kept: a data set may have more shards than open files allow
             try:
                 data = os.pread(descriptor, count * width, self.start + offset * width)
             finally:
@@ -57,16 +58,16 @@ class Shard:
             raise BadData(f"{one_line(self.path)}: ends at token {offset + len(data) // width} of {self.n_tokens}")
         tokens = np.frombuffer(data, self.dtype)
         if tokens.size and int(tokens.max()) >= vocab_size:
-            place = int(np.argmax(tokens >= vocab_size))
+            first = int(np.argmax(tokens >= vocab_size))
             raise BadData(
-                f"{one_line(self.path)}: id {int(tokens[place])} at token {offset + place}, "
+                f"{one_line(self.path)}: id {int(tokens[first])} at token {offset + first}, "
                 f"but the vocabulary has {vocab_size}"
             )
         return tokens.astype(np.int64)
 
 
 def open_shard(path: Path) -> Shard:
-    """Recognise a token file: llm.c's by its header, else nanoGPT's raw uint16. Raises BadData with what is wrong."""
+    """Return a token file: llm.c's, recognised by its header, or nanoGPT's raw uint16. Raises BadData for any other."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -78,17 +79,17 @@ def open_shard(path: Path) -> Shard:
     if dtype is None:
         check_raw_tokens(path, head)
         if size == 0 or size % 2:
-            why = "is empty" if size == 0 else f"has {size} bytes, which is not a multiple of 2"
+            why = f"has {size} bytes, not a multiple of 2" if size else "is empty"
             raise BadData(f"{one_line(path)}: {why}; no llm.c header and not raw uint16 tokens")
         return Shard(path, np.dtype("<u2"), 0, size // 2)
     expected = HEADER_BYTES + int(header[2]) * dtype.itemsize
     if len(header) < HEADER_INTS or size != expected:
-        raise BadData(f"{one_line(path)}: has {size} bytes where its header promises {expected}")
+        raise BadData(f"{one_line(path)}: has {size} bytes, but its header says {expected}")
     return Shard(path, dtype, HEADER_BYTES, int(header[2]))
 
 
 def check_raw_tokens(path: Path, head: bytes) -> None:
-    """Raise BadData for a file without a known header that isn't raw uint16 tokens either, by its beginning."""
+    """Raise BadData if the beginning of a file without a known header can't be raw uint16 tokens."""
     known = sorted(FORMATS)
     first = int.from_bytes(head[:4], "little")
     if first in dict(known) and len(head) >= 8:
@@ -100,12 +101,12 @@ def check_raw_tokens(path: Path, head: bytes) -> None:
         raise BadData(f"{one_line(path)}: is a Git LFS pointer, not the file itself; get it with: git lfs pull")
     ids = np.frombuffer(head[: len(head) // 4 * 4], "<u2").reshape(-1, 2)
     if len(ids) >= WIDE_PAIRS and ids[:, 1].max() <= 1 < ids[:, 0].max() and len(set(ids[:, 0].tolist())) > 2:
-        why = "every second token is 0 or 1, so these are tokens of 32 or 64 bits"
-        raise BadData(f"{one_line(path)}: {why}; write them as uint16, or as uint32 with the header of llm.c")
+        why = "every second token is 0 or 1, so the tokens have 32 or 64 bits"
+        raise BadData(f"{one_line(path)}: {why}; write them as uint16, or as uint32 with llm.c's header")
 
 
 class ShardWriter:
-    """Writes one token file piece by piece; the header gets its count on `close`, which forces all to disk."""
+    """Token file written piece by piece; `close` writes the count into the header and syncs the file to disk."""
 
     def __init__(self, path: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
         self.path, self.dtype, self.n_tokens = path, dtype, 0
@@ -128,12 +129,18 @@ class ShardWriter:
 
 
 def file_sha256(path: Path) -> str:
-    """Digest of a file's content. Raises BadData when it can't be read."""
+    """Return the digest of a file's content. Raises BadData if it can't be read."""
     digest = hashlib.sha256()
+    for block in read_blocks(path, 1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_blocks(path: Path, size: int) -> Iterator[bytes]:
+    """Yield a file's content in blocks of `size` bytes. Raises BadData if it can't be read."""
     try:
         with open_regular(path) as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            while block := file.read(size):
+                yield block
     except OSError as error:
         raise BadData(f"{one_line(path)}: {error.strerror}") from None
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The digest of a split's text, which is the same whatever tokenizer cut it into tokens."""
+"""Digest of a split's text, independent of its tokenizer."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ from nanogpt.data.shards import Tokens
 from nanogpt.tokenizer import Tokenizer
 
 BLOCK = 2**20  # tokens decoded at once
-MOST_TOKENS = 50_000_000  # decoding takes about five seconds; of a larger split the digest is not computed
+MOST_TOKENS = 50_000_000  # decoding takes about five seconds; larger splits get no digest
 
 
 class TextDigest(NamedTuple):
-    """A text, normalised as `digest_text` says."""
+    """Digest and size of a text, normalised as `compute_text_digest` says."""
 
     sha256: str
     bytes: int
 
 
 def compute_text_digest(split: Split, tokenizer: Tokenizer) -> TextDigest | None:
-    """Return the digest of a split's text, or None where the split has more than MOST_TOKENS tokens.
+    """Return the digest of a split's text, or None if the split has more than MOST_TOKENS tokens.
 
-    Documents end with the end-of-text id in some token files and with a newline in others. Here every document ends
-    with exactly one newline of its own or an added one, so the same documents give the same digest.
+    Token files end documents with the end-of-text id or with a newline. Here a newline is added to each document that
+    doesn't end with one, so that the same documents give the same digest.
     """
     if split.n_tokens > MOST_TOKENS:
         return None
@@ -41,7 +41,7 @@ def compute_text_digest(split: Split, tokenizer: Tokenizer) -> TextDigest | None
 
 
 def decode_documents(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes, bool]]:
-    """Yield (text, whether a document ends after it), in the order of the split."""
+    """Yield (text, True if a document ends after it), in the order of the split."""
     for ids in read_blocks(split):
         start = 0
         ends = [] if tokenizer.end_of_text is None else np.flatnonzero(ids == tokenizer.end_of_text).tolist()
@@ -53,12 +53,11 @@ def decode_documents(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes
 
 
 def read_blocks(split: Split) -> Iterator[Tokens]:
-    """Yield all ids of a split, at most BLOCK at once."""
+    """Yield all ids of a split in blocks of at most BLOCK."""
     for number, count in enumerate(split.shard_tokens):
         for offset in range(0, count, BLOCK):
             yield split.read(number, offset, min(BLOCK, count - offset))
 
 
 def decode_block(tokenizer: Tokenizer, ids: Tokens) -> bytes:
-    """Return the bytes that ids stand for."""
     return b"".join(map(tokenizer.tokens.__getitem__, ids.tolist()))

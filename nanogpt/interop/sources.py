@@ -166,11 +166,8 @@ class NanoGPTCheckpoint:
         folder = self.path.parent
         if (folder / tokenizers.FILE).exists():
             return read_tokenizer(folder)
-        if (folder / "meta.pkl").exists():
-            raise BadInput(
-                f"{one_line(folder)}/meta.pkl: a pickle can run code, so it isn't read; "
-                f"convert it safely: python -m nanogpt.interop.pickle_import {one_line(folder)}/meta.pkl"
-            )
+        if why := tokenizers.explain_meta_pickle(folder):
+            raise BadInput(why)
         return GPT2Tokenizer() if self.values()["vocab_size"] in (50_257, 50_304) else None
 
 

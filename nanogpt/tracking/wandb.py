@@ -21,7 +21,7 @@ from wandb.errors import CommError
 from nanogpt.config import TrackingConfig
 from nanogpt.entry_names import parse_sample_step, parse_step
 from nanogpt.errors import BadEnvironment, one_line
-from nanogpt.files import list_entries, read_json_bytes, read_text, write_atomic
+from nanogpt.files import list_entries, read_json_object, read_text, write_atomic
 from nanogpt.metrics_file import Row
 from nanogpt.tracking.run_metadata import RunMetadata, wandb_mode
 
@@ -213,16 +213,9 @@ def describe_comm_error(error: CommError) -> str:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What wandb.json says of the run, or nothing; what it can't have said is left out."""
-    try:
-        facts: Any = read_json_bytes(path / FILE)
-    except (OSError, ValueError):
-        return {}
+    facts = read_json_object(path / FILE)
     kinds = {"id": str, "project": str, "entity": str | None, "url": str | None, "last": int}
-    return {
-        key: facts[key]
-        for key, kind in kinds.items()
-        if isinstance(facts, dict) and key in facts and isinstance(facts[key], kind)
-    }
+    return {key: facts[key] for key, kind in kinds.items() if key in facts and isinstance(facts[key], kind)}
 
 
 def list_offline_files(path: Path, run_id: str) -> list[Path]:

@@ -8,7 +8,7 @@ from nanogpt import schema
 from nanogpt.config import TrainConfig, check_warmup_fits
 from nanogpt.console import say
 from nanogpt.data.dataset import expected_train_tokens
-from nanogpt.data.prepare import describe_unprepared
+from nanogpt.data.prepare import describe_unprepared_hub
 from nanogpt.device import set_up
 from nanogpt.distributed.env import RankEnv
 from nanogpt.distributed.process_group import ProcessGroup
@@ -42,5 +42,5 @@ def print_plan(config: TrainConfig, place: RankEnv) -> int:
         choices = describe_choices(config, compute)
     plan = replace(plan, train_tokens=expected_train_tokens(config.data))
     schema.run_check(lambda: check_warmup_fits(config, plan.steps))
-    say("\n".join([*plan.lines(), *choices, *describe_unprepared(config.data)]))
+    say("\n".join([*plan.lines(), *choices, *describe_unprepared_hub(config.data)]))
     return 0

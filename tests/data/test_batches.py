@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanogpt.config import TrainConfig
-from nanogpt.data.batches import Batch, TrainBatches, evaluation_windows, read_windows
+from nanogpt.data.batches import Batch, TrainBatches, evaluation_windows, read_host_windows, to_inputs_and_targets
 from nanogpt.data.dataset import Split
 from nanogpt.data.prepare import prepare
 from nanogpt.errors import BadData
@@ -100,7 +100,7 @@ def test_the_thread_of_batches_tells_its_errors_and_ends(config: Callable[..., T
 def test_evaluation_windows_are_disjoint_and_whole(config: Callable[..., TrainConfig]) -> None:
     split = prepare(config().data).val
     places = evaluation_windows(split, 16, None)
-    x, y = read_windows(split, places, 16, CPU)
+    x, y = to_inputs_and_targets(read_host_windows(split, places, 16, CPU), CPU)
     n = (split.n_tokens - 1) // 16 * 16
     tokens = torch.from_numpy(split.read(0, 0, split.n_tokens))
     assert (x.flatten() == tokens[:n]).all() and (y.flatten() == tokens[1 : n + 1]).all()

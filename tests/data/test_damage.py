@@ -69,7 +69,7 @@ def test_a_killed_worker_is_a_message(data: Make, tmp_path: Path, monkeypatch: p
     from nanogpt.data import prepare as module
 
     monkeypatch.setattr(module, "encode_part_in_worker", die)
-    with pytest.raises(BadEnvironment, match=r"a tokenising process was killed.*data.workers=1"):
+    with pytest.raises(BadEnvironment, match=r"a tokenizing process was killed.*data.workers=1"):
         prepare(data(source=str(folder), tokenizer="byte", workers=2))
 
 
@@ -111,5 +111,10 @@ def test_damage_is_named(data: Make, damage: str) -> None:
         (folder / f"{damage}.json").write_text('{"kind": "byte"}')
     with pytest.raises(BadData) as error:
         open_dataset(data())
-    expected = {"flip": "sha256 is not", "cut": "promises", "meta": "meta.json", "tokenizer": "is not the tokenizer"}
+    expected = {
+        "flip": "sha256 is not",
+        "cut": "but its header says",
+        "meta": "meta.json",
+        "tokenizer": "is not the tokenizer",
+    }
     assert expected.get(damage, shard.name) in str(error.value)

@@ -98,9 +98,9 @@ NPY = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<u2', 'fortran_order': False, 'sh
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (IDS.astype("<u4").tobytes(), "these are tokens of 32 or 64 bits"),
-        (IDS.astype("<i8").tobytes(), "these are tokens of 32 or 64 bits"),
-        ((IDS + 2**16).astype("<u4").tobytes(), "these are tokens of 32 or 64 bits"),
+        (IDS.astype("<u4").tobytes(), "the tokens have 32 or 64 bits"),
+        (IDS.astype("<i8").tobytes(), "the tokens have 32 or 64 bits"),
+        ((IDS + 2**16).astype("<u4").tobytes(), "the tokens have 32 or 64 bits"),
         (NPY + IDS.astype("<u2").tobytes(), r"is a NumPy array \(.npy\)"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12 \n", "is a Git LFS pointer"),
         (HEADER.tobytes() + IDS.astype("<u2").tobytes(), "llm.c header 20240520 of version 2; allowed: 1"),

@@ -49,9 +49,9 @@ def test_raw_files_of_nanogpt(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"abc", "3 bytes, which is not a multiple of 2"),
-        (struct.pack("<256i", 20240520, 1, 10, *[0] * 253) + bytes(18), "1042 bytes where its header promises 1044"),
-        (struct.pack("<3i", 20240520, 1, 10), "12 bytes where its header promises 1044"),
+        (b"abc", "3 bytes, not a multiple of 2"),
+        (struct.pack("<256i", 20240520, 1, 10, *[0] * 253) + bytes(18), "1042 bytes, but its header says 1044"),
+        (struct.pack("<3i", 20240520, 1, 10), "12 bytes, but its header says 1044"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -64,7 +64,7 @@ def test_names_that_say_nothing_decide_nothing() -> None:
     for names in (("a.txt", "b.txt"), ("train-0.txt", "train-1.txt"), ("test.txt",)):
         assert divide_by_names(source(*names)).train == source(*names).files
     both = divide_by_names(source("test-0.txt", "test-1.txt"))
-    assert len(both.train) == 2 and "named for the test split and are trained on all the same" in both.notes[0]
+    assert len(both.train) == 2 and "named for the test split; they are used for training" in both.notes[0]
 
 
 @pytest.fixture
