@@ -9,10 +9,11 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from cli.overrides import Value, is_literal, is_valid
+from cli.overrides import Value, is_valid
 from cli.quoting import format_for_shell
 from nanogpt import schema
 from nanogpt.errors import BadInput, one_line
+from nanogpt.fields import is_literal
 from nanogpt.schema import ConfigModel
 
 EXPANDED = ("data.source", "eval.", "against")  # keys and sections where ~ is expanded when the file is read

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from pydantic.fields import FieldInfo
 
 from cli.argv import HYDRA_FLAGS, requested_package, split_flags
+from cli.quoting import format_value
 from nanogpt import schema
 from nanogpt.cpu_threads import limit_spinning
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, hint, one_line
@@ -189,17 +190,6 @@ def run_hydra(name: str, kind: type[ConfigModel]) -> int:
     return 0
 
 
-def plain(value: object) -> str:
-    """A default as one would type it."""
-    if isinstance(value, tuple | list):
-        return f"[{','.join(map(plain, value))}]"  # pyright: ignore[reportUnknownArgumentType]
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if isinstance(value, bool | None)
-        else str(value)
-    )
-
-
 def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
     """The newcomer's page, or every key under the given topics: `--help optimizer model.dropout`."""
     from cli.config_files import choices, groups
@@ -218,8 +208,8 @@ def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
     keys = [*schema.iter_fields(kind), *(help_sweep_fields() if name == "train" else [])]
     for key, field in keys:
         if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
-            default = "" if field.is_required() else f", default {plain(field.default)}"
-            if key in usual and default and (by_files := plain(usual[key])) != plain(field.default):
+            default = "" if field.is_required() else f", default {format_value(field.default)}"
+            if key in usual and default and (by_files := format_value(usual[key])) != format_value(field.default):
                 default += f" ({by_files} by the files of this command)"
             change = schema.change_policy(field)
             lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.describe_allowed(field)}{default}; {change}")

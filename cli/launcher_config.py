@@ -13,7 +13,8 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from nanogpt.config.types import Count, Name
-from nanogpt.schema import ConfigModel, field_error, free
+from nanogpt.fields import free
+from nanogpt.schema import ConfigModel, field_error
 
 # What the launcher itself writes into the batch script, and must, or has a key for.
 # fmt: off
@@ -166,7 +167,7 @@ class SlurmLauncher(JobLauncher):
 
 
 class LaunchConfig(ConfigModel):
-    """The study or run that a job command (status, logs, wait, cancel, retry, resubmit) is about."""
+    """The study or run that a job command (status, logs, wait, cancel, retry, resubmit) works on."""
 
     target: str | None = free(
         None, "study or run: a folder or its name; null: what was submitted last", literal=True, min_length=1

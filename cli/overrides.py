@@ -23,6 +23,7 @@ from cli.quoting import format_for_shell
 from cli.sweep_config import SWEEPERS, SweepConfig
 from nanogpt import schema
 from nanogpt.errors import BadInput, hint, one_line
+from nanogpt.fields import is_literal
 from nanogpt.schema import ConfigModel
 
 MAX_POINTS = 100_000
@@ -59,11 +60,6 @@ def warn_about_repeats(overrides: Sequence[str]) -> None:
 def override_key(text: str) -> str:
     """Return the key of an override as it was typed. A text without `=` is a key of its own."""
     return text.partition("=")[0].strip()
-
-
-def is_literal(field: FieldInfo) -> bool:
-    """Return whether a field takes all that follows `=` as it is."""
-    return bool(schema.read_declaration(field, "literal"))
 
 
 def split_literals(kind: type[ConfigModel], overrides: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from nanogpt.config import METRIC_HELP, ChosenMetric, Gpu
-from nanogpt.schema import ConfigModel, free
+from nanogpt.fields import free
+from nanogpt.schema import ConfigModel
 
 CONDITION = re.compile(r"([A-Za-z_][\w./]*)(>=|<=|!=|=|>|<)(\S+)")
 
@@ -58,7 +59,9 @@ class SweepConfig(ConfigModel):
         (), "a list of points, e.g. [{optimizer.lr:1e-3,model:tiny},{optimizer.lr:1e-4,model:gpt2}]; times the grid"
     )
     zip: Annotated[tuple[Keys, ...], Field(strict=False), BeforeValidator(wrap_single_group)] = free(
-        (), "keys whose values go in pairs, e.g. [optimizer.lr,batch_tokens], or several such lists"
+        (),
+        "keys whose values go in pairs, e.g. [optimizer.lr,batch_tokens], or several such lists",
+        allowed="a list of keys",
     )
     exclude: Annotated[tuple[Conditions, ...], Field(strict=False)] = free(
         (), "exclude points for which all comparisons of a text hold, e.g. ['optimizer.lr>=1e-2 model.dropout=0']"

@@ -3,16 +3,15 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
-from nanogpt.field_values import describe_allowed, literal_choices
+from nanogpt.fields import NEVER, change_policy, describe_allowed, earlier_value, former_name, literal_choices
 from nanogpt.files import read_json_bytes
 
 
@@ -46,63 +45,6 @@ REASONS = {
 }
 RANGE_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 DEVICES = ("auto", "cpu", "mps", "cuda")
-
-
-Change = Literal["fixed", "guarded", "free"]
-NEVER: Any = object()  # no value of the key reproduces earlier behaviour: the key was always there
-
-
-def knob(
-    change: Change,
-    default: Any,
-    doc: str,
-    literal: bool = False,
-    earlier: object = NEVER,
-    was: str | None = None,
-    **limits: Any,
-) -> Any:
-    """Declare a field with its one-line meaning and what a run that continues may do with it.
-
-    `fixed` never changes within a run, `guarded` only when `resume.allow_change` names it, `free` always. What isn't
-    free is *science*: it can change the result and belongs to the run's identity. `literal` fields are free text: on
-    the command line all that follows `=` is the value, with no quoting rules.
-
-    `earlier` is required for a key that is added after the first release (tests/test_identity.py has the list of
-    the first keys): the value that reproduces what the program did before the key existed. Where the key has this
-    value it adds nothing to the identity, so runs made without the key are found again, and a stored config without
-    the key is read as having it, whatever the default is.
-
-    `was` is the key's former name. Stored configs with that name are read, the identity is computed with it, and a
-    command line or YAML file that uses it is told the new one.
-    """
-    extra: dict[str, Any] = {"change": change, "literal": literal, "was": was}
-    if earlier is not NEVER:
-        extra["earlier"] = earlier
-    return Field(default, description=doc, json_schema_extra=extra, **limits)
-
-
-fixed, guarded, free = (partial(knob, change) for change in get_args(Change))
-
-
-def read_declaration(field: FieldInfo, what: str, default: Any = None) -> Any:
-    """Return what `knob` declared of a key under this name, or `default`."""
-    extra = field.json_schema_extra
-    return extra.get(what, default) if isinstance(extra, Mapping) else default
-
-
-def change_policy(field: FieldInfo) -> Change | None:
-    """Return whether a key is fixed, guarded or free; None for a field that `knob` did not make."""
-    return read_declaration(field, "change")
-
-
-def earlier_value(field: FieldInfo) -> Any:
-    """Return the value that reproduces the behaviour before the key existed, or NEVER for one of the first keys."""
-    return read_declaration(field, "earlier", NEVER)
-
-
-def former_name(field: FieldInfo) -> str | None:
-    """Return the name that a key had before, or None."""
-    return read_declaration(field, "was")
 
 
 def describe_unknown_key(

@@ -36,7 +36,7 @@ FILE_LINES, FUNCTION_LINES = 320, 60
 
 # A module may import modules of lower layers, and those of its own entry.
 LAYERS = [
-    ("nanogpt.entry_names", "nanogpt.redaction", "nanogpt.field_values", "nanogpt.run_state"),
+    ("nanogpt.entry_names", "nanogpt.redaction", "nanogpt.fields", "nanogpt.run_state"),
     ("nanogpt.errors",),
     ("nanogpt.output_paths", "nanogpt.saved_text", "nanogpt.cuda_driver", "nanogpt.child_process"),
     ("nanogpt.device_errors",),

@@ -11,6 +11,7 @@ from cli.sweep_request import read_sweep
 from nanogpt import schema
 from nanogpt.config import SyncConfig, TrainConfig
 from nanogpt.errors import BadInput
+from nanogpt.fields import free, guarded
 from nanogpt.run_identity import same_runs
 from nanogpt.schema import (
     NEVER,
@@ -18,9 +19,7 @@ from nanogpt.schema import (
     change_policy,
     earlier_value,
     former_name,
-    free,
     from_stored,
-    guarded,
     iter_fields,
     signature,
 )
@@ -82,7 +81,7 @@ def test_every_later_key_says_what_reproduces_earlier_behaviour() -> None:
     """`earlier=` is required of each key that isn't free and that bb3612a didn't have."""
     for key, field in iter_fields(TrainConfig):
         if key not in TABLE["first"] and key not in RENAMED.values() and change_policy(field) != "free":
-            assert earlier_value(field) is not NEVER, f"{key}: give earlier=…, see knob in nanogpt/schema.py"
+            assert earlier_value(field) is not NEVER, f"{key}: give earlier=…, see knob in nanogpt/fields.py"
 
 
 @pytest.mark.parametrize("former", RENAMED)

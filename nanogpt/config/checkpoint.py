@@ -1,4 +1,4 @@
-"""When checkpoints are saved, and how a run is resumed or forked."""
+"""Saving checkpoints; resuming and forking runs."""
 
 from typing import Annotated
 
@@ -6,19 +6,22 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.types import Count
-from nanogpt.schema import ConfigModel, field_error, fixed, free
+from nanogpt.fields import fixed, free
+from nanogpt.schema import ConfigModel, field_error
 
 
 class CheckpointConfig(ConfigModel):
-    """When the state is saved: at these steps, at each best evaluation, on a stop signal and at the end."""
+    """When to save, and how many checkpoints to keep. The best evaluation, a stop signal and the end also save one."""
 
     every: Count = free(1000, "steps between checkpoints")
-    keep: int = free(2, "number of newest checkpoints to keep, besides the best", ge=2, le=1000)
-    keep_every: Count | None = free(None, "also keep every checkpoint at a multiple of this step; null: none")
-    max_failed: int = free(3, "end the run after this many failed saves in a row, e.g. on a full disk", ge=1, le=1000)
+    keep: int = free(2, "number of newest checkpoints to keep, in addition to the best one", ge=2, le=1000)
+    keep_every: Count | None = free(None, "also keep the checkpoints at multiples of this step; null: none")
+    max_failed: int = free(
+        3, "end the run after this many failed saves in a row, e.g. because the disk is full", ge=1, le=1000
+    )
     stop_timeout_s: float = free(
         120.0,
-        "seconds after a stop signal at which the process ends, even if it is still saving",
+        "seconds that a run may take to save after a stop signal (Ctrl-C, SIGTERM); then it ends without saving",
         ge=1,
         le=1e6,
         was="grace",
@@ -26,26 +29,26 @@ class CheckpointConfig(ConfigModel):
 
 
 class ResumeConfig(ConfigModel):
-    """Continue a run with another config than it was made with."""
+    """Continuing a run with changed settings, or forking it into a new run."""
 
     run: str | None = free(
-        None, "run directory to continue with this config; null: the run that this config identifies"
+        None, "run directory to continue with changed settings; null: the run that has exactly these settings"
     )
     fork: bool = free(
-        False, "start a new run from a copy of resume.run's checkpoint, with any settings that fit its weights"
+        False, "start a new run from a checkpoint of resume.run; any setting may change that its weights allow"
     )
     step: int | None = fixed(
-        None, "resume.fork: step of the checkpoint; null: the newest", ge=0, le=2**53, earlier=None
+        None, "resume.fork: step of the checkpoint to start from; null: the newest", ge=0, le=2**53, earlier=None
     )
-    parent: str | None = fixed(
-        None, "resume.fork: id of the run that this one was forked from; filled in at the start", earlier=None
-    )
+    parent: str | None = fixed(None, "resume.fork: id of the parent run; filled in at the start", earlier=None)
     allow_change: Annotated[tuple[str, ...], Field(strict=False)] = free(
-        (), "guarded keys that may change, e.g. [optimizer.lr]; data: train on other data"
+        (),
+        "guarded keys that may change when resume.run continues, e.g. [optimizer.lr]; data: other data",
+        allowed="a list of keys",
     )
 
     @model_validator(mode="after")
-    def _fork_of_a_run(self) -> Self:
+    def _check_fork(self) -> Self:
         if self.fork and self.run is None:
             raise field_error("resume.fork", "true", "needs the run to fork: resume.run=RUN")
         if self.step is not None and not self.fork and self.parent is None:

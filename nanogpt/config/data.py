@@ -1,4 +1,4 @@
-"""The text and its tokens."""
+"""Keys of `data`: the text and its tokens."""
 
 from typing import Literal
 
@@ -6,41 +6,47 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from nanogpt.config.types import Name
-from nanogpt.schema import ConfigModel, field_error, fixed, free
+from nanogpt.fields import fixed, free
+from nanogpt.schema import ConfigModel, field_error
 
 
 class DataConfig(ConfigModel):
-    """Where the text comes from and how it becomes tokens."""
+    """Source text, tokenizer and split."""
 
-    name: Name = free("custom", "label, and first part of the prepared folder's name")
+    name: Name = free("custom", "label; first part of the prepared folder's name")
     corpus: Literal["pystdlib", "shakespeare", "hub", "text"] = fixed(
-        "pystdlib", "kind of source, see nanogpt/data/corpora.py"
+        "pystdlib", "pystdlib: Python's own source code; hub: a data set of the Hugging Face hub; text: your files"
     )
     source: str | None = fixed(
-        None, "local file, folder, glob or folder of .bin token files; null: download data.corpus"
+        None, "local file, folder, glob, or folder of .bin token files; null: the corpus itself, downloaded if needed"
     )
     source_sha256: str | None = fixed(
         None,
         "SHA-256 that the content of data.source must have; null: computed at the start",
         pattern=r"^[0-9a-f]{64}$",
+        allowed="64 hexadecimal digits",
         earlier=None,
     )
-    hub: str | None = fixed(None, "corpus=hub: data set id on the Hugging Face hub")
-    hub_config: str | None = fixed(None, "corpus=hub: configuration of the data set; null: its default")
+    hub: str | None = fixed(None, "corpus=hub: data set id on the Hugging Face hub; null: none")
+    hub_config: str | None = fixed(None, "corpus=hub: configuration (subset) of the data set; null: its default")
     text_column: str = fixed(
-        "text", "corpus=hub and files with rows (jsonl, csv, parquet …): the column that holds the text", min_length=1
+        "text", "column that holds the text, in corpus=hub and in files with rows (jsonl, csv, parquet …)", min_length=1
     )
     on_bad_row: Literal["stop", "skip"] = fixed(
         "stop", "when a row has no text: end the preparation, or skip and count the row", earlier="stop"
     )
     separator: str | None = fixed(
         None,
-        "text that ends a document in the source, \\n: newline; null: <|endoftext|>, if the tokenizer has it; '': none",
+        "text between documents of the source, \\n: newline; '': none; null: <|endoftext|> if the tokenizer has it",
         literal=True,
         earlier=None,
     )
-    tokenizer: Literal["char", "byte", "bpe", "gpt2"] = fixed("char", "bpe is trained on the corpus, gpt2 is OpenAI's")
-    vocab_size: int | None = fixed(None, "tokenizer=bpe: size of the trained vocabulary", ge=257, le=1_000_000)
+    tokenizer: Literal["char", "byte", "bpe", "gpt2"] = fixed(
+        "char", "char: characters; byte: bytes; bpe: BPE trained on the corpus; gpt2: OpenAI's BPE"
+    )
+    vocab_size: int | None = fixed(
+        None, "tokenizer=bpe: size of the vocabulary to train; null: none", ge=257, le=1_000_000
+    )
     val_fraction: float = fixed(
         0.05, "fraction of the text held out for validation, if the source has no validation file", gt=0, lt=1
     )
@@ -51,17 +57,17 @@ class DataConfig(ConfigModel):
         "permutation", "permutation: epochs without replacement; random: random crops with replacement, as in nanoGPT"
     )
     dir: str = free("data", "folder for prepared data sets", min_length=1)
-    workers: int | None = free(None, "tokenizer processes; null: one per core", ge=1, le=1024)
+    workers: int | None = free(None, "processes that tokenize; null: one per core", ge=1, le=1024)
     verify: Literal["auto", "full", "size"] = free(
         "auto", "how to check shards before training: by hash (full) or size; auto: by hash up to 2 GB"
     )
 
     def keys_without_effect(self) -> set[str]:
-        """The source is identified by its content where that is known, and by its path elsewhere."""
+        """Return `source` where its digest is known: content identifies a source better than a path."""
         return {"source"} if self.source_sha256 is not None else set()
 
     @model_validator(mode="after")
-    def _source_is_complete(self) -> Self:
+    def _check_source(self) -> Self:
         if self.tokenizer == "bpe" and self.vocab_size is None:
             raise field_error("data.vocab_size", None, "data.tokenizer=bpe needs a size, e.g. data.vocab_size=1024")
         if self.tokenizer != "bpe" and self.vocab_size is not None:

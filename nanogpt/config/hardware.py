@@ -1,18 +1,19 @@
 """Device, ranks, precision and kernels. None of these keys changes data, dropout or updates."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from typing_extensions import Self
 
-from nanogpt.config.types import Count
-from nanogpt.schema import ConfigModel, field_error, free, guarded
+from nanogpt.config.types import DEVICES, Count, Device
+from nanogpt.fields import free, guarded
+from nanogpt.schema import ConfigModel, field_error
 
 Precision = Literal["fp32", "bf16", "fp16"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 Strategy = Literal["ddp", "fsdp"]
 Attention = Literal["auto", "flash", "cudnn", "efficient", "math"]
-Gpu = Literal[  # nanogpt/estimates/gpu_specs.py has what they can
+Gpu = Literal[  # their data sheets: nanogpt/estimates/gpu_specs.py
     "gb300",
     "gb200",
     "b300",
@@ -45,21 +46,22 @@ Gpu = Literal[  # nanogpt/estimates/gpu_specs.py has what they can
 class HardwareConfig(ConfigModel):
     """The machine. Nothing here changes data, dropout or updates: the loss curve is the same up to rounding."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = free(
-        "auto", "auto, cpu, cuda, cuda:N or mps"
-    )
+    device: Device = free("auto", "device; auto: a CUDA GPU if there is one, else the CPU", allowed=DEVICES)
     gpu: Gpu | None = free(
         None,
-        "GPU model that dry_run=true assumes for device=cuda on a machine without one; null: unknown",
+        "GPU model to assume when dry_run=true plans for device=cuda on a machine without a GPU; null: none",
     )
     devices: int | None = free(
         None,
-        "ranks per node, one device each, started by this command; null: one, or what torchrun started",
+        "ranks per node, one device each, started by this command; null: one, or as many as torchrun started",
         ge=1,
         le=64,
     )
     nodes: int | None = free(
-        None, "nodes; must match what Slurm or torchrun started; null: whatever was started", ge=1, le=10_000
+        None,
+        "number of nodes; must match what Slurm or torchrun started; null: as many as were started",
+        ge=1,
+        le=10_000,
     )
     strategy: Strategy = free(
         "ddp", "ddp: every rank holds all weights, gradients and moments; fsdp: they are sharded over the ranks"
@@ -81,10 +83,10 @@ class HardwareConfig(ConfigModel):
     )
     micro_batch_size: Count | Literal["auto"] | None = free(
         None,
-        "sequences per forward pass; null: up to 16,384 tokens; auto: on a GPU, as many as fit, up to 65,536 tokens",
+        "sequences per forward pass; null: at most 16,384 tokens; auto: on a GPU what fits, at most 65,536 tokens",
     )
     compile: bool | Literal["auto"] = free(
-        "auto", "torch.compile the model; auto: on CUDA if it is supported, or if fp8 or compile_mode needs it"
+        "auto", "compile the model with torch.compile; auto: on CUDA if supported, or if fp8 or compile_mode needs it"
     )
     compile_mode: CompileMode = free(
         "default",
@@ -92,7 +94,7 @@ class HardwareConfig(ConfigModel):
     )
     attention: Attention = free(
         "auto",
-        "attention kernel to prefer, with fallback to others; auto: cudnn on Hopper and Blackwell, else torch's choice",
+        "preferred attention kernel; another runs where it cannot; auto: cudnn on Hopper and Blackwell, else torch's",
     )
     activation_checkpointing: bool = free(
         False,
@@ -108,32 +110,30 @@ class HardwareConfig(ConfigModel):
     deterministic: bool = free(False, "use deterministic kernels; slower on GPUs, no difference on CPUs")
     timeout: float = free(
         120.0,
-        "seconds without progress or compilation after which a rank stops waiting for others; 5 times that at first",
+        "seconds without any progress after which a rank gives up on the others; 5 times that before the first step",
         ge=1,
         le=1e6,
     )
 
     @property
     def must_compile(self) -> bool:
-        """Return whether the model must be compiled: it was asked for, or another key needs it."""
+        """True if the model must be compiled: by this key or because another one needs it."""
         return self.compile is True or (self.compile == "auto" and (self.fp8 or self.compile_mode != "default"))
 
     def keys_without_effect(self) -> set[str]:
-        """The precision that the device has anyway adds nothing: hardware=cpu and hardware=auto are the same run."""
+        """Return `precision` where it is the device's default: hardware=cpu and hardware=auto are the same run."""
         here = self.device in ("cpu", "mps")
         usual = "bf16" if self.device.startswith("cuda") else "fp32" if here else None
         return ({"precision"} if self.precision == usual else set[str]()) | ({"tf32"} if here else set[str]())
 
     @model_validator(mode="after")
-    def _mode_of_compile(self) -> Self:
+    def _check_compile_mode(self) -> Self:
         if self.compile_mode != "default" and self.compile is False:
-            raise field_error(
-                "hardware.compile_mode", self.compile_mode, "is a way of compiling; hardware.compile=true too"
-            )
+            raise field_error("hardware.compile_mode", self.compile_mode, "needs hardware.compile=true")
         return self
 
     @model_validator(mode="after")
-    def _what_sharding_excludes(self) -> Self:
+    def _check_fsdp(self) -> Self:
         if self.strategy == "ddp":
             return self
         for key, value, other in (
@@ -143,14 +143,14 @@ class HardwareConfig(ConfigModel):
         ):
             if value:
                 shown = str(getattr(self, key)).lower()
-                why = f"can't be with hardware.{key}={shown}; it needs {other} there, or hardware.strategy=ddp"
+                why = f"is not possible with hardware.{key}={shown}; give {other} there, or hardware.strategy=ddp"
                 raise field_error("hardware.strategy", "fsdp", why)
         if self.devices == 1 and self.nodes in (None, 1):
             raise field_error("hardware.strategy", "fsdp", "needs two ranks or more, but hardware.devices=1")
         return self
 
     @model_validator(mode="after")
-    def _what_fp8_needs(self) -> Self:
+    def _check_fp8(self) -> Self:
         if self.fp8 and self.precision not in ("auto", "bf16"):
             raise field_error("hardware.fp8", "true", f"needs hardware.precision=bf16 or auto, not {self.precision}")
         if self.fp8 and self.compile is False:

@@ -1,4 +1,4 @@
-"""The network."""
+"""Keys of `model`: the network."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nanogpt.config.types import Name, Share
-from nanogpt.schema import ConfigModel, field_error, fixed, free
+from nanogpt.fields import fixed, free
+from nanogpt.schema import ConfigModel, field_error
 
 Activation = Literal["gelu", "gelu_tanh", "relu2", "swiglu"]
 ConvPlace = Literal["attention", "qkv", "mlp"]
@@ -20,7 +21,7 @@ class ModelConfig(ConfigModel):
     n_head: int = fixed(12, "attention heads, a divisor of n_embd", ge=1, le=1024)
     n_embd: int = fixed(768, "width of the residual stream, channels", ge=1, le=65_536)
     block_size: int = fixed(1024, "context length, tokens", ge=1, le=1_048_576)
-    vocab_size: int | None = fixed(None, "number of token ids; null: the tokenizer's", ge=2, le=2**31)
+    vocab_size: int | None = fixed(None, "number of token ids; null: as many as the tokenizer has", ge=2, le=2**31)
     vocab_multiple: int = fixed(
         1, "pad the embedding's rows to a multiple of this; padded ids are never predicted", ge=1, le=65_536
     )
@@ -62,7 +63,7 @@ class ModelConfig(ConfigModel):
     )
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
+    def _check_heads(self) -> Self:
         if self.n_embd % self.n_head:
             below = max(h for h in range(1, self.n_head) if self.n_embd % h == 0)
             above = [h for h in range(self.n_head, self.n_embd + 1) if self.n_embd % h == 0][:1]
@@ -91,27 +92,27 @@ class ModelConfig(ConfigModel):
 
     @property
     def qkv_widths(self) -> tuple[int, int, int]:
-        """Channels of a position's queries, keys and values, which lie in one matrix in this order."""
+        """Channels of a position's queries, keys and values, stored in one matrix in this order."""
         return self.n_embd, self.kv_heads * self.head_size, self.kv_heads * self.head_size
 
     @property
     def is_gated(self) -> bool:
-        """Whether the MLP computes a gate beside its values, from one wider matrix."""
+        """True if the MLP multiplies its values by a gate, both from one wider matrix."""
         return {"gelu": False, "gelu_tanh": False, "relu2": False, "swiglu": True}[self.activation]
 
     @property
     def norm_subtracts_mean(self) -> bool:
-        """Whether norms subtract the mean, and so may have shifts."""
+        """True if norms subtract the mean, and so may have shifts."""
         return {"layernorm": True, "rmsnorm": False}[self.norm]
 
     @property
     def is_rotary(self) -> bool:
-        """Whether queries and keys are rotated, instead of an embedding of each position."""
+        """True if queries and keys are rotated; False if each position has an embedding."""
         return {"learned": False, "rotary": True}[self.position]
 
     @property
     def mlp_width(self) -> int:
-        """Channels inside the MLP: 4 C, or for the gated form, which has three matrices, 8/3 C in multiples of 64."""
+        """Channels inside the MLP: 4 C, or with a gate (three matrices) 8/3 C rounded up to a multiple of 64."""
         return -(-8 * self.n_embd // 192) * 64 if self.is_gated else 4 * self.n_embd
 
     @property
@@ -121,5 +122,5 @@ class ModelConfig(ConfigModel):
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     def with_vocab(self, vocab_size: int) -> "ModelConfig":
-        """This model with the tokenizer's vocabulary size where none was asked for."""
+        """Return this config with the tokenizer's vocabulary size, unless it has its own."""
         return self if self.vocab_size is not None else self.model_copy(update={"vocab_size": vocab_size})

@@ -3,7 +3,8 @@
 from typing import Literal
 
 from nanogpt.config.types import Count
-from nanogpt.schema import ConfigModel, guarded
+from nanogpt.fields import guarded
+from nanogpt.schema import ConfigModel
 
 
 class ScheduleConfig(ConfigModel):

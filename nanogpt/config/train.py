@@ -1,4 +1,4 @@
-"""One training run, and the checks between its sections."""
+"""Keys of train.py, and checks across their groups."""
 
 import math
 
@@ -16,10 +16,11 @@ from nanogpt.config.tracking import TrackingConfig
 from nanogpt.config.training import TrainingConfig
 from nanogpt.config.types import Count, Name
 from nanogpt.errors import hint, one_line
-from nanogpt.schema import ConfigModel, change_policy, field_error, fixed, free, iter_fields
+from nanogpt.fields import change_policy, fixed, free
+from nanogpt.schema import ConfigModel, field_error, iter_fields
 
-MICRO_BATCH_TOKENS = 16_384  # what a micro-batch holds at most when hardware.micro_batch_size is null
-AUTO_TOKENS = 65_536  # the same for `auto`: every kernel of a GPU is busy long before
+MICRO_BATCH_TOKENS = 16_384  # most tokens of a micro-batch if hardware.micro_batch_size is null
+AUTO_TOKENS = 65_536  # most if it is `auto`; far fewer already keep a GPU busy
 
 
 class TrainConfig(ConfigModel):
@@ -27,10 +28,12 @@ class TrainConfig(ConfigModel):
 
     name: Name | None = free(None, "first part of the run directory's name; null: <model>-<data>")
     runs_dir: str = free("runs", "folder of all run directories", min_length=1)
-    new_attempt: bool = free(False, "start a new attempt of the run, although one exists already", was="fresh")
-    attempt: Count | None = free(None, "number of the attempt: an existing one or the next; null: the latest")
+    new_attempt: bool = free(False, "start a new attempt of the run although one exists", was="fresh")
+    attempt: Count | None = free(
+        None, "number of the attempt to continue or start: an existing one or the next; null: the latest"
+    )
     dry_run: bool = free(
-        False, "print the steps, FLOPs, memory and time that training would take; write nothing", was="plan"
+        False, "only print the steps, FLOPs, memory and time that training would take; write nothing", was="plan"
     )
     stop_at_fraction: float | None = free(
         None,
@@ -51,10 +54,11 @@ class TrainConfig(ConfigModel):
         None,
         "SHA-256 of the files at init_from's path; null: computed at the start",
         pattern=r"^[0-9a-f]{64}$",
+        allowed="64 hexadecimal digits",
         earlier=None,
     )
     model: ModelConfig = fixed(ModelConfig(), "the network")
-    data: DataConfig = fixed(DataConfig(), "source text and its tokens")
+    data: DataConfig = fixed(DataConfig(), "source text and tokenizer")
     optimizer: OptimizerConfig = fixed(OptimizerConfig(), "update rule")
     schedule: ScheduleConfig = fixed(ScheduleConfig(), "learning-rate schedule")
     parametrization: ParametrizationConfig = fixed(
@@ -68,11 +72,11 @@ class TrainConfig(ConfigModel):
     resume: ResumeConfig = free(ResumeConfig(), "continue or fork another run")
 
     def keys_without_effect(self) -> set[str]:
-        """Weights are identified by their content where that is known, and by name or path elsewhere."""
+        """Return `init_from` where the digest is known: content identifies weights better than a name or path."""
         return {"init_from"} if self.init_from_sha256 is not None else set()
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
+    def _check_batch(self) -> Self:
         batch, block = self.training.batch_tokens, self.model.block_size
         if batch % block:
             nearest = sorted({max(block, batch // block * block), -(-batch // block) * block})
@@ -85,34 +89,28 @@ class TrainConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _head_of_its_own(self) -> Self:
+    def _check_mup_head(self) -> Self:
         if self.parametrization.name == "mup" and self.model.tie_weights:
-            why = "the head and the embedding need unlike learning rates; give model.tie_weights=false too"
+            why = "needs model.tie_weights=false: the head and the embedding have different learning rates"
             raise field_error("parametrization.name", "mup", why)
         return self
 
     @model_validator(mode="after")
-    def _whole_matrices(self) -> Self:
+    def _check_shardable(self) -> Self:
         if self.hardware.strategy != "ddp" and not OPTIMIZERS[self.optimizer.name].shardable:
-            why = (
-                f"can't be with optimizer={self.optimizer.name}, which needs whole matrices; hardware.strategy=ddp can"
-            )
+            why = f"optimizer={self.optimizer.name} needs whole matrices; give hardware.strategy=ddp"
             raise field_error("hardware.strategy", self.hardware.strategy, why)
         return self
 
     @model_validator(mode="after")
-    def _changes_exist(self) -> Self:
+    def _check_resume(self) -> Self:
         changeable = {key for key, field in iter_fields(TrainConfig) if change_policy(field) == "guarded"} | {"data"}
         if self.new_attempt and self.resume.run is not None:
-            raise field_error(
-                "resume.run",
-                self.resume.run,
-                "new_attempt=true starts another run, this continues one; give one of them",
-            )
+            why = "continues a run, and new_attempt=true starts one; give one of them"
+            raise field_error("resume.run", self.resume.run, why)
         if self.attempt is not None and self.new_attempt:
-            raise field_error(
-                "attempt", self.attempt, "is one that is there, new_attempt=true makes another; give one of them"
-            )
+            why = "chooses an attempt, and new_attempt=true starts the next one; give one of them"
+            raise field_error("attempt", self.attempt, why)
         for key in self.resume.allow_change:
             if key not in changeable:
                 why = f"{one_line(key)} is not a guarded key{hint(key, changeable)}"
@@ -120,10 +118,8 @@ class TrainConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _schedule_fits(self) -> Self:
-        if (
-            self.training.steps is not None or self.training.tokens
-        ):  # else it depends on the model; see check_warmup_fits
+    def _check_schedule(self) -> Self:
+        if self.training.steps is not None or self.training.tokens:  # else checked when the model's size is known
             check_warmup_fits(self, self.steps(0, 0.0))
         return self
 
@@ -133,7 +129,7 @@ class TrainConfig(ConfigModel):
         return self.training.batch_tokens // self.model.block_size
 
     def check_ranks_divide_batch(self, world: int, key: str) -> None:
-        """Check that `world` ranks, and their micro-batches, divide the batch. Raises PydanticCustomError."""
+        """Raise PydanticCustomError unless `world` ranks, and their micro-batches, divide the batch."""
         batch = f"the {self.batch_sequences} sequences of training.batch_tokens={self.training.batch_tokens}"
         if self.batch_sequences % world:
             raise field_error(
@@ -146,30 +142,30 @@ class TrainConfig(ConfigModel):
             raise field_error("hardware.micro_batch_size", micro, why)
 
     def micro_batch_size(self, world: int = 1) -> int:
-        """Sequences per forward pass of each of `world` ranks; of `auto`, before it is tried, what null means."""
+        """Return the sequences per forward pass of each of `world` ranks. `auto` that isn't resolved counts as null."""
         if isinstance(self.hardware.micro_batch_size, int):
             return self.hardware.micro_batch_size
         most, share = max(1, MICRO_BATCH_TOKENS // self.model.block_size), self.batch_sequences // world
         return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
 
     def auto_micro_batch_sizes(self, world: int) -> list[int]:
-        """Return the micro-batches of each of `world` ranks that `auto` chooses among, in order."""
+        """Return the micro-batches among which `auto` chooses on each of `world` ranks, in order."""
         return auto_micro_batch_sizes(self.batch_sequences // world, self.model.block_size)
 
     def shards(self, world: int) -> int:
-        """Parts that weights, gradients and moments are cut into over `world` ranks."""
+        """Return the number of shards of weights, gradients and moments on `world` ranks."""
         return {"ddp": 1, "fsdp": world}[self.hardware.strategy]
 
     def with_micro_batch_size(self, micro: int) -> Self:
-        """This config with a micro-batch that was found."""
+        """Return this config with another micro-batch."""
         return self.model_copy(update={"hardware": self.hardware.model_copy(update={"micro_batch_size": micro})})
 
     def grad_accum(self, world: int = 1) -> int:
-        """Micro-batches per optimizer step on each of `world` ranks."""
+        """Return the micro-batches per optimizer step on each of `world` ranks."""
         return self.batch_sequences // world // self.micro_batch_size(world)
 
     def steps(self, n_params: int, flops_per_token: float) -> int:
-        """The horizon in optimizer steps; tokens_per_param and flops need the model's numbers."""
+        """Return the run's length in optimizer steps. The arguments matter for tokens_per_param and flops."""
         training = self.training
         if training.steps is not None:
             return training.steps
@@ -179,15 +175,13 @@ class TrainConfig(ConfigModel):
         return -(-tokens // training.batch_tokens)
 
     def last_step(self, steps: int) -> int:
-        """The step at which a run of `steps` ends, or pauses."""
-        return (
-            steps
-            if self.stop_at_fraction is None
-            else min(steps, max(1, math.ceil(round(self.stop_at_fraction * steps, 6))))
-        )
+        """Return the step at which a run of `steps` ends, or stops by stop_at_fraction."""
+        if self.stop_at_fraction is None:
+            return steps
+        return min(steps, max(1, math.ceil(round(self.stop_at_fraction * steps, 6))))
 
     def evaluates_at(self, step: int, steps: int) -> bool:
-        """Whether a run of `steps` is evaluated at `step`."""
+        """Return whether a run of `steps` is evaluated at `step`."""
         return self.eval.is_due(step, steps) or step == self.last_step(steps)
 
     @property
@@ -197,25 +191,25 @@ class TrainConfig(ConfigModel):
 
 
 def nearest_divisors(number: int, wanted: int) -> str:
-    """The two divisors of `number` that are nearest to `wanted`, in words."""
+    """Return the two divisors of `number` nearest to `wanted`, as text."""
     nearest = sorted(sorted(divisors(number), key=lambda n: (abs(n - wanted), n))[:2])
     return ", ".join(map(str, nearest))
 
 
 def auto_micro_batch_sizes(share: int, block_size: int) -> list[int]:
-    """Return the micro-batches, in order, that `auto` chooses among for a rank's share of a step's sequences."""
+    """Return the micro-batches among which `auto` chooses for a rank with `share` sequences per step, in order."""
     most = max(1, AUTO_TOKENS // block_size)
     return [n for n in divisors(share) if n <= most]
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, in order."""
+    """Return all divisors, in order."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return sorted({*small, *(number // n for n in small)})
 
 
 def check_warmup_fits(config: TrainConfig, steps: int) -> None:
-    """Refuse a schedule that is longer than the run. Raises PydanticCustomError."""
+    """Raise PydanticCustomError if the warm-up is longer than the run or the decay."""
     schedule = config.schedule
     end = steps if schedule.decay_steps is None else schedule.decay_steps
     if schedule.warmup_steps > end > 0:

@@ -7,11 +7,12 @@ from typing_extensions import Self
 
 from nanogpt.config.evaluation import BenchmarkName
 from nanogpt.config.types import Count
-from nanogpt.schema import ConfigModel, field_error, fixed, free, guarded
+from nanogpt.fields import fixed, free, guarded
+from nanogpt.schema import ConfigModel, field_error
 
 
 class TrainingConfig(ConfigModel):
-    """How much to train, on which batches. Exactly one of steps, tokens, tokens_per_param and flops is set."""
+    """Batch size, length and seed of a run. Exactly one of steps, tokens, tokens_per_param and flops is set."""
 
     batch_tokens: int = guarded(
         491_520, "tokens per optimizer step over all ranks, a multiple of model.block_size", ge=1, le=2**40
@@ -21,7 +22,7 @@ class TrainingConfig(ConfigModel):
     )
     tokens: Count | None = guarded(None, "length of the run in tokens, rounded up to whole steps; null: not used")
     tokens_per_param: float | None = guarded(
-        None, "length of the run in tokens per parameter (Chinchilla: 20); null: not used", gt=0, le=1e6
+        None, "length of the run in tokens per parameter (Chinchilla-optimal: 20); null: not used", gt=0, le=1e6
     )
     flops: float | None = guarded(
         None,
@@ -31,9 +32,11 @@ class TrainingConfig(ConfigModel):
     )
     seed: int = fixed(1337, "random seed of initialization, data order and dropout", ge=0, lt=2**63)
     eval_tasks: Annotated[tuple[BenchmarkName, ...], Field(strict=False)] = guarded(
-        (), "benchmarks to run at each evaluation, e.g. [hellaswag]; local files: eval.hellaswag and so on"
+        (), "benchmarks to run at each evaluation, e.g. [hellaswag]; eval.hellaswag etc. name local copies"
     )
-    eval_limit: Count | None = guarded(None, "number of documents of each of eval_tasks, from the first; null: all")
+    eval_limit: Count | None = guarded(
+        None, "number of documents of each benchmark in eval_tasks, from the first; null: all"
+    )
     on_nonfinite: Literal["halt", "skip"] = free(
         "halt", "when a loss or gradient is not finite: end the run, or skip the update"
     )
@@ -42,7 +45,7 @@ class TrainingConfig(ConfigModel):
     )
 
     @model_validator(mode="after")
-    def _one_horizon(self) -> Self:
+    def _check_horizon(self) -> Self:
         names = ("steps", "tokens", "tokens_per_param", "flops")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:

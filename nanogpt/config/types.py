@@ -1,4 +1,4 @@
-"""Kinds of values that several sections use."""
+"""Types that several groups of keys use."""
 
 import re
 from typing import Annotated
@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 
 def check_file_name(text: str | None) -> str | None:
-    """Letters, digits, dot, dash and underscore, so a name can never leave its folder or look like an option."""
+    """Raise PydanticCustomError for a name that could leave its folder or look like an option."""
     if text is None or (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text) and not text.endswith(".")):
         return text
     raise PydanticCustomError(
@@ -17,13 +17,15 @@ def check_file_name(text: str | None) -> str | None:
 
 
 def split_list(value: object) -> object:
-    """The parts of a list written as one text, `a,b` or `[a,b]`; anything else as it is."""
+    """Return the parts of a list written as one text, `a,b` or `[a,b]`; anything else unchanged."""
     if not isinstance(value, str):
         return (value,) if isinstance(value, int) else value
     inside = value[1:-1] if value.startswith("[") and value.endswith("]") else value
     return tuple(part.strip() for part in inside.split(",") if part.strip())
 
 
+DEVICES = "auto, cpu, mps, cuda or cuda:N"
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")]
 Name = Annotated[str, AfterValidator(check_file_name)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]

@@ -139,7 +139,7 @@ TABLE = [
     ("hardware.micro_batch_size=7", "must divide the 24 sequences of training.batch_tokens=1536; nearest 6, 8"),
     ("training.batch_tokens=640000000000 hardware.micro_batch_size=7", "must divide"),
     ("hardware.micro_batch_size=48", "must divide the 24 sequences"),
-    ("hardware.micro_batch_size=0", "out of range; allowed: integer in [1, 9007199254740992] or auto or null"),
+    ("hardware.micro_batch_size=0", "out of range; allowed: integer in [1, 2^53] or auto or null"),
     ("hardware.micro_batch_size=all", "hardware.micro_batch_size=all: an integer is needed; allowed: integer in [1,"),
     ("hardware.micro_batch_size=1.5", "hardware.micro_batch_size=1.5: an integer is needed"),
     ("hardware.device=tpu", "allowed: auto, cpu, mps, cuda or cuda:N"),
@@ -162,7 +162,7 @@ TABLE = [
     ("resume.allow_change=[optimizer.l]", "is not a guarded key; did you mean 'optimizer.lr'?"),
     ("resume.allow_change=[model.n_layer]", "model.n_layer is not a guarded key"),
     ("resume.allow_change=lr", "a list is needed; allowed: a list of keys"),
-    ("resume.run=x new_attempt=true", "resume.run=x: new_attempt=true starts another run"),
+    ("resume.run=x new_attempt=true", "resume.run=x: continues a run, and new_attempt=true starts one"),
     # names and data
     ("name=../../etc/x", "not a name"),
     ("name=/abs", "not a name"),

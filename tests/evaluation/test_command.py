@@ -191,7 +191,7 @@ def test_a_char_model_cant_read_a_benchmark(config: Build, files: dict[str, str]
     ("values", "message"),
     [
         ({"init_from": "gpt2"}, "data=null: eval=loss with init_from needs a data set, e.g. data=openwebtext"),
-        ({"data": {"tokenizer": "byte"}}, "data.tokenizer=byte: of which data set?"),
+        ({"data": {"tokenizer": "byte"}}, "data.tokenizer=byte: needs a data set; choose one"),
         ({"eval": {"tasks": ["hellaswg"]}}, "eval.tasks=hellaswg: not a choice; allowed: a list of loss, hellaswag"),
         ({"eval": {"tasks": []}}, "eval.tasks"),
         ({"eval": {"limit": 0}}, "eval.limit=0: out of range"),

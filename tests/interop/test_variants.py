@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from nanogpt.config import ModelConfig
 from nanogpt.errors import BadCheckpoint, BadInput
+from nanogpt.fields import fixed
 from nanogpt.interop import architecture, sources
 from nanogpt.interop.export_config import check_nanogpt_form, to_hf_config
 from nanogpt.interop.hf_config import ALL_HARMLESS, FIXED, ConfigReader, read_gpt2, read_llama
 from nanogpt.interop.load_weights import load_weights
 from nanogpt.interop.sources import HFFolder, find_source
 from nanogpt.model.gpt import GPT
-from nanogpt.schema import fixed
 from tests.model.test_gpt import randomize
 
 transformers = pytest.importorskip("transformers")

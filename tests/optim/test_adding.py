@@ -83,7 +83,7 @@ for wrong in ("hardware.strategy=fsdp", "optimizer.betas=[0.8,0.9]", "optimizer.
 def test_four_places_add_an_optimizer(tmp_path: Path) -> None:
     done = run_python(copy_code(tmp_path, EDITS), "-c", CHECK)
     assert done.returncode == 0, done.stderr
-    assert "hardware.strategy=fsdp: can't be with optimizer=toy" in done.stdout
+    assert "hardware.strategy=fsdp: optimizer=toy needs whole matrices" in done.stdout
     assert "optimizer.betas=" in done.stdout and "is adamw's; give optimizer=adamw" in done.stdout
     assert "optimizer.momentum=0.5: is muon's; give optimizer=muon" in done.stdout
 

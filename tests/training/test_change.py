@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_model(config: Build) -> None:
     assert "model.n_layer (was 2, now 3), model.n_embd (was 16, now 32)" in str(caught.value)
     with pytest.raises(BadInput, match=r"resume.run=nowhere: not a run directory"):
         train(config(**{"resume.run": "nowhere"}))
-    with pytest.raises(BadInput, match=r"resume.run=x: new_attempt=true starts another run"):
+    with pytest.raises(BadInput, match=r"resume.run=x: continues a run, and new_attempt=true starts one"):
         config(new_attempt=True, **{"resume.run": "x"})
 
 
