@@ -278,7 +278,7 @@ def test_a_checkout_that_fails_is_told_in_one_line(config: Build, tmp_path: Path
         ({"against": "transformers"}, "can only be compared in generation"),
         (
             {"against": "transformers", "bench": {"what": "generation"}},
-            "model.block_size=16 tokens, and is asked for 257",
+            "model.block_size=16 tokens, 257 are asked for",
         ),
         ({"bench": {"what": "sampling"}}, "not a choice; allowed: a list of training, generation"),
         ({"bench": {"what": []}}, "at least one value is needed"),
