@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from cli.argv import HYDRA_FLAGS, requested_package, split_flags
 from cli.quoting import format_value
 from nanogpt import schema
+from nanogpt.console import show_logs
 from nanogpt.cpu_threads import limit_spinning
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, hint, one_line
 from nanogpt.schema import ConfigModel
@@ -37,6 +38,7 @@ def exit_on_error(name: str, call: Callable[[], int]) -> NoReturn:
     """Exit with the code `call` returns, or with that of its error, told in one line."""
     open_closed_streams()
     limit_spinning(os.environ)
+    show_logs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than our texts hold
     try:

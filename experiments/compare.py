@@ -28,8 +28,9 @@ from experiments.tables import (
 )
 from nanogpt.comparability import IN_BITS, Comparability, agree_in_bits, compare_measurements, partition
 from nanogpt.config import Against, CompareConfig, Metric
-from nanogpt.console import escape_control_chars, format_count, say
+from nanogpt.console import print_text
 from nanogpt.errors import BadInput, one_line
+from nanogpt.formatting import escape_control_chars, format_count
 from nanogpt.output_paths import check_output_folder
 
 MAX_SIDES = 26  # sides, each a letter
@@ -62,7 +63,7 @@ def compare(config: CompareConfig) -> int:
     if config.out is not None:
         title = f"Comparison of {len(sides)} settings"
         for path in Page(title, [*page, *figure_blocks(sides)]).write(Path(config.out), "compare"):
-            say(one_line(path))
+            print_text(one_line(path))
     return 0
 
 
@@ -250,10 +251,12 @@ def print_page(page: Sequence[Block]) -> None:
         if isinstance(block, Heading):
             title, told = block.text, False
         elif isinstance(block, TableBlock):
-            say(to_terminal(block, title, PAGE_ONLY))
+            print_text(to_terminal(block, title, PAGE_ONLY))
             told = True
         elif isinstance(block, Note):
-            say(("" if told else f"{title}: ") + f"{'warning: ' if block.warning and not title else ''}{block.text}\n")
+            print_text(
+                ("" if told else f"{title}: ") + f"{'warning: ' if block.warning and not title else ''}{block.text}\n"
+            )
             told = True
         elif isinstance(block, Code):
             lines = [*([f"{block.title}:"] if block.title else []), *block.text.splitlines()]
@@ -262,4 +265,4 @@ def print_page(page: Sequence[Block]) -> None:
                 if len(lines) > MAX_CODE_LINES
                 else []
             )
-            say("\n".join(map(escape_control_chars, [*lines[:MAX_CODE_LINES], *more])) + "\n")
+            print_text("\n".join(map(escape_control_chars, [*lines[:MAX_CODE_LINES], *more])) + "\n")

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from experiments.plots.coordinates import draw_coordinates
 from nanogpt.config import CoordinatesConfig, ModelConfig, ScheduleConfig
-from nanogpt.console import format_table, say
+from nanogpt.console import print_text
 from nanogpt.data.batches import Batch, to_inputs_and_targets
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.device import Compute, set_up
+from nanogpt.formatting import format_table
 from nanogpt.model.gpt import GPT
 from nanogpt.output_paths import check_output_file
 from nanogpt.training.state import build_state
@@ -39,10 +40,10 @@ def check_coordinates(config: CoordinatesConfig) -> int:
         for part in found["mup"][0]
     ]
     steps = config.coordinates.steps
-    say(format_table(f"exponent of the width in what {steps} steps moved; 0 is right", ("part", *NAMES), rows))
+    print_text(format_table(f"exponent of the width in what {steps} steps moved; 0 is right", ("part", *NAMES), rows))
     Path(config.coordinates.out).parent.mkdir(parents=True, exist_ok=True)
     draw_coordinates(found, widths, Path(config.coordinates.out))
-    say(f"picture  {config.coordinates.out}")
+    print_text(f"picture  {config.coordinates.out}")
     return 0
 
 

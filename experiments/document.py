@@ -15,9 +15,9 @@ from typing import Literal
 import jinja2
 
 from experiments.plots.theme import Picture
-from nanogpt.console import escape_control_chars
 from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.files import write_atomic
+from nanogpt.formatting import escape_control_chars
 
 TEMPLATES = Path(__file__).with_name("templates")
 

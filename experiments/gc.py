@@ -3,6 +3,7 @@
 Never a run's newest or best checkpoint, its rows, or anything of a run in progress.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,15 @@ from launch.study import RECORDS
 from launch.submission import read_submissions
 from nanogpt.comparability import best_step
 from nanogpt.config import GcConfig, TrainConfig, Waste
-from nanogpt.console import format_count, format_table, say
+from nanogpt.console import print_text
 from nanogpt.entry_names import HIDDEN_STEP, parse_step
 from nanogpt.errors import BadEnvironment, LabError, one_line
 from nanogpt.files import hold_lock, list_entries, read_json
+from nanogpt.formatting import format_count, format_table
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, parts_of
+
+logger = logging.getLogger(__name__)
 
 KINDS: dict[Waste, str] = {
     "leftovers": "half-written files of processes that were killed",
@@ -56,15 +60,15 @@ def collect_garbage(config: GcConfig) -> int:
         things += [thing for study in found.studies for thing in find_study_garbage(study, statuses)]
     print_garbage(things, config)
     for problem in problems:
-        say(f"warning: {problem}")
+        logger.warning(problem)
     busy = sum(one.in_progress for one in statuses)
     if busy:
-        say(f"{busy} runs are on their way; nothing of theirs is listed")
+        logger.info(f"{busy} runs are on their way; nothing of theirs is listed")
     chosen = [thing for thing in things if thing.kind in config.what]
     if config.delete:
         return delete_all(chosen, statuses)
     if chosen:
-        say(f"nothing was deleted; delete=true deletes {format_count(sum(t.size for t in chosen), 'G')}B")
+        print_text(f"nothing was deleted; delete=true deletes {format_count(sum(t.size for t in chosen), 'G')}B")
     return 0
 
 
@@ -77,10 +81,10 @@ def delete_all(things: Sequence[Garbage], statuses: Sequence[RunStatus]) -> int:
         except OSError as error:
             why, code = one_line(error.strerror or error), BadEnvironment.exit_code
         if why:
-            say(f"left: {one_line(thing.path)}: {why}")
+            print_text(f"left: {one_line(thing.path)}: {why}")
         else:
             freed += thing.size
-    say(f"deleted: {format_count(freed, 'G')}B freed")
+    print_text(f"deleted: {format_count(freed, 'G')}B freed")
     return code
 
 
@@ -190,13 +194,13 @@ def print_garbage(things: Sequence[Garbage], config: GcConfig) -> None:
         for kind, about in KINDS.items()
         for own in [[thing for thing in things if thing.kind == kind]]
     ]
-    say(format_table("what could be deleted", ("what", "things", "frees", "which"), rows))
+    print_text(format_table("what could be deleted", ("what", "things", "frees", "which"), rows))
     for kind in config.what:
         own = sorted((thing for thing in things if thing.kind == kind), key=lambda thing: -thing.size)
         for thing in own[:MAX_PATHS]:
-            say(f"{kind}: {one_line(thing.path)} ({format_count(thing.size, 'G')}B)")
+            print_text(f"{kind}: {one_line(thing.path)} ({format_count(thing.size, 'G')}B)")
         if len(own) > MAX_PATHS:
-            say(f"{kind}: and {len(own) - MAX_PATHS} more")
+            print_text(f"{kind}: and {len(own) - MAX_PATHS} more")
 
 
 def delete_locked(thing: Garbage, statuses: Sequence[RunStatus]) -> str:

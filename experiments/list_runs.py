@@ -1,5 +1,6 @@
 """`nanogpt list` and `watch`: one line per run, once or refreshed until no run is in progress."""
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -9,12 +10,15 @@ from launch.status import RunStatus
 from launch.watching import MAX_ROWS, format_age, format_loss, print_failures, show_until_done
 from nanogpt.comparability import compare_measurements
 from nanogpt.config import ListConfig, TargetsConfig, WatchConfig
-from nanogpt.console import format_count, format_duration, format_table, say, shorten
+from nanogpt.console import print_text
 from nanogpt.errors import BadInput, LabError, one_line
+from nanogpt.formatting import format_count, format_duration, format_table, shorten
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement, read_history
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import STATES, count_states
+
+logger = logging.getLogger(__name__)
 
 
 def list_runs(config: ListConfig) -> int:
@@ -24,13 +28,13 @@ def list_runs(config: ListConfig) -> int:
     if not chosen:
         states = ", ".join(sorted({run.state for run in runs}))
         raise BadInput(f"state={config.state}: none of {len(runs)} runs; there are: {states}")
-    say(runs_table(sorted(chosen, key=lambda run: -run.updated), config))
+    print_text(runs_table(sorted(chosen, key=lambda run: -run.updated), config))
     print_failures(chosen, partial(display_name, config=config))
     for run in chosen:
         if trouble := loss_trouble(run):
-            say(f"{display_name(run, config)}: {run.state}, {trouble.words}")
+            print_text(f"{display_name(run, config)}: {run.state}, {trouble.words}")
     for problem in problems:
-        say(f"warning: {problem}")
+        logger.warning(problem)
     return 0
 
 
@@ -45,9 +49,9 @@ def watch(config: WatchConfig) -> int:
 
     runs = show_until_done(read, draw, partial(display_name, config=config), config.poll_s, with_losses=True)
     if runs is None:
-        say("left; the runs go on")
+        print_text("left; the runs go on")
         return 130
-    say(draw(runs))
+    print_text(draw(runs))
     return 0
 
 

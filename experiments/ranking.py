@@ -12,7 +12,7 @@ from experiments.statistics import Estimate, estimate_mean
 from nanogpt import schema
 from nanogpt.comparability import agree_in_bits, agree_in_nats, group_results, partition
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.console import shorten
+from nanogpt.formatting import shorten
 from nanogpt.measurement import Measurement
 from nanogpt.schema import change_policy, iter_fields
 

@@ -1,5 +1,6 @@
 """`nanogpt report`: the results of a study as report.md, report.html and plots; also while it runs."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -38,10 +39,13 @@ from experiments.tables import (
 from launch.watching import print_failures
 from nanogpt import schema
 from nanogpt.config import Metric, ReportConfig, TrainConfig
-from nanogpt.console import format_duration, say
+from nanogpt.console import print_text
 from nanogpt.errors import BadInput, one_line
+from nanogpt.formatting import format_duration
 from nanogpt.output_paths import check_output_folder
 from nanogpt.run_state import count_states
+
+logger = logging.getLogger(__name__)
 
 PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns that a terminal has no room for
 PICTURES = ("curves", "sensitivity", "heatmap", "parallel")  # those of an earlier report go when a new one has others
@@ -85,22 +89,22 @@ def report(config: ReportConfig) -> int:
         for old in [*folder.glob(f"plots/{name}.png"), *folder.glob(f"plots/{name}-[0-9]*.png")]:
             if old not in files:
                 old.unlink(missing_ok=True)
-    say("\n" + "\n".join(map(one_line, files)))
+    print_text("\n" + "\n".join(map(one_line, files)))
     return 0
 
 
 def print_report(study: ReportData) -> None:
     """Print the ranking, what failed and what can't be read."""
     for note in study.notes:
-        say(f"note: {one_line(note, 1000)}")
+        logger.info(f"note: {one_line(note, 1000)}")
     for ranking in study.rankings:
         title = f"{study.title}: {one_line(ranking.title, 200) or count_results(study.results)}"
         first = COLUMNS[ranking.metric]
         without = [column for column in PAGE_ONLY if column != first]
-        say(to_terminal(ranking_table(ranking, find_varied_keys(ranking.groups)), title, without))
+        print_text(to_terminal(ranking_table(ranking, find_varied_keys(ranking.groups)), title, without))
     print_failures([result.status for result in study.results])
     for problem in study.problems:
-        say(f"warning: {problem}")
+        logger.warning(problem)
 
 
 def output_folder(found: RunSelection, config: ReportConfig) -> Path:

@@ -1,14 +1,18 @@
 """`nanogpt sizing`: parameters, FLOPs, memory, time and cost of a training, calculated without running it."""
 
+import logging
 from collections.abc import Iterator
 
 from nanogpt import schema
 from nanogpt.config import Gpu, ModelConfig, Precision, SizingConfig, check_warmup_fits, divisors
-from nanogpt.console import format_count, format_duration, format_table, say
+from nanogpt.console import print_text
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.estimates.flops import compute_total_steps, flops_per_token, forward_flops, parameter_counts
 from nanogpt.estimates.gpu_specs import GPU_SPECS, GpuSpec
 from nanogpt.estimates.memory import USABLE_SHARE, checkpoint_bytes, estimate_memory, largest_micro_batch
+from nanogpt.formatting import format_count, format_duration, format_table
+
+logger = logging.getLogger(__name__)
 
 
 def print_sizing(config: SizingConfig) -> int:
@@ -18,14 +22,14 @@ def print_sizing(config: SizingConfig) -> int:
     steps = compute_total_steps(config, model)
     schema.run_check(lambda: check_warmup_fits(config, steps))
     if not sure and config.model.vocab_size is None:
-        say(f"a vocabulary of {vocab_size} is assumed until the data is prepared")
-    say(parameter_table(config.model.name, model))
-    say()
-    say(flops_table(model))
-    say()
-    say(memory_table(config, model))
-    say()
-    say(device_table(config, model, steps * config.training.batch_tokens))
+        logger.info(f"a vocabulary of {vocab_size} is assumed until the data is prepared")
+    print_text(parameter_table(config.model.name, model))
+    print_text()
+    print_text(flops_table(model))
+    print_text()
+    print_text(memory_table(config, model))
+    print_text()
+    print_text(device_table(config, model, steps * config.training.batch_tokens))
     return 0
 
 

@@ -19,8 +19,8 @@ from experiments.results import RunResult
 from experiments.statistics import Estimate, mean
 from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.console import format_count, format_duration, format_table, shorten
 from nanogpt.errors import one_line
+from nanogpt.formatting import format_count, format_duration, format_table, shorten
 from nanogpt.measurement import Measurement
 
 RUN_COLUMNS: dict[Metric, str] = {"val_loss": "last val", "best_val_loss": "best val", "val_bpb": "last bits/byte"}

@@ -18,9 +18,10 @@ from launch.sweep import submit_jobs
 from launch.watching import print_failures, status_table, watch
 from nanogpt import schema
 from nanogpt.config import TrainConfig
-from nanogpt.console import escape_control_chars, say
+from nanogpt.console import print_text
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import check_regular, read_text
+from nanogpt.formatting import escape_control_chars
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import FAILED, OPEN, WRONG, count_states
 
@@ -52,7 +53,7 @@ def lock_study(config: LaunchConfig) -> Generator[tuple[Study, list[RunStatus]],
 def status(config: LaunchConfig) -> int:
     """Print a table of all points, and the logs of those that failed."""
     study, points = find_points(config)
-    say(status_table(study, points))
+    print_text(status_table(study, points))
     print_failures(points)
     return 0
 
@@ -76,12 +77,12 @@ def logs(config: LaunchConfig) -> int:
     if config.follow and len(there) > 1:
         raise BadInput("follow=true: of which run? name one")
     for point, log in there:
-        say(f"=== {one_line(point.path.name)}  {point.state}  {one_line(log)}")
+        print_text(f"=== {one_line(point.path.name)}  {point.state}  {one_line(log)}")
         for line in read_text(log, "replace").splitlines()[-config.lines :]:
-            say(escape_control_chars(line))
+            print_text(escape_control_chars(line))
     if config.follow:
         for text in follow_lines(there[0][1]):
-            say(escape_control_chars(text))
+            print_text(escape_control_chars(text))
     return 0
 
 
@@ -114,7 +115,9 @@ def cancel(config: LaunchConfig) -> int:
             )
             if not is_on_slurm(point):
                 local.stop_point(point.job)
-    say(f"{one_line(study.path)}: {len(going)} cancelled; the same command that submitted them goes on with them")
+    print_text(
+        f"{one_line(study.path)}: {len(going)} cancelled; the same command that submitted them goes on with them"
+    )
     return 0
 
 
@@ -130,7 +133,7 @@ def resubmit(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int
     with lock_study(config) as (study, points):
         points = [point for point in points if point.state in states]
         if not points:
-            say(f"{one_line(study.path)}: nothing to {command}{describe_others(study, config)}")
+            print_text(f"{one_line(study.path)}: nothing to {command}{describe_others(study, config)}")
             return 0
         if any(is_on_slurm(point) for point in points):
             slurm.check_slurm_available()
@@ -146,7 +149,7 @@ def resubmit(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int
         }
         for number, group in groups.items():
             jobs = resubmit_points(study, group, codes[number], changes)
-            say(f"{one_line(study.path)}: {len(group)} points sent: {jobs}")
+            print_text(f"{one_line(study.path)}: {len(group)} points sent: {jobs}")
     return 0
 
 

@@ -18,13 +18,13 @@ from launch.resources import visible_gpus
 from launch.speeds import DeviceKind, PointWorkload, Speed, predict_speed, read_speeds, without_label
 from launch.study import PlannedRun
 from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, auto_micro_batch_sizes, divisors
-from nanogpt.console import format_count, format_duration
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import compute_total_steps
 from nanogpt.estimates.gpu_specs import GPU_SPECS
 from nanogpt.estimates.memory import USABLE_SHARE, estimate_training_memory
 from nanogpt.estimates.plan import MFU
+from nanogpt.formatting import format_count, format_duration
 from nanogpt.run_directory import newest_step
 
 Value = TypeVar("Value")

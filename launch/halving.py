@@ -5,6 +5,7 @@ would show. The losses that decided are stored in the study's folder, so the sam
 """
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -18,12 +19,15 @@ from launch.metric_choice import UNITS, check_comparable, choose_metric
 from launch.preview import goal_step, metric_at_goal, read_states
 from launch.study import PlannedRun, Study
 from nanogpt.config import Metric
-from nanogpt.console import format_table, say
+from nanogpt.console import print_text
 from nanogpt.errors import STOPPED, BadInput, one_line
 from nanogpt.files import append, from_json, read_text
+from nanogpt.formatting import format_table
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import FAILED
 from nanogpt.schema import signature
+
+logger = logging.getLogger(__name__)
 
 FILE = "rungs.jsonl"  # in the study's folder: the losses that decided
 
@@ -65,21 +69,23 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
         ]
         part = Study(study.path, [planned for one in left for planned in one.runs])
         check_not_past_rung(part, metric)
-        say(f"=== rung {rung + 1} of {sweeper.rungs}: {len(part.runs)} points to {100 * share:.3g} % of their steps")
+        logger.info(
+            f"=== rung {rung + 1} of {sweeper.rungs}: {len(part.runs)} points to {100 * share:.3g} % of their steps"
+        )
         code = run(part)
         if code == STOPPED or code >= 128 or config.dry_run:
             return code
         if missing := score_candidates(part, left, metric):
-            say(f"rung {rung + 1} isn't complete: {missing}; the same command goes on")
+            logger.info(f"rung {rung + 1} isn't complete: {missing}; the same command goes on")
             return code or 1
         left.sort(key=lambda one: one.val)
         keep = 1 if last else math.ceil(len(left) / sweeper.eta)
-        say(rung_table(left, keep, "best" if last else "goes on", f"rung {rung + 1}", UNITS[metric]))
+        print_text(rung_table(left, keep, "best" if last else "goes on", f"rung {rung + 1}", UNITS[metric]))
         left = [one for one in left[:keep] if one.val < math.inf]
         if not left:
             return code or 1
     runs = ", ".join(one_line(planned.path) for planned in left[0].runs)
-    say(f"best    {left[0].name}, {UNITS[metric]} {left[0].val:.4f}: {runs}")
+    print_text(f"best    {left[0].name}, {UNITS[metric]} {left[0].val:.4f}: {runs}")
     return 0
 
 
@@ -177,4 +183,4 @@ def print_plan(left: list[Candidate], sweeper: Halving) -> None:
     new = [share - before for share, before in zip(shares, [0, *shares], strict=False)]
     work = sum(count * share for count, share in zip(counts, new, strict=True)) / len(left)
     rungs = ", ".join(f"{count} to {100 * share:.3g} %" for count, share in zip(counts, shares, strict=True))
-    say(f"halving {rungs} of their steps: {100 * work:.0f} % of the work of all points")
+    logger.info(f"halving {rungs} of their steps: {100 * work:.0f} % of the work of all points")

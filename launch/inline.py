@@ -1,5 +1,6 @@
 """Run the points of a study in this process, one after the other."""
 
+import logging
 import signal
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from launch.preview import print_preview, read_states, runs_to_start
 from launch.study import Study
 from launch.watching import print_failures, status_table
 from nanogpt.config import TrainConfig
-from nanogpt.console import say
+from nanogpt.console import print_text
 from nanogpt.distributed.signals import restore_handlers
 from nanogpt.errors import STOPPED, Diverged, PeerLost, one_line
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED
+
+logger = logging.getLogger(__name__)
 
 MAX_EQUAL_FAILURES = 3  # equal failures in a row, before the first step, after which the other points are not tried
 
@@ -40,15 +43,15 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
     with keep_code(waiting), trap_signals() as heard:
         for planned in waiting:
             number = study.runs.index(planned) + 1
-            say(f"=== point {number} of {len(study.runs)}: {one_line(planned.path.name)}")
+            logger.info(f"=== point {number} of {len(study.runs)}: {one_line(planned.path.name)}")
             ends[planned.path] = code, _ = train_point(main, planned.config)
             if code in (STOPPED, PeerLost.exit_code) or code >= 128:
                 return code
             if heard:  # when the point was done but for its last words
-                say(f"{signal.Signals(heard[0]).name}: the sweep stopped; the same command goes on")
+                logger.info(f"{signal.Signals(heard[0]).name}: the sweep stopped; the same command goes on")
                 return STOPPED
             if why := repeated_failure(ends):
-                say(
+                print_text(
                     f"the sweep stops: {MAX_EQUAL_FAILURES} points in a row ended before their first step for the same "
                     f"reason; {len(waiting) - len(ends)} were not started: {one_line(why, 300)}"
                 )
@@ -57,7 +60,7 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
     for run, (code, why) in ends.items():
         if code and points[run].state not in FAILED:  # before it began to train
             points[run].state, points[run].why = "failed", why
-    say(status_table(study.path, list(points.values())))
+    print_text(status_table(study.path, list(points.values())))
     print_failures(list(points.values()))
     old = {"diverged": Diverged.exit_code, "failed": 1}
     codes = [ends[run][0] if run in ends else old.get(point.state, 0) for run, point in points.items()]

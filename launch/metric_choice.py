@@ -1,16 +1,18 @@
 """The metric that ranks the points of a sweep; checked before training starts and before each decision."""
 
+import logging
 from collections.abc import Iterator, Sequence
 
 from cli.search_space import Axis, Space
 from launch.study import PlannedRun
 from nanogpt.comparability import IN_BITS, compare_measurements
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.console import say
 from nanogpt.errors import BadInput, one_line
 from nanogpt.measurement import Measurement, measured_at, planned_measurement, read_history, requested_measurement
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 MEASURED = ("data", "model", "eval", "hardware", "experiment")
 """Groups whose keys can change what a result is measured on."""
@@ -35,9 +37,11 @@ def choose_metric(configs: Sequence[TrainConfig], asked: Metric, sweeper: str) -
         )
     metric = asked if verdict.unit == "nats" else IN_BITS[asked]
     if metric != asked:
-        say(f"note    compared by {UNITS[metric]} instead of {UNITS[asked]}, because {one_line(verdict.reason, 500)}")
+        logger.info(
+            f"note    compared by {UNITS[metric]} instead of {UNITS[asked]}, because {one_line(verdict.reason, 500)}"
+        )
     if verdict.note:
-        say(f"note    {verdict.note}")
+        logger.info(f"note    {verdict.note}")
     return metric
 
 

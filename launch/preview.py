@@ -1,5 +1,6 @@
 """What a sweep is about to do: states of its points, resources, predicted time and memory."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from launch.resources import Resources
 from launch.status import RunStatus, read_points, read_run
 from launch.study import PlannedRun, Study
 from nanogpt.config import Metric
-from nanogpt.console import say
 from nanogpt.errors import one_line
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, newest_step
 from nanogpt.run_state import DONE, FAILED, RESUBMITTED, count_states
+
+logger = logging.getLogger(__name__)
 
 
 def runs_to_start(
@@ -76,16 +78,16 @@ def print_preview(
     rest = count_states(point.state for run, point in before.items() if run not in runs)
     verb = "submit" if where else "run"
     size = f"{len(study.runs)} point{'s' if len(study.runs) > 1 else ''}"
-    say(f"study   {one_line(study.path)}: {size}, {len(start)} to {verb}{f' ({rest})' if rest else ''}")
+    logger.info(f"study   {one_line(study.path)}: {size}, {len(start)} to {verb}{f' ({rest})' if rest else ''}")
     if where:
         print_resources(*where)
     print_forecast(study, start, settings, where)
     failed = [point for point in before.values() if point.state in FAILED]
     for point in failed[:5]:
-        say(f"{point.state:<8}{one_line(point.path.name)}: {one_line(point.why, 200)}")
+        logger.info(f"{point.state:<8}{one_line(point.path.name)}: {one_line(point.why, 200)}")
     if failed and not settings.retry:
         jobs = f", or nanogpt retry {one_line(study.path)}" if where else ""
-        say(f"        not {'submitted' if where else 'run'} again; sweep.retry=failed does{jobs}")
+        logger.info(f"        not {'submitted' if where else 'run'} again; sweep.retry=failed does{jobs}")
 
 
 def print_forecast(
@@ -106,7 +108,7 @@ def print_forecast(
         placed = {planned.path: planned for planned_runs in groups.values() for planned in planned_runs}
         start = [placed[planned.path] for planned in start]
     for line in forecast(start, settings.gpu, at_once, study.path.parent, here):
-        say(line)
+        logger.info(line)
 
 
 def print_resources(launcher: JobLauncher, groups: dict[Resources, list[PlannedRun]]) -> None:
@@ -114,7 +116,9 @@ def print_resources(launcher: JobLauncher, groups: dict[Resources, list[PlannedR
     for resources, planned_runs in groups.items():
         most = launcher.array_parallelism or (256 if isinstance(launcher, SlurmLauncher) else "as fit")
         count = f"{len(planned_runs)} points: " if len(groups) > 1 else ""
-        say(f"needs   {count}{resources.describe()}; {launcher.timeout_min} min in one go; at most {most} at once")
+        logger.info(
+            f"needs   {count}{resources.describe()}; {launcher.timeout_min} min in one go; at most {most} at once"
+        )
     points = [planned for planned_runs in groups.values() for planned in planned_runs]
     if isinstance(launcher, SlurmLauncher) and any(one.config.hardware.device == "auto" for one in points):
-        say("note    hardware.device=auto asks Slurm for no GPU; hardware=gpu asks for one a rank")
+        logger.info("note    hardware.device=auto asks Slurm for no GPU; hardware=gpu asks for one a rank")

@@ -4,6 +4,7 @@ Nothing of Optuna is stored. Before each choice an in-memory study is built from
 seeded by the number of the next trial: the same results lead to the same choices, interrupted or not.
 """
 
+import logging
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,14 +21,17 @@ from launch.metric_choice import UNITS, check_comparable, choose_metric, search_
 from launch.study import Study
 from launch.trials import Trial, TrialLog, make_trial, study_of_trials, update_trials
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.console import format_table, say
+from nanogpt.console import print_text
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, one_line
 from nanogpt.files import hold_lock
+from nanogpt.formatting import format_table
 from nanogpt.run_state import FAILED, count_states
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
+
+logger = logging.getLogger(__name__)
 
 MAX_ROWS = 10  # trials in the last table
 
@@ -103,7 +107,9 @@ def run_search(
             return now
         update_trials(record.study, open_, metric)
         if missing := next((one for one in open_ if one.state == "open"), None):
-            say(f"trial {missing.number} isn't complete: {one_line(missing.why, 200)}; the same command goes on")
+            logger.info(
+                f"trial {missing.number} isn't complete: {one_line(missing.why, 200)}; the same command goes on"
+            )
             return now or 1
         code = now or code
 
@@ -189,15 +195,15 @@ def print_space(sweeper: Search, space: Space[TrainConfig], trials: Sequence[Tri
     """Print the search space and how many trials are done."""
     seeds = f", each with {len(space.seeds)} seeds" if space.seeds else ""
     done = sum(one.state != "open" for one in trials)
-    say(f"search  {sweeper.trials} trials{seeds}, {sweeper.at_once} at once, by {sweeper.sampler}; {done} done")
+    logger.info(f"search  {sweeper.trials} trials{seeds}, {sweeper.at_once} at once, by {sweeper.sampler}; {done} done")
     for axis in space.axes:
-        say(f"        {axis.key}={one_line(axis.override_text, 200)}")
+        logger.info(f"        {axis.key}={one_line(axis.override_text, 200)}")
 
 
 def print_trial(one: Trial) -> None:
     """Print the values of a trial, and how it ended if it has."""
     end = {"open": "", "finished": f": val {one.val}, as before"}.get(one.state, f": {one.state}: {one.why}")
-    say(f"trial   {one.number}: {one_line(one.settings, 200)}{one_line(end, 300)}")
+    logger.info(f"trial   {one.number}: {one_line(one.settings, 200)}{one_line(end, 300)}")
 
 
 def print_results(trials: Sequence[Trial], code: int, metric: Metric) -> int:
@@ -208,12 +214,12 @@ def print_results(trials: Sequence[Trial], code: int, metric: Metric) -> int:
         once.setdefault(one.settings, one)
     rows = [(str(one.number), f"{one.val:.4f}", one_line(one.settings, 200)) for one in list(once.values())[:MAX_ROWS]]
     summary = f"{len(trials)} trials: {count_states(one.state for one in trials)}"
-    say(format_table(summary, ("trial", UNITS[metric], "values"), rows))
+    print_text(format_table(summary, ("trial", UNITS[metric], "values"), rows))
     for one in [one for one in trials if one.val is None][:MAX_ROWS]:
-        say(f"trial {one.number} {one.state}: {one_line(one.why, 300)}")
+        print_text(f"trial {one.number} {one.state}: {one_line(one.why, 300)}")
     if not finished:
         return code or 1
     runs = ", ".join(one_line(planned.path) for planned in finished[0].runs)
-    say(f"best    trial {finished[0].number}, {UNITS[metric]} {finished[0].val:.4f}: {runs}")
-    say(f"        {one_line(finished[0].settings, 400)}")
+    print_text(f"best    trial {finished[0].number}, {UNITS[metric]} {finished[0].val:.4f}: {runs}")
+    print_text(f"        {one_line(finished[0].settings, 400)}")
     return 0

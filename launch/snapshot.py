@@ -6,15 +6,17 @@ deleted or edited is never taken for complete.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 
-from nanogpt.console import say
 from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.files import fsync, read_bytes, write
 from nanogpt.provenance import GIT_STATE, git_state
 from nanogpt.redaction import redact_all
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("cli", "conf", "experiments", "launch", "nanogpt")
 KINDS = (".py", ".yaml", ".txt")
@@ -77,7 +79,7 @@ def put_in_place(partial: Path, place: Path) -> None:
         while os.path.lexists(aside):
             aside, number = place.with_name(f".bad-{place.name}-{number}"), number + 1
         place.rename(aside)
-        say(f"warning: {one_line(place)}: this copy of the code was damaged; it is made anew")
+        logger.warning(f"{one_line(place)}: this copy of the code was damaged; it is made anew")
     try:
         partial.rename(place)
     except OSError:

@@ -1,5 +1,6 @@
 """Run `train.py -m`: the points of a study in this process or as jobs. The same command again does what is left."""
 
+import logging
 import os
 import re
 import secrets
@@ -27,20 +28,22 @@ from launch.study import PlannedRun, Study, plan_single_run, plan_study
 from launch.submission import Submission, SubmissionSpec, create_submission, lock_records, read_submissions
 from launch.watching import print_outcome, watch
 from nanogpt.config import TrainConfig
-from nanogpt.console import say
+from nanogpt.console import print_text
 from nanogpt.data.prepare import check_prepared
 from nanogpt.errors import STOPPED, BadInput, one_line
 from nanogpt.run_directory import parts_of
+
+logger = logging.getLogger(__name__)
 
 
 def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> int:
     """Run or submit all points. Return the first exit code that isn't 0. Raise LabError before submitting."""
     study = plan_study(sweep)
     if sweep.excluded:
-        say(f"sweep   {sweep.excluded} points left out by sweep.exclude")
+        logger.info(f"sweep   {sweep.excluded} points left out by sweep.exclude")
     code = run_study(sweep, study, main)
     if code != STOPPED and not (sweep.points[0].config.dry_run or is_rank()):
-        say(f"\nnext:\n  nanogpt report {one_line(study.path)}")
+        print_text(f"\nnext:\n  nanogpt report {one_line(study.path)}")
     return code
 
 
@@ -89,7 +92,7 @@ def submit_study(study: Study, launcher: JobLauncher, settings: SweepConfig) -> 
             if start := runs_to_start(planned_runs, before, settings):
                 freeze_and_submit(study, start, launcher, resources)
     if not launcher.wait:
-        say(f"nanogpt status {one_line(study.path)}")
+        print_text(f"nanogpt status {one_line(study.path)}")
         return 0
     sent = {run for submission in read_submissions(study.path) for run in submission.runs}
     runs = {planned.path.resolve() for planned in study.runs}
@@ -158,7 +161,7 @@ def freeze_and_submit(
     submission = create_submission(study, [with_fixed_attempt(planned) for planned in planned_runs], facts)
     jobs = submit_jobs(study, submission, launcher, resources)
     took = time.monotonic() - started
-    say(f"sent    {len(planned_runs)} points in {took:.1f} s: {jobs}; logs in {one_line(study.logs)}")
+    logger.info(f"sent    {len(planned_runs)} points in {took:.1f} s: {jobs}; logs in {one_line(study.logs)}")
 
 
 def with_fixed_attempt(planned: PlannedRun) -> PlannedRun:

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from launch.status import RunStatus, read_points
-from nanogpt.console import LiveText, format_duration, format_table, say
+from nanogpt.console import print_text
 from nanogpt.errors import BadCheckpoint, one_line
+from nanogpt.formatting import format_duration, format_table
+from nanogpt.progress import LiveText
 from nanogpt.run_state import DONE, OPEN, WRONG, count_states
 
 ORDER = (*WRONG, *reversed(OPEN), "stopped", "new", *reversed(DONE))  # points that need attention first
@@ -70,7 +72,7 @@ def watch(study: Path, poll_s: float, paths: set[Path] | None = None) -> int:
 
     points = show_until_done(read, partial(status_table, study, rows=MAX_ROWS), base_name, poll_s)
     if points is None:
-        say(f"left; the jobs go on. nanogpt status {one_line(study)}; the same command watches again")
+        print_text(f"left; the jobs go on. nanogpt status {one_line(study)}; the same command watches again")
         return 130
     return print_outcome(study, points)
 
@@ -114,12 +116,12 @@ def print_failures(runs: Sequence[RunStatus], name: Callable[[RunStatus], str] =
     for (state, why), (first, *others) in groups.items():
         log = f"; log: {one_line(first.log)}" if first.log else ""
         more = f"; the same for {len(others)} more" if others else ""
-        say(f"{name(first)}: {state}: {one_line(why, 300)}{log}{more}")
+        print_text(f"{name(first)}: {state}: {one_line(why, 300)}{log}{more}")
 
 
 def print_outcome(study: Path, points: Sequence[RunStatus]) -> int:
     """Print the final table. Return the exit code."""
-    say(status_table(study, points, MAX_ROWS))
+    print_text(status_table(study, points, MAX_ROWS))
     wrong = [point for point in points if point.state not in DONE]
     print_failures(wrong[:MAX_ROWS])
     return next((point.code for point in wrong if point.code), 1) if wrong else 0

@@ -14,6 +14,7 @@ import torch
 from cli import config_files, sweep_request
 from cli.compose import Composer
 from nanogpt.config import TrainConfig
+from nanogpt.console import show_logs
 from nanogpt.cpu_threads import threads_for
 from nanogpt.training.run_logger import RunLogger
 from tests import ranks
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+show_logs()
 gc.disable()  # until the tests are collected: 2 s of looking for garbage among what is only just made
 sys.dont_write_bytecode = False  # hundreds of processes start here, and each would compile every module again
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -36,7 +36,8 @@ FILE_LINES, FUNCTION_LINES = 320, 60
 
 # A module may import modules of lower layers, and those of its own entry.
 LAYERS = [
-    ("nanogpt.entry_names", "nanogpt.redaction", "nanogpt.fields", "nanogpt.run_state"),
+    ("nanogpt.console", "nanogpt.formatting", "nanogpt.entry_names", "nanogpt.redaction"),
+    ("nanogpt.fields", "nanogpt.run_state"),
     ("nanogpt.errors",),
     ("nanogpt.output_paths", "nanogpt.saved_text", "nanogpt.cuda_driver", "nanogpt.child_process"),
     ("nanogpt.device_errors",),
@@ -46,7 +47,7 @@ LAYERS = [
     ("nanogpt.distributed.spawn",),
     ("nanogpt.optim",),  # each optimizer's own file; the config asks what they declare
     ("nanogpt.config",),
-    ("nanogpt.console", "nanogpt.torch_compile", "nanogpt.gpus"),
+    ("nanogpt.progress", "nanogpt.torch_compile", "nanogpt.gpus"),
     ("nanogpt.metrics_check",),
     ("nanogpt.metrics_file", "nanogpt.provenance"),
     ("nanogpt.estimates.flops", "nanogpt.estimates.gpu_specs"),
@@ -92,7 +93,7 @@ THIRD_PARTY = {  # library -> the only places that may import it
     "matplotlib": ("nanogpt.tracking.plots", "experiments.plots"),
     "scipy": ("experiments.scaling.fit", "experiments.statistics"),
     "jinja2": ("experiments.document",),
-    "rich": ("nanogpt.console",),
+    "rich": ("nanogpt.formatting", "nanogpt.progress"),
     "datasets": ("nanogpt.data.hub_data",),
     "pyarrow": ("nanogpt.data.file_kinds",),
     "tiktoken": ("nanogpt.tokenizer",),

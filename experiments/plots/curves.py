@@ -24,7 +24,7 @@ from experiments.plots.theme import (
 )
 from experiments.results import RunResult
 from nanogpt.config import Against
-from nanogpt.console import format_count, format_duration
+from nanogpt.formatting import format_count, format_duration
 from nanogpt.tracking.plots import smooth
 
 MANY = 8  # curves that can have a colour and a line of the legend each

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.scaling.fit import Parabola
 from experiments.scaling.laws import Optimum
-from nanogpt.console import format_count
+from nanogpt.formatting import format_count
 from nanogpt.tracking.plots import save_figure
 
 INK, LINE, NEXT = "#222222", "#3b6ea8", "#d1495b"

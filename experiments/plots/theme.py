@@ -20,7 +20,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from nanogpt.console import shorten
+from nanogpt.formatting import shorten
 
 Style = dict[str, Any]
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from experiments.scaling.laws import Optimum, find_optimum, find_optimum_of_size, published_tokens
 from experiments.scaling.runs import ScalingRun, read_finished_runs
 from nanogpt.config import LawConfig, ScalingConfig
-from nanogpt.console import format_count, format_table, say
+from nanogpt.console import print_text
 from nanogpt.files import write_atomic
+from nanogpt.formatting import format_count, format_table
 from nanogpt.output_paths import check_output_folder
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def print_optima(law: LawConfig, optima: list[Optimum]) -> None:
     ]
     columns = ("FLOPs", "parameters", "tokens", "tokens per parameter", "loss", "tokens by approach 2")
     constants = ", ".join(f"{name} {getattr(law, name):g}" for name in CONSTANTS)
-    say(format_table(f"the best of a budget: {constants}", columns, rows))
+    print_text(format_table(f"the best of a budget: {constants}", columns, rows))
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def fit_study(config: ScalingConfig, pattern: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "scaling.json", json.dumps(asdict(found), indent=1) + "\n")
     draw_scaling(curves, line, found.next, found.next_intervals["n_params"], folder / "scaling.png")
-    say(f"\n{folder / 'scaling.json'}\n{folder / 'scaling.png'}")
+    print_text(f"\n{folder / 'scaling.json'}\n{folder / 'scaling.png'}")
 
 
 def print_study(found: ScalingStudy, curves: "Sequence[Parabola]") -> None:
@@ -119,19 +120,21 @@ def print_study(found: ScalingStudy, curves: "Sequence[Parabola]") -> None:
         rows.append((f"{curve.flops:.3g}", sizes, *least))
     columns = ("FLOPs", "parameters", "best parameters", "tokens", "loss")
     exponent = f": best parameters ~ FLOPs^{found.exponent:.2f}" if found.exponent is not None else ""
-    say(format_table(f"parabola of each budget{exponent}", columns, rows))
+    print_text(format_table(f"parabola of each budget{exponent}", columns, rows))
     low_high = found.law_intervals
     constants = [(name, f"{found.law[name]:.4g}", format_interval(low_high[name])) for name in CONSTANTS]
-    say()
-    say(format_table("L(N, D) = E + A / N^alpha + B / D^beta", ("constant", "fit", "90 % interval"), constants))
+    print_text()
+    print_text(format_table("L(N, D) = E + A / N^alpha + B / D^beta", ("constant", "fit", "90 % interval"), constants))
     ahead, spread = found.next, found.next_intervals
     facts = [
         ("parameters", format_count(ahead.n_params), format_interval(spread["n_params"])),
         ("tokens", format_count(ahead.tokens), format_interval(spread["tokens"])),
         ("loss, nats/token", f"{ahead.loss:.4f}", format_interval(spread["loss"])),
     ]
-    say()
-    say(format_table(f"the best of {ahead.flops:.3g} FLOPs, predicted", ("", "prediction", "90 % interval"), facts))
+    print_text()
+    print_text(
+        format_table(f"the best of {ahead.flops:.3g} FLOPs, predicted", ("", "prediction", "90 % interval"), facts)
+    )
 
 
 def format_interval(ends: Interval) -> str:

@@ -1,6 +1,7 @@
 """Finished runs as points of a scaling study. N parameters, D tokens, C FLOPs."""
 
 import glob
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +9,14 @@ from experiments.results import comparable_evals
 from nanogpt import tokenizer as tokenizers
 from nanogpt.comparability import compare_measurements
 from nanogpt.config import ModelConfig
-from nanogpt.console import say
 from nanogpt.errors import BadInput, one_line
 from nanogpt.estimates.flops import flops_per_token, parameter_counts
 from nanogpt.loss_check import Trouble, find_trouble
 from nanogpt.measurement import Measurement
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 SAME_BUDGET = 1.1  # runs whose FLOPs differ by less are of one budget: horizons are rounded to whole steps
 
@@ -41,11 +43,11 @@ def read_finished_runs(pattern: str) -> list[ScalingRun]:
     for folder in folders:
         run = RunDirectory(folder)
         if run.status().get("state") != "finished":
-            say(f"left out: {one_line(folder)} isn't finished")
+            logger.info(f"left out: {one_line(folder)} isn't finished")
             continue
         one, measurement, trouble = read_run(run)
         if trouble and trouble.diverged:
-            say(f"left out: {one_line(folder)}: {trouble.words}")
+            logger.info(f"left out: {one_line(folder)}: {trouble.words}")
             continue
         runs.append(one)
         found.append(measurement)

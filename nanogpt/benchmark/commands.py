@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanogpt.benchmark.timing import Rows, format_spread, time_call
 from nanogpt.config import BenchConfig
-from nanogpt.console import format_count
+from nanogpt.formatting import format_count
 from nanogpt.metrics_file import Row, read_rows
 
 TRAIN = (sys.executable, str(Path(__file__).parents[2] / "train.py"))

@@ -13,10 +13,10 @@ from nanogpt.benchmark.roofline import compute_floors
 from nanogpt.benchmark.timing import MarkdownTable, format_digits, format_range
 from nanogpt.benchmark.training import describe_flops
 from nanogpt.config import BenchConfig
-from nanogpt.console import format_count
 from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute
 from nanogpt.errors import BadInput
+from nanogpt.formatting import format_count
 from nanogpt.training.validation import expected_model
 
 FEW_IDS = 64  # vocabulary size at which logits take next to no memory

@@ -13,8 +13,9 @@ from nanogpt.benchmark.ours import build_generator, build_trainer, random_batche
 from nanogpt.benchmark.timing import format_digits
 from nanogpt.benchmark.training import prepare_training
 from nanogpt.config import BenchConfig
-from nanogpt.console import format_table, say
+from nanogpt.console import print_text
 from nanogpt.device import Compute
+from nanogpt.formatting import format_table
 from nanogpt.training.step import train_step
 
 SKIPPED, WARM_UP, ACTIVE = 2, 1, 3  # steps
@@ -75,8 +76,8 @@ def profile_steps(config: BenchConfig, compute: Compute, name: str, step: Callab
     path = folder / f"trace-{config.run_name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     found.export_chrome_trace(str(path))
     title = f"{name}: top kernels by their own time, of {ACTIVE} steps on the {'GPU' if gpu else 'CPU'}"
-    say(format_table(title, ("kernel", "share", "calls", "ms"), top_kernels(found, gpu)))
-    say(f"trace of {ACTIVE} steps: {path}")
+    print_text(format_table(title, ("kernel", "share", "calls", "ms"), top_kernels(found, gpu)))
+    print_text(f"trace of {ACTIVE} steps: {path}")
 
 
 def top_kernels(found: profiler, gpu: bool) -> list[tuple[str, str, str, str]]:

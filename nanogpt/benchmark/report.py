@@ -13,7 +13,7 @@ from nanogpt.benchmark.kernels import profile
 from nanogpt.benchmark.timing import MarkdownTable, Rows
 from nanogpt.benchmark.training import measure_training
 from nanogpt.config import BenchConfig
-from nanogpt.console import say
+from nanogpt.console import print_text
 from nanogpt.device import Compute, set_up
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.output_paths import check_output_file, check_output_folder
@@ -40,7 +40,7 @@ def bench(config: BenchConfig) -> int:
     if "generation" in config.bench.what:
         parts += [table.markdown() for table in generation_tables(config, compute)]
     text = "\n\n".join(parts)
-    say(text)
+    print_text(text)
     if config.bench.out is not None:
         Path(config.bench.out).parent.mkdir(parents=True, exist_ok=True)
         with open(config.bench.out, "a", encoding="utf-8") as file:

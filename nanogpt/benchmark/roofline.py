@@ -11,11 +11,11 @@ import torch
 
 from nanogpt.benchmark.timing import choose_synchronize, format_digits, time_call
 from nanogpt.config import BenchConfig
-from nanogpt.console import format_count
 from nanogpt.device import DTYPES, Compute
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import peak_bandwidth, peak_flops
 from nanogpt.estimates.memory_traffic import step_traffic
+from nanogpt.formatting import format_count
 
 SIDES = (256, 512, 1024, 2048)  # sides of the square matrices whose products are timed
 SLOW = 0.05  # seconds of a product after which no larger one is tried

@@ -8,8 +8,9 @@ from pathlib import Path
 from nanogpt.benchmark.timing import Rows, format_spread, time_call
 from nanogpt.checkpoint import verify
 from nanogpt.config import BenchConfig
-from nanogpt.console import format_count, say
+from nanogpt.console import print_text
 from nanogpt.data.batches import TrainBatches
+from nanogpt.formatting import format_count
 from nanogpt.run_directory import RunDirectory
 from nanogpt.safetensors_writer import tensor_blocks, write_all
 from nanogpt.training.async_checkpoint import AsyncCheckpointer
@@ -26,7 +27,7 @@ def measure_saving(config: BenchConfig, state: TrainState, batches: TrainBatches
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as name:
         run = RunDirectory(Path(name))
-        saver = AsyncCheckpointer(run, 3, say)
+        saver = AsyncCheckpointer(run, 3, print_text)
         saver.reserve_buffers(state)
         size = sum(tensor.nbytes for part in state.tensors().values() for tensor in part.values())
         stalls: list[float] = []

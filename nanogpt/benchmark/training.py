@@ -8,12 +8,12 @@ from nanogpt.benchmark.roofline import compute_floors
 from nanogpt.benchmark.saving import measure_saving
 from nanogpt.benchmark.timing import Rows, Stopwatch, choose_synchronize, format_spread, peak_resident, time_call
 from nanogpt.config import BenchConfig, ModelConfig
-from nanogpt.console import format_count
 from nanogpt.data.batches import Batch, TrainBatches
 from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import compute_mfu
+from nanogpt.formatting import format_count
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import train_step
 from nanogpt.training.validation import fit_model_to_data

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig, PrepareConfig
-from nanogpt.console import TokenizeProgress
 from nanogpt.data.combine import build_meta, check_parts, check_windows, combine_digests
 from nanogpt.data.content import token_folder
 from nanogpt.data.corpora import BadRows, Corpus, find_corpus
@@ -44,6 +43,7 @@ from nanogpt.data.local_files import file_size
 from nanogpt.errors import BadData, BadEnvironment, one_line
 from nanogpt.files import fsync, hold_lock, read_text, write_atomic
 from nanogpt.output_paths import check_output_folder
+from nanogpt.progress import TokenizeProgress
 from nanogpt.schema import to_json
 from nanogpt.tokenizer import Tokenizer
 

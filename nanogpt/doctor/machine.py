@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.cuda import nccl
 
 from nanogpt.config import DoctorConfig, TrackingConfig
-from nanogpt.console import format_count
 from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.data.dataset import open_prepared
 from nanogpt.device import cpu_name, find_device, memory_bytes
 from nanogpt.doctor.finding import Check, Finding
 from nanogpt.errors import BadEnvironment, LabError, one_line
+from nanogpt.formatting import format_count
 from nanogpt.tokenizer import GPT2Tokenizer
 from nanogpt.torch_compile import find_missing, keep_compiled
 from nanogpt.tracking.run_metadata import wandb_mode

@@ -8,11 +8,11 @@ evaluations, saving and compiling. Without torch.
 from dataclasses import dataclass
 
 from nanogpt.config import HardwareConfig, ModelConfig, Precision, TrainConfig
-from nanogpt.console import format_count, format_duration
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.estimates.flops import compute_total_steps, flops_per_token, parameter_counts
 from nanogpt.estimates.gpu_specs import GPU_SPECS
 from nanogpt.estimates.memory import Memory, checkpoint_bytes, estimate_memory
+from nanogpt.formatting import format_count, format_duration
 
 LONG = 30 * 86_400  # seconds of training on a CPU after which the plan names GPUs
 MFU = 0.4  # assumed, not measured, where a device's peak is known; the line of the time says so

@@ -1,6 +1,7 @@
 """`python evaluate.py`: what a trained model is worth, as a table and in evaluations.jsonl, on one rank or many."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from nanogpt import schema
 from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareConfig
-from nanogpt.console import format_table, say, silence
+from nanogpt.console import mute, print_text
 from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import Compute, attention_used, set_up
 from nanogpt.distributed.env import RankEnv, read_rank_env
@@ -25,12 +26,15 @@ from nanogpt.evaluation.measured import describe_measurement
 from nanogpt.evaluation.statistics import Metric, bounded_exp
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import append, read_json
+from nanogpt.formatting import format_table
 from nanogpt.gpus import Facts, choose_gpu, describe_self
 from nanogpt.interop.load_model import TrainedModel, load_trained
 from nanogpt.measurement import KEY, spec_digest, to_dict
 from nanogpt.model.gpt import GPT
 from nanogpt.output_paths import check_output_file
 from nanogpt.training.auto_batch_size import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 FILE = "evaluations.jsonl"
 MOST_TOKENS = 2**53  # more than any data set has
@@ -68,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> int:
     With RANK and its like in the environment (torchrun) this is one rank of several. Raises LabError.
     """
     place = read_rank_env(os.environ)
-    silence(place.rank > 0)
+    mute(place.rank > 0)
     compute, group = rendezvous(
         place,
         TIMEOUT,
@@ -142,10 +146,10 @@ def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup
                 out.parent.mkdir(parents=True, exist_ok=True)
                 append(out, json.dumps(build_record(results[-1], config, trained, compute, group)))
         group.all_reduce_max(0)  # the leader has written: nobody is missed from now on
-    say(format_results(results, trained) if results else "nothing was evaluated to its end")
-    say(f"added to {out}" if out else "not written anywhere; out=FILE adds the results to a file")
+    print_text(format_results(results, trained) if results else "nothing was evaluated to its end")
+    print_text(f"added to {out}" if out else "not written anywhere; out=FILE adds the results to a file")
     if stopped:
-        say(f"{stopped}: stopped after {len(results)} of {len(tasks)} tasks")
+        print_text(f"{stopped}: stopped after {len(results)} of {len(tasks)} tasks")
     return STOPPED if stopped else 0
 
 
@@ -153,7 +157,7 @@ def choose_tasks(config: EvaluateConfig, trained: TrainedModel) -> list[TaskName
     """The tasks that were asked for, each once; of weights from elsewhere not the loss unless there is a data set."""
     names = list(dict.fromkeys(config.eval.tasks))
     if "loss" in names and trained.run is None and not config.has_data:
-        say(f"note: no loss, {trained.name} has no data set of its own; data=NAME says which")
+        logger.info(f"note: no loss, {trained.name} has no data set of its own; data=NAME says which")
         names.remove("loss")
     return names
 

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from nanogpt.config import SampleConfig
-from nanogpt.console import escape_control_chars
 from nanogpt.device import Compute, attention_used, find_device
 from nanogpt.errors import BadInput, one_line
 from nanogpt.files import from_json, open_regular
+from nanogpt.formatting import escape_control_chars
 from nanogpt.generation.answers import encode_prompt, generate_answers
 from nanogpt.generation.cpu_decode import speed_up_cpu_decoding
 from nanogpt.interop.load_model import TrainedModel, load_trained

@@ -13,7 +13,7 @@ from nanogpt.benchmark.baselines import check_baseline
 from nanogpt.benchmark.report import describe_machine
 from nanogpt.child_process import ChildFailed, start_child, wait_for_child
 from nanogpt.config import DoctorConfig
-from nanogpt.console import say
+from nanogpt.console import print_text
 from nanogpt.device import find_device, set_up
 from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.gpu_check.findings import JSON, MARKDOWN, Judgement, PartResult, summarize, write_files
@@ -46,9 +46,9 @@ def check_gpu(config: DoctorConfig) -> int:
         parts.append(part)
         for row in part.rows:
             allowed = f" ({row.allowed})" if row.allowed else ""
-            say(f"{row.verdict:<5}{part.name:<13}{row.name}: {row.found}{allowed}")
+            print_text(f"{row.verdict:<5}{part.name:<13}{row.name}: {row.found}{allowed}")
         write_files(folder, header, parts)
-    say(f"\n{summarize(parts)}\n\n{folder / JSON}\n{folder / MARKDOWN}")
+    print_text(f"\n{summarize(parts)}\n\n{folder / JSON}\n{folder / MARKDOWN}")
     return BadEnvironment.exit_code if any(part.failed for part in parts) else 0
 
 

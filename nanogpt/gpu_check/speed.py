@@ -16,13 +16,13 @@ from nanogpt.benchmark.ours import build_trainer, random_batches
 from nanogpt.benchmark.roofline import compute_floors, memory_peak
 from nanogpt.benchmark.timing import choose_synchronize, format_digits, format_range, time_call
 from nanogpt.config import BenchConfig, DoctorConfig
-from nanogpt.console import format_count
 from nanogpt.device import Compute, find_device, set_up
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.estimates.flops import flops_per_token, parameter_counts
 from nanogpt.estimates.gpu_specs import compute_mfu
 from nanogpt.estimates.memory import estimate_memory
 from nanogpt.evaluation.scoring import Request, score
+from nanogpt.formatting import format_count
 from nanogpt.gpu_check.findings import Judgement, judge
 from nanogpt.gpu_check.scale import bench_config, choose_sizes
 from nanogpt.model.gpt import GPT

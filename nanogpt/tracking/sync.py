@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nanogpt.config import SyncConfig, TrackerName, TrainConfig
-from nanogpt.console import say
+from nanogpt.console import print_text
 from nanogpt.errors import BadEnvironment, Locked, one_line
 from nanogpt.files import hold_lock
 from nanogpt.run_directory import RunDirectory, find, newest_step, owner
@@ -24,7 +24,9 @@ def sync_runs(config: SyncConfig) -> int:
                 raise Locked(f"{one_line(run.path)}: {owner(run.path)} is training here, and sends what is missing")
             origin, forked = update_origin(run.path, next(iter(run.starts()), {}), newest_step(run.path))
             if forked and origin.forked_from:
-                say(f"{run.path}: a copy of {origin.forked_from.path}: shown as a run of its own (id {origin.id})")
+                print_text(
+                    f"{run.path}: a copy of {origin.forked_from.path}: shown as a run of its own (id {origin.id})"
+                )
             for name in config.trackers:
                 sync_run(run, its, name)
     return 0
@@ -42,7 +44,7 @@ def sync_run(run: RunDirectory, config: TrainConfig, name: TrackerName) -> None:
     status = run.status()
     last_step = status.get("steps", -1)
     rows = MetricsTail(run.metrics.path, lambda step: config.eval.is_due(step, last_step))
-    tracker = make_backend(name, make_run_metadata(config, run.path, next(iter(run.starts()), {})), say)
+    tracker = make_backend(name, make_run_metadata(config, run.path, next(iter(run.starts()), {})), print_text)
     try:
         last, count = tracker.start(), 0
         for row in rows.read_steps():
@@ -53,7 +55,7 @@ def sync_run(run: RunDirectory, config: TrainConfig, name: TrackerName) -> None:
         tracker.finish("stopped" if state == "running" else state, find_plot(run))
     except Exception as error:
         raise BadEnvironment(f"{one_line(run.path)}: {name}: {one_line(error, 400)}") from error
-    say(f"{run.path}: {name}: {f'{count:,} steps sent' if count else 'nothing was missing'}")
+    print_text(f"{run.path}: {name}: {f'{count:,} steps sent' if count else 'nothing was missing'}")
 
 
 def find_plot(run: RunDirectory) -> Path | None:

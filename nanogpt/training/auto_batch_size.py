@@ -1,6 +1,7 @@
 """What only trying tells: how fast this device trains, and which micro-batch still fits beside the training state."""
 
 import gc
+import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ import torch
 from torch import nn
 
 from nanogpt.config import ModelConfig, TrainConfig, divisors
-from nanogpt.console import format_count, say
 from nanogpt.device import Compute, attention_used, available_bytes, memory_bytes
 from nanogpt.distributed.process_group import ProcessGroup, ddp_gradient_sync
 from nanogpt.errors import BadEnvironment
@@ -17,8 +17,11 @@ from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import peak_flops
 from nanogpt.estimates.memory import USABLE_SHARE, estimate_memory, largest_micro_batch
 from nanogpt.estimates.plan import MFU, Machine, Plan, Rate
+from nanogpt.formatting import format_count
 from nanogpt.model.gpt import GPT
 from nanogpt.training.state import TrainState, build_state, is_compiled
+
+logger = logging.getLogger(__name__)
 
 MEASURED_FLOPS = 5e9  # of one pass when measuring: tens of milliseconds on a CPU core
 MEASURED_SECONDS = 0.3
@@ -261,7 +264,7 @@ def out_of_memory_error(config: TrainConfig, model: ModelConfig, compute: Comput
     if tried != "auto":
         tried = config.micro_batch_size(world)
         sizes = [n for n in sizes if n < tried]
-    say(f"out of memory with hardware.micro_batch_size={tried}; looking for one that fits")
+    logger.info(f"out of memory with hardware.micro_batch_size={tried}; looking for one that fits")
     sharded = config.hardware.strategy == "fsdp"
     found = (
         find_largest_by_estimate(config, model, compute, sizes, world)

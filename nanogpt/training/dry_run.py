@@ -1,12 +1,12 @@
 """`dry_run=true`: what a training would take here, without beginning it."""
 
+import logging
 from dataclasses import replace
 
 import torch
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig, check_warmup_fits
-from nanogpt.console import say
 from nanogpt.data.dataset import expected_train_tokens
 from nanogpt.data.prepare import describe_unprepared_hub
 from nanogpt.device import set_up
@@ -17,6 +17,8 @@ from nanogpt.run_identity import resolve
 from nanogpt.training.auto_batch_size import build_plan, resolve_micro_batch_size
 from nanogpt.training.auto_choices import describe_choices, reuse_micro_batch_size
 from nanogpt.training.validation import check_fsdp_ranks, check_paths, check_state_fits, expected_model
+
+logger = logging.getLogger(__name__)
 
 
 def print_plan(config: TrainConfig, place: RankEnv) -> int:
@@ -42,5 +44,5 @@ def print_plan(config: TrainConfig, place: RankEnv) -> int:
         choices = describe_choices(config, compute)
     plan = replace(plan, train_tokens=expected_train_tokens(config.data))
     schema.run_check(lambda: check_warmup_fits(config, plan.steps))
-    say("\n".join([*plan.lines(), *choices, *describe_unprepared_hub(config.data)]))
+    logger.info("\n".join([*plan.lines(), *choices, *describe_unprepared_hub(config.data)]))
     return 0

@@ -4,6 +4,7 @@ runs/<run>/incidents/<n>/{incident.json, checkpoint/}
 """
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -14,15 +15,17 @@ import torch
 from nanogpt import schema
 from nanogpt.checkpoint import Tensors, verify, write_checkpoint
 from nanogpt.config import HardwareConfig, TrainConfig
-from nanogpt.console import format_table, say
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import prepare_if_small
 from nanogpt.device import set_up
 from nanogpt.entry_names import parse_number
 from nanogpt.errors import BadCheckpoint, BadInput, Diverged, one_line
 from nanogpt.files import list_entries, read_json_bytes, write_atomic
+from nanogpt.formatting import format_table
 from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import StepMetrics
+
+logger = logging.getLogger(__name__)
 
 WITH_STATE = 3  # incidents of a run that keep a whole checkpoint
 
@@ -84,7 +87,7 @@ def write_incident(
             write_checkpoint(partial, state.step, tensors, json.dumps(state.to_dict(), indent=1) + "\n")
             os.replace(partial, folder / "checkpoint")
     except OSError as error:
-        say(f"warning: {one_line(folder)} can't be written: {error.strerror}")
+        logger.warning(f"{one_line(folder)} can't be written: {error.strerror}")
     return folder, (folder / "checkpoint").is_dir()
 
 
@@ -123,14 +126,14 @@ def replay_incident(config: TrainConfig) -> int:
         norm = torch.stack([grad.norm() for _, grad in named]).norm()
         bad |= {*wrong, *([] if torch.isfinite(loss) else ["the loss"])}
         rows.append([str(first), f"{loss.item():.6g}", f"{norm.item():.4g}", ", ".join(wrong[:2]) or "-"])
-    say(
+    logger.info(
         format_table(
             f"step {about['step']} of {folder.parents[1]}", ("first sample", "loss", "norm", "not finite"), rows
         )
     )
     if bad:
         raise Diverged(f"step {about['step']}: not finite here either, in {len(bad)} places, first {min(bad)}")
-    say(f"every number is finite here, the run had loss {about['loss']} and gradient norm {about['grad_norm']}")
+    logger.info(f"every number is finite here, the run had loss {about['loss']} and gradient norm {about['grad_norm']}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Continuing: the leader picks the newest good checkpoint and checks that it fits, every rank gets it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.checkpoint import Loaded, StateFile
 from nanogpt.comparability import agree_in_nats
 from nanogpt.config import TrainConfig
-from nanogpt.console import say
 from nanogpt.data.dataset import Dataset
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadCheckpoint, BadData, one_line
@@ -17,6 +17,8 @@ from nanogpt.files import check_regular
 from nanogpt.measurement import Measurement, to_dict
 from nanogpt.run_directory import RunDirectory
 from nanogpt.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def restore(state: TrainState, dataset: Dataset, run: RunDirectory | None, config: TrainConfig) -> bool:
@@ -48,7 +50,7 @@ def rewind_metrics(run: RunDirectory, state: TrainState, loaded: Loaded | None) 
     found = run.metrics.rewind(state.step if loaded else -1, state.last_eval_step, record)
     if found.problem:
         run.notes.append(f"metrics.jsonl at step {state.step}: {found.problem}")
-        say(f"warning: {one_line(run.metrics.path)}: {found.problem}")
+        logger.warning(f"{one_line(run.metrics.path)}: {found.problem}")
 
 
 def load_checkpoint(
@@ -61,10 +63,10 @@ def load_checkpoint(
         assert run is not None, "the leader has the directory"
         if strays := run.checkpoints.strays():
             names = ", ".join(one_line(name) for name in strays[:5]) + (", …" if len(strays) > 5 else "")
-            say(f"warning: {one_line(run.checkpoints.folder)}: not checkpoints of this program, ignored: {names}")
+            logger.warning(f"{one_line(run.checkpoints.folder)}: not checkpoints of this program, ignored: {names}")
         loaded, bad = run.checkpoints.newest()
         for warning in bad:
-            say(f"warning: {warning}; set aside, an older checkpoint is used")
+            logger.warning(f"{warning}; set aside, an older checkpoint is used")
         if loaded is None:
             return None
         allowing = allow_fork(config, run, loaded, dataset)
@@ -91,7 +93,7 @@ def record_measurement(state: TrainState, loss: LossEvaluation, dataset: Dataset
     if state.best is not None and not same:
         state.best = None
         if state.group.is_rank0:
-            say("note    the evaluation has changed, so the best validation loss is looked for anew")
+            logger.info("note    the evaluation has changed, so the best validation loss is looked for anew")
 
 
 def allow_fork(config: TrainConfig, run: RunDirectory, loaded: Loaded, dataset: Dataset) -> TrainConfig:
@@ -122,7 +124,9 @@ def check_same_data(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> No
     if theirs == dataset.fingerprint:
         return
     if "data" in config.resume.allow_change:
-        say(f"warning: continuing on other data (fingerprint {dataset.fingerprint[:12]}, was {one_line(theirs)[:12]})")
+        logger.warning(
+            f"continuing on other data (fingerprint {dataset.fingerprint[:12]}, was {one_line(theirs)[:12]})"
+        )
         return
     before: dict[str, str] = loaded.state.get("files") or {}
     names = [name for name in sorted({*before, *dataset.files}) if before.get(name) != dataset.files.get(name)]
@@ -146,4 +150,4 @@ def check_arithmetic(loaded: Loaded, state: TrainState, config: TrainConfig) -> 
     then = {key: before.get(key, value) for key, value in now.items()}  # older checkpoints don't know every key
     changed = [f"{key} {one_line(then[key])} -> {value}" for key, value in now.items() if then[key] != value]
     if changed:
-        say(f"warning: {', '.join(changed)}: the same data in the same order, but rounding can differ")
+        logger.warning(f"{', '.join(changed)}: the same data in the same order, but rounding can differ")

@@ -1,5 +1,6 @@
 """A training run from config to exit code, on one rank of it: device, group, data, model, run directory, loop."""
 
+import logging
 import os
 import time
 from collections.abc import Generator, Sequence
@@ -11,7 +12,7 @@ import torch
 from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig, check_warmup_fits
-from nanogpt.console import say, silence
+from nanogpt.console import mute
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import prepare_if_small
@@ -62,6 +63,8 @@ from nanogpt.training.validation import (
     warn_of_short_shards,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def train(config: TrainConfig) -> int:
     """Train to the end (0), or until somebody asks to stop (85). The same config again continues or says it's done.
@@ -72,7 +75,7 @@ def train(config: TrainConfig) -> int:
     if config.replay is not None:
         return replay_incident(config)
     place = read_rank_env(os.environ)
-    silence(place.rank > 0)
+    mute(place.rank > 0)
     if config.dry_run:
         return print_plan(config, place)
     too_large: int | None = None
@@ -101,7 +104,7 @@ def handle_out_of_memory(config: TrainConfig, place: RankEnv, failed: DidNotFit 
         raise out_of_memory_error(tried, expected_model(config)[0], compute, place.world)
     free_memory(compute)
     size = f"hardware.micro_batch_size=auto: {failed.sequences} did not fit after all"
-    say(f"warning: {size}; going on with a smaller one (the loss curve doesn't change)")
+    logger.warning(f"{size}; going on with a smaller one (the loss curve doesn't change)")
     return failed.sequences
 
 
@@ -145,7 +148,7 @@ def setup_and_train(
             check_state_fits(config, compute, group.world)
         if later := group.broadcast_from_rank0(lambda: describe_later_changes(config)):
             watch.stop()
-            say(later)
+            logger.info(later)
             return 0
         group.broadcast_from_rank0(lambda: check_trackers(config.tracking))
         dataset = group.rank0_first(lambda: prepare_if_small(config.data, config.model.block_size))
@@ -251,11 +254,11 @@ def start_logging(
     """Note this start in the run directory."""
     write_atomic(run.path / tokenizers.FILE, tokenizers.to_json(dataset.tokenizer))
     if (fruitless := run.fruitless_starts(state.step)) >= 2:
-        say(
-            f"warning: the last {fruitless} starts all ended at step {state.step} without a new checkpoint; see log.txt"
+        logger.warning(
+            f"the last {fruitless} starts all ended at step {state.step} without a new checkpoint; see log.txt"
         )
     if (starts := run.starts()) and starts[-1].get("code") != code_digest():
-        say("warning: the code of nanogpt/ has changed since the last start; provenance.json has both states")
+        logger.warning("the code of nanogpt/ has changed since the last start; provenance.json has both states")
     about = {"from_step": state.step, "evaluated": state.last_eval_step, "data": dataset.fingerprint}
     about |= {"arithmetic": state.arithmetic, KEY: state.measurement}
     start = find_start_ids(dataset.tokenizer, dataset.train)

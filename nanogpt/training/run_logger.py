@@ -1,5 +1,6 @@
 """What the loop reports to: rows on disk, lines for a person, the picture, the samples."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator
@@ -9,22 +10,18 @@ import torch
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
-from nanogpt.console import (
-    TrainProgress,
-    escape_control_chars,
-    format_count,
-    format_duration,
-    say,
-)
+from nanogpt.console import WARNING
 from nanogpt.data.sampler import derive_seed
 from nanogpt.errors import one_line
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import compute_mfu
 from nanogpt.evaluation.loss import LOSS_NAMES
 from nanogpt.files import open_no_link, write_atomic
+from nanogpt.formatting import escape_control_chars, format_count, format_duration
 from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
+from nanogpt.progress import TrainProgress
 from nanogpt.redaction import redact
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
@@ -33,6 +30,8 @@ from nanogpt.tracking.trackers import Trackers
 from nanogpt.training.async_checkpoint import AsyncCheckpointer
 from nanogpt.training.state import TrainState
 from nanogpt.training.step import StepMetrics
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_LINES = 4  # of a sample, on the console
 
@@ -71,7 +70,8 @@ class RunLogger:
 
     def note(self, text: str) -> None:
         """A line on the console and in log.txt."""
-        self.progress.note(redact(text))
+        level = logging.WARNING if text.startswith(WARNING) else logging.INFO
+        logger.log(level, redact(text.removeprefix(WARNING)))
         self.log(text)
 
     def log(self, text: str) -> None:
@@ -93,8 +93,8 @@ class RunLogger:
     def report_full_disk(self, why: str) -> None:
         if not self.reported_full_disk:
             self.reported_full_disk = True
-            say(
-                f"warning: {one_line(self.run.path)} can't be written: {why}; rows are kept in memory, training goes on"
+            logger.warning(
+                f"{one_line(self.run.path)} can't be written: {why}; rows are kept in memory, training goes on"
             )
 
     def append_row(self, row: dict[str, float]) -> None:
@@ -171,7 +171,7 @@ class RunLogger:
                 write_atomic(folder / f"step-{state.step:08d}.txt", text)
             self.trackers.notify_sample(state.step, text)
             lines = [escape_control_chars(line) for line in text.splitlines() if line.strip()]
-            self.progress.note("\n".join(f"  | {line[:100]}" for line in lines[:SAMPLE_LINES]))
+            logger.info("\n".join(f"  | {line[:100]}" for line in lines[:SAMPLE_LINES]))
 
     def draw_loss_curve(self) -> None:
         """plots/loss.png, once there is a curve."""

@@ -1,5 +1,6 @@
 """The texts that a person reads around a training: the header, the results, why it stopped."""
 
+import logging
 import os
 import shutil
 import sys
@@ -7,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanogpt.config import TrainConfig
-from nanogpt.console import escape_control_chars, format_table, say
 from nanogpt.data.dataset import Dataset
 from nanogpt.distributed.signals import Stop, StopFlag
 from nanogpt.entry_names import parse_sample_step
@@ -15,6 +15,7 @@ from nanogpt.errors import one_line
 from nanogpt.estimates.plan import eval_line
 from nanogpt.evaluation.loss import LOSS_NAMES, LossEvaluation
 from nanogpt.files import list_entries, read_text
+from nanogpt.formatting import escape_control_chars, format_table
 from nanogpt.loss_check import find_trouble
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_identity import CONTENTS
@@ -24,6 +25,8 @@ from nanogpt.training.related_runs import find_related_run
 from nanogpt.training.run_logger import RunLogger
 from nanogpt.training.state import TrainState
 
+logger = logging.getLogger(__name__)
+
 
 def print_run_header(
     config: TrainConfig, state: TrainState, dataset: Dataset, loss: LossEvaluation, run: RunDirectory, done: bool
@@ -32,23 +35,25 @@ def print_run_header(
     where = f"continuing at step {state.step}" if state.step else "new"
     if done:
         where = f"{'finished' if state.step >= state.total_steps else 'paused'} at step {state.step}"
-    say(f"run     {run.path} ({where})")
+    logger.info(f"run     {run.path} ({where})")
     if run.new_fork and run.origin and (parent := run.origin.forked_from):
         what = f"forked at step {parent.step} from {one_line(Path(parent.path))}"
-        say(f"note    {what}: a run of its own, also for trackers (id {run.origin.id})")
+        logger.info(f"note    {what}: a run of its own, also for trackers (id {run.origin.id})")
     if not state.step and not run.checkpoints.steps() and (relative := find_related_run(config)):
         path, keys = relative
         held = [path for path, digest in CONTENTS.items() if keys == [digest]]
         allow = f" resume.allow_change=[{'data' if held else ','.join(keys)}]" if held != ["init_from"] else ""
         what = f"began with other content of {held[0]}" if held else f"differs in {', '.join(keys)} alone"
         goes_on = f"resume.run={path}{allow}"
-        say(f"note    {one_line(path)} {what}; this is another run. To go on with that one: {goes_on}")
-    say(f"data    {config.data.name}: {dataset.description}")
+        logger.info(f"note    {one_line(path)} {what}; this is another run. To go on with that one: {goes_on}")
+    logger.info(f"data    {config.data.name}: {dataset.description}")
     for note in dataset.notes:
-        say(f"note    {note}")
+        logger.info(f"note    {note}")
     plan = build_plan(config, state.model.config, state.compute, state.group.world)
     plan = replace(plan, train_tokens=dataset.train.n_tokens)
-    say("\n".join([*plan.lines(), *describe_choices(config, state.compute), f"eval    {eval_line(plan, loss.tokens)}"]))
+    logger.info(
+        "\n".join([*plan.lines(), *describe_choices(config, state.compute), f"eval    {eval_line(plan, loss.tokens)}"])
+    )
 
 
 def print_results(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
@@ -62,25 +67,25 @@ def print_results(config: TrainConfig, state: TrainState, run: RunDirectory) -> 
         *((name, f"{value:.4g}") for name, value in results.items() if name not in LOSS_NAMES),
         ("tokens", f"{state.samples * config.model.block_size:,} in {state.step:,} steps"),
     ]
-    say()
-    say(format_table("result", ("", ""), rows))
+    logger.info("")
+    logger.info(format_table("result", ("", ""), rows))
     lowest = state.best[0] if state.best else results["val_loss"]
     trouble = find_trouble(results["val_loss"], lowest, state.model.config.vocab_size, results.get("train_loss"))
     if trouble and state.step:
         remedy = "; a lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy"
-        say(f"warning: finished, {trouble.words}{remedy if trouble.diverged else ''}")
+        logger.warning(f"finished, {trouble.words}{remedy if trouble.diverged else ''}")
     samples = [path for path in list_entries(run.path / "samples") if parse_sample_step(path.name) is not None]
     if samples:
-        say(f"\nsample ({samples[-1]}):")
+        logger.info(f"\nsample ({samples[-1]}):")
         text = read_text(samples[-1], "replace")
-        say("\n".join(f"  | {escape_control_chars(line)}" for line in text.splitlines()))
-    say(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
+        logger.info("\n".join(f"  | {escape_control_chars(line)}" for line in text.splitlines()))
+    logger.info(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
     python, embedded = python_command(), config.data.corpus == "pystdlib"
     prompt = " prompt='def '" if embedded else ""
-    say(f"  {python} sample.py run={run.path}{prompt}")
+    logger.info(f"  {python} sample.py run={run.path}{prompt}")
     if embedded:
-        say(f"  {python} train.py experiment=shakespeare_char_cpu")
-        say(f"  {python} train.py data=text data.source='notes/*.txt'")
+        logger.info(f"  {python} train.py experiment=shakespeare_char_cpu")
+        logger.info(f"  {python} train.py data=text data.source='notes/*.txt'")
 
 
 def python_command() -> str:
@@ -98,9 +103,9 @@ def print_already_done(config: TrainConfig, state: TrainState, run: RunDirectory
     if run.status().get("state") != outcome:
         run.write_status(outcome, step=state.step, steps=state.total_steps, best=state.best)
     if outcome == "paused":
-        say(f"paused already, at step {state.step} of {state.total_steps}; stop_at_fraction=null goes on")
+        logger.info(f"paused already, at step {state.step} of {state.total_steps}; stop_at_fraction=null goes on")
         return
-    say(f"finished already, at step {state.step}; new_attempt=true trains it again beside this one")
+    logger.info(f"finished already, at step {state.step}; new_attempt=true trains it again beside this one")
     print_results(config, state, run)
 
 
@@ -108,12 +113,12 @@ def print_stop_message(config: TrainConfig, record: RunLogger, flag: StopFlag, a
     """Why it stopped, and how it goes on."""
     step, steps = record.state.step, record.run.checkpoints.steps()
     if not agreed:
-        say(f"paused at step {step} of {record.state.total_steps}, all saved; stop_at_fraction=null goes on")
+        logger.info(f"paused at step {step} of {record.state.total_steps}, all saved; stop_at_fraction=null goes on")
         return
     again = "the same command without new_attempt=true" if config.new_attempt else "the same command"
     reason = flag.reason or "a signal to another rank"
     if agreed < Stop.STOP_WITHOUT_SAVING or step in steps:
-        say(f"{reason}: stopped at step {step}, all saved; {again} continues")
+        logger.info(f"{reason}: stopped at step {step}, all saved; {again} continues")
     else:
         where = f"continues at step {steps[-1]}" if steps else "starts anew"
-        say(f"{reason} twice: stopped at step {step} without saving; {again} {where}")
+        logger.info(f"{reason} twice: stopped at step {step} without saving; {again} {where}")

@@ -1,10 +1,10 @@
 """Whether config, data, ranks and machine fit each other: asked before anything is trained."""
 
+import logging
 from typing import Any
 
 from nanogpt import schema
 from nanogpt.config import ModelConfig, TrainConfig
-from nanogpt.console import format_count, say
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset, expected_vocab_size
 from nanogpt.device import Compute, memory_bytes
@@ -13,9 +13,12 @@ from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadData, BadInput
 from nanogpt.estimates.flops import parameter_counts
 from nanogpt.estimates.memory import estimate_memory
+from nanogpt.formatting import format_count
 from nanogpt.output_paths import check_output_folder
 from nanogpt.run_directory import locate, resolve_all
 from nanogpt.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def check_ranks(config: TrainConfig, place: RankEnv) -> None:
@@ -86,7 +89,7 @@ def fit_model_to_data(config: TrainConfig, dataset: Dataset) -> ModelConfig:
     if model.vocab_size < dataset.vocab_size:
         raise BadData(f"model.vocab_size={model.vocab_size}: the data needs at least {dataset.vocab_size}")
     if model.vocab_size > dataset.vocab_size + 64:
-        say(f"warning: model.vocab_size={model.vocab_size}, but the data has only {dataset.vocab_size} ids")
+        logger.warning(f"model.vocab_size={model.vocab_size}, but the data has only {dataset.vocab_size} ids")
     return model
 
 
@@ -117,4 +120,4 @@ def warn_of_short_shards(batches: TrainBatches, dataset: Dataset) -> None:
     reached = batches.sampler.n_windows * (batches.block_size if batches.sampler.order == "permutation" else 1)
     if reached < 0.8 * dataset.train.n_tokens and len(dataset.train.shards) > 1:
         share = 100 * reached / dataset.train.n_tokens
-        say(f"warning: only {share:.0f} % of the training tokens are in files long enough for model.block_size")
+        logger.warning(f"only {share:.0f} % of the training tokens are in files long enough for model.block_size")

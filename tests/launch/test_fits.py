@@ -8,8 +8,8 @@ import pytest
 from launch.forecast import forecast
 from launch.study import PlannedRun
 from nanogpt.config import Precision
-from nanogpt.console import format_count
 from nanogpt.estimates.memory import estimate_training_memory
+from nanogpt.formatting import format_count
 from tests.launch.previews import line_of, point
 
 

@@ -15,8 +15,8 @@ from launch import speeds
 from launch.forecast import forecast
 from launch.study import PlannedRun
 from nanogpt.config import Gpu, TrainConfig
-from nanogpt.console import format_count, format_duration
 from nanogpt.estimates.memory import estimate_training_memory
+from nanogpt.formatting import format_count, format_duration
 from nanogpt.run_directory import locate
 from nanogpt.training.run import train
 from tests.experiments.fake_runs import made_config, write_run

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt.console import TokenizeProgress, TrainProgress, format_count, format_duration, format_table
+from nanogpt.formatting import format_count, format_duration, format_table
 from nanogpt.metrics_file import RowLog, read_rows
+from nanogpt.progress import TokenizeProgress, TrainProgress
 from nanogpt.tracking.plots import axis_limits, plot_loss, smooth
 
 
@@ -61,9 +62,8 @@ def test_numbers_for_people() -> None:
 def test_a_pipe_gets_one_plain_line_per_interval(capsys: pytest.CaptureFixture[str]) -> None:
     steps = TrainProgress(0, 10)
     steps.show(5, {"loss": "1.2345", "ETA": "3s"})
-    steps.note("a note")
     steps.close()
-    assert capsys.readouterr().out == "step 5/10  loss 1.2345  ETA 3s\na note\n"
+    assert capsys.readouterr().out == "step 5/10  loss 1.2345  ETA 3s\n"
 
 
 def test_tables_and_meters(capsys: pytest.CaptureFixture[str]) -> None:
