@@ -20,6 +20,8 @@ from nanogpt.optim.declaration import FP32, Kind, Shape
 CHUNK_BYTES = 128 * 2**20  # of fp32 logits at a time; on a CPU 64 MiB takes 8 % longer, 256 MiB 3 % less
 GPU_CHUNK_BYTES = 512 * 2**20  # the same on a GPU, where each chunk reads and writes the gradient of the head's matrix
 PROCESS = 400 * 10**6  # Python, torch, what is drawn and evaluated; measured on Linux: docs/benchmarks.md
+WEIGHTS_AT_A_TIME = 2**28  # attention weights with dropout that a GPU holds at a time, in whole sequences
+WEIGHT_BYTES = 16  # of each, in the backward pass; measured: docs/speed.md
 KINDS: dict[str, Kind] = {"token embedding": "embedding", "position embedding": "embedding", "head": "head"}
 USABLE_SHARE = 0.9  # of a memory that the estimate may take; the rest is the driver's, the kernels' and the allocator's
 
@@ -83,9 +85,9 @@ def estimate_training_memory(
         weights=FP32 * (-(-n_params // shards) + gathered),
         gradients=FP32 * (-(-n_params // shards) + gathered),
         optimizer_state=-(-state_bytes(config, rule) // shards),
-        activations=activation_bytes(config, size, sequences, FP32 if gpu else size, recompute),
+        activations=activation_bytes(config, size, sequences, gpu, recompute),
         loss=loss_bytes(config, size, sequences, gpu),
-        transient=transient_bytes(config, size, sequences, FP32 if gpu else size),
+        transient=transient_bytes(config, size, sequences, gpu),
         optimizer_step=OPTIMIZERS[rule].temporary_bytes(hidden_matrices(config)),
         process=0 if gpu else PROCESS,
         checkpoint_copy=checkpoint_bytes(config, rule),
@@ -149,14 +151,14 @@ def largest_micro_batch(sizes: Iterable[int], available: float, needed: Callable
     return max((n for n in sizes if needed(n) <= available), default=None)
 
 
-def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int, recompute: bool = False) -> int:
-    """What autograd keeps of a whole micro-batch, matrix products being in elements of `size` bytes."""
+def activation_bytes(config: ModelConfig, size: int, sequences: int, gpu: bool = False, recompute: bool = False) -> int:
+    """Return the bytes that autograd keeps of a micro-batch, with matrix products in elements of `size` bytes."""
     T, C, L, D = config.block_size, config.n_embd, config.n_layer, config.head_size
     rms, gains = not config.norm_subtracts_mean, config.norm_affine
     norm = FP32 * C + (FP32 * (C * gains + 1) if rms else 2 * FP32)  # input, statistics; RMS what gains multiply too
     masks = C if config.dropout else 0  # a byte for each element
     ids = 8
-    block = 2 * norm + 2 * masks + attention_bytes(config, size, softmax_size) + size * mlp_channels(config)
+    block = 2 * norm + 2 * masks + attention_bytes(config, size, gpu) + size * mlp_channels(config)
     convolved = sum(
         (size if place == "qkv" else FP32) * width
         for place, width in zip(config.conv, conv_widths(config), strict=True)
@@ -164,7 +166,7 @@ def activation_bytes(config: ModelConfig, size: int, sequences: int, softmax_siz
     block += convolved
     whole = 1 if recompute else L  # blocks of which all is kept at a time; its input is a part of that
     position = ids + masks + norm + whole * block + (L - whole) * FP32 * C
-    once = whole * T * T if config.dropout else 0  # which positions are hidden
+    once = whole * T * T if config.dropout and not gpu else 0  # which positions are hidden
     once += whole * sequences * config.conv_history * convolved
     if config.is_rotary:  # cosines and sines: the same for all layers, unless copied in half precision
         once += 2 * FP32 * T * D if size == FP32 or recompute else 0
@@ -177,21 +179,24 @@ def copy_bytes(config: ModelConfig, size: int) -> int:
     return 0 if size == FP32 else size * config.n_layer * matrix_elements(config)
 
 
-def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:
-    """One layer's: its input, queries, keys and values in each form they take, its result, and with dropout the whole
-    square of weights (the fused kernels, without dropout, keep one number of each row).
+def attention_bytes(config: ModelConfig, size: int, gpu: bool) -> int:
+    """Return the bytes of one layer: input, queries, keys and values in each form they take, and result.
+
+    Fused kernels keep one number per row. With dropout a CPU keeps the square of weights; a GPU recomputes it.
     """
     T, C, H, kv = config.block_size, config.n_embd, config.n_head, config.kv_heads * config.head_size
-    grouped, changed = config.kv_heads < H, config.qk_norm or config.is_rotary
+    fused_groups = gpu and size != FP32 and not config.dropout
+    repeated, changed = config.kv_heads < H and not fused_groups, config.qk_norm or config.is_rotary
     kept = size * C  # the input
-    if config.dropout:
-        kept += 3 * size * C + H * T * (softmax_size + 1 + size)  # the square: softmax, mask, what is left of it
+    if config.dropout and not gpu:
+        kept += 3 * size * C + H * T * (2 * size + 1)  # the square: softmax, mask, what is left of it
         whole = False
     else:
-        kept += (size * C if changed else 0) + FP32 * H
-        kept += 2 * size * C if grouped else size * kv if changed else 0
-        kept += size * C if config.qk_norm else 0  # the result once more, in another order of its dimensions
-        whole = not grouped or not changed  # a view of it is kept
+        kept += size * C if changed else 0
+        kept += 2 * size * C if repeated else size * kv if changed else 0
+        whole = not repeated or not changed  # a view of it is kept
+    if not config.dropout:
+        kept += FP32 * H + (size * C if config.qk_norm else 0)  # and the result in another order of its dimensions
     if config.qk_norm:  # in fp32 always: results and statistics, and inputs, of which fp32 needs no copy
         results = FP32 * (C + kv) if config.norm_affine else 0
         kept += results + FP32 * (H + config.kv_heads) + (0 if size == FP32 else FP32 * (C + kv))
@@ -199,12 +204,23 @@ def attention_bytes(config: ModelConfig, size: int, softmax_size: int) -> int:
     return kept + size * C + (size * qkv_width(config) if whole else 0)
 
 
-def transient_bytes(config: ModelConfig, size: int, sequences: int, softmax_size: int) -> int:
-    """Return what open attention with dropout takes for a moment beyond what it keeps: its weights scaled and masked,
-    before they are in the precision of products, or the words of its mask.
+def transient_bytes(config: ModelConfig, size: int, sequences: int, gpu: bool) -> int:
+    """Return what attention with dropout allocates for a moment beyond what it keeps.
+
+    On a CPU that is the weights scaled and masked, before they are in the precision of products, or the words of the
+    mask. On a GPU it is the square of some sequences in one layer, recomputed, and its gradients.
     """
-    square = sequences * config.n_head * config.block_size**2 if config.dropout else 0
-    return square * (max(2 * softmax_size, 5) - size)
+    if not config.dropout:
+        return 0
+    weights = config.n_head * config.block_size**2
+    if gpu:
+        return WEIGHT_BYTES * weights * min(sequences, sequences_at_a_time(config.n_head, config.block_size))
+    return sequences * weights * (max(2 * size, 5) - size)
+
+
+def sequences_at_a_time(n_head: int, length: int) -> int:
+    """Return the number of sequences for which a GPU holds attention weights with dropout at the same time."""
+    return max(1, WEIGHTS_AT_A_TIME // (n_head * length**2))
 
 
 def mlp_channels(config: ModelConfig) -> int:

@@ -47,7 +47,7 @@ def step_traffic(
     """
     n_params = parameter_counts(config)["total"]
     size = activation_size(precision)
-    kept = activation_bytes(config, size, sequences, FP32 if gpu else size) - copy_bytes(config, size)
+    kept = activation_bytes(config, size, sequences, gpu) - copy_bytes(config, size)
     logits = sequences * config.block_size * config.padded_vocab_size
     return Traffic(
         weights=micro_batches * 2 * size * multiplied_parameters(config),

@@ -4,12 +4,15 @@ B batch, T time, S time including the cache, C channels, H heads, K heads of key
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nanogpt.config import ModelConfig
+from nanogpt.estimates.memory import sequences_at_a_time
 from nanogpt.model.context import ForwardContext
 from nanogpt.model.dropout import Dropout
 from nanogpt.model.layers import RMS_EPS, RMSNorm
@@ -49,15 +52,30 @@ class CausalSelfAttention(nn.Module):
             q, k = apply_rotation(q, rotation), apply_rotation(k, rotation)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, S, D)
-        if self.kv_heads < self.n_head:  # each key and value serves a group of neighbouring queries
+        dropout = keys if self.attn_dropout.p > 0 else None
+        share_groups = context.fused_groups and mask is None and dropout is None
+        if self.kv_heads < self.n_head and not share_groups:  # each key and value serves a group of adjacent queries
             k, v = (part.repeat_interleave(self.n_head // self.kv_heads, dim=1) for part in (k, v))
-        if keys is None or self.attn_dropout.p == 0:
+        if dropout is None:
             # A single new position attends to all S, so only a square of positions needs the causal mask.
-            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and k.shape[2] == T)
-        else:  # the fused kernels draw dropout masks of their own
-            y = self.attn_dropout(compute_causal_weights(q, k), keys) @ v
+            causal = mask is None and k.shape[2] == T
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=share_groups)
+        else:
+            attend = self.attend_recomputed if context.recompute_weights else self.attend_with_dropout
+            y = attend(q, k, v, dropout)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y), keys)
+
+    def attend_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
+        """Return (B, H, T, D) without a fused kernel: those draw dropout masks of their own."""
+        return self.attn_dropout(compute_causal_weights(q, k), keys) @ v
+
+    def attend_recomputed(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
+        """Return the same for some sequences at a time, and compute the weights again in the backward pass."""
+        count = sequences_at_a_time(self.n_head, q.shape[2])
+        chunks = zip(*(part.split(count) for part in (q, k, v, keys)), strict=True)
+        attend = partial(checkpoint, self.attend_with_dropout, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([attend(*chunk) for chunk in chunks])
 
 
 def compute_causal_weights(q: Tensor, k: Tensor) -> Tensor:

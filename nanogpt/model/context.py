@@ -24,6 +24,10 @@ class ForwardContext(NamedTuple):
     """Positions and mask of several continuations packed into one sequence; None: plain causal attention."""
     keys: Tensor | None = None
     """(B,) int64, a dropout key per sequence; None: no dropout."""
+    recompute_weights: bool = False
+    """See `GPT.recompute_attention_weights`."""
+    fused_groups: bool = False
+    """See `GPT.fused_groups`."""
 
     @property
     def mask(self) -> Tensor | None:

@@ -56,6 +56,10 @@ class GPT(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         """Recompute each block's activations in the backward pass. Keyed dropout makes them the same bits."""
+        self.recompute_attention_weights = False
+        """Recompute attention weights with dropout, (B, H, T, T), in the backward pass."""
+        self.fused_groups = False
+        """The attention kernel shares keys and values among a group of heads; else they are repeated for each head."""
         self.compiled_loss: Loss | None = None
         """Replaces `linear_cross_entropy` in a compiled model."""
         assert config.vocab_size is not None
@@ -113,8 +117,9 @@ class GPT(nn.Module):
         else:
             x = x + self.transformer["wpe"](positions)
         x = self.transformer["drop"](x, keys)
-        context = ForwardContext(rotation, cache, branches, keys)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        recompute_weights = self.recompute_attention_weights and not recompute
+        context = ForwardContext(rotation, cache, branches, keys, recompute_weights, self.fused_groups)
         for block in self.blocks:
             x = run_checkpointed(block, x, context) if recompute else block(x, context)
         return self.transformer["ln_f"](x)

@@ -172,6 +172,8 @@ def build_state(
     attention = attention_used(hardware.attention, compute, model_config)
     model = GPT(model_config, derive_seed(config.training.seed, "init"), width)
     model.activation_checkpointing = hardware.activation_checkpointing
+    model.recompute_attention_weights = compute.device.type == "cuda"  # CPUs have more memory than speed
+    model.fused_groups = compute.device.type == "cuda" and attention in ("flash", "cudnn")
     match hardware.strategy:
         case "ddp":
             forward = group.wrap_ddp(place_model(model, hardware, compute), compute.device)

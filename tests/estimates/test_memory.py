@@ -24,11 +24,12 @@ SHAPES: list[dict[str, object]] = [  # of several proportions of width, length, 
 
 
 def kept_by_autograd(
-    config: ModelConfig, precision: Precision, sequences: int, recompute: bool = False
+    config: ModelConfig, precision: Precision, sequences: int, recompute: bool = False, recompute_weights: bool = False
 ) -> tuple[int, int]:
     """(bytes of all storages that a forward pass saves, parameters apart; bytes of the loss's own gradients)."""
     model = GPT(config)
     model.activation_checkpointing = recompute
+    model.recompute_attention_weights = recompute_weights
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     alive: dict[int, Tensor] = {}
 
@@ -109,10 +110,14 @@ def test_open_attention_is_quadratic_and_fused_attention_is_not() -> None:
     assert growth() < 4.01 and growth(dropout=0.1) > 12
 
 
-def test_softmax_stays_in_fp32_on_a_gpu() -> None:
-    config = small(dropout=0.1)
-    cpu, gpu = (estimate_training_memory(config, "bf16", 1, gpu).activations for gpu in (False, True))
-    assert gpu - cpu == 2 * 2 * 4 * 12 * 12  # two bytes more in two layers of four heads
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"position": "rotary"}, {"n_kv_head": 2}, {"position": "rotary", "n_kv_head": 2}]
+)
+def test_a_gpu_keeps_no_attention_weights(shape: dict[str, object], changes: dict[str, object]) -> None:
+    config = small(**shape, **changes, dropout=0.1)
+    kept, _ = kept_by_autograd(config, "fp32", 4, recompute_weights=True)
+    assert abs(estimate_training_memory(config, "fp32", 4, gpu=True).activations / kept - 1) < 0.02
 
 
 def test_nanogpts_checkpoint() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from nanogpt.config import ModelConfig
@@ -162,3 +163,37 @@ def test_recomputing_changes_no_bit(precision: torch.dtype, modern: bool) -> Non
         found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) == 1 + len(list(GPT(config).parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_attention_weights_are_recomputed(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights are kept. Loss and gradients are the same bits for whole micro-batches, else close."""
+    config = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=50, dropout=0.2)
+    ids = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("nanogpt.estimates.memory.WEIGHTS_AT_A_TIME", chunk * 2 * 12**2)
+    found: list[list[torch.Tensor]] = []
+    for recompute in (False, True):
+        model = GPT(config)
+        model.recompute_attention_weights = recompute
+        shapes: list[tuple[int, ...]] = []
+        with saved_tensors_hooks(lambda x, shapes=shapes: shapes.append(tuple(x.shape)) or x, lambda x: x):
+            loss = model(ids, ids, keys=torch.arange(4))
+        assert any(shape[-2:] == (12, 12) for shape in shapes) != recompute
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for kept, recomputed in zip(*found, strict=True):
+        torch.testing.assert_close(recomputed, kept, rtol=0 if chunk == 4 else 1e-5, atol=0 if chunk == 4 else 1e-5)
+
+
+def test_an_attention_kernel_that_shares_groups_gives_the_same() -> None:
+    config = ModelConfig(n_layer=2, n_head=4, n_kv_head=2, n_embd=16, block_size=16, vocab_size=50)
+    ids = torch.randint(50, (4, 16), generator=torch.Generator().manual_seed(1))
+    found: list[list[torch.Tensor]] = []
+    for fused in (False, True):
+        model = GPT(config)
+        model.fused_groups = fused
+        loss = model(ids, ids)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for repeated, shared in zip(*found, strict=True):
+        torch.testing.assert_close(shared, repeated)
