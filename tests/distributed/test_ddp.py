@@ -48,7 +48,7 @@ def test_the_mask_of_padded_ids_does_not_cross_ranks(group: ProcessGroup) -> Non
     assert not wrap(group, model).will_sync_module_buffers()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_a_compiled_model_is_split_where_buckets_end(group: ProcessGroup, dropout: float) -> None:
     """One graph for each bucket, so that it crosses ranks while the backward pass goes on; the same gradients."""
     graphs: list[int] = []

@@ -45,6 +45,7 @@ def test_points_run_side_by_side_and_fail_alone(lab: Lab) -> None:
     assert log is not None and "=== " not in log.read_text() and "step 40/40" in log.read_text()
 
 
+@pytest.mark.slow
 def test_what_was_trained_here_before_is_no_job(lab: Lab) -> None:
     """A sweep that began without a launcher is finished, and then told to be finished, with one."""
     words = ("training.steps=20", "name=mixed")

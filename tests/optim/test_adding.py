@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.additions import Edit, copy_code, run_python
 
+pytestmark = pytest.mark.slow
 OWN_FILE = '''"""Gradient descent with momentum."""
 
 from math import prod

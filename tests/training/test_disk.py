@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,8 +92,14 @@ def test_f14_a_disk_that_stays_full(
 ) -> None:
     """After three failures the run ends with exit code 5; with space again the same command finishes exactly."""
     built = config(runs_dir=str(small_disk / "runs"), **{"checkpoint.every": 2})
+
+    def fill_once_saved() -> None:
+        while not (locate(built) / "checkpoints/step-00000006").exists():  # a thread writes it
+            time.sleep(0.01)
+        fill(small_disk)
+
     with pytest.MonkeyPatch.context() as patch:
-        at_step(7, lambda: fill(small_disk), patch)
+        at_step(7, fill_once_saved, patch)
         with pytest.raises(BadEnvironment, match="3 checkpoints in a row couldn't be written"):
             train(built)
     loaded, damaged = RunDirectory(locate(built)).checkpoints.newest()
