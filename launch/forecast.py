@@ -49,54 +49,43 @@ def forecast(
     """Return lines about the remaining work of `runs`, of which `at_once` run in parallel (None: unknown).
 
     `gpu` is the kind that hardware.device=auto or cuda gets, None if unknown. Speeds come from earlier runs beside the
-    points, then in `runs_dir`. Points on CPUs share this machine's memory unless `here` is false. Raise nothing: what
-    can't be predicted is reported so.
+    points, then in `runs_dir`. Points on CPUs share this machine's memory unless `here` is false. Errors are reported
+    in the lines, never raised.
     """
     if not runs:
         return []
-    sizes = VocabularySizes()
+    vocabularies: Callable[[DataConfig], tuple[int, bool]] = cache(expected_vocab_size)  # pyright: ignore
+    """Size, and whether it is final."""
+
+    def vocab_size(data: DataConfig) -> int:
+        return vocabularies(data)[0]
+
     try:
-        points = find_remaining_work(runs, gpu, sizes, here and bool(visible_gpus()))
+        points = find_remaining_work(runs, gpu, vocab_size, here and bool(visible_gpus()))
     except (LabError, OSError) as error:  # the data's files
-        return [f"note    neither time nor memory can be told: {one_line(error, 200)}"]
+        return [f"note    neither time nor memory can be predicted: {one_line(error, 200)}"]
     folders = [runs[0].path.parent, *([runs_dir] if runs_dir else [])]
-    measured = read_speeds(folders, lambda data: sizes.lookup(data)[0])
+    measured = read_speeds(folders, vocab_size)
     speeds = {work: predict_speed(work, measured) for work in {point.work for point in points}}
+    sizes = {vocabularies(run.config.data) for run in runs if run.config.model.vocab_size is None}
     lines = [*time_lines(points, speeds, at_once), *memory_lines(points, at_once, here)]
-    taken = {sizes.lookup(run.config.data) for run in runs if run.config.model.vocab_size is None}
-    guesses = [f"{number:,}" for number, sure in sorted(taken) if not sure]
-    return lines + [f"note    a vocabulary of {one} is assumed until the data is prepared" for one in guesses]
-
-
-class VocabularySizes:
-    """Vocabulary size of each data set, and whether it is final; each looked up once."""
-
-    def __init__(self) -> None:
-        self.known: dict[object, tuple[int, bool]] = {}
-
-    def lookup(self, data: DataConfig) -> tuple[int, bool]:
-        """Return the size and whether it is final. Raise BadData, OSError."""
-        if data not in self.known:
-            self.known[data] = expected_vocab_size(data)
-        return self.known[data]
+    guesses = [size for size, final in sorted(sizes) if not final]
+    return lines + [f"note    a vocabulary of {size:,} is assumed until the data is prepared" for size in guesses]
 
 
 def find_remaining_work(
-    runs: Sequence[PlannedRun], gpu: Gpu | None, sizes: VocabularySizes, gpus_here: bool
+    runs: Sequence[PlannedRun], gpu: Gpu | None, vocab_size: Callable[[DataConfig], int], gpus_here: bool
 ) -> list[RemainingWork]:
     """Return each point's work and the tokens it has yet to train on. Raise BadData, OSError."""
     works: dict[tuple[object, ...], PointWorkload] = {}
     points: list[RemainingWork] = []
-    for planned in runs:
-        run, config = planned.path, planned.config
+    for path, config in ((run.path, run.config) for run in runs):
         key = (config.model, config.data, config.hardware, config.training.batch_tokens, config.optimizer.name)
         if key not in works:
-            works[key] = build_workload(config, sizes.lookup(config.data)[0], gpu, gpus_here)
-        work = works[key]
-        steps = config.last_step(compute_total_steps(config, work.model)) - (
-            0 if config.new_attempt else newest_step(run)
-        )
-        points.append(RemainingWork(run, work, max(0, steps) * config.training.batch_tokens))
+            works[key] = build_workload(config, vocab_size(config.data), gpu, gpus_here)
+        done = 0 if config.new_attempt else newest_step(path)
+        steps = config.last_step(compute_total_steps(config, works[key].model)) - done
+        points.append(RemainingWork(path, works[key], max(0, steps) * config.training.batch_tokens))
     return points
 
 
@@ -151,17 +140,17 @@ def time_lines(
             whole += f" for one point, {describe_total_time(durations, at_once, which)}"
         yield f"time    {whole} ({describe_sources([speed for _, speed in known])})"
     if unknown := len(points) - len(known):
-        which = f" of {unknown} of {len(points)} points" if known else ""
+        which = f" for {unknown} of {len(points)} points" if known else ""
         yield (
-            f"time    not known{which}: no earlier run is like it; python train.py dry_run=true says, with the "
-            f"settings of a point and where it will run"
+            f"time    not known{which}: no earlier run is comparable; python train.py dry_run=true measures it, with the "
+            "settings of a point and where it will run"
         )
 
 
 def describe_total_time(durations: list[float], at_once: int | None, which: str) -> str:
     """Return the time for all points."""
     if at_once is None:
-        return f"{format_duration(sum(durations))} for {which} that are left if they ran one after the other"
+        return f"{format_duration(sum(durations))} for {which} that are left if run one after the other"
     way = "one after the other" if at_once == 1 else f"{min(at_once, len(durations))} at once"
     return f"{format_duration(makespan(durations, at_once))} for {which} that are left, {way}"
 
@@ -179,40 +168,41 @@ def describe_sources(speeds: list[Speed]) -> str:
     parts: list[str] = []
     kinds = Counter(speed.how for speed in speeds)
     for how, count in kinds.items():
-        of = list(dict.fromkeys(speed for speed in speeds if speed.how == how))
-        where = list(dict.fromkeys(one_line(speed.where, 400) for speed in of))
-        more = f" and {len(where) - 1} more" if len(where) > 1 else ""
-        said = {
-            "measured": f"measured in {where[0]}{more}",
-            "scaled": f"scaled by FLOPs a token from another model's, measured in {where[0]}{more}",
-            "assumed": f"{MFU:.0%} of {where[0]}'s peak, assumed, which small models don't get to",
+        group = [speed for speed in speeds if speed.how == how]
+        first, *others = dict.fromkeys(one_line(speed.where, 400) for speed in group)
+        more = f" and {len(others)} more" if others else ""
+        source = {
+            "measured": f"measured in {first}{more}",
+            "scaled": f"scaled by FLOPs per token from another model's, measured in {first}{more}",
+            "assumed": f"{MFU:.0%} of {first}'s peak, assumed, which small models don't reach",
         }[how]
         number = f"{count} " if len(kinds) > 1 else ""
-        parts.append(f"{number}from {format_range([speed.rate for speed in of], format_count)} tok/s, {said}")
+        parts.append(f"{number}from {format_range([speed.rate for speed in group], format_count)} tok/s, {source}")
     return "; ".join(parts)
 
 
 def memory_lines(points: list[RemainingWork], at_once: int | None, here: bool) -> Iterator[str]:
     """Yield a line for each kind of device."""
     for device in sorted({point.work.device for point in points}):
-        of = [point for point in points if point.work.device == device]
-        there, words = device_memory(of[0].work, here)
-        if there is None:
-            needs = [peak_memory(point.work) for point in of]
-            yield f"memory  about {format_range(needs, format_bytes)}{memory_unit(of)}; {words}"
-        elif bad := [point for point in of if peak_memory(point.work, there) > USABLE_SHARE * there]:
-            worst = max(bad, key=lambda point: peak_memory(point.work, there))
-            subject = f"{len(bad)} of {len(of)} points need" if len(of) > 1 else "the point needs"
-            needs = format_range([peak_memory(point.work, there) for point in bad], format_bytes)
+        group = [point for point in points if point.work.device == device]
+        available, whose = device_memory(group[0].work, here)
+        needs = [peak_memory(point.work, available) for point in group]
+        if available is None:
+            yield f"memory  about {format_range(needs, format_bytes)}{memory_unit(group)}; {whose}"
+            continue
+        most = USABLE_SHARE * available
+        if too_large := [need for need in needs if need > most]:
+            largest = group[needs.index(max(needs))]
+            subject = f"{len(too_large)} of {len(group)} points need" if len(group) > 1 else "the point needs"
             yield (
-                f"memory  {subject} about {needs}{memory_unit(of)}, more than {USABLE_SHARE:.0%} of the "
-                f"{format_bytes(there)} {words}: {suggest_fix(of, there)} (largest: {one_line(worst.run.name)})"
+                f"memory  {subject} about {format_range(too_large, format_bytes)}{memory_unit(group)}, more than "
+                f"{USABLE_SHARE:.0%} of the {format_bytes(available)} {whose}: {suggest_fix(group, available)} "
+                f"(largest: {one_line(largest.run.name)})"
             )
         else:
-            needs = [peak_memory(one.work, there) for one in of]
-            crowd = describe_crowding(needs, there, at_once) if device != "cuda" else ""
-            size = f"{format_range(needs, format_bytes)}{memory_unit(of)}"
-            yield f"memory  about {size} of the {format_bytes(there)} {words}; fits{crowd}"
+            crowding = describe_crowding(needs, most, at_once) if device != "cuda" else ""
+            size = f"{format_range(needs, format_bytes)}{memory_unit(group)}"
+            yield f"memory  about {size} of the {format_bytes(available)} {whose}; fits{crowding}"
 
 
 def device_memory(work: PointWorkload, here: bool) -> tuple[int | None, str]:
@@ -220,44 +210,42 @@ def device_memory(work: PointWorkload, here: bool) -> tuple[int | None, str]:
     if work.gpu:
         return GPU_SPECS[work.gpu].memory, f"of {work.gpu}"
     if work.device == "cuda":
-        return None, "which kind of GPU that is isn't known, nor whether it fits"
+        return None, "the kind of GPU isn't known, so neither is whether it fits"
     if not here:
-        return None, "what the machines have isn't known"
+        return None, "the memory of the machines isn't known"
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "of this machine"
     except (OSError, ValueError):
-        return None, "what this machine has can't be told"
-
-
-def compute_memory(work: PointWorkload, sequences: int) -> int:
-    """Return the bytes of a GPU, or of a machine whose ranks share its memory, with micro-batches of `sequences`."""
-    gpu = work.device != "cpu"
-    one = estimate_training_memory(work.model, work.precision, sequences, gpu, work.rule, work.recompute, work.shards)
-    if work.device == "cuda":
-        return one.total
-    return one.host_bytes(work.ranks_per_node)
+        return None, "the memory of this machine isn't known"
 
 
 @cache
-def peak_memory(work: PointWorkload, there: int | None = None, micro: int | None = None) -> int:
+def peak_memory(work: PointWorkload, available: int | None = None, micro: int | None = None) -> int:
     """Return the bytes of a GPU, or of a machine whose ranks share its memory. An automatic micro-batch is the largest
     that fits, or 1.
     """
     sizes = [micro or work.micro]
-    if work.auto and there and not micro:
+    if work.auto and available and not micro:
         sizes = auto_micro_batch_sizes(work.share, work.model.block_size)
-    totals = [compute_memory(work, n) for n in sizes]
-    fitting = [total for total in totals if there and total <= USABLE_SHARE * there]
-    return max(fitting, default=totals[0])
+    totals = [compute_memory(work, sequences) for sequences in sizes]
+    return max((total for total in totals if available and total <= USABLE_SHARE * available), default=totals[0])
 
 
-def suggest_fix(points: list[RemainingWork], there: int) -> str:
+def compute_memory(work: PointWorkload, sequences: int) -> int:
+    gpu = work.device != "cpu"
+    memory = estimate_training_memory(
+        work.model, work.precision, sequences, gpu, work.rule, work.recompute, work.shards
+    )
+    return memory.total if work.device == "cuda" else memory.host_bytes(work.ranks_per_node)
+
+
+def suggest_fix(points: list[RemainingWork], available: int) -> str:
     """Return what makes all points fit: the largest micro-batch that does, else another GPU."""
     works = {point.work for point in points}
     for micro in sorted(divisors(gcd(*(work.share for work in works))), reverse=True):
-        if all(peak_memory(work, there, micro) <= USABLE_SHARE * there for work in works):
+        if all(peak_memory(work, available, micro) <= USABLE_SHARE * available for work in works):
             return f"try hardware.micro_batch_size={micro}"
-    largest = max(peak_memory(work, there, 1) for work in works)
+    largest = max(peak_memory(work, available, 1) for work in works)
     gpus = [(device.memory, name) for name, device in GPU_SPECS.items() if largest <= USABLE_SHARE * device.memory]
     if not points[0].work.gpu or not gpus:
         return "even micro-batches of one sequence are too large"
@@ -265,12 +253,12 @@ def suggest_fix(points: list[RemainingWork], there: int) -> str:
     return f"not even hardware.micro_batch_size=1 fits; {other}, {format_bytes(memory)}, would do"
 
 
-def describe_crowding(needs: list[int], there: int, at_once: int | None) -> str:
+def describe_crowding(needs: list[int], most: float, at_once: int | None) -> str:
     """Return what to do if points fit alone but not in parallel, else an empty string."""
     largest = sorted(needs, reverse=True)[:at_once]
-    if at_once is None or sum(largest) <= USABLE_SHARE * there:
+    if at_once is None or sum(largest) <= most:
         return ""
-    fitting = max(n for n in range(1, len(largest) + 1) if sum(largest[:n]) <= USABLE_SHARE * there)
+    fitting = max(n for n in range(1, len(largest) + 1) if sum(largest[:n]) <= most)
     return (
         f" alone, but {len(largest)} at once need up to {format_bytes(sum(largest))}: try "
         f"hydra.launcher.array_parallelism={fitting}"
@@ -278,17 +266,17 @@ def describe_crowding(needs: list[int], there: int, at_once: int | None) -> str:
 
 
 def memory_unit(points: list[RemainingWork]) -> str:
-    """Return ` a GPU` or ` a machine` if a point uses several."""
+    """Return ` per GPU` or ` per machine` if a point uses several."""
     if points[0].work.device == "cuda":
-        return " a GPU" if any(point.work.ranks > 1 for point in points) else ""
-    return " a machine" if any(point.work.ranks > point.work.ranks_per_node for point in points) else ""
+        return " per GPU" if any(point.work.ranks > 1 for point in points) else ""
+    return " per machine" if any(point.work.ranks > point.work.ranks_per_node for point in points) else ""
 
 
 def format_bytes(number: float) -> str:
     return f"{format_count(number, 'G')}B"
 
 
-def format_range(values: Sequence[Value], shown: Callable[[Value], str]) -> str:
+def format_range(values: Sequence[Value], write: Callable[[Value], str]) -> str:
     """Return e.g. `1h05m`, or `1h05m to 2h10m`."""
-    low, high = shown(min(values)), shown(max(values))  # type: ignore[type-var]
+    low, high = write(min(values)), write(max(values))  # type: ignore[type-var]
     return low if low == high else f"{low} to {high}"

@@ -18,60 +18,57 @@ from nanogpt.errors import LabError
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import GPU_SPECS, find_gpu
 from nanogpt.estimates.plan import MFU
+from nanogpt.files import list_entries, mtime
 from nanogpt.run_directory import RunDirectory
 
-MAX_RUNS = 50  # that are looked at, the newest
-MAX_FLOPS_RATIO = 10.0  # times more or fewer FLOPs a token: the speed of such a model says too little about another's
+MAX_RUNS = 50  # newest runs that are read
+MAX_FLOPS_RATIO = 10.0  # of two models' FLOPs per token; beyond it the speed of one says too little about the other
 DeviceKind = Literal["cpu", "cuda", "mps"]
-Vocabulary = Callable[[DataConfig], int]
 
 
 @dataclass(frozen=True)
-class PointWorkload:
-    """Everything that the speed and memory of a training depend on."""
+class Workload:
+    """The model, and how each rank trains it."""
 
     model: ModelConfig
-    """With its vocabulary and without its label."""
-    rule: Rule
-    """The optimizer's."""
+    """With its vocabulary size and without its name."""
     device: DeviceKind
-    gpu: Gpu | None
-    """Which GPU, when it is one and its kind is known."""
     precision: Precision
     ranks: int
-    ranks_per_node: int
     micro: int
-    """Sequences of a micro-batch, on each rank."""
-    auto: bool
-    """Whether the micro-batch will be found by trying."""
-    share: int
-    """Sequences of a step, on each rank."""
+    """Sequences in a rank's micro-batch."""
     compile: bool
     recompute: bool
     shards: int
-    """Parts of the weights, each on a rank; 1: all of them have all."""
+    """Number of ranks that the weights are split over; 1: every rank has all."""
     threads: int | None
-    """On each rank of a CPU, when it is said."""
+    """CPU threads per rank; None: not set."""
+
+
+@dataclass(frozen=True)
+class PointWorkload(Workload):
+    """A workload that was not measured yet."""
+
+    rule: Rule
+    """The optimizer's."""
+    gpu: Gpu | None
+    """The kind of GPU, if known."""
+    ranks_per_node: int
+    auto: bool
+    """Whether the training itself finds its micro-batch size."""
+    share: int
+    """Sequences per step and rank."""
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """Speed of an earlier run, and what it ran on."""
+    """The workload of an earlier run and its speed."""
 
     path: Path
-    model: ModelConfig
-    device: str
-    name: str
-    """The device's own name."""
-    precision: str
-    ranks: int
-    micro: int
-    compile: bool
-    recompute: bool
-    shards: int
-    threads: int | None
+    device_name: str
+    workload: Workload
     rate: float
-    """Tokens a second inside training steps, of all ranks together."""
+    """Tokens per second inside training steps, all ranks together."""
 
 
 @dataclass(frozen=True)
@@ -88,76 +85,65 @@ def without_label(model: ModelConfig, vocab_size: int) -> ModelConfig:
     return model.with_vocab(vocab_size).model_copy(update={"name": "custom"})
 
 
-def predict_speed(work: PointWorkload, runs: list[MeasuredRun]) -> Speed | None:
+def predict_speed(point: PointWorkload, runs: list[MeasuredRun]) -> Speed | None:
     """Return the speed of the first of `runs` with the same work; else that of the run with the nearest model, scaled
     by FLOPs per token; else a share of the GPU's peak; None if nothing is known.
     """
-    alike = [run for run in runs if same_device(run, work)]
-    for run in alike:
-        if run.model == work.model and (work.auto or run.micro == work.micro):
+    comparable = [run for run in runs if used_device_alike(run, point)]
+    for run in comparable:
+        if run.workload.model == point.model and (point.auto or run.workload.micro == point.micro):
             return Speed(run.rate, "measured", str(run.path))
-    flops = flops_per_token(work.model)
-    ratios = [(flops_per_token(run.model) / flops, run) for run in alike]
-    if near := [
-        (max(ratio, 1 / ratio), ratio, run) for ratio, run in ratios if 1 / MAX_FLOPS_RATIO <= ratio <= MAX_FLOPS_RATIO
-    ]:
-        _, ratio, run = min(near, key=lambda one: one[0])
+    flops = flops_per_token(point.model)
+    ratios = [(flops_per_token(run.workload.model) / flops, run) for run in comparable]
+    near = [(ratio, run) for ratio, run in ratios if 1 / MAX_FLOPS_RATIO <= ratio <= MAX_FLOPS_RATIO]
+    if near:
+        ratio, run = min(near, key=lambda pair: max(pair[0], 1 / pair[0]))
         return Speed(run.rate * ratio, "scaled", str(run.path))
-    if work.gpu and work.precision in ("fp16", GPU_SPECS[work.gpu].precision):
-        return Speed(MFU * GPU_SPECS[work.gpu].tflops * 1e12 * work.ranks / flops, "assumed", work.gpu)
+    if point.gpu and point.precision in ("fp16", GPU_SPECS[point.gpu].precision):
+        return Speed(MFU * GPU_SPECS[point.gpu].tflops * 1e12 * point.ranks / flops, "assumed", point.gpu)
     return None
 
 
-def same_device(run: MeasuredRun, work: PointWorkload) -> bool:
+def used_device_alike(run: MeasuredRun, point: PointWorkload) -> bool:
     """Return whether a run used equal devices in the same way. bf16 and fp16 count as equally fast."""
+    had = run.workload
     return (
-        run.device == work.device
-        and (work.gpu is None or find_gpu(run.name) is GPU_SPECS[work.gpu])
-        and (run.precision == "fp32") == (work.precision == "fp32")
-        and run.ranks == work.ranks
-        and (run.compile, run.recompute, run.shards) == (work.compile, work.recompute, work.shards)
-        and (work.threads is None or work.device != "cpu" or run.threads == work.threads)
+        had.device == point.device
+        and (point.gpu is None or find_gpu(run.device_name) is GPU_SPECS[point.gpu])
+        and (had.precision == "fp32") == (point.precision == "fp32")
+        and had.ranks == point.ranks
+        and (had.compile, had.recompute, had.shards) == (point.compile, point.recompute, point.shards)
+        and (point.threads is None or point.device != "cpu" or had.threads == point.threads)
     )
 
 
-def read_speeds(folders: Iterable[Path], vocabulary: Vocabulary) -> list[MeasuredRun]:
+def read_speeds(folders: Iterable[Path], vocab_size: Callable[[DataConfig], int]) -> list[MeasuredRun]:
     """Return the speeds of the newest runs in these folders and in the studies in them, first folder first."""
-    runs = dict.fromkeys(run for folder in folders for run in islice(find_timed_runs(folder), MAX_RUNS))
-    return [found for run in islice(runs, MAX_RUNS) if (found := read_speed(run, vocabulary))]
+    paths = dict.fromkeys(path for folder in folders for path in islice(find_timed_runs(folder), MAX_RUNS))
+    return [run for path in islice(paths, MAX_RUNS) if (run := read_speed(path, vocab_size))]
 
 
 def find_timed_runs(folder: Path, depth: int = 2) -> Iterator[Path]:
     """Yield run directories that have timings, newest first, in `folder` and in its folders that are no runs."""
-    for path in list_newest_first(folder):
-        if (path / "timing.jsonl").exists():
+    entries = list_entries(folder) if os.access(folder, os.R_OK | os.X_OK) else []
+    folders = [path for path in entries if os.path.isdir(path) and not path.name.startswith(".")]
+    for path in sorted(folders, key=mtime, reverse=True):
+        if os.path.exists(path / "timing.jsonl"):
             yield path
-        elif depth > 1 and not (path / "config.json").exists():
+        elif depth > 1 and not os.path.exists(path / "config.json"):
             yield from find_timed_runs(path, depth - 1)
 
 
-def list_newest_first(folder: Path) -> list[Path]:
-    """Return the folders in a folder, last modified first."""
-    found: list[tuple[float, str]] = []
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(OSError):
-                if not entry.name.startswith(".") and entry.is_dir():
-                    found.append((entry.stat().st_mtime, entry.name))
-    return [folder / name for _, name in sorted(found, reverse=True)]
-
-
-def read_speed(path: Path, vocabulary: Vocabulary) -> MeasuredRun | None:
+def read_speed(path: Path, vocab_size: Callable[[DataConfig], int]) -> MeasuredRun | None:
     """Return the speed of a run's last start; None if it has no timings yet or its files can't be read."""
     run = RunDirectory(path)
     with suppress(LabError, OSError, ValueError, TypeError, LookupError):
         start = run.starts()[-1]
         facts: dict[str, Any] = start["arithmetic"]
         config = run.config()
-        return MeasuredRun(
-            path=path,
-            model=without_label(config.model, vocabulary(config.data)),
+        workload = Workload(
+            model=without_label(config.model, vocab_size(config.data)),
             device=facts["device"],
-            name=str(start["device"]),
             precision=facts["precision"],
             ranks=facts["ranks"],
             micro=facts["micro_batch_size"],
@@ -165,8 +151,8 @@ def read_speed(path: Path, vocabulary: Vocabulary) -> MeasuredRun | None:
             recompute=facts.get("recompute", False),
             shards=facts["ranks"] if facts.get("strategy") == "fsdp" else 1,
             threads=facts["threads"],
-            rate=mean_rate(path, start["from_step"]),
         )
+        return MeasuredRun(path, str(start["device"]), workload, mean_rate(path, start["from_step"]))
     return None
 
 
@@ -174,8 +160,7 @@ def mean_rate(path: Path, from_step: int) -> float:
     """Return the mean tokens per second over the last rows of timing.jsonl after `from_step`, without the first row
     (warm-up) unless it is the only one. Raise ValueError if there is none.
     """
-    rows = [row for row in read_last_rows(path / "timing.jsonl") if row["step"] > from_step]
-    rates = [float(row["tokens_per_second"]) for row in rows]
+    rates = [row["tokens_per_second"] for row in read_last_rows(path / "timing.jsonl") if row["step"] > from_step]
     rate = harmonic_mean(rates[1:] or rates)  # of an empty list: StatisticsError, a ValueError
     if not 0 < rate < float("inf"):
         raise ValueError

@@ -36,7 +36,7 @@ def test_what_fits_onto_a_gpu(tmp_path: Path) -> None:
     line = line_of(forecast([small, large], "h100", 1), "memory")
     assert line == f"memory  about {low} to {high} of the 80GB of h100; fits"
     many = gpt2(tmp_path, **{"hardware.devices": 2})
-    assert f"{low} a GPU of the 80GB" in line_of(forecast([many], "h100", 1), "memory")
+    assert f"{low} per GPU of the 80GB" in line_of(forecast([many], "h100", 1), "memory")
     whole = gpt2(tmp_path, **{"hardware.micro_batch_size": "auto"})
     found = max(n for n in range(1, 65) if 480 % n == 0 and needs(whole, "bf16", n) <= 0.9 * 80e9)  # 65,536 tokens
     assert found > 16
@@ -44,7 +44,7 @@ def test_what_fits_onto_a_gpu(tmp_path: Path) -> None:
         forecast([whole], "h100", 1), "memory"
     )
     line = line_of(forecast([small], None, 1), "memory")
-    assert line == f"memory  about {low}; which kind of GPU that is isn't known, nor whether it fits"
+    assert line == f"memory  about {low}; the kind of GPU isn't known, so neither is whether it fits"
 
 
 def test_what_does_not_fit_and_what_would(tmp_path: Path) -> None:

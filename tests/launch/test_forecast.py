@@ -80,7 +80,7 @@ def test_the_speed_of_a_real_training_is_that_of_its_siblings(tmp_path: Path, co
 
 def test_speeds_of_runs_outside_of_the_study_come_second(tmp_path: Path) -> None:
     new = point(tmp_path / "study", **{"training.steps": 1000})
-    assert "not known: no earlier run is like it; python train.py dry_run=true" in line_of(
+    assert "not known: no earlier run is comparable; python train.py dry_run=true" in line_of(
         forecast([new], None, 1), "time"
     )
     other = made(tmp_path / "other", 500.0)
@@ -174,7 +174,7 @@ def test_a_named_gpu_has_a_share_of_its_peak(tmp_path: Path) -> None:
         (2, "40m00s for the 4 that are left, 2 at once"),  # 8 + 24, 8 + 24 and 8 in either order
         (3, "32m00s for the 4 that are left, 3 at once"),
         (256, "24m00s for the 4 that are left, 4 at once"),
-        (None, "1h04m for the 4 that are left if they ran one after the other"),
+        (None, "1h04m for the 4 that are left if run one after the other"),
     ],
 )
 def test_the_whole_takes_as_long_as_its_slots(at_once: int | None, whole: str, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_points_of_which_less_is_known_are_told_apart(tmp_path: Path) -> None:
     planned_runs = [point(tmp_path, **{"model.n_embd": n, "optimizer.lr": 1e-3 + i}) for i, n in enumerate(widths)]
     known, unknown = (line for line in forecast(planned_runs, None, 1) if line.startswith("time "))
     assert "for 3 of the 4 that are left" in known and "(2 from 1k tok/s, measured" in known and "; 1 from " in known
-    assert unknown.startswith("time    not known of 1 of 4 points: ")
+    assert unknown.startswith("time    not known for 1 of 4 points: ")
 
 
 def test_points_on_cpus_share_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_points_on_cpus_share_this_machine(tmp_path: Path, monkeypatch: pytest.M
                             "try hydra.launcher.array_parallelism=3")  # fmt: skip
     assert f"about {format_count(half, 'G')}B of" in line_of(forecast(two, None, 1), "memory"), "two ranks"
     away = line_of(forecast(planned_runs, None, 256, here=False), "memory")
-    assert away == f"memory  {size}; what the machines have isn't known"
+    assert away == f"memory  {size}; the memory of the machines isn't known"
     there["SC_PHYS_PAGES"] = round(0.5 * one / 1000)
     assert "5 of 5 points need" in line_of(forecast(planned_runs, None, 1), "memory")
 
@@ -221,8 +221,8 @@ def test_an_automatic_device_is_a_gpu_where_there_is_one(tmp_path: Path, monkeyp
     assert "of this machine" in line_of(forecast([planned], None, 1), "memory")
     assert "of h100" in line_of(forecast([planned], "h100", 1), "memory")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert "which kind of GPU" in line_of(forecast([planned], None, 1), "memory")
-    assert "what the machines have" in line_of(forecast([planned], None, 1, here=False), "memory")
+    assert "the kind of GPU isn't known" in line_of(forecast([planned], None, 1), "memory")
+    assert "memory of the machines" in line_of(forecast([planned], None, 1, here=False), "memory")
 
 
 def test_a_vocabulary_that_is_guessed_is_said_to_be(tmp_path: Path, corpus: Path) -> None:
@@ -255,7 +255,7 @@ def test_files_that_can_t_be_read_end_nothing(tmp_path: Path) -> None:
     (folder / "train.bin").write_bytes(b"")
     (folder / "tokenizer.json").write_text("{")
     (line,) = forecast([point(tmp_path, **{"data.source": str(folder)})], None, 1)
-    assert line.startswith("note    neither time nor memory can be told: ") and "tokenizer.json" in line
+    assert line.startswith("note    neither time nor memory can be predicted: ") and "tokenizer.json" in line
     assert forecast([], None, 1) == []
 
 
