@@ -142,8 +142,8 @@ def time_lines(
     if unknown := len(points) - len(known):
         which = f" for {unknown} of {len(points)} points" if known else ""
         yield (
-            f"time    not known{which}: no earlier run is comparable; python train.py dry_run=true measures it, with the "
-            "settings of a point and where it will run"
+            f"time    not known{which}: no earlier run is comparable; python train.py dry_run=true measures it, with "
+            "the settings of a point and where it will run"
         )
 
 
