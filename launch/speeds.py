@@ -27,8 +27,8 @@ DeviceKind = Literal["cpu", "cuda", "mps"]
 
 
 @dataclass(frozen=True)
-class Workload:
-    """The model, and how each rank trains it."""
+class MeasuredWorkload:
+    """The model, and how each rank trains it, as earlier runs record it."""
 
     model: ModelConfig
     """With its vocabulary size and without its name."""
@@ -46,8 +46,8 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class PointWorkload(Workload):
-    """A workload that was not measured yet."""
+class PointWorkload(MeasuredWorkload):
+    """The workload of a point that is to be trained."""
 
     rule: Rule
     """The optimizer's."""
@@ -66,7 +66,7 @@ class MeasuredRun:
 
     path: Path
     device_name: str
-    workload: Workload
+    workload: MeasuredWorkload
     rate: float
     """Tokens per second inside training steps, all ranks together."""
 
@@ -141,7 +141,7 @@ def read_speed(path: Path, vocab_size: Callable[[DataConfig], int]) -> MeasuredR
         start = run.starts()[-1]
         facts: dict[str, Any] = start["arithmetic"]
         config = run.config()
-        workload = Workload(
+        workload = MeasuredWorkload(
             model=without_label(config.model, vocab_size(config.data)),
             device=facts["device"],
             precision=facts["precision"],
