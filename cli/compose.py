@@ -22,20 +22,19 @@ from yaml import YAMLError
 from cli.checks import HYDRA_IS_OURS, check_hydra_settings, check_tilde, check_typed_value
 from cli.config_files import check_no_yaml_bomb, choices, groups
 from cli.grid import is_excluded
-from cli.interpolation import check_values, ordinary_words
-from cli.launcher_config import LAUNCHERS, BasicLauncher, Launcher
-from cli.overrides import (
-    LAUNCHER,
-    LAUNCHER_KEYS,
-    SWEEP_KEYS,
-    SWEEP_PREFIXES,
-    SWEEPER,
-    SWEEPER_KEYS,
-    Value,
-    parse_override,
+from cli.interpolation import (
+    check_values,
+    constant_values,
+    first_error_line,
+    is_constant,
+    ordinary_words,
+    resolve_values,
+    set_value,
 )
-from cli.resolution import constant_values, first_error_line, is_constant, resolve_values, set_value
-from cli.sweep_config import SWEEPERS, AllPoints, SweepConfig, Sweeper, sweepers_with_key
+from cli.launcher_config import LAUNCHERS
+from cli.overrides import Value, parse_override
+from cli.sweep_config import SWEEPERS, SweepConfig
+from cli.sweep_keys import LAUNCHER, SWEEP_PREFIXES, SWEEPER, SweepKeys
 from nanogpt import schema
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.interop.sources import fill_from_weights
@@ -48,18 +47,31 @@ HORIZON = ("training.steps", "training.tokens", "training.tokens_per_param", "tr
 
 @dataclass(frozen=True)
 class Point(Generic[Config]):
-    """One point of a sweep; `changes` are the swept keys with this point's values, as text."""
+    """One point of a sweep."""
 
     config: Config
     changes: dict[str, str]
+    """The swept keys with this point's values, as text."""
+
+
+@dataclass(frozen=True)
+class ComposedFiles:
+    """A choice of files, composed by Hydra."""
+
+    config: DictConfig
+    """Without the keys about sweeps."""
+    constants: dict[str, Any] | None
+    """`config` as a plain dict; None if there is anything to resolve in it."""
+    sweep_keys: dict[str, dict[str, Any]]
+    """Values of the keys about sweeps, by prefix."""
 
 
 def register_schemas(command: str, kind: type[ConfigModel]) -> None:
-    """Give Hydra every key of the schemas with its default, so YAML files need only say what they choose.
+    """Give Hydra the default of every key, so that YAML files need only the values they choose.
 
-    Launchers and sweepers that installed plugins bring under our names are dropped: their schemas don't fit ours.
+    Launchers and sweepers of installed plugins with the names of ours are dropped: their schemas don't fit.
     """
-    Plugins.instance()  # theirs are stored now, and not again
+    Plugins.instance()  # stores those of plugins, once
     store = ConfigStore.instance()
     for group in (LAUNCHER, SWEEPER):
         for name in choices(group):
@@ -67,24 +79,21 @@ def register_schemas(command: str, kind: type[ConfigModel]) -> None:
     sweep = {"sweep": schema.default_values(SweepConfig)} if command == "train" else {}
     store.store(name=f"{command}_schema", node=schema.default_values(kind) | sweep)
     for group, kinds in ((LAUNCHER, LAUNCHERS), (SWEEPER, SWEEPERS)):
-        for name, aside in kinds.items():
-            store.store(group=group, name=f"{name}_defaults", node=schema.default_values(aside))
+        for name, config in kinds.items():
+            store.store(group=group, name=f"{name}_defaults", node=schema.default_values(config))
 
 
 class Composer:
-    """Points of one sweep. Hydra composes once for each choice of files (60 ms); single values are set afterwards."""
+    """Composes the points of a sweep: once with Hydra for each choice of files (60 ms), then value by value."""
 
-    def __init__(self, command: str, kind: type[Config], literals: dict[str, str], sweep_keys: list[Value]) -> None:
-        self.command, self.kind, self.literals, self.sweep_keys = command, kind, literals, sweep_keys
+    def __init__(self, command: str, kind: type[Config], literals: dict[str, str], sweep_keys: dict[str, Any]) -> None:
+        self.command, self.kind, self.literals = command, kind, literals
+        self.sweep_keys = SweepKeys(command, sweep_keys)
         self.keys = {key for key, _ in iter_fields(kind)}
         self.groups = groups(command)
         self.ordinary = ordinary_words(kind, self.groups)
-        self.composed_files: dict[tuple[str, ...], DictConfig] = {}
-        self.constant_files: dict[tuple[str, ...], dict[str, Any] | None] = {}
+        self.composed_files: dict[tuple[str, ...], ComposedFiles] = {}
         self.printed_notes: set[str] = set()
-        """Notes that were printed."""
-        self.sweep_keys_in_files: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in SWEEP_PREFIXES}
-        """What is about sweeps in each choice of files."""
 
     def compose_points(
         self, combinations: list[list[Value]], swept_keys: set[str], exclude: tuple[str, ...]
@@ -147,24 +156,16 @@ class Composer:
     def set_values(self, files: tuple[str, ...], values: list[Value]) -> dict[str, Any]:
         """Return a choice of files with some values set, as a plain dict. Raises BadInput."""
         base = self.compose_files(files)
-        constants = self.constant_values_of(files)
-        if constants is None or not all(is_constant(one.value) for one in values):
-            composed = copy.deepcopy(base)
-            for one in values:
-                set_value(composed, one)
+        if base.constants is None or not all(is_constant(value.value) for value in values):
+            composed = copy.deepcopy(base.config)
+            for value in values:
+                set_value(composed, value)
             return resolve_values(composed, self.keys, self.ordinary)
-        plain = copy.deepcopy(constants)  # ten times as fast
-        for one in values:
-            *path, name = one.key.split(".")
-            reduce(lambda inner, part: inner[part], path, plain)[name] = one.value
+        plain = copy.deepcopy(base.constants)  # ten times as fast
+        for value in values:
+            set_in_dict(plain, value.key, value.value)
         check_values(plain, self.ordinary)
         return plain
-
-    def constant_values_of(self, files: tuple[str, ...]) -> dict[str, Any] | None:
-        """Return a choice of files as a plain dict; None if there is anything to resolve in it."""
-        if files not in self.constant_files:
-            self.constant_files[files] = constant_values(self.compose_files(files), self.keys)
-        return self.constant_files[files]
 
     def shorten_warmup(self, plain: dict[str, Any]) -> dict[str, Any]:
         """Shorten a file's warm-up that is longer than the run to a tenth of the run, and say so once."""
@@ -185,96 +186,58 @@ class Composer:
         plain = adopt_architecture(plain)
         check_values(self.literals)
         for key, text in self.literals.items():
-            *path, name = key.split(".")
-            reduce(lambda inner, part: inner[part], path, plain)[name] = text
+            set_in_dict(plain, key, text)
         config = schema.from_dict(self.kind, plain)
         check_tilde(config)
         return config
 
-    def compose_files(self, files: tuple[str, ...]) -> DictConfig:
-        """What Hydra makes of a choice of files, without what is about sweeps. Raises BadInput."""
+    def compose_files(self, files: tuple[str, ...]) -> ComposedFiles:
+        """Return a choice of files, composed once. Raises BadInput."""
         if files not in self.composed_files:
-            for file in files:
-                check_no_yaml_bomb(*file.split("=", 1))
-            try:
-                composed = compose(self.command, list(files), return_hydra_config=True)
-            except (TypeError, YAMLError) as error:
-                raise BadInput(f"{' '.join(files)}: a file is not YAML with keys: {one_line(error, 300)}") from None
-            except (HydraException, OmegaConfBaseException, RecursionError) as error:
-                if "hydra.searchpath" in str(error):
-                    raise BadInput(f"{' '.join(files)}: hydra.searchpath: {HYDRA_IS_OURS}") from None
-                own = "Could not find 'experiment/" in str(error)
-                remedy = "; of another group's file write e.g. - override /data: text" if own else ""
-                raise BadInput(f"{first_error_line(error)}{remedy}") from None
-            except ValueError as error:  # not UTF-8, an integer of thousands of digits
-                raise BadInput(f"{' '.join(files)}: a file can't be read as YAML: {one_line(error, 300)}") from None
-            if "experiment" in composed:
-                raise BadInput("experiment: its file must begin with the line # @package _global_")
-            check_hydra_settings(self.command, files, composed)
-            for prefix in SWEEP_PREFIXES:
-                there = OmegaConf.select(composed, prefix.rstrip("."))
-                plain = resolve_values(there, self.keys, self.ordinary) if there is not None else {}
-                if plain not in self.sweep_keys_in_files[prefix]:
-                    self.sweep_keys_in_files[prefix].append(plain)
-            with open_dict(composed):
-                del composed["hydra"]
-                composed.pop("sweep", None)
-            self.composed_files[files] = composed
+            self.composed_files[files] = self.load_files(files)
+            self.sweep_keys.in_files.append(self.composed_files[files].sweep_keys)
         return self.composed_files[files]
 
-    def command_line_keys(self, prefix: str) -> dict[str, Any]:
-        """Those keys of a prefix that the command line sets, without it."""
-        return {one.key.removeprefix(prefix): one.value for one in self.sweep_keys if one.key.startswith(prefix)}
-
-    def merge_sweep_keys(self, prefix: str) -> dict[str, Any]:
-        """What files and command line say under a prefix. Raises BadInput when an experiment's files differ in it."""
-        if len(self.sweep_keys_in_files[prefix]) > 1:
-            if prefix == SWEEP_KEYS:
-                raise BadInput("experiment: these have sweep sections that differ; sweep one of them at a time")
-            what = prefix.rstrip(".").replace("hydra.", "hydra/")
-            raise BadInput(f"{what}: the points of this sweep ask for different ones; give one on the command line")
-        return self.sweep_keys_in_files[prefix][0] | self.command_line_keys(prefix)
-
-    def settings(self) -> SweepConfig:
-        """Which points there are, checked. Raises BadInput."""
-        return check_sweep_keys(SweepConfig, self.merge_sweep_keys(SWEEP_KEYS), SWEEP_KEYS)
-
-    def sweeper(self) -> Sweeper:
-        """How far each point is trained, checked. Raises BadInput."""
-        values = self.merge_sweep_keys(SWEEPER_KEYS)
-        if self.command != "train":
-            return AllPoints()
-        if values.get("method") not in SWEEPERS:
-            raise BadInput(f"{SWEEPER}: its file must begin with defaults: [halving, _self_], or optuna")
-        kind = SWEEPERS[values["method"]]
-        if kind is AllPoints and (given := self.command_line_keys(SWEEPER_KEYS)):
-            key = next(iter(given))
-            raise BadInput(f"{SWEEPER_KEYS}{key}: choose {sweepers_with_key(key)}")
-        return check_sweep_keys(kind, values, SWEEPER_KEYS)
-
-    def launcher(self) -> Launcher:
-        """The launcher of all points, checked. Raises BadInput."""
-        values = self.merge_sweep_keys(LAUNCHER_KEYS)
-        if values.get("executor") not in LAUNCHERS:
-            raise BadInput(
-                f"{LAUNCHER}: its file must begin with defaults: [submitit_slurm, _self_], or submitit_local"
-            )
-        kind = LAUNCHERS[values["executor"]]
-        if kind is BasicLauncher and (given := self.command_line_keys(LAUNCHER_KEYS)):
-            if self.command != "train":  # about jobs that have their launcher
-                return BasicLauncher()
-            raise BadInput(
-                f"{LAUNCHER_KEYS}{next(iter(given))}: choose hydra/launcher=submitit_slurm or submitit_local"
-            )
-        return check_sweep_keys(kind, values, LAUNCHER_KEYS)
+    def load_files(self, files: tuple[str, ...]) -> ComposedFiles:
+        """Compose a choice of files with Hydra. Raises BadInput."""
+        composed = run_hydra_compose(self.command, files)
+        sweep_keys: dict[str, dict[str, Any]] = {}
+        for prefix in SWEEP_PREFIXES:
+            values = OmegaConf.select(composed, prefix.rstrip("."))
+            sweep_keys[prefix] = resolve_values(values, self.keys, self.ordinary) if values is not None else {}
+        with open_dict(composed):
+            del composed["hydra"]
+            composed.pop("sweep", None)
+        return ComposedFiles(composed, constant_values(composed, self.keys), sweep_keys)
 
 
-def check_sweep_keys(kind: type[Config], values: dict[str, Any], prefix: str) -> Config:
-    """A config of what is about sweeps. Raises BadInput with the whole key."""
+def run_hydra_compose(command: str, files: tuple[str, ...]) -> DictConfig:
+    """Return what Hydra makes of a choice of files, its own configuration included. Raises BadInput."""
+    for file in files:
+        check_no_yaml_bomb(*file.split("=", 1))
+    chosen = " ".join(files)
     try:
-        return schema.from_dict(kind, values)
-    except BadInput as error:
-        raise BadInput(f"{prefix}{error}") from None
+        composed = compose(command, list(files), return_hydra_config=True)
+    except (TypeError, YAMLError) as error:
+        raise BadInput(f"{chosen}: a file is not YAML with keys: {one_line(error, 300)}") from None
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
+        if "hydra.searchpath" in str(error):
+            raise BadInput(f"{chosen}: hydra.searchpath: {HYDRA_IS_OURS}") from None
+        override_needed = "Could not find 'experiment/" in str(error)
+        remedy = "; of another group's file write e.g. - override /data: text" if override_needed else ""
+        raise BadInput(f"{first_error_line(error)}{remedy}") from None
+    except ValueError as error:  # not UTF-8, an integer of thousands of digits
+        raise BadInput(f"{chosen}: a file can't be read as YAML: {one_line(error, 300)}") from None
+    if "experiment" in composed:
+        raise BadInput("experiment: its file must begin with the line # @package _global_")
+    check_hydra_settings(command, files, composed)
+    return composed
+
+
+def set_in_dict(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested dicts."""
+    *path, name = key.split(".")
+    reduce(lambda inner, part: inner[part], path, values)[name] = value
 
 
 def swept_values(chosen: list[Value], swept_keys: set[str]) -> dict[str, str]:

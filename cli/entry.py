@@ -227,6 +227,6 @@ def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
 
 def help_sweep_fields() -> list[tuple[str, FieldInfo]]:
     """Every key about sweeps that a person may set."""
-    from cli.overrides import sweep_fields
+    from cli.sweep_keys import sweep_fields
 
     return [(key, field) for key, field in sweep_fields().items() if not key.endswith((".executor", ".method"))]

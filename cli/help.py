@@ -11,9 +11,9 @@ from pydantic.fields import FieldInfo
 from cli import commands, config_files
 from cli.config_files import choices, groups, optional_groups
 from cli.launcher_config import JobLauncher, LaunchConfig, LocalLauncher, SlurmLauncher
-from cli.overrides import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEPER, SWEEPER_KEYS, sweep_groups
 from cli.quoting import format_value
 from cli.sweep_config import Halving, Search, SweepConfig
+from cli.sweep_keys import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEPER, SWEEPER_KEYS, sweep_groups
 from cli.sweep_request import read_sweep
 from nanogpt import schema
 from nanogpt.config import TargetsConfig, TrainConfig, TrainedConfig

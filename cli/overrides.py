@@ -15,12 +15,10 @@ from typing import Any, NoReturn, get_args
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, ValueType
 from hydra.errors import HydraException
-from pydantic.fields import FieldInfo
 
 from cli.config_files import choices, groups, optional_groups
-from cli.launcher_config import LAUNCHERS
 from cli.quoting import format_for_shell
-from cli.sweep_config import SWEEPERS, SweepConfig
+from cli.sweep_keys import LAUNCHER, SWEEP_PREFIXES, SWEEPER, sweep_fields, sweep_groups, sweep_key_names
 from nanogpt import schema
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.fields import is_literal
@@ -31,10 +29,6 @@ DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 TYPOGRAPHIC = dict.fromkeys(DASHES, "-") | {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "}
 """What word processors and web pages put in place of what was typed."""
 MAX_EXAMPLE_LENGTH = 60  # characters of a value that is written again in quotes
-LAUNCHING = ("train", "launch")  # commands whose points can be jobs
-LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
-LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS = "hydra.launcher.", "hydra.sweeper.", "sweep."
-SWEEP_PREFIXES = (LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS)  # keys about a sweep, not about its runs
 
 
 def keep_last(overrides: Sequence[str]) -> list[str]:
@@ -208,8 +202,11 @@ def check_keys(command: str, kind: type[ConfigModel], overrides: list[Override])
 def refuse_unknown(kind: type[ConfigModel], key: str, text: str, known: list[str], command: str) -> NoReturn:
     """Raises BadInput with the nearest key that exists."""
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        mine = ("hydra.launcher", "hydra/l", "hydra.sweeper", "hydra/s")[: 4 if command == "train" else 2]
-        if command not in LAUNCHING or not key.startswith(mine):
+        allowed = {
+            "train": ("hydra.launcher", "hydra/l", "hydra.sweeper", "hydra/s"),
+            "launch": ("hydra.launcher", "hydra/l"),
+        }
+        if not key.startswith(allowed.get(command, ())):
             raise BadInput(f"{text}: Hydra's own settings can't be changed here")
         near = [name for name in known if name.startswith("hydra")]
         raise BadInput(schema.describe_unknown_key(sweep_fields().items(), key, near, "key or group"))
@@ -217,27 +214,6 @@ def refuse_unknown(kind: type[ConfigModel], key: str, text: str, known: list[str
     if inside:
         raise BadInput(f"{text}: a group of keys; set one of {', '.join(inside[:6])}")
     raise BadInput(schema.describe_unknown_key(schema.iter_fields(kind), key, known, "key or group"))
-
-
-def sweep_groups(command: str) -> list[str]:
-    """The groups of a command that aren't about runs."""
-    return {"train": [LAUNCHER, SWEEPER], "launch": [LAUNCHER]}.get(command, [])
-
-
-def sweep_key_names(command: str) -> list[str]:
-    """`hydra.launcher.partition` and so on, of all launchers; of `train` what a sweep takes too."""
-    mine = {"train": SWEEP_PREFIXES, "launch": (LAUNCHER_KEYS,)}.get(command, ())
-    return [key for key in sweep_fields() if key.startswith(mine)]
-
-
-def sweep_fields() -> dict[str, FieldInfo]:
-    """Every key about a sweep, each once."""
-    kinds: list[tuple[str, type[ConfigModel]]] = [
-        *((LAUNCHER_KEYS, kind) for kind in LAUNCHERS.values()),
-        *((SWEEPER_KEYS, kind) for kind in SWEEPERS.values()),
-        (SWEEP_KEYS, SweepConfig),
-    ]
-    return {prefix + key: field for prefix, kind in kinds for key, field in schema.iter_fields(kind)}
 
 
 def check_choice(override: Override, optional: bool) -> None:

@@ -107,9 +107,3 @@ class Search(ConfigModel):
 
 Sweeper = AllPoints | Halving | Search
 SWEEPERS: dict[str, type[Sweeper]] = {"all": AllPoints, "halving": Halving, "optuna": Search}
-
-
-def sweepers_with_key(key: str) -> str:
-    """The sweepers that have a key, as one would choose them."""
-    names = [name for name, kind in SWEEPERS.items() if key in kind.model_fields and key != "method"]
-    return " or ".join(f"hydra/sweeper={name}" for name in names)

@@ -14,13 +14,7 @@ from cli.compose import Composer, Point, register_schemas
 from cli.grid import LinkedValues, grid_axes
 from cli.launcher_config import Launcher
 from cli.overrides import (
-    LAUNCHER,
-    LAUNCHER_KEYS,
     MAX_POINTS,
-    SWEEP_KEYS,
-    SWEEP_PREFIXES,
-    SWEEPER,
-    SWEEPER_KEYS,
     Value,
     check_keys,
     expand_glob,
@@ -33,6 +27,7 @@ from cli.overrides import (
 from cli.quoting import format_override, format_value
 from cli.search_space import Space, build_space
 from cli.sweep_config import Search, SweepConfig, Sweeper
+from cli.sweep_keys import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEP_PREFIXES, SWEEPER, SWEEPER_KEYS
 from nanogpt.errors import BadInput
 from nanogpt.schema import ConfigModel
 
@@ -95,13 +90,13 @@ def read_sweep(command: str, kind: type[Config], overrides: list[str], multirun:
             excluded = len(combinations) - len(made)
         return Sweep(
             made,
-            composer.launcher(),
-            composer.command_line_keys(LAUNCHER_KEYS),
+            composer.sweep_keys.launcher(),
+            composer.sweep_keys.given_under(LAUNCHER_KEYS),
             {one.key: one.text for one in asked.mine if one.key not in several} | composer.literals,
-            composer.sweeper(),
-            composer.settings(),
+            composer.sweep_keys.sweeper(),
+            asked.settings,
             excluded,
-            tuple(one.key for one in composer.sweep_keys),
+            tuple(composer.sweep_keys.given),
             space,
         )
 
@@ -138,7 +133,7 @@ class ParsedCommand:
 
     @property
     def is_search(self) -> bool:
-        return self.multirun and isinstance(self.composer.sweeper(), Search)
+        return self.multirun and isinstance(self.composer.sweep_keys.sweeper(), Search)
 
     @cached_property
     def swept(self) -> list[list[Value]]:
@@ -165,11 +160,13 @@ def parse_command_line(command: str, kind: type[ConfigModel], overrides: list[st
     register_schemas(command, kind)
     firsts = [first_value(override, multirun) for override in parsed]
     check_keys(command, kind, parsed)
-    composer = Composer(command, kind, literals, [one for one in firsts if one.key.startswith(SWEEP_PREFIXES)])
+    composer = Composer(
+        command, kind, literals, {value.key: value.value for value in firsts if value.key.startswith(SWEEP_PREFIXES)}
+    )
     given = [one for one in parsed if not one.key_or_group.startswith(SWEEP_PREFIXES)]
     mine = [one for one in firsts if not one.key.startswith(SWEEP_PREFIXES)]
     composer.compose_files(composer.chosen_files(mine))
-    settings, listed = composer.settings(), list[LinkedValues]()
+    settings, listed = composer.sweep_keys.settings(), list[LinkedValues]()
     if multirun:
         grid, listed = read_file_sweeps(command, kind, {one.key for one in mine}, settings)
         given = [*given, *grid]

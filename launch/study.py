@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.compose import Point
-from cli.overrides import LAUNCHER
+from cli.sweep_keys import LAUNCHER
 from cli.sweep_request import Sweep
 from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig

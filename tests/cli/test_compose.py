@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from cli.compose import HORIZON
 from cli.config_files import choices, groups
 from cli.entry import help_page
-from cli.overrides import sweep_fields
+from cli.sweep_keys import sweep_fields
 from cli.sweep_request import read_configs
 from nanogpt.config import EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
 from nanogpt.estimates.flops import parameter_counts

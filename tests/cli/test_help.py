@@ -7,7 +7,7 @@ import pytest
 
 from cli.config_files import choices, groups
 from cli.help import render_page, slug
-from cli.overrides import sweep_fields
+from cli.sweep_keys import sweep_fields
 from nanogpt.schema import iter_fields
 from tests.cli_helpers import CONFIGS
 

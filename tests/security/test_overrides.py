@@ -15,7 +15,8 @@ from cli import config_files, sweep_request
 from cli.argv import split_flags
 from cli.compose import register_schemas
 from cli.config_files import choices, groups
-from cli.overrides import first_value, parse_override, sweep_fields
+from cli.overrides import first_value, parse_override
+from cli.sweep_keys import sweep_fields
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, LabError
 from nanogpt.schema import iter_fields
