@@ -1,8 +1,8 @@
-"""Whether the results of a set of runs can be compared, and in which unit: the one home of that question.
+"""Decide whether the results of several runs are comparable, and in which unit.
 
-Losses in nats per token are comparable where tokenizer, evaluated windows, precision and fp8 are the same. Bits per
-byte are also comparable where the tokenizer or the windows differ, as long as the validation text is the same. All
-else is not comparable: another text has another entropy, and another precision gives other numbers.
+Losses in nats per token are comparable if tokenizer, evaluated windows, precision and fp8 are equal. Bits per byte are
+also comparable if the tokenizer or the windows differ, provided that the validation text is the same. Other results are
+not comparable: another text has another entropy, and another precision gives other numbers.
 """
 
 import math
@@ -15,7 +15,7 @@ from nanogpt.measurement import Measurement, read_facts
 
 Unit = Literal["nats", "bits_per_byte"]
 Same = bool | None
-"""Whether two measurements agree; None: not recorded."""
+"""True if two measurements agree, None if that is not recorded."""
 Agree = Callable[[Measurement, Measurement], Same]
 IN_BITS: dict[Metric, Metric] = {
     "val_loss": "val_bpb",
@@ -23,20 +23,20 @@ IN_BITS: dict[Metric, Metric] = {
     "val_bpb": "val_bpb",
     "best_val_bpb": "best_val_bpb",
 }
-WHOLE = 0.99  # windows that predict this share of the text count as all of it: the last one is rarely full
+WHOLE = 0.99  # windows that predict this fraction of the text count as all of it: the last window is rarely full
 NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
 class Comparability:
-    """The unit a set of results is comparable in, and why not in another."""
+    """Unit in which results are comparable, and the reason why not in another."""
 
     unit: Unit | None
     """None: not comparable."""
     reason: str
-    """What differs, in words; empty where nothing does."""
+    """Description of the differences; "" if there are none."""
     note: str = ""
-    """What to keep in mind where the comparison is approximate."""
+    """Caveat if the comparison is approximate."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Group:
     """Results that are ranked together."""
 
     members: tuple[int, ...]
-    """Their places in the list that was grouped."""
+    """Indices in the list that was grouped."""
     metric: Metric
     title: str
-    """What sets them apart from the other groups; empty for the only one."""
+    """Difference from the other groups; "" for a single group."""
     in_nats: bool
-    """Whether losses in nats per token are comparable among them."""
+    """True if their losses in nats per token are comparable."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Grouping:
 
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
-    """What was not comparable, or only in bits per byte, to be said above the ranking."""
+    """Sentences for the top of the ranking: what is not comparable, or only in bits per byte."""
 
 
 def compare_measurements(found: Sequence[Measurement]) -> Comparability:
-    """Return the unit in which all results are comparable, or none, with the reason."""
+    """Return the unit in which all results are comparable, or None, with the reason."""
     reason = describe_differences(found)
     if len(set(partition(found, agree_in_nats))) <= 1:
         return Comparability("nats", "")
@@ -72,7 +72,7 @@ def compare_measurements(found: Sequence[Measurement]) -> Comparability:
 
 
 def group_results(found: Sequence[Measurement], metric: Metric) -> Grouping:
-    """Return the groups in which results are ranked, each by `metric` or by its counterpart in bits per byte."""
+    """Return groups of comparable results, each ranked by `metric` or its counterpart in bits per byte."""
     in_bits = IN_BITS[metric] == metric
     labels = partition(found, agree_in_bits)
     groups: list[Group] = []
@@ -96,22 +96,22 @@ def group_results(found: Sequence[Measurement], metric: Metric) -> Grouping:
 
 
 def agree_in_nats(a: Measurement, b: Measurement) -> Same:
-    """Whether two losses in nats per token are comparable."""
+    """Return whether two losses in nats per token are comparable."""
     return all_of(agree_in_arithmetic(a, b), agree_in_tokenizer(a, b), agree_in_windows(a, b))
 
 
 def agree_in_bits(a: Measurement, b: Measurement) -> Same:
-    """Whether two results in bits per byte are comparable."""
+    """Return whether two results in bits per byte are comparable."""
     return all_of(agree_in_arithmetic(a, b), agree_in_text(a, b))
 
 
 def agree_in_arithmetic(a: Measurement, b: Measurement) -> Same:
-    """Whether precision and fp8 are the same."""
+    """Return whether precision and fp8 are equal."""
     return all_of(equal(a.precision, b.precision), equal(a.fp8, b.fp8))
 
 
 def agree_in_tokenizer(a: Measurement, b: Measurement) -> Same:
-    """Whether the tokenizers are the same."""
+    """Return whether the tokenizers are equal."""
     if (known := equal(a.tokenizer, b.tokenizer)) is not None:
         return known
     same = (a.tokenizer_name, a.asked_vocab_size) == (b.tokenizer_name, b.asked_vocab_size)
@@ -119,7 +119,7 @@ def agree_in_tokenizer(a: Measurement, b: Measurement) -> Same:
 
 
 def agree_in_windows(a: Measurement, b: Measurement) -> Same:
-    """Whether the same windows were evaluated."""
+    """Return whether the same windows were evaluated."""
     if (known := equal(a.windows, b.windows)) is not None:
         return known
     if (a.block_size, a.eval_tokens) != (b.block_size, b.eval_tokens):
@@ -130,7 +130,7 @@ def agree_in_windows(a: Measurement, b: Measurement) -> Same:
 
 
 def agree_in_text(a: Measurement, b: Measurement) -> Same:
-    """Whether the validation texts are the same."""
+    """Return whether the validation texts are the same."""
     if (known := equal(a.text, b.text)) is not None:
         return known
     if equal(a.data, b.data):
@@ -141,7 +141,7 @@ def agree_in_text(a: Measurement, b: Measurement) -> Same:
 
 
 def equal(a: object, b: object) -> Same:
-    """Whether two facts are equal; None where one of them was not recorded."""
+    """Return whether two facts are equal, None if either is not recorded."""
     return None if a is None or b is None else a == b
 
 
@@ -153,39 +153,41 @@ def all_of(*facts: Same) -> Same:
 def partition(found: Sequence[Measurement], agree: Agree) -> list[int]:
     """Return a label for every measurement; those with the same label agree.
 
-    What was not recorded is taken to agree with measurements of the same request, unless these differ among
-    themselves: then nothing says which of them it belongs to.
+    A measurement without records is taken to agree with those that asked for the same, unless they differ among
+    themselves, so that its group is unknown.
     """
     classes: list[list[Measurement]] = []
-    for one in dict.fromkeys(found):
-        same = [mine for mine in classes if any(agree(one, other) for other in mine)]
-        classes = [mine for mine in classes if mine not in same] + [[*(m for mine in same for m in mine), one]]
-    label_of = {one: label for label, mine in enumerate(merge_unrecorded(classes, agree)) for one in mine}
-    return [label_of[one] for one in found]
+    for new in dict.fromkeys(found):
+        same = [members for members in classes if any(agree(new, other) for other in members)]
+        classes = [members for members in classes if members not in same]
+        classes.append([*(member for members in same for member in members), new])
+    merged = merge_unrecorded(classes, agree)
+    label_of = {member: label for label, members in enumerate(merged) for member in members}
+    return [label_of[measurement] for measurement in found]
 
 
 def merge_unrecorded(classes: list[list[Measurement]], agree: Agree) -> list[list[Measurement]]:
-    """Join classes that may agree, where there is only one way to do so."""
+    """Merge classes that may agree, if there is only one way to do so."""
 
-    def may_agree(mine: list[Measurement], others: list[Measurement]) -> bool:
-        return all(agree(a, b) is not False for a in mine for b in others)
+    def may_agree(members: list[Measurement], others: list[Measurement]) -> bool:
+        return all(agree(a, b) is not False for a in members for b in others)
 
     candidates = [
-        {i, *(j for j, others in enumerate(classes) if j != i and may_agree(mine, others))}
-        for i, mine in enumerate(classes)
+        {i, *(j for j, others in enumerate(classes) if j != i and may_agree(members, others))}
+        for i, members in enumerate(classes)
     ]
-    joined: list[list[Measurement]] = []
+    merged: list[list[Measurement]] = []
     done: set[int] = set()
-    for i, joint in enumerate(candidates):
+    for i, candidate in enumerate(candidates):
         if i not in done:
-            together = joint if all(candidates[j] == joint for j in joint) else {i}
-            joined.append([one for j in sorted(together) for one in classes[j]])
-            done |= together
-    return joined
+            group = candidate if all(candidates[j] == candidate for j in candidate) else {i}
+            merged.append([member for j in sorted(group) for member in classes[j]])
+            done |= group
+    return merged
 
 
 def describe_differences(found: Sequence[Measurement]) -> str:
-    """Return what differs among measurements: `the tokenizer differs (char 65, gpt2 50257)`."""
+    """Return the differences among measurements: `the tokenizer differs (char 65, gpt2 50257)`."""
     return " and ".join(
         f"the {name} differs ({', '.join(dict.fromkeys(values))})"
         for name, values in aspects(found).items()
@@ -194,7 +196,7 @@ def describe_differences(found: Sequence[Measurement]) -> str:
 
 
 def describe_group(members: Sequence[int], found: Sequence[Measurement]) -> str:
-    """Return what sets some of the measurements apart: `precision bf16`."""
+    """Return the difference between some measurements and the others: `precision bf16`."""
     words: list[str] = []
     for name, values in aspects(found).items():
         mine = dict.fromkeys(values[i] for i in members)
@@ -204,28 +206,25 @@ def describe_group(members: Sequence[int], found: Sequence[Measurement]) -> str:
 
 
 def aspects(found: Sequence[Measurement]) -> dict[str, list[str]]:
-    """Return the value of every aspect of every measurement in words; different values have different words."""
+    """Return a text for every aspect of every measurement; different values have different texts."""
 
-    def words(values: Sequence[str], agree: Agree) -> list[str]:
-        return tell_apart(values, partition(found, agree))
+    def texts(values: Sequence[str], agree: Agree) -> list[str]:
+        return make_distinct(values, partition(found, agree))
 
+    precisions = [m.precision or NOT_RECORDED for m in found]
+    fp8 = [NOT_RECORDED if m.fp8 is None else str(m.fp8).lower() for m in found]
     return {
-        "validation text": words([one.source_name for one in found], agree_in_text),
-        "tokenizer": words([one.tokenizer_label for one in found], agree_in_tokenizer),
-        "length of the evaluated windows": [f"model.block_size={one.block_size}" for one in found],
-        "number of evaluated tokens": [f"eval.tokens={one.eval_tokens or 'null'}" for one in found],
-        "precision": words(
-            [one.precision or NOT_RECORDED for one in found], lambda a, b: equal(a.precision, b.precision)
-        ),
-        "use of fp8": words(
-            [NOT_RECORDED if one.fp8 is None else str(one.fp8).lower() for one in found],
-            lambda a, b: equal(a.fp8, b.fp8),
-        ),
+        "validation text": texts([m.source_name for m in found], agree_in_text),
+        "tokenizer": texts([m.tokenizer_label for m in found], agree_in_tokenizer),
+        "length of the evaluated windows": [f"model.block_size={m.block_size}" for m in found],
+        "number of evaluated tokens": [f"eval.tokens={m.eval_tokens or 'null'}" for m in found],
+        "precision": texts(precisions, lambda a, b: equal(a.precision, b.precision)),
+        "use of fp8": texts(fp8, lambda a, b: equal(a.fp8, b.fp8)),
     }
 
 
-def tell_apart(words: Sequence[str], labels: Sequence[int]) -> list[str]:
-    """Return one text for each label: its first word that says something, numbered where two labels have the same."""
+def make_distinct(words: Sequence[str], labels: Sequence[int]) -> list[str]:
+    """Return the first recorded word of each label, numbered if two labels have the same word."""
     chosen: dict[int, str] = {}
     for word, label in zip(words, labels, strict=True):
         if chosen.get(label, NOT_RECORDED) == NOT_RECORDED:
@@ -238,22 +237,21 @@ def tell_apart(words: Sequence[str], labels: Sequence[int]) -> list[str]:
 
 
 def approximation_note(found: Sequence[Measurement]) -> str:
-    """Return in which way results in bits per byte are only about the same text."""
-    words: list[str] = []
-    if any((one.coverage or 0.0) < WHOLE if one.coverage is not None else one.eval_tokens for one in found):
-        words.append("Each run evaluates a sample of the same text (eval.tokens): bits per byte also differ by chance.")
-    if len({one.block_size for one in found}) > 1:
-        words.append("A longer model.block_size sees more text before each token.")
-    if any(one.text is None for one in found):
-        words.append("Which text was evaluated is not recorded; the runs have the same data source.")
-    return " ".join(words)
+    """Return why results in bits per byte are only approximately on the same text, or ""."""
+    notes: list[str] = []
+    if any((m.coverage or 0.0) < WHOLE if m.coverage is not None else m.eval_tokens for m in found):
+        notes.append("Each run evaluates a sample of the same text (eval.tokens): bits per byte also differ by chance.")
+    if len({m.block_size for m in found}) > 1:
+        notes.append("A longer model.block_size sees more text before each token.")
+    if any(m.text is None for m in found):
+        notes.append("The evaluated text is not recorded; the runs have the same data source.")
+    return " ".join(notes)
 
 
 def best_step(states: Mapping[int, Mapping[str, Any]]) -> int | None:
-    """Return the step with the lowest validation loss, given the state.json of every checkpoint of a run by its step.
+    """Return the step with the lowest validation loss, None without one; `states` are state.json by checkpoint step.
 
-    Losses from before a change of the data, the windows or the precision are not comparable with the newest, so they
-    do not count. None where no checkpoint was evaluated.
+    Losses that are not comparable with the newest, because data, windows or precision have changed, don't count.
     """
     losses = {
         step: loss

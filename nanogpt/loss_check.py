@@ -1,4 +1,4 @@
-"""Whether the loss that a finished run ended with is that of a model that learnt something."""
+"""Check the final validation loss of a run for divergence and overfitting."""
 
 import math
 from typing import NamedTuple
@@ -7,18 +7,18 @@ MARGIN, SLACK = 1.05, 0.1  # a model just initialised is a little above chance
 
 
 class Trouble(NamedTuple):
-    """What is wrong with a final loss."""
+    """Problem with a final loss."""
 
     words: str
     diverged: bool
-    """Whether the training failed. A model that only overfits has learnt its training data."""
+    """True if the training failed. A model that only overfits has learnt its training data."""
 
 
 def find_trouble(loss: float, best: float, vocab_size: int | None, train_loss: float | None = None) -> Trouble | None:
-    """Return what is wrong with the last validation loss of a run, or None.
+    """Return the problem with the last validation loss of a run, or None; losses are in nats per token.
 
-    `best` is its lowest validation loss, all in nats per token. Guessing all ids alike has a loss of ln(vocab_size).
-    A run that lost more than half of what it had learnt counts as diverged, unless its training loss is still low.
+    `best` is its lowest validation loss; uniform guessing has a loss of ln(vocab_size). A run that lost more than half
+    of its improvement over guessing has diverged, unless its training loss is still low.
     """
     if vocab_size is None or vocab_size < 2:
         return None

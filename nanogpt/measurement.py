@@ -1,4 +1,4 @@
-"""What the validation losses of a run were measured on: written by the run, read back from its directory."""
+"""Record what the validation losses of a run were measured on, and read it back from the run directory."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ KEY = "measurement"  # in a start of provenance.json and in a checkpoint's state
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a run writes down about its measurement. None: not recorded."""
+    """Facts about its measurement that a run records. None: not recorded."""
 
     tokenizer: str | None = None
     """Digest of the tokenizer's specification."""
@@ -29,7 +29,7 @@ class Recorded:
     text: str | None = None
     """Digest of the whole validation text, which does not depend on the tokenizer."""
     coverage: float | None = None
-    """Share of that text's bytes that the windows predict."""
+    """Fraction of that text's bytes that the windows predict."""
     data: str | None = None
     """Fingerprint of the data set, training split included: all that earlier versions recorded."""
     precision: str | None = None
@@ -39,12 +39,12 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Measurement(Recorded):
-    """What losses were measured on, and what the config asked for, by which runs that recorded nothing are compared."""
+    """Recorded facts, and the config's values, by which runs that recorded nothing are compared."""
 
     block_size: int | None = None
     eval_tokens: int | None = None
     source: str = ""
-    """Digest of the config's data section without what only decides the tokenizer."""
+    """Digest of the config's data section without the keys of the tokenizer."""
     tokenizer_name: str = ""
     asked_vocab_size: int | None = None
     source_name: str = field(default="", compare=False)
@@ -67,7 +67,7 @@ def spec_digest(spec: Mapping[str, Any]) -> str:
 
 
 def requested_measurement(config: TrainConfig) -> Measurement:
-    """Return what the config of a run says about its measurement."""
+    """Return the measurement that the config of a run asks for."""
     data = signature_fields(config.data)
     for key in ("order", "tokenizer", "vocab_size"):
         data.pop(key, None)
@@ -85,7 +85,7 @@ def requested_measurement(config: TrainConfig) -> Measurement:
 
 
 def planned_measurement(config: TrainConfig) -> Measurement:
-    """Return what a point that is not trained yet will be measured on, as far as its config says."""
+    """Return the measurement of a sweep point that is not trained yet, as far as its config decides it."""
     asked, hardware = requested_measurement(config), config.hardware
     if hardware.precision != "auto":
         return asked
@@ -97,8 +97,8 @@ def read_history(
 ) -> list[tuple[int, Measurement]]:
     """Return (step of the last evaluation before it, measurement) of every start of a run, oldest first.
 
-    `starts` are those of provenance.json in `folder`. Earlier versions recorded the fingerprint of the data and the
-    precision; the tokenizer is that of the run directory.
+    `starts` is the content of provenance.json in `folder`. Earlier versions recorded only the fingerprint of the data
+    and the precision; their tokenizer is read from the run directory.
     """
     base = replace(requested_measurement(config), **read_tokenizer(folder))
     history: list[tuple[int, Measurement]] = []
@@ -117,12 +117,12 @@ def read_history(
 
 
 def measured_at(history: Sequence[tuple[int, Measurement]], step: float) -> Measurement:
-    """Return what the evaluation at a step was measured on."""
-    return next((one for evaluated, one in reversed(history) if evaluated < step), history[0][1])
+    """Return the measurement of the evaluation at a step."""
+    return next((measurement for evaluated, measurement in reversed(history) if evaluated < step), history[0][1])
 
 
 def read_facts(start: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what one start of a run recorded; values of another kind count as not recorded."""
+    """Return the facts that a start of a run recorded; values of the wrong type count as not recorded."""
     arithmetic = mapping(start.get("arithmetic"))
     facts = {"data": start.get("data"), "precision": arithmetic.get("precision"), "fp8": arithmetic.get("fp8")}
     facts |= mapping(start.get(KEY))
@@ -133,7 +133,7 @@ def read_facts(start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_step(start: Mapping[str, Any]) -> int:
-    """Return the step a start went on from; 0 where that is not recorded."""
+    """Return the step from which a start continued, 0 if it is not recorded."""
     step = start.get("from_step")
     return step if isinstance(step, int) else 0
 
@@ -144,7 +144,7 @@ def mapping(value: object) -> dict[str, Any]:
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
-    """Return digest and size of the tokenizer in a run directory; nothing where there is none that can be read."""
+    """Return digest and size of the tokenizer in a run directory, {} if it can't be read."""
     try:
         return dict(tokenizer_facts(read_bytes(folder / tokenizers.FILE)))
     except (OSError, ValueError, LabError):
@@ -155,5 +155,6 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 def tokenizer_facts(text: bytes) -> tuple[tuple[str, Any], ...]:
     """Return the facts of a tokenizer.json; many runs share one. Raises BadData, ValueError."""
     spec = mapping(from_json(text))
-    size = 50_257 if spec.get("kind") == "gpt2" else len(tokenizers.from_spec(spec).tokens)  # its files may be absent
+    # GPT-2's files may be missing
+    size = 50_257 if spec.get("kind") == "gpt2" else len(tokenizers.from_spec(spec).tokens)
     return (("tokenizer", spec_digest(spec)), ("vocab_size", size))

@@ -1,12 +1,12 @@
-"""Text to token ids and back: characters, bytes, a byte-level BPE trained on the corpus, or GPT-2's own BPE.
+"""Tokenizers: characters, bytes, a byte-level BPE trained on the corpus, and GPT-2's BPE.
 
-Every tokenizer is a table `tokens` of the bytes each id stands for, plus a way to encode. Decoding joins the bytes, so
-it is the same for all, and the table gives bits per byte. A tokenizer is stored in one JSON file, never as a pickle.
+Every tokenizer has a table `tokens` of the bytes of each id, and a method to encode. Decoding joins these bytes; the
+table also gives bits per byte. A tokenizer is stored in a JSON file, never as a pickle.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,24 +25,24 @@ FILE = "tokenizer.json"
 
 
 class Tokenizer(Protocol):
-    """What a tokenizer offers."""
+    """Interface of all tokenizers."""
 
     tokens: list[bytes]
-    """The bytes that each id stands for; the end-of-text id stands for none."""
+    """Bytes of each id; b"" for the end-of-text id."""
     end_of_text: int | None
-    """The id that ends a document, or None where documents are joined by a newline."""
+    """Id that ends a document; None if a newline ends it."""
 
     def encode(self, text: str) -> Ids:
-        """The ids of `text`, uint32 of shape (number of tokens,). Special tokens in the text are plain text."""
+        """Return the ids of `text`, uint32 of shape (number of tokens,). Special tokens in it are plain text."""
         ...
 
     def spec(self) -> dict[str, Any]:
-        """All that `from_spec` needs to build this tokenizer again."""
+        """Return the arguments of `from_spec` that build this tokenizer again."""
         ...
 
 
 class CharTokenizer:
-    """One id for each character that occurs in the corpus, in code point order, as nanoGPT."""
+    """An id for each character of the corpus, in code point order, as in nanoGPT."""
 
     end_of_text: int | None = None
 
@@ -50,11 +50,11 @@ class CharTokenizer:
         self.chars = "".join(sorted(set(chars)))
         self.tokens = [char.encode("utf-8", "surrogatepass") for char in self.chars]
         points = np.array([ord(char) for char in self.chars], np.int64)
-        self.id_of = np.full(int(points.max(initial=0)) + 2, -1, np.int64)  # the last entry stands for all above
+        self.id_of = np.full(int(points.max(initial=0)) + 2, -1, np.int64)  # the last entry is for all higher points
         self.id_of[points] = np.arange(len(points))
 
     def encode(self, text: str) -> Ids:
-        """Raises BadInput naming the first five characters that the vocabulary lacks, with their positions."""
+        """Return the ids. Raises BadInput with the first five characters that the vocabulary lacks."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
         ids = self.id_of[np.minimum(points, len(self.id_of) - 1)]
         if (ids < 0).any():
@@ -63,8 +63,8 @@ class CharTokenizer:
                 first.setdefault(text[position], position)
                 if len(first) == 5:
                     break
-            named = ", ".join(f"{char!r} at {position}" for char, position in first.items())
-            raise BadInput(f"the character vocabulary of {len(self.tokens)} lacks {named}")
+            lacking = ", ".join(f"{char!r} at {position}" for char, position in first.items())
+            raise BadInput(f"the character vocabulary of {len(self.tokens)} lacks {lacking}")
         return ids.astype(np.uint32)
 
     def spec(self) -> dict[str, Any]:
@@ -87,21 +87,21 @@ class ByteTokenizer:
 
 
 class BPETokenizer:
-    """Byte-level BPE through Hugging Face tokenizers, which raise plain Exceptions for what they can't read."""
+    """Byte-level BPE of Hugging Face tokenizers, whose constructor raises Exception for what it can't read."""
 
     def __init__(self, serialized: str) -> None:
         from tokenizers import Tokenizer as HFTokenizer
 
         self.serialized = serialized
         self.inner = HFTokenizer.from_str(serialized)
-        self.inner.encode_special_tokens = True  # "<|endoftext|>" inside a text is text
+        self.inner.encode_special_tokens = True  # "<|endoftext|>" in a text is plain text
         byte_of = {char: value for value, char in byte_alphabet().items()}
         vocabulary = self.inner.get_vocab()
         self.end_of_text: int | None = vocabulary.get(END_OF_TEXT)
         names = sorted(vocabulary, key=lambda name: vocabulary[name])
         if not names or [vocabulary[name] for name in names] != list(range(len(names))):
             raise ValueError("its ids are not 0, 1, 2 …")
-        added = self.inner.get_added_tokens_decoder()  # written as they are, not in the alphabet of bytes
+        added = self.inner.get_added_tokens_decoder()  # stored as plain text, not in the alphabet of bytes
         self.tokens = [
             name.encode() if i in added else bytes(byte_of[char] for char in name) for i, name in enumerate(names)
         ]
@@ -110,7 +110,7 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """Learn `vocab_size` tokens, the 256 bytes and end-of-text included. Deterministic for the same texts."""
+        """Train a tokenizer of `vocab_size` tokens, the 256 bytes and end-of-text included; deterministic."""
         from tokenizers import Tokenizer as HFTokenizer
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -130,7 +130,7 @@ class BPETokenizer:
         return np.array(self.inner.encode(text, add_special_tokens=False).ids, np.uint32)
 
     def encode_special(self, text: str) -> list[int]:
-        """Return the ids of a text in which special tokens are their ids."""
+        """Return the ids of a text, with special tokens in it encoded as their ids."""
         self.inner.encode_special_tokens = False
         try:
             return list(self.inner.encode(text, add_special_tokens=False).ids)
@@ -142,16 +142,16 @@ class BPETokenizer:
 
 
 class GPT2Tokenizer:
-    """OpenAI's 50,257 tokens through tiktoken, which keeps its files in TIKTOKEN_CACHE_DIR."""
+    """OpenAI's 50,257 tokens, encoded by tiktoken, which caches its files in TIKTOKEN_CACHE_DIR."""
 
     def __init__(self) -> None:
         import tiktoken
 
         try:
             self.inner = tiktoken.get_encoding("gpt2")
-        except Exception as error:  # tiktoken raises whatever its download raises
+        except Exception as error:  # of any type: tiktoken passes on those of the download
             raise BadEnvironment(
-                "GPT-2's tokenizer files are not here and can't be downloaded "
+                "GPT-2's tokenizer files are not cached and can't be downloaded "
                 f"({one_line(type(error).__name__)}); set TIKTOKEN_CACHE_DIR to a folder that has them"
             ) from None
         end: int = self.inner.eot_token
@@ -167,7 +167,7 @@ class GPT2Tokenizer:
 
 
 def build(kind: Kind, texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
-    """A tokenizer of this kind; `char` and `bpe` learn their vocabulary from `texts`."""
+    """Return a tokenizer of this kind; `char` and `bpe` take their vocabulary from `texts`."""
     match kind:
         case "char":
             seen: set[str] = set()
@@ -186,7 +186,7 @@ def build(kind: Kind, texts: Iterable[str], vocab_size: int | None = None) -> To
 
 
 def from_spec(spec: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `spec()` described. Raises BadData for anything else."""
+    """Return the tokenizer with this `spec()`. Raises BadData for an invalid one."""
     kind = spec.get("kind")
     if kind == "char" and isinstance(spec.get("chars"), str) and spec["chars"]:
         return CharTokenizer(spec["chars"])
@@ -201,12 +201,12 @@ def from_spec(spec: dict[str, Any]) -> Tokenizer:
 
 
 def to_json(tokenizer: Tokenizer) -> str:
-    """The content of a tokenizer.json."""
+    """Return the content of a tokenizer.json."""
     return json.dumps(tokenizer.spec(), ensure_ascii=True, indent=1) + "\n"
 
 
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer of a prepared data set or a run. Raises BadData."""
+    """Return the tokenizer of a prepared data set or a run. Raises BadData."""
     path = folder / FILE
     try:
         spec: object = read_json_bytes(path)
@@ -238,7 +238,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def special_tokens(tokenizer: Tokenizer) -> list[str]:
-    """Return the special tokens: texts that `encode` takes as plain text."""
+    """Return the special tokens, which `encode` takes as plain text."""
     if isinstance(tokenizer, BPETokenizer):
         added = tokenizer.inner.get_added_tokens_decoder().values()
         return [str(token.content) for token in added if token.special]
@@ -246,7 +246,7 @@ def special_tokens(tokenizer: Tokenizer) -> list[str]:
 
 
 def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the ids of a text in which special tokens are their ids. Raises BadInput as `encode` does."""
+    """Return the ids of a text, with special tokens in it encoded as their ids. Raises BadInput as `encode` does."""
     if isinstance(tokenizer, BPETokenizer):
         return tokenizer.encode_special(text)
     first, *others = text.split(END_OF_TEXT) if tokenizer.end_of_text is not None else [text]
@@ -257,32 +257,27 @@ def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def start_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return what a text starts from where nothing is known of the training data: the end of a document, else a
-    newline, else the first id.
-    """
+    """Return the default first id of a text without a prompt: end-of-text, else a newline, else 0."""
     if tokenizer.end_of_text is not None:
         return [tokenizer.end_of_text]
     return [tokenizer.tokens.index(b"\n") if b"\n" in tokenizer.tokens else 0]
 
 
 def decode_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> bytes:
-    """The bytes of a token sequence; the end of a document reads as a newline."""
+    """Return the bytes of a token sequence; end-of-text becomes a newline."""
     return b"".join(b"\n" if i == tokenizer.end_of_text else tokenizer.tokens[i] for i in ids)
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int] | Ids) -> str:
-    """The text of a token sequence; bytes that are not UTF-8 read as U+FFFD."""
+    """Return the text of a token sequence; bytes that are not UTF-8 become U+FFFD."""
     return decode_bytes(tokenizer, (int(i) for i in ids)).decode("utf-8", "replace")
 
 
 def byte_alphabet() -> dict[int, str]:
-    """The printable character that byte-level BPE writes for each byte (GPT-2's encoder, Radford et al. 2019)."""
+    """Return the character that byte-level BPE writes for each byte (GPT-2's encoder, Radford et al. 2019).
+
+    Printable bytes are written as themselves, the others as the characters from U+0100 on.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return dict(alphabet_pairs(printable))
-
-
-def alphabet_pairs(printable: list[int]) -> Iterator[tuple[int, str]]:
-    """Printable bytes stand for themselves, the others for the characters from U+0100 on."""
-    yield from ((value, chr(value)) for value in printable)
-    others = (value for value in range(256) if value not in set(printable))
-    yield from ((value, chr(256 + place)) for place, value in enumerate(others))
+    others = [value for value in range(256) if value not in printable]
+    return {value: chr(value) for value in printable} | {value: chr(256 + i) for i, value in enumerate(others)}

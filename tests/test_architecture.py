@@ -98,7 +98,7 @@ THIRD_PARTY = {  # library -> the only places that may import it
     "pyarrow": ("nanogpt.data.file_kinds",),
     "tiktoken": ("nanogpt.tokenizer",),
     "tokenizers": ("nanogpt.tokenizer", "nanogpt.interop.hf_tokenizer"),
-    "huggingface_hub": ("nanogpt.interop.sources", "nanogpt.hf_hub"),
+    "huggingface_hub": ("nanogpt.hf_hub",),
 }
 
 

@@ -91,7 +91,7 @@ class FileKind:
 
 
 def kind_from_name(path: Path) -> tuple[Format | None, Compression | None]:
-    """Return the format and the compression that the last two endings of a name stand for."""
+    """Return the format and the compression that the last two endings of a name, None for unknown ones."""
     endings = [ending.casefold() for ending in path.suffixes[-2:]]
     compression = COMPRESSIONS.get(endings[-1]) if endings else None
     if compression:

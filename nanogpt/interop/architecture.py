@@ -1,13 +1,15 @@
-"""The keys of a ModelConfig that weights decide, with the values of GPT-2. No torch here.
+"""Keys of a ModelConfig that weights decide, with their values for GPT-2. No torch here.
 
-A key of ModelConfig that is in none of these tables is refused by name, in imports and exports: nobody has said yet
-what it means for weights from elsewhere.
+Imports and exports refuse a key of ModelConfig that is in none of these tables, because its meaning for weights made
+elsewhere isn't known.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nanogpt.config import ModelConfig
-from nanogpt.errors import BadInput
+from nanogpt.errors import BadCheckpoint, BadInput, one_line
+from nanogpt.schema import from_dict
 
 GPT2_SIZES = {  # Radford et al. 2019, table 2: layers, heads, channels
     "gpt2": (12, 12, 768),
@@ -31,18 +33,23 @@ GPT2_DEFAULTS: Values = {
     "conv": [],
     "conv_history": 3,
 }
-IGNORED_KEYS = {  # keys that say nothing about a trained network -> why
+IGNORED_KEYS = {  # keys that don't affect a trained network -> why
     "name": "a label",
     "vocab_multiple": "padding rows, which no token uses",
     "dropout": "training only",
-    "init": "the start of a training only",
-    "zero_init": "the start of a training only",
+    "init": "initialization only",
+    "zero_init": "initialization only",
 }
-DECIDED_KEYS = frozenset({*GPT2_DEFAULTS, *SIZES, "bias", "activation"})
+DECIDED_KEYS = (*GPT2_DEFAULTS, *SIZES, "bias", "activation")
+
+
+def is_count(value: object) -> bool:
+    """Return whether a value is a whole number above 0."""
+    return type(value) is int and value > 0
 
 
 def check_known_keys(model: type[ModelConfig], what: str) -> None:
-    """Raise BadInput naming a key of the model that no table here has."""
+    """Raise BadInput naming a key of the model that is in no table here."""
     if unknown := model.model_fields.keys() - DECIDED_KEYS - IGNORED_KEYS.keys():
         raise BadInput(
             f"model.{min(unknown)}: {what} doesn't know this key; say what it means for weights "
@@ -51,21 +58,30 @@ def check_known_keys(model: type[ModelConfig], what: str) -> None:
 
 
 def openai_values(name: str) -> Values:
-    """OpenAI's GPT-2 of that size."""
-    n_layer, n_head, n_embd = GPT2_SIZES[name]
-    return gpt2_values(n_layer, n_head, n_embd, 1024, 50_257, bias=True, activation="gelu_tanh")
+    """Return the values of OpenAI's GPT-2 of a size."""
+    return gpt2_values((*GPT2_SIZES[name], 1024, 50_257), bias=True, activation="gelu_tanh")
 
 
-def gpt2_values(
-    n_layer: int, n_head: int, n_embd: int, positions: int, vocab: int, bias: bool, activation: str
-) -> Values:
-    """A GPT-2 of any size."""
-    return GPT2_DEFAULTS | {
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "n_embd": n_embd,
-        "block_size": positions,
-        "vocab_size": vocab,
-        "bias": bias,
-        "activation": activation,
-    }
+def gpt2_values(sizes: Sequence[int], bias: bool, activation: str) -> Values:
+    """Return the values of a GPT-2 whose SIZES are `sizes`."""
+    return GPT2_DEFAULTS | dict(zip(SIZES, sizes, strict=True)) | {"bias": bias, "activation": activation}
+
+
+def nanogpt_values(arguments: Mapping[str, Any], where: str) -> Values:
+    """Return the values of nanoGPT's model_args. Raises BadCheckpoint naming a missing, unknown or invalid entry."""
+    where = f"{where}: model_args"
+    if lacking := [name for name in (*SIZES, "bias") if name not in arguments]:
+        raise BadCheckpoint(f"{where} lacks {', '.join(lacking)}")
+    if unknown := [name for name in arguments if name not in (*SIZES, "bias", "dropout")]:
+        raise BadCheckpoint(f"{where} has {one_line(unknown[0])}, which nanoGPT's network doesn't have")
+    for name in SIZES:
+        if not is_count(arguments[name]):
+            raise BadCheckpoint(f"{where}: {name}={one_line(arguments[name])}: allowed: a whole number above 0")
+    if not isinstance(arguments["bias"], bool):
+        raise BadCheckpoint(f"{where}: bias={one_line(arguments['bias'])}: allowed: true or false")
+    values = gpt2_values([arguments[name] for name in SIZES], arguments["bias"], activation="gelu")
+    try:
+        from_dict(ModelConfig, values)
+    except BadInput as error:
+        raise BadCheckpoint(f"{where}: not a network that can be built here: {error}") from None
+    return values

@@ -1,4 +1,4 @@
-"""Writing a trained model as transformers or nanoGPT read it: a folder that appears when all of it is there."""
+"""Export a trained model for transformers or nanoGPT, to a folder that appears when it is complete."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ExportConfig, ModelConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.files import write
+from nanogpt.interop.architecture import SIZES
 from nanogpt.interop.export_config import check_nanogpt_form, to_hf_config
 from nanogpt.interop.export_folder import ExportFolder, check_export_folder, stage_export
 from nanogpt.interop.hf_tokenizer import write_tokenizer
@@ -29,7 +30,7 @@ from nanogpt.tokenizer import CharTokenizer
 
 
 def export_model(config: ExportConfig) -> int:
-    """Write the model to `out`. Raises BadInput for a switch that the format has no form of, or a folder in use."""
+    """Write the model to `out` and return 0. Raises BadInput for a model the format can't express, or a used folder."""
     folder = check_export_target(config)
     trained = load_trained(config, torch.device("cpu"))
     match config.format:
@@ -50,7 +51,7 @@ def export_model(config: ExportConfig) -> int:
 
 
 def verify_export(trained: TrainedModel, folder: Path, config: ExportConfig) -> str:
-    """Compare the written model with the one in memory; return a sentence for the user. Raises LabError."""
+    """Compare the written model with the one in memory and return the result as a sentence. Raises LabError."""
     if not config.verify:
         return "not compared with the model (verify=false)"
     if config.format == "hf":
@@ -59,7 +60,7 @@ def verify_export(trained: TrainedModel, folder: Path, config: ExportConfig) -> 
 
 
 def check_export_target(config: ExportConfig) -> ExportFolder:
-    """Return the folder to write. Raises BadInput when something is there that nobody said may go."""
+    """Return the folder to write. Raises BadInput if it exists, unless it is an export that may be replaced."""
     default: Path | None = None
     sources: dict[str, Path] = {}
     if config.init_from is None:
@@ -71,7 +72,7 @@ def check_export_target(config: ExportConfig) -> ExportFolder:
             sources["the folder of the weights that are read"] = Path(config.init_from).parent
     out = default if config.out is None else Path(config.out)
     if out is None:
-        raise BadInput("out=null: say where the folder shall be, e.g. out=exported")
+        raise BadInput("out=null: needs a folder, e.g. out=exported")
     inside_run = default and Path(os.path.realpath(default))
     return check_export_folder(out, config.overwrite, inside_run, sources)
 
@@ -81,11 +82,11 @@ def collect_weights(model: GPT) -> Tensors:
 
 
 def write_hf(trained: TrainedModel, folder: Path, config: ExportConfig) -> None:
-    """config.json, model.safetensors and the tokenizer, for AutoModelForCausalLM and AutoTokenizer."""
+    """Write config.json, model.safetensors and the tokenizer, for AutoModelForCausalLM and AutoTokenizer."""
     model = trained.model.config
     about = to_hf_config(model)
     end = trained.tokenizer.end_of_text
-    about |= {"bos_token_id": end, "eos_token_id": end}  # null says that there is none; the usual would be GPT-2's
+    about |= {"bos_token_id": end, "eos_token_id": end}  # null: none; an absent key would mean GPT-2's id
     rename = to_gpt2 if about["model_type"] == "gpt2" else to_llama
     folder.mkdir(exist_ok=True)
     save_file(rename(collect_weights(trained.model), model), folder / "model.safetensors", {"format": "pt"})
@@ -94,11 +95,11 @@ def write_hf(trained: TrainedModel, folder: Path, config: ExportConfig) -> None:
 
 
 def write_nanogpt(trained: TrainedModel, folder: Path, config: ExportConfig) -> None:
-    """ckpt.pt, which nanoGPT samples from and, with a run's moments, resumes; and the characters as its meta.pkl."""
+    """Write ckpt.pt, with AdamW's state if there is one, and for a character tokenizer nanoGPT's meta.pkl."""
     model = trained.model.config
     check_nanogpt_form(model)
     weights = cut_padding(collect_weights(trained.model), model)
-    sizes = {name: getattr(model, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")}
+    sizes = {name: getattr(model, name) for name in (*SIZES, "bias")}
     content: dict[str, Any] = {
         "model": weights | {"lm_head.weight": weights["transformer.wte.weight"]},
         "model_args": sizes | {"dropout": model.dropout},
@@ -108,9 +109,8 @@ def write_nanogpt(trained: TrainedModel, folder: Path, config: ExportConfig) -> 
         if run_config.optimizer.name == "adamw":
             content["optimizer"] = optimizer_state(weights, loaded.optimizer, model, run_config)
         else:
-            print(
-                f"ckpt.pt is without moments: nanoGPT has no {run_config.optimizer.name}; it samples, but can't resume"
-            )
+            name = run_config.optimizer.name
+            print(f"ckpt.pt has no optimizer state: nanoGPT has no {name}; it can sample from it, but not resume")
         content |= {
             "iter_num": trained.step,
             "best_val_loss": (loaded.state.get("best") or [1e9])[0],
@@ -126,7 +126,7 @@ def write_nanogpt(trained: TrainedModel, folder: Path, config: ExportConfig) -> 
 def optimizer_state(
     weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], model: ModelConfig, config: TrainConfig
 ) -> dict[str, Any]:
-    """The state_dict of nanoGPT's AdamW: parameters numbered in order, those with two dimensions first."""
+    """Return the state_dict of nanoGPT's AdamW: parameters numbered in order, those with two dimensions first."""
     parameters = {name: nn.Parameter(tensor) for name, tensor in weights.items()}
     settings = config.optimizer
     groups: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""A ModelConfig to the config.json of Hugging Face, and what nanoGPT has: every key is mapped or refused by name."""
+"""Map a ModelConfig to Hugging Face's config.json, or check that nanoGPT has its form; other keys are refused."""
 
 from typing import Any
 
@@ -8,14 +8,11 @@ from nanogpt.config import ModelConfig
 from nanogpt.errors import BadInput, one_line
 from nanogpt.interop.architecture import IGNORED_KEYS, SIZES, check_known_keys
 
-ONLY_HERE: dict[str, object] = {
-    "logit_softcap": None,
-    "conv": ((),),
-}  # keys that no other program has -> what leaves them out
+ONLY_HERE: dict[str, object] = {"logit_softcap": None, "conv": ((),)}  # keys no other program has -> value when unused
 
 
 def to_hf_config(model: ModelConfig) -> dict[str, Any]:
-    """The config.json of a model, without padding. Raises BadInput naming the switch that has no form there."""
+    """Return the config.json of a model, without padding. Raises BadInput naming a switch that can't be expressed."""
     match model.position:
         case "learned":
             return gpt2_config(model)
@@ -26,7 +23,7 @@ def to_hf_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def check_values(model: ModelConfig, form: str, **expected: object) -> None:
-    """Raise BadInput naming all keys whose values a form doesn't have, among them those that only this project has."""
+    """Raise BadInput naming all keys with values that a form doesn't support, and those that only this project has."""
     found: list[str] = []
     needed: list[str] = []
     for key, allowed in (ONLY_HERE | expected).items():
@@ -36,32 +33,30 @@ def check_values(model: ModelConfig, form: str, **expected: object) -> None:
             found.append(f"model.{key}={format_value(value)}")
             needed.append(f"model.{key}={' or '.join(map(format_value, choices))}")  # pyright: ignore[reportUnknownArgumentType]
     if found:
-        raise BadInput(
-            f"{' '.join(found)}: {form} has no such form; it needs {', '.join(needed)}, in a training from the start"
-        )
+        raise BadInput(f"{' '.join(found)}: {form} has no such form; it needs {', '.join(needed)}, in a new training")
 
 
 def check_switches(model: ModelConfig, form: str, mapped: str, **expected: object) -> None:
-    """Check every key of the model: it is written whatever its value (`mapped`), or must have one of some values.
+    """Check every key of the model: any value of a `mapped` key can be written, others must be as `expected`.
 
-    Raises BadInput naming a key of which neither is said here, and keys with other values.
+    Raises BadInput naming a key that is in neither group, or keys with other values.
     """
     check_known_keys(type(model), f"the export to {form}")
-    said = {*SIZES, *IGNORED_KEYS, *ONLY_HERE, *expected, *mapped.split(), "norm_affine", "conv_history"}
-    if unsaid := sorted(type(model).model_fields.keys() - said):
-        raise BadInput(f"model.{unsaid[0]}: it isn't known whether {form} has it, so it can't be exported")
+    covered = {*SIZES, *IGNORED_KEYS, *ONLY_HERE, *expected, *mapped.split(), "norm_affine", "conv_history"}
+    if uncovered := sorted(type(model).model_fields.keys() - covered):
+        raise BadInput(f"model.{uncovered[0]}: it isn't known whether {form} has it, so it can't be exported")
     check_values(model, form, **expected)
 
 
 def format_value(value: object) -> str:
-    """A value as it is written on the command line."""
+    """Return a value as it is written on the command line."""
     if isinstance(value, tuple):
         return f"[{','.join(map(format_value, value))}]"  # pyright: ignore[reportUnknownArgumentType]
     return "null" if value is None else one_line(str(value).lower())
 
 
 def check_nanogpt_form(model: ModelConfig) -> None:
-    """The one form that nanoGPT has. Raises BadInput naming the switches that are others."""
+    """Raise BadInput naming the switches in which a model differs from nanoGPT's."""
     switches = gpt2_switches(model) | {"activation": "gelu", "tie_weights": True}
     check_switches(model, "nanoGPT", "bias rope_base", **switches)
 
@@ -71,7 +66,7 @@ def gpt2_switches(model: ModelConfig) -> dict[str, object]:
 
 
 def gpt2_config(model: ModelConfig) -> dict[str, Any]:
-    """GPT2LMHeadModel, without dropout: it is for training."""
+    """Return the config.json of a GPT2LMHeadModel, without dropout. Raises BadInput."""
     form = "GPT2LMHeadModel (model.position=learned)"
     switches = gpt2_switches(model) | {"activation": ("gelu", "gelu_tanh")}
     check_switches(model, form, "bias rope_base tie_weights", **switches)
@@ -94,10 +89,10 @@ def gpt2_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def llama_config(model: ModelConfig) -> dict[str, Any]:
-    """LlamaForCausalLM, or with normalised queries and keys Qwen3ForCausalLM."""
+    """Return the config.json of a LlamaForCausalLM, with `qk_norm` of a Qwen3ForCausalLM. Raises BadInput."""
     name = "Qwen3" if model.qk_norm else "Llama"
     form = f"{name}ForCausalLM (model.position=rotary, model.qk_norm={str(model.qk_norm).lower()})"
-    biases = False if model.qk_norm else (False, True)  # Qwen3's MLP has none
+    biases = False if model.qk_norm else (False, True)  # Qwen3's MLP has no bias
     switches = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": biases}
     check_switches(model, form, "qk_norm n_kv_head rope_base tie_weights", **switches)
     return {

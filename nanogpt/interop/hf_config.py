@@ -1,7 +1,7 @@
-"""Hugging Face's config.json to a ModelConfig's values: every key is mapped, harmless for the network, or refused.
+"""Map Hugging Face's config.json to a ModelConfig's values: every key is mapped, harmless, or refused.
 
-Three forms are known: GPT-2 (`gpt2`), Llama (`llama`), and Llama with normalised queries and keys (`qwen3`). No torch
-here: commands ask before anything starts.
+Three architectures are known: GPT-2 (`gpt2`), Llama (`llama`), and Llama with normalised queries and keys (`qwen3`). No
+torch here: commands read the config before anything starts.
 """
 
 import json
@@ -10,24 +10,24 @@ from typing import Any
 
 from nanogpt.config import ModelConfig
 from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
-from nanogpt.interop.architecture import GPT2_DEFAULTS, Values, gpt2_values
+from nanogpt.interop.architecture import Values, gpt2_values, is_count
 from nanogpt.schema import from_dict
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-HEADS = {  # model_type -> classes whose weights are this network's; others have a head for another task
+HEADS = {  # model_type -> classes of this network; others have a head for another task
     "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
     "llama": ("LlamaForCausalLM", "LlamaModel"),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Model"),
 }
-HARMLESS = {  # reason -> keys whose value doesn't change the logits of a text
-    "names, and what wrote the file": """_name_or_path name_or_path transformers_version tokenizer_class
+HARMLESS = {  # reason -> keys that don't change the logits of a text
+    "names and versions": """_name_or_path name_or_path transformers_version tokenizer_class
         transformers.js_config is_llama_config unsloth_version unsloth_fixed _commit_hash""",
-    "the stored type, which the weights' file says itself": "torch_dtype dtype use_bfloat16",
-    "how it is computed, to rounding": """_attn_implementation _attn_implementation_autoset attn_implementation
+    "stored type, which the file of weights has too": "torch_dtype dtype use_bfloat16",
+    "kernels and memory, equal to rounding": """_attn_implementation _attn_implementation_autoset attn_implementation
         reorder_and_upcast_attn chunk_size_feed_forward torchscript gradient_checkpointing use_cache""",
-    "training from the start, and dropout": """attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout
+    "initialization and dropout": """attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout
         initializer_range""",
-    "heads for other tasks, whose tensors are refused": """summary_type summary_use_proj summary_activation
+    "heads for other tasks; their tensors are refused": """summary_type summary_use_proj summary_activation
         summary_proj_to_labels summary_first_dropout id2label label2id num_labels _num_labels problem_type
         finetuning_task classifier_dropout predict_special_tokens""",
     "generation": """bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id
@@ -36,11 +36,11 @@ HARMLESS = {  # reason -> keys whose value doesn't change the logits of a text
         encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
         remove_invalid_values suppress_tokens begin_suppress_tokens exponential_decay_length_penalty
         task_specific_params prefix is_decoder""",
-    "what a call returns": """output_attentions output_hidden_states output_scores output_past return_dict
+    "outputs of a call": """output_attentions output_hidden_states output_scores output_past return_dict
         return_dict_in_generate use_return_dict tf_legacy_loss""",
 }
 ALL_HARMLESS = frozenset(key for keys in HARMLESS.values() for key in keys.split())
-FIXED: dict[str, tuple[object, ...]] = {  # keys of every form, with all values that are this network
+FIXED: dict[str, tuple[object, ...]] = {  # keys of every architecture, with the values of this network
     "quantization_config": (None,),
     "compression_config": (None,),
     "add_cross_attention": (False,),
@@ -53,7 +53,7 @@ FIXED: dict[str, tuple[object, ...]] = {  # keys of every form, with all values 
 
 
 class ConfigReader:
-    """A config.json; whatever was not asked for when it was read is refused."""
+    """Reads a config.json and refuses the keys that were not read."""
 
     def __init__(self, content: Mapping[str, Any], where: str) -> None:
         self.content, self.where = content, where
@@ -64,18 +64,18 @@ class ConfigReader:
         return BadCheckpoint(f"{self.where}: {key}={one_line(format_json(value))}: allowed: {allowed}")
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value, or the default where the key is absent."""
+        """Return the value, or the default if the key is absent."""
         self.known_keys.add(key)
         return self.content.get(key, default)
 
     def get_count(self, *names: str) -> int:
-        """Return a positive number that may have several names, which must agree. Raises BadCheckpoint."""
+        """Return a whole number above 0 that may have several names, which must agree. Raises BadCheckpoint."""
         self.known_keys.update(names)
         found = {name: self.content[name] for name in names if name in self.content}
         if not found:
             raise BadCheckpoint(f"{self.where}: lacks {names[0]}")
         for name, value in found.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_count(value):
                 raise self.make_error(name, value, "a whole number above 0")
             if value != (first := next(iter(found.values()))):
                 raise self.make_error(name, value, f"{first}, as {next(iter(found))}")
@@ -89,13 +89,13 @@ class ConfigReader:
         return value
 
     def check_value(self, key: str, *allowed: object) -> None:
-        """Check a key that, where it is given, must have one of these values. Raises BadCheckpoint."""
+        """Raise BadCheckpoint if the key is given with a value that isn't allowed."""
         value = self.get(key, allowed[0])
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
+        if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in allowed):
             raise self.make_error(key, value, " or ".join(map(format_json, allowed)))
 
     def check_all_known(self) -> None:
-        """Raise BadCheckpoint naming the first key that nobody asked for."""
+        """Raise BadCheckpoint naming the first key that was not read."""
         for key, value in self.content.items():
             if key not in self.known_keys:
                 kind = self.content["model_type"]
@@ -107,12 +107,12 @@ class ConfigReader:
 
 
 def format_json(value: object) -> str:
-    """Return a value as config.json writes it, a text without quotes."""
+    """Return a value as config.json has it, but strings without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def from_hf_config(config: Mapping[str, Any], where: str) -> Values:
-    """Return the values of a config.json. Raises BadCheckpoint naming the key that our networks don't have."""
+    """Return the values of a config.json. Raises BadCheckpoint naming a key that our networks don't have."""
     kind = config.get("model_type")
     readers = {"gpt2": read_gpt2, "llama": read_llama, "qwen3": read_llama}
     if not isinstance(kind, str) or kind not in readers:
@@ -133,7 +133,7 @@ def from_hf_config(config: Mapping[str, Any], where: str) -> Values:
 
 
 def read_gpt2(keys: ConfigReader) -> Values:
-    """GPT2LMHeadModel and GPT2Model."""
+    """Return the values of a GPT2LMHeadModel or GPT2Model. Raises BadCheckpoint."""
     n_embd = keys.get_count("n_embd", "hidden_size")
     activation = keys.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
@@ -142,25 +142,23 @@ def read_gpt2(keys: ConfigReader) -> Values:
     keys.check_value("layer_norm_epsilon", 1e-5)
     keys.check_value("scale_attn_weights", True)
     keys.check_value("scale_attn_by_inverse_layer_idx", False)
-    values = gpt2_values(
-        keys.get_count("n_layer", "num_hidden_layers"),
-        keys.get_count("n_head", "num_attention_heads"),
-        n_embd,
-        keys.get_count("n_positions", "n_ctx", "max_position_embeddings"),
-        keys.get_count("vocab_size"),
-        bias=True,
-        activation=ACTIVATIONS[activation],
-    )
+    n_layer, n_head = keys.get_count("n_layer", "num_hidden_layers"), keys.get_count("n_head", "num_attention_heads")
+    positions = keys.get_count("n_positions", "n_ctx", "max_position_embeddings")
+    sizes = (n_layer, n_head, n_embd, positions, keys.get_count("vocab_size"))
+    values = gpt2_values(sizes, bias=True, activation=ACTIVATIONS[activation])
     return values | {"tie_weights": keys.get_flag("tie_word_embeddings", True)}
 
 
 def read_llama(keys: ConfigReader) -> Values:
-    """LlamaForCausalLM and Qwen3ForCausalLM. Absent keys mean what transformers takes then."""
+    """Return the values of a LlamaForCausalLM or Qwen3ForCausalLM; absent keys have transformers' defaults.
+
+    Raises BadCheckpoint.
+    """
     qwen = keys.get("model_type") == "qwen3"
     n_embd, n_head = keys.get_count("hidden_size"), keys.get_count("num_attention_heads")
     n_layer, bias = keys.get_count("num_hidden_layers"), keys.get_flag("attention_bias", False)
     n_kv_head = keys.get("num_key_value_heads", 32 if qwen else None)
-    if n_kv_head is not None and (not isinstance(n_kv_head, int) or isinstance(n_kv_head, bool) or n_kv_head < 1):
+    if n_kv_head is not None and not is_count(n_kv_head):
         raise keys.make_error("num_key_value_heads", n_kv_head, "a whole number above 0, or null")
     if qwen:
         keys.check_value("attention_bias", False)
@@ -180,14 +178,8 @@ def read_llama(keys: ConfigReader) -> Values:
     keys.check_value("intermediate_size", ModelConfig(n_head=1, n_embd=n_embd, activation="swiglu").mlp_width)
     keys.check_value("hidden_act", "silu", "swish")
     keys.check_value("rms_norm_eps", 1e-6)
-    return GPT2_DEFAULTS | {
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "n_embd": n_embd,
-        "block_size": keys.get_count("max_position_embeddings"),
-        "vocab_size": keys.get_count("vocab_size"),
-        "bias": bias,
-        "activation": "swiglu",
+    sizes = (n_layer, n_head, n_embd, keys.get_count("max_position_embeddings"), keys.get_count("vocab_size"))
+    return gpt2_values(sizes, bias=bias, activation="swiglu") | {
         "norm": "rmsnorm",
         "position": "rotary",
         "rope_base": read_rope_base(keys),
@@ -198,7 +190,7 @@ def read_llama(keys: ConfigReader) -> Values:
 
 
 def read_rope_base(keys: ConfigReader) -> float:
-    """Return the base of the wavelengths. Raises BadCheckpoint for another form, and for places that disagree."""
+    """Return the base of the wavelengths. Raises BadCheckpoint for a scaled form, or if keys disagree."""
     bases: dict[str, Any] = {} if "rope_theta" not in keys.content else {"rope_theta": keys.get("rope_theta")}
     keys.check_value("partial_rotary_factor", None, 1.0)
     for key in ("rope_parameters", "rope_scaling"):
@@ -206,7 +198,7 @@ def read_rope_base(keys: ConfigReader) -> float:
         if not isinstance(settings, dict | None):
             raise keys.make_error(key, settings, 'null or {"rope_type": "default"}')
         entries: dict[str, Any] = {str(name): value for name, value in (settings or {}).items()}
-        kinds = [name for name in ("rope_type", "type") if name in entries]  # the other keys depend on them
+        kinds = [name for name in ("rope_type", "type") if name in entries]  # checked first: the others depend on them
         for name in dict.fromkeys([*kinds, *entries]):
             value: Any = entries[name]
             inner = f"{key}.{one_line(name)}"

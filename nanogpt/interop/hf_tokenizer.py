@@ -1,6 +1,6 @@
-"""Tokenizers as Hugging Face's `tokenizers` library stores them in tokenizer.json: ours written so, and theirs read.
+"""Read and write tokenizers in the tokenizer.json format of Hugging Face's `tokenizers` library.
 
-Written: byte-level BPE (ours, GPT-2's, and plain bytes as one without merges) and characters. Read: the same.
+Supported are characters and byte-level BPE: ours, GPT-2's, and plain bytes, which is a BPE without merges.
 """
 
 import json
@@ -22,16 +22,16 @@ from nanogpt.tokenizer import (
     byte_alphabet,
 )
 
-TOKENIZER_FILES = (  # of programs other than the `tokenizers` library
+TOKENIZER_FILES = (  # formats other than that of the `tokenizers` library
     *("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model", "spiece.model", "vocab.txt"),
     *("sentencepiece.bpe.model", "tiktoken.model", "tekken.json", "vocab.bpe", "encoder.json", "tokenizer.bin"),
 )
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """Return the tokenizer in a folder: of tokenizer.json, ours or Hugging Face's, or of GPT-2's own two files.
+    """Return the tokenizer in a folder: our or Hugging Face's tokenizer.json, or GPT-2's two files; None without one.
 
-    None if there is none. Raises BadData, also for the files of other tokenizers.
+    Raises BadData, also for files of other tokenizers.
     """
     path = folder / tokenizers.FILE
     try:
@@ -50,11 +50,11 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def read_characters(content: dict[str, Any], folder: Path) -> Tokenizer:
-    """Return the tokenizer of single characters that an export of ours wrote. Raises BadData for any other."""
+    """Return the character tokenizer that our export wrote. Raises BadData for any other content."""
     where = one_line(folder / tokenizers.FILE)
     vocabulary: dict[str, int] = content["model"]["vocab"]
     if words := [name for name in vocabulary if len(name) != 1]:
-        raise BadData(f"{where}: model.vocab has {one_line(words[0])}, which is not one character")
+        raise BadData(f"{where}: model.vocab has {one_line(words[0])}, which is not a single character")
     tokenizer = CharTokenizer("".join(vocabulary))
     if [vocabulary[char] for char in tokenizer.chars] != list(range(len(vocabulary))):
         raise BadData(f"{where}: its characters are not in code point order")
@@ -65,25 +65,25 @@ def read_characters(content: dict[str, Any], folder: Path) -> Tokenizer:
 
 
 def check_adds_nothing(serialized: str, probe: str, where: str) -> None:
-    """Raise BadData if the post-processor of a tokenizer.json adds tokens to a text such as `probe`."""
+    """Raise BadData if the post-processor of a tokenizer.json adds tokens to the text `probe`."""
     from tokenizers import Tokenizer as HFTokenizer
 
     inner = HFTokenizer.from_str(serialized)
     if inner.encode(probe).ids != inner.encode(probe, add_special_tokens=False).ids:
-        raise BadData(f"{where}: post_processor: adds tokens to every text, which isn't done here")
+        raise BadData(f"{where}: post_processor: adds tokens to every text, which isn't supported")
 
 
 def check_tokenizer_config_file(folder: Path, content: dict[str, Any]) -> None:
-    """Raise BadData where tokenizer_config.json contradicts the tokenizer beside it."""
+    """Raise BadData if tokenizer_config.json contradicts the tokenizer beside it."""
     if (config := folder / "tokenizer_config.json").exists():
         added = {token["content"]: token for token in content.get("added_tokens") or ()}
         check_tokenizer_config(read_json_bytes(config), added, one_line(config))
 
 
 def read_gpt2_files(folder: Path) -> dict[str, Any] | None:
-    """Return vocab.json and merges.txt of a GPT-2 as tokenizer.json has them; None if there is no tokenizer.
+    """Return GPT-2's vocab.json and merges.txt in the form of tokenizer.json; None if there is no tokenizer.
 
-    Raises BadData for the files of other tokenizers, whose rules only their own program knows.
+    Raises BadData for the files of other tokenizers.
     """
     found = [name for name in TOKENIZER_FILES if (folder / name).exists()]
     if not found:
@@ -94,7 +94,7 @@ def read_gpt2_files(folder: Path) -> dict[str, Any] | None:
         kind = {"gpt2": "GPT2Tokenizer"}.get(str(read_json_bytes(folder / "config.json").get("model_type")))
     if sorted(found) != ["merges.txt", "vocab.json"] or kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
         raise BadData(
-            f"{where}/{found[0]}: a tokenizer that isn't read here; allowed: tokenizer.json, as transformers writes it "
+            f"{where}/{found[0]}: a tokenizer that can't be read; allowed: tokenizer.json, as transformers writes it "
             "with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW)"
         )
     vocabulary: dict[str, int] = read_json_bytes(folder / "vocab.json")
@@ -108,7 +108,7 @@ def read_gpt2_files(folder: Path) -> dict[str, Any] | None:
 
 
 def read_byte_level(content: dict[str, Any], folder: Path) -> Tokenizer:
-    """Return a byte-level BPE whose ids are transformers'. Raises BadData naming what would change a text."""
+    """Return a byte-level BPE with the same ids as in transformers. Raises BadData naming what would change a text."""
     where = one_line(folder / tokenizers.FILE)
     check_byte_level(content, where)
     check_tokenizer_config_file(folder, content)
@@ -120,21 +120,19 @@ def read_byte_level(content: dict[str, Any], folder: Path) -> Tokenizer:
     return plain if tokenizer.tokens == plain.tokens and not content["model"]["merges"] else tokenizer
 
 
-def have_same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers give the same ids for every text: the same tokens, and the same rules that join them."""
-    if one.tokens != other.tokens:
+def have_same_ids(a: Tokenizer, b: Tokenizer) -> bool:
+    """Return whether two tokenizers give the same ids for every text: same tokens and same merge rules."""
+    if a.tokens != b.tokens:
         return False
-    if type(one) is type(other) and not isinstance(one, BPETokenizer):
+    if type(a) is type(b) and not isinstance(a, BPETokenizer):
         return True
-    texts = (
-        each.inner.to_str() if isinstance(each, BPETokenizer) else to_tokenizer_json(each) for each in (one, other)
-    )
+    texts = (each.inner.to_str() if isinstance(each, BPETokenizer) else to_tokenizer_json(each) for each in (a, b))
     first, second = (merge_rules(json.loads(text)) for text in texts)
     return first == second
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
-    """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them."""
+    """Write tokenizer.json and tokenizer_config.json for AutoTokenizer."""
     write(folder / tokenizers.FILE, to_tokenizer_json(tokenizer))
     about: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -147,7 +145,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
 
 
 def to_tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The text of tokenizer.json."""
+    """Return the text of tokenizer.json."""
     if isinstance(tokenizer, BPETokenizer):
         return tokenizer.serialized
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
@@ -175,26 +173,26 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> str:
 
 
 def recover_merges(tokenizer: ByteTokenizer | GPT2Tokenizer) -> list[tuple[bytes, bytes]]:
-    """The merges in their order: the two parts that each token falls into under the merges before it.
+    """Return the merges in order: the two parts into which the earlier merges split each token.
 
-    tiktoken keeps only the tokens, in the order in which they were learned; byte-level BPE that may use the tokens of
-    lower rank alone leaves exactly two parts of each.
+    tiktoken stores only the tokens, in the order in which they were learned. Byte-level BPE with only the tokens of
+    lower rank splits each token into exactly two parts.
     """
     rank = {token: i for i, token in enumerate(tokenizer.tokens) if token}
-    found: list[tuple[bytes, bytes]] = []
+    merges: list[tuple[bytes, bytes]] = []
     for token, own in rank.items():
         if len(token) > 1:
             left, right = split_token(token, rank, own)
-            found.append((left, right))
-    return found
+            merges.append((left, right))
+    return merges
 
 
 def split_token(token: bytes, rank: dict[bytes, int], below: int) -> list[bytes]:
-    """Merge the bytes of a token, lowest rank first, with ranks under `below`."""
+    """Merge the bytes of a token, lowest rank first, using only ranks under `below`."""
     parts = [bytes([byte]) for byte in token]
     while True:
         candidates = [(rank.get(a + b, below), i) for i, (a, b) in enumerate(pairwise(parts))]
-        best, place = min(candidates)
+        best, i = min(candidates)
         if best >= below:
             return parts
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]

@@ -1,11 +1,11 @@
-"""Which tensors a file of weights must hold, by formula, and the check of a file against that. No torch here.
+"""Names and shapes of the tensors of a network as transformers stores them, and the check of a file against them.
 
-Names are those of transformers without the prefix of the inner model: `h.0.attn.c_attn.weight`, `layers.0.…`.
+Names have no prefix of the inner model: `h.0.attn.c_attn.weight`, `layers.0.…`. No torch here.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nanogpt.config import ModelConfig
@@ -15,7 +15,7 @@ from nanogpt.interop.architecture import Values
 Shape = tuple[int, ...]
 Layout = dict[str, Shape]
 
-PREFIXES = ("model", "transformer")  # of the inner model, at the beginning
+PREFIXES = ("model", "transformer")  # of the inner model, at the beginning of a name
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch, anywhere
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 DTYPES = ("F32", "F16", "BF16", "F64", "float32", "float16", "bfloat16", "float64")
@@ -25,7 +25,7 @@ SHOWN = 5  # problems named in an error
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a file describes it."""
+    """Shape, type and file of a stored tensor."""
 
     shape: Shape
     dtype: str
@@ -33,12 +33,12 @@ class StoredTensor:
 
 
 def expected_layout(values: Values, input_first: bool) -> Layout:
-    """Return the tensors of a network. `input_first`: GPT-2's matrices are (in, out), as transformers stores them."""
+    """Return name -> shape of all tensors. `input_first`: GPT-2's matrices are (in, out), as in transformers."""
     return llama_layout(values) if values["position"] == "rotary" else gpt2_layout(values, input_first)
 
 
 def gpt2_layout(values: Values, input_first: bool) -> Layout:
-    """GPT-2, as transformers or nanoGPT name its tensors."""
+    """Return the tensors of GPT-2, named as in transformers and nanoGPT."""
     n_embd, vocab, bias = values["n_embd"], values["vocab_size"], values["bias"]
     layout: Layout = {"wte.weight": (vocab, n_embd), "wpe.weight": (values["block_size"], n_embd)}
     matrices = {
@@ -58,7 +58,7 @@ def gpt2_layout(values: Values, input_first: bool) -> Layout:
 
 
 def llama_layout(values: Values) -> Layout:
-    """Llama, and with `qk_norm` Qwen3."""
+    """Return the tensors of Llama; with `qk_norm` those of Qwen3."""
     n_embd, vocab, head = values["n_embd"], values["vocab_size"], values["n_embd"] // values["n_head"]
     inner = ModelConfig(n_head=1, n_embd=n_embd, activation="swiglu").mlp_width
     keys = values["n_kv_head"] * head
@@ -83,7 +83,7 @@ def llama_layout(values: Values) -> Layout:
 
 
 def plain_name(name: str) -> str:
-    """Return a tensor's name without what wrappers and the outer model put before its parts."""
+    """Return a tensor's name without the parts that wrappers and the outer model add."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
     while parts and parts[0] in PREFIXES:
         parts.pop(0)
@@ -91,55 +91,50 @@ def plain_name(name: str) -> str:
 
 
 def match_tensors(stored: Mapping[str, StoredTensor], layout: Layout, where: str) -> dict[str, str]:
-    """Map each tensor's name without prefixes to its name in the file.
+    """Map the plain name of each tensor to its name in the file.
 
-    A tied head and buffers are optional; their contents are checked when they are read. Raises BadCheckpoint naming the
-    tensors that are doubled, unknown, missing, of another shape than config.json says or of a quantised type.
+    A tied head and buffers are optional; their values are checked when they are read. Raises BadCheckpoint naming
+    tensors that are repeated, unknown or missing, that have another shape than the config says, or that are quantized.
     """
     names: dict[str, str] = {}
     for name in stored:
         if (other := names.setdefault(plain_name(name), name)) != name:
             raise BadCheckpoint(f"{where}: holds {one_line(other)} and {one_line(name)}, which are one tensor")
-    problems: list[str] = []
-    for name, shape in layout.items():
-        if name not in names:
-            problems.append(f"lacks the tensor {name} ({format_shape(shape)})")
-        elif (found := stored[names[name]]).shape != shape:
-            problems.append(
-                f"{one_line(names[name])} is {format_shape(found.shape)} in {found.file}, "
-                f"and {format_shape(shape)} by {where}"
-            )
-    for name, original in names.items():
-        known = name in layout or name == HEAD or BUFFERS.fullmatch(name)
-        if not known:
-            problems.append(f"{stored[original].file} holds {one_line(original)}, which this network doesn't have")
-        elif stored[original].dtype not in DTYPES and not BUFFERS.fullmatch(name):
-            kind = one_line(stored[original].dtype)
-            problems.append(f"{one_line(original)} is stored as {kind}; allowed: floats of 16 bits or more")
     if HEAD in names and HEAD not in layout:
-        found, tied = stored[names[HEAD]], embedding_shape(layout)
-        if found.shape != tied:
+        layout = layout | {HEAD: next(layout[name] for name in EMBEDDING if name in layout)}
+    problems = [f"lacks the tensor {name} ({format_shape(layout[name])})" for name in layout if name not in names]
+    for name, original in names.items():
+        found = stored[original]
+        if name in layout and found.shape != layout[name]:
             problems.append(
-                f"{one_line(names[HEAD])} is {format_shape(found.shape)} in {found.file}, "
-                f"and {format_shape(tied)} by {where}"
+                f"{one_line(original)} is {format_shape(found.shape)} in {found.file}, "
+                f"and {format_shape(layout[name])} by {where}"
             )
-    if problems:
-        more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise BadCheckpoint(f"{where}: its weights don't fit: {', '.join(problems[:SHOWN])}{more}")
+        elif BUFFERS.fullmatch(name):
+            continue
+        elif name not in layout:
+            problems.append(f"{found.file} holds {one_line(original)}, which this network doesn't have")
+        elif found.dtype not in DTYPES:
+            problems.append(
+                f"{one_line(original)} is stored as {one_line(found.dtype)}; allowed: floats of 16 bits or more"
+            )
+    check_problems(problems, where)
     return names
 
 
-def embedding_shape(layout: Layout) -> Shape:
-    """Return the shape of the token embedding."""
-    return next(layout[name] for name in EMBEDDING if name in layout)
+def check_problems(problems: Sequence[str], where: str) -> None:
+    """Raise BadCheckpoint with the first problems of a file's tensors, if there are any."""
+    if problems:
+        more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise BadCheckpoint(f"{where}: its weights don't fit: {', '.join(problems[:SHOWN])}{more}")
 
 
-def format_shape(shape: Shape) -> str:
+def format_shape(shape: Sequence[int]) -> str:
     """Return `97x64`."""
     return "x".join(map(str, shape)) if shape else "a single number"
 
 
 def expected_inv_freq(values: Values) -> list[float]:
-    """Return the frequencies that rotate the pairs of channels of a head."""
+    """Return the frequencies by which rotary embedding rotates the pairs of channels of a head."""
     size = values["n_embd"] // values["n_head"]
     return [math.pow(values["rope_base"], -2 * i / size) for i in range(size // 2)]

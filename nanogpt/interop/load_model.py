@@ -1,4 +1,4 @@
-"""A trained model, ready for use, with its tokenizer: of a run, or weights of elsewhere."""
+"""Load a trained model with its tokenizer, from a run or from other weights."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,30 +24,30 @@ from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What `sample.py`, `evaluate.py` and the export work with."""
+    """Trained model, for sampling, evaluation and export."""
 
     model: GPT
     """In evaluation mode, on the device."""
     tokenizer: Tokenizer
     name: str
-    """For tables: the run directory, or the source of the weights."""
+    """Run directory, or source of the weights; for tables."""
     run: RunDirectory | None
     step: int | None
-    """Of the run's checkpoint."""
+    """Step of the run's checkpoint."""
     start_ids: tuple[int, ...] = ()
-    """What a text without a prompt starts from; empty: what its tokenizer's texts start from."""
+    """First ids of a text without a prompt; empty: the tokenizer's default."""
     val_loss: float | None = None
-    """Of that checkpoint, where it was evaluated."""
+    """Validation loss of that checkpoint, if it was evaluated."""
 
 
 def load_trained(config: TrainedConfig, device: torch.device) -> TrainedModel:
-    """The model that a command asks for. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
+    """Return the model that a command's config names. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
     if config.init_from is None:
         if config.tokenizer is not None:
-            raise BadInput(f"tokenizer={one_line(config.tokenizer)}: is for init_from; a run has its own")
+            raise BadInput(f"tokenizer={one_line(config.tokenizer)}: only for init_from; a run has its own")
         return load_run_model(find(config.run, config.runs_dir), config.checkpoint, device)
     if config.run is not None:
-        raise BadInput(f"init_from={one_line(config.init_from)}: run={one_line(config.run)} is given too; give one")
+        raise BadInput(f"init_from={one_line(config.init_from)}: not allowed with run={one_line(config.run)}")
     source = find_source(config.init_from)
     tokenizer = resolve_tokenizer(config, source)
     plain = {"name": source.label, "vocab_multiple": 1}
@@ -61,7 +61,7 @@ def load_trained(config: TrainedConfig, device: torch.device) -> TrainedModel:
 
 
 def load_run_model(run: RunDirectory, which: Literal["best", "latest"], device: torch.device) -> TrainedModel:
-    """A run's model at its best or latest checkpoint."""
+    """Return a run's model at its best or latest checkpoint. Raises BadCheckpoint, BadData."""
     tokenizer = tokenizers.load(run.path)
     loaded = run.checkpoints.choose(which)
     model = GPT(run.config().model.with_vocab(len(tokenizer.tokens)), seed=None)
@@ -69,18 +69,18 @@ def load_run_model(run: RunDirectory, which: Literal["best", "latest"], device: 
         tied = {"lm_head.weight": loaded.model["transformer.wte.weight"]} if model.config.tie_weights else {}
         model.load_state_dict(loaded.model | tied)
     except (RuntimeError, KeyError) as error:
-        raise BadCheckpoint(f"{one_line(loaded.path)}: not this model's: {one_line(error, 200)}") from None
+        raise BadCheckpoint(f"{one_line(loaded.path)}: not of this model: {one_line(error, 200)}") from None
     step, val_loss = int(loaded.state["step"]), as_number(loaded.state.get("val_loss"))
     start = tuple(read_start_ids(run, tokenizer))
     return TrainedModel(model.eval().to(device), tokenizer, str(run.path), run, step, start, val_loss)
 
 
 def read_start_ids(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:
-    """Return ids that the run's training data has: as its last start recorded them, else as its data set shows."""
+    """Return first ids that occur in the training data, as the last start recorded them or from the data set."""
     start = run.starts()[-1] if run.starts() else {}
     recorded: object = start.get("start_ids")
     if isinstance(recorded, list):
-        ids = [one for one in recorded if isinstance(one, int) and 0 <= one < len(tokenizer.tokens)]  # pyright: ignore[reportUnknownVariableType]
+        ids = [i for i in recorded if isinstance(i, int) and 0 <= i < len(tokenizer.tokens)]  # pyright: ignore[reportUnknownVariableType]
         if ids:
             return ids
     data = run.config().data
@@ -93,13 +93,13 @@ def read_start_ids(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:
 
 
 def resolve_tokenizer(config: TrainedConfig, source: WeightSource) -> Tokenizer:
-    """The tokenizer that was named, or that of the weights. Raises BadInput where neither is known."""
+    """Return the tokenizer that the config names, or that of the weights. Raises BadInput if neither is known."""
     if config.tokenizer == "gpt2":
         return GPT2Tokenizer()
     folder = config.tokenizer and Path(config.tokenizer)
     tokenizer = read_tokenizer(folder) if folder else source.tokenizer()
     if tokenizer is None:
-        why = "no tokenizer.json there" if folder else "nothing beside the weights says which they were trained with"
+        why = "has no tokenizer.json" if folder else "the tokenizer of the weights isn't known"
         allowed = "gpt2, or a folder that has tokenizer.json"
         raise BadInput(f"tokenizer={one_line(config.tokenizer or 'null')}: {why}; allowed: {allowed}")
     return tokenizer

@@ -1,10 +1,11 @@
-"""Giving a model the weights of a source: the first thing a fine-tuning does, and a command on OpenAI's weights."""
+"""Load the weights of a source into a model."""
 
 import torch
 
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadData, one_line
 from nanogpt.interop.hf_tokenizer import have_same_ids
+from nanogpt.interop.layout import check_problems, format_shape
 from nanogpt.interop.names import fit_to_model
 from nanogpt.interop.sources import WeightSource, find_source
 from nanogpt.model.fsdp import shard_like
@@ -13,11 +14,9 @@ from nanogpt.run_directory import RunDirectory, locate
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.weights_digest import check_weights
 
-SHOWN = 5  # tensors named in an error
-
 
 def load_initial_weights(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> None:
-    """Give a new run the weights of `init_from`; a run that has a checkpoint doesn't need them any more.
+    """Load the weights of `init_from` into the model of a new run; do nothing for a run that has a checkpoint.
 
     Raises BadCheckpoint, BadData, BadEnvironment.
     """
@@ -31,46 +30,33 @@ def load_initial_weights(config: TrainConfig, model: GPT, tokenizer: Tokenizer) 
 
 @torch.no_grad()
 def load_weights(model: GPT, source: WeightSource) -> None:
-    """Copy a source's weights, cut to the model's context and padded to its rows, whatever its device.
+    """Copy a source's weights, cut to the model's context and padded to its rows, to the model on any device.
 
-    Raises BadCheckpoint naming the tensors that are missing, too many, of another shape or not finite; BadEnvironment.
+    Raises BadCheckpoint naming tensors that are missing, unknown, of another shape or not finite; BadEnvironment.
     """
     tensors = fit_to_model(source.tensors(), model.config)
-    named = dict(model.named_parameters())
-    shapes = {
-        name: (describe_shape(tensors.get(name)), describe_shape(named.get(name)))
-        for name in sorted(tensors.keys() | named.keys())
-    }
-    wrong = [
-        f"{one_line(name)} is {theirs} there and {ours} in the model"
-        for name, (theirs, ours) in shapes.items()
-        if theirs != ours
-    ]
-    if wrong:
-        more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise BadCheckpoint(f"{source.label}: its weights don't fit: {', '.join(wrong[:SHOWN])}{more}")
+    parameters = dict(model.named_parameters())
+    problems: list[str] = []
+    for name in sorted(tensors.keys() | parameters.keys()):
+        theirs, ours = (
+            format_shape(group[name].shape) if name in group else "absent" for group in (tensors, parameters)
+        )
+        if theirs != ours:
+            problems.append(f"{one_line(name)} is {theirs} there and {ours} in the model")
+    check_problems(problems, source.label)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise BadCheckpoint(f"{source.label}: {name} is not finite")
-        named[name].copy_(shard_like(tensor, named[name]))
-
-
-def describe_shape(tensor: torch.Tensor | None) -> str:
-    return "x".join(map(str, tensor.shape)) if tensor is not None else "absent"
+        parameters[name].copy_(shard_like(tensor, parameters[name]))
 
 
 def check_same_tokenizer(source: WeightSource, tokenizer: Tokenizer) -> None:
-    """The data speaks in the tokens that the weights know, as far as that can be told. Raises BadData."""
+    """Raise BadData if the data's tokenizer is known to differ from that of the weights."""
     theirs = source.tokenizer()
     if theirs is None or have_same_ids(theirs, tokenizer):
         return
+    name, known = f"data.tokenizer={tokenizer.spec()['kind']}", f"that {source.label} was trained with"
     if theirs.tokens == tokenizer.tokens:
-        raise BadData(
-            f"data.tokenizer={tokenizer.spec()['kind']}: has the tokens that {source.label} was trained with, but "
-            "splits text or merges them otherwise, so texts get other ids"
-        )
-    raise BadData(
-        f"data.tokenizer={tokenizer.spec()['kind']}: {len(tokenizer.tokens):,} tokens, which are not the "
-        f"{len(theirs.tokens):,} that {source.label} was trained with"
-        f"{'; use data.tokenizer=gpt2' if theirs.spec()['kind'] == 'gpt2' else ''}"
-    )
+        raise BadData(f"{name}: has the tokens {known}, but splits text or merges them otherwise, so ids differ")
+    remedy = "; use data.tokenizer=gpt2" if theirs.spec()["kind"] == "gpt2" else ""
+    raise BadData(f"{name}: {len(tokenizer.tokens):,} tokens, which are not the {len(theirs.tokens):,} {known}{remedy}")

@@ -1,8 +1,8 @@
-"""Files of other programs that are pickles: the one place that opens them, without running anything in them.
+"""Read and write nanoGPT's pickles. No other module opens pickles, and none of their code is run.
 
 python -m nanogpt.interop.pickle_import path/to/meta.pkl   writes tokenizer.json beside nanoGPT's character vocabulary
 
-nanoGPT's checkpoints are read for `init_from=path/ckpt.pt`, and both are written for `nanogpt export`.
+nanoGPT's checkpoints are read for `init_from=path/ckpt.pt`; `nanogpt export` writes both kinds.
 """
 
 import io
@@ -19,7 +19,7 @@ from nanogpt.tokenizer import CharTokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONTENT = (  # of a checkpoint: the network, and what only continues its training
+CONTENT = (  # keys of a checkpoint: the network, and the state of its training
     "model",
     "model_args",
     *("optimizer", "scaler", "scheduler", "lr_scheduler", "iter_num", "step", "epoch", "best_val_loss", "config"),
@@ -29,7 +29,7 @@ SIZE_LIMIT = 4 * 2**20  # bytes; a character vocabulary takes a few thousand
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, strings and numbers; whatever would import a name, and so could run code, is refused."""
+    """Builds dicts, lists, strings and numbers; refuses to import names, which could run code."""
 
     def find_class(self, module: str, name: str, /) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -39,19 +39,19 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def convert_meta(path: Path) -> Path:
-    """Turn nanoGPT's meta.pkl (`itos`: id -> character) into a tokenizer.json beside it. Raises BadData."""
+    """Convert nanoGPT's meta.pkl (`itos`: id -> character) to a tokenizer.json beside it. Raises BadData."""
     try:
         content = read_bytes(path, SIZE_LIMIT)
     except OSError as error:
         raise BadData(f"{one_line(path)}: {error.strerror}") from None
     try:
         value: object = PlainUnpickler(io.BytesIO(content)).load()
-    except Exception as error:  # a broken pickle can raise anything
+    except Exception as error:  # a corrupt pickle can raise anything
         raise BadData(f"{one_line(path)}: not a plain vocabulary: {one_line(error)}") from None
     itos = value.get("itos") if isinstance(value, dict) else None
     chars = [itos.get(i) for i in range(len(itos))] if isinstance(itos, dict) else []
     if not chars or not all(isinstance(char, str) and len(char) == 1 for char in chars):
-        raise BadData(f"{one_line(path)}: not a character vocabulary of nanoGPT")
+        raise BadData(f"{one_line(path)}: not nanoGPT's character vocabulary")
     text = "".join(map(str, chars))
     if text != "".join(sorted(set(text))):
         raise BadData(f"{one_line(path)}: its characters are not in code point order, as nanoGPT writes them")
@@ -61,51 +61,47 @@ def convert_meta(path: Path) -> Path:
 
 
 def write_meta(path: Path, chars: str) -> None:
-    """A character vocabulary as nanoGPT keeps it."""
+    """Write a character vocabulary in nanoGPT's format. Raises OSError."""
     numbered = dict(enumerate(chars))
     content = {"vocab_size": len(chars), "itos": numbered, "stoi": {char: i for i, char in numbered.items()}}
     path.write_bytes(pickle.dumps(content))
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """What nanoGPT's train.py saves and loads. Raises OSError."""
+    """Write a checkpoint in nanoGPT's format. Raises OSError."""
     import torch
 
     torch.save(content, path)
 
 
 def check_saved_by_torch(path: Path) -> None:
-    """Raise BadCheckpoint for a file that torch.save didn't write in its form since torch 1.6, a zip archive."""
+    """Raise BadCheckpoint unless the file is a zip archive, as torch.save writes since torch 1.6."""
     try:
         with open_regular(path) as file:
             is_archive = file.read(4) == b"PK\x03\x04"
     except OSError as error:
         raise BadCheckpoint(f"{one_line(path)}: {one_line(error.strerror)}") from None
     if not is_archive:
-        allowed = (
-            "nanoGPT's ckpt.pt as torch.save of 1.6 or newer writes it, or a folder (of model.safetensors: its own)"
-        )
+        allowed = "nanoGPT's ckpt.pt from torch 1.6 or newer, or a folder (for model.safetensors the one it is in)"
         raise BadCheckpoint(f"{one_line(path)}: not a checkpoint that can be read safely; allowed: {allowed}")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], "dict[str, Tensor]"]:
-    """(model_args, tensors by name) of a checkpoint that nanoGPT saved. Raises BadCheckpoint, BadEnvironment.
+    """Return (model_args, tensors by name) of nanoGPT's checkpoint. Raises BadCheckpoint, BadEnvironment.
 
-    torch reads tensors and plain values alone and refuses all else; before 2.10 that could be got round
-    (CVE-2026-24747), so an older torch isn't asked.
+    With `weights_only`, torch reads only tensors and plain values. Before 2.10 this protection could be bypassed
+    (CVE-2026-24747), so an older torch is refused.
     """
     import torch
 
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
-        raise BadEnvironment(f"{one_line(path)}: torch {torch.__version__} can't read it safely; 2.10 or newer can")
+        raise BadEnvironment(f"{one_line(path)}: needs torch 2.10 or newer to be read safely, not {torch.__version__}")
     check_saved_by_torch(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a broken or hostile file leads to
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadCheckpoint(
-            f"{one_line(path)}: not a checkpoint that can be read safely: {one_line(why[0], 200)}"
-        ) from None
+    except Exception as error:  # a corrupt or hostile file can raise anything
+        why = one_line((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
+        raise BadCheckpoint(f"{one_line(path)}: not a checkpoint that can be read safely: {why}") from None
     arguments = content.get("model_args") if isinstance(content, dict) else None
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(arguments, dict) or not isinstance(tensors, dict):

@@ -1,6 +1,6 @@
-"""The safetensors files of a Hugging Face folder: which they are, what their headers say, and their tensors.
+"""Read the safetensors files of a Hugging Face folder: headers and tensors.
 
-Two sources of the same weights, and adapters beside them, are refused: nothing is chosen between them.
+A folder with two sources of the same weights, or with an adapter, is refused instead of choosing one of them.
 """
 
 import re
@@ -23,39 +23,35 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
-    """Return name -> shape, type and file of all tensors. Raises BadCheckpoint where files contradict each other."""
+    """Return name -> shape, type and file of all tensors. Raises BadCheckpoint if files contradict each other."""
     names = sorted(path.name for path in folder.iterdir())
     if adapters := [name for name in names if name in ADAPTERS]:
-        raise BadCheckpoint(
-            f"{one_line(folder)}/{adapters[0]}: an adapter, which isn't applied; "
-            "merge it first (peft: merge_and_unload)"
-        )
+        why = "an adapter, which isn't applied; merge it first (peft: merge_and_unload)"
+        raise BadCheckpoint(f"{one_line(folder)}/{adapters[0]}: {why}")
     if WEIGHTS in names and INDEX in names:
-        raise BadCheckpoint(f"{one_line(folder)}: has {WEIGHTS} and {INDEX}; remove the one that isn't meant")
+        raise BadCheckpoint(f"{one_line(folder)}: has {WEIGHTS} and {INDEX}; remove one of them")
     mapped = {} if WEIGHTS in names else read_index(folder)
     files = {WEIGHTS} if WEIGHTS in names else set(mapped.values())
     if other := [name for name in names if SHARD.fullmatch(name) and name not in files]:
-        raise BadCheckpoint(
-            f"{one_line(folder)}/{other[0]}: isn't named by {INDEX if mapped else 'any index'}; remove it"
-        )
+        index = INDEX if mapped else "any index"
+        raise BadCheckpoint(f"{one_line(folder)}/{other[0]}: isn't named by {index}; remove it")
     stored: dict[str, StoredTensor] = {}
     for file in sorted(files):
         for name, tensor in read_header(folder / file).items():
             if name in stored:
                 raise BadCheckpoint(f"{one_line(folder)}: {one_line(name)} is in {stored[name].file} and in {file}")
             if mapped and mapped.get(name) != file:
-                says = mapped.get(name, "nothing of it")
-                raise BadCheckpoint(f"{one_line(folder)}/{file}: holds {one_line(name)}; {INDEX} says {one_line(says)}")
+                says = one_line(mapped[name]) if name in mapped else "nothing about it"
+                raise BadCheckpoint(f"{one_line(folder)}/{file}: holds {one_line(name)}; {INDEX} says {says}")
             stored[name] = tensor
     if missing := sorted(mapped.keys() - stored.keys()):
-        raise BadCheckpoint(
-            f"{one_line(folder)}/{mapped[missing[0]]}: lacks {one_line(missing[0])}, which {INDEX} names"
-        )
+        where = f"{one_line(folder)}/{mapped[missing[0]]}"
+        raise BadCheckpoint(f"{where}: lacks {one_line(missing[0])}, which {INDEX} names")
     return stored
 
 
 def list_unread(folder: Path, read: list[str]) -> list[str]:
-    """Return the files of a folder that may hold weights and aren't read; not those that continue a training."""
+    """Return the other files of a folder that may hold weights, except optimizer and trainer state."""
     return sorted(
         path.name
         for path in folder.iterdir()
@@ -64,7 +60,7 @@ def list_unread(folder: Path, read: list[str]) -> list[str]:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """Return name -> file by the index. Raises BadCheckpoint."""
+    """Return tensor name -> file, from the index. Raises BadCheckpoint."""
     path = folder / INDEX
     if not path.is_file():
         why = f"has no {WEIGHTS}, and pickles (pytorch_model.bin) aren't read; save it again with transformers"
@@ -74,12 +70,12 @@ def read_index(folder: Path) -> dict[str, str]:
     if not mapped or any(Path(name).name != name for name in mapped.values()):
         raise BadCheckpoint(f"{one_line(path)}: not an index of files in this folder")
     if absent := sorted(name for name in set(mapped.values()) if not (folder / name).is_file()):
-        raise BadCheckpoint(f"{one_line(path)}: names {one_line(absent[0])}, which isn't there")
+        raise BadCheckpoint(f"{one_line(path)}: names {one_line(absent[0])}, which doesn't exist")
     return mapped
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return what a safetensors file says of its tensors, without reading them. Raises BadCheckpoint."""
+    """Return shape and type of a safetensors file's tensors, without reading them. Raises BadCheckpoint."""
     from safetensors import safe_open
 
     try:
@@ -95,11 +91,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """Return all tensors of a safetensors file, as fp32. Raises BadCheckpoint."""
+    """Return all tensors of a safetensors file. Raises BadCheckpoint."""
     from safetensors.torch import load_file
 
     try:
         check_regular(path)
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
+        return load_file(path)
     except Exception as error:  # safetensors raises its own
         raise BadCheckpoint(f"{one_line(path)}: can't be read: {one_line(error, 200)}") from None

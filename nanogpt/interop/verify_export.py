@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nanogpt.config import ModelConfig
 from nanogpt.errors import LabError, one_line
+from nanogpt.interop.layout import format_shape
 from nanogpt.interop.load_weights import load_weights
 from nanogpt.interop.sources import NanoGPTCheckpoint
 from nanogpt.model.gpt import GPT
@@ -25,9 +26,9 @@ PROBE = "Hello, world!\n\n  It's 12345 o'clock — naïve café 🙂\tdef f(x):\
 
 @torch.inference_mode()
 def verify_with_transformers(model: GPT, tokenizer: Tokenizer, folder: Path) -> str:
-    """Compare with what transformers loads from the folder; return a sentence for the user.
+    """Compare with the model that transformers loads from the folder, and return the result as a sentence.
 
-    Raises LabError naming the largest difference of the logits, or a text whose ids differ.
+    Raises LabError naming the largest difference of the logits, or if token ids differ.
     """
     if importlib.util.find_spec("transformers") is None:
         return "not compared with transformers, which isn't installed: pip install 'transformers>=4.57'"
@@ -41,7 +42,7 @@ def verify_with_transformers(model: GPT, tokenizer: Tokenizer, folder: Path) -> 
             their_tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
             text = probe_text(tokenizer)
             their_ids: list[int] = their_tokenizer.encode(text, add_special_tokens=False)
-        except Exception as error:  # transformers raises whatever it meets
+        except Exception as error:  # transformers raises exceptions of any type
             raise LabError(f"the export can't be loaded by transformers: {one_line(error, 300)}") from None
     if their_ids != tokenizer.encode(text).tolist():
         raise LabError("the exported tokenizer gives other token ids in transformers; nothing was written")
@@ -50,36 +51,35 @@ def verify_with_transformers(model: GPT, tokenizer: Tokenizer, folder: Path) -> 
 
 @torch.inference_mode()
 def verify_read_back(model: GPT, tokenizer: Tokenizer, path: Path) -> str:
-    """Compare with what `init_from=…/ckpt.pt` reads; return a sentence for the user. Raises LabError."""
+    """Compare with the model that `init_from=…/ckpt.pt` reads, and return the result as a sentence. Raises LabError."""
     source = NanoGPTCheckpoint(path)
-    config = ModelConfig.model_validate(source.values())
-    again = GPT(config, seed=None).eval()
-    load_weights(again, source)
+    copy = GPT(ModelConfig.model_validate(source.values()), seed=None).eval()
+    load_weights(copy, source)
     theirs = source.tokenizer()
     if theirs is None or theirs.tokens != tokenizer.tokens:
-        raise LabError("the exported tokenizer isn't read back as it was; nothing was written")
+        raise LabError("the exported tokenizer reads back with other tokens; nothing was written")
     ids = random_ids(model.config)
-    return compare_logits(model, ids, again(ids), "init_from")
+    return compare_logits(model, ids, copy(ids), "init_from")
 
 
 def compare_logits(model: GPT, ids: Tensor, found: Tensor, reader: str) -> str:
-    """Return a sentence with the largest difference. Raises LabError where it is more than rounding."""
+    """Return a sentence with the largest difference. Raises LabError if it is more than rounding."""
     expected = model(ids)[..., : model.config.vocab_size]
     if found.shape != expected.shape:
-        shapes = " and ".join("x".join(map(str, one.shape)) for one in (found, expected))
-        raise LabError(f"the exported model's logits are {shapes} in {reader} and here; nothing was written")
+        shapes = f"{format_shape(found.shape)} in {reader} and {format_shape(expected.shape)} here"
+        raise LabError(f"the exported model's logits are {shapes}; nothing was written")
     largest = float(expected.abs().max())
     difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE * max(largest, 1.0):  # also where it is not a number
+    if not difference <= TOLERANCE * max(largest, 1.0):  # also true for NaN
         raise LabError(
             f"the exported model's logits differ in {reader} by up to {difference:.2g}, of logits up to {largest:.2g}; "
-            "nothing was written; verify=false writes it all the same"
+            "nothing was written; verify=false skips this check"
         )
     return f"compared with {reader}: logits differ by at most {difference:.1g}, of logits up to {largest:.2g}"
 
 
 def random_ids(config: ModelConfig) -> Tensor:
-    """Return (1, T) ids of the vocabulary, the same in every call, the first and the last among them."""
+    """Return (1, T) ids of the vocabulary, equal in every call, the last id among them."""
     assert config.vocab_size is not None
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (1, min(POSITIONS, config.block_size)), generator=generator)
@@ -89,7 +89,7 @@ def random_ids(config: ModelConfig) -> Tensor:
 
 def probe_text(tokenizer: Tokenizer) -> str:
     """Return a text that the tokenizer can encode."""
-    return PROBE if not isinstance(tokenizer, CharTokenizer) else tokenizer.chars + tokenizer.chars[::-1]
+    return tokenizer.chars + tokenizer.chars[::-1] if isinstance(tokenizer, CharTokenizer) else PROBE
 
 
 @contextmanager

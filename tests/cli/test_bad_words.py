@@ -33,7 +33,7 @@ TABLE = [
         "is above the run's length in steps=60; e.g. schedule.warmup_steps=6",
     ),
     ("data.source=a.txt", "data=pystdlib is this Python's own library; files of yours: data=text"),
-    ("init_from=resume", "the same command continues a run by itself"),
+    ("init_from=resume", "repeat the run's command to continue it"),
     ("optimizer.lr=1e-3,1e-4", "several values are a sweep and need -m"),
     ("name=${foo}", "name: refers to the unknown key 'foo'"),
     ("optimizer.lr=${optimizer.learning_rate}", "did you mean 'optimizer.lr'?"),

@@ -31,7 +31,7 @@ def test_other_weights_in_the_folder_are_named(
     assert said in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     read_label_and_values("gpt2", 2)
-    assert "OpenAI's weights are read, not what is in this folder; init_from=./gpt2" in capsys.readouterr().err
+    assert "OpenAI's weights are read, not this folder; for the folder give init_from=./gpt2" in capsys.readouterr().err
 
 
 def test_a_config_that_says_a_key_twice(tmp_path: Path) -> None:

@@ -176,7 +176,10 @@ def test_export_of_what_muon_trained(
     export_model(
         ExportConfig(runs_dir=built.runs_dir, format="nanogpt", out=str(tmp_path / "out"), checkpoint="latest")
     )
-    assert "ckpt.pt is without moments: nanoGPT has no muon; it samples, but can't resume" in capsys.readouterr().out
+    assert (
+        "ckpt.pt has no optimizer state: nanoGPT has no muon; it can sample from it, but not resume"
+        in capsys.readouterr().out
+    )
     content = torch.load(tmp_path / "out" / "ckpt.pt", weights_only=True)
     assert "optimizer" not in content and content["iter_num"] == 2
     assert content["model"].keys() >= {"transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"}

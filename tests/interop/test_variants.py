@@ -243,13 +243,13 @@ REFUSED_TENSORS: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
     "another head, gpt2": (
         "gpt2",
         lambda t: t | {"lm_head.weight": t["transformer.wte.weight"] * 2},
-        "lm_head.weight isn't the token embedding, but the head is said to be tied",
+        "lm_head.weight differs from the token embedding, but config.json ties them",
     ),
     "a head of other rows": ("gpt2", lambda t: t | {"lm_head.weight": torch.ones(98, 64)}, "lm_head.weight is 98x64"),
     "other frequencies": (
         "llama",
         lambda t: t | frequencies(5e5),
-        "inv_freq: these aren't the frequencies of rope_the",
+        "inv_freq: differs from the frequencies of rope_the",
     ),
     "not finite": (
         "gpt2",
@@ -301,9 +301,9 @@ def test_shards_that_contradict_their_index(kind: str, tmp_path: Path) -> None:
             HFFolder(tmp_path).values()
 
     refused(mapped | {"more": mapped[first]}, "lacks more, which model.safetensors.index.json names")
-    refused({name: file for name, file in mapped.items() if name != first}, "index.json says nothing of it")
+    refused({name: file for name, file in mapped.items() if name != first}, "index.json says nothing about it")
     refused(mapped | {first: mapped[last]}, f"index.json says {mapped[last]}")
-    refused(mapped | {"more": "gone.safetensors"}, "names gone.safetensors, which isn't there")
+    refused(mapped | {"more": "gone.safetensors"}, "names gone.safetensors, which doesn't exist")
     shard = load_file(tmp_path / mapped[last])
     save_file(shard | {first: torch.ones(1)}, tmp_path / mapped[last])
     refused(mapped, f"{re.escape(first)} is in model-.* and in model-|index.json says")
@@ -340,7 +340,7 @@ def test_a_new_switch_is_neither_exported_nor_imported(monkeypatch: pytest.Monke
         with pytest.raises(BadInput, match=r"model.parallel: .* doesn't know this key"):
             check(model)
     with monkeypatch.context() as patched:  # a table that was filled in, and an export that was forgotten
-        patched.setattr(architecture, "DECIDED_KEYS", architecture.DECIDED_KEYS | {"parallel"})
+        patched.setattr(architecture, "DECIDED_KEYS", (*architecture.DECIDED_KEYS, "parallel"))
         for check in (to_hf_config, check_nanogpt_form):
             with pytest.raises(BadInput, match=r"model.parallel: it isn't known whether .* has it"):
                 check(model)
