@@ -39,7 +39,7 @@ BENCHMARK = [
         "nanogpt/evaluation/toy.py",
         '''"""The last letter of each line of a file."""
 
-from nanogpt.evaluation.requests import build_request
+from nanogpt.evaluation.scoring import build_request
 from nanogpt.evaluation.statistics import compute_mean
 from pathlib import Path
 

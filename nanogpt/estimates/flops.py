@@ -1,4 +1,4 @@
-"""What a model costs by its shape alone: parameters per part, floating-point operations per part and per token.
+"""Parameters and floating-point operations of a model, computed from its shape.
 
 T time, C channels, F channels inside the MLP, H heads, K heads of keys and values, D head size, L layers, P vocabulary
 padded to a multiple, N parameters. A product of (m, k) and (k, n) is 2 m k n operations.
@@ -8,7 +8,7 @@ from nanogpt.config import ConvPlace, ModelConfig, TrainConfig
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
-    """Parameters per part, tied weights once; what the model doesn't have is left out; the last is the total."""
+    """Return the parameters of each part that the model has, tied weights once, and the total."""
     C, rows, bias = config.n_embd, config.padded_vocab_size, int(config.bias)
     gains = config.norm_affine * (2 if config.bias and config.norm_subtracts_mean else 1)
     parts = {
@@ -24,33 +24,33 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
 
 
 def attention_parameters(config: ModelConfig) -> int:
-    """Of one layer: (C, C + 2 K D) and (C, C), their biases, the gains of query and key norms."""
+    """Return one layer's parameters: (C, C + 2 K D) and (C, C), their biases, the gains of query and key norms."""
     C, bias = config.n_embd, int(config.bias)
     qkv = qkv_width(config)
     return C * qkv + C * C + bias * (qkv + C) + config.qk_norm * config.norm_affine * 2 * config.head_size
 
 
 def qkv_width(config: ModelConfig) -> int:
-    """Channels of a position's queries, keys and values together, C + 2 K D."""
+    """Return the channels of queries, keys and values together, C + 2 K D."""
     return sum(config.qkv_widths)
 
 
 def conv_widths(config: ModelConfig) -> list[int]:
-    """Channels of each of a layer's convolutions."""
+    """Return the channels of each convolution of a layer."""
     width: dict[ConvPlace, int] = {"attention": config.n_embd, "mlp": config.n_embd, "qkv": qkv_width(config)}
     return [width[place] for place in config.conv]
 
 
 def mlp_shapes(config: ModelConfig) -> list[tuple[int, int]]:
-    """(in, out) of one layer's two matrices: (C, F) and (F, C); the gated form has its gate beside its values."""
+    """Return (in, out) of a layer's two matrices, (C, F) and (F, C); with a gate, (C, 2 F) and (F, C)."""
     inside = config.mlp_width
     return [(config.n_embd, 2 * inside if config.is_gated else inside), (inside, config.n_embd)]
 
 
 def forward_flops(config: ModelConfig) -> dict[str, float]:
-    """Operations of one sequence's forward pass per part, of all layers; the last is the total.
+    """Return the operations of a sequence's forward pass, per part and in total.
 
-    Matrix products alone, and the whole square of positions, causal or not, as in nanoGPT's transformer_sizing.
+    Only matrix products count, and attention counts all pairs of positions, as in nanoGPT's transformer_sizing.
     """
     T, C, L = config.block_size, config.n_embd, config.n_layer
     parts = {
@@ -65,20 +65,20 @@ def forward_flops(config: ModelConfig) -> dict[str, float]:
 
 
 def flops_per_token(config: ModelConfig) -> float:
-    """Forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, appendix B), counting the square as above.
+    """Return the operations per token, forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, appendix B).
 
-    N are the multiplied parameters.
+    N are the multiplied parameters; attention counts all pairs of positions.
     """
     return 6.0 * multiplied_parameters(config) + 12.0 * config.n_layer * config.n_embd * config.block_size
 
 
 def multiplied_parameters(config: ModelConfig) -> int:
-    """All but what is looked up: position embeddings, and token embeddings that aren't the head's matrix too."""
+    """Return the parameters used in matrix products: all but position embeddings and untied token embeddings."""
     counts = parameter_counts(config)
     looked_up = counts.get("position embedding", 0) + (0 if config.tie_weights else counts["token embedding"])
     return counts["total"] - looked_up
 
 
 def compute_total_steps(config: TrainConfig, model: ModelConfig) -> int:
-    """Where a run of `model`, whose vocabulary is known, ends: the step."""
+    """Return the number of steps of a run of `model`, which has a vocabulary size."""
     return config.steps(parameter_counts(model)["total"], flops_per_token(model))

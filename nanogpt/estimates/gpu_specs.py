@@ -1,4 +1,4 @@
-"""GPUs that the platform knows: memory and its peak, the peak of the matrix units, as the makers' data sheets say.
+"""Known GPUs: memory size, peak bandwidth and peak of the matrix units, from the makers' data sheets.
 
 Not compared with a data sheet yet: gb300, gb200, b300, h200_nvl, a10, a10g, rtx_6000_ada, rtx_5090.
 """
@@ -11,38 +11,38 @@ from nanogpt.config import Gpu, Precision
 
 @dataclass(frozen=True)
 class GpuSpec:
-    """One kind of GPU."""
+    """A model of GPU."""
 
     pattern: str
-    """Its whole name as torch tells it: a laptop's, a slice's (MIG) or a successor's name is another device."""
+    """Matches torch's whole device name. Laptop versions, MIG slices and successors have other names."""
     gigabytes: float
-    """Memory as sold, 10**9 bytes each; what the device itself counts may be a little more."""
+    """Memory as sold, in 10**9 bytes. The device may report a little more."""
     tflops: float
     """Peak of dense bf16 or fp16 matrix products with fp32 accumulation, 10**12 FLOP/s."""
     bandwidth: float
     """Peak of memory, reads and writes together, 10**12 bytes/s."""
     bf16: bool = True
     bandwidths: tuple[tuple[str, float], ...] = ()
-    """That of forms whose memory is another, by a part of their name."""
+    """Bandwidth of variants with other memory, by a part of their name."""
 
     @property
     def memory(self) -> int:
-        """Bytes."""
+        """Memory in bytes."""
         return round(self.gigabytes * 1e9)
 
     @property
     def precision(self) -> Precision:
-        """What `hardware.precision=auto` takes there."""
+        """Precision that `hardware.precision=auto` chooses."""
         return "bf16" if self.bf16 else "fp16"
 
 
 GPU_SPECS: dict[Gpu, GpuSpec] = {
-    # of NVIDIA's figures for Blackwell racks and boards, with sparsity, half; divided by their number of GPUs
+    # Blackwell: half of NVIDIA's figures for racks and boards, which are with sparsity, over the number of GPUs
     "gb300": GpuSpec(r"GB300", 288, 2500.0, 8.0),
     "gb200": GpuSpec(r"GB200", 186, 2500.0, 8.0),
     "b300": GpuSpec(r"B300( SXM6 AC)?", 288, 2250.0, 8.0),
     "b200": GpuSpec(r"B200", 180, 2250.0, 8.0),
-    # the newer one has 144 GB; the number in its name isn't the GPU's
+    # The newer variant has 144 GB. The number in the name is not the GPU's memory.
     "gh200": GpuSpec(r"GH200 \d+GB?( HBM3e)?", 96, 989.4, 4.0, bandwidths=(("HBM3e", 4.9),)),
     "h200": GpuSpec(r"H200", 141, 989.4, 4.8),
     "h200_nvl": GpuSpec(r"H200 NVL", 141, 835.5, 4.8),
@@ -61,7 +61,7 @@ GPU_SPECS: dict[Gpu, GpuSpec] = {
     "a40": GpuSpec(r"A40", 48, 149.7, 0.696),
     "rtx_a6000": GpuSpec(r"RTX A6000", 48, 154.8, 0.768),
     "rtx_6000_ada": GpuSpec(r"RTX 6000 Ada Generation", 48, 364.2, 0.96),
-    "rtx_5090": GpuSpec(r"GeForce RTX 5090", 32, 209.5, 1.792),  # of fp16 with fp16 accumulation it has twice that
+    "rtx_5090": GpuSpec(r"GeForce RTX 5090", 32, 209.5, 1.792),  # twice as much with fp16 accumulation
     "rtx_4090": GpuSpec(r"GeForce RTX 4090", 24, 165.2, 1.008),
     "rtx_3090": GpuSpec(r"GeForce RTX 3090", 24, 71.2, 0.936),
     "v100_32gb": GpuSpec(r"Tesla V100-SXM2-32GB", 32, 125.0, 0.9, bf16=False),
@@ -71,7 +71,7 @@ GPU_SPECS: dict[Gpu, GpuSpec] = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """A device's peak for this precision in FLOP/s, or None where it isn't known: then there is no MFU."""
+    """Return the device's peak in FLOP/s, or None if it is unknown: then there is no MFU."""
     found = find_gpu(device_name)
     if found is None or precision not in ("fp16", found.precision):
         return None
@@ -79,16 +79,13 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def compute_mfu(flops: float, device_name: str, precision: str, devices: int = 1) -> float | None:
-    """Return the model FLOPs utilization: the share of the peak of all `devices` together that `flops` per second are.
-
-    None where the peak isn't known.
-    """
+    """Return the model FLOPs utilization, `flops` per second over the peak of all `devices`; None: unknown peak."""
     peak = peak_flops(device_name, precision)
     return None if peak is None else flops / (peak * devices)
 
 
 def peak_bandwidth(device_name: str) -> float | None:
-    """What a device's memory reads and writes at most, in bytes/s, or None where it isn't known."""
+    """Return the peak bandwidth of the device's memory in bytes/s, or None if it is unknown."""
     found = find_gpu(device_name)
     if found is None:
         return None
@@ -96,6 +93,6 @@ def peak_bandwidth(device_name: str) -> float | None:
 
 
 def find_gpu(device_name: str) -> GpuSpec | None:
-    """The kind of a device that torch calls so."""
+    """Return the GPU with this torch device name, or None."""
     name = device_name.removeprefix("NVIDIA ")
     return next((device for device in GPU_SPECS.values() if re.fullmatch(device.pattern, name)), None)

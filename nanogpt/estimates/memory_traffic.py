@@ -1,8 +1,8 @@
-"""What a training step moves through the device's memory at least, in bytes, by the model's shape alone.
+"""Lower bound of the bytes that a training step moves through the device's memory, computed from the model's shape.
 
-Assumed is that every operator is fused as well as it can be and that caches keep nothing from one to the next. A step
-of a real program moves more: gradients of activations, sums over rows, casts. It may move less where a model is so
-small that a cache holds it, or where torch.compile computes again what is counted here as kept.
+It assumes perfect fusion, and caches that keep nothing between operators. A real step moves more: gradients of
+activations, sums over rows, casts. It may move less if a cache holds the whole model, or if torch.compile recomputes
+what is counted here as saved.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from nanogpt.optim.declaration import FP32
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes read and written in one step, by kind."""
+    """Bytes read and written in a step, by kind."""
 
     weights: int
-    """Read by the forward and the backward pass of each micro-batch, in the precision of its products."""
+    """Read by the forward and backward pass of each micro-batch, in the precision of products."""
     gradients: int
-    """Of parameters, in fp32: written by the first micro-batch, read and written by each that adds to them."""
+    """Parameters' gradients in fp32: written by the first micro-batch, read and written by each other one."""
     optimizer: int
-    """Gradients read, once more by clipping; weights and moments read and written; all in fp32."""
+    """Gradients read, again by clipping; weights and optimizer state read and written; all in fp32."""
     activations: int
-    """What autograd keeps of each micro-batch (nanogpt/estimates/memory.py), written once and read once."""
+    """Saved for the backward pass of each micro-batch (nanogpt/estimates/memory.py), written once and read once."""
     logits: int
-    """Written by the head's product and read by the loss, their gradient written and read, in the same precision."""
+    """Written by the head and read by the loss; their gradient likewise; in the precision of products."""
 
     @property
     def total(self) -> int:
@@ -42,8 +42,9 @@ def step_traffic(
     clipped: bool = True,
     gpu: bool = False,
 ) -> Traffic:
-    """Of a step of so many micro-batches of so many sequences each, on one device. What is looked up, token and
-    position embeddings, is left out: a few rows of a matrix. `gpu` as in `estimate_training_memory`.
+    """Return the traffic of a step of `micro_batches` micro-batches with `sequences` each, on one device.
+
+    Lookups of embeddings are left out: a few rows of a matrix. `gpu` as in `estimate_training_memory`.
     """
     n_params = parameter_counts(config)["total"]
     size = activation_size(precision)

@@ -1,8 +1,7 @@
-"""What a training would take: steps, tokens, FLOPs, memory and time, as values and as the lines a person reads.
+"""Predicted steps, tokens, FLOPs, memory and time of a training run, as values and as printed lines.
 
-Estimates, from the shape of the model and a rate that is either measured or said to be assumed; see
-nanogpt/estimates/flops.py and memory.py for what they count. The time is that of the training steps alone, without
-evaluations, saving and compiling. Without torch.
+The estimates (flops.py, memory.py) use the model's shape and a measured or assumed rate. The time is that of training
+steps only, without evaluations, checkpoints and compiling. Imports no torch.
 """
 
 from dataclasses import dataclass
@@ -14,53 +13,53 @@ from nanogpt.estimates.gpu_specs import GPU_SPECS
 from nanogpt.estimates.memory import Memory, checkpoint_bytes, estimate_memory
 from nanogpt.formatting import format_count, format_duration
 
-LONG = 30 * 86_400  # seconds of training on a CPU after which the plan names GPUs
-MFU = 0.4  # assumed, not measured, where a device's peak is known; the line of the time says so
+LONG = 30 * 86_400  # seconds of training on a CPU above which the plan suggests GPUs
+MFU = 0.4  # assumed for GPUs that are not here; the printed time says so
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Floating-point operations a second of one device in training."""
+    """FLOP/s of one device in training."""
 
     flops: float
     how: str
-    """Where the number is from, in words."""
+    """Source of the number, in words."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan needs to know of each rank's device."""
+    """Device of each rank."""
 
     where: str
-    """Device, name and precision, for a person."""
+    """Description: device, name and precision."""
     gpu: bool
     precision: Precision
     memory: int | None
-    """Bytes, or None where it can't be told; ranks on a CPU share them."""
+    """Bytes, or None if unknown; ranks on a CPU share them."""
     rate: Rate
 
 
 def describe_absent_gpu(hardware: HardwareConfig) -> Machine:
-    """Return what data sheets say of the GPU that `hardware` names, to plan for it where there is none.
+    """Return the GPU of `hardware.gpu`, by its data sheet, to plan for it on a machine without one.
 
-    Raises BadEnvironment when no kind is named, BadInput for a precision whose peak isn't known.
+    Raises BadEnvironment if hardware.gpu is null, BadInput for a precision without a known peak.
     """
     if hardware.gpu is None:
-        remedy = "name its kind to plan for it, e.g. hardware.gpu=h100 or hardware=8xh100, or use hardware.device=cpu"
+        remedy = "to plan for a GPU, name it: hardware.gpu=h100 or hardware=8xh100; or use hardware.device=cpu"
         raise BadEnvironment(f"hardware.device={hardware.device}: no CUDA device here; {remedy}")
     device = GPU_SPECS[hardware.gpu]
     precision = device.precision if hardware.precision == "auto" else hardware.precision
     if precision not in ("fp16", device.precision):
-        known = f"the peak of {hardware.gpu} is known for {device.precision} and fp16"
+        known = f"the peak of {hardware.gpu} is only known for {device.precision} and fp16"
         raise BadInput(f"hardware.precision={precision}: can't be planned without the GPU; {known}")
     rate = Rate(MFU * device.tflops * 1e12, f"{MFU:.0%} of its peak, assumed")
-    where = f"{hardware.gpu}, {precision}; no CUDA device is here: all numbers are from its data sheet"
+    where = f"{hardware.gpu}, {precision}; no CUDA device here: all numbers are from its data sheet"
     return Machine(where, True, precision, device.memory, rate)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A config on a machine. `model` has its vocabulary size, `sure` unless it had to be assumed."""
+    """A config on a machine. `model` has a vocabulary size; `sure` is False if that size is assumed."""
 
     config: TrainConfig
     model: ModelConfig
@@ -80,17 +79,17 @@ class Plan:
 
     @property
     def epochs(self) -> float | None:
-        """How often the training split's tokens are trained on."""
+        """Trained tokens over the tokens of the training split."""
         return self.tokens / self.train_tokens if self.train_tokens else None
 
     @property
     def flops(self) -> float:
-        """Of the whole training, forward and backward."""
+        """FLOPs of the whole training, forward and backward."""
         return self.tokens * flops_per_token(self.model)
 
     @property
     def memory(self) -> Memory:
-        """Of each rank."""
+        """Estimated memory of each rank."""
         micro, machine = self.config.micro_batch_size(self.world), self.machine
         return estimate_memory(self.config, self.model, machine.precision, micro, machine.gpu, self.world)
 
@@ -99,7 +98,7 @@ class Plan:
         return self.flops / self.machine.rate.flops / self.world
 
     def lines(self) -> list[str]:
-        """Return the model, steps, device, memory and time, a line each; more where something is unusual."""
+        """Return lines with the model, steps, device, memory and time, and warnings."""
         lines = [
             f"model   {self.config.model.name}: {model_line(self)}",
             f"plan    {plan_line(self)}",
@@ -111,16 +110,18 @@ class Plan:
             *warn_large_step(self),
         ]
         if not self.machine.gpu and self.seconds > LONG:
-            lines.append("note    too long for a CPU; how long on GPUs: dry_run=true hardware=8xh100, or h100, a100 …")
+            lines.append(
+                "note    too long for a CPU; for the time on GPUs: dry_run=true hardware=8xh100, or h100, a100, …"
+            )
         return lines
 
 
 def warn_large_step(plan: Plan) -> list[str]:
-    """Return a warning if a single step takes more tokens than the training split has."""
-    batch, there = plan.config.training.batch_tokens, plan.train_tokens
-    if not there or batch <= there:
+    """Return a warning if a step takes more tokens than the training split has."""
+    batch, available = plan.config.training.batch_tokens, plan.train_tokens
+    if not available or batch <= available:
         return []
-    why = f"each step is {batch / there:.3g} epochs of the {there:,} training tokens"
+    why = f"each step is {batch / available:.3g} epochs of the {available:,} training tokens"
     return [f"warning: training.batch_tokens={batch}: {why}"]
 
 
@@ -135,12 +136,8 @@ def model_line(plan: Plan) -> str:
 def plan_line(plan: Plan) -> str:
     config, world = plan.config, plan.world
     ranks = f"{world} ranks, each " if world > 1 else ""
-    times = plan.epochs
-    epochs = (
-        ""
-        if times is None or plan.train_tokens is None
-        else f" ({times:.3g} epochs of {format_count(plan.train_tokens)})"
-    )
+    times, available = plan.epochs, plan.train_tokens
+    epochs = f" ({times:.3g} epochs of {format_count(available)})" if times and available else ""
     count, size = config.grad_accum(world), config.micro_batch_size(world)
     batches = f"{count} micro-batch{'es' if count > 1 else ''} of {size} x {config.model.block_size}"
     return (
@@ -150,7 +147,7 @@ def plan_line(plan: Plan) -> str:
 
 
 def eval_line(plan: Plan, tokens: int) -> str:
-    """How much is evaluated, how often, and how long that takes: a forward pass is a third of a step's."""
+    """Return how much is evaluated, how often, and the time: a forward pass is a third of a step."""
     every = plan.config.eval.interval(plan.steps)
     times = 1 + plan.steps // every + (plan.steps % every > 0)
     each = tokens * flops_per_token(plan.model) / 3 / plan.machine.rate.flops / plan.world
@@ -161,19 +158,19 @@ def eval_line(plan: Plan, tokens: int) -> str:
 
 
 def memory_line(plan: Plan) -> str:
-    """Write the memory line: of each device, and of the machine what the copy that is saved takes there."""
-    memory, there = plan.memory, plan.machine.memory
+    """Return the memory of each device, and the host memory of the copy that checkpoints are written from."""
+    memory, available = plan.memory, plan.machine.memory
     saved = checkpoint_bytes(plan.model, plan.config.optimizer.name)
-    of_machine = not plan.machine.gpu
-    needed = memory.host_bytes(plan.world) if of_machine else memory.total
-    ranks = f", {plan.world} x {format_count(memory.total, 'G')}B and the copy" if of_machine and plan.world > 1 else ""
-    against = "" if there is None else f" of {format_count(there, 'G')}B"
-    if there is not None and needed > there:
-        against = f", more than the {format_count(there, 'G')}B there are"
+    on_cpu = not plan.machine.gpu
+    needed = memory.host_bytes(plan.world) if on_cpu else memory.total
+    ranks = f", {plan.world} x {format_count(memory.total, 'G')}B and the copy" if on_cpu and plan.world > 1 else ""
+    against = "" if available is None else f" of {format_count(available, 'G')}B"
+    if available is not None and needed > available:
+        against = f", more than the {format_count(available, 'G')}B available"
     copy = f"{format_count(memory.checkpoint_copy, 'G')}B"
     beside = (
         f", the program {format_count(memory.process, 'G')}B, the copy that is saved {copy}"
-        if of_machine
+        if on_cpu
         else f", and {copy} of the machine's memory for the copy that is saved"
     )
     return (

@@ -1,1 +1,1 @@
-"""How good a model is: loss and bits per byte on windows that never change."""
+"""Evaluation of models: loss and bits per byte on fixed windows, and benchmarks."""

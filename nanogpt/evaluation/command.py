@@ -1,4 +1,4 @@
-"""`python evaluate.py`: what a trained model is worth, as a table and in evaluations.jsonl, on one rank or many."""
+"""`python evaluate.py`: evaluate a model on one or more ranks; print a table and append to evaluations.jsonl."""
 
 import json
 import logging
@@ -37,29 +37,29 @@ from nanogpt.training.auto_batch_size import is_out_of_memory
 logger = logging.getLogger(__name__)
 
 FILE = "evaluations.jsonl"
-MOST_TOKENS = 2**53  # more than any data set has
-TIMEOUT = 120.0  # seconds that the ranks have to meet
+MOST_TOKENS = 2**53  # more than any data set
+TIMEOUT = 120.0  # seconds of the rendezvous
 TaskName = Literal["loss", BenchmarkName]
 Evaluate = Callable[[GPT, Callable[[], bool]], dict[str, Metric]]
 
 
 @dataclass(frozen=True)
 class EvalTask:
-    """Something to find out about a model, all it needs being there."""
+    """A task with its data, ready to evaluate models."""
 
     name: str
     evaluate: Evaluate
     documents: int
-    """Of the loss: windows."""
+    """Number of documents; for the loss, of windows."""
     data: str
     """Fingerprint of the documents, or of the data set."""
     measurement: dict[str, Any] | None = None
-    """Of the loss: what it is measured on, as training records it."""
+    """For the loss: what it is measured on, as training records it."""
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What was found out."""
+    """Metrics of a task."""
 
     task: EvalTask
     metrics: dict[str, Metric]
@@ -67,27 +67,27 @@ class TaskResult:
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Evaluate every task of `config.eval` (0), or those done until somebody asks to stop (85).
+    """Evaluate the tasks of `config.eval`. Return 0, or 85 if a signal stopped it between tasks. Raises LabError.
 
-    With RANK and its like in the environment (torchrun) this is one rank of several. Raises LabError.
+    With RANK, WORLD_SIZE, … in the environment (torchrun) this is one rank of several.
     """
-    place = read_rank_env(os.environ)
-    mute(place.rank > 0)
+    rank_env = read_rank_env(os.environ)
+    mute(rank_env.rank > 0)
     compute, group = rendezvous(
-        place,
+        rank_env,
         TIMEOUT,
-        lambda facts: choose_device(config, place, facts),
-        lambda: describe_self(config.device, place),
+        lambda facts: choose_device(config, rank_env, facts),
+        lambda: describe_self(config.device, rank_env),
     )
     group.recovery_hint = "give the same command again"
     with join_with_watchdog(group, compute.device, TIMEOUT) as watch:
         return evaluate_on_rank(config, compute, group, watch)
 
 
-def choose_device(config: EvaluateConfig, place: RankEnv, facts: Sequence[Facts]) -> Compute:
-    """Return what this rank computes on, given what all ranks told of theirs. Raises LabError."""
-    if config.devices is not None and config.devices != place.local_world:
-        raise BadInput(f"devices={config.devices}: but {place.local_world} ranks were started on this machine")
+def choose_device(config: EvaluateConfig, rank_env: RankEnv, facts: Sequence[Facts]) -> Compute:
+    """Return the device of this rank. `facts` describe the devices of all ranks. Raises LabError."""
+    if config.devices is not None and config.devices != rank_env.local_world:
+        raise BadInput(f"devices={config.devices}: but {rank_env.local_world} ranks were started on this machine")
     hardware = HardwareConfig(
         device=config.device,
         precision=config.precision,
@@ -95,24 +95,24 @@ def choose_device(config: EvaluateConfig, place: RankEnv, facts: Sequence[Facts]
         attention=config.attention,
         compile=False,
     )
-    gpu = choose_gpu(facts, place, section="") if facts else None
-    return set_up(hardware, place.local_rank, place.local_world, section="", gpu=gpu)
+    gpu = choose_gpu(facts, rank_env, section="") if facts else None
+    return set_up(hardware, rank_env.local_rank, rank_env.local_world, section="", gpu=gpu)
 
 
 def evaluate_on_rank(config: EvaluateConfig, compute: Compute, group: ProcessGroup, watch: Watchdog) -> int:
-    """`evaluate`, once the ranks have met; a lost rank and too little memory are told as what they are."""
+    """Evaluate after the rendezvous. A lost rank is raised as PeerLost, a lack of memory as BadEnvironment."""
     try:
         return evaluate_tasks(config, compute, group, watch)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise group.to_peer_lost(error, 0) from error
         raise BadEnvironment(
-            f"batch_tokens={config.batch_tokens or 'null'}: out of memory; a smaller one changes nothing but the speed"
+            f"batch_tokens={config.batch_tokens or 'null'}: out of memory; a smaller value changes only the speed"
         ) from None
 
 
 def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup, watch: Watchdog) -> int:
-    """Load everything, so that what is missing is told first; then one task after the other."""
+    """Load the model and all data first, so that errors come early; then evaluate the tasks in order."""
     with group.report_once():
         group.check_same_on_all_ranks("config", dict(schema.iter_values(config)))
         check_output_file("out", config.out, links=False)
@@ -145,32 +145,32 @@ def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup
             if out and group.is_rank0:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 append(out, json.dumps(build_record(results[-1], config, trained, compute, group)))
-        group.all_reduce_max(0)  # the leader has written: nobody is missed from now on
-    print_text(format_results(results, trained) if results else "nothing was evaluated to its end")
-    print_text(f"added to {out}" if out else "not written anywhere; out=FILE adds the results to a file")
+        group.all_reduce_max(0)  # wait until rank 0 has written: after that a rank may end
+    print_text(format_results(results, trained) if results else "no task was completed")
+    print_text(f"appended to {out}" if out else "not saved; out=FILE appends the results to a file")
     if stopped:
         print_text(f"{stopped}: stopped after {len(results)} of {len(tasks)} tasks")
     return STOPPED if stopped else 0
 
 
 def choose_tasks(config: EvaluateConfig, trained: TrainedModel) -> list[TaskName]:
-    """The tasks that were asked for, each once; of weights from elsewhere not the loss unless there is a data set."""
+    """Return the tasks of the config, each once. Imported weights have no loss without a data set."""
     names = list(dict.fromkeys(config.eval.tasks))
     if "loss" in names and trained.run is None and not config.has_data:
-        logger.info(f"note: no loss, {trained.name} has no data set of its own; data=NAME says which")
+        logger.info(f"note: no loss: {trained.name} has no data set; data=NAME chooses one")
         names.remove("loss")
     return names
 
 
 def output_path(config: EvaluateConfig, trained: TrainedModel) -> Path | None:
-    """The file results are added to."""
+    """Return the file that results are appended to, or None."""
     return Path(config.out) if config.out else trained.run.path / FILE if trained.run else None
 
 
 def prepare_task(
     name: TaskName, config: EvaluateConfig, trained: TrainedModel, compute: Compute, group: ProcessGroup
 ) -> EvalTask:
-    """Read the documents of a task, the leader first. Raises BadInput, BadData and BadEnvironment, on all ranks."""
+    """Read the data of a task, on rank 0 first. Raises BadInput, BadData and BadEnvironment, on all ranks."""
     if name == "loss":
         return prepare_loss_task(config, trained, compute, group)
     benchmark = group.rank0_first(lambda: load_benchmark(name, config.eval, config.eval.limit))
@@ -180,12 +180,12 @@ def prepare_task(
 
 
 def prepare_loss_task(config: EvaluateConfig, trained: TrainedModel, compute: Compute, group: ProcessGroup) -> EvalTask:
-    """The validation split of the chosen data set, or of the run's own. Its documents are windows."""
+    """Return the loss on the validation split of the config's data set, or of the run's."""
     own = config.data if config.has_data or trained.run is None else trained.run.config().data
     dataset = group.rank0_first(lambda: prepare_if_small(own))
     with group.report_once():
         if dataset.tokenizer.tokens != trained.tokenizer.tokens:
-            ours, theirs = (one.spec()["kind"] for one in (trained.tokenizer, dataset.tokenizer))
+            ours, theirs = (tokenizer.spec()["kind"] for tokenizer in (trained.tokenizer, dataset.tokenizer))
             raise BadData(
                 f"data={own.name}: its {len(dataset.tokenizer.tokens)} tokens ({theirs}) aren't the model's "
                 f"{len(trained.tokenizer.tokens)} ({ours}); evaluate on text prepared with the model's tokenizer"
@@ -195,22 +195,22 @@ def prepare_loss_task(config: EvaluateConfig, trained: TrainedModel, compute: Co
         loss = LossEvaluation(dataset, EvalConfig(tokens=tokens, train=False), block_size, compute, group)
 
     def evaluate(model: GPT, should_stop: Callable[[], bool]) -> dict[str, Metric]:
-        found = loss(model, should_stop)
-        nats = found["val_loss"]
-        return {
-            "val_loss": Metric(nats),
-            "perplexity": Metric(bounded_exp(nats)),
-            "bits_per_byte": Metric(found["val_bpb"]),
+        losses = loss(model, should_stop)
+        values = {
+            "val_loss": losses["val_loss"],
+            "perplexity": bounded_exp(losses["val_loss"]),
+            "bits_per_byte": losses["val_bpb"],
         }
+        return {name: Metric(value) for name, value in values.items()}
 
     measurement = to_dict(describe_measurement(loss, dataset))
-    return EvalTask("loss", evaluate, len(loss.places["val"]), dataset.fingerprint, measurement)
+    return EvalTask("loss", evaluate, len(loss.windows["val"]), dataset.fingerprint, measurement)
 
 
 def build_record(
     result: TaskResult, config: EvaluateConfig, trained: TrainedModel, compute: Compute, group: ProcessGroup
 ) -> dict[str, Any]:
-    """A line of evaluations.jsonl; standard errors are named as in lm-evaluation-harness."""
+    """Return a line of evaluations.jsonl. Standard errors are named as in lm-evaluation-harness."""
     metrics = {name: metric.value for name, metric in result.metrics.items()}
     errors = {f"{name}_stderr": m.stderr for name, m in result.metrics.items() if m.stderr is not None}
     return {
@@ -234,13 +234,13 @@ def build_record(
 
 
 def checkpoint_digest(trained: TrainedModel) -> str | None:
-    """That of the checkpoint's manifest, which holds those of its files; None without a run."""
+    """Return the sha256 of the checkpoint's manifest, which covers its files; None without a run."""
     if trained.run is None or trained.step is None:
         return None
     try:
         return read_json(trained.run.checkpoints.path(trained.step) / "manifest.json").get("sha256")
     except BadCheckpoint:
-        return None  # a run that goes on has removed it since
+        return None  # the run, still in training, has removed it
 
 
 def document_unit(task: EvalTask) -> str:
@@ -248,7 +248,7 @@ def document_unit(task: EvalTask) -> str:
 
 
 def format_results(results: list[TaskResult], trained: TrainedModel) -> str:
-    """All results as a table, a row for each number."""
+    """Return a table with a row per metric."""
     rows: list[tuple[str, ...]] = []
     for result in results:
         documents, rate = result.task.documents, result.task.documents / max(result.seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""Where the documents of a benchmark come from: local files that a key names, else the Hugging Face hub."""
+"""Sources of a benchmark's documents: local files, or the Hugging Face hub."""
 
 import bz2
 import os
@@ -13,47 +13,40 @@ from nanogpt.files import from_json, read_bytes
 
 JsonObject = dict[str, Any]
 LocatedRow = tuple[str, JsonObject]
-"""Where a row is, for messages, and the row."""
+"""The location of a row, for messages, and the row."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSource:
-    """One benchmark's documents, not read yet."""
+    """The documents of a benchmark, not yet read."""
 
     key: str
-    """The key that names local files, e.g. `eval.hellaswag`; errors name it too."""
+    """Config key of the local files, e.g. `eval.hellaswag`."""
     given: str | None
-    """That key's value: a file or a folder."""
+    """Value of that key: a file, a folder, or None for the hub."""
     hub: str
     hub_config: str | None
     split: str
-    """On the hub; a folder's files are those that have its beginning in their names."""
+    """Split on the hub. Of a local folder, files with its first three letters in their names are read."""
     text_endings: tuple[str, ...]
-    """Endings of local files that aren't tables."""
+    """Endings of local files that are not tables."""
 
     def local_files(self) -> tuple[Path, ...]:
-        """The local files; none: the hub. Raises BadData."""
+        """Return the local files, or nothing for the hub. Raises BadData."""
         if self.given is None:
             return ()
-        path, endings = Path(os.path.expanduser(self.given)), (*self.text_endings, ".jsonl", ".parquet")
+        what, path = f"{self.key}={one_line(self.given)}", Path(os.path.expanduser(self.given))
+        endings = (*self.text_endings, ".jsonl", ".parquet")
         if not path.exists():
-            raise BadData(f"{self.key}={one_line(self.given)}: no such file")
-        if path.is_dir():
-            found = sorted(one for one in path.iterdir() if one.name.endswith(endings) and self.split[:3] in one.name)
-            return tuple(found) or self.raise_bad_source(
-                f"no file of the {self.split} split in it; {describe_endings(endings)}"
-            )
-        return (
-            (path,)
-            if path.name.endswith(endings)
-            else self.raise_bad_source(f"can't be read; {describe_endings(endings)}")
-        )
-
-    def raise_bad_source(self, why: str) -> Any:
-        raise BadData(f"{self.key}={one_line(self.given)}: {why}")
+            raise BadData(f"{what}: no such file")
+        files = [file for file in sorted(path.iterdir()) if self.split[:3] in file.name] if path.is_dir() else [path]
+        if found := tuple(file for file in files if file.name.endswith(endings)):
+            return found
+        why = f"no file of the {self.split} split in it" if path.is_dir() else "unknown kind of file"
+        raise BadData(f"{what}: {why}; allowed: {', '.join(endings)}")
 
     def read_rows(self) -> Iterator[LocatedRow]:
-        """The rows of local tables, or of the hub's split. Raises BadData, BadEnvironment."""
+        """Yield the rows of local tables, or of the hub's split. Raises BadData, BadEnvironment."""
         for path in self.local_files():
             if path.suffix == ".jsonl":
                 yield from read_json_lines(path)
@@ -67,23 +60,19 @@ class BenchmarkSource:
             yield from ((f"row {number} of {self.hub}", row) for number, row in enumerate(rows, 1))
 
     def get_column(self, row: JsonObject, where: str, name: str, kind: type) -> Any:
-        """A value of a row. Raises BadData when it isn't of this kind."""
+        """Return a value of a row. Raises BadData if it is not a `kind`."""
         if not isinstance(row.get(name), kind):
             columns = ", ".join(map(str, row))
             self.raise_bad_row(where, f"has no {kind.__name__} '{name}'; its columns are {one_line(columns)}")
         return row[name]
 
     def raise_bad_row(self, where: str, why: str) -> NoReturn:
-        """Raise BadData for a row that can't be scored."""
+        """Raise BadData that names the row."""
         raise BadData(f"{self.key}: {where} {why}")
 
 
-def describe_endings(endings: tuple[str, ...]) -> str:
-    return f"allowed: {', '.join(endings)}"
-
-
 def read_json_lines(path: Path) -> Iterator[LocatedRow]:
-    """The objects of a JSON lines file, each with its line. Raises BadData naming the first line that isn't one."""
+    """Yield the objects of a JSON lines file. Raises BadData naming the first line that is not an object."""
     for number, line in enumerate(read_text_file(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -97,7 +86,7 @@ def read_json_lines(path: Path) -> Iterator[LocatedRow]:
 
 
 def read_text_file(path: Path) -> str:
-    """The text of a file, also of a .bz2, with plain line ends. Raises BadData."""
+    """Return the text of a file, also of a .bz2, with `\\n` as line end. Raises BadData."""
     try:
         content = read_bytes(path)
         content = bz2.decompress(content) if path.suffix == ".bz2" else content

@@ -1,7 +1,7 @@
-"""HellaSwag (Zellers et al. 2019): which of four endings does a text have?
+"""HellaSwag (Zellers et al. 2019): choose the right one of four endings of a text.
 
-Numbers as lm-evaluation-harness' `hellaswag`: `acc` takes the ending of the highest likelihood, `acc_norm` that of the
-highest likelihood per character.
+The metrics of lm-evaluation-harness' `hellaswag`: `acc` chooses the ending of the highest likelihood, `acc_norm` that
+of the highest likelihood per character.
 """
 
 import re
@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from nanogpt.errors import BadData, one_line
 from nanogpt.evaluation.documents import BenchmarkSource, JsonObject, read_text_file
-from nanogpt.evaluation.requests import build_request
-from nanogpt.evaluation.scoring import Request, Score
+from nanogpt.evaluation.scoring import Request, Score, build_request
 from nanogpt.evaluation.statistics import Metric, compute_mean
 from nanogpt.tokenizer import Tokenizer
 
@@ -21,7 +20,7 @@ ENDINGS = 4
 
 
 class HellaSwagItem(NamedTuple):
-    """A text, its possible endings, and the number of the right one."""
+    """A text, its possible endings, and the index of the right one."""
 
     query: str
     endings: list[str]
@@ -29,14 +28,13 @@ class HellaSwagItem(NamedTuple):
 
 
 class HellaSwag:
-    """The validation split, whose answers are public."""
+    """The validation split; answers of the test split are not public."""
 
     name = "hellaswag"
 
     def __init__(self, given: str | None, limit: int | None) -> None:
-        source = BenchmarkSource(
-            f"eval.{self.name}", given, "Rowan/hellaswag", None, "validation", (".txt", ".txt.bz2")
-        )
+        endings = (".txt", ".txt.bz2")
+        source = BenchmarkSource(f"eval.{self.name}", given, "Rowan/hellaswag", None, "validation", endings)
         self.documents = list(islice(read_items(source), limit))
 
     def requests(self, tokenizer: Tokenizer) -> Iterator[Request]:
@@ -44,11 +42,11 @@ class HellaSwag:
             yield build_request(tokenizer, item.query, [" " + ending for ending in item.endings])
 
     def metrics(self, scores: Sequence[Sequence[Score]]) -> dict[str, Metric]:
-        """{"acc", "acc_norm"}. Of equal likelihoods the first counts as the highest."""
+        """Return {"acc", "acc_norm"}. Of equal likelihoods the first counts as the highest."""
         raw: list[float] = []
         normalised: list[float] = []
-        for item, those in zip(self.documents, scores, strict=True):
-            nats = [one.log_likelihood for one in those]
+        for item, item_scores in zip(self.documents, scores, strict=True):
+            nats = [score.log_likelihood for score in item_scores]
             per_character = [n / max(1, len(ending)) for n, ending in zip(nats, item.endings, strict=True)]
             raw.append(float(nats.index(max(nats)) == item.gold))
             normalised.append(float(per_character.index(max(per_character)) == item.gold))
@@ -56,7 +54,7 @@ class HellaSwag:
 
 
 def read_items(source: BenchmarkSource) -> Iterator[HellaSwagItem]:
-    """The items of text files, else of tables. Raises BadData, BadEnvironment."""
+    """Yield the items of text files or tables. Raises BadData, BadEnvironment."""
     files = source.local_files()
     if files and not files[0].name.endswith((".jsonl", ".parquet")):
         for path in files:
@@ -67,7 +65,7 @@ def read_items(source: BenchmarkSource) -> Iterator[HellaSwagItem]:
 
 
 def parse_six_lines(path: Path) -> Iterator[HellaSwagItem]:
-    """Items that are ready: a line each of the text, the number of the right ending, and the endings."""
+    """Yield items of six lines: the text, the index of the right ending, and the endings."""
     lines = read_text_file(path).rstrip("\n").split("\n")
     for first in range(0, len(lines), 2 + ENDINGS):
         query, gold, *endings = [*lines[first : first + 2 + ENDINGS], *[""] * (2 + ENDINGS)][: 2 + ENDINGS]
@@ -78,15 +76,15 @@ def parse_six_lines(path: Path) -> Iterator[HellaSwagItem]:
 
 
 def parse_item(source: BenchmarkSource, row: JsonObject, where: str) -> HellaSwagItem:
-    """A row of the original data as lm-evaluation-harness words it. Raises BadData where there is nothing to score."""
+    """Build an item from a row of the original data, as lm-evaluation-harness does. Raises BadData."""
     a, b, activity = (source.get_column(row, where, name, str) for name in ("ctx_a", "ctx_b", "activity_label"))
     label = str(row.get("label", ""))
     endings = source.get_column(row, where, "endings", list)
-    if len(endings) != ENDINGS or not all(isinstance(one, str) for one in endings):
+    if len(endings) != ENDINGS or not all(isinstance(ending, str) for ending in endings):
         source.raise_bad_row(where, f"has other than {ENDINGS} endings")
     if label not in map(str, range(ENDINGS)):
         source.raise_bad_row(where, f"has label='{one_line(label)}'; allowed: 0 to {ENDINGS - 1}")
-    shown = [clean_text(one) for one in endings]
+    shown = [clean_text(ending) for ending in endings]
     if not (clean_text(a) + clean_text(b)).strip():
         source.raise_bad_row(where, "has no text in ctx_a and ctx_b")
     if empty := [str(number) for number, ending in enumerate(shown) if not ending.strip()]:
@@ -95,6 +93,6 @@ def parse_item(source: BenchmarkSource, row: JsonObject, where: str) -> HellaSwa
 
 
 def clean_text(text: str) -> str:
-    """Without the marks of WikiHow pages: `[title]` ends a sentence, other brackets go."""
+    """Remove the marks of WikiHow pages: `[title]` ends a sentence, other brackets are dropped."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")

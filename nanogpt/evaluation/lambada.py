@@ -1,7 +1,8 @@
-"""LAMBADA (Paperno et al. 2016): the last word of a passage. Numbers as lm-evaluation-harness' `lambada_openai`.
+"""LAMBADA (Paperno et al. 2016): predict the last word of a passage.
 
-`acc` is the share of passages of whose last word every token is the likeliest, `perplexity` that of the whole word. Its
-standard error is by the delta method, where the harness draws samples.
+The metrics of lm-evaluation-harness' `lambada_openai`: `acc` is the share of passages in which every token of the last
+word is the likeliest, `perplexity` is that of the word. Its standard error is by the delta method; the harness
+bootstraps it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,14 +10,13 @@ from itertools import islice
 
 from nanogpt.errors import one_line
 from nanogpt.evaluation.documents import BenchmarkSource, JsonObject
-from nanogpt.evaluation.requests import build_request
-from nanogpt.evaluation.scoring import Request, Score
+from nanogpt.evaluation.scoring import Request, Score, build_request
 from nanogpt.evaluation.statistics import Metric, compute_mean, compute_perplexity
 from nanogpt.tokenizer import Tokenizer
 
 
 class Lambada:
-    """OpenAI's variant of the test split, whose text isn't tokenised into words (Radford et al. 2019)."""
+    """OpenAI's variant of the test split, with untokenized text (Radford et al. 2019)."""
 
     name = "lambada"
 
@@ -30,7 +30,7 @@ class Lambada:
             yield build_request(tokenizer, before, [" " + word])
 
     def metrics(self, scores: Sequence[Sequence[Score]]) -> dict[str, Metric]:
-        """{"perplexity", "acc"}."""
+        """Return {"perplexity", "acc"}."""
         words = [word for (word,) in scores]
         return {
             "perplexity": compute_perplexity([-word.log_likelihood for word in words]),
@@ -39,7 +39,7 @@ class Lambada:
 
 
 def parse_passage(source: BenchmarkSource, where: str, row: JsonObject) -> str:
-    """The text of a row. Raises BadData for one without a last word that follows others: it has nothing to score."""
+    """Return the text of a row. Raises BadData if it has no last word that follows others."""
     text: str = source.get_column(row, where, "text", str)
     before, _, word = text.rpartition(" ")
     if not before.strip() or not word.strip():

@@ -1,4 +1,4 @@
-"""Loss of a split in nats per token and bits per byte, over fixed windows, without touching any random state.
+"""Loss of a split in nats per token and bits per byte, over fixed windows. Uses no random state.
 
 B batch, T time.
 """
@@ -11,16 +11,16 @@ import torch
 
 from nanogpt.config import EvalConfig
 from nanogpt.data.batches import evaluation_windows, read_host_windows, to_inputs_and_targets
-from nanogpt.data.dataset import Dataset, Split
+from nanogpt.data.dataset import Dataset
 from nanogpt.device import Compute
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadData
 from nanogpt.model.gpt import GPT
 
-# Per forward pass: fixed, so that the result doesn't depend on the training micro-batch. On the CPU smaller is faster
-# (the activations stay in the cache: 222k tokens of the tiny model take 4.4 s with 2,048 and 5.9 s with 8,192).
+# Tokens per forward pass: fixed, so that the result doesn't depend on the training micro-batch. On a CPU fewer are
+# faster, as activations stay in the cache: 222k tokens of the tiny model take 4.4 s with 2,048 and 5.9 s with 8,192.
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 32_768
-LOSS_NAMES = ("val_loss", "val_bpb", "train_loss")  # what it finds, by the names in metrics.jsonl
+LOSS_NAMES = ("val_loss", "val_bpb", "train_loss")  # in metrics.jsonl
 
 
 class Stopped(Exception):
@@ -28,61 +28,61 @@ class Stopped(Exception):
 
 
 class LossEvaluation:
-    """Evaluates a model on the same windows every time. Ranks share the work; the result is the same to a bit."""
+    """Evaluates models on fixed windows. Ranks share the work; the result is bitwise the same on any number of them."""
 
     def __init__(
         self, dataset: Dataset, config: EvalConfig, block_size: int, compute: Compute, group: ProcessGroup | None = None
     ) -> None:
         self.compute, self.block_size, self.group = compute, block_size, group or ProcessGroup()
-        self.places = {"val": evaluation_windows(dataset.val, block_size, config.tokens)}
+        self.windows = {"val": evaluation_windows(dataset.val, block_size, config.tokens)}
         if config.train:
-            as_many = len(self.places["val"]) * block_size
-            self.places["train"] = evaluation_windows(dataset.train, block_size, as_many)
+            as_many = len(self.windows["val"]) * block_size
+            self.windows["train"] = evaluation_windows(dataset.train, block_size, as_many)
         self.splits = {"val": dataset.val, "train": dataset.train}
         self.token_bytes = np.array([len(token) for token in dataset.tokenizer.tokens])
 
     @property
     def tokens(self) -> int:
-        """How many are evaluated each time, of all splits."""
-        return sum(map(len, self.places.values())) * self.block_size
+        """Number of evaluated tokens, of all splits."""
+        return sum(map(len, self.windows.values())) * self.block_size
 
     def __call__(self, model: GPT, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """{"val_loss", "val_bpb", "train_loss"}: nats per token, bits per byte, nats per token.
+        """Return {"val_loss", "val_bpb", "train_loss"}: nats per token, bits per byte, nats per token.
 
-        Raises Stopped between batches once `should_stop`, which all ranks call together, says so.
+        Raises Stopped between batches once `should_stop`, a collective, returns True.
         """
-        val, bits = self.split_loss(model, self.splits["val"], self.places["val"], should_stop)
+        val, bits = self.split_loss(model, "val", should_stop)
         results = {"val_loss": val, "val_bpb": bits}
-        if "train" in self.places:
-            results["train_loss"], _ = self.split_loss(model, self.splits["train"], self.places["train"], should_stop)
+        if "train" in self.windows:
+            results["train_loss"], _ = self.split_loss(model, "train", should_stop)
         return results
 
     @torch.inference_mode()
-    def split_loss(
-        self, model: GPT, split: Split, places: list[tuple[int, int]], should_stop: Callable[[], bool]
-    ) -> tuple[float, float]:
-        """(nats per token, bits per byte) over the windows at `places`."""
+    def split_loss(self, model: GPT, name: str, should_stop: Callable[[], bool]) -> tuple[float, float]:
+        """Return (nats per token, bits per byte) over the windows of a split."""
+        split, windows = self.splits[name], self.windows[name]
         tokens = CPU_BATCH_TOKENS if self.compute.device.type == "cpu" else BATCH_TOKENS
         per_batch = max(1, tokens // self.block_size)
-        batches = [places[i : i + per_batch] for i in range(0, len(places), per_batch)]
+        batches = [windows[i : i + per_batch] for i in range(0, len(windows), per_batch)]
         mine: list[torch.Tensor] = []
-        sums = torch.zeros(
-            2, len(batches), dtype=torch.float64
-        )  # nats and bytes of every batch; each rank adds its own
+        # Nats and bytes of each batch; a rank fills in its batches.
+        sums = torch.zeros(2, len(batches), dtype=torch.float64)
         for first in range(0, len(batches), self.group.world):
             if should_stop():
                 raise Stopped
             number = first + self.group.rank
             if number < len(batches):
-                windows = read_host_windows(split, batches[number], self.block_size, self.compute.device)
-                x, y = to_inputs_and_targets(windows, self.compute.device)
+                ids = read_host_windows(split, batches[number], self.block_size, self.compute.device)
+                x, y = to_inputs_and_targets(ids, self.compute.device)
                 with self.compute.evaluation():
                     mine.append(model(x, y))
-                sums[1, number] = float(self.token_bytes[windows[:, 1:].numpy()].sum())
-        if mine:  # the only time that the host waits for the device
+                sums[1, number] = float(self.token_bytes[ids[:, 1:].numpy()].sum())
+        if mine:  # the only host sync
             sums[0, self.group.rank :: self.group.world] = torch.stack(mine).cpu().double()
         nats, n_bytes = (math.fsum(row) for row in self.group.all_reduce_sum(sums).tolist())
         if not n_bytes:
             with self.group.report_once():
-                raise BadData(f"the {split.name} windows that are evaluated hold no text, only ends of documents")
-        return nats / (len(places) * self.block_size), nats / math.log(2) / n_bytes
+                raise BadData(
+                    f"the evaluated windows of the {split.name} split contain no text, only end-of-text tokens"
+                )
+        return nats / (len(windows) * self.block_size), nats / math.log(2) / n_bytes

@@ -1,4 +1,4 @@
-"""What an evaluation of the loss measures on, as facts that a run records."""
+"""Record what a validation loss is measured on."""
 
 import hashlib
 
@@ -30,7 +30,7 @@ def describe_measurement(loss: LossEvaluation, dataset: Dataset, fp8: bool | Non
 def read_windows_once(loss: LossEvaluation) -> tuple[str, int]:
     """Return (digest of the evaluated windows, bytes of text that they predict)."""
     digest, n_bytes = hashlib.sha256(str(loss.block_size).encode()), 0
-    for shard, offset in loss.places["val"]:
+    for shard, offset in loss.windows["val"]:
         ids = loss.splits["val"].read(shard, offset, loss.block_size + 1)
         digest.update(np.ascontiguousarray(ids, "<i8").tobytes())
         n_bytes += int(loss.token_bytes[ids[1:]].sum())

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """A number about a model, and its standard error where it has one."""
+    """A value, and its standard error if it has one."""
 
     value: float
     stderr: float | None = None
 
 
 def compute_mean(values: Sequence[float]) -> Metric:
-    """The mean, and the standard deviation of the sample over the root of its size."""
+    """Return the mean and its standard error."""
     n = len(values)
     center = math.fsum(values) / n
     if n < 2:
@@ -22,12 +22,12 @@ def compute_mean(values: Sequence[float]) -> Metric:
 
 
 def compute_perplexity(nats: Sequence[float]) -> Metric:
-    """exp of the mean, and by the delta method that times the mean's standard error."""
+    """Return exp of the mean; its standard error is by the delta method."""
     center = compute_mean(nats)
     value = bounded_exp(center.value)
     return Metric(value, None if center.stderr is None else min(value * center.stderr, bounded_exp(math.inf)))
 
 
 def bounded_exp(nats: float) -> float:
-    """e to this power, at most the largest that is a number: a model can be very sure of what is wrong."""
+    """Return exp(nats), at most exp(709), so that it stays finite for a model that is confidently wrong."""
     return math.exp(min(nats, 709.0))

@@ -1,4 +1,4 @@
-"""The benchmarks by name, and their evaluation: documents are read and encoded once, then scored by many models."""
+"""The benchmarks by name, and their evaluation. Documents are read and encoded once, for any number of models."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from nanogpt.tokenizer import Tokenizer
 
 
 class Benchmark(Protocol):
-    """Documents, what is asked about each, and what the answers mean."""
+    """Documents, the requests to score for each, and the metrics of the scores."""
 
     name: str
 
@@ -28,16 +28,16 @@ class Benchmark(Protocol):
     def documents(self) -> Sequence[object]: ...
 
     def requests(self, tokenizer: Tokenizer) -> Iterator[Request]:
-        """One request for each document. Raises BadInput naming characters that the vocabulary lacks."""
+        """Yield a request per document. Raises BadInput naming characters that the vocabulary lacks."""
         ...
 
     def metrics(self, scores: Sequence[Sequence[Score]]) -> dict[str, Metric]:
-        """What the scores of all requests say about the model."""
+        """Return the metrics of the scores of all requests."""
         ...
 
 
 def load_benchmark(name: BenchmarkName, files: BenchmarkFiles, limit: int | None) -> Benchmark:
-    """The first `limit` documents of a benchmark, from the file that `eval.<name>` names or from the hub.
+    """Read the first `limit` documents of a benchmark, from the file `eval.<name>` or from the hub.
 
     Raises BadData and BadEnvironment.
     """
@@ -49,12 +49,12 @@ def load_benchmark(name: BenchmarkName, files: BenchmarkFiles, limit: int | None
 
 
 def fingerprint(benchmark: Benchmark) -> str:
-    """sha256 over the documents: equal means the same ones in the same order."""
+    """Return the sha256 of the documents, in order."""
     return hashlib.sha256(json.dumps(benchmark.documents).encode()).hexdigest()
 
 
 class TaskEvaluation:
-    """Evaluates models on one benchmark. Ranks share the work; the result is the same to a bit on any number."""
+    """Evaluates models on a benchmark. Ranks share the work; the result is bitwise the same on any number of them."""
 
     def __init__(
         self,
@@ -69,27 +69,25 @@ class TaskEvaluation:
         try:
             self.requests = list(benchmark.requests(tokenizer))
         except BadInput as error:
-            raise BadInput(
-                f"{benchmark.name}: {error}; the model can't read this benchmark, one with byte or bpe tokens can"
-            ) from None
-        for number, one in enumerate(self.requests, 1):
-            if not one.continuations or not all(one.continuations):
-                raise BadData(f"eval.{benchmark.name}: document {number} has nothing to score: no token to predict")
+            raise BadInput(f"{benchmark.name}: {error}; this benchmark needs a model with byte or bpe tokens") from None
+        for number, request in enumerate(self.requests, 1):
+            if not request.continuations or not all(request.continuations):
+                raise BadData(f"eval.{benchmark.name}: document {number} has no token to predict")
 
     def __call__(self, model: GPT, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Metric]:
-        """The benchmark's numbers. Raises Stopped as soon as `should_stop`, which all ranks call together, says so."""
+        """Return the benchmark's metrics. Raises Stopped once `should_stop`, a collective, returns True."""
         scores = score(model, self.requests, self.compute, self.group, self.batch_tokens, should_stop)
         return self.benchmark.metrics(scores)
 
 
 class Evaluations:
-    """All that a training run evaluates at once, in one row: the loss, then benchmarks as `hellaswag_acc` and so on."""
+    """The evaluations of a training run, in one row: the loss, then benchmarks as `hellaswag_acc`, …"""
 
     def __init__(self, loss: LossEvaluation, tasks: Sequence[TaskEvaluation]) -> None:
         self.loss, self.tasks = loss, tasks
 
     def __call__(self, model: GPT, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """{name: value}. Raises Stopped as soon as `should_stop`, which all ranks call together, says so."""
+        """Return {name: value}. Raises Stopped once `should_stop`, a collective, returns True."""
         results = self.loss(model, should_stop)
         for task in self.tasks:
             metrics = task(model, should_stop)

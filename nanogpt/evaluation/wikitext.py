@@ -1,7 +1,7 @@
-"""WikiText-2 (Merity et al. 2017), page by page. Numbers as lm-evaluation-harness' `wikitext`.
+"""WikiText-2 (Merity et al. 2017), page by page, with the metrics of lm-evaluation-harness' `wikitext`.
 
-The likelihood is that of the page as people write it; it is divided by the words and bytes of the page as it is in the
-data, with spaces around its punctuation.
+The likelihood is that of the detokenized page; it is divided by the words and bytes of the page as in the data, with
+spaces around punctuation.
 """
 
 import math
@@ -31,8 +31,8 @@ class WikiText:
             yield Request(tokenizers.start_ids(tokenizer), [tokenizer.encode(detokenize(page)).tolist()])
 
     def metrics(self, scores: Sequence[Sequence[Score]]) -> dict[str, Metric]:
-        """{"word_perplexity", "byte_perplexity", "bits_per_byte"}."""
-        nats = -math.fsum(one.log_likelihood for (one,) in scores)
+        """Return {"word_perplexity", "byte_perplexity", "bits_per_byte"}."""
+        nats = -math.fsum(page.log_likelihood for (page,) in scores)
         words = sum(len(re.split(r"\s+", page)) for page in self.documents)
         n_bytes = sum(len(page.encode()) for page in self.documents)
         return {
@@ -43,7 +43,7 @@ class WikiText:
 
 
 def read_pages(source: BenchmarkSource) -> Iterator[str]:
-    """The pages of running text, of tables of pages, or of tables of lines, as Salesforce/wikitext on the hub."""
+    """Yield the pages of text files, of tables of pages, or of tables of lines (Salesforce/wikitext on the hub)."""
     files = source.local_files()
     if files and not files[0].name.endswith((".jsonl", ".parquet")):
         for path in files:
@@ -63,7 +63,7 @@ def read_pages(source: BenchmarkSource) -> Iterator[str]:
 
 
 def split_pages(lines: Iterable[str]) -> Iterator[str]:
-    """Cut running text before every title of the first level, ` = Title = `."""
+    """Split text before every title of the first level, ` = Title = `."""
     page: list[str] = []
     for line in lines:
         if is_title(line.strip()):
@@ -76,14 +76,14 @@ def split_pages(lines: Iterable[str]) -> Iterator[str]:
 
 
 def is_title(line: str) -> bool:
-    """Whether it is between single signs: ` = = Section = = ` is of a lower level."""
+    """Return True for a title of the first level, unlike ` = = Section = = `."""
     return line.startswith("= ") and line.endswith(" =") and not line.startswith("= =") and not line.endswith("= =")
 
 
 def detokenize(page: str) -> str:
-    """The page without the spaces that tokenising put in, by the rules of lm-evaluation-harness and in their order.
+    """Remove the spaces that tokenization added, by the rules of lm-evaluation-harness in their order.
 
-    They are part of the benchmark, with their oddities; the one that never applies is left out.
+    Their oddities are part of the benchmark. A rule that never applies is left out.
     """
     page = page.replace("s '", "s'")
     for mark in "-,.":

@@ -1,4 +1,4 @@
-"""From a prompt to the text that a model answers with: template, tokens, draws, and where the answer ends.
+"""Answers of a model to prompts: template, tokens, sampling, and the end of an answer.
 
 B batch.
 """
@@ -21,18 +21,18 @@ SENTENCE = re.compile(r"[.!?][\"')\]]*\s")
 
 
 class Answer:
-    """A text that grows token by token, its bytes decoded as they become characters, up to its end."""
+    """A text that grows token by token until it ends by the task's rules. Decodes UTF-8 incrementally."""
 
     def __init__(self, tokenizer: Tokenizer, task: TaskConfig) -> None:
         self.tokenizer, self.task = tokenizer, task
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.text = ""
         self.n_returned = 0
-        """Characters that `add` has returned."""
+        """Number of characters that `add` has returned."""
         self.finished = False
 
     def add(self, token: int) -> str:
-        """Take one token; returns what can be shown now: not what may turn out to be the beginning of a stop text."""
+        """Add a token and return the text that can be shown now: not what may be the beginning of a stop text."""
         if self.finished:
             return ""
         if self.task.until_end and token == self.tokenizer.end_of_text:
@@ -44,7 +44,7 @@ class Answer:
         return self.take_until(len(self.text) - (0 if self.finished else self.partial_stop_length()))
 
     def close(self) -> str:
-        """There is no more; returns the rest."""
+        """End the text and return the rest of it."""
         if not self.finished:
             self.text += self.decoder.decode(b"", final=True)
             self.finished = True
@@ -55,33 +55,33 @@ class Answer:
         return piece
 
     def find_end(self) -> int | None:
-        """Where the text ends by the task's rules, if it does."""
-        ends = [place for stop in self.task.stop if (place := self.text.find(stop)) >= 0]
+        """Return the position at which the text ends by the task's rules, or None."""
+        ends = [index for stop in self.task.stop if (index := self.text.find(stop)) >= 0]
         if self.task.sentences is not None:
             found = list(SENTENCE.finditer(self.text))
             ends += [found[self.task.sentences - 1].end() - 1] if len(found) >= self.task.sentences else []
         return min(ends, default=None)
 
     def partial_stop_length(self) -> int:
-        """Characters at the end that begin a stop text."""
+        """Return the number of characters at the end that begin a stop text."""
         lengths = (n for stop in self.task.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
         return max(lengths, default=0)
 
 
 def encode_prompt(trained: TrainedModel, config: SampleConfig, text: str) -> list[int]:
-    """Ids of what the model sees. Raises BadInput for what is not text, not in the vocabulary, or too long."""
+    """Return the ids of a prompt in its template. Raises BadInput if it is invalid, unknown or too long."""
     if any(0xD800 <= ord(char) < 0xE000 for char in text):
         raise BadInput(f"prompt={one_line(text)}: not valid UTF-8")
-    put = config.task.template.replace("{prompt}", text)
-    if not put:
+    filled = config.task.template.replace("{prompt}", text)
+    if not filled:
         return list(trained.start_ids) or tokenizers.start_ids(trained.tokenizer)
     try:
         if config.special_tokens:
-            ids = tokenizers.encode_with_special_tokens(trained.tokenizer, put)
+            ids = tokenizers.encode_with_special_tokens(trained.tokenizer, filled)
         else:
-            ids = trained.tokenizer.encode(put).tolist()
+            ids = trained.tokenizer.encode(filled).tolist()
     except BadInput as error:
-        raise BadInput(f"prompt={one_line(put)}: {error}") from None
+        raise BadInput(f"prompt={one_line(filled)}: {error}") from None
     block_size = trained.model.config.block_size
     if len(ids) > block_size and not config.truncate:
         why = f"{len(ids)} tokens, the model sees {block_size}; truncate=true takes the last {block_size}"
@@ -90,7 +90,7 @@ def encode_prompt(trained: TrainedModel, config: SampleConfig, text: str) -> lis
 
 
 def sampling_params(trained: TrainedModel, config: SampleConfig) -> SamplingParams:
-    """The rules of a config, over the ids that the tokenizer has."""
+    """Return the sampling parameters of a config, restricted to the tokenizer's ids."""
     return SamplingParams(
         config.repetition_penalty,
         config.temperature,
@@ -104,9 +104,9 @@ def sampling_params(trained: TrainedModel, config: SampleConfig) -> SamplingPara
 def generate_answers(
     trained: TrainedModel, config: SampleConfig, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
 ) -> Iterator[tuple[int, str]]:
-    """Answer B prompts at once; yields (row, piece of text) as they come.
+    """Answer B prompts in one batch, and yield (row, piece of text) as soon as it is generated.
 
-    `numbers` are those of the texts in the whole command: with the seed they decide the draws.
+    `numbers` count the texts of the whole command; with the seed they determine the random numbers of each text.
     """
     device = trained.model.lm_head.weight.device
     generators = [torch.Generator(device).manual_seed(derive_seed(config.seed, number)) for number in numbers]

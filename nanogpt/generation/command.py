@@ -1,4 +1,4 @@
-"""`python sample.py`: text from a trained model, on the console as it is drawn, or as JSON lines."""
+"""`python sample.py`: generate text with a trained model, on the console or as JSON lines."""
 
 import io
 import json
@@ -19,14 +19,14 @@ from nanogpt.output_paths import check_output_file
 from nanogpt.tokenizer import special_tokens
 
 FILE = "FILE:"
-MOST_BYTES = 2**20  # of a prompt file
+MOST_BYTES = 2**20  # size limit of a prompt file
 
 
 def sample(config: SampleConfig) -> int:
     """Print `num_samples` answers to each prompt. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
     config = resolve_config(config)
     check_output_file("out", config.out)
-    texts = [] if config.interactive else read_prompts(config)  # before the model: it may take a while
+    texts = [] if config.interactive else read_prompts(config)  # before loading the model, which may take a while
     device = find_device(config.device, "device")
     trained = load_trained(config, device)
     attention_used(config.attention, Compute(device, config.precision, ""), trained.model.config, section="")
@@ -49,7 +49,7 @@ def sample(config: SampleConfig) -> int:
 
 
 def check_special_tokens(trained: TrainedModel, config: SampleConfig, texts: list[str]) -> None:
-    """Raise BadInput if special tokens are asked for and there are none; say it if a prompt only spells one."""
+    """Raise BadInput for special_tokens=true without such tokens; print a note if a prompt spells one as plain text."""
     names = special_tokens(trained.tokenizer)
     if config.special_tokens and not names:
         raise BadInput("special_tokens=true: the model's tokenizer has no special tokens")
@@ -60,67 +60,51 @@ def check_special_tokens(trained: TrainedModel, config: SampleConfig, texts: lis
 
 
 def describe(trained: TrainedModel, config: SampleConfig) -> str:
-    """Return a line that names the model, its step and loss, and how tokens are drawn."""
+    """Return a line with the model, its step and loss, and the sampling parameters."""
     about = [one_line(trained.name)]
     about += [] if trained.step is None else [f"{config.checkpoint} checkpoint, step {trained.step:,}"]
     about += [] if trained.val_loss is None else [f"val {trained.val_loss:.4f} nats/token"]
     keys = ["temperature", "seed", "max_new_tokens"]
-    keys += [
-        key
-        for key in ("top_k", "top_p", "min_p", "repetition_penalty", "precision")
-        if differs_from_default(config, key)
-    ]
+    rare = ("top_k", "top_p", "min_p", "repetition_penalty", "precision")
+    keys += [key for key in rare if getattr(config, key) != SampleConfig.model_fields[key].default]
     return "  ".join([*about, *(f"{key}={getattr(config, key)}" for key in keys)])
 
 
-def differs_from_default(config: SampleConfig, key: str) -> bool:
-    """Return whether a key has another value than its default."""
-    return getattr(config, key) != SampleConfig.model_fields[key].default
-
-
 Request = tuple[str, list[int], int]
-"""A prompt as it was given, its ids, and which of its texts this is."""
+"""A prompt, its ids, and the index of the text among those of this prompt."""
 
 
 def resolve_config(config: SampleConfig) -> SampleConfig:
-    """A config whose task also stops at `stop`, newlines written out. Raises BadInput for keys that exclude others."""
+    """Return the config with `stop` added to its task and with real newlines. Raises BadInput for conflicting keys."""
     if config.prompt and config.prompts is not None:
         raise BadInput(f"prompts={one_line(config.prompts)}: prompt={one_line(config.prompt)} is given too; give one")
     if config.interactive and (config.prompt or config.prompts is not None or config.out is not None):
-        raise BadInput(
-            "interactive=true: asks for the prompts and shows the answers; prompt, prompts and out don't apply"
-        )
+        raise BadInput("interactive=true: reads prompts from the terminal; prompt, prompts and out can't be given too")
     stop = (*config.task.stop, *([] if config.stop is None else [unescape_newlines(config.stop)]))
     task = config.task.model_copy(update={"stop": stop, "template": unescape_newlines(config.task.template)})
     return config.model_copy(update={"task": task})
 
 
 def unescape_newlines(text: str) -> str:
-    """Newlines and tabs in place of \\n and \\t, which are easier to type in a shell."""
+    """Replace \\n and \\t, which are easier to type in a shell, by newlines and tabs."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def read_prompts(config: SampleConfig) -> list[str]:
-    """What the prompts say. Raises BadInput for a file that isn't there or isn't text."""
+    """Return the prompts of the config. Raises BadInput for a file that can't be read."""
     if config.prompts is None:
         text = config.prompt
         return [read_text("prompt", text.removeprefix(FILE)) if text.startswith(FILE) else text]
     lines = [line for line in read_text("prompts", config.prompts).splitlines() if line.strip()]
     if not lines:
-        raise BadInput(f"prompts={one_line(config.prompts)}: no prompt in it")
-    return (
-        [parse_prompt(line, config.prompts, n) for n, line in enumerate(lines, 1)]
-        if is_json_lines(config.prompts)
-        else lines
-    )
-
-
-def is_json_lines(path: str) -> bool:
-    return path.endswith(".jsonl")
+        raise BadInput(f"prompts={one_line(config.prompts)}: no prompts in the file")
+    if not config.prompts.endswith(".jsonl"):
+        return lines
+    return [parse_prompt(line, config.prompts, number) for number, line in enumerate(lines, 1)]
 
 
 def parse_prompt(line: str, path: str, number: int) -> str:
-    """The prompt in a JSON line. Raises BadInput."""
+    """Return the prompt in a JSON line. Raises BadInput."""
     row: object = None
     with suppress(ValueError):
         row = from_json(line)
@@ -131,7 +115,7 @@ def parse_prompt(line: str, path: str, number: int) -> str:
 
 
 def read_text(key: str, path: str) -> str:
-    """A text file of at most 1 MiB. Raises BadInput."""
+    """Return the content of a text file of at most 1 MiB. Raises BadInput."""
     try:
         with open_regular(Path(path)) as file:
             content = file.read(MOST_BYTES + 1)
@@ -146,7 +130,7 @@ def read_text(key: str, path: str) -> str:
 
 
 def print_answers(trained: TrainedModel, config: SampleConfig, jobs: list[Request], first: int) -> None:
-    """Print the texts from `first` on that are drawn together: a single one as it comes, several when all are whole."""
+    """Print the batch of texts from `first` on: a single text as it is generated, several when all are complete."""
     batch = jobs[first : first + config.batch_size]
     texts = [prompt for prompt, _, _ in batch]
     numbers = list(range(first, first + len(batch)))
@@ -165,7 +149,7 @@ def print_answers(trained: TrainedModel, config: SampleConfig, jobs: list[Reques
 
 
 def write_lines(trained: TrainedModel, config: SampleConfig, jobs: list[Request], out: str) -> int:
-    """Append {"prompt", "sample", "text", "model", "seed"} of every text to a file, as they are finished."""
+    """Append {"prompt", "sample", "text", "model", "seed"} of every text to a file, batch by batch."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with Path(out).open("a", encoding="utf-8") as file:
         for first in range(0, len(jobs), config.batch_size):
@@ -175,17 +159,17 @@ def write_lines(trained: TrainedModel, config: SampleConfig, jobs: list[Request]
             for row, piece in generate_answers(trained, config, [ids for _, ids, _ in batch], numbers):
                 texts[row] += piece
             for (prompt, _, number), text in zip(batch, texts, strict=True):
-                about = {"prompt": prompt, "sample": number, "text": text, "model": trained.name, "seed": config.seed}
-                file.write(json.dumps(about, ensure_ascii=False) + "\n")
+                row = {"prompt": prompt, "sample": number, "text": text, "model": trained.name, "seed": config.seed}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
     print(f"{len(jobs)} texts appended to {out}")
     return 0
 
 
 def run_interactive(trained: TrainedModel, config: SampleConfig) -> int:
-    """Ask for prompts until there are no more. Ctrl-C ends an answer, or, while asked, the whole."""
+    """Answer prompts from standard input. Ctrl-C ends an answer, or the session if no answer is being generated."""
     if sys.stdin.isatty():
-        how = "each prompt by itself; Ctrl-C ends an answer, Ctrl-D the session"
+        how = "prompts are independent of each other; Ctrl-C ends an answer, Ctrl-D the session"
         print(f"{trained.name}, task {config.task.name}, {how}", file=sys.stderr)
     for number, text in enumerate(read_typed_prompts()):
         try:
@@ -202,9 +186,9 @@ def run_interactive(trained: TrainedModel, config: SampleConfig) -> int:
 
 
 def read_typed_prompts() -> Iterator[str]:
-    """What a person types, line by line; the mark to type at is shown only to a person."""
+    """Yield lines of standard input; on a terminal, after a `> `."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # told as not UTF-8 when it is encoded
+        sys.stdin.reconfigure(errors="surrogateescape")  # encode_prompt reports invalid UTF-8
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")
@@ -213,7 +197,7 @@ def read_typed_prompts() -> Iterator[str]:
 
 
 def write_stdout(text: str, flush: bool) -> None:
-    """Print text as it is into a file or a pipe, and without power over a terminal."""
+    """Print text; on a terminal with its control characters escaped."""
     sys.stdout.write("\n".join(map(escape_control_chars, text.split("\n"))) if sys.stdout.isatty() else text)
     if flush:
         sys.stdout.flush()

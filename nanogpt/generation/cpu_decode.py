@@ -1,4 +1,4 @@
-"""Matrix products for decoding on a CPU: memory layouts and pieces that read weights at full speed.
+"""Faster matrix products for decoding on a CPU, by other memory layouts and by splitting the weights.
 
 C input channels, P output channels.
 """
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from nanogpt.model.gpt import GPT
 
-TRANSPOSED_ROWS = 2  # up to this many texts a CPU reads wide matrices faster when their columns are contiguous
-FEW, WIDE, PIECES = 16, 8192, 32  # rows up to which, outputs from which, and at most how many pieces
+TRANSPOSED_ROWS = 2  # largest number of texts for which wide matrices are faster with contiguous columns
+FEW, WIDE, PIECES = 16, 8192, 32  # most rows and fewest outputs for which to split, and most pieces
 
 
 class DecodingLinear(nn.Linear):
-    """nn.Linear that shares the parameters of another, faster for the few rows of decoding on a CPU."""
+    """nn.Linear with the parameters of another, faster for the few rows of decoding on a CPU."""
 
     def __init__(self, linear: nn.Linear) -> None:
         has_bias = linear.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
@@ -22,16 +22,16 @@ class DecodingLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, input: Tensor) -> Tensor:
-        """(…, C) -> (…, P)."""
+        """Return the product plus bias: (…, C) -> (…, P)."""
         return multiply_in_pieces(input, self.weight, self.bias)
 
 
 @torch.no_grad()
 def speed_up_cpu_decoding(model: GPT, rows: int) -> None:
-    """Prepare an fp32 model on a CPU that will only decode `rows` texts at a time; elsewhere do nothing.
+    """Change an fp32 model on a CPU so that decoding `rows` texts at a time is faster; elsewhere do nothing.
 
-    Results stay the same up to rounding. For one or two texts, matrices with more outputs than inputs are stored
-    transposed, which halves the time of their products. An optimizer could not train such a model further.
+    Results change only by rounding. For one or two texts, matrices with more outputs than inputs are stored transposed,
+    which halves the time of their products. The model can't be trained afterwards.
     """
     if model.lm_head.weight.device.type != "cpu":
         return
@@ -39,17 +39,17 @@ def speed_up_cpu_decoding(model: GPT, rows: int) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, DecodingLinear(child))
-                # For two texts the head is multiplied in pieces, which need its usual layout.
+                # For two texts the head is multiplied in pieces, which need the usual layout.
                 transposed = rows == 1 or (rows <= TRANSPOSED_ROWS and child is not model.lm_head)
                 if transposed and child.out_features > child.in_features:
                     child.weight.data = child.weight.data.T.contiguous().T
 
 
 def multiply_in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(…, C), (P, C), (P,) -> (…, P).
+    """Return F.linear(x, weight, bias), computed in pieces: (…, C), (P, C), (P,) -> (…, P).
 
-    For few rows a CPU's fp32 product uses one thread or is far slower than memory; in pieces it is not. One row and
-    3,072 outputs: 0.38 ms instead of 0.73; 8 rows and 50,304 outputs: 9 ms instead of 24 (768 channels, two cores).
+    With few rows a CPU's fp32 product uses one thread or is far slower than memory; pieces avoid that. With 768
+    channels and two cores: 1 row, 3,072 outputs: 0.38 ms instead of 0.73; 8 rows, 50,304 outputs: 9 ms instead of 24.
     """
     count = count_pieces(x.numel() // x.shape[-1], weight)
     if count == 1:

@@ -1,4 +1,4 @@
-"""Text from a model: one token at a time over a cache of keys and values, for one prompt or a batch of them.
+"""Autoregressive generation with a KV cache, for a batch of prompts.
 
 B batch, T time, V vocabulary.
 """
@@ -17,10 +17,10 @@ from nanogpt.model.kv_cache import KVCache
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen from its logits; the rules apply in this order."""
+    """Rules that choose the next token from its logits, applied in this order."""
 
     repetition_penalty: float = 1.0
-    """Divides the positive logits of tokens that the text has already, multiplies the negative (Keskar et al. 2019)."""
+    """Divides positive logits of tokens that the text contains, multiplies negative ones (Keskar et al. 2019)."""
     temperature: float = 1.0
     """Divides the logits; 0 always takes the likeliest token."""
     top_k: int | None = None
@@ -30,7 +30,7 @@ class SamplingParams:
     min_p: float = 0.0
     """Only tokens at least this share as probable as the likeliest (Nguyen et al. 2024)."""
     vocab_size: int | None = None
-    """Only ids below this: a model may have more than its tokenizer."""
+    """Only ids below this: a model may have more ids than its tokenizer."""
 
 
 def next_token_probs(logits: Tensor, params: SamplingParams, seen: Tensor | None = None) -> Tensor:
@@ -41,7 +41,7 @@ def next_token_probs(logits: Tensor, params: SamplingParams, seen: Tensor | None
         logits = torch.where(seen[:, : params.vocab_size], penalised, logits)
     if params.temperature == 0:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-    logits = (logits - logits.amax(1, keepdim=True)) / params.temperature  # the largest is 0: never inf / inf
+    logits = (logits - logits.amax(1, keepdim=True)) / params.temperature  # the largest is 0, which avoids inf / inf
     if params.top_k is not None and params.top_k < logits.shape[1]:
         kept = logits.topk(params.top_k, dim=1)
         logits = torch.full_like(logits, float("-inf")).scatter_(1, kept.indices, kept.values)
@@ -65,11 +65,11 @@ def generate(
     generators: Sequence[torch.Generator],
     attention: Attention = "auto",
 ) -> Iterator[list[int]]:
-    """Yield the next token of every text (B of them, from prompts of at least one id), as soon as they are drawn.
+    """Yield the next token of each of B texts, as soon as it is sampled. Prompts have at least one id.
 
-    Each text has a generator of its own, so it doesn't depend on its neighbours. The model sees the last block_size
-    tokens of each. Up to block_size each token costs one position; past it every position moves with each token, so
-    the whole window is computed again, as it must be with learned absolute positions.
+    Each text has its own generator, so it doesn't depend on the others. The model sees the last block_size tokens. Up
+    to block_size a token costs one position. Beyond, every position shifts with each token, so the whole window is
+    computed again, as learned absolute positions require.
     """
     texts = [list(prompt) for prompt in prompts]
     length = max(map(len, texts)) + max_new_tokens
@@ -95,7 +95,7 @@ def generate(
 
 
 def start_cache(model: GPT, texts: Sequence[Sequence[int]], length: int) -> tuple[KVCache, Tensor]:
-    """A cache for texts that grow to `length`, and (B, T) ids of what is seen of them, their ends side by side."""
+    """Return a cache for texts that grow to `length`, and (B, T) ids of their windows, padded on the left."""
     weight = model.lm_head.weight
     windows = [text[-model.config.block_size :] for text in texts]
     longest = max(map(len, windows))
@@ -107,7 +107,7 @@ def start_cache(model: GPT, texts: Sequence[Sequence[int]], length: int) -> tupl
 
 
 def seen_tokens(model: GPT, texts: Sequence[Sequence[int]]) -> Tensor:
-    """(B, V), whether a text has a token."""
+    """Return (B, V), True where a text contains a token."""
     device = model.lm_head.weight.device
     seen = torch.zeros(len(texts), model.config.padded_vocab_size, dtype=torch.bool, device=device)
     for row, text in zip(seen, texts, strict=True):

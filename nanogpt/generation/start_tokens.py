@@ -1,4 +1,4 @@
-"""What a text without a prompt starts from: ids that a model has seen in training."""
+"""Choose the token from which a text without a prompt starts."""
 
 from nanogpt.data.dataset import Split
 from nanogpt.tokenizer import Tokenizer
@@ -9,7 +9,7 @@ TOKENS_READ = 2**20
 def find_start_ids(tokenizer: Tokenizer, train: Split) -> list[int]:
     """Return the end-of-text id if the training split has it, else the newline if it has that, else its first id.
 
-    The id is looked for in the first million tokens and at the end: a document that is ended at all ends with it.
+    The first million tokens and the last one are searched: documents, if separated at all, end with that id.
     """
     first = train.read(0, 0, min(TOKENS_READ, train.shard_tokens[0]))
     last = len(train.shards) - 1

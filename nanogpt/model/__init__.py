@@ -1,1 +1,1 @@
-"""The network: assembly, attention, layers, the cache for decoding, and what it costs."""
+"""The network: GPT, its layers, the loss, and the KV cache."""

@@ -23,7 +23,7 @@ NO_CONTEXT = ForwardContext()
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention of each position to itself and to earlier ones, with grouped keys and values if K < H."""
+    """Multi-head causal attention, with grouped keys and values (GQA, Ainslie et al. 2023) if K < H."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -40,13 +40,11 @@ class CausalSelfAttention(nn.Module):
         self.attn_dropout, self.resid_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: ForwardContext = NO_CONTEXT) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Return the output of attention: (B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
         rotation, cache, keys, mask = context.rotation, context.cache, context.keys, context.mask
-        qkv = self.conv(self.c_attn(x), context)  # (B, T, C + 2 K D)
-        q, k, v = (  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
-            part.view(B, T, -1, self.head_size).transpose(1, 2) for part in qkv.split(self.widths, dim=2)
-        )
+        q, k, v = self.conv(self.c_attn(x), context).split(self.widths, dim=2)  # (B, T, C), (B, T, K D), (B, T, K D)
+        q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in (q, k, v))  # (B, H or K, T, D)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = apply_rotation(q, rotation), apply_rotation(k, rotation)
@@ -54,10 +52,10 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(self.layer, k, v)  # (B, K, S, D)
         dropout = keys if self.attn_dropout.p > 0 else None
         share_groups = context.fused_groups and mask is None and dropout is None
-        if self.kv_heads < self.n_head and not share_groups:  # each key and value serves a group of adjacent queries
+        if self.kv_heads < self.n_head and not share_groups:  # each key and value serves a group of query heads
             k, v = (part.repeat_interleave(self.n_head // self.kv_heads, dim=1) for part in (k, v))
         if dropout is None:
-            # A single new position attends to all S, so only a square of positions needs the causal mask.
+            # A single new position attends to all S positions, so the causal mask is only needed if S == T.
             causal = mask is None and k.shape[2] == T
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=share_groups)
         else:

@@ -1,4 +1,4 @@
-"""Several continuations of one text packed into one sequence, so that the text is computed only once.
+"""Several continuations of a text, packed into one sequence so that the text is computed only once.
 
 Each continuation attends to the text and to itself, not to the others. B batch, T time, C channels.
 """
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class Branches(NamedTuple):
-    """Positions and attention mask of a sequence that holds a text, then its branches one by one."""
+    """Positions and attention mask of a sequence that holds a text and then its branches."""
 
     positions: Tensor
-    """(B, T); those of each branch continue from the end of the text."""
+    """(B, T); the positions of each branch continue from the end of the text."""
     mask: Tensor
-    """(B, 1, T, T), True where a token (third) attends to another (fourth)."""
+    """(B, 1, T, T), True where a token (third dimension) attends to another (fourth)."""
 
     def shift_right(self, x: Tensor, count: int) -> Tensor:
-        """(B, T, C) -> (B, T, C): for each token the input `count` positions before it on its branch, or zero."""
+        """Return for each token the input `count` positions earlier on its branch, or zero: (B, T, C) -> (B, T, C)."""
         matches = self.positions[:, None, :] == self.positions[:, :, None] - count  # (B, T, T)
         return (matches & self.mask[:, 0]).to(x.dtype) @ x
 

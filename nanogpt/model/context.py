@@ -1,4 +1,4 @@
-"""What all blocks of a forward pass share besides the residual stream.
+"""Inputs of a forward pass that all blocks share, besides the residual stream.
 
 B batch, T time, S time including the cache, C channels.
 """
@@ -14,7 +14,7 @@ from nanogpt.model.rotary import Rotation
 
 
 class ForwardContext(NamedTuple):
-    """Inputs that every block of a forward pass sees. By default B sequences of T positions and no dropout."""
+    """Shared inputs of all blocks. The default is training or scoring without a cache, and without dropout."""
 
     rotation: Rotation | None = None
     """Rotary angles of the T positions; None with learned positions."""

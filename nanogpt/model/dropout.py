@@ -1,4 +1,4 @@
-"""Dropout without random state: a mask depends only on the sequence's key, the place in the network and the element.
+"""Dropout without random state: a mask depends only on the sequence's key, the layer's index and the element.
 
 A sequence therefore gets the same masks on any device, in any micro-batch, on any rank and after any restart. The bits
 come from the finaliser of splitmix64 (Steele et al. 2014), four decisions of 16 bits from each 64-bit word. B batch.
@@ -11,48 +11,48 @@ GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECC
 
 
 class Dropout(nn.Module):
-    """Keyed dropout at one place of a network. `number_dropouts` sets the place."""
+    """Keyed dropout. `number_dropouts` gives each layer of a model its index."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.p, self.place = p, -1
+        self.p, self.index = p, -1
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """(B, ...) -> (B, ...); `keys`, (B,) int64, or None for no dropout."""
-        return dropout(x, self.p, keys, self.place)
+        """Apply dropout with `keys`, (B,) int64; None: no dropout. (B, ...) -> (B, ...)."""
+        return dropout(x, self.p, keys, self.index)
 
 
 def number_dropouts(model: nn.Module) -> None:
-    """Give every Dropout of a model its own place: 0, 1, 2, … in the order in which modules are registered."""
-    for place, module in enumerate(module for module in model.modules() if isinstance(module, Dropout)):
-        module.place = place
+    """Number the Dropout layers of a model 0, 1, 2, … in the order in which they are registered."""
+    for index, module in enumerate(module for module in model.modules() if isinstance(module, Dropout)):
+        module.index = index
 
 
-def dropout(x: Tensor, p: float, keys: Tensor | None, place: int) -> Tensor:
+def dropout(x: Tensor, p: float, keys: Tensor | None, index: int) -> Tensor:
     """Zero elements of (B, ...) `x` with probability `p`, to 1/65536, and scale up the others. No keys, no dropout.
 
-    `keys` is (B,) int64, one per sequence; `place` must differ between the calls of a forward pass.
+    `keys` is (B,) int64, one per sequence; `index` must differ between the calls of a forward pass.
     """
     if keys is None or p == 0:
         return x
-    keep = random_bits(keys, place, x[0].numel()) >= min(round(p * 2**16), 2**16 - 1) - 2**15
+    keep = random_bits(keys, index, x[0].numel()) >= min(round(p * 2**16), 2**16 - 1) - 2**15
     return torch.where(keep.view(x.shape), x * (1 / (1 - p)), 0.0)
 
 
-def random_bits(keys: Tensor, place: int, count: int) -> Tensor:
+def random_bits(keys: Tensor, index: int, count: int) -> Tensor:
     """Return (B, count) int16 values, uniform over the whole range. Arithmetic is modulo 2**64.
 
-    The words are cut into 16-bit pieces by shifts. `view(torch.int16)` would give the same bits, but compiled for a CPU
-    (torch 2.13) such a view of a computed tensor reads past its end for most sizes. Compiled, each element computes its
-    word anew, which fuses with what uses the bits: no word is written to memory.
+    The words are cut into 16-bit pieces by shifts: `view(torch.int16)` would give the same bits, but compiled for a CPU
+    (torch 2.13) such a view of a computed tensor reads past its end for most sizes. Compiled, each element recomputes
+    its word, which fuses with the use of the bits, so no word is written to memory.
     """
     compiling = torch.compiler.is_compiling()
     # `^ 0` keeps the product out of index expressions, which Triton computes in 32 bits (pytorch/pytorch#175966).
-    places = torch.arange(count if compiling else -(-count // 4), device=keys.device) ^ 0
-    words = (places >> 2 if compiling else places) + 1
-    x = splitmix64(splitmix64(keys + place)[:, None] + words * GOLDEN)
+    elements = torch.arange(count if compiling else -(-count // 4), device=keys.device) ^ 0
+    words = (elements >> 2 if compiling else elements) + 1
+    x = splitmix64(splitmix64(keys + index)[:, None] + words * GOLDEN)
     if compiling:
-        return (x >> 16 * (places & 3)).to(torch.int16)
+        return (x >> 16 * (elements & 3)).to(torch.int16)
     return torch.stack([(x >> shift).to(torch.int16) for shift in (0, 16, 32, 48)], dim=2).flatten(1)[:, :count]
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from nanogpt.model.gpt import GPT
 
-MULTIPLE = 16  # both sides of a matrix must be multiples of it for the GPU's fp8 product
+MULTIPLE = 16  # divides both dimensions of a matrix that a GPU can multiply in fp8
 
 
 def convert_to_float8(model: GPT, emulate: bool = False) -> GPT:

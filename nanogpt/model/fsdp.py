@@ -1,8 +1,9 @@
 """FSDP2 (Zhao et al. 2023): every rank keeps a shard of each parameter, gradient and optimizer state.
 
-A block's weights are gathered only while it is computed, forward and again backward, in the precision of its matrix
-products. Gradients are reduced in fp32, at every micro-batch or at the last. Embeddings, head and last norm are
-gathered in fp32: the residual stream starts there, and a token's gradient is a sum over all its positions.
+A block's weights are gathered in the precision of its matrix products, and only while it is computed: in the forward
+pass and again in the backward pass. Gradients are reduced in fp32, after every micro-batch or the last. Embeddings,
+head and last norm are gathered in fp32: the residual stream starts there, and a token's gradient is a sum over all its
+positions.
 torch's FSDP takes 0.7 s to import, so it is imported only when used.
 """
 
@@ -18,15 +19,15 @@ from nanogpt.model.gpt import GPT
 def apply_fsdp(model: GPT, device: torch.device, compute_dtype: torch.dtype | None) -> None:
     """Shard the weights over all ranks, block by block, and move each shard to the device.
 
-    Blocks are gathered in `products`, the dtype of matrix products; None: fp32. They are freed after the forward pass
-    and gathered again for the backward pass: kept, they would take as much as no sharding at all.
+    Blocks are gathered in `compute_dtype` (None: fp32), freed after the forward pass and gathered again for the
+    backward pass. Without freeing them, sharding would save no memory.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     reduced = None if compute_dtype is None else torch.float32
-    # Inputs stay as they are: the residual stream is fp32, and autocast rounds what enters a product.
+    # Inputs are not cast: the residual stream stays fp32, and autocast casts the inputs of products.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduced, cast_forward_inputs=False)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
@@ -34,8 +35,10 @@ def apply_fsdp(model: GPT, device: torch.device, compute_dtype: torch.dtype | No
 
 
 def set_gradient_sync(forward: nn.Module, last: bool, each: bool) -> None:
-    """Before a micro-batch of a sharded model: with `each` its gradients are reduced at once, else with the last one's,
-    up to which they add up whole on each rank, in fp32. Does nothing where weights aren't sharded.
+    """Choose, before a micro-batch of a sharded model, whether its gradients are reduced now.
+
+    With `each` they are reduced after every micro-batch, else after the last; until then each rank accumulates full
+    gradients in fp32. Does nothing if the model is not sharded.
     """
     if hasattr(forward, "set_requires_gradient_sync"):  # an FSDPModule
         model: Any = forward
@@ -44,7 +47,7 @@ def set_gradient_sync(forward: nn.Module, last: bool, each: bool) -> None:
 
 
 def gather_full_tensor(tensor: Tensor) -> Tensor:
-    """Return the full tensor of a shard. A collective if it is sharded: all ranks must call it in the same order."""
+    """Return the full tensor of a shard. A collective for a sharded tensor: all ranks call it in the same order."""
     gather = getattr(tensor, "full_tensor", None)
     return gather() if gather else tensor
 
@@ -61,7 +64,7 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gather_full_model(model: GPT) -> GPT:
-    """Return the model, or if it is sharded a full copy that a rank can use alone. A collective if sharded."""
+    """Return the model, or a full copy of a sharded one, for use on a single rank. A collective if sharded."""
     parameters = dict(model.named_parameters())
     if not any(hasattr(parameter, "full_tensor") for parameter in parameters.values()):
         return model

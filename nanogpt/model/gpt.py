@@ -38,7 +38,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Return the residual stream after this block: (B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.conv_1(self.ln_1(x), context), context)
         return x + self.mlp(self.conv_2(self.ln_2(x), context), context.keys)
 
@@ -55,7 +55,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        """Recompute each block's activations in the backward pass. Keyed dropout makes them the same bits."""
+        """Recompute each block's activations in the backward pass. Keyed dropout makes them bitwise equal."""
         self.recompute_attention_weights = False
         """Recompute attention weights with dropout, (B, H, T, T), in the backward pass."""
         self.fused_groups = False
@@ -64,7 +64,7 @@ class GPT(nn.Module):
         """Replaces `linear_cross_entropy` in a compiled model."""
         assert config.vocab_size is not None
         rows = config.padded_vocab_size
-        with torch.device("meta"):  # modules need not initialise their own weights
+        with torch.device("meta"):  # modules do not initialise their weights
             self.transformer = nn.ModuleDict({"wte": nn.Embedding(rows, config.n_embd)})
             if not config.is_rotary:
                 self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
@@ -76,7 +76,7 @@ class GPT(nn.Module):
         number_dropouts(self)
         if config.tie_weights:
             self.lm_head.weight = self.token_embedding.weight
-        # Added to the logits as the head's bias, so that padded ids get probability zero and no gradient.
+        # The head's bias: padded ids get probability zero and no gradient.
         pad = torch.zeros(rows).masked_fill(torch.arange(rows) >= config.vocab_size, -math.inf)
         self.register_buffer("pad_mask", pad if rows > config.vocab_size else None, persistent=False)
         if seed is not None:
@@ -103,9 +103,9 @@ class GPT(nn.Module):
         keys: Tensor | None = None,
         branches: Branches | None = None,
     ) -> Tensor:
-        """(B, T) ids -> (B, T, C), the normalised output of the last block.
+        """Return the normalised output of the last block: (B, T) ids -> (B, T, C).
 
-        Positions continue those in the cache, or are those of the branches.
+        Positions continue those in the cache, or are those of `branches`.
         """
         if cache is not None:
             positions = cache.advance(ids.shape[1])
@@ -131,10 +131,10 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         keys: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) ids -> (B, T, P) logits, -inf on padded ids; with (B, T) targets -> their summed loss, (), in nats.
+        """Return logits, (B, T) ids -> (B, T, P), -inf on padded ids; with (B, T) targets the summed loss, (), in nats.
 
-        The loss is a sum so that sums over micro-batches and ranks, divided by the number of targets, give the exact
-        mean. `keys`, (B,) int64, switch dropout on; without them there is none, also in training mode.
+        Sums over micro-batches and ranks, divided by the number of targets, give the exact mean. Dropout needs `keys`,
+        (B,) int64: without them there is none, even in training mode.
         """
         x = self.features(ids, cache, keys)
         if targets is None:
@@ -143,18 +143,18 @@ class GPT(nn.Module):
         return loss(x.flatten(0, 1), head, self.pad_mask, targets.flatten(), self.config.logit_softcap)
 
     def logits(self, x: Tensor) -> Tensor:
-        """(…, C) features -> (…, P), -inf on padded ids."""
+        """Return the logits of features, -inf on padded ids: (…, C) -> (…, P)."""
         return compute_logits(x, self.lm_head.weight, self.pad_mask, self.config.logit_softcap)
 
     def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """(B, T) ids -> (B, V) logits of the token after the last, padded ids cut off."""
+        """Return the logits of the next token, without padded ids: (B, T) ids -> (B, V)."""
         last = self.features(ids, cache)[:, -1]
         logits = self.lm_head(last)[:, : self.config.vocab_size]
         return logits if self.config.logit_softcap is None else apply_softcap(logits, self.config.logit_softcap)
 
 
 def run_checkpointed(block: nn.Module, x: Tensor, context: ForwardContext) -> Tensor:
-    """Run a block that keeps only its inputs for the backward pass."""
+    """Run a block that saves only its inputs for the backward pass."""
     result = checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(result, Tensor)
     return result

@@ -19,7 +19,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int, width_multiplie
     with deviation 0.5 / sqrt(inputs), the variance that keeps activations' size. Convolutions start at zero.
 
     muP (Yang et al. 2022, table 3) divides the variance of matrices by the width multiplier and that of an untied head
-    by its square; embeddings stay.
+    by its square; embeddings are unchanged.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -46,7 +46,6 @@ def compute_std(name: str, inputs: int, config: ModelConfig, width_multiplier: f
     if name in EMBEDDINGS:
         return 0.02 if gpt2 else 0.5 / math.sqrt(inputs) if config.tie_weights else 1.0
     residual = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
-    std = (
-        0.02 / residual / math.sqrt(width_multiplier) if gpt2 else 0.5 / math.sqrt(inputs)
-    )  # which falls with width by itself
+    # The deviation of fan_in needs no width multiplier: it already decreases with the number of inputs.
+    std = 0.02 / residual / math.sqrt(width_multiplier) if gpt2 else 0.5 / math.sqrt(inputs)
     return std / math.sqrt(width_multiplier) if name == "lm_head.weight" else std

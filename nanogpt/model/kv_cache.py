@@ -1,4 +1,4 @@
-"""KV cache: keys, values and convolution inputs of earlier positions, so that decoding computes one at a time.
+"""KV cache: keys, values and convolution inputs of earlier positions, so that decoding computes one position per token.
 
 B batch, T time, S time including the cache, K heads of keys and values, D head size, C channels.
 """
@@ -34,7 +34,7 @@ class KVCache:
         """The last inputs of each convolution, (B, taps, C), by its index."""
         self.padding = padding
         self.start = self.length = 0
-        """Slots filled before this forward pass, and including it."""
+        """Number of filled slots before this forward pass, and including it."""
         self.mask: Tensor | None = None
         """(B or 1, 1, T, S), True where a new position attends to a slot; None: all slots, or causal attention."""
 
@@ -42,30 +42,30 @@ class KVCache:
         """Reserve T = `count` slots, once per forward pass. Return their positions, (T,), or (B, T) with padding."""
         self.start, self.length = self.length, self.length + count
         device = self.keys[0].device
-        places = torch.arange(self.start, self.length, device=device)
+        new = torch.arange(self.start, self.length, device=device)
         if self.padding is None and (count == 1 or self.start == 0):
             self.mask = None
-            return places
-        seen = torch.arange(self.length, device=device)
-        self.mask = (seen <= places[:, None])[None, None]
+            return new
+        slots = torch.arange(self.length, device=device)
+        self.mask = (slots <= new[:, None])[None, None]
         if self.padding is None:
-            return places
+            return new
         # An empty slot attends to itself: a row of the mask without any True would give NaN.
-        text = (seen >= self.padding[:, None])[:, None, None, :] | (seen == places[:, None])
+        text = (slots >= self.padding[:, None])[:, None, None, :] | (slots == new[:, None])
         self.mask = self.mask & text
-        return (places - self.padding[:, None]).clamp(min=0)
+        return (new - self.padding[:, None]).clamp(min=0)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) of the new slots and return all so far, (B, K, S, D)."""
+        """Store keys and values of the new slots, (B, K, T, D); return those of all slots so far, (B, K, S, D)."""
         self.keys[layer][:, :, self.start : self.length] = k
         self.values[layer][:, :, self.start : self.length] = v
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
 
     def prepend_previous(self, x: Tensor, count: int, conv_index: int) -> Tensor:
-        """Return (B, count + T, C): the last `count` inputs of the same convolution, then the new (B, T, C)."""
+        """Return the last `count` inputs of this convolution, then the new ones: (B, T, C) -> (B, count + T, C)."""
         if self.padding is not None:  # empty slots count as zero
-            places = torch.arange(self.start, self.length, device=x.device)
-            x = x.masked_fill((places < self.padding[:, None])[:, :, None], 0.0)
+            new = torch.arange(self.start, self.length, device=x.device)
+            x = x.masked_fill((new < self.padding[:, None])[:, :, None], 0.0)
         before = self.conv_inputs.get(conv_index)
         x = F.pad(x, (0, 0, count, 0)) if before is None else torch.cat([before, x], dim=1)
         self.conv_inputs[conv_index] = x[:, -count:].clone()

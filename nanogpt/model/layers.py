@@ -1,4 +1,4 @@
-"""The parts of a block that look at one position at a time: the MLP and the norms.
+"""The layers of a block that treat each position separately: the MLP and the norms.
 
 B batch, T time, C channels, F channels inside the MLP.
 """
@@ -15,7 +15,7 @@ RMS_EPS = 1e-6
 
 
 class MLP(nn.Module):
-    """Two linear layers around a nonlinearity. The gated form (Shazeer 2020) computes gate and values together."""
+    """Two linear layers around an activation. A gate (Shazeer 2020) is computed by the first layer too."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -26,11 +26,11 @@ class MLP(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C); `keys`, (B,), are the dropout keys, None for no dropout."""
+        """Return the MLP's output: (B, T, C) -> (B, T, C). `keys`, (B,), are dropout keys; None: no dropout."""
         return self.dropout(self.c_proj(self.activate(self.c_fc(x))), keys)
 
     def activate(self, x: Tensor) -> Tensor:
-        """(B, T, F), in the gated form (B, T, 2 F), -> (B, T, F)."""
+        """Apply the activation: (B, T, F), with a gate (B, T, 2 F), -> (B, T, F)."""
         match self.activation:
             case "swiglu":
                 gate, value = x.chunk(2, dim=2)
@@ -53,24 +53,22 @@ def build_norm(config: ModelConfig) -> nn.Module:
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm, computed in fp32 also where FSDP gathered its parameters in half precision."""
+    """torch's LayerNorm, in fp32 also if FSDP gathered its parameters in half precision. (…, C) -> (…, C)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(…, C) -> (…, C)."""
         weight, bias = as_fp32_under_autocast(self.weight), as_fp32_under_autocast(self.bias)
         return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's RMSNorm, computed in fp32 also where FSDP gathered its weight in half precision."""
+    """torch's RMSNorm, in fp32 also if FSDP gathered its weight in half precision. (…, C) -> (…, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, C) -> (…, C)."""
         return F.rms_norm(x, self.normalized_shape, as_fp32_under_autocast(self.weight), self.eps)
 
 
 def as_fp32_under_autocast(parameter: Tensor | None) -> Tensor | None:
-    """Return a norm's parameter, under autocast converted to fp32. Without FSDP it is fp32 already."""
+    """Return a norm's parameter, converted to fp32 under autocast. Without FSDP it already is fp32."""
     if parameter is None or not torch.is_autocast_enabled(parameter.device.type):
         return parameter
     return parameter.float()

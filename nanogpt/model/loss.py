@@ -1,7 +1,7 @@
-"""Cross-entropy fused with the output head, so that the logits, the largest tensor of a step, are never all in memory.
+"""Cross-entropy fused with the output head: the logits, the largest tensor of a step, are never all in memory.
 
-Logits are computed a chunk of rows at a time, and each chunk is turned into its gradient at once, so nothing is
-computed twice (Wijmans et al. 2024; Liger Kernel, Hsu et al. 2024).
+Logits are computed in chunks of rows, and each chunk is overwritten with its gradient, so nothing is computed twice
+(Wijmans et al. 2024; Liger Kernel, Hsu et al. 2024).
 N rows, C channels, P vocabulary with its padding.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from nanogpt.estimates.memory import chunk_rows
 
-IGNORED = -1  # targets with this value are left out of the loss
+IGNORED = -1  # target that does not count
 
 Loss = Callable[[Tensor, Tensor, Tensor | None, Tensor, float | None], Tensor]
 Chunk = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
@@ -30,24 +30,24 @@ def linear_cross_entropy(
     softcap: float | None = None,
     compiled: Chunk | None = None,
 ) -> Tensor:
-    """Summed -log softmax(capped(x weight^T) + bias)[target] in nats, fp32: (N, C), (P, C), (P,), (N,) -> ().
+    """Return the summed -log softmax(cap(x weight^T) + bias)[target] in nats, fp32: (N, C), (P, C), (P,), (N,) -> ().
 
-    `bias` gets no gradient. Under autocast the products are in its precision. `compiled` is a compiled `compute_chunk`,
-    for chunks of one size.
+    `bias` gets no gradient. Products are in autocast's precision. `compiled` is a compiled `compute_chunk`, for chunks
+    of one size.
     """
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(x, weight, bias, targets, softcap, compiled)  # pyright: ignore[reportReturnType]
-    pieces = zip(x.split(rows_per_chunk(weight)), targets.split(rows_per_chunk(weight)), strict=True)
-    return torch.stack(
-        [sum_cross_entropy(compute_logits(part, weight, bias, softcap), target) for part, target in pieces]
-    ).sum()
+    rows = rows_per_chunk(weight)
+    chunks = zip(x.split(rows), targets.split(rows), strict=True)
+    losses = [sum_cross_entropy(compute_logits(part, weight, bias, softcap), target) for part, target in chunks]
+    return torch.stack(losses).sum()
 
 
 def compile_loss() -> Loss:
     """Return `linear_cross_entropy` for a compiled model: one break in its graph, then a loop over a compiled chunk.
 
-    Compiled as a part of the model, the loop would be unrolled: compile time grows with the batch, and the products of
-    all chunks stay in memory until they are added up (pytorch/pytorch#135305).
+    Compiled with the model, the loop would be unrolled: compile time would grow with the batch, and the products of all
+    chunks would stay in memory until they are added (pytorch/pytorch#135305).
     """
     chunk = torch.compile(compute_chunk, dynamic=False)
     loss: Any = torch.compiler.disable(partial(linear_cross_entropy, compiled=chunk))
@@ -68,7 +68,7 @@ def compute_logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: floa
 
 
 def rows_per_chunk(weight: Tensor) -> int:
-    """Return the number of rows whose logits are computed at a time."""
+    """Return the number of rows in a chunk."""
     return chunk_rows(weight.shape[0], gpu=weight.device.type != "cpu")
 
 
@@ -79,7 +79,7 @@ def sum_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def compute_chunk(
     part: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, grad_weight: Tensor, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return a chunk's loss, (), and gradient, (rows, C); add that of the head's matrix to `grad_weight`."""
+    """Return a chunk's loss, (), and the gradient of `part`, (rows, C); add that of the head to `grad_weight`."""
     logits = F.linear(part, matrix, bias if bias is None or softcap else bias.to(matrix.dtype)).float()
     slope = None
     if softcap:
@@ -93,8 +93,8 @@ def compute_chunk(
     total = logits.sum(dim=1, keepdim=True)
     loss = (highest + total.log() - own).where(counted, 0.0).sum()
     share = total.reciprocal().where(counted, 0.0)
-    logits.mul_(share)  # in place, becomes the gradient
-    if torch.compiler.is_compiling():  # a comparison fuses with the rest, a scatter doesn't
+    logits.mul_(share)  # in place: now they are the gradient
+    if torch.compiler.is_compiling():  # a comparison fuses, a scatter does not
         logits -= (torch.arange(logits.shape[1], device=logits.device) == chosen).where(counted, False).float()
     else:
         logits.scatter_add_(1, chosen, -counted.float())
@@ -102,7 +102,7 @@ def compute_chunk(
     del logits, slope
     if matrix.dtype == grad_weight.dtype:
         grad_weight.addmm_(grad_logits.T, part)
-    else:  # sums over chunks are kept in fp32
+    else:  # sums over chunks are in fp32
         grad_weight += grad_logits.T @ part
     return loss, grad_logits @ matrix
 
@@ -134,7 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softcap: float | None,
         compiled: Chunk | None,
     ) -> Tensor:
-        x, weight = x.detach(), weight.detach()  # torch.compile would look for gradients of their gradients
+        x, weight = x.detach(), weight.detach()  # else torch.compile traces second derivatives
         rows = max(1, min(rows_per_chunk(weight), len(x)))
         product = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         matrix = weight.to(product)
@@ -154,6 +154,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_x, grad_weight = ctx.grads
-        del ctx.grads  # they are scaled in place, once
+        del ctx.grads  # scaled in place, so only once
         (scale,) = grad_outputs
         return grad_x.mul_(scale), grad_weight.mul_(scale), None, None, None, None

@@ -1,17 +1,17 @@
-"""Rotary position embedding (Su et al. 2021): queries and keys are rotated by angles proportional to their position.
+"""Rotary position embedding (Su et al. 2021): rotates queries and keys by angles proportional to their position.
 
-Channel i of a head is paired with channel i + D/2, as in Llama. B batch, T time, H heads, D head size.
+As in Llama, channel i of a head is paired with channel i + D/2. B batch, T time, H heads, D head size.
 """
 
 import torch
 from torch import Tensor
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of every angle, each (T, D) or (B, T, D)."""
+"""Cosines and sines of the angles, each (T, D) or (B, T, D)."""
 
 
 def compute_rotation(positions: Tensor, head_size: int, base: float) -> Rotation:
-    """Return the rotation of (T,) or (B, T) positions: pair i turns by position * base ** (-2 i / D)."""
+    """Return the rotation at (T,) or (B, T) positions: pair i turns by position * base ** (-2 i / D)."""
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
     angles = positions[..., None].float() * base**-exponents  # (…, T, D/2)
     angles = torch.cat([angles, angles], dim=-1)
@@ -19,7 +19,7 @@ def compute_rotation(positions: Tensor, head_size: int, base: float) -> Rotation
 
 
 def apply_rotation(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate every pair of channels by its angle: (B, H, T, D) -> (B, H, T, D)."""
+    """Rotate each pair of channels by its angle: (B, H, T, D) -> (B, H, T, D)."""
     cos, sin = (part.to(x.dtype).unsqueeze(-3) for part in rotation)
     first, second = x.chunk(2, dim=3)
     return x * cos + torch.cat([-second, first], dim=3) * sin

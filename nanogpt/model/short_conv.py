@@ -1,4 +1,4 @@
-"""Short causal depthwise convolutions over the last few positions of each channel (So et al. 2021, Primer).
+"""Short causal depthwise convolutions (Primer, So et al. 2021).
 
 B batch, T time, C channels, K taps.
 """
@@ -15,7 +15,7 @@ PLACES: tuple[ConvPlace, ...] = get_args(ConvPlace)
 
 
 class ShortConv(nn.Module):
-    """x + the sum over k of weight[k - 1] * (x shifted by k positions). Zero weights, the initial ones, return x."""
+    """x + sum over k of weight[k - 1] * (x shifted by k positions). The initial weights, zero, make it the identity."""
 
     def __init__(self, taps: int, channels: int, conv_index: int) -> None:
         super().__init__()
@@ -23,23 +23,22 @@ class ShortConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(taps, channels))
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        for weight, earlier in zip(
-            self.weight.to(x.dtype), context.previous_inputs(x, len(self.weight), self.conv_index), strict=True
-        ):
+        """Return the convolved inputs: (B, T, C) -> (B, T, C)."""
+        shifted = context.previous_inputs(x, len(self.weight), self.conv_index)
+        for weight, earlier in zip(self.weight.to(x.dtype), shifted, strict=True):
             x = x + weight * earlier
         return x
 
 
 class NoConv(nn.Module):
-    """Identity with the arguments of ShortConv."""
+    """Identity, called like ShortConv."""
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         return x
 
 
 def build_conv(config: ModelConfig, place: ConvPlace, channels: int, layer: int) -> nn.Module:
-    """Build the convolution at a place of a layer, or NoConv if the config has none there."""
+    """Build the convolution of a layer's attention, MLP or qkv input, or NoConv if the config has none there."""
     if place not in config.conv:
         return NoConv()
     return ShortConv(config.conv_history, channels, layer * len(PLACES) + PLACES.index(place))

@@ -1,1 +1,1 @@
-"""How weights change: parameter groups, the optimizer, the learning rate."""
+"""Optimizers, their parameter groups, and the learning rate schedule."""

@@ -33,9 +33,9 @@ def build(groups: list[Group], settings: AdamWSettings, _: Ranks | None, fused: 
 
 ADAMW = OptimizerSpec(
     keys=("betas", "eps"),
-    decayed=frozenset(("embedding", "head", "matrix")),  # with one rate for all: nanoGPT's two groups
-    # Adam moves every weight by about its rate, whatever the gradient: the more inputs are summed, the less each may
-    # move (Yang et al. 2022, table 3).
+    decayed=frozenset(("embedding", "head", "matrix")),  # with a single rate: nanoGPT's two groups
+    # Adam changes every weight by about the learning rate, whatever the gradient, so the change of an output grows with
+    # the number of inputs (Yang et al. 2022, table 3).
     width_scaled=frozenset(("head", "matrix")),
     whole_matrices=False,
     shardable=True,

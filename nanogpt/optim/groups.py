@@ -1,4 +1,4 @@
-"""Parameter groups: a parameter's name decides its kind, and its kind decides its learning rate and decay."""
+"""Parameter groups: a parameter's name determines its kind, and the kind its learning rate and decay."""
 
 import re
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ MATRIX = re.compile(r"transformer\.h\.\d+\.(attn|mlp)\.(c_attn|c_proj|c_fc)\.wei
 
 
 class Network(Protocol):
-    """What an optimizer needs to know of a model."""
+    """A model, as far as an optimizer uses it."""
 
     config: ModelConfig
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Each once, in order."""
+        """Yield each parameter once, in the model's order."""
         ...
 
 
 def parameter_kind(name: str) -> Kind:
-    """Of a parameter: an embedding (tied to the head or not), the head of its own, a hidden matrix, or all else.
+    """Return a parameter's kind: embedding (tied to the head or not), untied head, hidden matrix, or vector.
 
-    All else are norms' gains, biases, and the taps of short convolutions, a gain for each channel and tap.
+    Vectors are gains, biases and the taps of short convolutions.
     """
     if EMBEDDING.fullmatch(name):
         return "embedding"
@@ -39,25 +39,25 @@ def parameter_kind(name: str) -> Kind:
 
 @dataclass(frozen=True)
 class ParamGroupSpec:
-    """What the parameters of one group have in common."""
+    """Settings of a parameter group."""
 
     peak_lr: float
     weight_decay: float
     split_rows: tuple[int, ...] | None = None
-    """The rows of each matrix that lies in a parameter, for an optimizer of whole matrices; else None."""
+    """Rows of each matrix in a parameter, for an optimizer that updates whole matrices; else None."""
 
 
 def build_groups(model: Network, config: OptimizerConfig, width_multiplier: float = 1.0) -> list[Group]:
-    """Put parameters with the same spec together, in the order of the model.
+    """Group parameters with equal settings, in the model's order.
 
-    `width_multiplier`: the model's width divided by the width that the rates are for (muP).
+    `width_multiplier` is the model's width over the width for which the rates were tuned (muP).
     """
     groups: dict[ParamGroupSpec, Group] = {}
     for name, parameter in model.named_parameters():
         spec = compute_group_spec(name, parameter, model.config, config, width_multiplier)
         if spec not in groups:
-            about = {"lr": spec.peak_lr, "peak_lr": spec.peak_lr, "weight_decay": spec.weight_decay}
-            groups[spec] = {"params": [], "split_rows": spec.split_rows, "muon_momentum": config.momentum, **about}
+            rates = {"lr": spec.peak_lr, "peak_lr": spec.peak_lr, "weight_decay": spec.weight_decay}
+            groups[spec] = {"params": [], "split_rows": spec.split_rows, "muon_momentum": config.momentum, **rates}
         groups[spec]["params"].append(parameter)
     return list(groups.values())
 
@@ -65,10 +65,10 @@ def build_groups(model: Network, config: OptimizerConfig, width_multiplier: floa
 def compute_group_spec(
     name: str, parameter: Parameter, model: ModelConfig, config: OptimizerConfig, width_multiplier: float
 ) -> ParamGroupSpec:
-    """Return a parameter's rate and decay, as its kind and the optimizer's declaration say.
+    """Return a parameter's group settings, which follow from its kind and the optimizer's declaration.
 
-    muP divides a rate by the width and multiplies the decay by it, so that the decay per step stays what it was.
-    Raises BadInput if the optimizer needs a matrix and the parameter is none.
+    muP divides the learning rate by the width multiplier and multiplies the decay by it, so that decay per step is
+    unchanged. Raises BadInput if the optimizer needs a matrix and the parameter has another shape.
     """
     kind, declaration = parameter_kind(name), OPTIMIZERS[config.name]
     own = {"embedding": config.embedding_lr, "head": config.head_lr, "matrix": None, "vector": config.vector_lr}[kind]
@@ -84,7 +84,7 @@ def compute_group_spec(
 
 
 def compute_split_rows(name: str, rows: int, model: ModelConfig) -> tuple[int, ...]:
-    """How a hidden matrix of so many rows divides: into queries, keys and values; gate and values; or not at all."""
+    """Return the rows of queries, keys and values in c_attn, of gate and values in c_fc, else all rows."""
     if name.endswith("c_attn.weight"):
         return model.qkv_widths
     if name.endswith("c_fc.weight") and model.is_gated:

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): hidden matrices move by their orthogonalised momentum, all else by AdamW."""
+"""Muon (Jordan et al. 2024): hidden matrices are updated by their orthogonalised momentum, the others by AdamW."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def state_bytes(kind: Kind, shape: Shape) -> int:
-    """Return the bytes of a hidden matrix's momentum, in fp32; of all else AdamW's."""
+    """Return the bytes of a hidden matrix's momentum, in fp32; of other parameters, AdamW's."""
     return FP32 * prod(shape) if kind == "matrix" else adamw.state_bytes(kind, shape)
 
 
 def temporary_bytes(matrices: Sequence[Shape]) -> int:
-    """Return what updating the largest stack of matrices takes: gradients and momenta put together, iterates, the
-    update and the weights that it moves: five times the stack (tests/optim/test_muon_bounds.py).
+    """Return five times the bytes of the largest stack of matrices (tests/optim/test_muon_bounds.py).
 
-    A parameter that holds several matrices counts as one, so the stack is estimated, from above.
+    They are stacked gradients and momenta, iterates, the update and the updated weights. A parameter with several
+    matrices counts as one, so this is an upper bound.
     """
     stacks: Counter[Shape] = Counter()
     for shape in matrices:
@@ -41,17 +41,9 @@ def build(groups: list[Group], settings: MuonSettings, ranks: Ranks | None, fuse
 
 
 MUON = OptimizerSpec(
-    keys=(
-        "betas",
-        "eps",
-        "momentum",
-        "momentum_start",
-        "momentum_warmup_steps",
-        "ns_steps",
-        "cautious_decay",
-    ),
+    keys=("betas", "eps", "momentum", "momentum_start", "momentum_warmup_steps", "ns_steps", "cautious_decay"),
     decayed=frozenset(("matrix",)),
-    width_scaled=frozenset(("head",)),  # the size of an orthogonalised update doesn't depend on the width
+    width_scaled=frozenset(("head",)),  # an orthogonalised update has the right size at any width
     whole_matrices=True,
     shardable=False,
     state_bytes=state_bytes,

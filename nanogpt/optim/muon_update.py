@@ -1,9 +1,8 @@
-"""The steps of Muon (Jordan et al. 2024), which moves a hidden matrix by its orthogonalised momentum, and of NorMuon
-(Li et al. 2025).
+"""Steps of Muon (Jordan et al. 2024) and NorMuon (Li et al. 2025).
 
-Matrices of one shape are updated together, as a stack: a kernel is launched once for many of them. A stack is bounded
-in bytes, and with it the memory of a step. Several ranks share the iterations of a stack; its results are gathered
-while they iterate on the next one.
+Matrices of one shape are updated as a stack, with one kernel launch for many of them. STACK_BYTES bounds a stack, and
+so the memory of a step. Several ranks share the iterations of a stack, and gather the results while they iterate on the
+next one.
 """
 
 from collections import defaultdict
@@ -43,51 +42,51 @@ class Rates(NamedTuple):
 
 @dataclass
 class Piece:
-    """One matrix: all of a parameter, or some rows of it. Its tensors are views."""
+    """A matrix: a parameter or some of its rows. Its tensors are views."""
 
     weight: Tensor
     """(rows, cols), fp32."""
     grad: Tensor
     momentum: Tensor
     row_second: Tensor | None
-    """(rows, 1), for NorMuon: running mean of the squares of the update's rows."""
+    """(rows, 1), of NorMuon: running mean square of each row of the update."""
 
     @property
     def tall(self) -> bool:
-        """Return True if it is transposed for the iteration, which takes no more rows than columns."""
+        """Has more rows than columns, and is transposed for the iteration."""
         return self.weight.shape[0] > self.weight.shape[1]
 
 
 @dataclass
 class Stack:
-    """Matrices that are updated together: of one shape or its transpose, with equal rates, the tall ones first."""
+    """Matrices of one shape or its transpose with equal rates, the tall ones first, which are updated together."""
 
     pieces: list[Piece]
     rates: Rates
 
     def split_by_shape(self) -> list[list[Piece]]:
-        """Return the tall pieces and the others, without an empty list."""
+        """Return the tall pieces and the others, without empty lists."""
         split = [[piece for piece in self.pieces if piece.tall == tall] for tall in (True, False)]
         return [pieces for pieces in split if pieces]
 
 
 class Muon(AdamW):
-    """Muon for the groups with `split_rows`, AdamW for all others. The gradients of the former are used up."""
+    """Muon for the groups with `split_rows`, AdamW for the others. A step consumes the gradients of the former."""
 
     def __init__(self, groups: list[Group], settings: MuonSettings, ranks: Ranks | None, fused: bool) -> None:
         super().__init__(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
         self.settings = settings
         self.ranks = ranks if ranks and ranks.world > 1 else None
-        self._step_supports_amp_scaling = False  # else GradScaler leaves it to AdamW's kernel to skip a step
+        self._step_supports_amp_scaling = False  # else GradScaler expects AdamW's kernel to skip the step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update all parameters that have gradients; on several ranks together."""
+        """Update all parameters that have gradients. A collective on several ranks."""
         assert closure is None
         gathering: list[tuple[Stack, Callable[[], Tensor]]] = []
         for stack in self.build_stacks():
             gathering.append((stack, self.start_stack(stack)))
-            if len(gathering) > (self.ranks is not None):  # alone there is nothing to wait for
+            if len(gathering) > (self.ranks is not None):  # a single rank has nothing to wait for
                 self.finish_stack(*gathering.pop(0))
         result = super().step()
         for waiting in gathering:
@@ -95,7 +94,7 @@ class Muon(AdamW):
         return result
 
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return the state of a parameter that holds hidden matrices, before its first step."""
+        """Return the initial state of a parameter with hidden matrices."""
         return {"momentum": torch.zeros_like(parameter)}
 
     def build_stacks(self) -> Iterator[Stack]:
@@ -107,14 +106,14 @@ class Muon(AdamW):
                 if parameter.grad is not None:
                     for piece in self.split_parameter(parameter, group["split_rows"]):
                         alike[tuple(sorted(piece.weight.shape)), rates].append(piece)
-                    parameter.grad = None  # AdamW passes over it
+                    parameter.grad = None  # AdamW skips it
         for (shape, rates), pieces in alike.items():
             pieces.sort(key=lambda piece: not piece.tall)
             most = self.largest_stack(shape)
             yield from (Stack(pieces[i : i + most], rates) for i in range(0, len(pieces), most))
 
     def largest_stack(self, shape: tuple[int, ...]) -> int:
-        """Return how many matrices of a shape are updated together: if possible, equally many for each rank."""
+        """Return how many matrices of a shape are in a stack, if possible a multiple of the number of ranks."""
         most, world = max(1, STACK_BYTES // (FP32 * prod(shape))), self.ranks.world if self.ranks else 1
         return most - most % world or most
 
@@ -133,9 +132,9 @@ class Muon(AdamW):
             yield from (Piece(*part) for part in parts)
 
     def start_stack(self, stack: Stack) -> Callable[[], Tensor]:
-        """Update the momenta and begin to orthogonalise them, on several ranks each its share.
+        """Update the momenta and start to orthogonalise them; each of several ranks does its share.
 
-        Returns a function that waits for the result, (n, rows, cols) with rows <= cols; a rank's share is filled up.
+        Returns a function that waits for the result, (n, rows, cols) with rows <= cols.
         """
         for pieces in stack.split_by_shape():
             self.update_momenta(pieces, stack.rates)
@@ -151,59 +150,58 @@ class Muon(AdamW):
         return self.ranks.start_all_gather(share, len(stack.pieces))
 
     def update_momenta(self, pieces: list[Piece], rates: Rates) -> None:
-        """Move the momenta of pieces of one shape towards their gradients."""
+        """Update the momenta of pieces of one shape."""
         momenta = [piece.momentum for piece in pieces]
         old = torch.stack(momenta)
         grads = self.keep_if_nonfinite(torch.stack([piece.grad for piece in pieces]), old)
         copy_all(momenta, old.lerp_(grads, 1 - rates.momentum).unbind())
 
     def finish_stack(self, stack: Stack, wait: Callable[[], Tensor]) -> None:
-        """Wait for the result of `start` and move the weights."""
+        """Wait for the result of `start_stack` and update the weights."""
         updates, done = wait(), 0
         for pieces in stack.split_by_shape():
             update = updates[done : done + len(pieces)].float()
             done += len(pieces)
-            self.move_weights(pieces, update.mT if pieces[0].tall else update, stack.rates)
+            self.update_weights(pieces, update.mT if pieces[0].tall else update, stack.rates)
 
-    def move_weights(self, pieces: list[Piece], update: Tensor, rates: Rates) -> None:
-        """Decay the weights and move them along (n, rows, cols), so far that each output changes about as much.
+    def update_weights(self, pieces: list[Piece], update: Tensor, rates: Rates) -> None:
+        """Decay the weights and subtract the update, (n, rows, cols), scaled so that all outputs change about equally.
 
-        `update` is used up.
+        Overwrites `update`.
         """
         update = self.scale_rows(pieces, update)
         if update.shape[1] > update.shape[2]:
             update.mul_((update.shape[1] / update.shape[2]) ** 0.5)
         weights = [piece.weight for piece in pieces]
         old = torch.stack(weights)
-        moved = (
-            old.sub(self.weights_to_decay(old, update), alpha=rates.lr * rates.decay) if rates.decay else old.clone()
-        )
-        moved.sub_(update, alpha=rates.lr)
-        copy_all(weights, self.keep_if_nonfinite(moved, old).unbind())
+        shrink = rates.lr * rates.decay
+        new = old.sub(self.weights_to_decay(old, update), alpha=shrink) if rates.decay else old.clone()
+        new.sub_(update, alpha=rates.lr)
+        copy_all(weights, self.keep_if_nonfinite(new, old).unbind())
 
     def weights_to_decay(self, weights: Tensor, update: Tensor) -> Tensor:
-        """Return the weights, or with cautious decay zeros for those that the update makes larger."""
+        """Return the weights; with cautious decay, zero for those that the update makes larger."""
         return weights * (weights * update >= 0) if self.settings.cautious_decay else weights
 
     def keep_if_nonfinite(self, new: Tensor, old: Tensor) -> Tensor:
-        """Return `old` if `found_inf` is set, else `new`, without a host sync. torch's fused AdamW heeds it too."""
+        """Return `old` if `found_inf` is set, else `new`, without a host sync, as torch's fused AdamW does."""
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         return new if found_inf is None else torch.where(found_inf > 0, old, new)
 
     def scale_rows(self, pieces: list[Piece], update: Tensor) -> Tensor:
-        """Return (n, rows, cols) unchanged; NorMuon changes the sizes of its rows, in place."""
+        """Return the update, (n, rows, cols). NorMuon scales its rows in place."""
         return update
 
 
 class NorMuon(Muon):
-    """Muon whose rows take steps of like size."""
+    """Muon with row-wise normalized updates."""
 
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return the momentum, and for each row the running mean of the squares of its updates."""
+        """Return the momentum, and each row's running mean square."""
         return super().initial_state(parameter) | {"row_second": parameter.new_zeros(len(parameter), 1)}
 
     def scale_rows(self, pieces: list[Piece], update: Tensor) -> Tensor:
-        """Divide each row by the root of its running mean square, in place; the norm of each matrix stays."""
+        """Divide each row by the root of its running mean square, in place, and keep the norm of each matrix."""
         seconds = [piece.row_second for piece in pieces if piece.row_second is not None]
         old = torch.stack(seconds)
         running = old.lerp(update.square().mean(2, keepdim=True), 1 - self.settings.row_beta)
@@ -214,7 +212,7 @@ class NorMuon(Muon):
 
 
 def look_ahead(stack: Stack) -> Tensor:
-    """Return the momenta moved once more towards the gradients (Nesterov's form): (n, rows, cols) with rows <= cols."""
+    """Return Nesterov's momenta, (n, rows, cols) with rows <= cols."""
     ahead: list[Tensor] = []
     for pieces in stack.split_by_shape():
         grads = torch.stack([piece.grad for piece in pieces])

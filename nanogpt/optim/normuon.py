@@ -1,4 +1,4 @@
-"""NorMuon (Li et al. 2025): Muon whose rows take steps of like size."""
+"""NorMuon (Li et al. 2025): Muon with row-wise normalized updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def state_bytes(kind: Kind, shape: Shape) -> int:
-    """Return Muon's bytes, and for each row of a hidden matrix one number more."""
+    """Return Muon's bytes, and one more number per row of a hidden matrix."""
     return muon.state_bytes(kind, shape) + (FP32 * shape[0] if kind == "matrix" else 0)
 
 

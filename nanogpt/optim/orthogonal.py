@@ -1,7 +1,7 @@
-"""The nearest matrix with orthonormal rows, by matrix products alone: the Polar Express (Amsel et al. 2025).
+"""Polar Express (Amsel et al. 2025): compute the nearest matrix with orthonormal rows, by matrix products only.
 
-Of G = U S V^T it is U V^T. Each iteration moves all singular values towards 1 by an odd polynomial, the best there is
-for the interval that the one before it left them in, beginning with [1e-3, 1].
+For G = U S V^T it is U V^T. Each iteration moves all singular values towards 1 with an odd polynomial, the optimal one
+for the interval in which the previous iteration left them. The first interval is [1e-3, 1].
 """
 
 from functools import reduce
@@ -21,16 +21,16 @@ PUBLISHED = (
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
     (1.875, -1.25, 0.375),
 )
-SAFETY = 1.01  # a value that rounding moved above 1 is still drawn back; the last needs it no more
+SAFETY = 1.01  # keeps values convergent that rounding moved above 1; the last polynomial needs none
 POLYNOMIALS = [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in PUBLISHED[:-1]] + [PUBLISHED[-1]]
 TINY = 1e-12  # below this norm a matrix counts as zero
-RESTART = 5  # iterations on one Gram matrix: it has the squares of the singular values, and with them less precision
+RESTART = 5  # iterations per Gram matrix, which is less precise: its singular values are squared
 
 
 def orthogonalize(stack: Tensor, steps: int) -> Tensor:
-    """(n, rows, cols) with rows <= cols, of any scale -> as many matrices whose singular values are near 1.
+    """Return matrices with singular values near 1: (n, rows, cols) of any scale, rows <= cols -> (n, rows, cols).
 
-    In bf16 on a GPU, whose products are then many times as fast, else in fp32. A matrix of zeros stays one.
+    Computed in bf16 on a GPU, where its products are many times as fast, else in fp32. A zero matrix stays zero.
     """
     norms = torch.linalg.matrix_norm(stack.float(), keepdim=True)
     scale = (SAFETY * norms).clamp(min=TINY)
@@ -43,24 +43,25 @@ def orthogonalize(stack: Tensor, steps: int) -> Tensor:
 
 
 def iterate(x: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
-    """x <- (a + b A + c A^2) x with A = x x^T, for each polynomial."""
+    """Apply x <- (a + b A + c A^2) x with A = x x^T for each polynomial."""
     for a, b, c in polynomials:
         gram = torch.bmm(x, x.mT)
-        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # the one before is free again
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # frees the previous one
         x = torch.baddbmm(x, gram, x, beta=a)
     return x
 
 
 def iterate_on_gram(x: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
-    """The same where rows are far fewer than columns: the factors are polynomials of one small matrix, so they commute
-    and are multiplied up before they meet the wide one.
+    """Compute `iterate` faster if there are far fewer rows than columns.
+
+    The factors are polynomials of one small matrix, so they commute and are multiplied before the wide matrix.
     """
     identity = torch.eye(x.shape[1], device=x.device, dtype=x.dtype)
     for start in range(0, len(polynomials), RESTART):
         gram, factors = x @ x.mT, list[Tensor]()
         for a, b, c in polynomials[start : start + RESTART]:
             if factors:
-                gram = factors[-1] @ gram @ factors[-1]  # that of what x is by now
+                gram = factors[-1] @ gram @ factors[-1]  # the Gram matrix of the current x
             factors.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity)
         x = reduce(torch.matmul, factors) @ x
     return x

@@ -1,4 +1,4 @@
-"""Learning rate and momentum as pure functions of the step: nothing to save, nothing to restore."""
+"""Learning rate and momentum as pure functions of the step, so checkpoints need no schedule state."""
 
 import math
 
@@ -9,9 +9,9 @@ from nanogpt.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
 
 def lr_scale(step: int, steps: int, schedule: ScheduleConfig) -> float:
-    """The learning rate of 0-based `step` as a share of optimizer.lr, in a run of `steps` steps.
+    """Return the factor of the learning rate at 0-based `step` of `steps`.
 
-    Warm-up rises as (step + 1) / (warmup_steps + 1), so that the first step already moves.
+    Warm-up is (step + 1) / (warmup_steps + 1), so the first step has a positive learning rate.
     """
     warmup, low = schedule.warmup_steps, schedule.min_lr_ratio
     end = schedule.decay_steps or steps
@@ -36,7 +36,7 @@ def lr_scale(step: int, steps: int, schedule: ScheduleConfig) -> float:
 
 
 def momentum_at(step: int, optimizer: OptimizerConfig) -> float:
-    """Muon's momentum in 0-based `step`: a straight line from momentum_start, over momentum_warmup_steps."""
+    """Return Muon's momentum at 0-based `step`: linear from momentum_start over momentum_warmup_steps."""
     if step >= optimizer.momentum_warmup_steps:
         return optimizer.momentum
     done = step / optimizer.momentum_warmup_steps
@@ -44,7 +44,7 @@ def momentum_at(step: int, optimizer: OptimizerConfig) -> float:
 
 
 def set_rates(optimizer: Optimizer, step: int, steps: int, config: TrainConfig) -> float:
-    """Give each group what 0-based `step` of `steps` calls for. Returns the rate of those that have optimizer.lr."""
+    """Set learning rate and momentum of all groups for 0-based `step` of `steps`. Return the scaled optimizer.lr."""
     scale = lr_scale(step, steps, config.schedule)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * scale

@@ -1,1 +1,1 @@
-"""What a person and a program see of a run: metrics.jsonl (the truth), the console, plots; trackers that mirror it."""
+"""Trackers, which copy metrics.jsonl to W&B, TensorBoard and Trackio; the identity of runs; plots."""

@@ -1,7 +1,7 @@
-"""Tell a run from a copy of its folder: which run it is, where it lies, and which run it was forked from.
+"""Identity of a run, in origin.json: tells a moved run directory from a copy.
 
-A folder that was moved is the same run. A copy whose original is there, or may be on another machine, is a fork: it
-gets an id of its own, so that two runs never write to one run of a tracker.
+A moved directory is the same run. A copy, while its original exists or may exist on another machine, is a fork: it gets
+a new id, so that two runs never write to one run of a tracker.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class ParentRun(ConfigModel):
 
 
 class Origin(ConfigModel):
-    """A run's id for good, and where its folder was at its last start."""
+    """A run's permanent id, and the location of its directory at its last start."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -44,7 +44,7 @@ class Origin(ConfigModel):
 
 
 def read_origin(path: Path) -> Origin | None:
-    """Return what a run directory notes of its origin; None where it doesn't."""
+    """Return the origin in a run directory, or None."""
     try:
         return Origin.model_validate(read_json_bytes(path / FILE))
     except (OSError, ValueError, ValidationError):
@@ -52,22 +52,22 @@ def read_origin(path: Path) -> Origin | None:
 
 
 def get_run_id(path: Path, born: Mapping[str, Any]) -> str:
-    """Return a run's id; `born` is its first start, from which the id of an older run follows."""
+    """Return a run's id. That of a run without origin.json follows from `born`, its first start in provenance.json."""
     origin = read_origin(path)
     return origin.id if origin else derive_run_id(path, born)
 
 
 def derive_run_id(path: Path, born: Mapping[str, Any]) -> str:
-    """Twelve digits that this run has for good, and that a later run in a folder of the same name hasn't.
+    """Return twelve hex digits that depend on the directory's name and the first start.
 
-    A tracker drops the steps it has already, so a run that was deleted and made again must be another one to it.
+    A later run in a directory of the same name gets another id: trackers ignore steps that they already have.
     """
     facts = {key: born.get(key) for key in ("time", "host", "pid")}
     return hashlib.sha256(json.dumps([path.name, facts]).encode()).hexdigest()[:12]
 
 
 def write_origin(path: Path, run_id: str, parent: ParentRun | None) -> Origin:
-    """Note in a run directory which run it is and where it lies. Raises OSError."""
+    """Write origin.json, with the directory's present location. Raises OSError."""
     here, host = path.resolve(), socket.gethostname()
     inode, device = here.stat().st_ino, here.stat().st_dev
     origin = Origin(id=run_id, path=str(here), inode=inode, device=device, host=host, forked_from=parent)
@@ -76,8 +76,9 @@ def write_origin(path: Path, run_id: str, parent: ParentRun | None) -> Origin:
 
 
 def update_origin(path: Path, born: Mapping[str, Any], step: int) -> tuple[Origin, bool]:
-    """Return which run a directory is, noted there, and whether it has just become a fork, at `step`, because it is
-    a copy. What the original had with trackers is set aside. Raises OSError.
+    """Write origin.json at a start, and return it. The bool is True if the directory is a copy and now becomes a fork.
+
+    `step` is that of the newest checkpoint. W&B's files, which are the original's, are renamed. Raises OSError.
     """
     known = read_origin(path)
     if known is None:
@@ -91,27 +92,27 @@ def update_origin(path: Path, born: Mapping[str, Any], step: int) -> tuple[Origi
 
 
 def new_id() -> str:
-    """Return twelve digits that no other run has."""
     return uuid.uuid4().hex[:12]
 
 
 def is_copy(known: Origin, path: Path) -> bool:
-    """Whether a directory is not the one that its note was written for, nor that one moved."""
+    """Return whether a directory is a copy, rather than the directory of its origin.json, perhaps moved."""
     here = path.resolve()
     if here.stat().st_ino == known.inode:
         return False
-    if str(here) == known.path:  # put back from a backup, unless the original was renamed within its folder
-        others = (read_origin(one) for one in here.parent.iterdir() if one != here and has_inode(one, known.inode))
+    if str(here) == known.path:  # restored from a backup, unless the original was renamed in the same folder
+        siblings = (path for path in here.parent.iterdir() if path != here and has_inode(path, known.inode))
+        others = map(read_origin, siblings)
         return any(other is not None and other.id == known.id for other in others)
     original = read_origin(Path(known.path))
     if original is not None and original.id == known.id:
         return not os.path.samefile(known.path, here)
-    # Gone from there: a move within a file system would have kept the inode, one from another machine can't be told
+    # The original is gone. A move within a file system would have kept the inode; one from another machine looks the
+    # same as a copy.
     return known.host != socket.gethostname() or here.stat().st_dev == known.device
 
 
 def has_inode(path: Path, inode: int) -> bool:
-    """Whether this is the file or folder of that number."""
     try:
         return path.stat().st_ino == inode
     except OSError:

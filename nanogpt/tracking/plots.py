@@ -1,4 +1,4 @@
-"""The loss curve of a run as a picture."""
+"""Plot the loss curve of a run."""
 
 import io
 from pathlib import Path
@@ -10,11 +10,11 @@ from nanogpt.files import write_atomic
 from nanogpt.metrics_file import Row
 
 INK, FAINT, TRAIN, VAL = "#222222", "#b8c4d6", "#3b6ea8", "#d1495b"
-POINTS = 25  # the running mean looks back over about this share of the curve: 1/25
+POINTS = 25  # the running mean covers about 1/25 of the curve
 
 
 def plot_loss(rows: list[Row], path: Path, title: str) -> None:
-    """Training loss (each logged step faint, a running mean bold) and validation loss against the step, best marked."""
+    """Plot training loss (logged steps and running mean) and validation loss, with the best marked, over the step."""
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -43,14 +43,14 @@ def plot_loss(rows: list[Row], path: Path, title: str) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Replace a picture, a PNG: at every moment it is the old one or the new. Raises OSError."""
+    """Write a PNG atomically. Raises OSError."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_atomic(path, content.getvalue())
 
 
 def smooth(values: tuple[float, ...]) -> list[float]:
-    """Exponential running mean over about 1/POINTS of the curve, without the bias of its start."""
+    """Return an exponential running mean over about 1/POINTS of the curve, with bias correction."""
     keep = 1 - 1 / max(1.0, len(values) / POINTS)
     mean, weight, smoothed = 0.0, 0.0, list[float]()
     for value in values:
@@ -60,7 +60,7 @@ def smooth(values: tuple[float, ...]) -> list[float]:
 
 
 def axis_limits(losses: list[float]) -> tuple[float, float]:
-    """From just below the lowest loss to just above the first; a spike beyond where the run began is cut off."""
+    """Return limits from just below the lowest loss to just above the first, so that higher spikes are cut off."""
     if not losses:
         return 0.0, 1.0
     low, high = min(losses), min(max(losses), 1.1 * losses[0])

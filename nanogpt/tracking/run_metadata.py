@@ -1,4 +1,4 @@
-"""What a tracker is told of a run: its names and its settings, without folders of this machine and without secrets."""
+"""Names and config of a run as trackers get them, without paths of this machine and without secrets."""
 
 import os
 import re
@@ -14,22 +14,22 @@ from nanogpt.schema import identity_fields
 from nanogpt.tracking.origin import get_run_id
 
 PROJECT = "nanogpt-lab"
-PLAIN = "runs"  # the folder of runs that belong to no study
+PLAIN = "runs"  # folder of runs that belong to no study
 WANDB_KEY = re.compile(r"\b[0-9a-f]{40}\b")
 ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """One run, for its trackers."""
+    """A run, for its trackers."""
 
     path: Path
-    """The run directory. It is not sent."""
+    """The run directory; not sent."""
     id: str
     name: str
     group: str | None
     config: dict[str, Any]
-    """What is sent of the config."""
+    """The part of the config that is sent."""
     settings: TrackingConfig
 
     @property
@@ -41,8 +41,9 @@ MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "o
 
 
 def wandb_mode(settings: TrackingConfig) -> str:
-    """Of W&B: online, offline or disabled. Raises BadEnvironment for a WANDB_MODE that is none: it may have been meant
-    to keep the run from being sent.
+    """Return W&B's mode: online, offline or disabled.
+
+    Raises BadEnvironment for an unknown WANDB_MODE, which may have been meant to prevent sending.
     """
     asked = settings.mode or os.environ.get("WANDB_MODE") or "online"
     if asked not in MODES:
@@ -52,13 +53,13 @@ def wandb_mode(settings: TrackingConfig) -> str:
 
 
 def enabled_trackers(settings: TrackingConfig) -> list[TrackerName]:
-    """The trackers that were asked for, each once; not W&B when it is disabled."""
+    """Return the trackers of the config, each once, without a disabled W&B."""
     names = list(dict.fromkeys(settings.trackers))
     return [name for name in names if name != "wandb" or wandb_mode(settings) != "disabled"]
 
 
 def make_run_metadata(config: TrainConfig, path: Path, born: Mapping[str, Any]) -> RunMetadata:
-    """The facts of a run. `born` is its first start, as provenance.json has it."""
+    """Return the metadata of a run. `born` is its first start in provenance.json."""
     folder = path.resolve().parent.name
     study = config.tracking.group or (folder if folder != PLAIN else None)
     return RunMetadata(
@@ -72,7 +73,7 @@ def make_run_metadata(config: TrainConfig, path: Path, born: Mapping[str, Any]) 
 
 
 def public_config(config: TrainConfig) -> dict[str, Any]:
-    """The science of a config and its hardware: each value as it is, but no folder of this machine and no secret."""
+    """Return the identity fields and the hardware of a config, without paths of this machine and without secrets."""
     everything = identity_fields(config) | {"hardware": config.hardware.model_dump(mode="json")}
     for label in ("model", "data"):
         everything[label] = {"name": getattr(config, label).name} | everything[label]
@@ -80,7 +81,7 @@ def public_config(config: TrainConfig) -> dict[str, Any]:
 
 
 def remove_private(value: Any, secrets: Mapping[str, str]) -> Any:
-    """A value without what only this machine should know: of an absolute path the last part is left."""
+    """Return a value without secrets and credentials; of an absolute path only the last part."""
     if isinstance(value, dict):
         return {key: remove_private(inner, secrets) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Back-filling trackers: what they lack of runs, read from metrics.jsonl."""
+"""`nanogpt sync`: send trackers the steps that they lack, from metrics.jsonl."""
 
 from pathlib import Path
 
@@ -14,26 +14,24 @@ from nanogpt.tracking.trackers import check_trackers, make_backend
 
 
 def sync_runs(config: SyncConfig) -> int:
-    """Bring the trackers of every run up to date. Raises BadEnvironment at the first that can't be reached."""
+    """Bring the trackers of every run up to date. Raises BadEnvironment at the first that fails, Locked, BadInput."""
     runs = [find(name, config.runs_dir, "runs") for name in config.runs or (None,)]
     configs = [with_sync_options(run.config(), config) for run in runs]
     check_trackers(configs[0].tracking)
-    for run, its in zip(runs, configs, strict=True):
-        with hold_lock(run.path / ".lock", wait=False) as mine:
-            if not mine:
-                raise Locked(f"{one_line(run.path)}: {owner(run.path)} is training here, and sends what is missing")
+    for run, run_config in zip(runs, configs, strict=True):
+        with hold_lock(run.path / ".lock", wait=False) as locked:
+            if not locked:
+                raise Locked(f"{one_line(run.path)}: {owner(run.path)} is training here, and sends the missing steps")
             origin, forked = update_origin(run.path, next(iter(run.starts()), {}), newest_step(run.path))
             if forked and origin.forked_from:
-                print_text(
-                    f"{run.path}: a copy of {origin.forked_from.path}: shown as a run of its own (id {origin.id})"
-                )
+                print_text(f"{run.path}: a copy of {origin.forked_from.path}: sent as a new run (id {origin.id})")
             for name in config.trackers:
-                sync_run(run, its, name)
+                sync_run(run, run_config, name)
     return 0
 
 
 def with_sync_options(config: TrainConfig, asked: SyncConfig) -> TrainConfig:
-    """The run's config, with the trackers that were asked for, online and required."""
+    """Return the run's config with the trackers of the command, online and required."""
     changes = {"trackers": asked.trackers, "mode": "online", "timeout": asked.timeout, "required": True}
     changes |= {key: value for key in ("project", "entity") if (value := getattr(asked, key)) is not None}
     return config.model_copy(update={"tracking": config.tracking.model_copy(update=changes)})

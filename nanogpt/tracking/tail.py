@@ -1,4 +1,4 @@
-"""metrics.jsonl as trackers take it: one row for each step, once nothing can be added to it any more."""
+"""Read metrics.jsonl as it grows, one row per step."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from nanogpt.metrics_file import Row, parse_rows
 
 
 class MetricsTail:
-    """Reads the rows that were added since the last look, and puts those of one step together.
+    """Reads the rows added since the last call, and merges the rows of a step.
 
-    The row of a step whose evaluation is still to come is held back: a tracker takes each step once, and a run that is
-    stopped between the two makes the evaluation after its next start.
+    A tracker takes each step once, so the row of a step with `due(step)` is held back until its evaluation, which a run
+    that is stopped in between makes after its next start.
     """
 
     def __init__(self, path: Path, due: Callable[[int], bool]) -> None:
@@ -21,7 +21,7 @@ class MetricsTail:
         self.pending: Row = {}
 
     def read_steps(self) -> Iterator[Row]:
-        """The steps that became whole."""
+        """Yield the rows of steps that are complete."""
         for row in self.read_new_rows():
             if self.pending and row["step"] != self.pending["step"]:
                 yield self.pending
@@ -32,12 +32,12 @@ class MetricsTail:
                 self.pending = {}
 
     def read_new_rows(self) -> list[Row]:
-        """The whole lines since the last look. A file that was replaced is read from its start."""
+        """Return the rows of complete lines since the last call. A replaced file is read from its start."""
         try:
             with open_regular(self.path) as file:
-                about = os.fstat(file.fileno())
-                if about.st_ino != self.inode or about.st_size < self.offset:
-                    self.inode, self.offset, self.pending = about.st_ino, 0, {}
+                status = os.fstat(file.fileno())
+                if status.st_ino != self.inode or status.st_size < self.offset:
+                    self.inode, self.offset, self.pending = status.st_ino, 0, {}
                 file.seek(self.offset)
                 text, newline, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:

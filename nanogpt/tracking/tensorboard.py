@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run directory, written anew from metrics.jsonl at every start."""
+"""TensorBoard: event files in the run directory, rewritten from metrics.jsonl at every start."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ class TensorBoard:
 
     def start(self) -> int:
         folder = self.metadata.path / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)  # also what a killed start wrote after the checkpoint
+        shutil.rmtree(folder, ignore_errors=True)  # may hold steps after the checkpoint of a killed start
         self.writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10)
         self.writer.add_text("config", f"```json\n{json.dumps(self.metadata.config, indent=1)}\n```")
         for file in list_entries(self.metadata.path / "samples"):

@@ -90,7 +90,7 @@ class TrackerThread:
     def __init__(
         self, name: TrackerName, metadata: RunMetadata, due: Callable[[int], bool], say: Say, log: Say
     ) -> None:
-        """`due` tells whether a step is evaluated, `say` prints a line, `log` only adds it to log.txt."""
+        """Start the thread. `due` tells if a step is evaluated; `say` prints a line, `log` only adds it to log.txt."""
         self.name: TrackerName = name
         self.metadata, self.due, self.say, self.log = metadata, due, say, log
         self.samples: deque[tuple[int, str]] = deque(maxlen=MOST_SAMPLES)

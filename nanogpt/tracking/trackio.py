@@ -1,4 +1,4 @@
-"""Trackio: Hugging Face's local tracker, one SQLite file a project; `trackio show` opens it."""
+"""Trackio: Hugging Face's local tracker, an SQLite file per project; `trackio show` opens it."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ class Trackio:
     def start(self) -> int:
         metadata = self.metadata
         last: int | None = SQLiteStorage.get_max_step_for_run(metadata.project, self.name)
-        begin: Any = trackio.init  # pyright: ignore[reportAttributeAccessIssue] (an optional library)
-        self.run: Any = begin(
+        init: Any = trackio.init  # pyright: ignore[reportAttributeAccessIssue] (an optional library)
+        self.run: Any = init(
             project=metadata.project,
             name=self.name,
             group=metadata.group,

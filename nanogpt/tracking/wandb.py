@@ -1,7 +1,7 @@
-"""Weights & Biases: one run there for one run directory, however often it is started, stopped and killed.
+"""Weights & Biases: one W&B run per run directory, however often it is started, stopped and killed.
 
-Steps go by the number of the optimizer step, so the server says exactly which ones it has (`starting_step`). Offline
-each start writes a file of its own; what the ones before have is read from them, and no step is in two.
+W&B steps are optimizer steps, so the server reports which ones it has (`starting_step`). Offline, each start writes a
+new file with the steps that no earlier file has.
 """
 
 import json
@@ -32,44 +32,44 @@ NO_KEY = "no API key: `wandb login`, or WANDB_API_KEY in the environment"
 
 
 def set_wandb_environment(mode: str) -> None:
-    """Before the library reads its variables: what it prints and reports of itself is not for this terminal."""
+    """Set variables that wandb reads: its mode, no messages on the terminal, no error reports to its makers."""
     os.environ["WANDB_MODE"] = mode
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
 def has_key() -> bool:
-    """Whether the library finds an API key, without asking anybody for one."""
+    """Return whether wandb finds an API key, without a prompt."""
     set_wandb_environment("online")
     return wandb.login(prompt=False, verify=False)
 
 
 def check_api_key(settings: TrackingConfig) -> None:
-    """Raises BadEnvironment when the server would be asked without a key."""
+    """Raise BadEnvironment if the mode is online and there is no API key."""
     if wandb_mode(settings) == "online" and not has_key():
         raise BadEnvironment(f"tracking.required=true: wandb: {NO_KEY}")
 
 
 class Wandb:
-    """A run of W&B."""
+    """Backend of a W&B run."""
 
     def __init__(self, metadata: RunMetadata, say: Any) -> None:
         self.metadata, self.say = metadata, say
         self.run: Any = None
         self.step = -1
-        """The last step that was logged by this start."""
+        """The last step that this start has logged."""
         self.staging = ""
         self.known = read_facts(metadata.path)
         self.id: str = self.known.get("id") or metadata.id
 
     def start(self) -> int:
-        """Continue the run, or begin it. Without a key it is kept offline, unless it is required to be online."""
+        """Create or continue the run. Without an API key it is offline, or an error if the tracker is required."""
         mode = wandb_mode(self.metadata.settings)
         set_wandb_environment(mode)
         if mode == "online" and not has_key():
             if self.metadata.settings.required:
                 raise BadEnvironment(NO_KEY)
-            self.say(f"warning: wandb: {NO_KEY}; kept offline in {self.metadata.path}/wandb for `wandb sync`")
+            self.say(f"warning: wandb: {NO_KEY}; offline in {self.metadata.path}/wandb, for `wandb sync`")
             mode = "offline"
         last = self.find_last_offline_step() if mode == "offline" else -1
         self.write_facts(self.known.get("last", -1))
@@ -89,9 +89,9 @@ class Wandb:
         return last
 
     def init_run(self, mode: str) -> Any:
-        """wandb.init with nothing of this machine in what is sent: no command line, code, git, packages, console.
+        """Call wandb.init so that nothing about this machine is sent: no command line, code, git, packages or console.
 
-        Files that are uploaded are first copied to a folder whose name is sent too; the library's own is in the home.
+        wandb copies files to a staging folder before their upload and sends its path, so the folder is not in the home.
         """
         metadata, settings = self.metadata, self.metadata.settings
         self.staging = tempfile.mkdtemp(prefix="wandb-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
@@ -110,29 +110,11 @@ class Wandb:
             resume="allow",
             reinit="create_new",
             save_code=False,
-            settings=wandb.Settings(
-                console="off",
-                disable_code=True,
-                disable_git=True,
-                disable_job_creation=True,
-                host="-",
-                label_disable=True,
-                program="train.py",
-                silent=True,
-                symlink=False,
-                x_disable_machine_info=not settings.system_stats,
-                x_disable_meta=True,
-                x_disable_stats=not settings.system_stats,
-                x_save_requirements=False,
-                x_skip_transaction_log=mode == "online",  # metrics.jsonl is what is sent again
-                init_timeout=settings.timeout,
-                finish_timeout=settings.timeout,
-                finish_timeout_raises=True,
-            ),
+            settings=private_settings(settings, mode),
         )
 
     def write_facts(self, last: int) -> None:
-        """Note in the run directory which run of W&B this is, and up to where it surely has the curve."""
+        """Write wandb.json: which W&B run this is, and the last step that it is known to have."""
         facts = {"id": self.id, "project": self.metadata.project}
         if self.run is not None:
             facts |= {"entity": self.run.entity or None, "url": self.run.url}
@@ -140,7 +122,7 @@ class Wandb:
             write_atomic(self.metadata.path / FILE, json.dumps(self.known | facts | {"last": last}, indent=1) + "\n")
 
     def find_last_offline_step(self) -> int:
-        """The last step that the server, or a file of an earlier offline start, has."""
+        """Return the last step that the server or a file of an earlier offline start has, or -1."""
         last = int(self.known.get("last", -1)) if self.known.get("project") == self.metadata.project else -1
         for file in reversed(list_offline_files(self.metadata.path, self.id)):
             steps = read_history_steps(file)
@@ -153,7 +135,7 @@ class Wandb:
         self.run.log(row, step=self.step)
 
     def text(self, step: int, text: str) -> None:
-        """The newest samples as a table: W&B shows the last one that was logged."""
+        """Log the newest samples as a table; W&B shows the last table."""
         files = [
             path for path in list_entries(self.metadata.path / "samples") if parse_sample_step(path.name) is not None
         ]
@@ -162,7 +144,7 @@ class Wandb:
             self.run.log({"samples": wandb.Table(columns=["step", "text"], data=rows)}, step=step)
 
     def finish(self, state: str, picture: Path | None) -> None:
-        with suppress(Exception):  # the curve is there without its picture
+        with suppress(Exception):  # the picture is optional
             if picture is not None and self.step >= 0:
                 self.run.log({"loss_curve": wandb.Image(str(picture))}, step=self.step)
         if state == "finished" and self.metadata.settings.upload_checkpoint:
@@ -180,7 +162,7 @@ class Wandb:
         self.clean()
 
     def upload(self) -> None:
-        """The newest checkpoint's weights and the tokenizer as an artifact of type model."""
+        """Upload the newest checkpoint's weights and the tokenizer as an artifact of type model."""
         saved = [path for path in list_entries(self.metadata.path / "checkpoints") if parse_step(path.name) is not None]
         newest = max(saved, key=lambda path: parse_step(path.name) or 0, default=None)
         if newest is None:
@@ -191,40 +173,63 @@ class Wandb:
         self.run.log_artifact(artifact, aliases=["latest", newest.name])
 
     def abandon(self) -> None:
-        """Kill the library's service process, which otherwise may keep this process from ending."""
+        """Kill wandb's service process, which could keep this process from ending."""
         with suppress(Exception):
             service: Any = wandb.setup()
             service._connection._proc._process.kill()
         self.clean()
 
     def clean(self) -> None:
-        """End the library's service, so that the next run has one of its own, and remove its copies of files."""
-        with suppress(Exception, SystemExit):  # the latter is how it says that its service was killed
+        """Stop wandb's service, so that the next run starts a new one, and remove the staging folder."""
+        with suppress(Exception, SystemExit):  # SystemExit: the service was killed
             wandb.teardown()
         if self.staging:
             shutil.rmtree(self.staging, ignore_errors=True)
 
 
+def private_settings(settings: TrackingConfig, mode: str) -> wandb.Settings:
+    """Return settings of wandb that send nothing about this machine, but for its load with system_stats=true."""
+    return wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        host="-",
+        label_disable=True,
+        program="train.py",
+        silent=True,
+        symlink=False,
+        x_disable_machine_info=not settings.system_stats,
+        x_disable_meta=True,
+        x_disable_stats=not settings.system_stats,
+        x_save_requirements=False,
+        x_skip_transaction_log=mode == "online",  # metrics.jsonl is sent again instead
+        init_timeout=settings.timeout,
+        finish_timeout=settings.timeout,
+        finish_timeout_raises=True,
+    )
+
+
 def describe_comm_error(error: CommError) -> str:
-    """Why a run can't be started, in a few words."""
+    """Return why wandb.init failed, in a few words."""
     text = " ".join(str(error).split()).partition("for run ")[2].partition(": ")[2] or str(error)
     return "the API key was rejected (401)" if re.search(r"\b401\b", text) else f"the server can't be used: {text}"
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What wandb.json says of the run, or nothing; what it can't have said is left out."""
+    """Return the content of wandb.json, without values of the wrong type; {} if it can't be read."""
     facts = read_json_object(path / FILE)
     kinds = {"id": str, "project": str, "entity": str | None, "url": str | None, "last": int}
     return {key: facts[key] for key, kind in kinds.items() if key in facts and isinstance(facts[key], kind)}
 
 
 def list_offline_files(path: Path, run_id: str) -> list[Path]:
-    """What offline starts of the run wrote, oldest first."""
+    """Return the files of the run's offline starts, oldest first."""
     return sorted(path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
 
 
 def read_history_steps(file: Path) -> list[int]:
-    """The steps in a file that the library wrote, as its own reader finds them; a torn end is passed over."""
+    """Return the steps in an offline file, read by wandb's own reader, which ignores an incomplete end."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=600)
     steps: list[int] = []

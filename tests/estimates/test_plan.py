@@ -73,7 +73,7 @@ def test_ranks_on_a_cpu_share_its_memory() -> None:
     config = gpt2()
     machine = replace(MACHINE, gpu=False, memory=30 * 10**9)
     lines = [Plan(config, config.model.with_vocab(50_257), world, machine).lines()[3] for world in (1, 8)]
-    assert "of 30GB" in lines[0] and "8 x " in lines[1] and "more than the 30GB there are" in lines[1]
+    assert "of 30GB" in lines[0] and "8 x " in lines[1] and "more than the 30GB available" in lines[1]
 
 
 @pytest.mark.slow
@@ -169,13 +169,13 @@ def test_a_gpu_that_is_not_here_is_planned_by_its_data_sheet(
     wanted = config(**hardware, dry_run=True)
     assert train(wanted) == 0
     out = capsys.readouterr().out
-    assert "device  h100, bf16; no CUDA device is here" in out and "of 80GB" in out
+    assert "device  h100, bf16; no CUDA device here" in out and "of 80GB" in out
     flops = Plan(wanted, wanted.model.with_vocab(256), 1, MACHINE).flops
     assert describe_absent_gpu(wanted.hardware).rate.flops == pytest.approx(0.4 * 989.4e12)
     assert flops > 0 and not Path(wanted.runs_dir).exists()
-    with pytest.raises(BadEnvironment, match=r"no CUDA device here; name its kind to plan for it, e.g. hardware.gpu="):
+    with pytest.raises(BadEnvironment, match=r"no CUDA device here; to plan for a GPU, name it: hardware.gpu="):
         train(config(**{"hardware.device": "cuda"}, dry_run=True))
-    with pytest.raises(BadInput, match="the peak of h100 is known for bf16 and fp16"):
+    with pytest.raises(BadInput, match="the peak of h100 is only known for bf16 and fp16"):
         train(config(**hardware, **{"hardware.precision": "fp32"}, dry_run=True))
     with pytest.raises(BadEnvironment, match=r"no CUDA device here; use hardware.device=cpu"):
         train(config(**hardware))

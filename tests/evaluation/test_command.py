@@ -220,4 +220,4 @@ def test_weights_from_elsewhere(trained: TrainConfig, files: dict[str, str], tmp
     capsys.readouterr()
     assert evaluate(wanted(trained, files, *ALL, **elsewhere)) == 0
     out = capsys.readouterr().out
-    assert "note: no loss" in out and "val_loss" not in out and "not written anywhere" in out
+    assert "note: no loss" in out and "val_loss" not in out and "not saved; out=FILE" in out

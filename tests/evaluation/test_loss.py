@@ -67,4 +67,4 @@ def test_the_host_waits_once_for_a_split(config: Callable[..., TrainConfig], mon
     monkeypatch.setattr("nanogpt.evaluation.loss.CPU_BATCH_TOKENS", 64)
     monkeypatch.setattr(torch.Tensor, "cpu", count)
     evaluate(model)
-    assert copies == [(-(-len(evaluate.places["val"]) // 4),)] and copies[0][0] > 10
+    assert copies == [(-(-len(evaluate.windows["val"]) // 4),)] and copies[0][0] > 10

@@ -16,8 +16,7 @@ from nanogpt.device import Compute
 from nanogpt.errors import BadData, BadInput
 from nanogpt.evaluation.hellaswag import HellaSwag
 from nanogpt.evaluation.lambada import Lambada
-from nanogpt.evaluation.requests import build_request
-from nanogpt.evaluation.scoring import Request
+from nanogpt.evaluation.scoring import Request, build_request
 from nanogpt.evaluation.statistics import compute_mean, compute_perplexity
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.evaluation.wikitext import WikiText, detokenize
@@ -188,7 +187,7 @@ BROKEN: list[tuple[str, str, str | bytes, str]] = [
     ),
     ("wikitext", "a.jsonl", '{"page": "= A = \\n"}\n{"page": " \\n"}\n', "line 2 of .* has no text in its page"),
     ("lambada", "a.jsonl", "", "no documents in it"),
-    ("lambada", "a.txt", "text", "can't be read; allowed: .jsonl, .parquet"),
+    ("lambada", "a.txt", "text", "unknown kind of file; allowed: .jsonl, .parquet"),
     ("wikitext", "a.raw", "\n\n", "no documents in it"),
     ("wikitext", "a.raw", b"\xff", "not UTF-8 text"),
     ("hellaswag", "a.txt.bz2", b"no bzip2", "Invalid data stream"),
@@ -248,5 +247,5 @@ def test_a_continuation_without_tokens_is_refused() -> None:
         def requests(self, tokenizer: object) -> list[Request]:
             return [Request([1], [[2]]), Request([1], [[]])]
 
-    with pytest.raises(BadData, match="document 2 has nothing to score"):
+    with pytest.raises(BadData, match="document 2 has no token to predict"):
         TaskEvaluation(Empty(), ByteTokenizer(), CPU)  # type: ignore[arg-type]

@@ -144,7 +144,7 @@ def test_prompts_from_files(trained: TrainConfig, tmp_path: Path, capsys: pytest
         ({"prompt": "FILE:nothing.txt"}, r"prompt=nothing.txt: No such file"),
         ({"prompt": "FILE:/dev/zero"}, r"/dev/zero: not a regular file"),
         ({"prompt": "FILE:{folder}/latin1"}, r"latin1: not valid UTF-8 at byte 2"),
-        ({"prompts": "{folder}/empty"}, r"empty: no prompt in it"),
+        ({"prompts": "{folder}/empty"}, r"empty: no prompts in the file"),
         ({"prompts": "{folder}/bad.jsonl"}, r'line 2 is not a JSON object with a text "prompt"'),
         ({"prompts": "x", "prompt": "y"}, r"prompts=x: prompt=y is given too"),
         ({"interactive": True, "prompt": "y"}, r"interactive=true"),

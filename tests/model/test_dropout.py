@@ -1,4 +1,4 @@
-"""Dropout masks are functions of key, place and element: right on average, independent, the same in any batch."""
+"""Dropout masks are functions of key, layer and element: right on average, independent, the same in any batch."""
 
 import torch
 from torch.nn import functional as F
@@ -70,7 +70,7 @@ def test_a_model_with_keys_in_any_batch() -> None:
 def test_places_are_those_of_earlier_runs() -> None:
     """0 after the embedding; in layer l 3l + 1 on attention weights, 3l + 2 after attention, 3l + 3 after the MLP."""
     model = GPT(ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=11, dropout=0.2))
-    found = {name: module.place for name, module in model.named_modules() if isinstance(module, Dropout)}
+    found = {name: module.index for name, module in model.named_modules() if isinstance(module, Dropout)}
     expected = {"transformer.drop": 0}
     for layer in range(3):
         for k, name in enumerate(("attn.attn_dropout", "attn.resid_dropout", "mlp.dropout"), 1):
