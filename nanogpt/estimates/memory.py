@@ -152,9 +152,8 @@ def activation_bytes(config: ModelConfig, size: int, sequences: int, gpu: bool =
     """Return the bytes that autograd saves of a micro-batch, with matrix products in elements of `size` bytes."""
     T, C, L, D = config.block_size, config.n_embd, config.n_layer, config.head_size
     rms, gains = not config.norm_subtracts_mean, config.norm_affine
-    norm = FP32 * C + (
-        FP32 * (C * gains + 1) if rms else 2 * FP32
-    )  # input and statistics; of RMSNorm also what the gains multiply
+    # A norm saves its input and statistics, RMSNorm also what the gains multiply.
+    norm = FP32 * C + (FP32 * (C * gains + 1) if rms else 2 * FP32)
     masks = C if config.dropout else 0  # a byte per element
     ids = 8
     block = 2 * norm + 2 * masks + attention_bytes(config, size, gpu) + size * mlp_channels(config)

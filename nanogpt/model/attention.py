@@ -65,11 +65,11 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y), keys)
 
     def attend_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
-        """Return (B, H, T, D) without a fused kernel: those draw dropout masks of their own."""
+        """Return attention with dropout, (B, H, T, D), without a fused kernel: those can't use our dropout masks."""
         return self.attn_dropout(compute_causal_weights(q, k), keys) @ v
 
     def attend_recomputed(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
-        """Return the same for some sequences at a time, and compute the weights again in the backward pass."""
+        """Return attention with dropout for a few sequences at a time, with weights recomputed in the backward pass."""
         count = sequences_at_a_time(self.n_head, q.shape[2])
         chunks = zip(*(part.split(count) for part in (q, k, v, keys)), strict=True)
         attend = partial(checkpoint, self.attend_with_dropout, use_reentrant=False, preserve_rng_state=False)
