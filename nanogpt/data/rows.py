@@ -149,7 +149,8 @@ def read_csv_rows(path: Path, compression: Compression | None, column: str, deli
                     yield TextRow(index, where, None, f"{len(row)} fields, the header has {len(header)}")
                 index += 1
         except csv.Error as error:
-            raise BadData(f"{one_line(path)}: line {reader.line_num}: {one_line(error, 200)}") from None
+            remedy = "; double the quotes inside quoted fields" if "expected after" in str(error) else ""
+            raise BadData(f"{one_line(path)}: line {reader.line_num}: {one_line(error, 200)}{remedy}") from None
 
 
 def missing_column_error(path: Path, column: str, columns: Sequence[str]) -> BadData:

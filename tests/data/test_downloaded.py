@@ -1,4 +1,4 @@
-"""What downloaded data looks like in practice, and was once read wrongly without a word."""
+"""Forms of downloaded data that were once read wrongly and silently."""
 
 import bz2
 import gzip
@@ -26,7 +26,7 @@ def rows(tag: str) -> bytes:
 def test_what_follows_packed_data_is_more_of_it_or_an_error(
     ending: str, pack: Callable[[bytes], bytes], data: Make, tmp_path: Path
 ) -> None:
-    """Parallel packers write several streams; Python's readers of bzip2 and xz stop at what isn't one, unsaid."""
+    """Parallel packers write several streams; Python's readers of bzip2 and xz ignore anything else after them."""
     file = tmp_path / f"a.jsonl.{ending}"
     file.write_bytes(pack(rows("a")) + pack(rows("b")))
     assert "120 documents" in prepare(data(source=str(file), tokenizer="byte")).description

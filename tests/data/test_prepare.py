@@ -177,7 +177,7 @@ def test_a_hub_data_set_is_streamed_file_by_file(data: Make, tmp_path: Path, wor
 
 def test_an_unreachable_hub_is_a_message(data: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # a closed port
     with pytest.raises(BadEnvironment, match=r"some/set: .*refused"):
         prepare(data(corpus="hub", hub="some/set", source=None))
 

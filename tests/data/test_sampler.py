@@ -11,7 +11,7 @@ MASK = 2**64 - 1
 
 
 def plain_mix(x: int) -> int:
-    """The finaliser of splitmix64 in Python integers."""
+    """Return the finaliser of splitmix64, in Python integers."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
     x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
     return x ^ x >> 31

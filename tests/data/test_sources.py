@@ -1,4 +1,4 @@
-"""Files of every kind: read as what they are, or refused by name; nothing that is there is passed over in silence."""
+"""Files of every format: read correctly, or refused by name."""
 
 import bz2
 import gzip
@@ -10,29 +10,24 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
-from nanogpt import tokenizer as tokenizers
-from nanogpt.data.dataset import Dataset, Split
+from nanogpt.data.dataset import Dataset
+from nanogpt.data.file_kinds import detect_kind
 from nanogpt.data.prepare import prepare
+from nanogpt.data.rows import read_rows
 from nanogpt.errors import BadData
-from tests.data.conftest import Make
+from tests.data.conftest import Make, text_of
 
 ROWS = [f'Row {i}, "quoted",\nwith a second line, é and 日本.' for i in range(120)]
 TEXT = "A line.\nAnother, with é.\n" * 40
 
 
-def text_of(dataset: Dataset, split: Split) -> str:
-    ids = np.concatenate([split.read(i, 0, n) for i, n in enumerate(split.shard_tokens)])
-    return tokenizers.decode(dataset.tokenizer, ids)
-
-
 def rows_of(dataset: Dataset) -> list[str]:
-    """The documents of both splits, ended by a newline where the tokenizer has no end-of-text id."""
+    """Return the sorted documents of both splits, without the newline that ends each."""
     text = text_of(dataset, dataset.train) + text_of(dataset, dataset.val)
     return sorted(f"Row {one.removesuffix(chr(10))}" for one in text.split("Row ")[1:])
 
@@ -239,71 +234,41 @@ def test_rows_that_are_all_bad_name_the_first(data: Make, tmp_path: Path) -> Non
             prepare(data(source=str(tmp_path / "a.jsonl"), on_bad_row="skip", tokenizer=tokenizer))
 
 
-def test_links_are_followed_and_what_is_left_out_is_named(data: Make, tmp_path: Path) -> None:
-    folder, outside = tmp_path / "source", tmp_path / "outside"
-    for path in (folder / "real", outside / "deep"):
-        path.mkdir(parents=True)
-    (folder / "real" / "a.txt").write_text("inside\n" * 20)
-    (outside / "deep" / "b.txt").write_text("outside\n" * 20)
-    (tmp_path / "c.txt").write_text("a file\n" * 20)
-    (folder / "books").symlink_to(outside)
-    (folder / "c.txt").symlink_to(tmp_path / "c.txt")
-    (folder / "again").symlink_to(folder / "real")
-    (folder / "a_twice.txt").symlink_to(folder / "real" / "a.txt")
-    (folder / "up").symlink_to(tmp_path)
-    (folder / "dead").symlink_to(tmp_path / "nowhere")
-    (folder / "loop").symlink_to(folder / "loop")
-    (folder / ".hidden").write_text("hidden")
-    os.mkfifo(folder / "pipe")
-    dataset = prepare(data(source=str(folder), val_fraction=0.1))
-    text = text_of(dataset, dataset.train) + text_of(dataset, dataset.val)
-    assert [text.count(word) for word in ("inside", "outside", "a file", "hidden")] == [20, 20, 20, 0]
-    assert set(dataset.notes) == {
-        "left out, links that lead nowhere: dead, loop",
-        "left out, not regular files: pipe",
-        "left out, links to a folder that contains the source: up",
-        "left out, links to files that are read already: a_twice.txt, again",
-        "left out, hidden: .hidden",
-        "read too, linked folders: books",
-    }
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_quotes_are_read_as_pandas_reads_them(tmp_path: Path, delimiter: str) -> None:
+    """A quoted field may hold delimiters and line ends; quotes inside an unquoted field are plain text."""
+    pandas = pytest.importorskip("pandas")
+    texts = [
+        "plain",
+        "a\tb",
+        "a,b",
+        "two\nlines",
+        "two\r\nlines",
+        'say "hi"',
+        '"',
+        '5" disk',
+        " blank ",
+        "",
+        "\n",
+        '""',
+    ]
+    quoted = ['"' + text.replace('"', '""') + '"' for text in texts]
+    unquoted = ["plain", 'say "hi" now', '5" disk', ' "blank" ', "", "it's"]
+    for end in ("\n", "\r\n"):
+        lines = [f"id{delimiter}text", *(f"{i}{delimiter}{field}" for i, field in enumerate([*quoted, *unquoted]))]
+        path = tmp_path / ("a.tsv" if delimiter == "\t" else "a.csv")
+        path.write_bytes(("\ufeff" + end.join(lines)).encode())
+        found = [row.text for row in read_rows(path, detect_kind(path), "text")]
+        assert found == texts + unquoted
+        assert found == pandas.read_csv(path, sep=delimiter, keep_default_na=False)["text"].tolist()
 
 
-def test_folders_that_a_glob_doesn_t_enter_are_named(data: Make, tmp_path: Path) -> None:
-    (tmp_path / "s" / "sub.txt").mkdir(parents=True)
-    (tmp_path / "s" / "sub.txt" / "b.txt").write_text(TEXT)
-    (tmp_path / "s" / "a.txt").write_text(TEXT)
-    assert (
-        "folders that the glob names but doesn't enter (** does): sub.txt"
-        in prepare(data(source=str(tmp_path / "s" / "*"))).notes[0]
-    )
-    whole = prepare(data(source=str(tmp_path / "s" / "**" / "*"), tokenizer="byte"))
-    assert whole.notes == ("read though another file holds the same: sub.txt/b.txt",)
-    assert whole.train.n_tokens + whole.val.n_tokens == 2 * len(TEXT.encode())
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("pipe", "is not a regular file"),
-        ("dead", "is a link that leads nowhere"),
-        ("none/*.txt", "no such file"),
-        ("~nosuchuser/x", "no such user"),
-        ("a\0b", "no such file"),
-        ("closed", "Permission denied"),
-    ],
-)
-def test_sources_that_are_no_files_are_named(
-    data: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    os.mkfifo("pipe")
-    Path("dead").symlink_to("nowhere")
-    Path("closed/in").mkdir(parents=True)
-    Path("closed/in").chmod(0)
-    if source == "closed" and os.access("closed/in", os.R_OK):
-        pytest.skip("this user may read everything")
-    with pytest.raises(BadData, match=message):
-        prepare(data(source=source))
+@pytest.mark.parametrize("field", ['"Hello" he said', '"open\n2\tHe said "no"'])
+def test_a_quote_that_doesn_t_end_its_field_is_refused(data: Make, tmp_path: Path, field: str) -> None:
+    """pandas drops such quotes, or takes several lines for a field."""
+    (tmp_path / "a.tsv").write_text(f"id\ttext\n1\t{field}\n")
+    with pytest.raises(BadData, match=r"a.tsv: line \d: .* expected after .*; double the quotes inside quoted fields"):
+        prepare(data(source=str(tmp_path / "a.tsv")))
 
 
 def test_a_zip_archive_is_refused(data: Make, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files whose names say what they are for are used so; marks for the end of a text become the id."""
+"""Splits by the names of files, and end-of-text marks in a text that become the id."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,7 @@ from nanogpt.data.local_files import LocalFiles
 from nanogpt.data.prepare import prepare
 from nanogpt.data.splits import divide_by_names, splits_in_name
 from nanogpt.errors import BadData
-from tests.data.conftest import Make
-from tests.data.test_sources import text_of
+from tests.data.conftest import Make, text_of
 
 
 @pytest.mark.parametrize(

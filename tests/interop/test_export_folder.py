@@ -1,4 +1,4 @@
-"""Where an export may be written: nothing is lost by a path with `..`, a link, a folder in use or a run directory."""
+"""Folders of exports: a path with `..`, a link, a used folder or a run directory loses no files."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from nanogpt.training.run import train
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file and folder below, with its content."""
+    """Return every file and folder below, with its content."""
     return {
         str(path.relative_to(folder)): path.read_text() if path.is_file() else "" for path in sorted(folder.rglob("*"))
     }
@@ -61,7 +61,7 @@ def test_nothing_is_lost(
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     Path("kept/thesis.txt").write_text("thesis")
-    Path("model/config.json").write_text("{}")  # the files of an export, but of somebody else
+    Path("model/config.json").write_text("{}")  # file names of an export, written by another program
     Path("model/model.safetensors").write_text("trained for a month")
     Path("run/config.json").write_text("{}")
     os.mkfifo("fifo")

@@ -1,4 +1,4 @@
-"""What else lies in a folder of weights, or in nanoGPT's file, is named or refused."""
+"""Other content in a folder of weights, or in nanoGPT's file, is named or refused."""
 
 from pathlib import Path
 from typing import Any

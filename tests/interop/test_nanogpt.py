@@ -47,7 +47,7 @@ def reference(bias: bool = True) -> Any:
 
 
 def checkpoint(model: Any, path: Path, bias: bool = True, prefix: str = "") -> Path:
-    """What nanoGPT's train.py saves of that network: its names are those of GPT-2, its matrices the other way round."""
+    """Return what nanoGPT's train.py saves for that network: names as in GPT-2, matrices transposed."""
     flipped = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     state = {
         prefix + name: (tensor.T if name.endswith(flipped) else tensor).clone()
@@ -170,7 +170,7 @@ def test_block_size_is_cut(config: Callable[..., TrainConfig], tmp_path: Path) -
 def test_export_of_what_muon_trained(
     config: Callable[..., TrainConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """nanoGPT has no Muon: the weights are there, its optimizer's state isn't, and the user is told."""
+    """nanoGPT has no Muon: weights are exported without optimizer state, which the output says."""
     built = config(**{"training.steps": 2, "model.activation": "gelu", "optimizer.name": "muon"})
     train(built)
     export_model(

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def cached(name: str, hub: Path, ids: torch.Tensor) -> Generator[torch.Tensor, None, None]:
-    """The logits of transformers' model of that size, whose random weights are in a cache of the hub meanwhile."""
+    """Put random weights of a size into a cache of the hub, and return their logits in transformers."""
     n_layer, n_head, n_embd = GPT2_SIZES[name]
     torch.manual_seed(0)
     with torch.device("meta"):
