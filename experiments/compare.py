@@ -106,7 +106,7 @@ def comparability_notes(comparability: Comparability, sides: Sequence[Side]) -> 
         yield Note(one_line(f"Compared in bits per byte, because {comparability.reason}.", 1000), warning=True)
     elif comparability.unit is None:
         measured = [(name, side.measurement) for name, side in sides if side.counted]
-        labels = partition([one for _, one in measured], agree_in_bits)
+        labels = partition([measurement for _, measurement in measured], agree_in_bits)
         alike = [
             ", ".join(name for (name, _), label in zip(measured, labels, strict=True) if label == own)
             for own in dict.fromkeys(labels)

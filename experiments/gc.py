@@ -54,14 +54,14 @@ def collect_garbage(config: GcConfig) -> int:
     """Print what could be deleted; delete what is selected. Return the exit code. Raise BadInput."""
     found = find_runs(config)
     statuses, problems = read_statuses(found)
-    quiet = [one for one in statuses if not one.in_progress and one.path.is_dir()]
-    things = [thing for one in quiet for thing in find_run_garbage(one, statuses)]
+    quiet = [status for status in statuses if not status.in_progress and status.path.is_dir()]
+    things = [thing for status in quiet for thing in find_run_garbage(status, statuses)]
     if not problems:  # else it isn't known which points still need their code
         things += [thing for study in found.studies for thing in find_study_garbage(study, statuses)]
     print_garbage(things, config)
     for problem in problems:
         logger.warning(problem)
-    busy = sum(one.in_progress for one in statuses)
+    busy = sum(status.in_progress for status in statuses)
     if busy:
         logger.info(f"{busy} runs are on their way; nothing of theirs is listed")
     chosen = [thing for thing in things if thing.kind in config.what]
@@ -88,27 +88,27 @@ def delete_all(things: Sequence[Garbage], statuses: Sequence[RunStatus]) -> int:
     return code
 
 
-def find_run_garbage(one: RunStatus, statuses: Sequence[RunStatus]) -> Iterator[Garbage]:
+def find_run_garbage(run: RunStatus, statuses: Sequence[RunStatus]) -> Iterator[Garbage]:
     """Yield what could be deleted of one run."""
-    for kind, path in classify_run_garbage(one, statuses):
-        yield Garbage(kind, path, disk_usage(path), one.path)
+    for kind, path in classify_run_garbage(run, statuses):
+        yield Garbage(kind, path, disk_usage(path), run.path)
 
 
-def classify_run_garbage(one: RunStatus, statuses: Sequence[RunStatus]) -> Iterator[tuple[Waste, Path]]:
+def classify_run_garbage(run: RunStatus, statuses: Sequence[RunStatus]) -> Iterator[tuple[Waste, Path]]:
     """Yield kind and path. Whole runs come alone."""
-    if is_superseded(one.path, statuses):
-        yield "attempts", one.path
+    if is_superseded(run.path, statuses):
+        yield "attempts", run.path
         return
-    if is_empty(one):
-        yield "empty", one.path
+    if is_empty(run):
+        yield "empty", run.path
         return
-    folder = one.path / "checkpoints"
+    folder = run.path / "checkpoints"
     partial = [*list_hidden(folder, "tmp"), *list_hidden(folder, "del")]
-    for path in [*partial, *replaced_checkpoints(folder), *sorted(one.path.glob(".*.tmp"))]:
+    for path in [*partial, *replaced_checkpoints(folder), *sorted(run.path.glob(".*.tmp"))]:
         yield "leftovers", path
     for path in list_hidden(folder, "bad"):
         yield "damaged", path
-    for path in find_extra_checkpoints(one.path) if one.state == "finished" else []:
+    for path in find_extra_checkpoints(run.path) if run.state == "finished" else []:
         yield "checkpoints", path
 
 
@@ -124,23 +124,23 @@ def replaced_checkpoints(folder: Path) -> list[Path]:
     return [path for path in list_hidden(folder, "old") if (folder / path.name.removeprefix(".old-")).exists()]
 
 
-def is_superseded(run: Path, statuses: Sequence[RunStatus]) -> bool:
+def is_superseded(path: Path, statuses: Sequence[RunStatus]) -> bool:
     """Return whether a later attempt of the same run finished."""
-    mine = parts_of(run.name)
+    mine = parts_of(path.name)
     if mine is None:
         return False
-    names = (one.path.name for one in statuses if one.path.parent == run.parent and one.state == "finished")
+    names = (run.path.name for run in statuses if run.path.parent == path.parent and run.state == "finished")
     others = (parts for name in names if (parts := parts_of(name)))
     return any(other[:2] == mine[:2] and other[2] > mine[2] for other in others)
 
 
-def is_empty(one: RunStatus) -> bool:
+def is_empty(run: RunStatus) -> bool:
     """Return whether a run has no checkpoint to continue from and no result."""
-    if one.state == "finished" or any((one.path / "checkpoints").glob("*step-*")):
+    if run.state == "finished" or any((run.path / "checkpoints").glob("*step-*")):
         return False
-    if (one.path / RECORDS).exists() or (one.path / "incidents").exists():
+    if (run.path / RECORDS).exists() or (run.path / "incidents").exists():
         return False
-    return not any("val_loss" in row and row["step"] > 0 for row in read_rows(one.path / "metrics.jsonl"))
+    return not any("val_loss" in row and row["step"] > 0 for row in read_rows(run.path / "metrics.jsonl"))
 
 
 def find_extra_checkpoints(run: Path) -> list[Path]:
@@ -166,7 +166,7 @@ def find_study_garbage(study: Path, statuses: Sequence[RunStatus]) -> Iterator[G
         if path.name.startswith(DELETING):
             yield Garbage("leftovers", path, disk_usage(path), path)
     folder = study / RECORDS / "code"
-    open_points = {one.path.resolve() for one in statuses if one.state != "finished"}
+    open_points = {run.path.resolve() for run in statuses if run.state != "finished"}
     needed = {
         Path(submission.spec.code).resolve()
         for submission in read_submissions(study)

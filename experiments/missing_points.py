@@ -58,7 +58,7 @@ def planned_points(command: tuple[str, ...], folder: Path, begun: int) -> list[t
         planned = plan_study(sweep)
         planned_runs = planned.runs
         if sweep.space is not None:
-            planned_runs = [planned for one in TrialLog(folder).read_trials(sweep.space) for planned in one.runs]
+            planned_runs = [planned for trial in TrialLog(folder).read_trials(sweep.space) for planned in trial.runs]
     except (LabError, OSError):
         return []
     if planned.path.name != folder.name:

@@ -251,12 +251,12 @@ def format_brief(value: Any) -> str:
 def short_name(axis: VariedKey, others: Sequence[VariedKey]) -> str:
     """Return `lr` for `optimizer.lr`, unless another key ends the same way."""
     end = axis.key.rpartition(".")[2]
-    return end if [one.key.rpartition(".")[2] for one in others].count(end) == 1 else axis.key
+    return end if [other.key.rpartition(".")[2] for other in others].count(end) == 1 else axis.key
 
 
 def describe_unusual(found: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> Callable[[SeedGroup], str]:
     """Return a function that names the values in which a group differs from most: `conv=[] lr=0.01`, or `as most`."""
-    usual = {axis: Counter(format_value(axis.value(one)) for one in found).most_common(1)[0][0] for axis in varied}
+    usual = {axis: Counter(format_value(axis.value(group)) for group in found).most_common(1)[0][0] for axis in varied}
 
     def describe(setting: SeedGroup) -> str:
         odd = [axis for axis in varied if format_value(axis.value(setting)) != usual[axis]]

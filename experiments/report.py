@@ -238,7 +238,7 @@ def best_blocks(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Block
     if setting is None:
         yield Note("Every finished run diverged." if ranking.ranked else "No run is finished yet.")
         return
-    result = next(one for one in setting.finished if one.trouble is None or not one.trouble.diverged)
+    result = next(result for result in setting.finished if result.trouble is None or not result.trouble.diverged)
     yield Note(f"{group_label(setting, varied)}: {WORDS[ranking.metric]} is {format_loss(setting, ranking.metric)}.")
     if rivals := rivals_note(ranking, varied):
         yield rivals
@@ -296,7 +296,7 @@ def difference_blocks(study: ReportData) -> Iterator[Block]:
         yield along
     varied = {key for axis in together for key in (axis.key, *axis.others)}
     effect = {*identity_values(study.results[0].config), *RUN_KEYS, *LABELS.values()}
-    apart = [key for key in differing_keys([one.config for one in study.results]) if key not in effect]
+    apart = [key for key in differing_keys([result.config for result in study.results]) if key not in effect]
     if apart:
         yield Note(f"Also different, without an effect on results: {', '.join(apart)}.")
     yield Code(common_settings(study.results, varied), "What all runs have in common")

@@ -116,27 +116,28 @@ class RunResult:
         if not self.clock:
             return None
         steps, seconds = zip((0, 0.0), *self.clock, strict=True)
-        return [float(one) for one in np.interp([row["step"] for row in rows], steps, seconds)]
+        return [float(value) for value in np.interp([row["step"] for row in rows], steps, seconds)]
 
 
 def read_results(statuses: Sequence[RunStatus]) -> tuple[list[RunResult], list[str]]:
     """Return the results, and messages about runs that can't be read."""
     results: list[RunResult] = []
     problems: list[str] = []
-    for one in statuses:
+    for status in statuses:
         try:
-            results.append(read_result(one))
+            results.append(read_result(status))
         except LabError as error:
-            problems.append(f"{one_line(one.path)}: left out: {one_line(error, 300)}")
+            problems.append(f"{one_line(status.path)}: left out: {one_line(error, 300)}")
         except OSError as error:
-            file = Path(error.filename or one.path)
-            problems.append(f"{one_line(one.path)}: left out: {one_line(file)} can't be read: {error.strerror}")
+            file = Path(error.filename or status.path)
+            problems.append(f"{one_line(status.path)}: left out: {one_line(file)} can't be read: {error.strerror}")
     return results, problems
 
 
 def find_missing_points(results: Sequence[RunResult], folders: Sequence[Path]) -> list[RunResult]:
     """Return the points in `folders` that a sweep's command asked for and that never started."""
-    whole = [one for one in results if any(one.path.resolve().parent.is_relative_to(f.resolve()) for f in folders)]
+    parents = [folder.resolve() for folder in folders]
+    whole = [result for result in results if any(map(result.path.resolve().parent.is_relative_to, parents))]
     there = {signature(result.config) for result in whole}
     never = find_never_started([(result.path, result.config, result.starts) for result in whole], there)
     why = "never started"

@@ -126,7 +126,7 @@ def total_cell(values: Iterable[float | None]) -> Cell:
 
 def status_cell(setting: SeedGroup) -> Cell:
     """Return `finished`, or counts per state, finished first; and what is wrong with a loss."""
-    counts = sorted(setting.states.items(), key=lambda one: one[0] != "finished")
+    counts = sorted(setting.states.items(), key=lambda item: item[0] != "finished")
     words = counts[0][0] if len(counts) == 1 else ", ".join(f"{count} {state}" for state, count in counts)
     trouble = next((result.trouble.words for result in setting.results if result.trouble), "")
     return Cell(f"{words}, {trouble}" if trouble else words)
@@ -202,12 +202,12 @@ def config_table(sides: Sequence[tuple[str, RunResult]]) -> TableBlock | None:
 def content_rows(found: Sequence[Measurement]) -> list[list[Cell]]:
     """Return rows about what was measured or used, if it differs: digests of contents, and resolved values."""
     facts: dict[str, list[object]] = {
-        "content of the data": [one.data and one.data[:12] for one in found],
-        "content of the validation text": [one.text and one.text[:12] for one in found],
-        "content of the evaluated windows": [one.windows and one.windows[:12] for one in found],
-        "tokenizer": [one.tokenizer and f"{one.tokenizer_label}, {one.tokenizer[:12]}" for one in found],
-        "precision used": [one.precision for one in found],
-        "fp8 used": [None if one.fp8 is None else format_value(one.fp8) for one in found],
+        "content of the data": [m.data and m.data[:12] for m in found],
+        "content of the validation text": [m.text and m.text[:12] for m in found],
+        "content of the evaluated windows": [m.windows and m.windows[:12] for m in found],
+        "tokenizer": [m.tokenizer and f"{m.tokenizer_label}, {m.tokenizer[:12]}" for m in found],
+        "precision used": [m.precision for m in found],
+        "fp8 used": [None if m.fp8 is None else format_value(m.fp8) for m in found],
     }
     return [
         [Cell(name), *(Cell(one_line(value or "not recorded")) for value in values), Cell("yes")]

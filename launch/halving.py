@@ -1,7 +1,7 @@
-"""Successive halving (Jamieson & Talwalkar 2016), synchronous: each rung trains fewer points for longer.
+"""Synchronous successive halving (Jamieson & Talwalkar 2016): each rung trains fewer points for longer.
 
-The learning-rate schedule of a point covers its whole run from the start, so a rung compares what an uninterrupted run
-would show. The losses that decided are stored in the study's folder, so the same command decides the same again.
+The learning-rate schedule of a point covers its whole run from the start, so a rung compares the same losses that an
+uninterrupted run has there. They are stored in the study's folder, so the same command decides the same again.
 """
 
 import json
@@ -38,7 +38,7 @@ class Candidate:
 
     runs: list[PlannedRun] = field(default_factory=list[PlannedRun])
     val: float = math.inf
-    """Mean of the metric over the seeds; infinite when one of them failed."""
+    """Mean of the metric over the seeds; infinite if one of them failed."""
 
     @property
     def name(self) -> str:
@@ -50,24 +50,23 @@ class Candidate:
 
 
 def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
-    """Train all candidates to the first rung, the best of them further. Return 0 if one finished.
+    """Train all candidates to the first rung and the best of each rung to the next. Return 0 if one finished.
 
     `run` trains or submits the runs of a study and waits for them. Raise BadInput.
     """
     config = study.runs[0].config
     if config.new_attempt or config.stop_at_fraction is not None:
         what = "new_attempt=true" if config.new_attempt else f"stop_at_fraction={config.stop_at_fraction}"
-        raise BadInput(f"{what}: hydra/sweeper=halving decides how far runs go on; leave it out")
+        raise BadInput(f"{what}: not with hydra/sweeper=halving, which decides how far each run is trained")
     metric = choose_metric([planned.config for planned in study.runs], sweeper.metric, "hydra/sweeper=halving")
     left = group_candidates(study.runs)
     print_plan(left, sweeper)
     for rung in range(sweeper.rungs):
         share = sweeper.eta ** (rung + 1 - sweeper.rungs)
         last = rung == sweeper.rungs - 1
-        left = [
-            Candidate([with_stop_fraction(planned, None if last else share) for planned in one.runs]) for one in left
-        ]
-        part = Study(study.path, [planned for one in left for planned in one.runs])
+        for candidate in left:
+            candidate.runs = [with_stop_fraction(planned, None if last else share) for planned in candidate.runs]
+        part = Study(study.path, [planned for candidate in left for planned in candidate.runs])
         check_not_past_rung(part, metric)
         logger.info(
             f"=== rung {rung + 1} of {sweeper.rungs}: {len(part.runs)} points to {100 * share:.3g} % of their steps"
@@ -76,12 +75,12 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
         if code == STOPPED or code >= 128 or config.dry_run:
             return code
         if missing := score_candidates(part, left, metric):
-            logger.info(f"rung {rung + 1} isn't complete: {missing}; the same command goes on")
+            logger.info(f"rung {rung + 1} is incomplete: {missing}; the same command continues")
             return code or 1
-        left.sort(key=lambda one: one.val)
+        left.sort(key=lambda candidate: candidate.val)
         keep = 1 if last else math.ceil(len(left) / sweeper.eta)
-        print_text(rung_table(left, keep, "best" if last else "goes on", f"rung {rung + 1}", UNITS[metric]))
-        left = [one for one in left[:keep] if one.val < math.inf]
+        print_text(rung_table(left, keep, "best" if last else "promoted", f"rung {rung + 1}", UNITS[metric]))
+        left = [candidate for candidate in left[:keep] if candidate.val < math.inf]
         if not left:
             return code or 1
     runs = ", ".join(one_line(planned.path) for planned in left[0].runs)
@@ -90,7 +89,6 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
 
 
 def group_candidates(runs: list[PlannedRun]) -> list[Candidate]:
-    """Return the runs grouped by everything but the seed."""
     found: dict[str, Candidate] = {}
     for planned in runs:
         training = planned.config.training.model_copy(update={"seed": 0})
@@ -100,49 +98,48 @@ def group_candidates(runs: list[PlannedRun]) -> list[Candidate]:
 
 
 def with_stop_fraction(planned: PlannedRun, share: float | None) -> PlannedRun:
-    """Return the run with the fraction of its steps that a rung trains."""
     return PlannedRun(planned.path, planned.config.model_copy(update={"stop_at_fraction": share}))
 
 
 def score_candidates(part: Study, left: list[Candidate], metric: Metric) -> str:
-    """Set the value of every candidate and store it. Return what is missing to do so, as text.
+    """Set and store the value of every candidate. Return the runs whose value is missing, as text.
 
     Raise BadInput if values were measured on different data.
     """
-    noted, now = read_decisions(part.path, metric), read_states(part)
+    stored, states = read_decisions(part.path, metric), read_states(part)
     check_comparable(part.runs, metric)
     found: dict[str, float] = {}
     missing: list[str] = []
-    for one in left:
+    for candidate in left:
         losses: list[float] = []
-        for planned in one.runs:
-            point = now[planned.path]
-            loss = noted.get(rung_key(planned), metric_at_goal(planned, metric))
+        for planned in candidate.runs:
+            point = states[planned.path]
+            loss = stored.get(rung_key(planned), metric_at_goal(planned, metric))
             if loss is not None:
                 found[rung_key(planned)] = loss
             elif point.state not in FAILED:
                 missing.append(f"{one_line(planned.path.name)} {point.state}")
             losses.append(math.inf if loss is None else loss)
-        one.val = sum(losses) / len(losses)
+        candidate.val = sum(losses) / len(losses)
     if not missing:
         for name, loss in found.items():
-            if name not in noted:
+            if name not in stored:
                 row: dict[str, Any] = {"at": name, "val": loss}
                 append(part.path / FILE, json.dumps(row if metric == "val_loss" else row | {"metric": metric}))
     return ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
 
 
 def rung_key(planned: PlannedRun) -> str:
-    """Return a run and the fraction of its steps, as rungs.jsonl stores them."""
+    """Return the key of a run and its fraction of steps in rungs.jsonl."""
     return f"{planned.path.name} {planned.config.stop_at_fraction or 1.0!r}"
 
 
 def read_decisions(study: Path, metric: Metric) -> dict[str, float]:
-    """Return the values that decided earlier rungs. They stay fixed, whatever becomes of the runs."""
+    """Return the values that decided earlier rungs. They stay fixed even if the runs change afterwards."""
     losses: dict[str, float] = {}
     path = study / FILE
     for line in read_text(path, "replace").splitlines() if path.exists() else []:
-        with suppress(ValueError, TypeError, KeyError):  # a line that a crash has torn
+        with suppress(ValueError, TypeError, KeyError):  # torn by a crash
             row = from_json(line)
             if row.get("metric", "val_loss") == metric:
                 losses[str(row["at"])] = float(row["val"])
@@ -150,33 +147,32 @@ def read_decisions(study: Path, metric: Metric) -> dict[str, float]:
 
 
 def check_not_past_rung(part: Study, metric: Metric) -> None:
-    """Raise BadInput if a run is past its rung's step and wasn't evaluated there: it can't be compared."""
-    noted = read_decisions(part.path, metric)
+    """Raise BadInput if a run is past its rung's step but was not evaluated there: it can't be compared."""
+    stored = read_decisions(part.path, metric)
     for planned in part.runs:
         goal = goal_step(planned)
-        if goal is None or rung_key(planned) in noted or metric_at_goal(planned, metric) is not None:
+        if goal is None or rung_key(planned) in stored or metric_at_goal(planned, metric) is not None:
             continue
         if newest_step(planned.path) > goal:
-            where = f"{one_line(planned.path)} is past step {goal}, where this rung compares"
-            raise BadInput(f"hydra/sweeper=halving: {where}, and wasn't evaluated there; another name= begins anew")
+            past = f"{one_line(planned.path)} is past step {goal}, where this rung compares"
+            raise BadInput(f"hydra/sweeper=halving: {past}, and wasn't evaluated there; start anew with another name=")
 
 
 def rung_table(left: list[Candidate], keep: int, word: str, title: str, unit: str) -> str:
-    """Return the table of a rung, best candidate first."""
     rows = [
         (
-            one.name,
-            str(len(one.runs)),
-            f"{one.val:.4f}" if one.val < math.inf else "failed",
-            word if place < keep and one.val < math.inf else "",
+            candidate.name,
+            str(len(candidate.runs)),
+            f"{candidate.val:.4f}" if candidate.val < math.inf else "failed",
+            word if rank < keep and candidate.val < math.inf else "",
         )
-        for place, one in enumerate(left)
+        for rank, candidate in enumerate(left)
     ]
     return format_table(title, ("setting", "seeds", unit, ""), rows)
 
 
 def print_plan(left: list[Candidate], sweeper: Halving) -> None:
-    """Print how many points each rung trains how far, and its share of the work of the whole grid."""
+    """Print the points and steps of each rung, and the share of the whole grid's work."""
     counts, shares = [len(left)], [sweeper.eta ** (rung + 1 - sweeper.rungs) for rung in range(sweeper.rungs)]
     for _ in shares[1:]:
         counts.append(math.ceil(counts[-1] / sweeper.eta))

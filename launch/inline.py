@@ -23,7 +23,7 @@ from nanogpt.run_state import FAILED
 
 logger = logging.getLogger(__name__)
 
-MAX_EQUAL_FAILURES = 3  # equal failures in a row, before the first step, after which the other points are not tried
+MAX_EQUAL_FAILURES = 3  # in a row and before the first step, after which the other points are not tried
 
 
 def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: SweepConfig) -> int:
@@ -31,7 +31,7 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
 
     Return the first exit code that isn't 0, of this call or of earlier ones.
     """
-    if is_rank():  # ranks must all do the same, whatever each of them finds on disk
+    if is_rank():  # all ranks must do the same, so none decides by what it finds on disk
         return run_points([planned.config for planned in study.runs], main)
     check_precisions(study.runs, here=True)
     before = read_states(study)
@@ -40,15 +40,15 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
         return main(study.runs[0].config)
     ends: dict[Path, tuple[int, str]] = {}
     waiting = runs_to_start(study.runs, before, settings)
-    with keep_code(waiting), trap_signals() as heard:
+    with keep_code(waiting), trap_signals() as received:
         for planned in waiting:
             number = study.runs.index(planned) + 1
             logger.info(f"=== point {number} of {len(study.runs)}: {one_line(planned.path.name)}")
             ends[planned.path] = code, _ = train_point(main, planned.config)
             if code in (STOPPED, PeerLost.exit_code) or code >= 128:
                 return code
-            if heard:  # when the point was done but for its last words
-                logger.info(f"{signal.Signals(heard[0]).name}: the sweep stopped; the same command goes on")
+            if received:  # the point was about to end and no longer handled it
+                logger.info(f"{signal.Signals(received[0]).name}: the sweep stopped; the same command continues")
                 return STOPPED
             if why := repeated_failure(ends):
                 print_text(
@@ -58,17 +58,17 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
                 break
     points = read_states(study)
     for run, (code, why) in ends.items():
-        if code and points[run].state not in FAILED:  # before it began to train
+        if code and points[run].state not in FAILED:  # it failed before training started
             points[run].state, points[run].why = "failed", why
     print_text(status_table(study.path, list(points.values())))
     print_failures(list(points.values()))
-    old = {"diverged": Diverged.exit_code, "failed": 1}
-    codes = [ends[run][0] if run in ends else old.get(point.state, 0) for run, point in points.items()]
+    earlier = {"diverged": Diverged.exit_code, "failed": 1}
+    codes = [ends[run][0] if run in ends else earlier.get(point.state, 0) for run, point in points.items()]
     return next((code for code in codes if code), 0)
 
 
 def repeated_failure(ends: Mapping[Path, tuple[int, str]]) -> str:
-    """Return the reason if the last points all failed alike before their first step, else an empty string."""
+    """Return the reason if the last points failed for the same one before their first step, else an empty string."""
     last = list(ends.items())[-MAX_EQUAL_FAILURES:]
     if len(last) < MAX_EQUAL_FAILURES or not all(
         code and not RunDirectory(run).status().get("step") for run, (code, _) in last
@@ -80,19 +80,19 @@ def repeated_failure(ends: Mapping[Path, tuple[int, str]]) -> str:
 
 @contextmanager
 def trap_signals() -> Generator[list[int], None, None]:
-    """Yield a list that collects SIGINT and SIGTERM, also those that a training near its end no longer acted on."""
-    heard: list[int] = []
+    """Yield a list of the SIGINT and SIGTERM received, including those that a point near its end did not act on."""
+    received: list[int] = []
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        if signal.getsignal(number) == hear:  # nothing trains that could save first
+    def handle(number: int, frame: FrameType | None) -> None:
+        if signal.getsignal(number) == handle:  # no point is training that would save first
             signal.default_int_handler(number, frame)
-        heard.append(number)
+        received.append(number)
 
     with restore_handlers((signal.SIGINT, signal.SIGTERM)) as before:
         for number, handler in before.items():
             if handler == signal.default_int_handler or handler == signal.SIG_DFL:
-                signal.signal(number, hear)
-        yield heard
+                signal.signal(number, handle)
+        yield received
 
 
 def train_point(main: Callable[[TrainConfig], int], config: TrainConfig) -> tuple[int, str]:

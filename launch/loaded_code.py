@@ -1,4 +1,4 @@
-"""Keep the code of a sweep in this process unchanged while it runs, whatever is edited meanwhile."""
+"""Protect a sweep that runs in this process from edits of the code."""
 
 import importlib
 import pkgutil
@@ -18,15 +18,15 @@ TRACKERS = ("nanogpt.tracking.wandb", "nanogpt.tracking.tensorboard", "nanogpt.t
 
 @contextmanager
 def keep_code(runs: Sequence[PlannedRun]) -> Generator[None, None, None]:
-    """Import every module that the runs may need, and give those with several ranks a copy of the code.
+    """Import every module that the runs may need, and start further ranks from a copy of the code.
 
-    A single run needs neither: it imports everything at its start.
+    A single run needs neither: it imports everything when it starts.
     """
     if len(runs) < 2:
         yield
         return
-    load_library({f"nanogpt.tracking.{name}" for one in runs for name in one.config.tracking.trackers})
-    if not any((one.config.hardware.devices or 1) > 1 for one in runs):
+    load_library({f"nanogpt.tracking.{name}" for run in runs for name in run.config.tracking.trackers})
+    if not any((run.config.hardware.devices or 1) > 1 for run in runs):
         yield
         return
     before = spawn.CODE_ROOT
@@ -39,8 +39,8 @@ def keep_code(runs: Sequence[PlannedRun]) -> Generator[None, None, None]:
 
 
 def load_library(wanted: set[str]) -> None:
-    """Import all modules that trainings use; of the trackers only those in `wanted`."""
+    """Import all modules that training uses; of the trackers only those in `wanted`."""
     for module in pkgutil.walk_packages(nanogpt.__path__, "nanogpt."):
         if not module.name.startswith(UNUSED) and (module.name not in TRACKERS or module.name in wanted):
-            with suppress(ImportError):  # of a library that isn't installed; a point that needs it says so
+            with suppress(ImportError):  # a library that isn't installed is reported by the point that needs it
                 importlib.import_module(module.name)

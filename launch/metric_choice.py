@@ -14,8 +14,7 @@ from nanogpt.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-MEASURED = ("data", "model", "eval", "hardware", "experiment")
-"""Groups whose keys can change what a result is measured on."""
+MEASURED = ("data", "model", "eval", "hardware", "experiment")  # groups that can change what a result is measured on
 UNITS: dict[Metric, str] = {
     "val_loss": "val",
     "val_bpb": "bits/byte",
@@ -27,13 +26,13 @@ UNITS: dict[Metric, str] = {
 def choose_metric(configs: Sequence[TrainConfig], asked: Metric, sweeper: str) -> Metric:
     """Return the metric in which the points of a sweep can be compared: `asked`, or bits per byte in its place.
 
-    Raises BadInput naming what differs where they can't be compared at all.
+    Raise BadInput with the difference if they can't be compared at all.
     """
     verdict = compare_measurements(measure_plans(configs))
     if verdict.unit is None:
         raise BadInput(
             f"{sweeper}: its points can't be compared with each other, because {one_line(verdict.reason, 500)}; "
-            "sweep that in studies of their own, each with one value"
+            "run a separate study for each value"
         )
     metric = asked if verdict.unit == "nats" else IN_BITS[asked]
     if metric != asked:
@@ -46,13 +45,13 @@ def choose_metric(configs: Sequence[TrainConfig], asked: Metric, sweeper: str) -
 
 
 def measure_plans(configs: Sequence[TrainConfig]) -> list[Measurement]:
-    """Return what the points will be measured on. If all leave the precision to the device, it is the same for all."""
-    left_open = {(one.hardware.precision, one.hardware.device) for one in configs}
-    return [requested_measurement(one) if len(left_open) == 1 else planned_measurement(one) for one in configs]
+    """Return what the points will be measured on. With equal `hardware` they get the same precision, whatever it is."""
+    hardware = {(config.hardware.precision, config.hardware.device) for config in configs}
+    return [requested_measurement(config) if len(hardware) == 1 else planned_measurement(config) for config in configs]
 
 
 def check_comparable(runs: Sequence[PlannedRun], metric: Metric) -> None:
-    """Raise BadInput if `metric` can't compare these runs, by what they recorded about their measurements."""
+    """Raise BadInput if the measurements that these runs recorded can't be compared in `metric`."""
     verdict = compare_measurements([found for planned in runs if (found := read_measurement(planned))])
     if verdict.unit is None or (verdict.unit == "bits_per_byte" and IN_BITS[metric] != metric):
         raise BadInput(
@@ -61,7 +60,7 @@ def check_comparable(runs: Sequence[PlannedRun], metric: Metric) -> None:
 
 
 def read_measurement(planned: PlannedRun) -> Measurement | None:
-    """Return what the last evaluation of a run was measured on; None before there is one."""
+    """Return what a run's last evaluation was measured on; None before the first."""
     rows = [row for row in read_rows(planned.path / "metrics.jsonl") if "val_loss" in row]
     if not rows:
         return None
@@ -71,7 +70,7 @@ def read_measurement(planned: PlannedRun) -> Measurement | None:
 
 
 def search_plans(space: Space[TrainConfig], start: TrainConfig) -> list[TrainConfig]:
-    """Return configs that show all a search may compare: each axis that matters by itself, at each of its choices."""
+    """Return configs that cover all that a search may compare: `start`, and each axis varied by itself."""
     return [start, *(config for axis in space.axes for config in vary_axis(space, axis))]
 
 
@@ -79,9 +78,9 @@ def vary_axis(space: Space[TrainConfig], axis: Axis) -> Iterator[TrainConfig]:
     """Yield a config for each choice of one axis, or for both ends of an interval."""
     if axis.key.partition(".")[0] not in MEASURED:
         return
-    usual = {other.key: other.value_at(0) for other in space.axes}
+    defaults = {other.key: other.value_at(0) for other in space.axes}
     for text in axis.choices or (axis.text(axis.low), axis.text(axis.high)):
         try:
-            yield from (point.config for point in space.points(usual | {axis.key: text}))
+            yield from (point.config for point in space.points(defaults | {axis.key: text}))
         except BadInput:
-            continue  # a choice that can't be is a trial that is invalid
+            continue  # becomes an invalid trial

@@ -1,4 +1,4 @@
-"""Refuse a study whose runs were computed in another precision than it asks for, before anything starts."""
+"""Reject a study whose runs were trained in another precision than it asks for, before anything starts."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from nanogpt.run_identity import known_precision, read_starts, recorded_precisio
 
 
 def check_precisions(runs: Sequence[PlannedRun], here: bool) -> None:
-    """Raise BadCheckpoint for a point whose run, finished or not, was computed in another precision than it would be
-    now: on this machine if `here`, else as far as the config tells.
+    """Raise BadCheckpoint if a point's run, finished or not, was trained in another precision than it would be now, on
+    this machine if `here`, else as far as the config determines it.
     """
     for run in runs:
         hardware, allowed = run.config.hardware, run.config.resume.allow_change
@@ -21,13 +21,13 @@ def check_precisions(runs: Sequence[PlannedRun], here: bool) -> None:
         if wanted and precision not in wanted:
             raise BadCheckpoint(
                 f"hardware.precision={hardware.precision}: {one_line(run.path)} was trained in {one_line(precision)}, "
-                f"and this would be {' or '.join(wanted)}; give "
-                f"hardware.precision={one_line(precision)}, another name, or resume.allow_change=[hardware.precision]"
+                f"and would continue in {' or '.join(wanted)}; allowed: hardware.precision={one_line(precision)}, "
+                "another name=, or resume.allow_change=[hardware.precision]"
             )
 
 
 def find_precisions(hardware: HardwareConfig, here: bool) -> tuple[str, ...]:
-    """Return the precisions that the hardware may come to; none where only the machine would tell."""
+    """Return the precisions that `hardware` may resolve to; empty if only the machine that trains can tell."""
     known = known_precision(hardware)
     if known is not None:
         return (known,)
@@ -35,6 +35,6 @@ def find_precisions(hardware: HardwareConfig, here: bool) -> tuple[str, ...]:
         return ("bf16", "fp16")
     if not here:
         return ()
-    from nanogpt.device import find_device, find_precision  # torch, where nothing else tells
+    from nanogpt.device import find_device, find_precision  # torch, only if it has to be asked
 
     return (find_precision(hardware, find_device(hardware.device), "hardware."),)

@@ -25,8 +25,8 @@ def runs_to_start(
 ) -> list[PlannedRun]:
     """Return the runs that are neither done nor in progress; with sweep.retry=failed also those that failed."""
     again = (*RESUBMITTED, *FAILED) if settings.retry else RESUBMITTED
-    start = [one for one in planned_runs if before[one.path].state in again]
-    return [one for one in start if one.config.stop_at_fraction is None or metric_at_goal(one) is None]
+    start = [run for run in planned_runs if before[run.path].state in again]
+    return [run for run in start if run.config.stop_at_fraction is None or metric_at_goal(run) is None]
 
 
 def read_states(study: Study) -> dict[Path, RunStatus]:
@@ -120,5 +120,5 @@ def print_resources(launcher: JobLauncher, groups: dict[Resources, list[PlannedR
             f"needs   {count}{resources.describe()}; {launcher.timeout_min} min in one go; at most {most} at once"
         )
     points = [planned for planned_runs in groups.values() for planned in planned_runs]
-    if isinstance(launcher, SlurmLauncher) and any(one.config.hardware.device == "auto" for one in points):
+    if isinstance(launcher, SlurmLauncher) and any(planned.config.hardware.device == "auto" for planned in points):
         logger.info("note    hardware.device=auto asks Slurm for no GPU; hardware=gpu asks for one a rank")

@@ -63,7 +63,7 @@ class RestartLimits:
 
 def classify_end(code: int, exits: Mapping[int, Mapping[str, Any]], log: str) -> AttemptEnd:
     """Return how an attempt ended, from srun's exit code, the ranks' exit files and the end of the log."""
-    noted = {rank: (int(one["code"]), str(one["why"])) for rank, one in exits.items()}
+    noted = {rank: (int(exit_["code"]), str(exit_["why"])) for rank, exit_ in exits.items()}
     for rank in sorted(noted):  # the first that had an error of its own
         if noted[rank][0] not in (0, *REQUEUE_CODES):
             return AttemptEnd(*noted[rank])

@@ -77,7 +77,7 @@ def visible_gpus() -> list[str]:
     if named is not None:
         return [word.strip() for word in named.split(",") if word.strip()]
     numbers = (re.fullmatch(r"nvidia([0-9]+)", path.name) for path in Path("/dev").glob("nvidia*"))
-    return [str(number) for number in sorted(int(one[1]) for one in numbers if one)]
+    return [str(number) for number in sorted(int(match[1]) for match in numbers if match)]
 
 
 def with_ranks(config: TrainConfig, resources: Resources) -> TrainConfig:

@@ -1,7 +1,7 @@
-"""Hyperparameter search with Optuna's samplers through its ask-and-tell interface.
+"""Hyperparameter search with Optuna's samplers, through its ask-and-tell interface.
 
-Nothing of Optuna is stored. Before each choice an in-memory study is built from all known trials, with a sampler
-seeded by the number of the next trial: the same results lead to the same choices, interrupted or not.
+Optuna's state is not stored. Before each choice an in-memory study is built from all earlier trials, with a sampler
+seeded by the number of the next trial, so an interrupted search makes the same choices.
 """
 
 import logging
@@ -51,13 +51,13 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
     path.mkdir(parents=True, exist_ok=True)
     with hold_lock(path / ".trials.lock", wait=False) as mine:
         if not mine:
-            raise Locked(f"{one_line(path)}: another process is searching here")
+            raise Locked(f"{one_line(path)}: another process runs this search")
         record.drop_torn_line()
         trials = record.read_trials(space)
         update_trials(path, trials, metric)
         if sweep.settings.retry:
-            for one in trials:
-                one.state = "open" if one.state in FAILED else one.state
+            for trial in trials:
+                trial.state = "open" if trial.state in FAILED else trial.state
         print_space(sweeper, space, trials)
         return run_search(sweeper, space, record, trials, run, metric)
 
@@ -65,13 +65,15 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
 def check_search_possible(config: TrainConfig) -> None:
     """Raise BadInput or BadEnvironment for settings that a search doesn't support."""
     if config.new_attempt:
-        raise BadInput("new_attempt=true: hydra/sweeper=optuna goes on from what is there; give another name")
+        raise BadInput(
+            "new_attempt=true: hydra/sweeper=optuna continues the existing search; start anew with another name="
+        )
     if config.stop_at_fraction is not None:
         raise BadInput(
             f"stop_at_fraction={config.stop_at_fraction}: hydra/sweeper=optuna trains every trial to its end"
         )
     if find_spec("optuna") is None:
-        raise BadEnvironment("hydra/sweeper=optuna: is not installed: pip install -e '.[optuna]'")
+        raise BadEnvironment("hydra/sweeper=optuna: optuna is not installed: pip install -e '.[optuna]'")
 
 
 def run_search(
@@ -88,43 +90,42 @@ def run_search(
     """
     code = 0
     while True:
-        check_comparable([planned for one in trials if one.val is not None for planned in one.runs], metric)
-        batch = [one for one in trials if one.state == "open"]
+        check_comparable([planned for trial in trials if trial.val is not None for planned in trial.runs], metric)
+        batch = [trial for trial in trials if trial.state == "open"]
         if not batch and len(trials) < sweeper.trials:
             batch = choose_trials(sweeper, space, record, trials)
             record.add(batch)
             trials += batch
-            update_trials(record.study, batch, metric)  # values that were tried before are there already
+            update_trials(record.study, batch, metric)  # a repeated choice has its result already
         if not batch:
             return print_results(trials, code, metric)
-        for one in batch:
-            print_trial(one)
-        open_ = [one for one in batch if one.state == "open"]
+        for trial in batch:
+            print_trial(trial)
+        open_ = [trial for trial in batch if trial.state == "open"]
         if not open_:
             continue
-        now = run(study_of_trials(record.study, open_))
-        if now == STOPPED or now >= 128:
-            return now
+        batch_code = run(study_of_trials(record.study, open_))
+        if batch_code == STOPPED or batch_code >= 128:
+            return batch_code
         update_trials(record.study, open_, metric)
-        if missing := next((one for one in open_ if one.state == "open"), None):
+        if missing := next((trial for trial in open_ if trial.state == "open"), None):
             logger.info(
-                f"trial {missing.number} isn't complete: {one_line(missing.why, 200)}; the same command goes on"
+                f"trial {missing.number} is incomplete: {one_line(missing.why, 200)}; the same command continues"
             )
-            return now or 1
-        code = now or code
+            return batch_code or 1
+        code = batch_code or code
 
 
 def choose_trials(sweeper: Search, space: Space[TrainConfig], record: TrialLog, trials: Sequence[Trial]) -> list[Trial]:
-    """Return the next trials."""
     count = min(sweeper.at_once, sweeper.trials - len(trials))
-    asked = suggest_values(sweeper, space.axes, trials, record.count, count)
-    return [make_trial(record.study, space, record.count + place, texts) for place, texts in enumerate(asked, 1)]
+    values = suggest_values(sweeper, space.axes, trials, record.count, count)
+    return [make_trial(record.study, space, record.count + number, texts) for number, texts in enumerate(values, 1)]
 
 
 def suggest_values(
     sweeper: Search, axes: Sequence[Axis], trials: Sequence[Trial], number: int, count: int
 ) -> list[dict[str, str]]:
-    """Return the values of the next `count` trials after `number` others. Deterministic in its arguments."""
+    """Return the values of `count` trials that follow `number` others. Deterministic in its arguments."""
     import optuna
     from optuna.exceptions import ExperimentalWarning
 
@@ -132,7 +133,7 @@ def suggest_values(
     seed = random.Random(f"{sweeper.seed}/{number}").getrandbits(32)
     space = {axis.key: to_distribution(axis) for axis in axes}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # of constant_liar: keeps trials of one batch apart
+        warnings.simplefilter("ignore", ExperimentalWarning)  # constant_liar keeps the trials of a batch apart
         match sweeper.sampler:
             case "tpe":
                 sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
@@ -141,13 +142,12 @@ def suggest_values(
             case _:
                 assert_never(sweeper.sampler)
         study = optuna.create_study(sampler=sampler)
-        study.add_trials([to_frozen_trial(one, axes, space) for one in trials])
-        asked = [study.ask(space).params for _ in range(count)]
-    return [{axis.key: axis.text(params[axis.key]) for axis in axes} for params in asked]
+        study.add_trials([to_frozen_trial(trial, axes, space) for trial in trials])
+        suggested = [study.ask(space).params for _ in range(count)]
+    return [{axis.key: axis.text(params[axis.key]) for axis in axes} for params in suggested]
 
 
 def to_distribution(axis: Axis) -> "BaseDistribution":
-    """Return an axis as an Optuna distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if axis.choices:
@@ -157,19 +157,19 @@ def to_distribution(axis: Axis) -> "BaseDistribution":
     return FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step)
 
 
-def to_frozen_trial(one: Trial, axes: Sequence[Axis], space: "dict[str, BaseDistribution]") -> "FrozenTrial":
+def to_frozen_trial(trial: Trial, axes: Sequence[Axis], space: "dict[str, BaseDistribution]") -> "FrozenTrial":
     """Return a trial that ended as an Optuna trial.
 
     Diverged, invalid and excluded trials are `PRUNED`, which the sampler ranks below all others. Failed trials are
-    `FAIL`, from which it learns nothing: a full disk says nothing about the values.
+    `FAIL`, which it ignores: a full disk says nothing about the values.
     """
     from optuna.trial import TrialState, create_trial
 
     states = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}
     return create_trial(
-        state=states.get(one.state, TrialState.PRUNED),
-        value=one.val,
-        params={axis.key: axis.value(one.texts[axis.key]) for axis in axes},
+        state=states.get(trial.state, TrialState.PRUNED),
+        value=trial.val,
+        params={axis.key: axis.value(trial.texts[axis.key]) for axis in axes},
         distributions=space,
     )
 
@@ -177,14 +177,14 @@ def to_frozen_trial(one: Trial, axes: Sequence[Axis], space: "dict[str, BaseDist
 def preview_search(
     sweeper: Search, space: Space[TrainConfig], record: TrialLog, run: Callable[[Study], int], metric: Metric
 ) -> int:
-    """Print the search space and preview the next trial. Write nothing. Return the exit code."""
+    """Print the search space and a preview of the next trial; write nothing. Return the exit code."""
     trials = record.read_trials(space)
     update_trials(record.study, trials, metric)
     print_space(sweeper, space, trials)
-    batch = [one for one in trials if one.state == "open"]
+    batch = [trial for trial in trials if trial.state == "open"]
     if not batch and len(trials) < sweeper.trials:
         batch = choose_trials(sweeper, space, record, trials)
-    first = next((one for one in batch if one.runs), None)
+    first = next((trial for trial in batch if trial.runs), None)
     if first is None:
         return 0
     print_trial(first)
@@ -192,31 +192,34 @@ def preview_search(
 
 
 def print_space(sweeper: Search, space: Space[TrainConfig], trials: Sequence[Trial]) -> None:
-    """Print the search space and how many trials are done."""
     seeds = f", each with {len(space.seeds)} seeds" if space.seeds else ""
-    done = sum(one.state != "open" for one in trials)
+    done = sum(trial.state != "open" for trial in trials)
     logger.info(f"search  {sweeper.trials} trials{seeds}, {sweeper.at_once} at once, by {sweeper.sampler}; {done} done")
     for axis in space.axes:
         logger.info(f"        {axis.key}={one_line(axis.override_text, 200)}")
 
 
-def print_trial(one: Trial) -> None:
-    """Print the values of a trial, and how it ended if it has."""
-    end = {"open": "", "finished": f": val {one.val}, as before"}.get(one.state, f": {one.state}: {one.why}")
-    logger.info(f"trial   {one.number}: {one_line(one.settings, 200)}{one_line(end, 300)}")
+def print_trial(trial: Trial) -> None:
+    end = {"open": "", "finished": f": val {trial.val}, from an earlier trial"}.get(
+        trial.state, f": {trial.state}: {trial.why}"
+    )
+    logger.info(f"trial   {trial.number}: {one_line(trial.settings, 200)}{one_line(end, 300)}")
 
 
 def print_results(trials: Sequence[Trial], code: int, metric: Metric) -> int:
     """Print the best trials. Return the exit code: 0 if there is one."""
-    finished = sorted((one for one in trials if one.val is not None), key=lambda one: (one.val, one.number))
+    finished = sorted((trial for trial in trials if trial.val is not None), key=lambda trial: (trial.val, trial.number))
     once: dict[str, Trial] = {}
-    for one in finished:
-        once.setdefault(one.settings, one)
-    rows = [(str(one.number), f"{one.val:.4f}", one_line(one.settings, 200)) for one in list(once.values())[:MAX_ROWS]]
-    summary = f"{len(trials)} trials: {count_states(one.state for one in trials)}"
+    for trial in finished:
+        once.setdefault(trial.settings, trial)
+    rows = [
+        (str(trial.number), f"{trial.val:.4f}", one_line(trial.settings, 200))
+        for trial in list(once.values())[:MAX_ROWS]
+    ]
+    summary = f"{len(trials)} trials: {count_states(trial.state for trial in trials)}"
     print_text(format_table(summary, ("trial", UNITS[metric], "values"), rows))
-    for one in [one for one in trials if one.val is None][:MAX_ROWS]:
-        print_text(f"trial {one.number} {one.state}: {one_line(one.why, 300)}")
+    for trial in [trial for trial in trials if trial.val is None][:MAX_ROWS]:
+        print_text(f"trial {trial.number} {trial.state}: {one_line(trial.why, 300)}")
     if not finished:
         return code or 1
     runs = ", ".join(one_line(planned.path) for planned in finished[0].runs)

@@ -1,7 +1,7 @@
-"""A copy of the code as it was at submission: later edits don't reach jobs that are queued or requeued.
+"""A copy of the code for jobs, so that later edits don't reach those that are queued or requeued.
 
-A snapshot is named by the digest of its sources and verified before it is used again, so one that was cut short, half
-deleted or edited is never taken for complete.
+A snapshot is named by the digest of its sources and verified before it is used again, so an incomplete or edited one is
+never used.
 """
 
 import hashlib
@@ -25,23 +25,23 @@ DIGITS = 12  # of the digest in a snapshot's name
 
 
 def snapshot(folder: Path) -> Path:
-    """Copy the packages into `folder`/<digest>, unless just this code is there already, and return where it is.
+    """Copy the packages into `folder`/<digest>, unless this code is there already, and return the path.
 
-    A damaged copy is moved aside, where gc finds it. Raise OSError.
+    A damaged copy is moved aside; gc deletes it. Raise OSError.
     """
     sources = read_sources(ROOT)
-    place = folder / snapshot_name(sources)
-    if is_whole(place):
-        return place
-    partial = folder / f".{place.name}.{os.getpid()}"
+    copy = folder / snapshot_name(sources)
+    if is_whole(copy):
+        return copy
+    partial = folder / f".{copy.name}.{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     for name, content in sources.items():
-        copy = partial / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(content)
+        file = partial / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
     write(partial / GIT_STATE, json.dumps(redact_all(git_state(ROOT / "nanogpt"))))
-    put_in_place(partial, place)
-    return place
+    put_in_place(partial, copy)
+    return copy
 
 
 def read_sources(root: Path) -> dict[str, bytes]:
@@ -56,48 +56,47 @@ def read_sources(root: Path) -> dict[str, bytes]:
 
 
 def snapshot_name(sources: dict[str, bytes]) -> str:
-    """Return the name of a snapshot with these sources."""
     digest = hashlib.sha256()
     for name, content in sources.items():
         digest.update(name.encode() + b"\0" + content + b"\0")
     return digest.hexdigest()[:DIGITS]
 
 
-def is_whole(place: Path) -> bool:
-    """Return whether a snapshot holds just the code that its name stands for."""
+def is_whole(copy: Path) -> bool:
+    """Return whether a snapshot holds exactly the code that its name is the digest of."""
     try:
-        return (place / GIT_STATE).is_file() and snapshot_name(read_sources(place)) == place.name
+        return (copy / GIT_STATE).is_file() and snapshot_name(read_sources(copy)) == copy.name
     except OSError:
         return False
 
 
-def put_in_place(partial: Path, place: Path) -> None:
-    """Rename a new snapshot. A damaged one in its place is moved aside; another command may have been faster."""
+def put_in_place(partial: Path, copy: Path) -> None:
+    """Give a new snapshot its name and move a damaged one aside. Another command may have been faster."""
     fsync(partial)
-    if os.path.lexists(place) and not is_whole(place):
-        aside, number = place.with_name(f".bad-{place.name}"), 2
+    if os.path.lexists(copy) and not is_whole(copy):
+        aside, number = copy.with_name(f".bad-{copy.name}"), 2
         while os.path.lexists(aside):
-            aside, number = place.with_name(f".bad-{place.name}-{number}"), number + 1
-        place.rename(aside)
-        logger.warning(f"{one_line(place)}: this copy of the code was damaged; it is made anew")
+            aside, number = copy.with_name(f".bad-{copy.name}-{number}"), number + 1
+        copy.rename(aside)
+        logger.warning(f"{one_line(copy)}: this copy of the code was damaged; it was replaced")
     try:
-        partial.rename(place)
+        partial.rename(copy)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
-        if not is_whole(place):
+        if not is_whole(copy):
             raise
 
 
-def restore(place: Path) -> Path:
-    """Return a snapshot for points that are to run with it again, made anew if it is damaged and the code is the same.
+def restore(copy: Path) -> Path:
+    """Return a snapshot that points will run with again; a damaged one is replaced if the code is still the same.
 
-    Raise BadEnvironment if it is damaged or gone and the code has changed since.
+    Raise BadEnvironment if it is damaged or missing and the code has changed since.
     """
-    if is_whole(place):
-        return place
-    if snapshot_name(read_sources(ROOT)) == place.name:
-        return snapshot(place.parent)
+    if is_whole(copy):
+        return copy
+    if snapshot_name(read_sources(ROOT)) == copy.name:
+        return snapshot(copy.parent)
     raise BadEnvironment(
-        f"{one_line(place)}: the frozen code is damaged or gone, and the code has changed since; "
-        "nanogpt resubmit takes the code as it is now"
+        f"{one_line(copy)}: the frozen code is damaged or missing, and the code has changed since; "
+        "nanogpt resubmit uses the current code"
     )

@@ -83,7 +83,7 @@ def resolve_points(points: Sequence[Point[TrainConfig]]) -> list[Point[TrainConf
 def plan_runs(path: Path, points: Sequence[Point[TrainConfig]]) -> list[PlannedRun]:
     """Return the planned run of each point in a study's folder."""
     there = [entry.name for entry in list_entries(path)]
-    known = {parts[1]: (parts[0], path / one) for one in sorted(there) if (parts := parts_of(one))}
+    known = {parts[1]: (parts[0], path / name) for name in sorted(there) if (parts := parts_of(name))}
     runs = {digits: run for digits, (_, run) in known.items()}
     short = short_names(swept_keys(points))
     planned_runs: list[PlannedRun] = []
@@ -167,7 +167,7 @@ def point_name(config: TrainConfig, changes: dict[str, str], short: dict[str, st
 def format_for_name(value: Any) -> str:
     """Return a value as it appears in the name of a run."""
     if isinstance(value, tuple):
-        return "_".join(format_for_name(one) for one in value)  # pyright: ignore[reportUnknownVariableType]
+        return "_".join(format_for_name(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
     return "null" if value is None else f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
 
 
@@ -179,14 +179,16 @@ def clean_name(text: str) -> str:
 def check_no_duplicates(sweep: Sweep[TrainConfig], signatures: list[str]) -> None:
     """Raise BadInput if two points are the same run: it would be trained twice."""
     first: dict[str, int] = {}
-    for number, one in enumerate(signatures):
-        if one in first:
-            texts = [" ".join(f"{k}={v}" for k, v in sweep.points[n].changes.items()) for n in (first[one], number)]
+    for number, signature in enumerate(signatures):
+        if signature in first:
+            texts = [
+                " ".join(f"{k}={v}" for k, v in sweep.points[n].changes.items()) for n in (first[signature], number)
+            ]
             raise BadInput(
-                f"-m: points {first[one] + 1} and {number + 1} are the same run: {one_line(texts[0])} and "
+                f"-m: points {first[signature] + 1} and {number + 1} are the same run: {one_line(texts[0])} and "
                 f"{one_line(texts[1])} give the same model, data and training"
             )
-        first[one] = number
+        first[signature] = number
 
 
 def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:

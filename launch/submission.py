@@ -225,7 +225,7 @@ def read_submissions(study: Path) -> list[Submission]:
     folder = study / RECORDS
     named = [path for path in list_entries(folder) if parse_number(path.name)]
     whole = [Submission(path) for path in named if (path / "submission.json").exists()]
-    return sorted(whole, key=lambda one: one.number)
+    return sorted(whole, key=lambda submission: submission.number)
 
 
 def find_stray_entries(study: Path) -> list[str]:

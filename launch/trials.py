@@ -28,9 +28,9 @@ class Trial:
 
     number: int
     texts: dict[str, str]
-    """Its values by key, as one would type them."""
+    """Values by key, as on the command line."""
     runs: list[PlannedRun] = field(default_factory=list[PlannedRun])
-    """None for one that is invalid or excluded."""
+    """Empty for an invalid or excluded trial."""
     state: TrialState = "open"
     val: float | None = None
     """Mean of the metric over the seeds."""
@@ -38,36 +38,34 @@ class Trial:
 
     @property
     def settings(self) -> str:
-        """Return e.g. `optimizer.lr=0.001 model.dropout=0.1`."""
         return " ".join(f"{key}={text}" for key, text in self.texts.items())
 
     @property
     def signatures(self) -> list[str]:
-        """Return the signatures that end the names of its runs."""
         return [digits_of(planned.config) for planned in self.runs]
 
 
 def make_trial(path: Path, space: Space[TrainConfig], number: int, texts: dict[str, str]) -> Trial:
-    """Return a choice of values as a trial in the study's folder, also if it is invalid or excluded."""
+    """Return a choice of values as a trial in the study's folder `path`."""
     try:
         points = space.points(texts)
     except BadInput as error:
         return Trial(number, texts, state="invalid", why=str(error))
     if not points:
-        return Trial(number, texts, state="excluded", why="left out by sweep.exclude")
+        return Trial(number, texts, state="excluded", why="excluded by sweep.exclude")
     return Trial(number, texts, plan_runs(path, points))
 
 
 class TrialLog:
-    """The file trials.jsonl of a search."""
+    """The trials.jsonl of a search."""
 
     def __init__(self, path: Path) -> None:
         self.study, self.path = path, path / "trials.jsonl"
         self.count = 0
-        """Trials in it, those of other searches too."""
+        """Number of lines, including trials of other search spaces."""
 
     def read_trials(self, space: Space[TrainConfig]) -> list[Trial]:
-        """Return the trials that are in `space` and still the same runs. Raise BadCheckpoint."""
+        """Return the trials that are in `space` and have the same runs today. Raise BadCheckpoint."""
         lines = self.read_complete_lines().splitlines()
         self.count = len(lines)
         found: list[Trial] = []
@@ -75,32 +73,33 @@ class TrialLog:
             try:
                 texts, digits = parse_line(from_json(line))
             except (ValueError, TypeError, KeyError, AttributeError):
-                why = "isn't a trial; without this file the search begins anew, and its runs are still there"
+                why = "is not a trial; without this file the search starts anew and reuses finished runs"
                 raise BadCheckpoint(f"{one_line(self.path)}: line {number} {why}") from None
             if is_in_space(space, texts):
-                one = make_trial(self.study, space, number, texts)
-                found += [one] if {*one.signatures} & {*digits} or not (one.signatures or digits) else []
+                trial = make_trial(self.study, space, number, texts)
+                found += [trial] if {*trial.signatures} & {*digits} or not (trial.signatures or digits) else []
         return found
 
     def drop_torn_line(self) -> None:
-        """Remove a last line that a crash cut short: its trial was never trained. Raise OSError."""
+        """Remove an incomplete last line: its trial was never trained. Raise OSError."""
         if self.path.exists() and not read_bytes(self.path).endswith(b"\n"):
             write_atomic(self.path, self.read_complete_lines())
 
     def read_complete_lines(self) -> str:
-        """Return the text up to the last complete line."""
         text = read_text(self.path, "replace") if self.path.exists() else ""
         return text[: text.rfind("\n") + 1]
 
     def add(self, trials: Sequence[Trial]) -> None:
         """Append trials that are about to be trained, all or none. Raise OSError."""
-        lines = [json.dumps({"trial": one.number, "values": one.texts, "runs": one.signatures}) for one in trials]
+        lines = [
+            json.dumps({"trial": trial.number, "values": trial.texts, "runs": trial.signatures}) for trial in trials
+        ]
         append(self.path, "\n".join(lines))
         self.count += len(trials)
 
 
 def parse_line(line: Any) -> tuple[dict[str, str], list[str]]:
-    """Return values and signatures of a line. Raise ValueError, TypeError, KeyError or AttributeError for another."""
+    """Return values and signatures of a line. Raise ValueError, TypeError, KeyError or AttributeError."""
     texts = {str(key): str(text) for key, text in line["values"].items()}
     return texts, [str(digits) for digits in line["runs"]]
 
@@ -116,22 +115,21 @@ def is_in_space(space: Space[TrainConfig], texts: dict[str, str]) -> bool:
 
 
 def study_of_trials(path: Path, trials: Sequence[Trial]) -> Study:
-    """Return a study with the runs of these trials, each once."""
-    return Study(path, list({planned.path: planned for one in trials for planned in one.runs}.values()))
+    return Study(path, list({planned.path: planned for trial in trials for planned in trial.runs}.values()))
 
 
 def update_trials(path: Path, trials: Sequence[Trial], metric: Metric) -> None:
-    """Set the result of every trial with runs; it stays open until all of them ended."""
-    now = read_states(study_of_trials(path, trials))
-    for one in trials:
-        points = [now[planned.path] for planned in one.runs]
+    """Set the result of every trial whose runs have all ended; the others stay open."""
+    states = read_states(study_of_trials(path, trials))
+    for trial in trials:
+        points = [states[planned.path] for planned in trial.runs]
         if not points or any(point.state not in ("finished", *FAILED) for point in points):
-            one.why = ", ".join(f"{point.path.name} {point.state}" for point in points) or one.why
+            trial.why = ", ".join(f"{point.path.name} {point.state}" for point in points) or trial.why
             continue
-        losses = [loss for planned in one.runs if (loss := metric_at_goal(planned, metric)) is not None]
+        losses = [loss for planned in trial.runs if (loss := metric_at_goal(planned, metric)) is not None]
         if bad := next((point for point in points if point.state in FAILED), None):
-            one.state, one.why = "diverged" if bad.state == "diverged" else "failed", bad.why
+            trial.state, trial.why = "diverged" if bad.state == "diverged" else "failed", bad.why
         elif len(losses) < len(points):
-            one.state, one.why = "failed", "has no validation loss"
+            trial.state, trial.why = "failed", "has no validation loss"
         else:
-            one.state, one.why, one.val = "finished", "", sum(losses) / len(losses)
+            trial.state, trial.why, trial.val = "finished", "", sum(losses) / len(losses)

@@ -62,7 +62,7 @@ class ValueScale:
         return (
             float(value)
             if self.numeric
-            else float([format_value(one) for one in self.values].index(format_value(value)))
+            else float([format_value(item) for item in self.values].index(format_value(value)))
         )
 
     def position(self, value: Any) -> float:
@@ -112,22 +112,22 @@ def draw_means(
     axes: Axes, means: Sequence[tuple[float, Estimate]], seeds: Sequence[float], theme: Theme, joined: bool
 ) -> None:
     """Draw means with intervals, the best as a star; outliers are only named at the top."""
-    bottom, top = loss_range([one for _, one in means], seeds)
-    near = [(x, one) for x, one in means if one.mean <= top]
-    xs, losses = [x for x, _ in near], [one.mean for _, one in near]
-    halves = [np.nan if one.half is None else one.half for _, one in near]
+    bottom, top = loss_range([estimate for _, estimate in means], seeds)
+    near = [(x, estimate) for x, estimate in means if estimate.mean <= top]
+    xs, losses = [x for x, _ in near], [estimate.mean for _, estimate in near]
+    halves = [np.nan if estimate.half is None else estimate.half for _, estimate in near]
     style: Style = {"color": theme.cycle[0], "linewidth": 1.8, "linestyle": "-" if joined else "none", "zorder": 3}
     label = "one seed" if np.isnan(halves).all() else "mean, 95 % interval"
-    if any(abs(end - one.mean) < (one.half or 0.0) for _, one in near for end in (bottom, top)):
+    if any(abs(end - estimate.mean) < (estimate.half or 0.0) for _, estimate in near for end in (bottom, top)):
         label += ", cut where it is wide"
     axes.errorbar(xs, losses, yerr=halves, marker="o", capsize=4, label=label, **style)
     best = losses.index(min(losses))
     star: Style = {"color": theme.accent, "markeredgecolor": theme.paper, "markersize": 16, "zorder": 5}
     axes.plot(xs[best], losses[best], "*", label=f"best {losses[best]:.4f}", **star)
-    for x, one in means:
-        if (x, one) not in near:
+    for x, estimate in means:
+        if (x, estimate) not in near:
             look: Style = {"ha": "center", "va": "top", "fontsize": 9, "color": theme.ink}
-            axes.text(x, 0.98, f"↑\n{one.mean:.2f}", transform=axes.get_xaxis_transform(), **look)
+            axes.text(x, 0.98, f"↑\n{estimate.mean:.2f}", transform=axes.get_xaxis_transform(), **look)
             axes.plot([x], [bottom], alpha=0)  # the axis reaches so far
     axes.set_ylim(bottom - 0.1 * (top - bottom), top + 0.2 * (top - bottom))
 
@@ -136,11 +136,11 @@ def loss_range(means: Sequence[Estimate], seeds: Sequence[float]) -> tuple[float
     """Return the lowest and highest loss shown: all good ones, their seeds, and at most as much again of the
     intervals.
     """
-    norm, far = color_range([one.mean for one in means])
+    norm, far = color_range([estimate.mean for estimate in means])
     high = float(norm.vmax or 1.0)
-    near = [one for one in means if not far or one.mean <= high]
-    inside = [*(one.mean for one in near), *(loss for loss in seeds if not far or loss <= high)]
-    ends = [one.mean + side * (one.half or 0.0) for one in near for side in (-1, 1)]
+    near = [estimate for estimate in means if not far or estimate.mean <= high]
+    inside = [*(estimate.mean for estimate in near), *(loss for loss in seeds if not far or loss <= high)]
+    ends = [estimate.mean + side * (estimate.half or 0.0) for estimate in near for side in (-1, 1)]
     bottom, top = min(inside), max(high, *inside)
     room = top - bottom  # two seeds can have an interval that dwarfs all differences
     return max(bottom - room, min(bottom, *ends)), min(top + room, max(top, *ends))

@@ -38,14 +38,14 @@ def print_optima(law: LawConfig, optima: list[Optimum]) -> None:
     """Print the best sizes of budgets, C = 6 N D, with the tokens that approach 2 gives for them."""
     rows = [
         (
-            f"{one.flops:.3g}",
-            format_count(one.n_params),
-            format_count(one.tokens),
-            f"{one.tokens / one.n_params:.1f}",
-            f"{one.loss:.3f}",
-            format_count(published_tokens(one.n_params)),
+            f"{optimum.flops:.3g}",
+            format_count(optimum.n_params),
+            format_count(optimum.tokens),
+            f"{optimum.tokens / optimum.n_params:.1f}",
+            f"{optimum.loss:.3f}",
+            format_count(published_tokens(optimum.n_params)),
         )
-        for one in optima
+        for optimum in optima
     ]
     columns = ("FLOPs", "parameters", "tokens", "tokens per parameter", "loss", "tokens by approach 2")
     constants = ", ".join(f"{name} {getattr(law, name):g}" for name in CONSTANTS)
@@ -80,7 +80,7 @@ def fit_study(config: ScalingConfig, pattern: str) -> None:
     budget = config.budget or 10 * max(run.flops for run in runs)
     factor, law, curves = fit.flops_per_parameter_token(runs), fit.fit_law(runs), fit.fit_parabolas(runs)
     laws = fit.bootstrap_laws(runs, law, config.bootstrap, config.seed)
-    predicted = [find_optimum(one, budget, factor) for one in laws]
+    predicted = [find_optimum(law_, budget, factor) for law_ in laws]
     minima = [curve.optimum for curve in curves if curve.optimum]
     line = fit.fit_power_law(minima)
     found = ScalingStudy(
@@ -89,7 +89,7 @@ def fit_study(config: ScalingConfig, pattern: str) -> None:
         minima=minima,
         exponent=line and line[0],
         law=law.model_dump(),
-        law_intervals={name: fit.percentile_interval([getattr(one, name) for one in laws]) for name in CONSTANTS},
+        law_intervals={name: fit.percentile_interval([getattr(sample, name) for sample in laws]) for name in CONSTANTS},
         next=find_optimum(law, budget, factor),
         next_intervals={
             name: fit.percentile_interval([getattr(one, name) for one in predicted])

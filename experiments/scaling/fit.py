@@ -88,7 +88,7 @@ def fit_power_law(optima: Sequence[Optimum]) -> tuple[float, float] | None:
 def fit_law(runs: Sequence[ScalingRun]) -> LawConfig:
     """Return the law whose log has the smallest Huber loss, from many starts."""
     N, D, L = to_columns(runs)
-    starts = [initial_parameters(N, D, L, *one) for one in STARTS]
+    starts = [initial_parameters(N, D, L, *start) for start in STARTS]
     return fit_from_starts(N, D, L, starts)
 
 
@@ -116,10 +116,10 @@ def fit_from_starts(N: Array, D: Array, L: Array, starts: Sequence[Array]) -> La
     n, d = geometric_mean(N), geometric_mean(D)
     logs = np.log(N / n), np.log(D / d), np.log(L)
     lowest, found = np.inf, starts[0]
-    for one in starts:
+    for start in starts:
         minimum = least_squares(
             residuals,
-            np.clip(one, LOWEST, HIGHEST),
+            np.clip(start, LOWEST, HIGHEST),
             jacobian,  # pyright: ignore[reportArgumentType] (scipy declares only the words it takes instead)
             (LOWEST, HIGHEST),
             loss="huber",
@@ -169,7 +169,7 @@ def bootstrap_laws(runs: Sequence[ScalingRun], law: LawConfig, count: int, seed:
         if len(set(chosen.tolist())) < FEWEST_RUNS - 1:
             continue
         n, d, loss = N[chosen], D[chosen], L[chosen]
-        laws.append(fit_from_starts(n, d, loss, [initial_parameters(n, d, loss, *one) for one in starts]))
+        laws.append(fit_from_starts(n, d, loss, [initial_parameters(n, d, loss, *start) for start in starts]))
     return laws
 
 

@@ -86,9 +86,9 @@ def read_model(run: RunDirectory) -> ModelConfig:
 def group_by_budget(runs: list[ScalingRun]) -> list[list[ScalingRun]]:
     """Return groups of equal FLOPs, small budgets first, small models first."""
     groups: list[list[ScalingRun]] = []
-    for run in sorted(runs, key=lambda one: one.flops):
+    for run in sorted(runs, key=lambda run: run.flops):
         if groups and run.flops < SAME_BUDGET * groups[-1][0].flops:
             groups[-1].append(run)
         else:
             groups.append([run])
-    return [sorted(group, key=lambda one: one.n_params) for group in groups]
+    return [sorted(group, key=lambda run: run.n_params) for group in groups]

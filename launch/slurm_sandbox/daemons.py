@@ -178,11 +178,10 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def accepts_connections(place: Path | int) -> bool:
+def accepts_connections(listener: Path | int) -> bool:
     """Return whether a socket file or a port of this machine is listened on."""
-    family, address = (socket.AF_INET, ("127.0.0.1", place)) if isinstance(place, int) else (socket.AF_UNIX, str(place))
-    with socket.socket(family) as client:
-        return client.connect_ex(address) == 0
+    with socket.socket(socket.AF_INET if isinstance(listener, int) else socket.AF_UNIX) as client:
+        return client.connect_ex(("127.0.0.1", listener) if isinstance(listener, int) else str(listener)) == 0
 
 
 def are_free(ports: Iterable[int]) -> bool:

@@ -165,7 +165,7 @@ def test_what_ends_badly_does_not_end_the_search(lab: Lab, capsys: pytest.Captur
     main = Trained(end)
     assert search(lab, main, *words, trials=40) == 0
     shown = capsys.readouterr().out
-    for expected in ("model.n_head=3: must divide", "diverged: loss is nan", "failed: a bug", "left out by sweep.excl"):
+    for expected in ("model.n_head=3: must divide", "diverged: loss is nan", "failed: a bug", "excluded by sweep.excl"):
         assert expected in shown
     assert not [one for one in main.called if 2e-3 < one.optimizer.lr < 1e-2 or one.model.n_head == 3]
     again = Trained()
@@ -191,7 +191,7 @@ def test_what_could_not_be_trained_is_tried_again(lab: Lab, capsys: pytest.Captu
     """As when the data is missing: it says nothing about the values."""
     broken = Trained(lambda _: BadData("no such file"))
     assert search(lab, broken) == 3 and len(broken.called) == 1
-    assert "trial 1 isn't complete" in capsys.readouterr().out
+    assert "trial 1 is incomplete" in capsys.readouterr().out
     main, undisturbed = Trained(), Trained()
     assert search(lab, main) == 0 and search(lab, undisturbed, "runs_dir=other/runs") == 0
     assert [loss(one) for one in main.called] == [loss(one) for one in undisturbed.called]
@@ -237,13 +237,13 @@ def test_a_line_cut_short_was_never_trained(lab: Lab) -> None:
     path.write_text("".join(lines[:11]) + lines[11][:30])
     assert search(lab, Trained(), trials=12) == 0 and path.read_text() == whole
     path.write_text(lines[0] + "{}\n")
-    with pytest.raises(BadCheckpoint, match=r"trials.jsonl: line 2 isn't a trial"):
+    with pytest.raises(BadCheckpoint, match=r"trials.jsonl: line 2 is not a trial"):
         search(lab, Trained())
 
 
 def test_one_at_a_time(lab: Lab) -> None:
     lab.study("s").mkdir(parents=True)
-    with hold_lock(lab.study("s") / ".trials.lock", wait=False), pytest.raises(Locked, match="is searching here"):
+    with hold_lock(lab.study("s") / ".trials.lock", wait=False), pytest.raises(Locked, match="runs this search"):
         search(lab, Trained())
 
 
@@ -261,7 +261,7 @@ def test_the_plan_writes_nothing(lab: Lab, capsys: pytest.CaptureFixture[str]) -
 def test_what_it_does_not_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = {
         ("hydra/launcher=submitit_local", "hydra.launcher.wait=false"): "waits for each trial",
-        ("new_attempt=true",): "new_attempt=true: hydra/sweeper=optuna goes on from what is there",
+        ("new_attempt=true",): "new_attempt=true: hydra/sweeper=optuna continues the existing search",
         ("stop_at_fraction=0.5",): "stop_at_fraction=0.5: hydra/sweeper=optuna trains every trial to its end",
         ("resume.run=runs/x",): "resume.run: continues one run",
     }
