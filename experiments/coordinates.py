@@ -17,7 +17,7 @@ from nanogpt.config import CoordinatesConfig, ModelConfig, ScheduleConfig
 from nanogpt.console import print_text
 from nanogpt.data.batches import Batch, to_inputs_and_targets
 from nanogpt.data.dataset import expected_vocab_size
-from nanogpt.device import Compute, set_up
+from nanogpt.device import Compute, set_up_device
 from nanogpt.formatting import format_table
 from nanogpt.model.gpt import GPT
 from nanogpt.output_paths import check_output_file
@@ -32,7 +32,7 @@ NAMES: tuple[Literal["standard", "mup"], ...] = ("standard", "mup")
 def check_coordinates(config: CoordinatesConfig) -> int:
     """Train at several widths, print the slopes and draw them. Return 0."""
     check_output_file("coordinates.out", config.coordinates.out)
-    compute, widths = set_up(config.hardware), config.coordinates.widths
+    compute, widths = set_up_device(config.hardware), config.coordinates.widths
     vocab_size, _ = expected_vocab_size(config.data)
     found = {name: [measure_moves(with_width(config, name, n), vocab_size, compute) for n in widths] for name in NAMES}
     rows = [

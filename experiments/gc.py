@@ -24,7 +24,7 @@ from nanogpt.errors import BadEnvironment, LabError, one_line
 from nanogpt.files import hold_lock, list_entries, read_json
 from nanogpt.formatting import format_count, format_table
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, parts_of
+from nanogpt.run_directory import RunDirectory, parse_run_name
 
 logger = logging.getLogger(__name__)
 
@@ -126,11 +126,11 @@ def replaced_checkpoints(folder: Path) -> list[Path]:
 
 def is_superseded(path: Path, statuses: Sequence[RunStatus]) -> bool:
     """Return whether a later attempt of the same run finished."""
-    mine = parts_of(path.name)
+    mine = parse_run_name(path.name)
     if mine is None:
         return False
     names = (run.path.name for run in statuses if run.path.parent == path.parent and run.state == "finished")
-    others = (parts for name in names if (parts := parts_of(name)))
+    others = (parts for name in names if (parts := parse_run_name(name)))
     return any(other[:2] == mine[:2] and other[2] > mine[2] for other in others)
 
 
@@ -152,7 +152,7 @@ def find_extra_checkpoints(run: Path) -> list[Path]:
         with suppress(LabError):
             states[step] = read_json(path / "state.json")
     try:
-        config: TrainConfig = RunDirectory(run).config()
+        config: TrainConfig = RunDirectory(run).read_config()
     except LabError:
         return []
     every = config.checkpoint.keep_every

@@ -13,7 +13,7 @@ from nanogpt.config import ListConfig, TargetsConfig, WatchConfig
 from nanogpt.console import print_text
 from nanogpt.errors import BadInput, LabError, one_line
 from nanogpt.formatting import format_count, format_duration, format_table, shorten
-from nanogpt.loss_check import Trouble, find_trouble
+from nanogpt.loss_check import LossProblem, find_loss_problem
 from nanogpt.measurement import Measurement, read_history
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import STATES, count_states
@@ -32,7 +32,7 @@ def list_runs(config: ListConfig) -> int:
     print_failures(chosen, partial(display_name, config=config))
     for run in chosen:
         if trouble := loss_trouble(run):
-            print_text(f"{display_name(run, config)}: {run.state}, {trouble.words}")
+            print_text(f"{display_name(run, config)}: {run.state}, {trouble.description}")
     for problem in problems:
         logger.warning(problem)
     return 0
@@ -67,7 +67,7 @@ def runs_table(runs: Sequence[RunStatus], config: TargetsConfig, rows: int | Non
     cells = [
         (
             display_name(run, config),
-            f"{run.state}, {trouble.words.partition(' (')[0]}" if (trouble := loss_trouble(run)) else run.state,
+            f"{run.state}, {trouble.description.partition(' (')[0]}" if (trouble := loss_trouble(run)) else run.state,
             f"{run.step}/{run.steps if run.steps is not None else '?'}",
             "-" if not run.steps else f"{100 * run.step // run.steps} %",
             format_loss(run.val),
@@ -101,14 +101,14 @@ def last_measurement(path: Path) -> Measurement:
 def read_measurement(path: Path, changed: int) -> Measurement:
     """Return it from the files last written at `changed`, the key of the cache. Raise BadCheckpoint."""
     run = RunDirectory(path)
-    return read_history(run.config(), run.starts(), path)[-1][1]
+    return read_history(run.read_config(), run.read_starts(), path)[-1][1]
 
 
-def loss_trouble(run: RunStatus) -> Trouble | None:
+def loss_trouble(run: RunStatus) -> LossProblem | None:
     """Return what is wrong with the loss of a finished run."""
     if run.state != "finished" or run.val is None or run.best is None:
         return None
-    return find_trouble(run.val, run.best, last_measurement(run.path).vocab_size, run.train)
+    return find_loss_problem(run.val, run.best, last_measurement(run.path).vocab_size, run.train)
 
 
 def display_name(run: RunStatus, config: TargetsConfig) -> str:
@@ -124,7 +124,7 @@ def format_time_left(run: RunStatus) -> str:
     if run.state != "running" or not run.rate or not run.steps:
         return "-"
     try:
-        config = RunDirectory(run.path).config()
+        config = RunDirectory(run.path).read_config()
     except LabError:
         return "-"
     return format_duration(max(0, run.steps - run.step) * config.training.batch_tokens / run.rate)

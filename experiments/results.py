@@ -13,7 +13,7 @@ from nanogpt.comparability import agree_in_nats
 from nanogpt.config import Against, Metric, TrainConfig
 from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import flops_per_token
-from nanogpt.loss_check import Trouble, find_trouble
+from nanogpt.loss_check import LossProblem, find_loss_problem
 from nanogpt.measurement import Measurement, measured_at, read_history, requested_measurement
 from nanogpt.metrics_file import Row, as_count, read_rows_and_skipped
 from nanogpt.run_directory import RunDirectory
@@ -70,12 +70,12 @@ class RunResult:
         return found[-1] if metric == key else min(found)
 
     @property
-    def trouble(self) -> Trouble | None:
+    def trouble(self) -> LossProblem | None:
         """Return what is wrong with the loss of a finished run; None if nothing is."""
         if not self.finished or self.last is None:
             return None
         best = min(row["val_loss"] for row in self.evals)
-        return find_trouble(self.last["val_loss"], best, self.measurement.vocab_size, self.last.get("train_loss"))
+        return find_loss_problem(self.last["val_loss"], best, self.measurement.vocab_size, self.last.get("train_loss"))
 
     @property
     def step(self) -> int:
@@ -157,12 +157,12 @@ def read_result(status: RunStatus) -> RunResult:
     if not (path / "config.json").exists() and status.submission:
         config = status.submission.config(status.index)
         return RunResult(status, config, measurement=requested_measurement(config))
-    config = run.config()
+    config = run.read_config()
     rows, bad = sort_rows(*read_rows_and_skipped(path / "metrics.jsonl"), "tokens")
     timing, bad_times = sort_rows(*read_rows_and_skipped(path / "timing.jsonl"), "tokens_per_second")
     counts = (("metrics.jsonl", bad), ("timing.jsonl", bad_times))
     problems = [f"{name}: left out what can't be read: lines: {count}" for name, count in counts if count]
-    starts = tuple(run.starts())
+    starts = tuple(run.read_starts())
     problems += [str(note) for start in starts for note in start.get("notes") or ()]
     durations = step_times(timing, rows, config)
     evals, measurement, changed = comparable_evals([row for row in rows if "val_loss" in row], config, starts, path)

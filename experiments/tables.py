@@ -128,7 +128,7 @@ def status_cell(setting: SeedGroup) -> Cell:
     """Return `finished`, or counts per state, finished first; and what is wrong with a loss."""
     counts = sorted(setting.states.items(), key=lambda item: item[0] != "finished")
     words = counts[0][0] if len(counts) == 1 else ", ".join(f"{count} {state}" for state, count in counts)
-    trouble = next((result.trouble.words for result in setting.results if result.trouble), "")
+    trouble = next((result.trouble.description for result in setting.results if result.trouble), "")
     return Cell(f"{words}, {trouble}" if trouble else words)
 
 
@@ -147,7 +147,7 @@ def run_table(results: Sequence[RunResult]) -> TableBlock:
         [
             Cell(one_line(r.path.name, 120)),
             Cell(str(r.config.training.seed), r.config.training.seed),
-            Cell(f"{r.status.state}, {r.trouble.words}" if r.trouble else r.status.state),
+            Cell(f"{r.status.state}, {r.trouble.description}" if r.trouble else r.status.state),
             Cell(f"{r.step:,} of {r.status.steps:,}" if r.status.steps else f"{r.step:,}", r.step),
             *(Cell("-") if (value := r.value(m)) is None else Cell(f"{value:.4f}", value) for m in RUN_COLUMNS),
             mean_cell([r.epochs], lambda epochs: f"{epochs:.3g}"),

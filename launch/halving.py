@@ -21,7 +21,7 @@ from launch.study import PlannedRun, Study
 from nanogpt.config import Metric
 from nanogpt.console import print_text
 from nanogpt.errors import STOPPED, BadInput, one_line
-from nanogpt.files import append, from_json, read_text
+from nanogpt.files import append_line, from_json, read_text
 from nanogpt.formatting import format_table
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import FAILED
@@ -125,7 +125,7 @@ def score_candidates(part: Study, left: list[Candidate], metric: Metric) -> str:
         for name, loss in found.items():
             if name not in stored:
                 row: dict[str, Any] = {"at": name, "val": loss}
-                append(part.path / FILE, json.dumps(row if metric == "val_loss" else row | {"metric": metric}))
+                append_line(part.path / FILE, json.dumps(row if metric == "val_loss" else row | {"metric": metric}))
     return ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
 
 

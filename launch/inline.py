@@ -71,7 +71,7 @@ def repeated_failure(ends: Mapping[Path, tuple[int, str]]) -> str:
     """Return the reason if the last points failed for the same one before their first step, else an empty string."""
     last = list(ends.items())[-MAX_EQUAL_FAILURES:]
     if len(last) < MAX_EQUAL_FAILURES or not all(
-        code and not RunDirectory(run).status().get("step") for run, (code, _) in last
+        code and not RunDirectory(run).read_status().get("step") for run, (code, _) in last
     ):
         return ""
     reasons = {why.replace(str(run), "").replace(run.name, "") for run, (_, why) in last}

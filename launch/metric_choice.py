@@ -65,7 +65,7 @@ def read_measurement(planned: PlannedRun) -> Measurement | None:
     if not rows:
         return None
     return measured_at(
-        read_history(planned.config, RunDirectory(planned.path).starts(), planned.path), rows[-1]["step"]
+        read_history(planned.config, RunDirectory(planned.path).read_starts(), planned.path), rows[-1]["step"]
     )
 
 

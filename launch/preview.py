@@ -48,7 +48,7 @@ def read_state(planned: PlannedRun, point: RunStatus | None) -> RunStatus:
 
 def goal_step(planned: PlannedRun) -> int | None:
     """Return the step at which a run pauses or ends; None until its run has stored how many steps there are."""
-    steps = RunDirectory(planned.path).status().get("steps")
+    steps = RunDirectory(planned.path).read_status().get("steps")
     return planned.config.last_step(steps) if isinstance(steps, int) else None
 
 
@@ -57,7 +57,7 @@ def metric_at_goal(planned: PlannedRun, metric: Metric = "val_loss") -> float | 
     goal = goal_step(planned)
     if goal is None:
         return None
-    if RunDirectory(planned.path).status().get("state") != "finished" and newest_step(planned.path) < goal:
+    if RunDirectory(planned.path).read_status().get("state") != "finished" and newest_step(planned.path) < goal:
         return None
     key = metric.removeprefix("best_")
     found = {row["step"]: row[key] for row in read_rows(planned.path / "metrics.jsonl") if key in row}

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from nanogpt.errors import BadEnvironment, one_line
-from nanogpt.files import fsync, read_bytes, write
+from nanogpt.files import fsync, read_bytes, write_file
 from nanogpt.provenance import GIT_STATE, git_state
 from nanogpt.redaction import redact_all
 
@@ -39,7 +39,7 @@ def snapshot(folder: Path) -> Path:
         file = partial / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-    write(partial / GIT_STATE, json.dumps(redact_all(git_state(ROOT / "nanogpt"))))
+    write_file(partial / GIT_STATE, json.dumps(redact_all(git_state(ROOT / "nanogpt"))))
     put_in_place(partial, copy)
     return copy
 

@@ -138,9 +138,9 @@ def read_speed(path: Path, vocab_size: Callable[[DataConfig], int]) -> MeasuredR
     """Return the speed of a run's last start; None if it has no timings yet or its files can't be read."""
     run = RunDirectory(path)
     with suppress(LabError, OSError, ValueError, TypeError, LookupError):
-        start = run.starts()[-1]
+        start = run.read_starts()[-1]
         facts: dict[str, Any] = start["arithmetic"]
-        config = run.config()
+        config = run.read_config()
         workload = MeasuredWorkload(
             model=without_label(config.model, vocab_size(config.data)),
             device=facts["device"],

@@ -123,7 +123,7 @@ def read_point(path: Path, submission: Submission, index: int, queues: JobQueues
 
 def read_run(path: Path) -> RunStatus:
     """Return the status of a run by the ends of its own files, as if it was started without a launcher."""
-    status = RunDirectory(path).status()
+    status = RunDirectory(path).read_status()
     rows, timing = read_last_rows(path / "metrics.jsonl"), read_last_rows(path / "timing.jsonl", 1024)
     evals = [row for row in rows if "val_loss" in row]
     losses = [row["val_loss"] for row in evals]
@@ -165,7 +165,7 @@ def read_own_state(path: Path, status: Mapping[str, Any]) -> tuple[str, str]:
 
 def read_failure(path: Path) -> str:
     """Return why a run failed, from the last line of its log."""
-    return RunDirectory(path).last_words() or "no reason in log.txt"
+    return RunDirectory(path).read_last_log_line() or "no reason in log.txt"
 
 
 def last_change(path: Path) -> float:

@@ -19,8 +19,8 @@ from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.folders import resolve_source
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import list_entries, mtime
-from nanogpt.run_directory import locate, parts_of, resolve_all
-from nanogpt.run_identity import digits_of, earlier_digits
+from nanogpt.run_directory import locate_run, parse_run_name, resolve_config
+from nanogpt.run_identity import find_earlier_digits, short_signature
 from nanogpt.schema import change_policy, iter_fields
 
 RECORDS = ".launch"  # folder in a study's that holds what was submitted
@@ -60,7 +60,7 @@ def plan_study(sweep: Sweep[TrainConfig]) -> Study:
     path = find_folder(sweep, points[0].config)
     if (path / "config.json").exists():
         raise BadInput(f"name={one_line(path.name)}: {one_line(path)} is a run, not a study; give another name")
-    check_no_duplicates(sweep, [digits_of(point.config) for point in points])
+    check_no_duplicates(sweep, [short_signature(point.config) for point in points])
     return Study(path, plan_runs(path, points))
 
 
@@ -73,7 +73,7 @@ def resolve_points(points: Sequence[Point[TrainConfig]]) -> list[Point[TrainConf
     found = {key: resolve_source(data) for key, data in sources.items()}
     return [
         Point(
-            resolve_all(point.config.model_copy(update={"data": found[point.config.data.model_dump_json()]})),
+            resolve_config(point.config.model_copy(update={"data": found[point.config.data.model_dump_json()]})),
             point.changes,
         )
         for point in points
@@ -83,14 +83,14 @@ def resolve_points(points: Sequence[Point[TrainConfig]]) -> list[Point[TrainConf
 def plan_runs(path: Path, points: Sequence[Point[TrainConfig]]) -> list[PlannedRun]:
     """Return the planned run of each point in a study's folder."""
     there = [entry.name for entry in list_entries(path)]
-    known = {parts[1]: (parts[0], path / name) for name in sorted(there) if (parts := parts_of(name))}
+    known = {parts[1]: (parts[0], path / name) for name in sorted(there) if (parts := parse_run_name(name))}
     runs = {digits: run for digits, (_, run) in known.items()}
     short = short_names(swept_keys(points))
     planned_runs: list[PlannedRun] = []
     for point in resolve_points(points):
-        digits = digits_of(point.config)
+        digits = short_signature(point.config)
         if digits not in known:
-            digits = earlier_digits(point.config, runs) or digits
+            digits = find_earlier_digits(point.config, runs) or digits
         name = known[digits][0] if digits in known else point_name(point.config, point.changes, short)
         config = point.config.model_copy(update={"runs_dir": str(path), "name": name})
         planned_runs.append(PlannedRun(path / f"{name}-{digits}", config))
@@ -101,13 +101,13 @@ def latest_attempt(planned: PlannedRun, there: list[str]) -> PlannedRun:
     """Return the run in its latest directory, or in a new one for new_attempt=true."""
     if not planned.config.new_attempt and not any(name.startswith(f"{planned.path.name}-") for name in there):
         return planned
-    return PlannedRun(locate(planned.config), planned.config)
+    return PlannedRun(locate_run(planned.config), planned.config)
 
 
 def plan_single_run(config: TrainConfig) -> Study:
     """Return a study with one run, in the run's own directory."""
-    config = resolve_all(config)
-    run = locate(config)
+    config = resolve_config(config)
+    run = locate_run(config)
     return Study(run, [PlannedRun(run, config)])
 
 

@@ -26,7 +26,7 @@ from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.entry_names import parse_number
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, one_line
-from nanogpt.files import append, from_json, hold_lock, list_entries, read_text, write, write_atomic
+from nanogpt.files import append_line, from_json, hold_lock, list_entries, read_text, write_atomic, write_file
 from nanogpt.schema import ConfigModel
 
 Event = dict[str, Any]
@@ -132,7 +132,7 @@ class Submission:
         """Append an event to those of a point."""
         folder = self.path / "events"
         folder.mkdir(exist_ok=True)
-        append(folder / f"{index}.jsonl", json.dumps({"event": event, "time": time.time()} | facts))
+        append_line(folder / f"{index}.jsonl", json.dumps({"event": event, "time": time.time()} | facts))
 
     def events(self, index: int) -> list[Event]:
         """Return the events of a point, oldest first."""
@@ -213,7 +213,7 @@ def create_submission(study: Study, planned_runs: list[PlannedRun], facts: Submi
         json.dumps({"run": str(planned.path.resolve()), "config": planned.config.model_dump(mode="json")})
         for planned in planned_runs
     ]
-    write(path / "points.jsonl", "\n".join(lines) + "\n")
+    write_file(path / "points.jsonl", "\n".join(lines) + "\n")
     submission = Submission(path)
     submission.spec = facts
     submission.save_jobs(())

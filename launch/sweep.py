@@ -31,7 +31,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.console import print_text
 from nanogpt.data.prepare import check_prepared
 from nanogpt.errors import STOPPED, BadInput, one_line
-from nanogpt.run_directory import parts_of
+from nanogpt.run_directory import parse_run_name
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def freeze_and_submit(
 def with_fixed_attempt(planned: PlannedRun) -> PlannedRun:
     """Return the run with its attempt fixed: the config is read again at each restart."""
     planned.path.mkdir(parents=True, exist_ok=True)
-    parts = parts_of(planned.path.name)
+    parts = parse_run_name(planned.path.name)
     attempt = {"new_attempt": False, "attempt": parts[2] if parts else 1}
     return PlannedRun(planned.path, planned.config.model_copy(update=attempt))
 

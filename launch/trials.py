@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from cli.search_space import Space
 from launch.preview import metric_at_goal, read_states
-from launch.study import PlannedRun, Study, digits_of, plan_runs
+from launch.study import PlannedRun, Study, plan_runs, short_signature
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, one_line
-from nanogpt.files import append, from_json, read_bytes, read_text, write_atomic
+from nanogpt.files import append_line, from_json, read_bytes, read_text, write_atomic
 from nanogpt.run_state import FAILED
 
 TrialState = Literal["open", "finished", "failed", "diverged", "invalid", "excluded"]
@@ -42,7 +42,7 @@ class Trial:
 
     @property
     def signatures(self) -> list[str]:
-        return [digits_of(planned.config) for planned in self.runs]
+        return [short_signature(planned.config) for planned in self.runs]
 
 
 def make_trial(path: Path, space: Space[TrainConfig], number: int, texts: dict[str, str]) -> Trial:
@@ -94,7 +94,7 @@ class TrialLog:
         lines = [
             json.dumps({"trial": trial.number, "values": trial.texts, "runs": trial.signatures}) for trial in trials
         ]
-        append(self.path, "\n".join(lines))
+        append_line(self.path, "\n".join(lines))
         self.count += len(trials)
 
 

@@ -27,7 +27,7 @@ from nanogpt.comparability import best_step
 from nanogpt.data.shards import file_sha256
 from nanogpt.entry_names import HIDDEN_STEP, parse_step, step_name
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, one_line
-from nanogpt.files import fsync, list_entries, read_json, write
+from nanogpt.files import fsync, list_entries, read_json, write_file
 from nanogpt.metrics_check import RowsRecord
 from nanogpt.safetensors_writer import write_tensors
 from nanogpt.schema import ConfigModel
@@ -38,7 +38,7 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """A verified checkpoint in memory."""
 
     path: Path
@@ -79,7 +79,7 @@ class Checkpoints:
         """Steps that have a checkpoint, oldest first."""
         return sorted(step for path in list_entries(self.folder) if (step := parse_step(path.name)) is not None)
 
-    def strays(self) -> list[str]:
+    def list_foreign_entries(self) -> list[str]:
         """Return the names in the folder that this program did not write. They are ignored."""
         names = (path.name for path in list_entries(self.folder))
         return [name for name in names if parse_step(name) is None and not HIDDEN_STEP.fullmatch(name)]
@@ -96,7 +96,7 @@ class Checkpoints:
         final, partial, old = self.path(step), self.hidden_path("tmp", step), self.hidden_path("old", step)
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            refuse_full_disk(self.folder, sum(t.nbytes for part in tensors.values() for t in part.values()))
+            check_disk_space(self.folder, sum(t.nbytes for part in tensors.values() for t in part.values()))
             write_checkpoint(partial, step, tensors, state)
             if final.exists():  # the same step, evaluated since
                 os.replace(final, old)
@@ -134,7 +134,7 @@ class Checkpoints:
                 states[step] = read_json(self.path(step) / "state.json")
         return best_step(states)
 
-    def choose(self, which: Literal["best", "latest"]) -> Loaded:
+    def load(self, which: Literal["best", "latest"]) -> LoadedCheckpoint:
         """Return the checkpoint that is `best`, or else the newest good one. Raise BadCheckpoint if there is none.
 
         A training that goes on meanwhile may remove the one being read; then those it has saved since are tried.
@@ -149,7 +149,7 @@ class Checkpoints:
                         step = None
                     case _:
                         assert_never(which)
-                loaded = verify(self.path(step)) if step is not None else self.newest()[0]
+                loaded = load_verified(self.path(step)) if step is not None else self.load_newest()[0]
                 break
             except BadCheckpoint:
                 if self.steps() == before:
@@ -169,7 +169,7 @@ class Checkpoints:
             else:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def newest(self) -> tuple[Loaded | None, list[BadCheckpoint]]:
+    def load_newest(self) -> tuple[LoadedCheckpoint | None, list[BadCheckpoint]]:
         """The newest checkpoint that verifies, and why each newer one doesn't. Only reads.
 
         Raises BadCheckpoint when there are checkpoints and none is good (a run never starts over by itself), and when
@@ -178,7 +178,7 @@ class Checkpoints:
         bad: list[BadCheckpoint] = []
         for step in reversed(self.steps()):
             try:
-                return verify(self.path(step)), bad
+                return load_verified(self.path(step)), bad
             except TooNew:
                 raise
             except BadCheckpoint as error:
@@ -206,7 +206,7 @@ class TooNew(BadCheckpoint):
     """A checkpoint of a later version of this program."""
 
 
-def refuse_full_disk(folder: Path, size: int) -> None:
+def check_disk_space(folder: Path, size: int) -> None:
     """Ask for a fifth more than the tensors need. Raises OSError with both numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -220,9 +220,9 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], st
     files: dict[str, Any] = {
         f"{name}.safetensors": write_tensors(folder / f"{name}.safetensors", tensors[name]) for name in PARTS
     }
-    write(folder / "state.json", state)
+    write_file(folder / "state.json", state)
     files["state.json"] = {"bytes": len(state.encode()), "sha256": hashlib.sha256(state.encode()).hexdigest()}
-    write(folder / "manifest.json", seal_manifest({"format": FORMAT, "step": step, "files": files}))
+    write_file(folder / "manifest.json", seal_manifest({"format": FORMAT, "step": step, "files": files}))
     for name, entry in files.items():
         if (folder / name).stat().st_size != entry["bytes"]:
             raise OSError(errno.EIO, f"{name} has another size than was written")
@@ -231,19 +231,19 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], st
 
 def seal_manifest(manifest: dict[str, Any]) -> str:
     """A manifest as text, with its own digest: a flipped bit in it must not look like another format."""
-    return json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1) + "\n"
+    return json.dumps(manifest | {"sha256": manifest_digest(manifest)}, indent=1) + "\n"
 
 
-def digest_of(manifest: Mapping[str, Any]) -> str:
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """sha256 over all of a manifest but its own digest."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def verify(path: Path) -> Loaded:
+def load_verified(path: Path) -> LoadedCheckpoint:
     """Read a checkpoint and check all of it first. Raises BadCheckpoint naming the file that is wrong."""
     manifest = read_json(path / "manifest.json")
-    if manifest.get("sha256") != digest_of(manifest):
+    if manifest.get("sha256") != manifest_digest(manifest):
         raise BadCheckpoint(
             f"{one_line(path)}/manifest.json: corrupt, or of an earlier version: its digest isn't right"
         )
@@ -259,12 +259,12 @@ def verify(path: Path) -> Loaded:
     if extra := {entry.name for entry in list_entries(path)} - expected - {"manifest.json"}:
         raise BadCheckpoint(f"{one_line(path)}: holds {one_line(min(extra))}, which the manifest doesn't list")
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
-        list(pool.map(verify_file, (path / str(name) for name in files), files.values()))
+        list(pool.map(check_file, (path / str(name) for name in files), files.values()))
     try:
         model, optimizer = (load_file(path / f"{name}.safetensors") for name in PARTS)
     except Exception as error:  # safetensors raises its own
         raise BadCheckpoint(f"{one_line(path)}: {one_line(error)}") from None
-    return Loaded(path, model, optimizer, read_state(path / "state.json"))
+    return LoadedCheckpoint(path, model, optimizer, read_state(path / "state.json"))
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def verify_file(file: Path, entry: Any) -> None:
+def check_file(file: Path, entry: Any) -> None:
     """Size and digest are the manifest's. Raises BadCheckpoint."""
     try:
         size = file.stat().st_size

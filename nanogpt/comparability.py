@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nanogpt.config import Metric
-from nanogpt.measurement import Measurement, read_facts
+from nanogpt.measurement import Measurement, read_recorded
 
 Unit = Literal["nats", "bits_per_byte"]
 Same = bool | None
@@ -258,6 +258,6 @@ def best_step(states: Mapping[int, Mapping[str, Any]]) -> int | None:
         for step, state in states.items()
         if isinstance(loss := state.get("val_loss"), float) and math.isfinite(loss)
     }
-    facts = {step: Measurement(**read_facts(states[step])) for step in losses}
+    facts = {step: Measurement(**read_recorded(states[step])) for step in losses}
     losses = {step: loss for step, loss in losses.items() if agree_in_nats(facts[step], facts[max(facts)]) is not False}
     return min(losses, key=lambda step: (losses[step], step), default=None)

@@ -1,4 +1,4 @@
-"""How many CPU threads a rank should use, without torch: one for each physical core that is its own."""
+"""CPU threads of a rank: one per physical core of its share. Without torch."""
 
 import math
 import os
@@ -15,31 +15,35 @@ SPIN_COUNT = "1000"  # iterations, a few microseconds; measured in docs/benchmar
 
 @dataclass(frozen=True)
 class Threads:
-    """A number of threads."""
+    """A number of threads and its origin."""
 
     number: int
     why: str
-    """Where it is from, for a person."""
+    """The origin, for the run header."""
 
 
-def threads_for(environment: Mapping[str, str], local_world: int = 1) -> Threads | None:
-    """Of one of the `local_world` ranks of this machine; None where the system doesn't tell.
+def choose_threads(environment: Mapping[str, str], local_world: int = 1) -> Threads | None:
+    """Return the threads of one of `local_world` ranks on this machine; None if the system does not tell its CPUs.
 
-    OMP_NUM_THREADS is what somebody wants for each process. Else a rank gets its share of the physical cores that this
-    process may run on (two threads of one core slow each other down in matrix products), no more than a container's
-    limit or Slurm's allocation.
+    OMP_NUM_THREADS sets the number for each process. Else a rank gets its share of the physical cores that this process
+    may run on, because two threads on one core slow down matrix products, within the limits of the container and of
+    Slurm's allocation.
     """
-    if (wanted := positive(environment, "OMP_NUM_THREADS")) is not None:
+    if (wanted := read_positive(environment, "OMP_NUM_THREADS")) is not None:
         return Threads(wanted, "OMP_NUM_THREADS")
     if not hasattr(os, "sched_getaffinity"):
         return None
     cpus = os.sched_getaffinity(0)
-    cores, quota, allocated = physical(cpus), cgroup_limit(), positive(environment, "SLURM_CPUS_PER_TASK")
+    cores, quota, allocated = (
+        count_physical_cores(cpus),
+        cgroup_limit(),
+        read_positive(environment, "SLURM_CPUS_PER_TASK"),
+    )
     found = Threads(cores, "physical cores" if cores < len(cpus) else "cores")
     if quota is not None and quota < found.number:
         found = Threads(max(1, math.floor(quota)), "the container's limit")
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "SLURM_PROCID" in environment
-    if tasks and allocated is not None:  # each rank is a task, and the allocation is its own
+    if tasks and allocated is not None:  # each rank is a task with an allocation of its own
         return found if found.number <= allocated else Threads(allocated, "SLURM_CPUS_PER_TASK")
     if allocated is not None and allocated < found.number:
         found = Threads(allocated, "SLURM_CPUS_PER_TASK")
@@ -53,21 +57,21 @@ def threads_for(environment: Mapping[str, str], local_world: int = 1) -> Threads
 def limit_spinning(environment: MutableMapping[str, str]) -> None:
     """Let waiting OpenMP threads sleep after a short spin, unless the user has set a policy. Call before torch loads.
 
-    GNU OpenMP spins for milliseconds by default. On a busy machine a spinning thread takes the core from the thread it
-    waits for.
+    GNU OpenMP spins for milliseconds by default. On a busy machine a spinning thread occupies the core that the thread
+    it waits for needs.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
-def positive(environment: Mapping[str, str], name: str) -> int | None:
-    """A variable's number; of OpenMP's lists, one for each level of nesting, the first."""
+def read_positive(environment: Mapping[str, str], name: str) -> int | None:
+    """Return the positive number that a variable holds, of OpenMP's list by nesting level the first, else None."""
     text = environment.get(name, "").split(",")[0].strip()
     return int(text) if text.isascii() and text.isdecimal() and int(text) > 0 else None
 
 
-def physical(cpus: set[int]) -> int:
-    """Cores that these CPUs are on; where the system doesn't tell, each is one."""
+def count_physical_cores(cpus: set[int]) -> int:
+    """Return the number of cores that these CPUs are on. A CPU of unknown core counts as one."""
     cores: set[str] = set()
     for cpu in cpus:
         try:
@@ -78,21 +82,21 @@ def physical(cpus: set[int]) -> int:
 
 
 def cgroup_limit() -> float | None:
-    """CPUs' worth of time that the control groups of this process allow, version 2 or 1; None without a limit."""
+    """Return the CPU limit of this process's control groups (version 2 or 1), a fraction perhaps; None without one."""
     limits: list[float] = []
     with suppress(OSError, ValueError):
         unified = [line[3:] for line in MEMBERSHIP.read_text().splitlines() if line.startswith("0::")]
         own = CGROUPS / (unified[0].lstrip("/") if unified else "")
         for folder in (own, *own.parents):
             if folder.is_relative_to(CGROUPS) and (folder / "cpu.max").exists():
-                limits.append(share(*(folder / "cpu.max").read_text().split()))
+                limits.append(quota_to_cpus(*(folder / "cpu.max").read_text().split()))
     with suppress(OSError, ValueError):
         files = [CGROUPS / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
-        limits.append(share(*(file.read_text().strip() for file in files)))
+        limits.append(quota_to_cpus(*(file.read_text().strip() for file in files)))
     least = min(limits, default=math.inf)
     return None if math.isinf(least) else least
 
 
-def share(quota: str, period: str) -> float:
-    """`max` and -1 are no limit."""
+def quota_to_cpus(quota: str, period: str) -> float:
+    """Return a quota and its period as a number of CPUs; `max` and -1 mean no limit."""
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)

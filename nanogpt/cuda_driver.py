@@ -1,4 +1,4 @@
-"""Why torch sees no GPU on a machine that has an NVIDIA driver, and which torch would see it."""
+"""Diagnosis of a machine with an NVIDIA driver on which torch finds no GPU."""
 
 import ctypes
 import os
@@ -8,13 +8,13 @@ import torch
 from nanogpt.errors import one_line
 
 OLDEST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
-"""By CUDA's major version, the first Linux driver that runs it (CUDA Toolkit release notes, "CUDA Driver")."""
+"""{CUDA major version: first Linux driver that runs it} (CUDA Toolkit release notes, "CUDA Driver")."""
 WHEELS = {12: "cu126"}
-"""By the major version that a driver runs, the build of torch for it, where older drivers than the newest are meant."""
+"""{CUDA major version of an older driver: the build of torch for it}."""
 
 
 def read_driver_cuda() -> tuple[int, int] | None:
-    """Return the newest CUDA version that the installed driver runs; None if there is no driver."""
+    """Return the newest CUDA version that the installed driver supports; None without a driver."""
     try:
         library, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
         if library.cuDriverGetVersion(ctypes.byref(version)):

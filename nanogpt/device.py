@@ -1,4 +1,4 @@
-"""Which device and which precision, checked against what this machine has."""
+"""Device, precision and attention kernels of a rank, checked against the hardware of this machine."""
 
 import os
 import platform
@@ -12,13 +12,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanogpt.config import Attention, HardwareConfig, ModelConfig, Precision
-from nanogpt.cpu_threads import Threads, threads_for
+from nanogpt.cpu_threads import Threads, choose_threads
 from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.errors import BadEnvironment, BadInput
-from nanogpt.torch_compile import choose_compile, keep_compiled
+from nanogpt.torch_compile import choose_compile, set_compile_cache
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-CUDNN_CAPABILITIES = ((9, 0), (10, 0), (10, 3))  # H100, H200; B200, GB200; B300: where torch prefers cuDNN's attention
+CUDNN_CAPABILITIES = ((9, 0), (10, 0), (10, 3))  # H100, H200; B200, GB200; B300: torch prefers cuDNN's attention
 KERNELS: dict[Attention, SDPBackend] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -29,58 +29,58 @@ KERNELS: dict[Attention, SDPBackend] = {
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how matrix products are computed."""
+    """Device of a rank and how it multiplies matrices and computes attention."""
 
     device: torch.device
     precision: Precision
     name: str
-    """The device's own name, as in the table of peaks."""
+    """Name of the device, as in estimates/gpu_specs.py."""
     threads: str = ""
-    """How many threads of the CPU, and why as many, for a person."""
+    """Number of CPU threads and its origin, for the run header."""
     attention: tuple[Attention, ...] = ()
-    """Kernels of attention in the order they are tried; none: torch's order."""
-    elsewhere: tuple[Attention, ...] = ()
-    """Their order outside training steps, where shapes vary."""
+    """Attention kernels in the order they are tried; empty: torch's order."""
+    eval_attention: tuple[Attention, ...] = ()
+    """The same outside training steps, where shapes vary."""
     compiles: bool = False
-    """True if the model is compiled for training."""
-    missing: str = ""
-    """The reason, if hardware.compile=auto would compile but can't."""
-    asked: HardwareConfig = field(default_factory=HardwareConfig)
-    """The section as the user gave it, with `auto` still in it."""
+    """True if the model is compiled for training, on request or by `auto`."""
+    compile_problem: str = ""
+    """Why hardware.compile=auto could not compile; empty if it could, or would not."""
+    requested: HardwareConfig = field(default_factory=HardwareConfig)
+    """The hardware section as the user gave it, with `auto` values."""
 
     @contextmanager
     def autocast(self) -> Generator[None, None, None]:
-        """Matrix products in this precision, attention through these kernels."""
+        """Multiply matrices in this precision and compute attention by these kernels."""
         with self.products(), self.kernels():
             yield
 
     @contextmanager
     def evaluation(self) -> Generator[None, None, None]:
-        """Multiply matrices in this precision, and attend through the kernels for shapes that vary."""
-        with self.products(), prefer(self.elsewhere):
+        """Multiply matrices in this precision and compute attention by the kernels for varying shapes."""
+        with self.products(), prefer_kernels(self.eval_attention):
             yield
 
     def products(self) -> AbstractContextManager[object]:
-        """Nothing to do for fp32."""
+        """Return the autocast context of the precision."""
         return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, DTYPES[self.precision])
 
     def kernels(self) -> AbstractContextManager[object]:
-        """Nothing to do for torch's own order."""
-        return prefer(self.attention)
+        """Return the context that selects the attention kernels for training."""
+        return prefer_kernels(self.attention)
 
     def peak_memory(self) -> int | None:
-        """Most bytes allocated so far, on CUDA."""
+        """Return the peak of allocated bytes on CUDA, else None."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
 
-def prefer(order: Sequence[Attention]) -> AbstractContextManager[object]:
-    """Try kernels of attention in this order while inside, and no others; nothing to do for torch's own order."""
+def prefer_kernels(order: Sequence[Attention]) -> AbstractContextManager[object]:
+    """Return a context that tries these attention kernels in order, and no others; empty: torch's order."""
     kernels = [KERNELS[name] for name in order]
     return sdpa_kernel(kernels, set_priority=True) if kernels else nullcontext()
 
 
 def find_device(wanted: str, key: str = "hardware.device") -> torch.device:
-    """`auto`, cpu, cuda, cuda:N or mps as a device that exists. Raises BadEnvironment naming `key`."""
+    """Return the device for `auto`, cpu, cuda, cuda:N or mps. Raises BadEnvironment naming `key` if there is none."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted == "mps" and not torch.backends.mps.is_available():
@@ -95,7 +95,7 @@ def find_device(wanted: str, key: str = "hardware.device") -> torch.device:
     return torch.device(wanted)
 
 
-def set_up(
+def set_up_device(
     hardware: HardwareConfig,
     local_rank: int = 0,
     local_world: int = 1,
@@ -104,16 +104,16 @@ def set_up(
 ) -> Compute:
     """Choose the device and precision of a rank, and set torch's threads and TF32. Raises BadEnvironment, BadInput.
 
-    `section` is what the keys of `hardware` begin with where the user wrote them. `gpu` is the number of the GPU that
-    the ranks agreed on; by itself a rank takes that of its number.
+    `section` is the prefix of the keys of `hardware` in error messages. `gpu` is the GPU that the ranks agreed on; by
+    default a rank takes the GPU of its local rank.
     """
     device = find_device(hardware.device, f"{section}device")
     if gpu is not None and ":" not in hardware.device:
         device = torch.device("cuda", gpu)
     elif local_world > 1:
-        device = own_device(device, hardware, local_rank, local_world, section)
+        device = choose_own_device(device, hardware, local_rank, local_world, section)
     if hardware.fp8:
-        refuse_fp8(device, section)
+        check_fp8(device, section)
     if hardware.deterministic:
         make_deterministic()
     threads = set_threads(hardware.threads, local_world)
@@ -123,39 +123,39 @@ def set_up(
         set_tf32(hardware.tf32)
     compiles, missing = choose_compile(hardware, device, section)
     if compiles:
-        keep_compiled(hardware.attention)
+        set_compile_cache(hardware.attention)
     return Compute(
         device=device,
         precision=find_precision(hardware, device, section),
         name=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         threads=threads,
         attention=kernel_order(hardware.attention, device),
-        elsewhere=order_elsewhere(hardware.attention, device),
+        eval_attention=eval_kernel_order(hardware.attention, device),
         compiles=compiles,
-        missing=missing,
-        asked=hardware,
+        compile_problem=missing,
+        requested=hardware,
     )
 
 
 def set_tf32(on: bool) -> None:
-    """Let products in fp32 on CUDA round their factors to TF32, or keep all of fp32."""
+    """Allow TF32 in fp32 matrix products on CUDA, or forbid it."""
     torch.set_float32_matmul_precision("high" if on else "highest")
     torch.backends.cudnn.allow_tf32 = on
 
 
 def set_threads(wanted: int | None, local_world: int) -> str:
-    """Let torch use so many CPU threads, or a rank's share of this machine's. Returns how many, and why, in words."""
-    found = Threads(wanted, "hardware.threads") if wanted else threads_for(os.environ, local_world)
+    """Set torch's CPU threads to `wanted` or to a rank's share of the machine. Returns number and origin as text."""
+    found = Threads(wanted, "hardware.threads") if wanted else choose_threads(os.environ, local_world)
     found = found or Threads(max(1, torch.get_num_threads() // local_world), "torch's choice")
     torch.set_num_threads(found.number)
     return f"{found.number} {'thread' if found.number == 1 else 'threads'} ({found.why})"
 
 
 def kernel_order(wanted: Attention, device: torch.device) -> tuple[Attention, ...]:
-    """Return the wanted kernel, then those that do what it can't, such as masks.
+    """Return the wanted attention kernel, then fallbacks for what it does not support, such as masks.
 
-    `auto` leaves the order to torch, but on Hopper and Blackwell takes cuDNN's kernel first, as torch 2.13 does, and
-    leaves out one that is wrong: before 9.15.1 for lengths that 128 doesn't divide (pytorch/pytorch#169849).
+    `auto` is torch's order, except on Hopper and Blackwell: cuDNN first, as in torch 2.13, but not before cuDNN 9.15.1,
+    whose kernel is wrong for lengths that 128 does not divide (pytorch/pytorch#169849).
     """
     if wanted == "math":
         return ("math",)
@@ -166,11 +166,11 @@ def kernel_order(wanted: Attention, device: torch.device) -> tuple[Attention, ..
     return (*first, *(name for name in rest if name not in first)) if first else ()
 
 
-def order_elsewhere(wanted: Attention, device: torch.device) -> tuple[Attention, ...]:
-    """Return the order outside training steps: without cuDNN unless it is asked for, which plans each new shape anew.
+def eval_kernel_order(wanted: Attention, device: torch.device) -> tuple[Attention, ...]:
+    """Return the order of kernels outside training steps: without cuDNN, unless it was requested.
 
-    That takes it tenths of a second (modelscope/FunASR#3704, sgl-project/sglang#4650), and shapes vary from batch to
-    batch of a benchmark, and from token to token of a text.
+    cuDNN spends tenths of a second on the plan of each new shape (modelscope/FunASR#3704, sgl-project/sglang#4650), and
+    shapes change with every batch of a benchmark and every token of a generated text.
     """
     if wanted == "auto" and device.type == "cuda":
         return ("flash", "efficient", "math")
@@ -178,12 +178,12 @@ def order_elsewhere(wanted: Attention, device: torch.device) -> tuple[Attention,
 
 
 def attention_used(wanted: Attention, compute: Compute, model: ModelConfig, section: str = "hardware.") -> str:
-    """The kernel that attention goes to in training here, in a word. Raises BadEnvironment when it isn't the wanted.
+    """Return the name of the attention kernel used in training. Raises BadEnvironment if it is not the wanted one.
 
-    With dropout that is none: nanogpt/model/attention.py computes the square itself.
+    With dropout it is `open`: nanogpt/model/attention.py computes the scores itself.
     """
     known = KERNELS if compute.device.type in ("cpu", "cuda") else ()
-    usable = () if wanted == "auto" else [name for name in known if works(name, compute, model)]
+    usable = () if wanted == "auto" else [name for name in known if is_kernel_usable(name, compute, model)]
     if wanted not in ("auto", *usable):
         allowed = ", ".join(("auto", *usable))
         what = f"{compute.device} has no such kernel for heads of {model.head_size} in {compute.precision}"
@@ -193,33 +193,33 @@ def attention_used(wanted: Attention, compute: Compute, model: ModelConfig, sect
     return find_default_kernel(compute.attention, compute, model) if known else "torch's"
 
 
-def works(name: Attention, compute: Compute, model: ModelConfig) -> bool:
-    """Whether a kernel that is tried first is also taken."""
+def is_kernel_usable(name: Attention, compute: Compute, model: ModelConfig) -> bool:
+    """Return whether torch uses this kernel if it is tried first."""
     return find_default_kernel(kernel_order(name, compute.device), compute, model) == name
 
 
 def find_default_kernel(order: tuple[Attention, ...], compute: Compute, model: ModelConfig) -> str:
-    """What torch would take for a causal square, with gradients."""
+    """Return the kernel that torch uses for causal attention of whole blocks, with gradients."""
     dtype = DTYPES.get(compute.precision, torch.float32)
     shape = (1, model.n_head, model.block_size, model.head_size)
     q = torch.zeros(shape, dtype=dtype, device=compute.device, requires_grad=True)
-    with prefer(order):
+    with prefer_kernels(order):
         number = torch._fused_sdp_choice(q, q, q, is_causal=True)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return next((name for name, kernel in KERNELS.items() if kernel.value == number), "unknown")
 
 
 def make_deterministic() -> None:
-    """Kernels and sums between GPUs that give the same bits every time (PyTorch docs, "Reproducibility")."""
+    """Select deterministic kernels and reductions between GPUs (PyTorch docs, "Reproducibility")."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("NCCL_ALGO", "Ring")
     os.environ.setdefault("NCCL_PROTO", "Simple")
     torch.use_deterministic_algorithms(True)
 
 
-def own_device(
+def choose_own_device(
     device: torch.device, hardware: HardwareConfig, local_rank: int, local_world: int, section: str
 ) -> torch.device:
-    """One GPU for each rank of this machine; the CPU is shared."""
+    """Return the GPU of the local rank, or the CPU, which all ranks share. Raises BadInput."""
     if device.type == "mps" or ":" in hardware.device:
         raise BadInput(f"{section}device={hardware.device}: {local_world} ranks need {section}device=cuda or cpu")
     if device.type == "cuda":
@@ -231,7 +231,7 @@ def own_device(
 
 
 def cpu_name() -> str:
-    """The processor's model where the system tells it, else its architecture."""
+    """Return the model name of the CPU if the system tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -241,7 +241,7 @@ def cpu_name() -> str:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """All the memory of a device, or None where it can't be told."""
+    """Return the total memory of a device in bytes; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
@@ -251,7 +251,7 @@ def memory_bytes(device: torch.device) -> int | None:
 
 
 def available_bytes() -> int | None:
-    """Memory of this machine that nobody uses, or None where it can't be told."""
+    """Return the available memory of this machine in bytes; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -259,8 +259,8 @@ def available_bytes() -> int | None:
         return None
 
 
-def refuse_fp8(device: torch.device, section: str) -> None:
-    """Raises BadEnvironment where 8-bit floats can't be multiplied, or torchao isn't there to do it."""
+def check_fp8(device: torch.device, section: str) -> None:
+    """Raise BadEnvironment if the device cannot multiply 8-bit floats, or torchao is not installed."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         allowed = "allowed: false, or a CUDA device of compute capability 8.9 or more"
         raise BadEnvironment(f"{section}fp8=true: {device} has no products of 8-bit floats; {allowed}")
@@ -269,7 +269,7 @@ def refuse_fp8(device: torch.device, section: str) -> None:
 
 
 def find_precision(hardware: HardwareConfig, device: torch.device, section: str) -> Precision:
-    """The precision asked for, or the best the device has. Raises BadEnvironment."""
+    """Return the configured precision, or the best that the device has for `auto`. Raises BadEnvironment."""
     wanted = hardware.precision
     has_bf16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
     if wanted == "auto":

@@ -11,34 +11,34 @@ from pathlib import Path
 from nanogpt.redaction import redact
 
 STOPPED = 85
-GPU_FAILED = "the GPU failed"  # how the error of a broken GPU begins: the launcher tries again elsewhere
+GPU_FAILED = "the GPU failed"  # begins the error of a broken GPU; the launcher retries on another node
 
 
 class LabError(Exception):
-    """A foreseen failure with a message for a person, always one printable line."""
+    """An expected failure. Its message is one printable line."""
 
     exit_code = 1
     reported_elsewhere = False
-    """Whether another rank tells the user."""
+    """True if another rank prints the error."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message, 2000))
 
 
 class BadInput(LabError):
-    """A key, a value or a combination that can't be: nothing was started and nothing written."""
+    """An invalid key, value or combination. Nothing was started and nothing written."""
 
     exit_code = 2
 
 
 class BadData(LabError):
-    """Data that is missing, unprepared, corrupt or doesn't fit the model."""
+    """Data that is missing, not prepared, corrupt or does not fit the model."""
 
     exit_code = 3
 
 
 class BadCheckpoint(LabError):
-    """A checkpoint or run directory that is corrupt, foreign or of another run."""
+    """A checkpoint or run directory that is corrupt, not ours or of another run."""
 
     exit_code = 4
 
@@ -56,7 +56,7 @@ class Diverged(LabError):
 
 
 class PeerLost(LabError):
-    """Another rank of this run died, hangs or never came."""
+    """Another rank of this run has died, hangs or did not arrive."""
 
     exit_code = 7
 
@@ -68,7 +68,7 @@ class Locked(LabError):
 
 
 def error_from_exit_code(exit_code: int, message: str) -> LabError:
-    """The error another rank had, and tells, so that this one ends in the same way."""
+    """Return the error of another rank, which prints it, so that this rank ends with the same exit code."""
     kinds = {kind.exit_code: kind for kind in LabError.__subclasses__()}
     error = kinds.get(exit_code, LabError)(message)
     error.reported_elsewhere = True
@@ -76,9 +76,9 @@ def error_from_exit_code(exit_code: int, message: str) -> LabError:
 
 
 def find_nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name that `name` was probably meant to be, or None.
+    """Return the allowed name that is nearest to `name`, or None.
 
-    A key with the same last part, or the one nanoGPT calls so, comes first: `lr`, `learning_rate` find `optimizer.lr`.
+    Keys with the same last part, or nanoGPT's name, come first: `lr` and `learning_rate` find `optimizer.lr`.
     """
     options = list(allowed)
     by_case = {option.lower(): option for option in options}
@@ -92,7 +92,7 @@ def find_nearest(name: str, allowed: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-ALIASES = {  # what nanoGPT and other trainers call our keys
+ALIASES = {  # names of keys in nanoGPT and other trainers
     "learning_rate": "lr",
     "max_iters": "steps",
     "max_steps": "steps",
@@ -128,13 +128,13 @@ def one_line(text: object, limit: int = 80) -> str:
 
 
 def hint(name: str, allowed: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean 'x'?`, or nothing when no name is near."""
+    """Return the end of an error message, `; did you mean 'x'?`, or an empty string if no name is near."""
     near = find_nearest(name, allowed)
     unit = UNITS.get(name.rpartition(".")[2], "") if near else ""
     return f"; did you mean '{near}'{unit}?" if near else ""
 
 
-UNITS = {  # of keys that stand for others, but count something else
+UNITS = {  # units of keys that replace others with another unit
     "batch_size": ", in tokens: batch_size x block_size x gradient accumulation",
     "gradient_accumulation_steps": ", in tokens: batch_size x block_size x gradient accumulation",
     "epochs": ", in tokens",

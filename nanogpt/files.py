@@ -1,4 +1,4 @@
-"""Writing so that a crash leaves the old content or the new, and one owner per folder."""
+"""Atomic writes, safe reads and locks of files."""
 
 import errno
 import fcntl
@@ -27,9 +27,7 @@ def fsync(path: Path) -> None:
 
 
 def open_no_link(path: str, flags: int) -> int:
-    """For `open`, where only a file of ours belongs: neither a link that somebody put there is followed, nor is a pipe
-    or a device opened. Raises OSError.
-    """
+    """Open a file for `open(…, opener=open_no_link)`. Raise OSError for a symbolic link, a pipe or a device."""
     return check_descriptor(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), path)
 
 
@@ -98,8 +96,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """A small file, on disk when this returns. Raises OSError."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a small file and force it to disk. Raise OSError."""
     with open(path, "wb", opener=open_no_link) as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
@@ -107,10 +105,10 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a small file: at every moment it has its old content or its new. Raises OSError, and leaves no rest."""
+    """Replace a small file atomically: a crash leaves the old content or the new. Raise OSError, without leftovers."""
     partial = path.with_name(f".{path.name}.tmp")
     try:
-        write(partial, content)
+        write_file(partial, content)
         partial.replace(path)
     except OSError:
         with suppress(OSError):
@@ -135,8 +133,8 @@ def mtime(path: Path) -> float:
         return 0.0
 
 
-def append(path: Path, line: str) -> None:
-    """Add a line to a file that others may be adding to, on disk when this returns. Raises OSError."""
+def append_line(path: Path, line: str) -> None:
+    """Append a line, also while other processes do, and force it to disk. Raise OSError."""
     with open(path, "ab", buffering=0, opener=open_no_link) as file:
         file.write((line + "\n").encode())
         os.fsync(file.fileno())
@@ -213,9 +211,9 @@ HEARTBEAT = 5.0  # seconds between beats; an owner that misses four of them is d
 
 @contextmanager
 def hold_owner_file(path: Path, wait: bool) -> Generator[bool, None, None]:
-    """A lock for file systems that have none: whoever creates the file owns it, and writes to it while alive.
+    """Hold a lock on a file system without locks: the process that creates the file owns it and keeps writing to it.
 
-    Liveness is a change of the content, seen by the waiting process: clocks of other machines don't matter.
+    A waiting process sees by changes of the content that the owner is alive, whatever the clocks of the machines say.
     """
     while True:
         try:

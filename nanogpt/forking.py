@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
-from nanogpt.checkpoint import Checkpoints, verify
+from nanogpt.checkpoint import Checkpoints, load_verified
 from nanogpt.config import TrainConfig
 from nanogpt.entry_names import parse_sample_step, parse_step, step_name
 from nanogpt.errors import BadCheckpoint, one_line
@@ -67,11 +67,11 @@ def choose_checkpoint(parent: Path, step: int | None) -> Path:
     """Return the folder of a verified checkpoint: of a step, or the newest. Raises BadCheckpoint."""
     checkpoints = Checkpoints(parent / "checkpoints")
     if step is None:
-        loaded, _ = checkpoints.newest()
+        loaded, _ = checkpoints.load_newest()
         if loaded is None:
             raise BadCheckpoint(f"{one_line(parent)}: no checkpoint yet, so there is nothing to fork")
         return loaded.path
     if step not in checkpoints.steps():
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         raise BadCheckpoint(f"resume.step={step}: {one_line(parent)} has no checkpoint of this step; there: {there}")
-    return verify(checkpoints.path(step)).path
+    return load_verified(checkpoints.path(step)).path

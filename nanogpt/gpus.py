@@ -1,7 +1,7 @@
-"""Which GPU each rank takes: every rank tells all others what it sees, and all come to the same answer.
+"""Assignment of GPUs to ranks. Every rank reports the GPUs it sees, and all compute the same assignment.
 
-A rank may see all GPUs of its machine, as under torchrun, a few of them (`srun --gpus-per-task=2`, `--gpu-bind`), or
-the one that is its own; CUDA_VISIBLE_DEVICES may name them by number, UUID or MIG slice.
+A rank may see all GPUs of its machine, as under torchrun, or some of them (`srun --gpus-per-task=2`, `--gpu-bind`), or
+only its own. CUDA_VISIBLE_DEVICES may name them by number, UUID or MIG slice.
 """
 
 import os
@@ -17,26 +17,26 @@ from nanogpt.distributed.env import STORE_VARIABLE, RankEnv, is_started_by_srun
 from nanogpt.errors import BadEnvironment, BadInput, one_line
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-Facts = Mapping[str, Any]
-"""A rank's GPUs, its machine, and whether other machines can reach it, for the other ranks."""
+RankReport = Mapping[str, Any]
+"""Report of a rank to the others, as JSON: its GPUs, its machine, and why other machines cannot reach it."""
 
 
-def describe_self(device: str, place: RankEnv) -> Facts:
-    """Return what the other ranks have to know of this one, as JSON."""
+def report_gpus(device: str, rank_env: RankEnv) -> RankReport:
+    """Return the report of this rank for the other ranks."""
     return {
         "gpus": list_gpus(device),
         "machine": machine_id(),
-        "unreachable": find_unreachable() if place.world > place.local_world else "",
+        "unreachable": find_unreachable() if rank_env.world > rank_env.local_world else "",
     }
 
 
 def list_gpus(device: str) -> list[str]:
-    """Return the identities of the GPUs that the config value `device` allows."""
+    """Return the identities of the visible GPUs that the config value `device` allows."""
     if not (device == "auto" or device.startswith("cuda")) or not torch.cuda.is_available():
         return []
     try:
         found = [identify_gpu(number) for number in range(torch.cuda.device_count())]
-    except RuntimeError:  # a GPU that can't be used: setting it up will say why
+    except RuntimeError:  # a GPU that cannot be used; set_up_device raises the reason
         return []
     if len(set(found)) < len(found):  # virtual GPUs may all have the same UUID
         found = [f"{machine_id()} {name_gpu(number)}" for number in range(len(found))]
@@ -45,13 +45,13 @@ def list_gpus(device: str) -> list[str]:
 
 
 def name_gpu(number: int) -> str:
-    """Return what CUDA_VISIBLE_DEVICES calls the GPU that has this number here; the number where it says nothing."""
+    """Return the name of a visible GPU in CUDA_VISIBLE_DEVICES, or its number if that is not set."""
     named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",")]
     return named[number] if number < len(named) and named[number] else str(number)
 
 
 def identify_gpu(number: int) -> str:
-    """Return what tells this GPU, or slice of one, from all others."""
+    """Return a string that identifies this GPU, or MIG slice, among all machines."""
     if (name := name_gpu(number)).startswith("MIG-"):
         return name
     about: Any = torch.cuda.get_device_properties(number)
@@ -59,14 +59,14 @@ def identify_gpu(number: int) -> str:
 
 
 def machine_id() -> str:
-    """Return what all processes of one machine have in common, in whatever container they are."""
+    """Return a string that identifies this machine, equal in all its containers."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return socket.gethostname()
 
 
 def find_unreachable() -> str:
-    """Return why gloo on another machine couldn't reach this one by its name; empty if it could."""
+    """Return why gloo on another machine cannot reach this one by its name; empty if it can."""
     if os.environ.get("GLOO_SOCKET_IFNAME"):
         return ""
     name = socket.gethostname()
@@ -78,10 +78,10 @@ def find_unreachable() -> str:
 
 
 def assign_gpus(seen: Sequence[Sequence[str]]) -> list[int | None]:
-    """Return for each rank the place in its list of a GPU that no other rank has; None for a rank that gets none.
+    """Return for each rank the index in its list of a GPU that no other rank has, or None if there is none left.
 
-    Where all ranks of a machine see the same GPUs the k-th of them takes the k-th GPU. Otherwise a rank may move to
-    another of its GPUs to make room for one that sees fewer.
+    If all ranks of a machine see the same GPUs, local rank k takes GPU k. Otherwise a rank may move to another GPU of
+    its list to free one for a rank that sees fewer (bipartite matching).
     """
     owner: dict[str, int] = {}
 
@@ -102,13 +102,13 @@ def assign_gpus(seen: Sequence[Sequence[str]]) -> list[int | None]:
     return [list(gpus).index(taken[rank]) if rank in taken else None for rank, gpus in enumerate(seen)]
 
 
-def choose_gpu(facts: Sequence[Facts], place: RankEnv, section: str = "hardware.") -> int | None:
-    """Return the number of the GPU that this rank takes; None if no rank has any.
+def choose_gpu(reports: Sequence[RankReport], rank_env: RankEnv, section: str = "hardware.") -> int | None:
+    """Return the index of this rank's GPU; None if no rank has any.
 
-    Raises BadInput where ranks would share one, BadEnvironment where only some ranks see GPUs. All ranks raise alike.
+    Raises BadInput if ranks would share a GPU, BadEnvironment if only some ranks see one. All ranks raise the same.
     """
-    check_reachable(facts)
-    seen: list[list[str]] = [list(one["gpus"]) for one in facts]
+    check_reachable(reports)
+    seen: list[list[str]] = [list(one["gpus"]) for one in reports]
     if not any(seen):
         return None
     if blind := [rank for rank, gpus in enumerate(seen) if not gpus]:
@@ -116,34 +116,34 @@ def choose_gpu(facts: Sequence[Facts], place: RankEnv, section: str = "hardware.
         raise BadEnvironment(f"rank {blind[0]} sees no GPU, but other ranks do: {hint}")
     chosen = assign_gpus(seen)
     if None in chosen:
-        raise explain_sharing(seen, chosen.index(None), place, section)
-    return chosen[place.rank]
+        raise sharing_error(seen, chosen.index(None), rank_env, section)
+    return chosen[rank_env.rank]
 
 
-def explain_sharing(seen: list[list[str]], rank: int, place: RankEnv, section: str) -> BadInput:
-    """Return the error of a rank that finds no GPU of its own, naming what decided how many ranks there are."""
+def sharing_error(seen: list[list[str]], rank: int, rank_env: RankEnv, section: str) -> BadInput:
+    """Return the error for a rank without a GPU of its own, naming what set the number of ranks."""
     mine = set(seen[rank])
     ranks = [number for number, gpus in enumerate(seen) if mine & set(gpus)]
     count = len({gpu for number in ranks for gpu in seen[number]})
     gpus = f"{count} GPU{'s' if count > 1 else ''}"
     named = f" ({VISIBLE}={one_line(os.environ[VISIBLE])})" if VISIBLE in os.environ else ""
     if STORE_VARIABLE in os.environ:
-        return BadInput(f"{section}devices={place.local_world}: this machine has {gpus}{named}")
+        return BadInput(f"{section}devices={rank_env.local_world}: this machine has {gpus}{named}")
     if is_started_by_srun(os.environ):
-        key, remedy = f"srun --ntasks-per-node={place.local_world}", "srun --gpus-per-task=1, without --gpu-bind"
+        key, remedy = f"srun --ntasks-per-node={rank_env.local_world}", "srun --gpus-per-task=1, without --gpu-bind"
     elif "TORCHELASTIC_RUN_ID" in os.environ:
-        key, remedy = f"--nproc-per-node={place.local_world}", f"torchrun --nproc-per-node={count}"
+        key, remedy = f"--nproc-per-node={rank_env.local_world}", f"torchrun --nproc-per-node={count}"
     else:
-        key, remedy = f"LOCAL_WORLD_SIZE={place.local_world}", f"another {VISIBLE} for each rank"
+        key, remedy = f"LOCAL_WORLD_SIZE={rank_env.local_world}", f"another {VISIBLE} for each rank"
     among = ", ".join(map(str, ranks[:8])) + (", …" if len(ranks) > 8 else "")
     return BadInput(f"{key}: ranks {among} see only {gpus}{named}, and each needs one of its own; {remedy}")
 
 
-def check_reachable(facts: Sequence[Facts]) -> None:
-    """Check that ranks on several machines can find each other by name. Raises BadEnvironment."""
-    if len({one["machine"] for one in facts}) == 1:
+def check_reachable(reports: Sequence[RankReport]) -> None:
+    """Raise BadEnvironment if ranks on several machines cannot reach each other by name."""
+    if len({one["machine"] for one in reports}) == 1:
         return
-    for rank, one in enumerate(facts):
+    for rank, one in enumerate(reports):
         if one["unreachable"]:
             ours = ", ".join(name for _, name in socket.if_nameindex() if name != "lo")
             remedy = (

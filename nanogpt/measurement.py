@@ -18,7 +18,7 @@ KEY = "measurement"  # in a start of provenance.json and in a checkpoint's state
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedMeasurement:
     """Facts about its measurement that a run records. None: not recorded."""
 
     tokenizer: str | None = None
@@ -38,7 +38,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Measurement(Recorded):
+class Measurement(RecordedMeasurement):
     """Recorded facts, and the config's values, by which runs that recorded nothing are compared."""
 
     block_size: int | None = None
@@ -56,9 +56,9 @@ class Measurement(Recorded):
         return self.tokenizer_name + ("" if size is None else f" {size}")
 
 
-def to_dict(recorded: Recorded) -> dict[str, Any]:
+def to_dict(recorded: RecordedMeasurement) -> dict[str, Any]:
     """Return the facts that a run records, as JSON values."""
-    return {name: value for name, value in asdict(recorded).items() if name in Recorded.__dataclass_fields__}
+    return {name: value for name, value in asdict(recorded).items() if name in RecordedMeasurement.__dataclass_fields__}
 
 
 def spec_digest(spec: Mapping[str, Any]) -> str:
@@ -104,7 +104,7 @@ def read_history(
     history: list[tuple[int, Measurement]] = []
     trained: list[str] = []
     for number, start in enumerate(starts):
-        facts = read_facts(start)
+        facts = read_recorded(start)
         precision = facts.get("precision") or base.precision
         joined = " then ".join([*trained, *([precision] if precision and precision not in trained[-1:] else [])])
         evaluated = start.get("evaluated", first_step(start) if number else -1)
@@ -121,14 +121,16 @@ def measured_at(history: Sequence[tuple[int, Measurement]], step: float) -> Meas
     return next((measurement for evaluated, measurement in reversed(history) if evaluated < step), history[0][1])
 
 
-def read_facts(start: Mapping[str, Any]) -> dict[str, Any]:
+def read_recorded(start: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts that a start of a run recorded; values of the wrong type count as not recorded."""
-    arithmetic = mapping(start.get("arithmetic"))
+    arithmetic = as_mapping(start.get("arithmetic"))
     facts = {"data": start.get("data"), "precision": arithmetic.get("precision"), "fp8": arithmetic.get("fp8")}
-    facts |= mapping(start.get(KEY))
+    facts |= as_mapping(start.get(KEY))
     kinds = {"vocab_size": int, "coverage": float, "fp8": bool}
     return {
-        name: facts[name] for name in Recorded.__dataclass_fields__ if type(facts.get(name)) is kinds.get(name, str)
+        name: facts[name]
+        for name in RecordedMeasurement.__dataclass_fields__
+        if type(facts.get(name)) is kinds.get(name, str)
     }
 
 
@@ -138,7 +140,7 @@ def first_step(start: Mapping[str, Any]) -> int:
     return step if isinstance(step, int) else 0
 
 
-def mapping(value: object) -> dict[str, Any]:
+def as_mapping(value: object) -> dict[str, Any]:
     """Return a JSON object, or an empty one for anything else."""
     return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
@@ -146,15 +148,15 @@ def mapping(value: object) -> dict[str, Any]:
 def read_tokenizer(folder: Path) -> dict[str, Any]:
     """Return digest and size of the tokenizer in a run directory, {} if it can't be read."""
     try:
-        return dict(tokenizer_facts(read_bytes(folder / tokenizers.FILE)))
+        return dict(read_tokenizer_facts(read_bytes(folder / tokenizers.FILE)))
     except (OSError, ValueError, LabError):
         return {}
 
 
 @lru_cache(maxsize=256)
-def tokenizer_facts(text: bytes) -> tuple[tuple[str, Any], ...]:
+def read_tokenizer_facts(text: bytes) -> tuple[tuple[str, Any], ...]:
     """Return the facts of a tokenizer.json; many runs share one. Raises BadData, ValueError."""
-    spec = mapping(from_json(text))
+    spec = as_mapping(from_json(text))
     # GPT-2's files may be missing
     size = 50_257 if spec.get("kind") == "gpt2" else len(tokenizers.from_spec(spec).tokens)
     return (("tokenizer", spec_digest(spec)), ("vocab_size", size))

@@ -1,7 +1,7 @@
 """Check the rows of metrics.jsonl against what a checkpoint recorded of them, and repair what can be repaired.
 
-A checkpoint holds the number of rows that were written up to its step and the sha256 of their bytes. Losses can't be
-computed again, so rows that were lost or edited since are reported, never passed over.
+A checkpoint has the number of rows up to its step and the sha256 of their bytes. Losses cannot be computed again, so
+rows that were lost or edited since then are always reported.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ ORDER = "the rows were out of order; they are repaired exactly"
 
 
 class RowsRecord(ConfigModel):
-    """Number and digest of the rows that a checkpoint counted."""
+    """Number and digest of the rows up to a checkpoint."""
 
     count: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -26,7 +26,7 @@ class RowsRecord(ConfigModel):
 
 @dataclass(frozen=True)
 class RowSelection:
-    """The lines to keep, each with its newline, and what was wrong with the file: empty if nothing was."""
+    """The lines to keep, each with its newline, and what was wrong with the file, empty if nothing."""
 
     lines: list[bytes]
     problem: str = ""
@@ -39,15 +39,15 @@ def digest_lines(lines: Iterable[bytes]) -> str:
 
 
 def select_lines(content: bytes, keep: Callable[[object], bool], record: RowsRecord | None) -> RowSelection:
-    """Choose the lines of a JSON lines file that belong to a checkpoint.
+    """Select the lines of a JSON lines file that belong to a checkpoint.
 
-    `keep` says whether a parsed line is a row of the checkpoint's step or before. Without a record (checkpoints of
-    earlier versions) these are the lines, and complete lines that can't be read are reported.
+    `keep` returns whether a parsed line is a row up to the checkpoint's step. Without a record, as in checkpoints of
+    earlier versions, these rows are selected, and complete lines that cannot be parsed are reported.
     """
     lines = content.splitlines(keepends=True)
     torn = lines and not lines[-1].endswith(b"\n")
     if torn:
-        lines[-1] += b"\n"  # only the newline may be missing; of a torn row nothing can be read
+        lines[-1] += b"\n"  # perhaps only the newline is missing; a row that is cut off does not parse
     rows = [(line, parse_line(line)) for line in lines]
     kept = [line for line, row in rows if row is not None and keep(row)]
     unread = sum(row is None for _, row in (rows[:-1] if torn else rows))
@@ -68,12 +68,12 @@ def select_lines(content: bytes, keep: Callable[[object], bool], record: RowsRec
 
 
 def repair_note(extra: int) -> str:
-    """Return the report of lines that were in the file beside the whole rows; empty if there were none."""
+    """Return the report of extra lines in the file; empty if there were none."""
     return f"lines that don't belong there: {extra}; they were left out, the rows are repaired exactly" if extra else ""
 
 
 def parse_line(line: bytes) -> object:
-    """Return what a line of JSON says, or None if it can't be read."""
+    """Return the value of a line of JSON, or None if it does not parse."""
     try:
         return from_json(line)
     except ValueError:
@@ -81,7 +81,7 @@ def parse_line(line: bytes) -> object:
 
 
 def step_and_kind(line: bytes) -> tuple[int, bool]:
-    """Return the sort key of a row: its step, and whether it is an evaluation, which comes after the training row."""
+    """Return the sort key of a row: its step, and whether it is an evaluation, which follows the training row."""
     row = parse_line(line)
     assert isinstance(row, dict)
     return int(row["step"]), "val_loss" in row  # pyright: ignore[reportUnknownArgumentType]

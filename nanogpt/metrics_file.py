@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, the only source for plots and reports.
+"""metrics.jsonl: one JSON object per line, the only source for plots and reports.
 
 Training rows: step, tokens, epoch, loss, lr, grad_norm, and spikes and skipped where there are any. Evaluation rows:
 step, tokens, val_loss, val_bpb, train_loss, and for training.eval_tasks e.g. hellaswag_acc. Nothing in it depends on
@@ -21,19 +21,19 @@ MAX_ABS = 1e100  # far beyond all that is measured, and small enough to be squar
 
 
 def as_number(value: object) -> float | None:
-    """A number of a size that can be counted with, or None for what isn't one."""
+    """Return a number as a float, or None for anything else, including infinities and absurdly large numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_ABS:
         return None
     return float(value)
 
 
 def as_count(value: object) -> int | None:
-    """A count, such as a step, or None for what can't be one."""
+    """Return a count, such as a step, or None for anything else."""
     return value if type(value) is int and 0 <= value < 1 << 53 else None
 
 
 def is_row(row: object) -> TypeGuard[Row]:
-    """Whether something is a row: a step, and nothing but numbers."""
+    """Return whether this is a row: an object with a step and only numbers."""
     if not isinstance(row, dict):
         return False
     values: dict[object, object] = row  # pyright: ignore[reportUnknownVariableType]
@@ -41,17 +41,17 @@ def is_row(row: object) -> TypeGuard[Row]:
 
 
 class RowLog:
-    """An append-only JSON lines file. Rows that a full disk doesn't take wait in memory and come first later."""
+    """An append-only JSON lines file. Rows that a full disk does not take are kept in memory and written later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.pending = b""
         self.lock = threading.Lock()
         self.count, self.digest = 0, hashlib.sha256()
-        """Number and digest of all rows since the last `rewind`, and of those that it kept."""
+        """Number and digest of all rows, those that `rewind` kept and those appended since."""
 
     def append(self, row: Mapping[str, float]) -> bool:
-        """Add a row. Returns whether it, and all before it, are the operating system's; if not they are kept."""
+        """Append a row. Returns whether all rows are written; rows that are not stay in memory."""
         with self.lock:
             line = (json.dumps(row, allow_nan=False) + "\n").encode()
             self.pending += line
@@ -64,7 +64,7 @@ class RowLog:
             return True
 
     def flush(self) -> None:
-        """Hand over all that is pending; the file is opened anew, since log rotation may have moved it."""
+        """Write all pending rows. The file is opened each time, because log rotation may have moved it."""
         if not self.pending:
             return
         descriptor = open_no_link(str(self.path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -75,7 +75,7 @@ class RowLog:
             os.close(descriptor)
 
     def sync(self) -> None:
-        """Force all rows to disk: before a checkpoint that says they are there. Raises OSError."""
+        """Force all rows to disk, before a checkpoint that counts them. Raises OSError."""
         with self.lock:
             self.flush()
             if self.path.exists():
@@ -87,10 +87,10 @@ class RowLog:
             return {"count": self.count, "sha256": self.digest.hexdigest()}
 
     def rewind(self, step: int, evaluated: int | None = None, record: RowsRecord | None = None) -> RowSelection:
-        """Drop rows after `step` and evaluations after `evaluated`: a resumed run writes them again.
+        """Drop rows after `step` and evaluations after `evaluated`, which a resumed run writes again.
 
-        With the checkpoint's record the rows are checked against it. Return what was kept and what was wrong. Where
-        rows are missing or were edited, the file as it was found stays beside as `metrics.jsonl.damaged`.
+        The rows are checked against the checkpoint's record, if it has one. Return the rows that were kept and what was
+        wrong. If rows are missing or were edited, the original file is copied to `metrics.jsonl.damaged`.
         """
         last = step if evaluated is None else evaluated
 
@@ -113,7 +113,7 @@ class RowLog:
 
 
 def save_damaged_copy(path: Path, content: bytes) -> None:
-    """Write the content of a damaged file beside it, under a name that is free."""
+    """Write the content of a damaged file next to it, under a new name."""
     aside, number = path.with_name(f"{path.name}.damaged"), 2
     while os.path.lexists(aside):
         aside, number = path.with_name(f"{path.name}.damaged-{number}"), number + 1
@@ -121,14 +121,12 @@ def save_damaged_copy(path: Path, content: bytes) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a JSON lines file; lines that aren't one are passed over."""
+    """Return the rows of a JSON lines file, without lines that are not rows."""
     return read_rows_and_skipped(path)[0]
 
 
 def read_rows_and_skipped(path: Path) -> tuple[list[Row], int]:
-    """The same, and how many lines were passed over: torn by a crash, being written just now, or corrupt. Raises
-    OSError.
-    """
+    """Return the rows, and the number of other lines: cut off by a crash, being written, or corrupt. Raise OSError."""
     try:
         return parse_rows(read_text(path, "replace"))
     except FileNotFoundError:
@@ -136,7 +134,7 @@ def read_rows_and_skipped(path: Path) -> tuple[list[Row], int]:
 
 
 def parse_rows(text: str) -> tuple[list[Row], int]:
-    """The rows of some lines, and how many lines aren't one."""
+    """Return the rows of a text, and the number of lines that are not rows."""
     rows: list[Row] = []
     lines = text.splitlines()
     for line in lines:

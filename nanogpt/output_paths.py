@@ -1,4 +1,4 @@
-"""Checks of where results go, made before the work: hours of it are not lost to a wrong path."""
+"""Checks of output paths, made before hours of work."""
 
 import os
 import stat
@@ -8,9 +8,9 @@ from nanogpt.errors import BadEnvironment, BadInput, one_line
 
 
 def check_output_file(key: str, given: str | None, links: bool = True) -> None:
-    """Check that a file can be written, or added to, in a folder that is there or can be made; None: no file is wanted.
+    """Check that a file can be written in a folder that exists or can be made. None is always allowed.
 
-    `links` says whether a link is followed. Raises BadInput, BadEnvironment; writes nothing.
+    A symbolic link is an error unless `links`. Raises BadInput, BadEnvironment; writes nothing.
     """
     if given is None:
         return
@@ -18,7 +18,7 @@ def check_output_file(key: str, given: str | None, links: bool = True) -> None:
     try:
         path = Path(os.path.realpath(given) if links else given)
         mode = path.lstat().st_mode if os.path.lexists(path) else None
-    except (OSError, ValueError) as error:  # too long, with a NUL, a circle of links
+    except (OSError, ValueError) as error:  # too long, with a NUL character, or a loop of links
         raise BadInput(f"{what}: not a path of a file: {one_line(error)}") from None
     if given in ("", ".", "..") or given.endswith(("/", "/.", "/..")) or (mode and stat.S_ISDIR(mode)):
         raise BadInput(f"{what}: a folder; name a file, e.g. {key}={one_line(Path(given) / 'results')}")
@@ -31,7 +31,7 @@ def check_output_file(key: str, given: str | None, links: bool = True) -> None:
 
 
 def check_output_folder(key: str, given: str | Path | None) -> None:
-    """Check that files can be written in a folder that is there or can be made; None: no folder is wanted.
+    """Check that files can be written in a folder that exists or can be made. None is always allowed.
 
     Raises BadInput, BadEnvironment; writes nothing.
     """

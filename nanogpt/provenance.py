@@ -1,4 +1,4 @@
-"""Where a run came from: code, packages, machine, command. Enough to repeat it, and no secret."""
+"""Provenance of a run: code, packages, machine and command, without secrets."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ DIFF_LIMIT = 200_000  # characters of uncommitted changes kept
 
 
 def collect_provenance(device: str) -> dict[str, Any]:
-    """The facts of one start of a run."""
+    """Return the provenance of one start of a run."""
     facts = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -40,7 +40,7 @@ def collect_provenance(device: str) -> dict[str, Any]:
 
 
 def code_digest() -> str:
-    """sha256 over the library's own sources."""
+    """Return the sha256 over the sources of the library."""
     return compute_code_digest(Path(__file__).parent)
 
 
@@ -61,9 +61,9 @@ def package_version(package: str) -> str | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the checkout that holds this code, or None outside one.
+    """Return commit and uncommitted changes of the git checkout of this code, or None outside one.
 
-    A copy of the code made for jobs (launch/snapshot.py) has the state of the checkout it is of beside it.
+    A copy of the code for jobs (launch/snapshot.py) has a file with the state of the original checkout.
     """
     with suppress(OSError, ValueError):
         return read_json_bytes(folder.parent / GIT_STATE)
@@ -78,7 +78,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def run_git(folder: Path, *arguments: str) -> str | None:
-    """git's answer, or None when there is no git or no repository."""
+    """Return the output of git, or None if there is no git or no repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):

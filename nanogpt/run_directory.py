@@ -32,13 +32,13 @@ from nanogpt.files import (
 )
 from nanogpt.metrics_file import RowLog
 from nanogpt.run_identity import (
-    SHORT,
-    differing,
-    digits_of,
-    earlier_digits,
+    SHORT_DIGITS,
+    changed_keys,
+    find_earlier_digits,
     keys_of_same_content,
     read_starts,
-    resolve,
+    resolve_digests,
+    short_signature,
 )
 from nanogpt.run_state import read_start_time
 from nanogpt.tracking.origin import Origin, get_run_id, update_origin
@@ -76,7 +76,7 @@ class RunDirectory:
     def plot(self) -> Path:
         return self.path / "plots" / "loss.png"
 
-    def config(self) -> TrainConfig:
+    def read_config(self) -> TrainConfig:
         """The config the run was made with. Raises BadCheckpoint."""
         return schema.read_config(TrainConfig, self.path / "config.json")
 
@@ -86,23 +86,23 @@ class RunDirectory:
         about |= {"pid_start": read_start_time(os.getpid())} | facts
         write_atomic(self.path / "status.json", json.dumps(about, indent=1) + "\n")
 
-    def status(self) -> dict[str, Any]:
+    def read_status(self) -> dict[str, Any]:
         """Return the content of status.json, {} if there is none that can be read."""
         return read_json_object(self.path / "status.json")
 
-    def starts(self) -> list[dict[str, Any]]:
+    def read_starts(self) -> list[dict[str, Any]]:
         """The lineage: every start of the run, oldest first, as provenance.json has it."""
         return read_starts(self.path)
 
     def add_start(self, facts: dict[str, Any]) -> None:
         """Append one start to the lineage."""
-        write_atomic(self.path / "provenance.json", json.dumps([*self.starts(), facts], indent=1) + "\n")
+        write_atomic(self.path / "provenance.json", json.dumps([*self.read_starts(), facts], indent=1) + "\n")
 
-    def fruitless_starts(self, step: int) -> int:
+    def count_starts_at(self, step: int) -> int:
         """How many of the last starts, without a break, began at this very step, and so got to no later checkpoint."""
-        return sum(1 for _ in takewhile(lambda start: start.get("from_step") == step, reversed(self.starts())))
+        return sum(1 for _ in takewhile(lambda start: start.get("from_step") == step, reversed(self.read_starts())))
 
-    def last_words(self) -> str:
+    def read_last_log_line(self) -> str:
         """The last line of log.txt without its time, or nothing."""
         with suppress(OSError), open_regular(self.path / "log.txt") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
@@ -112,69 +112,69 @@ class RunDirectory:
         return ""
 
 
-def locate(config: TrainConfig) -> Path:
+def locate_run(config: TrainConfig) -> Path:
     """Return the folder of this config's run: `resume.run`, else a new attempt with `new_attempt`, else the latest."""
     if config.resume.run is not None and not config.resume.fork:
-        return find(config.resume.run, config.runs_dir, "resume.run").path
-    config, folder = resolve_all(config), Path(config.runs_dir)
+        return find_run(config.resume.run, config.runs_dir, "resume.run").path
+    config, folder = resolve_config(config), Path(config.runs_dir)
     names = [entry.name for entry in list_entries(folder)]
-    name = name_in(folder, names, config.run_name, config)
+    name = find_run_name(folder, names, config.run_name, config)
     if config.attempt is not None:
         check_attempt(folder, names, name, config.attempt)
-        return folder / nth(name, config.attempt)
-    return folder / attempt(name, names, config.new_attempt)
+        return folder / attempt_name(name, config.attempt)
+    return folder / choose_attempt(name, names, config.new_attempt)
 
 
-def resolve_all(config: TrainConfig) -> TrainConfig:
+def resolve_config(config: TrainConfig) -> TrainConfig:
     """Return the config with the digest of its source and a fork's parent. Raises BadInput for no such parent."""
-    config = resolve(config)
+    config = resolve_digests(config)
     if config.resume.run is None or config.resume.parent is not None:
         return config
-    run = find(config.resume.run, config.runs_dir, "resume.run")
+    run = find_run(config.resume.run, config.runs_dir, "resume.run")
     if config.resume.fork:
         about = {
-            "parent": get_run_id(run.path, next(iter(run.starts()), {})),
+            "parent": get_run_id(run.path, next(iter(run.read_starts()), {})),
             "run": str(run.path),
         }  # a study is elsewhere
     else:  # a fork that continues stays one
-        stored = run.config().resume
+        stored = run.read_config().resume
         about = {"parent": stored.parent, "step": stored.step}
     return config.model_copy(update={"resume": config.resume.model_copy(update=about)})
 
 
-def name_in(folder: Path, names: Sequence[str], run_name: str, config: TrainConfig) -> str:
+def find_run_name(folder: Path, names: Sequence[str], run_name: str, config: TrainConfig) -> str:
     """Return what a resolved config's run is called, without the number of an attempt: by today's signature, unless
     only a run of the same identity with other digits is there.
     """
-    name = f"{run_name}-{digits_of(config)}"
+    name = f"{run_name}-{short_signature(config)}"
     if config.new_attempt or any(is_attempt(name, other) for other in names):
         return name
-    found = [(parts, other) for other in sorted(names) if (parts := parts_of(other)) and parts[0] == run_name]
-    earlier = earlier_digits(config, {parts[1]: folder / other for parts, other in found})
+    found = [(parts, other) for other in sorted(names) if (parts := parse_run_name(other)) and parts[0] == run_name]
+    earlier = find_earlier_digits(config, {parts[1]: folder / other for parts, other in found})
     return name if earlier is None else f"{run_name}-{earlier}"
 
 
 def check_attempt(folder: Path, names: Sequence[str], name: str, number: int) -> None:
     """Raise BadInput if neither this attempt nor the one before it is there."""
-    if number > 1 and not {nth(name, number), nth(name, number - 1)} & set(names):
-        latest = attempt(name, names, False)
+    if number > 1 and not {attempt_name(name, number), attempt_name(name, number - 1)} & set(names):
+        latest = choose_attempt(name, names, False)
         have = f"the latest is {latest}" if latest in names else "there is none yet"
         raise BadInput(f"attempt={number}: no such attempt in {one_line(folder)}, nor the one before it; {have}")
 
 
-def attempt(name: str, names: Iterable[str], new_attempt: bool) -> str:
+def choose_attempt(name: str, names: Iterable[str], new_attempt: bool) -> str:
     """Of the folders `name`, `name`-2, `name`-3 … among `names` the latest, or with `new_attempt` the one after it."""
     found = [1 if one == name else int(one[len(name) + 1 :]) for one in names if is_attempt(name, one)]
-    return nth(name, max(found, default=0) + (1 if new_attempt else 0))
+    return attempt_name(name, max(found, default=0) + (1 if new_attempt else 0))
 
 
-def parts_of(folder: str) -> tuple[str, str, int] | None:
+def parse_run_name(folder: str) -> tuple[str, str, int] | None:
     """(name, digits of the signature, number of the attempt) of a run directory's name; None for another name."""
-    match = re.fullmatch(rf"(.+)-([0-9a-f]{{{SHORT}}})(?:-({ATTEMPT}))?", folder)
+    match = re.fullmatch(rf"(.+)-([0-9a-f]{{{SHORT_DIGITS}}})(?:-({ATTEMPT}))?", folder)
     return (match[1], match[2], int(match[3] or 1)) if match else None
 
 
-def nth(name: str, number: int) -> str:
+def attempt_name(name: str, number: int) -> str:
     """The folder of an attempt."""
     return name if number <= 1 else f"{name}-{number}"
 
@@ -194,13 +194,13 @@ def open_run(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint, BadInput."""
     from nanogpt import forking  # torch: not for those who only read about runs
 
-    config = resolve_all(config)
-    path = locate(config)
+    config = resolve_config(config)
+    path = locate_run(config)
     forks = config.resume.fork and not (path / "config.json").exists()
-    parent = find(str(config.resume.run), config.runs_dir, "resume.run") if forks else None
+    parent = find_run(str(config.resume.run), config.runs_dir, "resume.run") if forks else None
     source = None
     if parent is not None:
-        forking.check_fork(parent.config(), config, parent.path)
+        forking.check_fork(parent.read_config(), config, parent.path)
         source = forking.choose_checkpoint(parent.path, config.resume.step)
     if path.is_symlink() and not (path / "config.json").exists():
         raise BadCheckpoint(f"{one_line(path)}: is a link, but to no run directory; remove it, or give another name")
@@ -208,27 +208,27 @@ def open_run(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     with hold_lock(path / ".lock", wait=False) as mine:
         run = RunDirectory(path, config.checkpoint.keep, config.checkpoint.keep_every)
         if not mine:
-            raise Locked(f"{one_line(path)}: {owner(path)} is training here")
+            raise Locked(f"{one_line(path)}: {describe_owner(path)} is training here")
         write_owner(path)
         if (path / "config.json").exists():
-            run.changes = accepted_changes(run, config)
+            run.changes = check_changes(run, config)
         else:
             if parent is not None and source is not None:
                 forking.copy_parent(parent.path, source, path)
                 run.new_fork = True
             write_atomic(path / "config.json", schema.to_json(config))
         run.checkpoints.clean()
-        run.origin, copied = update_origin(path, next(iter(run.starts()), {}), newest_step(path))
+        run.origin, copied = update_origin(path, next(iter(run.read_starts()), {}), newest_step(path))
         run.new_fork |= copied
         yield run
 
 
-def accepted_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
+def check_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
     """Return what this config changes in a run. Raises BadCheckpoint naming each key that may not change, old and
     new.
     """
-    before, now = dict(schema.iter_values(run.config())), dict(schema.iter_values(config))
-    changed = differing(before, now)
+    before, now = dict(schema.iter_values(run.read_config())), dict(schema.iter_values(config))
+    changed = changed_keys(before, now)
     allowed = {*config.resume.allow_change, "hardware.precision"}  # which is compared as what it became
     changed = [key for key in changed if not key.startswith("resume.")]
     allowed |= keys_of_same_content(before, now)
@@ -264,7 +264,7 @@ def write_owner(path: Path) -> None:
         file.write(json.dumps(facts | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
 
 
-def owner(path: Path) -> str:
+def describe_owner(path: Path) -> str:
     """`process 17 on node3 (job 5) since 2026-01-02 10:00:00`, or what of it is known."""
     try:
         facts = read_json_bytes(path / ".lock")
@@ -274,7 +274,7 @@ def owner(path: Path) -> str:
         return "another process"
 
 
-def find(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
+def find_run(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
     """The run a person means: a folder, a name under `runs_dir`, or the latest with a checkpoint. Raises BadInput."""
     folder = Path(runs_dir)
     if run is None:

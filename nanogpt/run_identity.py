@@ -1,6 +1,6 @@
 """Say which run a config means: by the content of its data and by its precision, however either is written.
 
-A run directory's name ends in the first digits of a signature. A new one has those of `digits_of`; a run that exists
+A run directory's name ends in the first digits of a signature. A new one has those of `short_signature`; a run that exists
 may have others and be the same: its precision was left to the device, or it was made when the source's path was hashed.
 """
 
@@ -22,42 +22,42 @@ from nanogpt.weights_digest import with_weights_digest
 
 CONTENTS = {"data.source": "data.source_sha256", "init_from": "init_from_sha256"}
 """Keys that name files, each with the key of the digest of what these hold."""
-SHORT = 8  # digits of the signature in a folder's name
+SHORT_DIGITS = 8  # digits of the signature in a folder's name
 
 
-def resolve(config: TrainConfig, remember: bool = True) -> TrainConfig:
+def resolve_digests(config: TrainConfig, remember: bool = True) -> TrainConfig:
     """Return the config with the digests of its source and of its first weights, where they can be known."""
     data = resolve_source(config.data, remember)
     config = config if data is config.data else config.model_copy(update={"data": data})
     return with_weights_digest(config, remember)
 
 
-def digits_of(config: TrainConfig) -> str:
+def short_signature(config: TrainConfig) -> str:
     """Return what ends the name of a new run directory of a resolved config."""
-    return signature(config)[:SHORT]
+    return signature(config)[:SHORT_DIGITS]
 
 
-def earlier_digits(config: TrainConfig, runs: Mapping[str, Path]) -> str | None:
+def find_earlier_digits(config: TrainConfig, runs: Mapping[str, Path]) -> str | None:
     """Return the digits of the run that is this resolved config's, though its name has other digits than
-    `digits_of`; None where there is none. `runs` are run directories by their digits.
+    `short_signature`; None where there is none. `runs` are run directories by their digits.
     """
-    for other in same_runs(config):
-        path = runs.get(digits := digits_of(other))
+    for other in equivalent_configs(config):
+        path = runs.get(digits := short_signature(other))
         by_path = config.data.source is not None and other.data.source_sha256 != config.data.source_sha256
         if path and is_same_run(path, config) and not (by_path and has_other_data(path, config)):
             return digits
-    written_otherwise = (digits for digits, path in runs.items() if is_made_of_same(path, config))
+    written_otherwise = (digits for digits, path in runs.items() if is_run_of_same_source(path, config))
     return next(written_otherwise, None) if config.data.source is not None else None
 
 
-def is_made_of_same(path: Path, config: TrainConfig) -> bool:
+def is_run_of_same_source(path: Path, config: TrainConfig) -> bool:
     """Whether a run directory is this resolved config's but for how the source's path is written."""
     stored = read_stored(path / "config.json", mtime(path / "config.json"))
     if stored is None:
         return False
     if stored.init_from_sha256 is None:
         config = config.model_copy(update={"init_from_sha256": None})
-    same = strip_source(stored) in map(strip_source, (config, *same_runs(config)))
+    same = strip_source(stored) in map(strip_source, (config, *equivalent_configs(config)))
     return same and is_same_run(path, config) and is_same_source(path, stored.data, config.data)
 
 
@@ -91,7 +91,7 @@ def is_same_source(path: Path, stored: DataConfig, data: DataConfig) -> bool:
     return False
 
 
-def same_runs(config: TrainConfig) -> Iterator[TrainConfig]:
+def equivalent_configs(config: TrainConfig) -> Iterator[TrainConfig]:
     """Yield this config as other commands, or the first release, would have written it."""
     hardware, precision = config.hardware, known_precision(config.hardware)
     left_open = hardware.model_copy(update={"precision": "auto", "fp8": False})
@@ -107,7 +107,7 @@ def keys_of_same_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> s
     return {path for path, digest in CONTENTS.items() if before[digest] == now[digest] is not None}
 
 
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the keys with another value; a digest that an earlier version didn't write is no difference."""
     unknown = {digest for path, digest in CONTENTS.items() if before[digest] is None and before[path] == now[path]}
     return [key for key in now if now[key] != before[key] and key not in unknown]

@@ -1,8 +1,8 @@
-"""Writing safetensors files without a copy in memory, hashed on the way and forced to disk.
+"""A writer of safetensors files that needs no copy in memory and hashes while writing.
 
 The format (https://github.com/huggingface/safetensors): 8 bytes of header length, a JSON header with dtype, shape and
-place of every tensor, then the tensors' bytes, little-endian. The safetensors library reads them; its own writer first
-copies every tensor into Python bytes, which doubles the memory, and the file would be read again for its digest.
+offsets of every tensor, then the bytes of the tensors, little-endian. The safetensors library's own writer copies every
+tensor into Python bytes first, which doubles the memory, and the file would have to be read again for its digest.
 """
 
 import errno
@@ -27,13 +27,13 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-BLOCK = 1 << 23  # bytes hashed and written at a time, small enough to stay in a cache
+BLOCK = 1 << 23  # bytes hashed and written at a time; small enough for a CPU cache
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
-    """Write contiguous CPU tensors; returns {"bytes": size, "sha256": digest} of the file. Raises OSError.
+    """Write contiguous CPU tensors. Returns {"bytes": size, "sha256": digest} of the file. Raises OSError.
 
-    The space is reserved first, so that a full disk is known before anything is written.
+    The space is reserved first, so a full disk is an error before anything is written.
     """
     head = build_header(tensors)
     size = len(head) + sum(tensor.nbytes for tensor in tensors.values())
@@ -48,13 +48,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | 
 
 
 def write_all(file: RawIOBase, block: memoryview) -> None:
-    """Write a whole block: a raw file may take less than it is given."""
+    """Write a whole block; one write to a raw file may write less."""
     while block:
         block = block[file.write(block) or 0 :]
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Claim the space, where the system and the file system know how. Raises OSError when there is too little."""
+    """Reserve the space of a file if the file system supports it. Raises OSError if there is too little."""
     try:
         os.posix_fallocate(descriptor, 0, size)
     except AttributeError:
@@ -65,7 +65,7 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def build_header(tensors: Mapping[str, Tensor]) -> bytes:
-    """Length and JSON header, padded so that the tensors begin at a multiple of 8."""
+    """Return length and JSON header, padded so that the tensors begin at a multiple of 8."""
     entries: dict[str, object] = {}
     end = 0
     for name, tensor in tensors.items():
@@ -78,7 +78,7 @@ def build_header(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def tensor_blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """The bytes of all tensors, in pieces."""
+    """Yield the bytes of all tensors in blocks."""
     for tensor in tensors.values():
         data = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
         for start in range(0, len(data), BLOCK):

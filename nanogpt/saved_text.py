@@ -1,4 +1,4 @@
-"""A text that is too long for an error's one line, kept in a file that the line names."""
+"""A file for a text that is too long for a one-line error, which names the file."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("nanogpt-lab", "torch", "hydra-core", "pydantic", "numpy")
 def save_text(about: str, text: str) -> Path:
     """Write versions and `text` to a new file that only the user can read. Raises OSError, RuntimeError.
 
-    Neither the command line nor the environment is in it: they may hold secrets.
+    It has neither the command line nor the environment, which may hold secrets.
     """
     lines = [f"nanogpt-lab, {about}, {time.strftime('%Y-%m-%d %H:%M:%S')}, {platform.platform()}"]
     lines += [f"Python {platform.python_version()}", *(describe_package(name) for name in PACKAGES)]

@@ -32,7 +32,7 @@ def choose_compile(hardware: HardwareConfig, device: torch.device, section: str 
     """
     if not hardware.must_compile and (hardware.compile is False or device.type != "cuda"):
         return False, ""
-    missing = find_missing(device)
+    missing = find_compile_problem(device)
     if missing and hardware.must_compile:
         key = "compile=true" if hardware.compile is True else "fp8=true" if hardware.fp8 else "compile_mode"
         key = key if "=" in key else f"{key}={hardware.compile_mode}"
@@ -40,7 +40,7 @@ def choose_compile(hardware: HardwareConfig, device: torch.device, section: str 
     return not missing, missing
 
 
-def find_missing(device: torch.device) -> str:
+def find_compile_problem(device: torch.device) -> str:
     """Return what torch.compile lacks to work on `device`, each with its remedy; empty if nothing is missing."""
     found: list[str] = []
     if device.type == "cuda":
@@ -80,16 +80,16 @@ def has_python_header() -> bool:
     return any(Path(folder, "Python.h").is_file() for folder in (sysconfig.get_paths()["include"], *named))
 
 
-def keep_compiled(attention: Attention) -> None:
+def set_compile_cache(attention: Attention) -> None:
     """Keep what torch.compile makes for this user's next start, in `find_folder`. torch tells graphs of different
     attention kernels apart only by this tag (torch 2.13).
     """
     torch.compiler.config.cache_key_tag = f"attention={attention}"
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(find_folder(read_rank_env(os.environ)))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(find_cache_folder(read_rank_env(os.environ)))
 
 
-def find_folder(place: RankEnv) -> Path:
+def find_cache_folder(rank_env: RankEnv) -> Path:
     """Return a folder that nobody else may write to: what torch.compile makes is code, and is loaded.
 
     It is in XDG_CACHE_HOME or ~/.cache where that is a disk of this machine and the run's ranks are all on it. Ranks of
@@ -97,7 +97,7 @@ def find_folder(place: RankEnv) -> Path:
     SLURM_TMPDIR, TMPDIR or the system's folder for temporary files.
     """
     home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
-    local = home.is_absolute() and place.world == place.local_world and not is_on_network(home)
+    local = home.is_absolute() and rank_env.world == rank_env.local_world and not is_on_network(home)
     places = [home / "nanogpt-lab"] if local else []
     for base in [os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), tempfile.gettempdir()]:
         if base and Path(base).is_dir():

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanogpt.config import TrainConfig
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from tests import ranks
 from tests.ranks import Fault, Started
 from tests.tiny_config import tiny_config, write_corpus
@@ -37,7 +37,7 @@ LEADERS = {  # function of the leader -> the same
     "nanogpt.metrics_file.RowLog.rewind": 2,
     "nanogpt.metrics_file.RowLog.sync": 8,
     "nanogpt.checkpoint.write_tensors": 16,
-    "nanogpt.checkpoint.write": 16,
+    "nanogpt.checkpoint.write_file": 16,
     "nanogpt.checkpoint.fsync": 16,
     "nanogpt.checkpoint.Checkpoints.prune": 8,
     "nanogpt.checkpoint.Checkpoints.clean": 1,
@@ -98,7 +98,7 @@ def plan(draw: random.Random, world: int) -> tuple[str, list[Fault], Callable[[S
 def damage(draw: random.Random, run: RunDirectory) -> str:
     """Hurt the newest checkpoint, when there is another one and it isn't hurt already."""
     steps = run.checkpoints.steps()
-    if len(steps) < 2 or run.checkpoints.newest()[1] or draw.random() < 0.5:
+    if len(steps) < 2 or run.checkpoints.load_newest()[1] or draw.random() < 0.5:
         return ""
     file = draw.choice(sorted(run.checkpoints.path(steps[-1]).iterdir()))
     kind = draw.choice(["flip", "cut", "remove"])
@@ -129,10 +129,10 @@ def disturbed(config: TrainConfig, world: int, draw: random.Random, story: list[
         outputs = "\n".join(started.output(rank) for rank in range(world))
         check(set(codes) <= FINE, f"unexpected exit codes\n{outputs[-3000:]}", story)
         check("Traceback" not in outputs, f"a traceback\n{outputs[-3000:]}", story)
-        run = RunDirectory(locate(config))
+        run = RunDirectory(locate_run(config))
         check(bool(run.checkpoints.steps()) or not run.checkpoints.mark.exists(), "all checkpoints are gone", story)
         if run.checkpoints.steps():
-            _, bad = run.checkpoints.newest()
+            _, bad = run.checkpoints.load_newest()
             hurt = [words for words in story if str(bad[0]).partition("step-")[2][:8] in words] if bad else []
             check(not bad or bool(hurt), f"a checkpoint is not whole, and nobody hurt it: {bad}", story)
             story[-1] += damage(draw, run)
@@ -152,10 +152,10 @@ def one(seed: int, number: int, references: dict[int, dict[str, str]]) -> list[s
             check(codes == [0] * world, output, story)
             references[world] = ranks.result(quiet)
         disturbed(config, world, draw, story)
-        checkpoints = RunDirectory(locate(config)).checkpoints
-        loaded = checkpoints.newest()[0] if checkpoints.steps() else None
+        checkpoints = RunDirectory(locate_run(config)).checkpoints
+        loaded = checkpoints.load_newest()[0] if checkpoints.steps() else None
         codes, output = ranks.run(config, world)
-        starts = RunDirectory(locate(config)).starts()
+        starts = RunDirectory(locate_run(config)).read_starts()
         continued = loaded is None or loaded.state["step"] in (20, starts[-1]["from_step"])
         check(continued, "it didn't continue from its newest good checkpoint", story)
         check(codes == [0] * world, f"the last start ended with {codes}\n{output[-3000:]}", story)

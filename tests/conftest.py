@@ -15,7 +15,7 @@ from cli import config_files, sweep_request
 from cli.compose import Composer
 from nanogpt.config import TrainConfig
 from nanogpt.console import show_logs
-from nanogpt.cpu_threads import threads_for
+from nanogpt.cpu_threads import choose_threads
 from nanogpt.training.run_logger import RunLogger
 from tests import ranks
 from tests.cached_compose import Remembering, register_once
@@ -60,7 +60,7 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: some tests wait for a process or a clock. Each has torch, so not too many."""
-    found = threads_for({})
+    found = choose_threads({})
     return min(8, 1 + (found.number if found else os.cpu_count() or 1))
 
 

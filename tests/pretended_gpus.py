@@ -13,7 +13,7 @@ import torch
 from cli.entry import exit_on_error
 from nanogpt.distributed.env import read_rank_env, set_rank_env_from_slurm
 from nanogpt.distributed.rendezvous import rendezvous
-from nanogpt.gpus import VISIBLE, choose_gpu, describe_self, list_gpus
+from nanogpt.gpus import VISIBLE, choose_gpu, list_gpus, report_gpus
 
 
 def pretend(count: int, node: str) -> None:
@@ -34,7 +34,7 @@ def main() -> int:
     pretend(int(sys.argv[1]), os.environ.get("SLURM_NODEID", "0"))
     place = read_rank_env(os.environ)
     chosen, group = rendezvous(
-        place, 60, lambda facts: choose_gpu(facts, place) if facts else 0, lambda: describe_self(device, place)
+        place, 60, lambda facts: choose_gpu(facts, place) if facts else 0, lambda: report_gpus(device, place)
     )
     group.join(torch.device("cpu"))
     group.all_reduce_max(0)  # rank 0 holds the store: it stays until the others have read

@@ -23,7 +23,7 @@ from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.estimates.plan import Rate
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 
 HANG = 600.0  # seconds after which a wait is given up; only a hang takes that long
 
@@ -174,7 +174,7 @@ class Started:
 
     def until_rows(self, count: int) -> "Started":
         """Wait until metrics.jsonl has so many rows, or the training is over."""
-        metrics = locate(self.config) / "metrics.jsonl"
+        metrics = locate_run(self.config) / "metrics.jsonl"
         deadline = time.monotonic() + HANG
         files = [self.folder / f"rank-{rank}.txt" for rank in range(len(self.ranks))]
         while self.alive() and (len(read_rows(metrics)) < count or not all(file.exists() for file in files)):
@@ -218,7 +218,7 @@ def run(config: TrainConfig, world: int = 1, faults: list[Fault] | None = None) 
 
 def result(config: TrainConfig) -> dict[str, str]:
     """Digests of all that must not depend on what happened on the way, and the invariants that hold at any end."""
-    path = locate(config)
+    path = locate_run(config)
     run = RunDirectory(path)
     last = run.checkpoints.path(run.checkpoints.steps()[-1])
     assert not [name for kind in ("tmp", "old", "del") for name in path.glob(f"checkpoints/.{kind}-*")]
@@ -229,8 +229,8 @@ def result(config: TrainConfig) -> dict[str, str]:
 
 def goes_on(config: TrainConfig, undisturbed: Callable[..., dict[str, str]], world: int = 1) -> str:
     """The same command again continues where the newest good checkpoint is, and ends exactly. Returns what it said."""
-    checkpoints = RunDirectory(locate(config)).checkpoints
-    loaded = checkpoints.newest()[0] if checkpoints.steps() else None
+    checkpoints = RunDirectory(locate_run(config)).checkpoints
+    loaded = checkpoints.load_newest()[0] if checkpoints.steps() else None
     codes, output = run(config, world)
     assert codes == [0] * world, output
     assert loaded is None or loaded.state["step"] in (0, 20) or f"continuing at step {loaded.state['step']}" in output

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt import cpu_threads
-from nanogpt.cpu_threads import SPIN_COUNT, Threads, limit_spinning, threads_for
+from nanogpt.cpu_threads import SPIN_COUNT, Threads, choose_threads, limit_spinning
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,16 +52,16 @@ TASK = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}
     ],
 )
 def test_threads(machine: Path, environment: dict[str, str], ranks: int, expected: Threads) -> None:
-    assert threads_for(environment, ranks) == expected
+    assert choose_threads(environment, ranks) == expected
 
 
 def test_only_cores_that_may_be_used_count(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     allow(monkeypatch, {0, 8, 1, 2})
-    assert threads_for({}) == Threads(3, "physical cores")
+    assert choose_threads({}) == Threads(3, "physical cores")
     allow(monkeypatch, {0, 1, 2})
-    assert threads_for({}) == Threads(3, "cores")
+    assert choose_threads({}) == Threads(3, "cores")
     allow(monkeypatch, {0, 8})  # Slurm bound the task to its own core
-    assert threads_for({"SLURM_CPUS_PER_TASK": "2", **TASK}, 4) == Threads(1, "physical cores")
+    assert choose_threads({"SLURM_CPUS_PER_TASK": "2", **TASK}, 4) == Threads(1, "physical cores")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_only_cores_that_may_be_used_count(machine: Path, monkeypatch: pytest.Mo
 def test_a_container_is_limited(machine: Path, own: str, parent: str, expected: int) -> None:
     (machine / "groups/job/step/cpu.max").write_text(f"{own} 100000\n")
     (machine / "groups/job/cpu.max").write_text(f"{parent} 100000\n")
-    assert threads_for({}) == Threads(expected, "the container's limit")
+    assert choose_threads({}) == Threads(expected, "the container's limit")
 
 
 def test_a_container_of_the_older_kind(machine: Path) -> None:
@@ -78,13 +78,13 @@ def test_a_container_of_the_older_kind(machine: Path) -> None:
     (machine / "groups/cpu/cpu.cfs_period_us").write_text("100000\n")
     for quota, expected in (("-1", 8), ("400000", 4)):
         (machine / "groups/cpu/cpu.cfs_quota_us").write_text(f"{quota}\n")
-        found = threads_for({})
+        found = choose_threads({})
         assert found is not None and found.number == expected
 
 
 def test_a_system_that_tells_nothing(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert threads_for({}) is None
+    assert choose_threads({}) is None
 
 
 def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise() -> None:

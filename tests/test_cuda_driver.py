@@ -57,7 +57,7 @@ def test_auto_on_the_cpu_of_such_a_machine_is_not_silent(config: Build, machine:
     (line,) = describe_choices(config(), Compute(torch.device("cpu"), "fp32", "a CPU"))
     assert line.startswith("warning: on the CPU, though the driver runs CUDA 12.2 at most")
     asked = HardwareConfig(device="cpu")
-    assert describe_choices(config(), Compute(torch.device("cpu"), "fp32", "a CPU", asked=asked)) == []
+    assert describe_choices(config(), Compute(torch.device("cpu"), "fp32", "a CPU", requested=asked)) == []
     machine(None, None)
     assert describe_choices(config(), Compute(torch.device("cpu"), "fp32", "a CPU")) == []
 

@@ -11,12 +11,12 @@ from nanogpt.config import EvaluateConfig, HardwareConfig, ModelConfig, SampleCo
 from nanogpt.device import (
     Compute,
     attention_used,
+    check_fp8,
+    eval_kernel_order,
     find_precision,
     kernel_order,
-    order_elsewhere,
-    refuse_fp8,
     set_tf32,
-    set_up,
+    set_up_device,
 )
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.evaluation.command import evaluate
@@ -42,7 +42,7 @@ def always(value: object) -> Callable[..., object]:
 
 
 def on_cpu(attention: str) -> Compute:
-    return set_up(from_dict(HardwareConfig, {"device": "cpu", "attention": attention}))
+    return set_up_device(from_dict(HardwareConfig, {"device": "cpu", "attention": attention}))
 
 
 def names_of_kernels(run: Callable[[], object]) -> set[str]:
@@ -110,10 +110,10 @@ def test_a_mode_of_compiling_needs_compiling(config: Build) -> None:
 def test_what_is_compiled_is_kept_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "given")
-    set_up(HardwareConfig(device="cpu", compile=True))
+    set_up_device(HardwareConfig(device="cpu", compile=True))
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "given" and not list(tmp_path.iterdir())
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    set_up(HardwareConfig(device="cpu", compile=True))
+    set_up_device(HardwareConfig(device="cpu", compile=True))
     folder = tmp_path / "nanogpt-lab" / "inductor"
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder) and folder.stat().st_mode & 0o777 == 0o700
 
@@ -123,7 +123,7 @@ def test_what_is_compiled_is_kept_for_this_user_alone(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("attention", ["auto", "flash", "cudnn", "efficient", "math"])
 def test_gpu_kernels_agree(attention: str) -> None:
     model = ModelConfig(n_layer=2, n_head=2, n_embd=128, block_size=128, vocab_size=64)
-    compute = set_up(from_dict(HardwareConfig, {"device": "cuda", "precision": "bf16", "attention": attention}))
+    compute = set_up_device(from_dict(HardwareConfig, {"device": "cuda", "precision": "bf16", "attention": attention}))
     used = attention_used(attention, compute, model)  # type: ignore[arg-type]
     assert attention in ("auto", used)
     ids = torch.randint(64, (2, 128), generator=torch.Generator().manual_seed(1))
@@ -141,15 +141,15 @@ def test_outside_training_steps_cudnn_is_left_out_unless_asked_for(
     """It plans each new shape anew: each batch of a benchmark, each token of a text."""
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", always(capability))
-    assert order_elsewhere("auto", gpu) == ("flash", "efficient", "math")
-    assert order_elsewhere("cudnn", gpu) == ("cudnn", "flash", "efficient", "math")
-    assert order_elsewhere("auto", CPU) == ()
+    assert eval_kernel_order("auto", gpu) == ("flash", "efficient", "math")
+    assert eval_kernel_order("cudnn", gpu) == ("cudnn", "flash", "efficient", "math")
+    assert eval_kernel_order("auto", CPU) == ()
 
 
 def test_evaluation_and_sampling_attend_in_that_order(config: Build) -> None:
     """Everything that isn't a training step enters `prefer` with it, and training steps don't."""
     orders: list[tuple[str, ...]] = []
-    compute = Compute(CPU, "fp32", "", attention=("flash",), elsewhere=("math",))
+    compute = Compute(CPU, "fp32", "", attention=("flash",), eval_attention=("math",))
     ids = torch.zeros(1, 12, dtype=torch.int64)
     for enter, operator in ((compute.evaluation, "math"), (compute.autocast, "flash")):
         with torch.no_grad(), enter():
@@ -202,7 +202,7 @@ def test_what_an_older_gpu_lacks_is_named(
     monkeypatch.setattr("nanogpt.device.find_default_kernel", choose)
     with pytest.raises(BadEnvironment, match=words):
         if hardware.fp8:
-            refuse_fp8(gpu, "hardware.")
+            check_fp8(gpu, "hardware.")
         precision = find_precision(hardware, gpu, "hardware.")
         attention_used(hardware.attention, Compute(gpu, precision, "a GPU"), small())
     assert find_precision(HardwareConfig(), gpu, "hardware.") == ("bf16" if capability >= (8, 0) else "fp16")

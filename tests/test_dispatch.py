@@ -70,7 +70,7 @@ USES: list[tuple[str, Callable[[], object]]] = [
     ("order", lambda: Sampler([99], 8, 1, "unknown")),  # type: ignore[arg-type]
     ("exported position", lambda: to_hf_config(with_unknown(SMALL, "position"))),
     ("optuna sampler", lambda: suggest_values(with_unknown(Search(), "sampler"), [], [], 0, 1)),
-    ("checkpoint", lambda: Checkpoints(Path("none")).choose("unknown")),  # type: ignore[arg-type]
+    ("checkpoint", lambda: Checkpoints(Path("none")).load("unknown")),  # type: ignore[arg-type]
 ]
 
 

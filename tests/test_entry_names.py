@@ -12,7 +12,7 @@ from launch.study import RECORDS
 from launch.submission import find_stray_entries, read_submissions
 from nanogpt.checkpoint import Checkpoints
 from nanogpt.entry_names import parse_number, parse_sample_step, parse_step, step_name
-from nanogpt.run_directory import attempt, newest_step, parts_of
+from nanogpt.run_directory import choose_attempt, newest_step, parse_run_name
 from nanogpt.training.run import train
 from tests.tiny_config import tiny_config, write_corpus
 
@@ -36,7 +36,7 @@ def test_a_stray_is_no_checkpoint(name: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / name).mkdir(parents=True)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert parse_step(name) is None and parse_sample_step(f"{name}.txt") is None
-    assert checkpoints.steps() == [] and newest_step(tmp_path) == 0 and checkpoints.strays() == [name]
+    assert checkpoints.steps() == [] and newest_step(tmp_path) == 0 and checkpoints.list_foreign_entries() == [name]
     checkpoints.clean()
     assert (tmp_path / "checkpoints" / name).is_dir(), "nothing that is not ours is removed"
 
@@ -50,12 +50,14 @@ def test_every_step_is_read_back(step: int) -> None:
     "end", ["-02", "-1", "-0", "-\N{SUPERSCRIPT TWO}", "-\N{ARABIC-INDIC DIGIT THREE}", "-2\n", "-2-2"]
 )
 def test_a_stray_is_no_attempt(end: str) -> None:
-    assert attempt("run-0123abcd", ["run-0123abcd", f"run-0123abcd{end}"], new_attempt=True) == "run-0123abcd-2"
-    assert parts_of(f"run-0123abcd{end}") is None
+    assert choose_attempt("run-0123abcd", ["run-0123abcd", f"run-0123abcd{end}"], new_attempt=True) == "run-0123abcd-2"
+    assert parse_run_name(f"run-0123abcd{end}") is None
 
 
 def test_attempts_are_counted() -> None:
-    assert attempt("a", ["a", "a-2", "a-10"], new_attempt=True) == "a-11" and parts_of("a-0123abcd-10") == (
+    assert choose_attempt("a", ["a", "a-2", "a-10"], new_attempt=True) == "a-11" and parse_run_name(
+        "a-0123abcd-10"
+    ) == (
         "a",
         "0123abcd",
         10,

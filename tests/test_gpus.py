@@ -10,7 +10,7 @@ import torch
 
 from nanogpt.distributed.env import STORE_VARIABLE, RankEnv
 from nanogpt.errors import BadEnvironment, BadInput
-from nanogpt.gpus import VISIBLE, assign_gpus, choose_gpu, describe_self, find_unreachable, list_gpus
+from nanogpt.gpus import VISIBLE, assign_gpus, choose_gpu, find_unreachable, list_gpus, report_gpus
 from tests.commands import ROOT, command
 
 ALL = ["a", "b", "c", "d"]
@@ -92,8 +92,8 @@ def test_a_host_name_that_leads_back_to_the_host(monkeypatch: pytest.MonkeyPatch
     ):
         choose_gpu(facts([], [], machines="mn", unreachable=why), place)
     assert choose_gpu(facts([], [], unreachable=why), place) is None
-    assert describe_self("cpu", place)["unreachable"] == why
-    assert describe_self("cpu", RankEnv(0, 2, 0, 2))["unreachable"] == ""
+    assert report_gpus("cpu", place)["unreachable"] == why
+    assert report_gpus("cpu", RankEnv(0, 2, 0, 2))["unreachable"] == ""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     assert find_unreachable() == ""
 

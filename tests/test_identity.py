@@ -12,7 +12,7 @@ from nanogpt import schema
 from nanogpt.config import SyncConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.fields import free, guarded
-from nanogpt.run_identity import same_runs
+from nanogpt.run_identity import equivalent_configs
 from nanogpt.schema import (
     NEVER,
     ConfigModel,
@@ -59,7 +59,7 @@ def check_signature(config: TrainConfig, row: dict[str, Any]) -> None:
     """It is the old one; where a precision was named that the device hasn't anyway, the old one is looked for too."""
     precision, fp8 = config.hardware.precision, config.hardware.fp8
     if fp8 or (precision != "auto" and "precision" not in config.hardware.keys_without_effect()):
-        assert signature(config) != row["signature"] in map(signature, same_runs(config)), row
+        assert signature(config) != row["signature"] in map(signature, equivalent_configs(config)), row
     else:
         assert signature(config) == row["signature"], row
 

@@ -16,7 +16,7 @@ def test_a_zombie_is_dead_for_the_list_of_runs_too(tmp_path: Path) -> None:
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it ended, and is a zombie until it is waited for
     assert not is_alive(child)
     run = RunDirectory(tmp_path)
-    assert read_own_state(tmp_path, run.status()) == ("lost", "its process is gone; the same command continues")
+    assert read_own_state(tmp_path, run.read_status()) == ("lost", "its process is gone; the same command continues")
     os.waitpid(child, 0)
     assert not is_alive(child)
 
@@ -27,10 +27,12 @@ def test_a_number_that_another_process_has_is_not_that_process(tmp_path: Path) -
     assert is_alive(os.getpid()) and is_alive(os.getpid(), started) and not is_alive(os.getpid(), started - 1)
     run = RunDirectory(tmp_path)
     run.write_status("running")
-    assert run.status()["pid_start"] == started
-    assert read_own_state(tmp_path, run.status())[0] == "running"
-    assert read_own_state(tmp_path, run.status() | {"pid_start": started - 1})[0] == "lost"
-    old = {key: value for key, value in run.status().items() if key != "pid_start"}  # written before it was recorded
+    assert run.read_status()["pid_start"] == started
+    assert read_own_state(tmp_path, run.read_status())[0] == "running"
+    assert read_own_state(tmp_path, run.read_status() | {"pid_start": started - 1})[0] == "lost"
+    old = {
+        key: value for key, value in run.read_status().items() if key != "pid_start"
+    }  # written before it was recorded
     assert read_own_state(tmp_path, old)[0] == "running"
 
 

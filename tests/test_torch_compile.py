@@ -18,7 +18,7 @@ from nanogpt.device import Compute
 from nanogpt.distributed.env import RankEnv
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.schema import from_dict
-from nanogpt.torch_compile import choose_compile, find_folder, is_on_network
+from nanogpt.torch_compile import choose_compile, find_cache_folder, is_on_network
 from nanogpt.training.auto_choices import describe_choices
 
 Build = Callable[..., TrainConfig]
@@ -103,7 +103,7 @@ def test_a_mode_or_fp8_without_compiling_is_refused() -> None:
 def test_a_start_says_what_was_chosen_and_how_to_choose_otherwise(config: Build, able: pytest.MonkeyPatch) -> None:
     able.setattr("nanogpt.training.auto_choices.attention_used", lambda *_: "cudnn")  # pyright: ignore[reportUnknownLambdaType]
     asked = HardwareConfig(device="cuda", micro_batch_size="auto")
-    compute = Compute(GPU, "bf16", "NVIDIA H100", compiles=True, asked=asked)
+    compute = Compute(GPU, "bf16", "NVIDIA H100", compiles=True, requested=asked)
     built = config(**{"hardware.micro_batch_size": 4, "model.dropout": 0.0})
     choice, other = describe_choices(built, compute)
     for words in ("bf16 (the GPU has it)", "compiled (", "cudnn attention", "micro-batches of 4 "):
@@ -114,13 +114,13 @@ def test_a_start_says_what_was_chosen_and_how_to_choose_otherwise(config: Build,
         "hardware.attention=math",
         "hardware.micro_batch_size=8",
     ]
-    eager = Compute(GPU, "fp16", "Tesla P100", missing="no Triton", asked=asked)
+    eager = Compute(GPU, "fp16", "Tesla P100", compile_problem="no Triton", requested=asked)
     note, choice, other = describe_choices(built, eager)
     assert note == "note    not compiled: no Triton; without this note: hardware.compile=false"
     assert "fp16 (the GPU has no bf16)" in choice and "compiled" not in choice and "compile" not in other
     given = HardwareConfig(device="cuda", precision="bf16", compile=True, attention="flash", micro_batch_size=4)
-    assert describe_choices(built, Compute(GPU, "bf16", "NVIDIA H100", compiles=True, asked=given)) == []
-    assert describe_choices(built, Compute(CPU, "fp32", "a CPU", asked=asked)) == []
+    assert describe_choices(built, Compute(GPU, "bf16", "NVIDIA H100", compiles=True, requested=given)) == []
+    assert describe_choices(built, Compute(CPU, "fp32", "a CPU", requested=asked)) == []
 
 
 ALONE = RankEnv()
@@ -141,20 +141,22 @@ def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_compiled_code_of_several_nodes_stays_on_each(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = f"nanogpt-lab-{os.geteuid()}/inductor"
-    assert find_folder(ALONE) == places / "home" / "nanogpt-lab" / "inductor"
-    assert find_folder(SEVERAL) == places / "tmp" / ours
+    assert find_cache_folder(ALONE) == places / "home" / "nanogpt-lab" / "inductor"
+    assert find_cache_folder(SEVERAL) == places / "tmp" / ours
     monkeypatch.setenv("TMPDIR", str(places))
-    assert find_folder(SEVERAL) == places / ours
+    assert find_cache_folder(SEVERAL) == places / ours
     monkeypatch.setenv("SLURM_TMPDIR", str(places / "job"))
-    assert find_folder(SEVERAL) == places / "job" / ours
+    assert find_cache_folder(SEVERAL) == places / "job" / ours
     assert all(one.stat().st_mode & 0o777 == 0o700 for one in (places / "job" / ours, (places / "job" / ours).parent))
 
 
 def test_compiled_code_is_not_kept_on_a_network(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nanogpt.torch_compile.is_on_network", lambda path: "tmp" not in path.name)  # pyright: ignore[reportUnknownLambdaType]
-    assert find_folder(ALONE) == places / "tmp" / f"nanogpt-lab-{os.geteuid()}" / "inductor"
+    assert find_cache_folder(ALONE) == places / "tmp" / f"nanogpt-lab-{os.geteuid()}" / "inductor"
     monkeypatch.setattr("nanogpt.torch_compile.is_on_network", lambda _: True)  # pyright: ignore[reportUnknownLambdaType]
-    assert find_folder(ALONE) == places / "tmp" / f"nanogpt-lab-{os.geteuid()}-{socket.gethostname()}" / "inductor"
+    assert (
+        find_cache_folder(ALONE) == places / "tmp" / f"nanogpt-lab-{os.geteuid()}-{socket.gethostname()}" / "inductor"
+    )
 
 
 def test_what_is_mounted_where(tmp_path: Path) -> None:
@@ -181,6 +183,6 @@ def test_a_folder_that_is_not_ours_is_not_used(kind: str, places: Path, monkeypa
         trap.symlink_to(places / "job")
     else:
         trap.touch()
-    found = find_folder(ALONE)
+    found = find_cache_folder(ALONE)
     assert trap not in found.parents and found.parent.name.startswith("nanogpt-lab-" if kind != "another's" else "")
     assert found.stat().st_mode & 0o777 == 0o700

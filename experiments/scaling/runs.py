@@ -11,7 +11,7 @@ from nanogpt.comparability import compare_measurements
 from nanogpt.config import ModelConfig
 from nanogpt.errors import BadInput, one_line
 from nanogpt.estimates.flops import flops_per_token, parameter_counts
-from nanogpt.loss_check import Trouble, find_trouble
+from nanogpt.loss_check import LossProblem, find_loss_problem
 from nanogpt.measurement import Measurement
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory
@@ -42,12 +42,12 @@ def read_finished_runs(pattern: str) -> list[ScalingRun]:
     found: list[Measurement] = []
     for folder in folders:
         run = RunDirectory(folder)
-        if run.status().get("state") != "finished":
+        if run.read_status().get("state") != "finished":
             logger.info(f"left out: {one_line(folder)} isn't finished")
             continue
         one, measurement, trouble = read_run(run)
         if trouble and trouble.diverged:
-            logger.info(f"left out: {one_line(folder)}: {trouble.words}")
+            logger.info(f"left out: {one_line(folder)}: {trouble.description}")
             continue
         runs.append(one)
         found.append(measurement)
@@ -58,15 +58,15 @@ def read_finished_runs(pattern: str) -> list[ScalingRun]:
     return runs
 
 
-def read_run(run: RunDirectory) -> tuple[ScalingRun, Measurement, Trouble | None]:
+def read_run(run: RunDirectory) -> tuple[ScalingRun, Measurement, LossProblem | None]:
     """Return a run, its measurement, and what is wrong with its loss. Raise BadCheckpoint, BadData, BadInput."""
-    model, config = read_model(run), run.config()
+    model, config = read_model(run), run.read_config()
     every = [row for row in read_rows(run.path / "metrics.jsonl") if "val_loss" in row]
     if not every:
         raise BadInput(f"runs: {one_line(run.path)} has no validation loss in metrics.jsonl")
-    rows, measurement, _ = comparable_evals(every, config, run.starts(), run.path)
+    rows, measurement, _ = comparable_evals(every, config, run.read_starts(), run.path)
     tokens, lowest = max(row["tokens"] for row in rows), min(row["val_loss"] for row in rows)
-    trouble = find_trouble(rows[-1]["val_loss"], lowest, model.vocab_size, rows[-1].get("train_loss"))
+    trouble = find_loss_problem(rows[-1]["val_loss"], lowest, model.vocab_size, rows[-1].get("train_loss"))
     trained = ScalingRun(
         path=str(run.path),
         n_params=parameter_counts(model)["total"],
@@ -79,7 +79,7 @@ def read_run(run: RunDirectory) -> tuple[ScalingRun, Measurement, Trouble | None
 
 def read_model(run: RunDirectory) -> ModelConfig:
     """Return its model config, with the vocabulary size of its own tokenizer."""
-    model = run.config().model
+    model = run.read_config().model
     return model if model.vocab_size is not None else model.with_vocab(len(tokenizers.load(run.path).tokens))
 
 

@@ -14,7 +14,7 @@ from nanogpt.benchmark.timing import MarkdownTable, Rows
 from nanogpt.benchmark.training import measure_training
 from nanogpt.config import BenchConfig
 from nanogpt.console import print_text
-from nanogpt.device import Compute, set_up
+from nanogpt.device import Compute, set_up_device
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.output_paths import check_output_file, check_output_folder
 from nanogpt.provenance import git_state
@@ -28,7 +28,7 @@ def bench(config: BenchConfig) -> int:
     check_output_file("bench.out", config.bench.out)
     if config.profile:
         check_output_folder("bench.trace" if config.bench.trace else "runs_dir", config.bench.trace or config.runs_dir)
-    compute = set_up(config.hardware)
+    compute = set_up_device(config.hardware)
     check_state_fits(config, compute, 1)
     if "training" in config.bench.what and not config.against:
         config = with_fitting_micro_batch(config, compute)

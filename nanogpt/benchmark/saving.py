@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from nanogpt.benchmark.timing import Rows, format_spread, time_call
-from nanogpt.checkpoint import verify
+from nanogpt.checkpoint import load_verified
 from nanogpt.config import BenchConfig
 from nanogpt.console import print_text
 from nanogpt.data.batches import TrainBatches
@@ -41,8 +41,8 @@ def measure_saving(config: BenchConfig, state: TrainState, batches: TrainBatches
             wait_for_save(saver)
             saves.append(time.perf_counter() - started)
         path = run.checkpoints.path(state.step)
-        loads = [time_call(lambda: verify(path)) for _ in range(ROUNDS)]
-        loaded = verify(path)
+        loads = [time_call(lambda: load_verified(path)) for _ in range(ROUNDS)]
+        loaded = load_verified(path)
         restores = [time_call(lambda: state.restore(loaded)) for _ in range(ROUNDS)]
         without = [time_call(lambda: train_intervals(config, state, batches, None)) for _ in range(ROUNDS)]
         with_saves = [time_call(lambda: train_intervals(config, state, batches, saver)) for _ in range(ROUNDS)]

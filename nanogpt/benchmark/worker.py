@@ -12,7 +12,7 @@ from nanogpt.benchmark.measurement import OURS, Timing, Workload
 from nanogpt.benchmark.ours import Batches, build_generator, build_trainer, random_batches, random_prompts
 from nanogpt.benchmark.timing import Stopwatch, choose_synchronize, peak_resident, time_call
 from nanogpt.child_process import answer
-from nanogpt.device import Compute, set_up
+from nanogpt.device import Compute, set_up_device
 from nanogpt.training.step import Phase, no_phase_timer
 
 WARM_UP_TOKENS = 4  # generated before the measurement
@@ -23,7 +23,7 @@ def run_workload(message: str) -> str:
     """Return the Timing of a Workload, both as JSON."""
     workload = Workload.model_validate_json(message)
     measure = {"training": measure_training, "generation": measure_generation}[workload.what]
-    return measure(workload, set_up(workload.config.hardware)).model_dump_json()
+    return measure(workload, set_up_device(workload.config.hardware)).model_dump_json()
 
 
 def measure_training(workload: Workload, compute: Compute) -> Timing:

@@ -1,1 +1,1 @@
-"""Ranks of one run: where each is, how they start, talk, stop and watch each other."""
+"""The ranks of a run: environment, start, rendezvous, collectives, signals and watchdog."""

@@ -1,4 +1,4 @@
-"""Which rank this process is, as the environment says; without torch, so that commands and launchers can ask."""
+"""The rank of this process, read from the environment. Without torch, because commands and launchers import it."""
 
 import re
 from collections.abc import Mapping, MutableMapping
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 from nanogpt.errors import BadInput, one_line
 
-STORE_VARIABLE = (
-    "NANOGPT_STORE"  # a file through which the ranks of one machine meet, set by nanogpt/distributed/spawn.py
-)
+STORE_VARIABLE = "NANOGPT_STORE"  # path of the rendezvous file of the ranks that nanogpt/distributed/spawn.py starts
 
 
 @dataclass(frozen=True)
 class RankEnv:
-    """A process among those of a run."""
+    """Rank and world size of this process, over all machines and on its own."""
 
     rank: int = 0
     world: int = 1
@@ -22,9 +20,9 @@ class RankEnv:
 
 
 def read_rank_env(environment: Mapping[str, str]) -> RankEnv:
-    """What torchrun (or whoever starts the ranks) says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
+    """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, which torchrun sets. Without them there is one rank.
 
-    Raises BadInput when they contradict each other.
+    Raises BadInput if they contradict each other.
     """
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
         return RankEnv()
@@ -48,12 +46,12 @@ def read_rank_env(environment: Mapping[str, str]) -> RankEnv:
 
 
 def set_rank_env_from_slurm(environment: MutableMapping[str, str]) -> None:
-    """In one of several tasks that srun started: RANK and its like, from what Slurm says. Else nothing.
+    """Set RANK and the other variables of torchrun from Slurm's, if srun started this process as one of several tasks.
 
-    The port follows from job, step and restart, below those that systems hand out by themselves, so that jobs sharing a
-    node don't meet each other and a restart after a taken port tries another.
+    The port is computed from job, step and restart count. So jobs that share a node use different ports, and a restart
+    tries another one. It is below the range from which the system assigns ports.
     """
-    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # SLURM_NTASKS is there outside of steps too
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # SLURM_NTASKS is also set outside of steps
     if tasks == "1" or "SLURM_PROCID" not in environment or {"RANK", "WORLD_SIZE"} & environment.keys():
         return
     node = read_whole_number(environment, "SLURM_NODEID", 0)
@@ -82,7 +80,7 @@ def is_started_by_srun(environment: Mapping[str, str]) -> bool:
 
 
 def tasks_on_node(counts: str, node: int) -> int:
-    """Of Slurm's `4(x3),2`, tasks per node with repetitions, those of the node with this number."""
+    """Return the number of tasks on a node, given Slurm's list of tasks per node such as `4(x3),2`."""
     each: list[int] = []
     for count, times in re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", counts):
         each += [int(count)] * int(times or 1)
@@ -92,16 +90,16 @@ def tasks_on_node(counts: str, node: int) -> int:
 
 
 def first_host(hosts: str) -> str:
-    """Return the first of Slurm's list of hosts: `gpu-007.rack` of `gpu-[007-009,12].rack,login1`.
+    """Return the first host of Slurm's list: `gpu-007.rack` for `gpu-[007-009,12].rack,login1`.
 
-    Names of multi-dimensional nodes have several brackets: `r1n01` of `r[1-2]n[01-04]`.
+    A name may have several brackets: `r[1-2]n[01-04]` begins with `r1n01`.
     """
     name = re.match(r"(?:[^\[,]|\[[^\]]*\])*", hosts)
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", name[0]) if name else hosts
 
 
 def read_whole_number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """A variable that holds a whole number. Raises BadInput."""
+    """Return the whole number that a variable holds. Raises BadInput."""
     text = environment.get(name)
     if text is None and default is not None:
         return default

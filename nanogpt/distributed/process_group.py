@@ -1,10 +1,10 @@
-"""Who the ranks of a run are and how they talk: one process a device, all alike but for rank 0, the leader.
+"""Process group and collectives. There is one process per device; rank 0 does the I/O.
 
-Gradients and losses are summed over nccl on GPUs and gloo on CPUs; agreements (stop, errors, configs) are small CPU
-messages over gloo, as JSON, never pickles. With one rank every method is the identity, so callers needn't ask.
+Gradients and losses are summed by NCCL on GPUs and gloo on CPUs. Stop requests, errors and configs are small JSON
+messages over gloo, never pickles. With one rank every method returns its argument.
 """
 # pyright: reportPrivateImportUsage=false
-# torch.distributed offers its stores without declaring them exported
+# torch.distributed does not declare its stores as exported
 
 import json
 import os
@@ -29,37 +29,35 @@ from nanogpt.run_state import is_alive
 
 T = TypeVar("T")
 SINGLE_RANK = RankEnv()
-# torch.distributed.all_gather_into_tensor until torch 2.13, which warns of that name
+# called all_gather_into_tensor before torch 2.13, which deprecates that name
 ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor")  # noqa: B009
-# DistributedDataParallel's broadcast_buffers until torch 2.13, which warns of that name
+# DistributedDataParallel's argument, called broadcast_buffers before torch 2.13, which deprecates that name
 SYNC_BUFFERS = {"forward_sync_buffers", "broadcast_buffers"} & signature(DistributedDataParallel).parameters.keys()
 NO_BUFFERS: dict[str, Any] = {max(SYNC_BUFFERS): False}
-COLLECTIVE_TIMEOUT = timedelta(
-    days=7
-)  # of the collectives themselves: distributed/watchdog.py is what gives up on a rank
+COLLECTIVE_TIMEOUT = timedelta(days=7)  # never reached: distributed/watchdog.py gives up on a rank much earlier
 
 
 class ProcessGroup:
-    """The ranks of a run, seen from one of them."""
+    """The process group of a run, as one rank sees it."""
 
     def __init__(
-        self, place: RankEnv = SINGLE_RANK, store: dist.Store | None = None, local_pids: dict[int, int] | None = None
+        self, rank_env: RankEnv = SINGLE_RANK, store: dist.Store | None = None, local_pids: dict[int, int] | None = None
     ) -> None:
-        self.rank, self.world, self.store = place.rank, place.world, store
-        self.is_rank0 = place.rank == 0
+        self.rank, self.world, self.store = rank_env.rank, rank_env.world, store
+        self.is_rank0 = rank_env.rank == 0
         self.recovery_hint = "the same command continues from the last checkpoint"
-        """What a lost rank calls for."""
+        """Ends the error message for a lost rank."""
         self.connected = False
-        """True once a message went from rank to rank."""
-        self.neighbours = local_pids or {}
-        """Process ids of the ranks that this one can see live and die: those of its machine and container."""
+        """True after the first message between ranks."""
+        self.local_pids = local_pids or {}
+        """Process ids of the ranks on this machine and in this container, which can be checked directly."""
 
     def join(self, device: torch.device) -> None:
-        """Open the channels; before this only `lost` works. Raises PeerLost."""
+        """Initialise torch.distributed. Before this only `dead_local_ranks` works. Raises PeerLost."""
         if self.world == 1:
             return
         gpu = device.type == "cuda"
-        # A lost peer is ours to find (distributed/watchdog.py); nccl's own watchdog would abort without a word.
+        # distributed/watchdog.py finds lost peers; NCCL's own watchdog would abort without a message.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         try:
             dist.init_process_group(
@@ -74,7 +72,7 @@ class ProcessGroup:
             raise self.to_peer_lost(error, 0) from None
 
     def all_reduce_max(self, level: int) -> int:
-        """The highest level any rank came with, on every rank."""
+        """Return the maximum over all ranks."""
         if self.world == 1:
             return level
         message = torch.tensor([level])
@@ -82,17 +80,18 @@ class ProcessGroup:
         return int(message)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Sum a tensor over all ranks in place, and return it."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def start_all_gather(self, share: Tensor, count: int) -> Callable[[], Tensor]:
-        """Begin to gather `count` rows, of which each rank comes with equally many, (k, …), the last ones filled up.
+        """Begin to gather `count` rows. Every rank gives as many, (k, …), the last ranks with padding.
 
-        Returns a function that waits for (count or more, …), the same bits on every rank; a GPU's host doesn't wait.
+        Returns a function that waits for the rows, (count or more, …), with equal bits on every rank. On a GPU only the
+        stream waits, not the host.
         """
-        if count < self.world:  # the first ranks have a row each; an all-gather would bring one from every rank
+        if count < self.world:  # only the first ranks have a row, and an all-gather would fetch one from every rank
             gathered = share.new_empty(count, *share.shape[1:])
             if self.rank < count:
                 gathered[self.rank].copy_(share[0])
@@ -110,7 +109,7 @@ class ProcessGroup:
         return wait
 
     def all_gather_text(self, text: str) -> list[str]:
-        """Everybody's text, by rank."""
+        """Return the text of every rank, by rank."""
         if self.world == 1:
             return [text]
         mine = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
@@ -123,7 +122,7 @@ class ProcessGroup:
         return [one[: int(n)].numpy().tobytes().decode() for one, n in zip(texts, lengths, strict=True)]
 
     def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
-        """What `make` returns on the leader, on every rank; it must be JSON. A LabError is raised on every rank."""
+        """Call `make` on rank 0 and return its JSON value on every rank. If it raises a LabError, every rank does."""
         if self.world == 1:
             return make()
         failure, message = None, ""
@@ -142,13 +141,13 @@ class ProcessGroup:
         return answer["value"]
 
     def rank0_first(self, make: Callable[[], T]) -> T:
-        """`make` on every rank, but on the leader before the others: what it wrote is there for them."""
+        """Call `make` on rank 0, then on the other ranks, which find what rank 0 has written."""
         made: list[T] = []
         self.broadcast_from_rank0(lambda: made.append(make()))
         return made[0] if made else make()
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """The leader's CPU tensors on every rank; the others come with None."""
+        """Return rank 0's CPU tensors on every rank; the others pass None."""
         if self.world == 1:
             return dict(tensors or {})
         specs = [(name, list(t.shape), str(t.dtype)) for name, t in (tensors or {}).items()]
@@ -161,7 +160,7 @@ class ProcessGroup:
 
     @contextmanager
     def report_once(self) -> Generator[None, None, None]:
-        """Around what goes well or wrong on all ranks alike: the leader alone tells."""
+        """Mark errors raised inside, which occur on every rank, so that only rank 0 prints them."""
         try:
             yield
         except LabError as error:
@@ -169,7 +168,7 @@ class ProcessGroup:
             raise
 
     def check_same_on_all_ranks(self, what: str, mine: Mapping[str, Any]) -> None:
-        """Check that all ranks come with the same facts. Raises BadInput naming the odd rank and what differs."""
+        """Raise BadInput unless `mine` is equal on all ranks, naming the rank and the keys that differ."""
         texts = self.all_gather_text(json.dumps(mine, sort_keys=True))
         usual = Counter(texts).most_common(1)[0][0]
         for rank, text in enumerate(texts):
@@ -180,14 +179,14 @@ class ProcessGroup:
                 raise BadInput(f"rank {rank} has another {what} than the other ranks: {differing}")
 
     def wrap_ddp(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return a model whose backward pass averages gradients over all ranks. Its buffers are constants."""
+        """Wrap the model in DistributedDataParallel, which averages gradients over ranks. Buffers must be constant."""
         if self.world == 1:
             return model
         ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **NO_BUFFERS)
 
     def exchange_progress(self, mine: int) -> int:
-        """Tell the others how far this rank is, and learn how far they are together; from any thread."""
+        """Publish this rank's progress counter and return the sum of the others'. May be called from any thread."""
         if self.store is None:
             return 0
         try:
@@ -198,35 +197,36 @@ class ProcessGroup:
             return 0  # the store went with the rank that held it
 
     def dead_local_ranks(self) -> list[int]:
-        """Neighbours whose process is gone."""
-        return [rank for rank, pid in self.neighbours.items() if not is_alive(pid)]
+        """Return the ranks of this machine whose process has ended."""
+        return [rank for rank, pid in self.local_pids.items() if not is_alive(pid)]
 
     def peer_lost_error(self, gone: list[int], step: int) -> PeerLost:
-        """`rank 1 lost at step 7; …`."""
+        """Return the error that names the lost ranks: `rank 1 lost at step 7; …`."""
         who = ("rank " if len(gone) == 1 else "ranks ") + ", ".join(map(str, gone)) if gone else "another rank"
         error = PeerLost(f"{who} lost at step {step}; {self.recovery_hint}")
-        error.reported_elsewhere = not self.is_rank0 and 0 not in gone  # the leader tells, if it lives
+        error.reported_elsewhere = not self.is_rank0 and 0 not in gone  # rank 0 prints it, if it still runs
         return error
 
     def to_peer_lost(self, error: Exception, step: int) -> Exception:
-        """Return a failed collective as PeerLost with the names of the lost ranks, or with what the library said if
-        none is known to be lost; any other error as it is.
+        """Return the error of a failed collective: PeerLost naming the lost ranks, or quoting the library if unknown.
+
+        Any other error is returned unchanged.
         """
         if self.world == 1 or not COLLECTIVE.search(str(error)):
             return error
         deadline = time.monotonic() + 2
         while not (gone := self.dead_local_ranks()) and time.monotonic() < deadline:
-            time.sleep(0.05)  # a dying process closes its connections before it is gone
+            time.sleep(0.05)  # a process that ends closes its connections first
         lost = self.peer_lost_error(gone, step)
         connecting = step == 0 and (not self.connected or find_library(str(error)) == "nccl")
         return lost if gone else as_group_error(error, connecting, lost)
 
     def close(self) -> None:
-        """Leave the group when all went well, so that this process can join another."""
+        """Leave the group, so that this process can join another. Called only if there was no error."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
 def ddp_gradient_sync(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Gradients cross ranks only in the backward of the last micro-batch."""
+    """Return the context of one micro-batch: only the last one's backward pass reduces gradients over ranks."""
     return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop. A signal only sets a level; the ranks agree on it between steps."""
+"""Signals that ask a run to stop. A signal only sets a flag; the ranks agree on it between steps."""
 
 import signal
 import socket
@@ -10,26 +10,24 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-SAME_SIGNAL_SECONDS = (
-    0.1  # seconds in which several signals are one: a job's processes get it from the system and from each other
-)
+SAME_SIGNAL_SECONDS = 0.1  # signals this close together count as one: a job may send the same one several times
 
 
 class Stop(IntEnum):
-    """What a rank comes to a step boundary with; the ranks act on the highest."""
+    """Stop request of a rank at a step boundary. All ranks act on the highest."""
 
     NO = 0
     SAVE_AND_STOP = 1
-    """A signal: end at this boundary, with everything saved."""
+    """First signal: save and end at this step boundary."""
     STOP_WITHOUT_SAVING = 2
-    """A second signal: end at this boundary, with what is saved already."""
+    """Second signal: end at this step boundary without saving."""
     SAVE_FAILED = 3
-    """The leader can't save any more."""
+    """Rank 0 has failed to save checkpoints and gives up."""
 
 
 @contextmanager
 def restore_handlers(numbers: Iterable[signal.Signals]) -> Generator[dict[signal.Signals, Any], None, None]:
-    """Yield the handlers of these signals, and put them back afterwards."""
+    """Yield the current handlers of these signals, and restore them on exit."""
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield before
@@ -39,10 +37,10 @@ def restore_handlers(numbers: Iterable[signal.Signals]) -> Generator[dict[signal
 
 
 class StopFlag:
-    """While inside, SIGINT (Ctrl-C), SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP set the flag instead of ending the process.
+    """Context in which SIGINT (Ctrl-C), SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP set a flag and don't end the process.
 
-    SIGHUP stays ignored where it was (nohup). `wakeup` gets a byte as soon as a signal arrives, also while the main
-    thread is inside a call that never returns to Python.
+    SIGHUP stays ignored if it was (nohup). The socket `wakeup` receives a byte as soon as a signal arrives, also while
+    the main thread is inside a call that never returns to Python.
     """
 
     def __init__(self) -> None:
@@ -60,7 +58,7 @@ class StopFlag:
             self.level = Stop.STOP_WITHOUT_SAVING
         before = self.previous_handlers.get(signal.Signals(number))
         if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)  # whoever runs several trainings wants to know too
+            before(number, frame)  # a sweep in this process has a handler too
 
     def __enter__(self) -> "StopFlag":
         self.waker.setblocking(False)

@@ -1,6 +1,6 @@
-"""`devices=N` without torchrun: a command starts its ranks itself, passes signals on and sees them through.
+"""Start the ranks of `devices=N` without torchrun, forward signals to them and wait for their exit codes.
 
-The ranks meet through a file, so there is no port to collide; they end with this process, however it ends.
+The ranks meet through a file, so no port can be taken. They are killed if this process ends.
 """
 
 import ctypes
@@ -21,19 +21,20 @@ from nanogpt.distributed.signals import SIGNALS, restore_handlers
 from nanogpt.entry_names import parse_number
 from nanogpt.errors import STOPPED, PeerLost
 from nanogpt.files import hold_lock
+from nanogpt.run_state import is_alive
 
-POLL, STRAGGLER_SECONDS = 0.05, 15.0  # seconds between looks, and that the others have to end after one has failed
+POLL, STRAGGLER_SECONDS = 0.05, 15.0  # seconds between polls; seconds that the other ranks have to end
 PR_SET_PDEATHSIG = 1
-CODE_ROOT = Path(__file__).parents[2]  # what ranks run; a sweep puts a copy here
-LOCK = "lock"  # held in the ranks' folder for as long as they run
+CODE_ROOT = Path(__file__).parents[2]  # first on the PYTHONPATH of ranks; a sweep replaces it by its copy
+LOCK = "lock"  # held in the ranks' folder while they run
 Rank = subprocess.Popen[str]
 
 
-def run_ranks(command: list[str], message: str, world: int, grace: float = 0.0) -> int:
+def run_ranks(command: list[str], message: str, world: int, stop_timeout: float = 0.0) -> int:
     """Run `command` as each of `world` ranks, with `message` on its standard input.
 
-    Once a rank has ended, the others have `grace` seconds, and some, to end too. Returns the exit code of what went
-    wrong first.
+    After a rank has ended in order, the others have `stop_timeout` + STRAGGLER_SECONDS to end, after an error only the
+    latter. Returns the exit code of the first failure.
     """
     remove_stale_folders()
     with tempfile.TemporaryDirectory(prefix=f"nanogpt-{os.getpid()}-") as folder:
@@ -41,12 +42,12 @@ def run_ranks(command: list[str], message: str, world: int, grace: float = 0.0) 
         with hold_lock(Path(folder) / LOCK, wait=True), forward_signals(ranks) as signals:
             for rank in range(world):
                 ranks.append(start_rank(command, rank, world, Path(folder), message))
-            codes = wait_for_ranks(ranks, grace)
+            codes = wait_for_ranks(ranks, stop_timeout)
     return combine_exit_codes(codes, signals)
 
 
 def start_rank(command: list[str], rank: int, world: int, folder: Path, message: str) -> Rank:
-    """One rank as a process, in a session of its own so that Ctrl-C reaches it through us, once."""
+    """Start one rank in a new session, so that Ctrl-C reaches it only once, forwarded by this process."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     paths = os.pathsep.join([str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {name: str(value) for name, value in places.items()}
@@ -59,7 +60,7 @@ def start_rank(command: list[str], rank: int, world: int, folder: Path, message:
         start_new_session=True,
     )
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it is gone already, and its exit code says why
+    with suppress(BrokenPipeError):  # it has ended already, and its exit code says why
         process.stdin.write(message)
         process.stdin.close()
     return process
@@ -67,7 +68,7 @@ def start_rank(command: list[str], rank: int, world: int, folder: Path, message:
 
 @contextmanager
 def forward_signals(ranks: list[Rank]) -> Generator[list[int], None, None]:
-    """While inside, signals go to all ranks; yields those that came."""
+    """Forward signals to all ranks while inside. Yields a list that collects them."""
     came: list[int] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
@@ -82,16 +83,16 @@ def forward_signals(ranks: list[Rank]) -> Generator[list[int], None, None]:
         yield came
 
 
-def wait_for_ranks(ranks: list[Rank], grace: float) -> dict[int, int]:
-    """Wait for all ranks; once one has ended not for ever. Returns {rank: exit code} in the order they ended."""
+def wait_for_ranks(ranks: list[Rank], stop_timeout: float) -> dict[int, int]:
+    """Wait for all ranks, killing the last ones if they take too long. Returns {rank: exit code} by time of end."""
     codes: dict[int, int] = {}
     limit, overdue = float("inf"), False
     while len(codes) < len(ranks):
         for rank, process in enumerate(ranks):
             code = process.poll()
             if code is not None and rank not in codes:
-                codes[rank] = PeerLost.exit_code if overdue and code < 0 else code  # it was us who killed it
-                patience = STRAGGLER_SECONDS + (grace if code in (0, STOPPED) else 0.0)
+                codes[rank] = PeerLost.exit_code if overdue and code < 0 else code  # killed below
+                patience = STRAGGLER_SECONDS + (stop_timeout if code in (0, STOPPED) else 0.0)
                 limit = min(limit, time.monotonic() + patience)
         if time.monotonic() > limit:
             overdue = True
@@ -102,12 +103,12 @@ def wait_for_ranks(ranks: list[Rank], grace: float) -> dict[int, int]:
 
 
 def combine_exit_codes(codes: dict[int, int], signals: list[int]) -> int:
-    """One exit code: the first error that isn't the loss of another rank; a killed rank is told about."""
+    """Return the first exit code of an error that is not the loss of another rank. Prints a line for a killed rank."""
     own = [code for code in codes.values() if code > 0 and code not in (PeerLost.exit_code, STOPPED)]
     if own:
         return own[0]
     killed = [(rank, -code) for rank, code in codes.items() if code < 0]
-    if killed and killed[0][1] in signals:  # before it could handle signals: nothing was written
+    if killed and killed[0][1] in signals:  # by a forwarded signal, before it could handle signals
         return 128 + killed[0][1]
     if killed:
         rank, number = killed[0]
@@ -118,17 +119,17 @@ def combine_exit_codes(codes: dict[int, int], signals: list[int]) -> int:
 
 
 def remove_stale_folders() -> None:
-    """Folders of commands that were killed."""
+    """Remove the folders of commands that were killed."""
     for folder in Path(tempfile.gettempdir()).glob("nanogpt-*-*"):
         pid = folder.name.split("-")[1]
-        if not parse_number(pid) or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
+        if not parse_number(pid) or is_alive(int(pid)):
             continue
         with suppress(OSError), hold_lock(folder / LOCK, wait=False) as ours:
-            if ours:  # else the process is alive in another container that shares this folder
+            if ours:  # else the process runs in another container that shares this folder
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def die_with_parent() -> None:
-    """On Linux: be killed when the process that started this one ends."""
+    """Have Linux kill this process when its parent ends."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

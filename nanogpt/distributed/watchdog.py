@@ -1,7 +1,7 @@
-"""A thread that ends this rank when nothing else can: its peer is gone, it hangs in a collective, or ignores a signal.
+"""A thread that ends this rank if a peer is lost, a collective hangs, or the rank does not react to a signal.
 
-It counts its own ticks instead of reading a clock, so a job that is suspended as a whole, or a laptop that sleeps,
-loses nothing. While torch compiles, for minutes or longer, this thread beats in place of the main one.
+It counts its own ticks and reads no clock, so time during which the job is suspended or the laptop sleeps does not
+count. While torch compiles, which can take minutes, it sends heartbeats in place of the main thread.
 """
 
 import faulthandler
@@ -21,22 +21,22 @@ from nanogpt.distributed.signals import StopFlag
 from nanogpt.errors import STOPPED, PeerLost
 
 TICK = 0.25
-FIRST_STEP_FACTOR = 5.0  # times the patience before the first step is done: warming up, connecting
-HEARTBEAT_SECONDS = 2.0  # seconds without a beat before a lost peer matters: the others may be at their end already
+FIRST_STEP_FACTOR = 5.0  # multiplies the timeout until the first step is done, which includes warm-up
+HEARTBEAT_SECONDS = 2.0  # without a heartbeat before a dead peer counts as lost: it may have ended in order
 
 
 class Watchdog:
-    """Watches from `with` to its end: from the start for lost group, and once it is armed for hangs and signals too."""
+    """Context with a thread that watches for lost peers, and after `start` for hangs and ignored signals too."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
         self.since_own_heartbeat = self.since_any_progress = self.since_signal = 0.0
-        """Seconds since the last beat of this rank, since the last of any rank, and since the first signal."""
+        """Seconds since this rank's last heartbeat, since any rank's, and since the first signal."""
         self.own_progress = self.others_progress = 0
         self.compilations = 0
-        """Compilations under way in this process."""
+        """Compilations in progress in this process."""
         self.hears_compilations = False
-        """True while torch tells this watch of compilations: until `end`, as a process may train several times."""
+        """True from `start` to `stop` while torch's compile callbacks are registered."""
         self.timeout = self.stop_timeout = float("inf")
         self.timeout_factor, self.step = FIRST_STEP_FACTOR, -1
         self.flag: StopFlag | None = None
@@ -44,34 +44,35 @@ class Watchdog:
         self.stopped = Event()
         self.thread = Thread(target=self.run, name="watch", daemon=True)
 
-    def start(self, flag: StopFlag, folder: Path, patience: float, grace: float, compiles: bool = False) -> None:
-        """The loop begins: from now on the main thread beats, and `folder` takes the stacks of a hang. What `compiles`
-        may take its time, at the first step or any other.
+    def start(self, flag: StopFlag, folder: Path, timeout: float, stop_timeout: float, compiles: bool = False) -> None:
+        """Begin to expect heartbeats of the main thread. On a hang all stacks are written to `folder`.
+
+        With `compiles` the time that torch spends compiling does not count.
         """
         self.file = folder / f"stacks-rank-{self.group.rank}.txt"
-        self.timeout = patience if self.group.world > 1 else float("inf")
-        self.stop_timeout, self.flag = grace, flag
+        self.timeout = timeout if self.group.world > 1 else float("inf")
+        self.stop_timeout, self.flag = stop_timeout, flag
         self.since_own_heartbeat = self.since_any_progress = 0.0
         if compiles:
-            from torch._dynamo.callback import callback_handler  # seconds, which only those who compile pay
+            from torch._dynamo.callback import callback_handler  # takes seconds to import
 
             callback_handler.register_start_callback(self.count_compile_start)
             callback_handler.register_end_callback(self.count_compile_end)
             self.hears_compilations = True
 
     def count_compile_start(self, _: object) -> None:
-        """Note that a compilation begins, in whichever thread."""
+        """Count a compilation that begins, in any thread."""
         self.compilations += 1
 
     def count_compile_end(self, _: object) -> None:
-        """Note that it is done."""
+        """Count a compilation that ends."""
         self.compilations -= 1
 
     def stop(self) -> None:
-        """The ranks need each other no more, and leave one by one."""
+        """End the thread: the ranks no longer need each other and end one by one."""
         self.stopped.set()
         if self.flag is not None and self.thread.is_alive():
-            self.flag.waker.send(b"\0")  # no need to wait for the tick
+            self.flag.waker.send(b"\0")  # wakes the thread before its tick
         self.thread.join()
         if self.hears_compilations:
             from torch._dynamo.callback import callback_handler
@@ -81,7 +82,7 @@ class Watchdog:
             self.hears_compilations = False
 
     def heartbeat(self, step: int) -> None:
-        """The main thread lives and is at `step`."""
+        """Record that the main thread runs and is at `step`."""
         if -1 < self.step < step:
             self.timeout_factor = 1.0
         self.since_own_heartbeat, self.since_any_progress, self.step = 0.0, 0.0, step
@@ -106,7 +107,7 @@ class Watchdog:
             self.check_timeouts()
 
     def check_peers(self) -> None:
-        """See whether others get somewhere; end when one of this machine is gone and this one is stuck without it."""
+        """Exchange progress with the other ranks. End if a local rank is dead and this one is stuck."""
         if self.compilations:
             self.own_progress += 1
             self.since_any_progress = 0.0
@@ -119,7 +120,7 @@ class Watchdog:
             self.abort(self.group.peer_lost_error(gone, max(0, self.step)).args[0], PeerLost.exit_code)
 
     def check_timeouts(self) -> None:
-        """End when the main thread has been silent, or asked to stop, for too long."""
+        """End if there was no heartbeat, or no reaction to a signal, for too long."""
         at = f"at step {max(0, self.step)}"
         again = "the same command continues from the last checkpoint"
         if self.since_any_progress > self.timeout * self.timeout_factor and not self.compilations:
@@ -131,7 +132,7 @@ class Watchdog:
             self.abort(f"{reason} was {self.since_signal:.0f} s ago and it isn't over {at}; {again}", STOPPED)
 
     def abort(self, what: str, code: int) -> None:
-        """Leave every thread's stack in the run directory and end this process at once."""
+        """Write the stacks of all threads to the run directory and end this process at once."""
         if self.stopped.is_set():
             return
         where = ""
@@ -144,7 +145,7 @@ class Watchdog:
             except OSError:
                 where = ""
         mine = "" if self.group.is_rank0 else f"rank {self.group.rank}: "
-        os.write(2, f"{mine}error: {what}{where}\n".encode())  # sys.stderr may be in the hands of the thread that hangs
+        os.write(2, f"{mine}error: {what}{where}\n".encode())  # the thread that hangs may hold the lock of sys.stderr
         os._exit(code)
 
     def __enter__(self) -> "Watchdog":
@@ -157,11 +158,11 @@ class Watchdog:
 
 
 @contextmanager
-def join_with_watchdog(group: ProcessGroup, device: torch.device, patience: float) -> Generator[Watchdog, None, None]:
-    """Join the ranks, watch them while inside, and leave the group if all went well. Raises PeerLost."""
+def join_with_watchdog(group: ProcessGroup, device: torch.device, timeout: float) -> Generator[Watchdog, None, None]:
+    """Join the process group under a watchdog, and leave it on exit unless there was an error. Raises PeerLost."""
     with Watchdog(group) as watch:
-        watch.timeout = patience
+        watch.timeout = timeout
         group.join(device)
-        watch.timeout = float("inf")  # a lost rank is seen; a slow one is waited for: it may prepare data for hours
+        watch.timeout = float("inf")  # lost ranks are still found; a slow one may prepare data for hours
         yield watch
     group.close()

@@ -23,7 +23,7 @@ from nanogpt.interop.names import to_gpt2
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.training.state import build_state
 from nanogpt.training.step import StepMetrics, train_step
 
@@ -118,7 +118,7 @@ def check_ranks(config: DoctorConfig) -> Finding:
         one, two = (tiny_config(folder, name, hardware=hardware) for name in ("one", "two"))
         prepare(one.data)
         train_side_by_side(folder, (one, 1), (two, 2))
-        rows = [read_rows(locate(built) / "metrics.jsonl") for built in (one, two)]
+        rows = [read_rows(locate_run(built) / "metrics.jsonl") for built in (one, two)]
     if len(rows[0]) != len(rows[1]):
         raise BadEnvironment(f"{len(rows[0])} rows of metrics on one rank and {len(rows[1])} on two")
     worst = max(abs(a.get(key, 0) - b.get(key, 0)) for a, b in zip(*rows, strict=True) for key in ("loss", "val_loss"))
@@ -149,7 +149,7 @@ def temporary_folder() -> Generator[Path, None, None]:
 
 def read_outcome(config: TrainConfig) -> dict[str, bytes]:
     """Return the content of the files of a training that must not change, by name."""
-    run = RunDirectory(locate(config))
+    run = RunDirectory(locate_run(config))
     last = run.checkpoints.path(run.checkpoints.steps()[-1])
     files = [run.metrics.path, last / "model.safetensors", last / "optimizer.safetensors"]
     return {path.name: path.read_bytes() for path in files}

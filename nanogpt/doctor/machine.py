@@ -22,7 +22,7 @@ from nanogpt.doctor.finding import Check, Finding
 from nanogpt.errors import BadEnvironment, LabError, one_line
 from nanogpt.formatting import format_count
 from nanogpt.tokenizer import GPT2Tokenizer
-from nanogpt.torch_compile import find_missing, keep_compiled
+from nanogpt.torch_compile import find_compile_problem, set_compile_cache
 from nanogpt.tracking.run_metadata import wandb_mode
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 9)
@@ -73,9 +73,9 @@ def check_device(config: DoctorConfig) -> Finding:
 def check_compile(config: DoctorConfig) -> Finding:
     """Check that torch.compile builds a kernel whose results are right."""
     found = find_device(config.device, "device")
-    if missing := find_missing(found):
+    if missing := find_compile_problem(found):
         return Finding("note", f"torch.compile can't work on {found.type}", missing)
-    keep_compiled("auto")
+    set_compile_cache("auto")
 
     def curve(x: Tensor) -> Tensor:
         return torch.nn.functional.gelu(x).square().sum(-1)

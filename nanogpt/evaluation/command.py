@@ -14,7 +14,7 @@ from nanogpt import schema
 from nanogpt.config import BenchmarkName, EvalConfig, EvaluateConfig, HardwareConfig
 from nanogpt.console import mute, print_text
 from nanogpt.data.prepare import prepare_if_small
-from nanogpt.device import Compute, attention_used, set_up
+from nanogpt.device import Compute, attention_used, set_up_device
 from nanogpt.distributed.env import RankEnv, read_rank_env
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.distributed.rendezvous import rendezvous
@@ -25,9 +25,9 @@ from nanogpt.evaluation.loss import LossEvaluation, Stopped
 from nanogpt.evaluation.measured import describe_measurement
 from nanogpt.evaluation.statistics import Metric, bounded_exp
 from nanogpt.evaluation.tasks import TaskEvaluation, fingerprint, load_benchmark
-from nanogpt.files import append, read_json
+from nanogpt.files import append_line, read_json
 from nanogpt.formatting import format_table
-from nanogpt.gpus import Facts, choose_gpu, describe_self
+from nanogpt.gpus import RankReport, choose_gpu, report_gpus
 from nanogpt.interop.load_model import TrainedModel, load_trained
 from nanogpt.measurement import KEY, spec_digest, to_dict
 from nanogpt.model.gpt import GPT
@@ -77,14 +77,14 @@ def evaluate(config: EvaluateConfig) -> int:
         rank_env,
         TIMEOUT,
         lambda facts: choose_device(config, rank_env, facts),
-        lambda: describe_self(config.device, rank_env),
+        lambda: report_gpus(config.device, rank_env),
     )
     group.recovery_hint = "give the same command again"
-    with join_with_watchdog(group, compute.device, TIMEOUT) as watch:
-        return evaluate_on_rank(config, compute, group, watch)
+    with join_with_watchdog(group, compute.device, TIMEOUT) as watchdog:
+        return evaluate_on_rank(config, compute, group, watchdog)
 
 
-def choose_device(config: EvaluateConfig, rank_env: RankEnv, facts: Sequence[Facts]) -> Compute:
+def choose_device(config: EvaluateConfig, rank_env: RankEnv, facts: Sequence[RankReport]) -> Compute:
     """Return the device of this rank. `facts` describe the devices of all ranks. Raises LabError."""
     if config.devices is not None and config.devices != rank_env.local_world:
         raise BadInput(f"devices={config.devices}: but {rank_env.local_world} ranks were started on this machine")
@@ -96,13 +96,13 @@ def choose_device(config: EvaluateConfig, rank_env: RankEnv, facts: Sequence[Fac
         compile=False,
     )
     gpu = choose_gpu(facts, rank_env, section="") if facts else None
-    return set_up(hardware, rank_env.local_rank, rank_env.local_world, section="", gpu=gpu)
+    return set_up_device(hardware, rank_env.local_rank, rank_env.local_world, section="", gpu=gpu)
 
 
-def evaluate_on_rank(config: EvaluateConfig, compute: Compute, group: ProcessGroup, watch: Watchdog) -> int:
+def evaluate_on_rank(config: EvaluateConfig, compute: Compute, group: ProcessGroup, watchdog: Watchdog) -> int:
     """Evaluate after the rendezvous. A lost rank is raised as PeerLost, a lack of memory as BadEnvironment."""
     try:
-        return evaluate_tasks(config, compute, group, watch)
+        return evaluate_tasks(config, compute, group, watchdog)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise group.to_peer_lost(error, 0) from error
@@ -111,7 +111,7 @@ def evaluate_on_rank(config: EvaluateConfig, compute: Compute, group: ProcessGro
         ) from None
 
 
-def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup, watch: Watchdog) -> int:
+def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup, watchdog: Watchdog) -> int:
     """Load the model and all data first, so that errors come early; then evaluate the tasks in order."""
     with group.report_once():
         group.check_same_on_all_ranks("config", dict(schema.iter_values(config)))
@@ -129,7 +129,7 @@ def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup
     with StopFlag() as flag:
 
         def should_stop() -> bool:
-            watch.heartbeat(0)
+            watchdog.heartbeat(0)
             return group.all_reduce_max(flag.level) > 0
 
         for task in tasks:
@@ -144,7 +144,7 @@ def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup
             results.append(TaskResult(task, metrics, time.monotonic() - started))
             if out and group.is_rank0:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                append(out, json.dumps(build_record(results[-1], config, trained, compute, group)))
+                append_line(out, json.dumps(build_record(results[-1], config, trained, compute, group)))
         group.all_reduce_max(0)  # wait until rank 0 has written: after that a rank may end
     print_text(format_results(results, trained) if results else "no task was completed")
     print_text(f"appended to {out}" if out else "not saved; out=FILE appends the results to a file")
@@ -181,7 +181,7 @@ def prepare_task(
 
 def prepare_loss_task(config: EvaluateConfig, trained: TrainedModel, compute: Compute, group: ProcessGroup) -> EvalTask:
     """Return the loss on the validation split of the config's data set, or of the run's."""
-    own = config.data if config.has_data or trained.run is None else trained.run.config().data
+    own = config.data if config.has_data or trained.run is None else trained.run.read_config().data
     dataset = group.rank0_first(lambda: prepare_if_small(own))
     with group.report_once():
         if dataset.tokenizer.tokens != trained.tokenizer.tokens:

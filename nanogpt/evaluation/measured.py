@@ -7,15 +7,15 @@ import numpy as np
 from nanogpt.data.dataset import Dataset
 from nanogpt.data.text_digest import compute_text_digest
 from nanogpt.evaluation.loss import LossEvaluation
-from nanogpt.measurement import Recorded, spec_digest
+from nanogpt.measurement import RecordedMeasurement, spec_digest
 
 
-def describe_measurement(loss: LossEvaluation, dataset: Dataset, fp8: bool | None = None) -> Recorded:
+def describe_measurement(loss: LossEvaluation, dataset: Dataset, fp8: bool | None = None) -> RecordedMeasurement:
     """Return what the validation losses of `loss` are measured on. Reads the validation split once. Raises BadData."""
     tokenizer = dataset.tokenizer
     windows, n_bytes = read_windows_once(loss)
     text = compute_text_digest(dataset.val, tokenizer)
-    return Recorded(
+    return RecordedMeasurement(
         tokenizer=spec_digest(tokenizer.spec()),
         vocab_size=len(tokenizer.tokens),
         windows=windows,

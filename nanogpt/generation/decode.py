@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.config import Attention
-from nanogpt.device import order_elsewhere, prefer
+from nanogpt.device import eval_kernel_order, prefer_kernels
 from nanogpt.model.gpt import GPT
 from nanogpt.model.kv_cache import KVCache
 
@@ -75,9 +75,9 @@ def generate(
     length = max(map(len, texts)) + max_new_tokens
     seen = seen_tokens(model, texts) if params.repetition_penalty != 1.0 else None
     cache, ids = start_cache(model, texts, length)
-    order = order_elsewhere(attention, model.lm_head.weight.device)
+    order = eval_kernel_order(attention, model.lm_head.weight.device)
     for _ in range(max_new_tokens):
-        with prefer(order):
+        with prefer_kernels(order):
             logits = model.next_logits(ids, cache).float()
         probabilities = next_token_probs(logits, params, seen)
         rows = zip(probabilities, generators, strict=True)

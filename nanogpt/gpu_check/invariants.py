@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nanogpt.config import DoctorConfig, TrainConfig
 from nanogpt.data.batches import Batch
-from nanogpt.device import find_device, set_up
+from nanogpt.device import find_device, set_up_device
 from nanogpt.doctor.invariants import LOSSES, MODEL, random_ids, temporary_folder
 from nanogpt.doctor.trainings import tiny_config
 from nanogpt.errors import BadEnvironment
@@ -27,7 +27,7 @@ def start_training(config: DoctorConfig, **hardware: Any) -> tuple[TrainState, T
             folder, "gpu", hardware={"device": config.device, "threads": 1, "micro_batch_size": 4} | hardware
         )
     model = built.model.with_vocab(MODEL.vocab_size or 0)
-    return build_state(built, model, set_up(built.hardware)), built
+    return build_state(built, model, set_up_device(built.hardware)), built
 
 
 def micro_batches(state: TrainState, built: TrainConfig, step: int) -> list[Batch]:

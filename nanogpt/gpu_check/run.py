@@ -14,7 +14,7 @@ from nanogpt.benchmark.report import describe_machine
 from nanogpt.child_process import ChildFailed, start_child, wait_for_child
 from nanogpt.config import DoctorConfig
 from nanogpt.console import print_text
-from nanogpt.device import find_device, set_up
+from nanogpt.device import find_device, set_up_device
 from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.gpu_check.findings import JSON, MARKDOWN, Judgement, PartResult, summarize, write_files
 from nanogpt.gpu_check.parts import PartSpec, list_parts
@@ -38,7 +38,7 @@ def check_gpu(config: DoctorConfig) -> int:
     bench = bench_config(config, device, "gpt2")
     for program in bench.against:
         check_baseline(program, bench.model)
-    machine = describe_machine(set_up(bench.hardware))
+    machine = describe_machine(set_up_device(bench.hardware))
     header = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "device": str(device)}
     parts: list[PartResult] = []
     folder = Path(config.out)

@@ -16,7 +16,7 @@ from nanogpt.benchmark.ours import build_trainer, random_batches
 from nanogpt.benchmark.roofline import compute_floors, memory_peak
 from nanogpt.benchmark.timing import choose_synchronize, format_digits, format_range, time_call
 from nanogpt.config import BenchConfig, DoctorConfig
-from nanogpt.device import Compute, find_device, set_up
+from nanogpt.device import Compute, find_device, set_up_device
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.estimates.flops import flops_per_token, parameter_counts
 from nanogpt.estimates.gpu_specs import compute_mfu
@@ -37,7 +37,7 @@ def prepare(config: DoctorConfig, name: str) -> tuple[BenchConfig, Compute]:
     bench = bench_config(config, find_device(config.device, "device"), name)
     for program in bench.against:
         check_baseline(program, bench.model)
-    return bench, set_up(bench.hardware)
+    return bench, set_up_device(bench.hardware)
 
 
 def check_training(config: DoctorConfig, name: str) -> list[Judgement]:

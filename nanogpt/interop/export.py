@@ -15,7 +15,7 @@ from typing_extensions import assert_never
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import ExportConfig, ModelConfig, TrainConfig
 from nanogpt.errors import BadInput
-from nanogpt.files import write
+from nanogpt.files import write_file
 from nanogpt.interop.architecture import SIZES
 from nanogpt.interop.export_config import check_nanogpt_form, to_hf_config
 from nanogpt.interop.export_folder import ExportFolder, check_export_folder, stage_export
@@ -25,7 +25,7 @@ from nanogpt.interop.names import Tensors, add_norm_gains, cut_padding, to_gpt2,
 from nanogpt.interop.pickle_import import write_checkpoint, write_meta
 from nanogpt.interop.verify_export import verify_read_back, verify_with_transformers
 from nanogpt.model.gpt import GPT
-from nanogpt.run_directory import find
+from nanogpt.run_directory import find_run
 from nanogpt.tokenizer import CharTokenizer
 
 
@@ -64,7 +64,7 @@ def check_export_target(config: ExportConfig) -> ExportFolder:
     default: Path | None = None
     sources: dict[str, Path] = {}
     if config.init_from is None:
-        run = find(config.run, config.runs_dir).path
+        run = find_run(config.run, config.runs_dir).path
         default, sources = run / config.format, {"the run": run}
     elif os.path.exists(config.init_from):
         sources = {"the weights that are read": Path(config.init_from)}
@@ -91,7 +91,7 @@ def write_hf(trained: TrainedModel, folder: Path, config: ExportConfig) -> None:
     folder.mkdir(exist_ok=True)
     save_file(rename(collect_weights(trained.model), model), folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(trained.tokenizer, folder, model.block_size)
-    write(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    write_file(folder / "config.json", json.dumps(about, indent=2) + "\n")
 
 
 def write_nanogpt(trained: TrainedModel, folder: Path, config: ExportConfig) -> None:
@@ -105,7 +105,7 @@ def write_nanogpt(trained: TrainedModel, folder: Path, config: ExportConfig) -> 
         "model_args": sizes | {"dropout": model.dropout},
     }
     if trained.run is not None:
-        loaded, run_config = trained.run.checkpoints.choose(config.checkpoint), trained.run.config()
+        loaded, run_config = trained.run.checkpoints.load(config.checkpoint), trained.run.read_config()
         if run_config.optimizer.name == "adamw":
             content["optimizer"] = optimizer_state(weights, loaded.optimizer, model, run_config)
         else:
@@ -118,7 +118,7 @@ def write_nanogpt(trained: TrainedModel, folder: Path, config: ExportConfig) -> 
         }
     folder.mkdir(exist_ok=True)
     write_checkpoint(folder / "ckpt.pt", content)
-    write(folder / tokenizers.FILE, tokenizers.to_json(trained.tokenizer))  # read back by init_from=…/ckpt.pt
+    write_file(folder / tokenizers.FILE, tokenizers.to_json(trained.tokenizer))  # read back by init_from=…/ckpt.pt
     if isinstance(trained.tokenizer, CharTokenizer):
         write_meta(folder / "meta.pkl", trained.tokenizer.chars)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from nanogpt.data.shards import file_sha256
 from nanogpt.errors import BadData, BadEnvironment, BadInput, one_line
-from nanogpt.files import fsync, read_json_bytes, write
+from nanogpt.files import fsync, read_json_bytes, write_file
 
 MANIFEST = "export.json"
 
@@ -113,7 +113,7 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     for file in sorted(folder.iterdir()):
         fsync(file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-    write(folder / MANIFEST, json.dumps(about | {"files": files}, indent=1) + "\n")
+    write_file(folder / MANIFEST, json.dumps(about | {"files": files}, indent=1) + "\n")
     fsync(folder)
 
 

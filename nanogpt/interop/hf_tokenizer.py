@@ -10,7 +10,7 @@ from typing import Any
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.errors import BadData, one_line
-from nanogpt.files import read_json_bytes, read_text, write
+from nanogpt.files import read_json_bytes, read_text, write_file
 from nanogpt.interop.tokenizer_checks import check_byte_level, check_characters, check_tokenizer_config, merge_rules
 from nanogpt.tokenizer import (
     END_OF_TEXT,
@@ -133,7 +133,7 @@ def have_same_ids(a: Tokenizer, b: Tokenizer) -> bool:
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     """Write tokenizer.json and tokenizer_config.json for AutoTokenizer."""
-    write(folder / tokenizers.FILE, to_tokenizer_json(tokenizer))
+    write_file(folder / tokenizers.FILE, to_tokenizer_json(tokenizer))
     about: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
@@ -141,7 +141,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
     }
     if tokenizer.end_of_text is not None:
         about |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-    write(folder / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
+    write_file(folder / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
 
 
 def to_tokenizer_json(tokenizer: Tokenizer) -> str:

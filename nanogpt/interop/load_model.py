@@ -17,7 +17,7 @@ from nanogpt.interop.load_weights import load_weights
 from nanogpt.interop.sources import WeightSource, fill_from_weights, find_source
 from nanogpt.metrics_file import as_number
 from nanogpt.model.gpt import GPT
-from nanogpt.run_directory import RunDirectory, find
+from nanogpt.run_directory import RunDirectory, find_run
 from nanogpt.schema import from_dict
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer
 
@@ -45,7 +45,7 @@ def load_trained(config: TrainedConfig, device: torch.device) -> TrainedModel:
     if config.init_from is None:
         if config.tokenizer is not None:
             raise BadInput(f"tokenizer={one_line(config.tokenizer)}: only for init_from; a run has its own")
-        return load_run_model(find(config.run, config.runs_dir), config.checkpoint, device)
+        return load_run_model(find_run(config.run, config.runs_dir), config.checkpoint, device)
     if config.run is not None:
         raise BadInput(f"init_from={one_line(config.init_from)}: not allowed with run={one_line(config.run)}")
     source = find_source(config.init_from)
@@ -63,8 +63,8 @@ def load_trained(config: TrainedConfig, device: torch.device) -> TrainedModel:
 def load_run_model(run: RunDirectory, which: Literal["best", "latest"], device: torch.device) -> TrainedModel:
     """Return a run's model at its best or latest checkpoint. Raises BadCheckpoint, BadData."""
     tokenizer = tokenizers.load(run.path)
-    loaded = run.checkpoints.choose(which)
-    model = GPT(run.config().model.with_vocab(len(tokenizer.tokens)), seed=None)
+    loaded = run.checkpoints.load(which)
+    model = GPT(run.read_config().model.with_vocab(len(tokenizer.tokens)), seed=None)
     try:
         tied = {"lm_head.weight": loaded.model["transformer.wte.weight"]} if model.config.tie_weights else {}
         model.load_state_dict(loaded.model | tied)
@@ -77,13 +77,13 @@ def load_run_model(run: RunDirectory, which: Literal["best", "latest"], device: 
 
 def read_start_ids(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:
     """Return first ids that occur in the training data, as the last start recorded them or from the data set."""
-    start = run.starts()[-1] if run.starts() else {}
+    start = run.read_starts()[-1] if run.read_starts() else {}
     recorded: object = start.get("start_ids")
     if isinstance(recorded, list):
         ids = [i for i in recorded if isinstance(i, int) and 0 <= i < len(tokenizer.tokens)]  # pyright: ignore[reportUnknownVariableType]
         if ids:
             return ids
-    data = run.config().data
+    data = run.read_config().data
     with suppress(LabError, OSError):
         dataset = open_dataset(data.model_copy(update={"verify": "size"}))
         if dataset.fingerprint == start.get("data"):

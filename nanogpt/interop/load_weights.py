@@ -10,7 +10,7 @@ from nanogpt.interop.names import fit_to_model
 from nanogpt.interop.sources import WeightSource, find_source
 from nanogpt.model.fsdp import shard_like
 from nanogpt.model.gpt import GPT
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.weights_digest import check_weights
 
@@ -20,7 +20,7 @@ def load_initial_weights(config: TrainConfig, model: GPT, tokenizer: Tokenizer) 
 
     Raises BadCheckpoint, BadData, BadEnvironment.
     """
-    if config.init_from == "scratch" or RunDirectory(locate(config)).checkpoints.steps():
+    if config.init_from == "scratch" or RunDirectory(locate_run(config)).checkpoints.steps():
         return
     check_weights(config)
     source = find_source(config.init_from)

@@ -183,7 +183,7 @@ class RunWeights:
         from nanogpt.interop.names import cut_padding
         from nanogpt.run_directory import RunDirectory
 
-        tensors, vocab = RunDirectory(self.path).checkpoints.choose("best").model, self.values()["vocab_size"]
+        tensors, vocab = RunDirectory(self.path).checkpoints.load("best").model, self.values()["vocab_size"]
         return cut_padding(tensors, ModelConfig(vocab_size=vocab))
 
     def tokenizer(self) -> Tokenizer | None:

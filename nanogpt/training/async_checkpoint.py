@@ -1,4 +1,4 @@
-"""Saving beside the training: a copy of the state at the step boundary, everything else in a thread of its own."""
+"""Asynchronous checkpoints: the state is copied at a step boundary and written by a thread."""
 
 import json
 from collections.abc import Callable
@@ -15,32 +15,34 @@ StateTensors = dict[str, Tensors]
 
 
 class AsyncCheckpointer:
-    """Writes checkpoints of the leader's state, one at a time, and remembers what became of them."""
+    """Writes checkpoints on rank 0, one at a time, and keeps the errors of failed saves."""
 
     def __init__(self, run: RunDirectory, max_failed: int, note: Callable[[str], None]) -> None:
         self.run, self.max_failed, self.note = run, max_failed, note
-        torch.get_num_threads()  # settles this thread's number; else its first parallel work would take the writer's
+        torch.get_num_threads()  # fixes the number for this thread before the writer sets its own
         self.thread = ThreadPoolExecutor(1, "checkpoint writer", torch.set_num_threads, (1,))
-        """Without OpenMP threads of its own: with more of them than cores, those of the steps would sleep, not spin,
-        between one product and the next, and a step of a small model take twice as long."""
+        """With one OpenMP thread: with more threads than cores, the threads of the steps would sleep instead of spin
+        between matrix products, and a step of a small model would take twice as long."""
         self.buffers: Future[StateTensors] | None = None
         self.save_in_progress: Future[object] | None = None
         self.failures = 0
-        """Saves that failed since the last that didn't."""
+        """Failed saves since the last success."""
         self.fatal_error: Exception | None = None
 
     def reserve_buffers(self, state: TrainState) -> None:
-        """Have the memory for a copy made ready, once the optimizer has its state; training goes on meanwhile."""
+        """Allocate the memory of the copy in the thread, once the optimizer has state."""
         if self.buffers is None and state.optimizer.state:
             self.buffers = self.thread.submit(allocate_copy, state.tensors(), state.compute.device.type == "cuda")
 
     def save(self, state: TrainState) -> None:
-        """Copy the state and begin to write it. The save before this one must be done (`busy`)."""
+        """Copy the state and begin to write it. The previous save must be done (`is_busy`)."""
         self.collect_result()
         tensors = state.tensors()
         buffers = self.buffers.result() if self.buffers else {}
         fits = {name: part.keys() for name, part in buffers.items()} == {n: part.keys() for n, part in tensors.items()}
-        copy = buffers if fits else allocate_copy(tensors, pinned=False)  # before the first step there are no moments
+        copy = (
+            buffers if fits else allocate_copy(tensors, pinned=False)
+        )  # before the first step there is no optimizer state
         for part, key, tensor in state.gather_tensors():
             copy[part][key].copy_(tensor, non_blocking=True)
         if state.compute.device.type == "cuda":
@@ -49,7 +51,7 @@ class AsyncCheckpointer:
         self.save_in_progress = self.thread.submit(self.write, state.step, copy, facts)
 
     def write(self, step: int, copy: StateTensors, facts: str) -> None:
-        """In the thread: rows first, then the checkpoint that says they are there."""
+        """Write the rows, then the checkpoint that counts them. Runs in the thread."""
         for part in copy.values():
             for name, tensor in part.items():
                 if not torch.isfinite(tensor).all():
@@ -60,19 +62,19 @@ class AsyncCheckpointer:
         self.run.checkpoints.save(step, copy, facts)
 
     def has_failed(self) -> bool:
-        """Whether a save failed in a way, or so often, that the run must end."""
+        """Return whether the run must end: a save failed for good, or too many failed in a row."""
         self.collect_result()
         return self.fatal_error is not None
 
     def is_busy(self) -> bool:
-        """Whether a save is under way. What became of one that is done is looked at."""
+        """Return whether a save is in progress, after taking note of the result of one that is done."""
         if self.save_in_progress is not None and not self.save_in_progress.done():
             return True
         self.collect_result()
         return False
 
     def collect_result(self) -> None:
-        """Take note of a finished save: a disk that is full may have space again later, all else ends the run."""
+        """Take note of a finished save. A full disk may have space later; any other error ends the run."""
         if self.save_in_progress is None or not self.save_in_progress.done():
             return
         error, self.save_in_progress = self.save_in_progress.exception(), None
@@ -88,7 +90,7 @@ class AsyncCheckpointer:
             self.fatal_error = error
 
     def raise_error(self) -> None:
-        """After the last save: raises what it failed with."""
+        """Raise the error of the last save, if it failed."""
         self.collect_result()
         if self.fatal_error is not None:
             raise self.fatal_error
@@ -96,12 +98,12 @@ class AsyncCheckpointer:
             raise BadEnvironment("the last checkpoint couldn't be written; the one before it is intact")
 
     def close(self) -> None:
-        """Let a save that is under way finish, and end the thread."""
+        """Wait for a save in progress and end the thread."""
         self.thread.shutdown(wait=True)
 
 
 def allocate_copy(tensors: StateTensors, pinned: bool) -> StateTensors:
-    """CPU memory of the same shapes, touched, so that the first copy needn't wait for the system to find the pages."""
+    """Return CPU tensors of the same shapes, zeroed so that their pages are mapped before the first copy."""
     return {
         name: {
             key: torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=pinned).zero_() for key, t in part.items()

@@ -1,4 +1,4 @@
-"""What only trying tells: how fast this device trains, and which micro-batch still fits beside the training state."""
+"""The largest micro-batch that fits, and the speed of this device, both found by trying."""
 
 import gc
 import logging
@@ -19,17 +19,17 @@ from nanogpt.estimates.memory import USABLE_SHARE, estimate_memory, largest_micr
 from nanogpt.estimates.plan import MFU, Machine, Plan, Rate
 from nanogpt.formatting import format_count
 from nanogpt.model.gpt import GPT
-from nanogpt.training.state import TrainState, build_state, is_compiled
+from nanogpt.training.state import TrainState, build_state
 
 logger = logging.getLogger(__name__)
 
-MEASURED_FLOPS = 5e9  # of one pass when measuring: tens of milliseconds on a CPU core
+MEASURED_FLOPS = 5e9  # of one measured pass, which takes tens of milliseconds on a CPU core
 MEASURED_SECONDS = 0.3
-SPARE_CPU = 160 * 2**20  # trainings of micro-batches of 155 and 297 MB took 110 and 174 MB more than these
+SPARE_CPU = 160 * 2**20  # bytes; measured: micro-batches of 155 and 297 MB needed 110 and 174 MB more than these
 
 
 def build_plan(config: TrainConfig, model: ModelConfig, compute: Compute, world: int, sure: bool = True) -> Plan:
-    """The plan of a training here. On a device whose peak isn't known its speed is measured, for a moment."""
+    """Return the plan of a training on this device. Measures the speed of a device without a known peak."""
     threads = f", {compute.threads}" if compute.device.type == "cpu" and compute.threads else ""
     attention = attention_used(config.hardware.attention, compute, model)
     machine = Machine(
@@ -43,14 +43,15 @@ def build_plan(config: TrainConfig, model: ModelConfig, compute: Compute, world:
 
 
 def estimate_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
-    """An assumed share of the device's peak where that is known, else measured."""
+    """Return an assumed share of the device's peak FLOP/s if that is known, else measure the rate."""
     peak = peak_flops(compute.name, compute.precision)
     return Rate(MFU * peak, f"{MFU:.0%} of its peak, assumed") if peak else measure_rate(compute, model, sequences)
 
 
 def measure_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
-    """FLOP/s of the fastest of some forward and backward passes: of the micro-batch, or of as few of its sequences, of
-    the model's layers and of 128 positions or more as make a pass of about MEASURED_FLOPS. About half a second.
+    """Measure FLOP/s of the fastest of several forward and backward passes, in about half a second.
+
+    Fewer sequences, layers and positions (128 at least) are used if a pass would exceed MEASURED_FLOPS.
     """
     whole = flops_per_token(model) * model.block_size
     sequences = min(sequences, max(1, int(MEASURED_FLOPS / whole)))
@@ -59,7 +60,7 @@ def measure_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
     length = int(MEASURED_FLOPS / flops_per_token(part))
     part = part.model_copy(update={"block_size": min(model.block_size, max(128, length))})
     network = GPT(part).to(compute.device)
-    run_micro_batch(network, part, compute, sequences)  # to warm up
+    run_micro_batch(network, part, compute, sequences)  # warm-up
     durations: list[float] = []
     while len(durations) < 2 or sum(durations) < MEASURED_SECONDS:
         started = time.perf_counter()
@@ -71,7 +72,7 @@ def measure_rate(compute: Compute, model: ModelConfig, sequences: int) -> Rate:
 
 
 def run_micro_batch(forward: nn.Module, model: ModelConfig, compute: Compute, sequences: int) -> None:
-    """Run a training micro-batch of ids of no meaning; gradients add up in the parameters."""
+    """Run forward and backward on a micro-batch of zeros; gradients add up in the parameters."""
     ids = torch.zeros(sequences, model.block_size, dtype=torch.int64, device=compute.device)
     keys = ids[:, 0] if model.dropout else None
     with compute.autocast():
@@ -91,9 +92,9 @@ def resolve_micro_batch_size(
 ) -> TrainConfig:
     """Return the config with `hardware.micro_batch_size=auto` replaced by what fits on every rank, below `too_large`.
 
-    On a GPU the largest of `TrainConfig.auto_micro_batch_sizes` that fits is found by trying, with weights in shards
-    by estimate. On a CPU larger is not faster, so it is what null would mean, or less where the memory that is free is
-    not enough for that by estimate. Raises BadEnvironment if nothing fits.
+    On a GPU it is the largest of `TrainConfig.auto_micro_batch_sizes` that fits, found by trying, or by estimate for
+    sharded weights. On a CPU, where larger is not faster, it is the size for null, or less if by estimate the free
+    memory is not enough. Raises BadEnvironment if nothing fits.
     """
     if config.hardware.micro_batch_size != "auto":
         return config
@@ -113,7 +114,7 @@ def resolve_micro_batch_size(
 def find_largest_by_estimate(
     config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], world: int
 ) -> int | None:
-    """Return the largest of ascending `sizes` for which there is memory: on a GPU most of it, on a CPU what is free."""
+    """Return the largest of ascending `sizes` that fits by estimate, into most of a GPU or the free memory of a CPU."""
     gpu, free = compute.device.type != "cpu", available_bytes()
     there = USABLE_SHARE * (memory_bytes(compute.device) or 0) if gpu else free
     if not there or not sizes:
@@ -129,11 +130,10 @@ def find_largest_by_estimate(
 def find_largest_by_trial(
     config: TrainConfig, model: ModelConfig, compute: Compute, sizes: Sequence[int], group: ProcessGroup | None = None
 ) -> int | None:
-    """Return the largest of ascending `sizes` whose forward and backward pass fit on every rank beside weights,
-    gradients and moments, with some to spare; None when none does. All memory it took is free again.
+    """Return the largest of ascending `sizes` that fits on every rank next to the training state, or None.
 
-    The model as it is written is tried by bisection, as it takes no time to compile for each size. From there the
-    program that will be trained is tried, downwards until it fits.
+    The eager model is tried by bisection, because compiling for each size would take long. From the size found, the
+    compiled model is tried with decreasing sizes until it fits. All memory is freed afterwards.
     """
     group = group or ProcessGroup()
     free_memory(compute)
@@ -151,7 +151,7 @@ def find_largest_by_trial(
             high = middle
         else:
             low = middle + 1
-    if is_compiled(config.hardware, compute):
+    if compute.compiles:
         while low and fails(sizes[low - 1], state and state.forward):
             low -= 1
     state = None
@@ -160,7 +160,7 @@ def find_largest_by_trial(
 
 
 def try_build_state(config: TrainConfig, model: ModelConfig, compute: Compute) -> TrainState | None:
-    """A state of its own with gradients and moments in place, or None when that alone doesn't fit."""
+    """Return a training state with gradients and moments allocated, or None if it does not fit."""
     try:
         state = build_state(config, model, compute)
         for parameter in state.model.parameters():
@@ -174,9 +174,10 @@ def try_build_state(config: TrainConfig, model: ModelConfig, compute: Compute) -
 
 
 def fits_in_memory(config: TrainConfig, state: TrainState, sequences: int, forward: nn.Module) -> bool:
-    """Return whether a micro-batch of this size gets through `forward`, beside the moments, while a tenth of what it
-    takes lies idle, and where everything is in one memory the copy that is saved and SPARE_CPU: for evaluations,
-    pictures, gaps between tensors.
+    """Return whether a micro-batch of this size passes through `forward` while a reserve is allocated.
+
+    The reserve, for evaluations, plots and fragmentation, is a tenth of the estimate; on a CPU also the copy that is
+    saved and SPARE_CPU.
     """
     model, compute = state.model.config, state.compute
     gpu = compute.device.type != "cpu"
@@ -185,7 +186,7 @@ def fits_in_memory(config: TrainConfig, state: TrainState, sequences: int, forwa
     idle += 0 if state.optimizer.state else memory.optimizer_state
     try:
         spare = torch.empty(idle, dtype=torch.uint8, device=compute.device)
-        for _ in range(3 if state.cuda_graphs else 1):  # CUDA graphs are recorded at the second run
+        for _ in range(3 if state.cuda_graphs else 1):  # CUDA graphs are recorded in the second run
             if state.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             run_micro_batch(forward, model, compute, sequences)
@@ -224,13 +225,13 @@ def check_micro_batch_fits(config: TrainConfig, state: TrainState) -> None:
 
 
 def needs_fit_check(state: TrainState) -> bool:
-    """Return whether the micro-batch was found by trying or by an estimate of a GPU's memory."""
+    """Return whether the micro-batch is one that `auto` chose for a GPU."""
     return is_auto(state.compute) and state.compute.device.type == "cuda"
 
 
 def is_auto(compute: Compute) -> bool:
-    """Return whether the choice of the micro-batch was left to this program."""
-    return compute.asked.micro_batch_size == "auto"
+    """Return whether the user left the micro-batch to `auto`."""
+    return compute.requested.micro_batch_size == "auto"
 
 
 @contextmanager
@@ -246,20 +247,20 @@ def raise_did_not_fit(config: TrainConfig, compute: Compute, everywhere: bool) -
 
 
 def free_memory(compute: Compute) -> None:
-    """Give back what nothing refers to any more; a traceback and its frames may be a circle."""
+    """Free unreferenced memory, including reference cycles of a traceback and its frames."""
     gc.collect()
     if compute.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what it means; the CPU's allocators raise a plain RuntimeError."""
+    """Return whether an error means out of memory; allocators of the CPU raise a plain RuntimeError."""
     words = ("can't allocate memory", "bad_alloc", "could not create a memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def out_of_memory_error(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> BadEnvironment:
-    """Return the error of a training that ran out of memory, naming the largest smaller micro-batch that fits here."""
+    """Return the error for a training that ran out of memory, naming the largest micro-batch that fits."""
     tried, sizes = config.hardware.micro_batch_size, divisors(config.batch_sequences // world)
     if tried != "auto":
         tried = config.micro_batch_size(world)
@@ -281,7 +282,7 @@ def out_of_memory_error(config: TrainConfig, model: ModelConfig, compute: Comput
 
 
 def describe_shortage(config: TrainConfig, model: ModelConfig, compute: Compute, world: int) -> str:
-    """What the model needs, where one sequence is too much."""
+    """Return how much memory a model needs for which not even one sequence fits."""
     memory = estimate_memory(config, model, compute.precision, 1, compute.device.type != "cpu", world)
     state, one = format_count(memory.state, "G"), format_count(memory.activations + memory.loss, "G")
     needs = f"{state}B for weights, gradients and optimizer state, and {one}B for one sequence"

@@ -1,4 +1,4 @@
-"""`dry_run=true`: what a training would take here, without beginning it."""
+"""`dry_run=true`: the plan of a training, with time and memory, without starting it."""
 
 import logging
 from dataclasses import replace
@@ -9,11 +9,11 @@ from nanogpt import schema
 from nanogpt.config import TrainConfig, check_warmup_fits
 from nanogpt.data.dataset import expected_train_tokens
 from nanogpt.data.prepare import describe_unprepared_hub
-from nanogpt.device import set_up
+from nanogpt.device import set_up_device
 from nanogpt.distributed.env import RankEnv
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.estimates.plan import Plan, describe_absent_gpu
-from nanogpt.run_identity import resolve
+from nanogpt.run_identity import resolve_digests
 from nanogpt.training.auto_batch_size import build_plan, resolve_micro_batch_size
 from nanogpt.training.auto_choices import describe_choices, reuse_micro_batch_size
 from nanogpt.training.validation import check_fsdp_ranks, check_paths, check_state_fits, expected_model
@@ -21,12 +21,12 @@ from nanogpt.training.validation import check_fsdp_ranks, check_paths, check_sta
 logger = logging.getLogger(__name__)
 
 
-def print_plan(config: TrainConfig, place: RankEnv) -> int:
-    """Print what a training would begin with saying. Returns the exit code."""
-    if place.rank > 0:
+def print_plan(config: TrainConfig, rank_env: RankEnv) -> int:
+    """Log the plan that a training would print at its start. Returns the exit code."""
+    if rank_env.rank > 0:
         return 0
-    config = resolve(config, remember=False)
-    world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else place.world
+    config = resolve_digests(config, remember=False)
+    world = (config.hardware.nodes or 1) * config.hardware.devices if config.hardware.devices else rank_env.world
     schema.run_check(lambda: config.check_ranks_divide_batch(world, "WORLD_SIZE"))
     check_paths(config)
     check_fsdp_ranks(config, world)
@@ -35,7 +35,7 @@ def print_plan(config: TrainConfig, place: RankEnv) -> int:
     if config.hardware.device.startswith("cuda") and not torch.cuda.is_available():
         plan = Plan(config, model, world, describe_absent_gpu(config.hardware), sure)
     else:
-        compute = set_up(config.hardware, 0, config.hardware.devices or place.local_world)
+        compute = set_up_device(config.hardware, 0, config.hardware.devices or rank_env.local_world)
         check_state_fits(config, compute, world)
         config = resolve_micro_batch_size(
             reuse_micro_batch_size(config, compute, ProcessGroup(), world), model, compute, ProcessGroup(), world

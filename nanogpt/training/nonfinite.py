@@ -1,6 +1,6 @@
-"""Steps whose loss or gradient was not finite: what was in the batch, the state before it, and running it again alone.
+"""Incidents: steps with a non-finite loss or gradient, recorded with batch and state, and replayed alone.
 
-runs/<run>/incidents/<n>/{incident.json, checkpoint/}
+runs/<run>/incidents/<n>/{incident.json, config.json, checkpoint/}
 """
 
 import json
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from nanogpt import schema
-from nanogpt.checkpoint import Tensors, verify, write_checkpoint
+from nanogpt.checkpoint import Tensors, load_verified, write_checkpoint
 from nanogpt.config import HardwareConfig, TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import prepare_if_small
-from nanogpt.device import set_up
+from nanogpt.device import set_up_device
 from nanogpt.entry_names import parse_number
 from nanogpt.errors import BadCheckpoint, BadInput, Diverged, one_line
 from nanogpt.files import list_entries, read_json_bytes, write_atomic
@@ -27,11 +27,11 @@ from nanogpt.training.step import StepMetrics
 
 logger = logging.getLogger(__name__)
 
-WITH_STATE = 3  # incidents of a run that keep a whole checkpoint
+WITH_STATE = 3  # incidents per run with a checkpoint
 
 
 def describe_incident(state: TrainState, batches: TrainBatches, metrics: StepMetrics) -> dict[str, Any]:
-    """The step and its micro-batches on all ranks: those whose loss isn't finite, or all when each loss is."""
+    """Return a JSON object about the step and the micro-batches with a non-finite loss, or all if there is none."""
     n_parts = batches.grad_accum * batches.world
     mine = [
         {
@@ -59,7 +59,7 @@ def describe_incident(state: TrainState, batches: TrainBatches, metrics: StepMet
 
 
 def copy_to_cpu(state: TrainState, write_incident: bool) -> dict[str, Tensors]:
-    """The state's tensors, or on a rank that keeps none of them nothing; all ranks call it together."""
+    """Return the tensors of the state on the CPU, empty on ranks that do not write them. All ranks must call it."""
     tensors: dict[str, Tensors] = {part: {} for part in state.tensors()}  # there are no moments before the first step
     for part, key, tensor in state.gather_tensors():
         if write_incident:
@@ -70,9 +70,9 @@ def copy_to_cpu(state: TrainState, write_incident: bool) -> dict[str, Tensors]:
 def write_incident(
     state: TrainState, tensors: dict[str, Tensors], run: Path, config: TrainConfig, about: dict[str, Any]
 ) -> tuple[Path, bool]:
-    """Write an incident; the first ones with the state before the step. Returns where, and whether that is there.
+    """Write an incident, the first ones with the state before the step. A full disk is only a warning.
 
-    A full disk doesn't matter here.
+    Returns the folder, and whether the state was written.
     """
     numbers = (parse_number(path.name) for path in list_entries(run / "incidents"))
     number = 1 + max((one for one in numbers if one is not None), default=-1)
@@ -92,9 +92,9 @@ def write_incident(
 
 
 def replay_incident(config: TrainConfig) -> int:
-    """Run the step of the incident at `config.replay` again, on one rank, each micro-batch alone, and show its numbers.
+    """Run the micro-batches of the incident at `config.replay` again, on one rank, and print loss and norm of each.
 
-    Returns 0 when all are finite here. Raises Diverged when they aren't, BadInput and BadCheckpoint when it can't be.
+    Returns 0 if all are finite here. Raises Diverged if not; BadInput, BadCheckpoint if it cannot be replayed.
     """
     folder = Path(str(config.replay))
     about = read_incident(folder)
@@ -108,10 +108,10 @@ def replay_incident(config: TrainConfig) -> int:
         raise BadCheckpoint(
             f"{one_line(folder)}: holds no weights; the first {WITH_STATE} incidents do, if the weights were finite"
         )
-    compute = set_up(hardware)
+    compute = set_up_device(hardware)
     dataset = prepare_if_small(run.data)
     state = build_state(run, run.model.with_vocab(dataset.vocab_size), compute)
-    state.restore(verify(folder / "checkpoint"))
+    state.restore(load_verified(folder / "checkpoint"))
     batches = TrainBatches(dataset.train, run, compute.device)
     rows: list[list[str]] = []
     bad: set[str] = set()
@@ -138,7 +138,7 @@ def replay_incident(config: TrainConfig) -> int:
 
 
 def read_incident(folder: Path) -> dict[str, Any]:
-    """incident.json. Raises BadInput."""
+    """Return the content of incident.json. Raises BadInput."""
     try:
         about = read_json_bytes(folder / "incident.json")
         if isinstance(about["step"], int) and isinstance(about["micro_batch_size"], int) and about["precision"]:

@@ -1,11 +1,11 @@
-"""Continuing: the leader picks the newest good checkpoint and checks that it fits, every rank gets it."""
+"""Resume: rank 0 reads the newest good checkpoint and checks that it fits; every rank receives it."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
 from nanogpt import tokenizer as tokenizers
-from nanogpt.checkpoint import Loaded, StateFile
+from nanogpt.checkpoint import LoadedCheckpoint, StateFile
 from nanogpt.comparability import agree_in_nats
 from nanogpt.config import TrainConfig
 from nanogpt.data.dataset import Dataset
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def restore(state: TrainState, dataset: Dataset, run: RunDirectory | None, config: TrainConfig) -> bool:
-    """Continue from the newest good checkpoint, with metrics cut to its step. Returns whether there was one.
+    """Restore the newest good checkpoint, and cut the metrics to its step. Returns whether there was one.
 
-    Raises BadCheckpoint and BadData, on every rank, for what can't be continued.
+    Raises BadCheckpoint and BadData, on every rank, if the run cannot be continued.
     """
     state.data_fingerprint, state.data_digests = dataset.fingerprint, dataset.files
     loaded = load_checkpoint(state, dataset, run, config)
@@ -38,12 +38,12 @@ def restore(state: TrainState, dataset: Dataset, run: RunDirectory | None, confi
     return loaded is not None
 
 
-def rewind_metrics(run: RunDirectory, state: TrainState, loaded: Loaded | None) -> None:
-    """Cut metrics.jsonl to the checkpoint. What is wrong with its rows is printed and goes into provenance.json."""
+def rewind_metrics(run: RunDirectory, state: TrainState, loaded: LoadedCheckpoint | None) -> None:
+    """Cut metrics.jsonl to the checkpoint. Damage is logged and noted for provenance.json."""
     try:
         check_regular(run.metrics.path)
     except FileNotFoundError:
-        pass  # its rows are lost, which is reported below
+        pass  # lost rows are reported below
     except OSError as error:
         raise BadCheckpoint(f"{one_line(run.metrics.path)}: {error.strerror}") from None
     record = StateFile.model_validate(loaded.state).metrics if loaded else None
@@ -55,16 +55,16 @@ def rewind_metrics(run: RunDirectory, state: TrainState, loaded: Loaded | None) 
 
 def load_checkpoint(
     state: TrainState, dataset: Dataset, run: RunDirectory | None, config: TrainConfig
-) -> Loaded | None:
-    """The checkpoint to continue from, on every rank."""
-    found: list[Loaded] = []
+) -> LoadedCheckpoint | None:
+    """Return the checkpoint to continue from, on every rank; None for a new run."""
+    found: list[LoadedCheckpoint] = []
 
     def choose() -> dict[str, Any] | None:
-        assert run is not None, "the leader has the directory"
-        if strays := run.checkpoints.strays():
+        assert run is not None, "rank 0 has the directory"
+        if strays := run.checkpoints.list_foreign_entries():
             names = ", ".join(one_line(name) for name in strays[:5]) + (", …" if len(strays) > 5 else "")
             logger.warning(f"{one_line(run.checkpoints.folder)}: not checkpoints of this program, ignored: {names}")
-        loaded, bad = run.checkpoints.newest()
+        loaded, bad = run.checkpoints.load_newest()
         for warning in bad:
             logger.warning(f"{warning}; set aside, an older checkpoint is used")
         if loaded is None:
@@ -82,13 +82,13 @@ def load_checkpoint(
 
 
 def record_measurement(state: TrainState, loss: LossEvaluation, dataset: Dataset, config: TrainConfig) -> None:
-    """Note what this start evaluates on. The best loss so far is dropped where it was measured on something else."""
+    """Record what this start evaluates on. Drops the best loss so far if it was measured on something else."""
     before = Measurement(**state.measurement)
     state.measurement = state.group.broadcast_from_rank0(
         lambda: to_dict(describe_measurement(loss, dataset, config.hardware.fp8))
     )
     same = agree_in_nats(before, Measurement(**state.measurement))
-    if same is None:  # a checkpoint that did not record its windows
+    if same is None:  # the checkpoint did not record its windows
         same = "eval.tokens" not in config.resume.allow_change
     if state.best is not None and not same:
         state.best = None
@@ -96,9 +96,10 @@ def record_measurement(state: TrainState, loss: LossEvaluation, dataset: Dataset
             logger.info("note    the evaluation has changed, so the best validation loss is looked for anew")
 
 
-def allow_fork(config: TrainConfig, run: RunDirectory, loaded: Loaded, dataset: Dataset) -> TrainConfig:
-    """Return the config, which at the first step of a fork may change data and precision. Raises BadCheckpoint for
-    another tokenizer, to which the weights' ids mean something else.
+def allow_fork(config: TrainConfig, run: RunDirectory, loaded: LoadedCheckpoint, dataset: Dataset) -> TrainConfig:
+    """Return the config; at the first step of a fork it may change data and precision.
+
+    Raises BadCheckpoint for a fork with another tokenizer, because its token ids have other meanings.
     """
     parent = run.origin.forked_from if run.origin else None
     if not config.resume.fork or parent is None or parent.step != loaded.state["step"]:
@@ -112,14 +113,14 @@ def allow_fork(config: TrainConfig, run: RunDirectory, loaded: Loaded, dataset: 
     return config.model_copy(update={"resume": config.resume.model_copy(update={"allow_change": allowed})})
 
 
-def broadcast_checkpoint(mine: Loaded | None, about: dict[str, Any], group: ProcessGroup) -> Loaded:
-    """The leader's checkpoint on every rank, through memory: only the leader need see its files."""
+def broadcast_checkpoint(mine: LoadedCheckpoint | None, about: dict[str, Any], group: ProcessGroup) -> LoadedCheckpoint:
+    """Return rank 0's checkpoint on every rank. Only rank 0 needs access to its files."""
     model, optimizer = group.broadcast_tensors(mine and mine.model), group.broadcast_tensors(mine and mine.optimizer)
-    return Loaded(Path(about["path"]), model, optimizer, about["state"])
+    return LoadedCheckpoint(Path(about["path"]), model, optimizer, about["state"])
 
 
-def check_same_data(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> None:
-    """The tokens are those the run was trained on. Raises BadData naming the first file that differs."""
+def check_same_data(loaded: LoadedCheckpoint, dataset: Dataset, config: TrainConfig) -> None:
+    """Raise BadData, naming the first file that differs, unless the data is that of the run or a change is allowed."""
     theirs = loaded.state.get("data")
     if theirs == dataset.fingerprint:
         return
@@ -137,8 +138,8 @@ def check_same_data(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> No
     )
 
 
-def check_arithmetic(loaded: Loaded, state: TrainState, config: TrainConfig) -> None:
-    """Another precision is another run, unless allowed (raises BadCheckpoint); all else changes only the rounding."""
+def check_arithmetic(loaded: LoadedCheckpoint, state: TrainState, config: TrainConfig) -> None:
+    """Raise BadCheckpoint for another precision, unless allowed. Warn of changes that affect only rounding."""
     before: dict[str, Any] = loaded.state.get("arithmetic") or {}
     now = state.arithmetic
     if before.get("precision") != now["precision"] and "hardware.precision" not in config.resume.allow_change:
@@ -146,8 +147,8 @@ def check_arithmetic(loaded: Loaded, state: TrainState, config: TrainConfig) -> 
             f"hardware.precision={now['precision']}: the run was trained in {one_line(before.get('precision'))}; give "
             "that, or resume.allow_change=[hardware.precision]"
         )
-    before = {"fp8": False, **before}  # what older checkpoints were trained with
-    then = {key: before.get(key, value) for key, value in now.items()}  # older checkpoints don't know every key
+    before = {"fp8": False, **before}  # older checkpoints have no fp8
+    then = {key: before.get(key, value) for key, value in now.items()}  # older checkpoints lack some keys
     changed = [f"{key} {one_line(then[key])} -> {value}" for key, value in now.items() if then[key] != value]
     if changed:
         logger.warning(f"{', '.join(changed)}: the same data in the same order, but rounding can differ")

@@ -16,7 +16,7 @@ from nanogpt.console import mute
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.dataset import Dataset
 from nanogpt.data.prepare import prepare_if_small
-from nanogpt.device import Compute, set_up
+from nanogpt.device import Compute, set_up_device
 from nanogpt.device_errors import as_device_error
 from nanogpt.distributed.env import RankEnv, read_rank_env
 from nanogpt.distributed.process_group import ProcessGroup
@@ -28,7 +28,7 @@ from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.files import write_atomic
 from nanogpt.generation.start_tokens import find_start_ids
-from nanogpt.gpus import Facts, choose_gpu, describe_self
+from nanogpt.gpus import RankReport, choose_gpu, report_gpus
 from nanogpt.interop.load_weights import load_initial_weights
 from nanogpt.measurement import KEY
 from nanogpt.provenance import code_digest, collect_provenance
@@ -50,7 +50,7 @@ from nanogpt.training.nonfinite import replay_incident
 from nanogpt.training.related_runs import describe_later_changes
 from nanogpt.training.restore import record_measurement, restore
 from nanogpt.training.run_logger import RunLogger
-from nanogpt.training.state import TrainState, build_state, is_compiled, warm_up_ddp_buckets
+from nanogpt.training.state import TrainState, build_state, warm_up_ddp_buckets
 from nanogpt.training.summary import print_already_done, print_results, print_run_header, print_stop_message
 from nanogpt.training.validation import (
     check_horizon_ahead,
@@ -74,15 +74,15 @@ def train(config: TrainConfig) -> int:
     """
     if config.replay is not None:
         return replay_incident(config)
-    place = read_rank_env(os.environ)
-    mute(place.rank > 0)
+    rank_env = read_rank_env(os.environ)
+    mute(rank_env.rank > 0)
     if config.dry_run:
-        return print_plan(config, place)
+        return print_plan(config, rank_env)
     too_large: int | None = None
     while True:
         failed: DidNotFit | None = None
         try:
-            return train_rank(config, place, too_large)
+            return train_rank(config, rank_env, too_large)
         except DidNotFit as error:
             failed = DidNotFit(error.sequences, error.everywhere)
         except (MemoryError, RuntimeError) as error:
@@ -91,50 +91,50 @@ def train(config: TrainConfig) -> int:
                     raise known from error
                 raise
         # Out of the handler, whose error holds on to everything that the training had in memory.
-        too_large = handle_out_of_memory(config, place, failed)
+        too_large = handle_out_of_memory(config, rank_env, failed)
 
 
-def handle_out_of_memory(config: TrainConfig, place: RankEnv, failed: DidNotFit | None) -> int:
+def handle_out_of_memory(config: TrainConfig, rank_env: RankEnv, failed: DidNotFit | None) -> int:
     """After a training ran out of memory, return the micro-batch below which `auto` chooses again. Raises
     BadEnvironment if it wasn't `auto`'s, or other ranks may not know: then it names one that fits.
     """
-    compute = set_up(config.hardware, place.local_rank, place.local_world)
+    compute = set_up_device(config.hardware, rank_env.local_rank, rank_env.local_world)
     if failed is None or not failed.everywhere:
         tried = config.with_micro_batch_size(failed.sequences) if failed else config
-        raise out_of_memory_error(tried, expected_model(config)[0], compute, place.world)
+        raise out_of_memory_error(tried, expected_model(config)[0], compute, rank_env.world)
     free_memory(compute)
     size = f"hardware.micro_batch_size=auto: {failed.sequences} did not fit after all"
     logger.warning(f"{size}; going on with a smaller one (the loss curve doesn't change)")
     return failed.sequences
 
 
-def train_rank(config: TrainConfig, place: RankEnv, too_large: int | None = None) -> int:
+def train_rank(config: TrainConfig, rank_env: RankEnv, too_large: int | None = None) -> int:
     """`train`, on one of the ranks. Raises DidNotFit for a micro-batch that `auto` chose, below `too_large`."""
     hardware = config.hardware
     compute, group = rendezvous(
-        place,
+        rank_env,
         hardware.timeout,
-        lambda facts: choose_device(config, place, facts),
-        lambda: describe_self(hardware.device, place),
+        lambda facts: choose_device(config, rank_env, facts),
+        lambda: report_gpus(hardware.device, rank_env),
     )
-    with join_with_watchdog(group, compute.device, hardware.timeout) as watch:
+    with join_with_watchdog(group, compute.device, hardware.timeout) as watchdog:
         try:
-            return setup_and_train(config, compute, group, watch, too_large)
+            return setup_and_train(config, compute, group, watchdog, too_large)
         except DidNotFit as error:
             if error.everywhere:
                 group.close()
             raise
 
 
-def choose_device(config: TrainConfig, place: RankEnv, facts: Sequence[Facts]) -> Compute:
+def choose_device(config: TrainConfig, rank_env: RankEnv, facts: Sequence[RankReport]) -> Compute:
     """Return what this rank computes on, given what all ranks told of theirs. Raises LabError."""
-    check_ranks(config, place)
-    gpu = choose_gpu(facts, place) if facts else None
-    return set_up(config.hardware, place.local_rank, place.local_world, gpu=gpu)
+    check_ranks(config, rank_env)
+    gpu = choose_gpu(facts, rank_env) if facts else None
+    return set_up_device(config.hardware, rank_env.local_rank, rank_env.local_world, gpu=gpu)
 
 
 def setup_and_train(
-    config: TrainConfig, compute: Compute, group: ProcessGroup, watch: Watchdog, too_large: int | None = None
+    config: TrainConfig, compute: Compute, group: ProcessGroup, watchdog: Watchdog, too_large: int | None = None
 ) -> int:
     """`train`, once the ranks have met."""
     state = None
@@ -147,7 +147,7 @@ def setup_and_train(
         with group.report_once():
             check_state_fits(config, compute, group.world)
         if later := group.broadcast_from_rank0(lambda: describe_later_changes(config)):
-            watch.stop()
+            watchdog.stop()
             logger.info(later)
             return 0
         group.broadcast_from_rank0(lambda: check_trackers(config.tracking))
@@ -164,7 +164,7 @@ def setup_and_train(
             schema.run_check(lambda: check_warmup_fits(config, state.total_steps))
         group.rank0_first(lambda: load_initial_weights(config, state.model, dataset.tokenizer))
         with raise_did_not_fit(config, compute, everywhere=False):
-            return run_training(config, state, dataset, benchmarks, watch)
+            return run_training(config, state, dataset, benchmarks, watchdog)
     except RuntimeError as error:
         raise group.to_peer_lost(error, state.step if state else 0) from error
 
@@ -176,7 +176,7 @@ def load_benchmarks(config: TrainConfig) -> list[Benchmark]:
 
 
 def run_training(
-    config: TrainConfig, state: TrainState, dataset: Dataset, benchmarks: list[Benchmark], watch: Watchdog
+    config: TrainConfig, state: TrainState, dataset: Dataset, benchmarks: list[Benchmark], watchdog: Watchdog
 ) -> int:
     """`train`, once everything is built: restore, loop, report."""
     group, device = state.group, state.compute.device
@@ -195,26 +195,35 @@ def run_training(
             print_run_header(config, state, dataset, loss, run, done)
         group.all_reduce_max(0)  # nobody leaves, or waits, before the leader has read and written all it must
         if done:
-            watch.stop()
+            watchdog.stop()
             if run:
                 print_already_done(config, state, run)
             return 0
         check_micro_batch_fits(config, state)
         record_measurement(state, loss, dataset, config)
-        record = start_logging(config, state, dataset, run, watch) if run else None
-        watch.start(
+        record = start_logging(config, state, dataset, run, watchdog) if run else None
+        watchdog.start(
             flag,
             path,
             config.hardware.timeout,
             config.checkpoint.stop_timeout_s,
-            is_compiled(config.hardware, state.compute),
+            state.compute.compiles,
         )
-        with report_errors(record, watch, flag):
+        with report_errors(record, watchdog, flag):
             if config.tracking.required:
                 group.broadcast_from_rank0(lambda: record.wait_for_trackers() if record else None)
             warm_up_ddp_buckets(state, batches.read_batch(batches.first_samples(state.samples)[0]))
             saved = (state.step, state.last_eval_step) if restored else None
-            loop = Loop(config, state, batches, evaluate, record, flag, watch, saved)
+            loop = Loop(
+                config=config,
+                state=state,
+                batches=batches,
+                evaluations=evaluate,
+                logger=record,
+                stop_flag=flag,
+                watchdog=watchdog,
+                saved=saved,
+            )
             finished = loop.run()
         if record:
             outcome = "stopped" if not finished else "finished" if state.step == state.total_steps else "paused"
@@ -249,15 +258,15 @@ def open_on_all_ranks(
 
 
 def start_logging(
-    config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDirectory, watch: Watchdog
+    config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDirectory, watchdog: Watchdog
 ) -> RunLogger:
     """Note this start in the run directory."""
     write_atomic(run.path / tokenizers.FILE, tokenizers.to_json(dataset.tokenizer))
-    if (fruitless := run.fruitless_starts(state.step)) >= 2:
+    if (fruitless := run.count_starts_at(state.step)) >= 2:
         logger.warning(
             f"the last {fruitless} starts all ended at step {state.step} without a new checkpoint; see log.txt"
         )
-    if (starts := run.starts()) and starts[-1].get("code") != code_digest():
+    if (starts := run.read_starts()) and starts[-1].get("code") != code_digest():
         logger.warning("the code of nanogpt/ has changed since the last start; provenance.json has both states")
     about = {"from_step": state.step, "evaluated": state.last_eval_step, "data": dataset.fingerprint}
     about |= {"arithmetic": state.arithmetic, KEY: state.measurement}
@@ -269,16 +278,16 @@ def start_logging(
     run.add_start(collect_provenance(state.compute.name) | about | {"changes": run.changes} | notes | lineage)
     if run.changes:
         write_atomic(run.path / "config.json", schema.to_json(config))
-    counted = "train_tokens" in run.starts()[0]  # rows of a run from before this was recorded stay as they were
+    counted = "train_tokens" in run.read_starts()[0]  # rows of a run from before this was recorded stay as they were
     record = RunLogger(
-        config, run, state, dataset.tokenizer, watch.heartbeat, start, dataset.train.n_tokens if counted else None
+        config, run, state, dataset.tokenizer, watchdog.heartbeat, start, dataset.train.n_tokens if counted else None
     )
     record.write_status("running")
     return record
 
 
 @contextmanager
-def report_errors(record: RunLogger | None, watch: Watchdog, flag: StopFlag) -> Generator[None, None, None]:
+def report_errors(record: RunLogger | None, watchdog: Watchdog, flag: StopFlag) -> Generator[None, None, None]:
     """Whatever ends the loop, the writer is done, the bar is closed, and an error is in status.json and the log."""
     failed = ""
     try:
@@ -290,7 +299,7 @@ def report_errors(record: RunLogger | None, watch: Watchdog, flag: StopFlag) -> 
             record.log(f"{type(error).__name__}: {error}")
         raise
     finally:
-        watch.stop()
+        watchdog.stop()
         if record:
             record.checkpointer.close()
             record.progress.close()

@@ -1,4 +1,4 @@
-"""What the loop reports to: rows on disk, lines for a person, the picture, the samples."""
+"""Reports of the training loop: metrics, log lines, loss curve, samples and trackers. On rank 0 only."""
 
 import logging
 import math
@@ -33,11 +33,11 @@ from nanogpt.training.step import StepMetrics
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_LINES = 4  # of a sample, on the console
+SAMPLE_LINES = 4  # printed of each sample
 
 
 class RunLogger:
-    """The reports of one start of a run."""
+    """Reports of one start of a run."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class RunLogger:
         start_ids: list[int],
         train_tokens: int | None,
     ) -> None:
-        """Samples are continued from `start_ids`; with `train_tokens` each row says how many epochs its tokens are."""
+        """Create a logger whose samples continue `start_ids`. Rows have an epoch if `train_tokens` is given."""
         self.heartbeat, self.start_ids, self.train_tokens = beat, start_ids, train_tokens
         self.config, self.run, self.state, self.tokenizer = config, run, state, tokenizer
         self.progress = TrainProgress(state.step, state.total_steps)
@@ -58,24 +58,24 @@ class RunLogger:
         self.flops = flops_per_token(state.model.config)
         self.first_step, self.last_row = state.step, state.step
         self.seconds_trained = self.seconds_since_row = 0.0
-        """Seconds inside training steps, over this start and since the last row."""
+        """Seconds in training steps, in this start and since the last row."""
         self.reported_full_disk = False
-        """Whether the disk was told to be full already."""
+        """True once a full disk was reported."""
         self.trackers = Trackers(
-            make_run_metadata(config, run.path, run.starts()[0]),
+            make_run_metadata(config, run.path, run.read_starts()[0]),
             lambda step: config.evaluates_at(step, state.total_steps),
             self.note,
             self.log,
         )
 
     def note(self, text: str) -> None:
-        """A line on the console and in log.txt."""
+        """Log a line on the console and in log.txt."""
         level = logging.WARNING if text.startswith(WARNING) else logging.INFO
         logger.log(level, redact(text.removeprefix(WARNING)))
         self.log(text)
 
     def log(self, text: str) -> None:
-        """A line in log.txt alone."""
+        """Write a line to log.txt only."""
         with (
             self.tolerate_full_disk(),
             open(self.run.path / "log.txt", "a", encoding="utf-8", opener=open_no_link) as file,
@@ -84,7 +84,7 @@ class RunLogger:
 
     @contextmanager
     def tolerate_full_disk(self) -> Generator[None, None, None]:
-        """A full disk costs a log line or a picture, not the run; it is told once."""
+        """Context for optional files: a full disk is reported once and does not end the run."""
         try:
             yield
         except OSError as error:
@@ -98,7 +98,7 @@ class RunLogger:
             )
 
     def append_row(self, row: dict[str, float]) -> None:
-        """A row of metrics.jsonl, kept in memory while the disk is full."""
+        """Append a row to metrics.jsonl. On a full disk it is kept in memory."""
         tokens = self.state.samples * self.block_size
         counts: dict[str, float] = {"step": self.state.step, "tokens": tokens}
         counts |= {"epoch": round(tokens / self.train_tokens, 6)} if self.train_tokens else {}
@@ -113,7 +113,7 @@ class RunLogger:
         self.trackers.wait_until_started(lambda: self.heartbeat(self.state.step))
 
     def log_step(self, metrics: StepMetrics, spike: str | None, duration: float) -> None:
-        """Take note of a step that went well: every so often with a row and a line."""
+        """Record a step with an update. Every tracking.log_every steps a row and a line are written."""
         self.seconds_trained += duration
         self.seconds_since_row += duration
         if spike:
@@ -125,12 +125,12 @@ class RunLogger:
             self.show_progress(metrics.loss, metrics.grad_norm, metrics.lr)
 
     def log_skipped_step(self, metrics: StepMetrics, why: str) -> None:
-        """A step whose update was left out."""
+        """Record a step that made no update."""
         self.append_row({"lr": metrics.lr, "skipped": len(self.state.skipped_steps)})
         self.note(f"{why}; its update is left out, training goes on")
 
     def show_progress(self, loss: float, grad_norm: float, lr: float) -> None:
-        """Speed to timing.jsonl, everything to the console."""
+        """Write the speed to timing.jsonl, and metrics and speed to the console."""
         state = self.state
         done = state.step - self.last_row
         rate = done * self.batch_tokens / max(self.seconds_since_row, 1e-9)
@@ -149,7 +149,7 @@ class RunLogger:
         self.progress.show(state.step, facts | {"ETA": format_duration(left)})
 
     def log_evaluation(self, results: dict[str, float], model: GPT) -> None:
-        """The row, the picture, the sample and the status of an evaluation."""
+        """Report an evaluation: row, log line, loss curve, status and a sample."""
         state = self.state
         self.append_row(results)
         best = state.best is not None and state.best[1] == state.step
@@ -174,21 +174,21 @@ class RunLogger:
             logger.info("\n".join(f"  | {line[:100]}" for line in lines[:SAMPLE_LINES]))
 
     def draw_loss_curve(self) -> None:
-        """plots/loss.png, once there is a curve."""
+        """Draw plots/loss.png if there are two rows or more."""
         rows = read_rows(self.run.metrics.path)
         if len(rows) < 2:
             return
-        from nanogpt.tracking.plots import plot_loss  # matplotlib: half a second that the first step needn't wait for
+        from nanogpt.tracking.plots import plot_loss  # imports matplotlib, which takes half a second
 
         plot_loss(rows, self.run.plot, self.run.path.name)
 
     def write_status(self, state: str) -> None:
-        """status.json."""
+        """Write status.json."""
         with self.tolerate_full_disk():
             self.run.write_status(state, step=self.state.step, steps=self.state.total_steps, best=self.state.best)
 
     def generate_sample(self, model: GPT) -> str:
-        """A text from the model as it is; the same weights give the same text."""
+        """Generate a text. The seed is fixed, so equal weights give equal texts."""
         state = self.state
         device = state.compute.device
         generator = torch.Generator(device).manual_seed(derive_seed(self.config.training.seed, "sample"))

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient norm stands out from those before it; nothing is done about them but telling."""
+"""Detection of steps with an unusually high loss or gradient norm. They are reported and counted, nothing else."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -9,14 +9,14 @@ WINDOW, FEWEST, DEVIATIONS = 128, 32, 6.0
 
 @dataclass
 class Spikes:
-    """The last losses and gradient norms, and how many of all so far stood out."""
+    """The last losses and gradient norms, and the number of spikes so far."""
 
     losses: list[float] = field(default_factory=list[float])
     norms: list[float] = field(default_factory=list[float])
     count: int = 0
 
     def observe(self, loss: float, grad_norm: float) -> str | None:
-        """Take one step's numbers; returns a line about them when one is above mean + 6 deviations of the last 128."""
+        """Add a step. Returns a message if a value is above mean + 6 standard deviations of the last 128, else None."""
         lines = [
             f"{name} {value:.4g}, {math.fsum(past) / len(past):.4g} on average over the last {len(past)} steps"
             for name, value, past in (("loss", loss, self.losses), ("gradient norm", grad_norm, self.norms))
@@ -32,7 +32,7 @@ class Spikes:
 
 
 def is_outlier(value: float, past: list[float]) -> bool:
-    """Whether a value is far above the past ones; False while there are few."""
+    """Return whether a value is far above the past ones; False with fewer than FEWEST."""
     if len(past) < FEWEST:
         return False
     mean = math.fsum(past) / len(past)

@@ -1,4 +1,4 @@
-"""All that changes while training, and its way into a checkpoint and back."""
+"""The state of a training run, how it is built, and its conversion to and from a checkpoint."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import assert_never
 
-from nanogpt.checkpoint import Loaded, Tensors
+from nanogpt.checkpoint import LoadedCheckpoint, Tensors
 from nanogpt.config import CompileMode, HardwareConfig, ModelConfig, TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.data.sampler import derive_seed
@@ -20,7 +20,7 @@ from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.estimates.flops import compute_total_steps, parameter_counts
 from nanogpt.estimates.memory import USABLE_SHARE, estimate_memory
-from nanogpt.measurement import KEY, read_facts
+from nanogpt.measurement import KEY, read_recorded
 from nanogpt.model.float8 import convert_to_float8
 from nanogpt.model.fsdp import apply_fsdp, gather_full_tensor, shard_like
 from nanogpt.model.gpt import GPT
@@ -29,7 +29,7 @@ from nanogpt.optim.build import build_optimizer
 from nanogpt.optim.declaration import FP32
 from nanogpt.training.spikes import Spikes
 
-RECOMPILE_LIMIT = 128  # that a function may be compiled for in one process
+RECOMPILE_LIMIT = 128  # variants of a function compiled in one process
 
 
 @dataclass
@@ -38,47 +38,48 @@ class TrainState:
 
     model: GPT
     forward: nn.Module
-    """The model, compiled and averaging gradients over ranks where asked for; with fp8 in another form;
-    it shares the weights of `model`."""
+    """Called in a step: `model`, perhaps converted to fp8, compiled and wrapped in DistributedDataParallel. Shares its
+    weights."""
     optimizer: Optimizer
     scaler: GradScaler
     compute: Compute
     group: ProcessGroup
     total_steps: int
-    """Where the run ends."""
+    """The last step of the run."""
     step: int = 0
     """Optimizer steps done."""
     samples: int = 0
-    """Training windows seen."""
+    """Training windows consumed."""
     last_eval_step: int = -1
-    """The step of the last whole evaluation."""
+    """Step of the last complete evaluation."""
     last_eval: dict[str, float] = field(default_factory=dict[str, float])
-    """What that evaluation found."""
+    """Results of that evaluation."""
     best: tuple[float, int] | None = None
     """Lowest validation loss and its step."""
     data_fingerprint: str = ""
-    """Fingerprint of the data set that is trained on."""
+    """Fingerprint of the training data set."""
     data_digests: dict[str, str] = field(default_factory=dict[str, str])
-    """Digest of each of its files."""
+    """{file of the data set: digest}."""
     arithmetic: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What rounding depends on: precision, fp8, ranks, micro-batch, compile, attention, threads, versions."""
+    """Everything that affects rounding: precision, fp8, ranks, micro-batch, compile, attention, threads, versions."""
     measurement: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What the validation losses are measured on, as nanogpt/measurement.py records it."""
+    """What validation losses are measured on, as nanogpt/measurement.py records it."""
     cuda_graphs: bool = False
-    """Whether the model may run as CUDA graphs, whose results are overwritten by the next run."""
+    """True if the model may run as CUDA graphs; each run overwrites the outputs of the previous one."""
     spikes: Spikes = field(default_factory=Spikes)
     skipped_steps: list[int] = field(default_factory=list[int])
-    """Steps whose update was left out because a number was not finite."""
+    """Steps that made no update because loss or gradient was not finite."""
     reduce_every_micro_batch: bool = True
-    """With sharded weights: gradients are reduced at every micro-batch, not only at a step's last one."""
+    """With sharded weights: reduce gradients at every micro-batch instead of only at the last one of a step."""
     found_nonfinite: Tensor | None = None
-    """(), 1 on the device from a step on whose numbers aren't finite until they are read: the optimizer, which has it
-    as `found_inf`, then changes nothing. None where the numbers of every step are read before its update.
+    """Scalar device flag: 1 after a non-finite step until the host reads the metrics. The optimizer skips updates while
+    it is set (torch's `found_inf`). None if the host reads the metrics of every step before its update.
     """
 
     def clear_gradients(self) -> None:
-        """Before the next step. Beside CUDA graphs they stay where they are: a gradient that is taken over from the
-        graph instead of added to these would be lost at the next micro-batch.
+        """Clear gradients before the next step. With CUDA graphs they are zeroed in place.
+
+        Otherwise the first micro-batch would make the graph's own output the gradient, and the next run overwrites it.
         """
         self.optimizer.zero_grad(set_to_none=not self.cuda_graphs)
         if self.cuda_graphs:
@@ -86,7 +87,7 @@ class TrainState:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
     def tensors(self) -> dict[str, Tensors]:
-        """Weights by name, and the optimizer's state by `<parameter>/<quantity>`."""
+        """Return the weights by name and the optimizer state by `<parameter>/<quantity>`."""
         named = dict(self.model.named_parameters())
         optimizer = {
             f"{name}/{quantity}": value.contiguous()
@@ -96,15 +97,16 @@ class TrainState:
         return {"model": {name: p.detach().contiguous() for name, p in named.items()}, "optimizer": optimizer}
 
     def gather_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        """Part, key and value of each of `tensors`. Where weights are in parts all ranks must go through them together,
-        and one at a time is gathered.
+        """Yield part, key and value of each of `tensors`, gathering one sharded tensor at a time.
+
+        With sharded weights all ranks must iterate together.
         """
         for part, tensors in self.tensors().items():
             for key, tensor in tensors.items():
                 yield part, key, gather_full_tensor(tensor)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain numbers of the state. `val_loss` is there when this very step was evaluated."""
+        """Return state.json of a checkpoint. It has `val_loss` if this step was evaluated."""
         facts: dict[str, Any] = {
             "step": self.step,
             "samples": self.samples,
@@ -123,8 +125,8 @@ class TrainState:
             facts["val_loss"] = self.last_eval["val_loss"]
         return facts
 
-    def restore(self, loaded: Loaded) -> None:
-        """Take over a checkpoint. Raises BadCheckpoint naming the tensors that don't fit; then nothing is changed."""
+    def restore(self, loaded: LoadedCheckpoint) -> None:
+        """Restore a checkpoint. Raises BadCheckpoint naming tensors that do not fit, before anything is changed."""
         named = dict(self.model.named_parameters())
         check_tensors_match(loaded, named)
         with torch.no_grad():
@@ -133,7 +135,7 @@ class TrainState:
         for key, value in loaded.optimizer.items():
             name, _, quantity = key.rpartition("/")
             parameter = named[name]
-            if value.dim() == 0:  # AdamW's count of steps
+            if value.dim() == 0:  # AdamW's step count
                 value = value.to(parameter.device) if is_fused(self.optimizer) else value
             else:
                 value = shard_like(value, parameter)
@@ -141,19 +143,19 @@ class TrainState:
         facts = loaded.state
         self.step, self.samples, self.last_eval_step = facts["step"], facts["samples"], facts["evaluated"]
         self.last_eval, self.best = facts["results"], tuple(facts["best"]) if facts["best"] else None
-        self.measurement = read_facts(facts)
+        self.measurement = read_recorded(facts)
         self.spikes, self.skipped_steps = Spikes(**facts.get("spikes", {})), facts.get("skipped", [])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(facts["scaler"])
 
 
 def is_fused(optimizer: Optimizer) -> bool:
-    """Fused kernels keep their step count on the parameter's device."""
+    """Return whether the optimizer uses fused kernels, which keep the step count on the parameter's device."""
     return bool(optimizer.defaults.get("fused"))
 
 
-def check_tensors_match(loaded: Loaded, named: dict[str, torch.nn.Parameter]) -> None:
-    """Names, shapes and types of a checkpoint are those of the model."""
+def check_tensors_match(loaded: LoadedCheckpoint, named: dict[str, torch.nn.Parameter]) -> None:
+    """Raise BadCheckpoint unless names, shapes and types of the tensors are those of the model."""
     ours = {name: (tuple(p.shape), p.dtype) for name, p in named.items()}
     theirs = {name: (tuple(t.shape), t.dtype) for name, t in loaded.model.items()}
     wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
@@ -166,7 +168,7 @@ def check_tensors_match(loaded: Loaded, named: dict[str, torch.nn.Parameter]) ->
 def build_state(
     config: TrainConfig, model_config: ModelConfig, compute: Compute, group: ProcessGroup | None = None
 ) -> TrainState:
-    """Step 0: weights from the seed, on the device."""
+    """Return the state at step 0, with weights from the seed, on the device."""
     group = group or ProcessGroup()
     hardware, width = config.hardware, config.parametrization.width_multiplier(model_config.n_embd)
     attention = attention_used(hardware.attention, compute, model_config)
@@ -202,7 +204,7 @@ def build_state(
             "ranks": group.world,
             "strategy": hardware.strategy,
             "micro_batch_size": config.micro_batch_size(group.world),
-            "compile": is_compiled(hardware, compute),
+            "compile": compute.compiles,
             "compile_mode": hardware.compile_mode,
             "attention": attention,
             "recompute": hardware.activation_checkpointing,
@@ -218,23 +220,16 @@ def build_state(
     return state
 
 
-def is_compiled(hardware: HardwareConfig, compute: Compute) -> bool:
-    """Return whether the model is compiled: because it must be, or because `auto` chose it for this device."""
-    return hardware.must_compile or compute.compiles
-
-
 def place_model(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
-    """What a step calls, with the whole model on this rank's device."""
+    """Return the module that a step calls, with the whole model on this rank's device."""
     model.to(compute.device)
     trained = convert_to_float8(model) if hardware.fp8 else model
-    return compile_model(trained, hardware.compile_mode) if is_compiled(hardware, compute) else trained
+    return compile_model(trained, hardware.compile_mode) if compute.compiles else trained
 
 
 def shard_model(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
-    """Return what a step calls, with the weights in parts. Blocks, around which they are gathered, and the chunks of
-    the loss are compiled, each alone.
-    """
-    if is_compiled(hardware, compute):
+    """Return the module that a step calls, with sharded weights. Each block and the loss are compiled separately."""
+    if compute.compiles:
         lift_recompile_limit()
         model.compiled_loss = compile_loss()
         for block in model.blocks:
@@ -246,10 +241,10 @@ def shard_model(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Mo
 def must_reduce_every_micro_batch(
     config: TrainConfig, model: ModelConfig, compute: Compute, group: ProcessGroup
 ) -> bool:
-    """Return whether sharded gradients are reduced at every micro-batch, which needs no room for whole ones.
+    """Return whether sharded gradients are reduced at every micro-batch, which needs no memory for whole gradients.
 
-    Not where on every rank's GPU the estimate leaves room for them. On a CPU always: it is as fast, and the sums of
-    earlier runs stay what they were.
+    They are not if every rank's GPU has room for whole gradients by estimate. On a CPU they always are: it is as fast,
+    and earlier runs keep their order of summation.
     """
     if compute.device.type != "cuda" or config.grad_accum(group.world) == 1:
         return True
@@ -259,18 +254,15 @@ def must_reduce_every_micro_batch(
 
 
 def defers_metrics(compute: Compute) -> bool:
-    """Whether steps are given to the device without waiting for their numbers. fp16's scaler has to know them, and on a
-    CPU there is nothing to wait for.
-    """
+    """Return whether metrics are read later than the step: not under fp16, whose scaler needs them, nor on a CPU."""
     return compute.device.type == "cuda" and compute.precision != "fp16"
 
 
 def compile_model(model: GPT, mode: CompileMode = "default") -> nn.Module:
-    """Return the model compiled for each shape it meets, of which a training has one; its loss by chunks.
+    """Return the model compiled for static shapes, of which a training has one. The loss is compiled separately.
 
-    A second model in the same process, as in a sweep or a probe, once got wrong gradients when torch compiled for all
-    shapes at once (torch 2.13, CPU). That was seen with dropout masks that reinterpreted memory (model/dropout.py), and
-    not since.
+    With dynamic shapes a second model in the same process, as in a sweep or a probe, once got wrong gradients (torch
+    2.13, CPU). That was with dropout masks that reinterpreted memory (model/dropout.py), and has not been seen since.
     """
     lift_recompile_limit()
     model.compiled_loss = compile_loss()
@@ -278,17 +270,17 @@ def compile_model(model: GPT, mode: CompileMode = "default") -> nn.Module:
 
 
 def lift_recompile_limit() -> None:
-    """Let one process compile for many shapes and models; after 8 of one function torch would go on eagerly."""
-    import torch._dynamo  # seconds, which only those who compile pay
+    """Raise torch's limit of 8 compiled variants per function, after which it runs eagerly."""
+    import torch._dynamo  # takes seconds to import
 
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)  # pyright: ignore
 
 
 def warm_up_ddp_buckets(state: TrainState, batch: Batch) -> None:
-    """Let DistributedDataParallel order its buckets, which it does after the first backward, before the first step.
+    """Run two passes before the first step, after which DistributedDataParallel has its final order of buckets.
 
-    Sums over four and more ranks depend on that order: a run that continues would otherwise round its first step
-    differently from a run that was never stopped.
+    Sums over four and more ranks depend on that order. Without this the first step of a resumed run would round
+    differently from that of an uninterrupted run.
     """
     if isinstance(state.forward, DistributedDataParallel):
         with state.compute.autocast():

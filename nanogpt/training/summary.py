@@ -1,4 +1,4 @@
-"""The texts that a person reads around a training: the header, the results, why it stopped."""
+"""Texts before and after a training: header, results, and the reason of a stop."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from nanogpt.estimates.plan import eval_line
 from nanogpt.evaluation.loss import LOSS_NAMES, LossEvaluation
 from nanogpt.files import list_entries, read_text
 from nanogpt.formatting import escape_control_chars, format_table
-from nanogpt.loss_check import find_trouble
+from nanogpt.loss_check import find_loss_problem
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_identity import CONTENTS
 from nanogpt.training.auto_batch_size import build_plan
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 def print_run_header(
     config: TrainConfig, state: TrainState, dataset: Dataset, loss: LossEvaluation, run: RunDirectory, done: bool
 ) -> None:
-    """Say what is about to happen, in eight lines; of a run that is `done`, what it was."""
+    """Log the run header: run, data, model, plan, device, memory, time, evaluation."""
     where = f"continuing at step {state.step}" if state.step else "new"
     if done:
         where = f"{'finished' if state.step >= state.total_steps else 'paused'} at step {state.step}"
@@ -57,7 +57,7 @@ def print_run_header(
 
 
 def print_results(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
-    """The result, a sample, and where everything is."""
+    """Log the results, the last sample, the files and the next commands."""
     results = state.last_eval
     best = f"{state.best[0]:.4f} at step {state.best[1]:,}" if state.best else ""
     rows = [
@@ -70,10 +70,10 @@ def print_results(config: TrainConfig, state: TrainState, run: RunDirectory) -> 
     logger.info("")
     logger.info(format_table("result", ("", ""), rows))
     lowest = state.best[0] if state.best else results["val_loss"]
-    trouble = find_trouble(results["val_loss"], lowest, state.model.config.vocab_size, results.get("train_loss"))
+    trouble = find_loss_problem(results["val_loss"], lowest, state.model.config.vocab_size, results.get("train_loss"))
     if trouble and state.step:
         remedy = "; a lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy"
-        logger.warning(f"finished, {trouble.words}{remedy if trouble.diverged else ''}")
+        logger.warning(f"finished, {trouble.description}{remedy if trouble.diverged else ''}")
     samples = [path for path in list_entries(run.path / "samples") if parse_sample_step(path.name) is not None]
     if samples:
         logger.info(f"\nsample ({samples[-1]}):")
@@ -89,7 +89,7 @@ def print_results(config: TrainConfig, state: TrainState, run: RunDirectory) -> 
 
 
 def python_command() -> str:
-    """How a person starts this Python from this folder: `python` where its environment is active."""
+    """Return the command that starts this Python: `python` if its environment is active, else its path."""
     found = shutil.which("python")
     if found and Path(found).parent == Path(sys.executable).parent:
         return "python"
@@ -98,9 +98,9 @@ def python_command() -> str:
 
 
 def print_already_done(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:
-    """What the same command says then; status.json may have been lost."""
+    """Log the results of a run that is finished or paused already, and restore a lost status.json."""
     outcome = "paused" if state.step < state.total_steps else "finished"
-    if run.status().get("state") != outcome:
+    if run.read_status().get("state") != outcome:
         run.write_status(outcome, step=state.step, steps=state.total_steps, best=state.best)
     if outcome == "paused":
         logger.info(f"paused already, at step {state.step} of {state.total_steps}; stop_at_fraction=null goes on")
@@ -110,7 +110,7 @@ def print_already_done(config: TrainConfig, state: TrainState, run: RunDirectory
 
 
 def print_stop_message(config: TrainConfig, record: RunLogger, flag: StopFlag, agreed: Stop) -> None:
-    """Why it stopped, and how it goes on."""
+    """Log why the run stopped and how to continue it."""
     step, steps = record.state.step, record.run.checkpoints.steps()
     if not agreed:
         logger.info(f"paused at step {step} of {record.state.total_steps}, all saved; stop_at_fraction=null goes on")

@@ -1,4 +1,4 @@
-"""Whether config, data, ranks and machine fit each other: asked before anything is trained."""
+"""Checks before a training that config, data, ranks and machine fit each other."""
 
 import logging
 from typing import Any
@@ -15,45 +15,45 @@ from nanogpt.estimates.flops import parameter_counts
 from nanogpt.estimates.memory import estimate_memory
 from nanogpt.formatting import format_count
 from nanogpt.output_paths import check_output_folder
-from nanogpt.run_directory import locate, resolve_all
+from nanogpt.run_directory import locate_run, resolve_config
 from nanogpt.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 
-def check_ranks(config: TrainConfig, place: RankEnv) -> None:
-    """The ranks that were started fit the config. Raises BadInput."""
+def check_ranks(config: TrainConfig, rank_env: RankEnv) -> None:
+    """Raise BadInput unless the ranks that were started fit the config."""
     devices = config.hardware.devices
-    if devices is not None and devices != place.local_world:
-        raise BadInput(f"hardware.devices={devices}: but {place.local_world} ranks were started on this machine")
+    if devices is not None and devices != rank_env.local_world:
+        raise BadInput(f"hardware.devices={devices}: but {rank_env.local_world} ranks were started on this machine")
     nodes = config.hardware.nodes
-    if nodes is not None and nodes * place.local_world != place.world:
+    if nodes is not None and nodes * rank_env.local_world != rank_env.world:
         raise BadInput(
-            f"hardware.nodes={nodes}: but {place.world} ranks were started, {place.local_world} on this machine"
+            f"hardware.nodes={nodes}: but {rank_env.world} ranks were started, {rank_env.local_world} on this machine"
         )
-    schema.run_check(lambda: config.check_ranks_divide_batch(place.world, "WORLD_SIZE"))
-    check_fsdp_ranks(config, place.world)
+    schema.run_check(lambda: config.check_ranks_divide_batch(rank_env.world, "WORLD_SIZE"))
+    check_fsdp_ranks(config, rank_env.world)
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Check, before data is prepared, that run directories can be written and that the run to continue is there.
+    """Check, before data is prepared, that run directories can be written and that the run to continue exists.
 
     Raises BadInput, BadEnvironment.
     """
     check_output_folder("runs_dir", config.runs_dir)
     if config.resume.run is not None:
-        locate(config)
+        locate_run(config)
 
 
 def resolve_identity(config: TrainConfig, group: ProcessGroup) -> TrainConfig:
-    """Return the config with what identifies it filled in, for which only rank 0 reads files.
+    """Return the config with the digests that identify its run. Only rank 0 reads files.
 
-    A run that exists is evaluated as often as when it began.
+    An existing run keeps its `eval.fit`, and so the steps at which it is evaluated.
     """
 
     def read() -> list[Any]:
-        found = resolve_all(config)
-        stored = locate(found) / "config.json"
+        found = resolve_config(config)
+        stored = locate_run(found) / "config.json"
         fit = schema.read_config(TrainConfig, stored).eval.fit if stored.exists() else found.eval.fit
         return [found.data.source_sha256, found.init_from_sha256, found.resume.parent, found.resume.step, fit]
 
@@ -65,7 +65,7 @@ def resolve_identity(config: TrainConfig, group: ProcessGroup) -> TrainConfig:
 
 
 def check_fsdp_ranks(config: TrainConfig, world: int) -> None:
-    """Nothing is shared out over a single rank. Raises BadInput."""
+    """Raise BadInput for fsdp on a single rank."""
     if config.hardware.strategy == "fsdp" and world == 1:
         raise BadInput(
             "hardware.strategy=fsdp: needs two ranks or more, and there is one; "
@@ -74,7 +74,7 @@ def check_fsdp_ranks(config: TrainConfig, world: int) -> None:
 
 
 def check_horizon_ahead(config: TrainConfig, state: TrainState) -> None:
-    """The run isn't past the horizon already. Raises BadInput."""
+    """Raise BadInput if the run is past its last step already."""
     if state.step > state.total_steps:
         raise BadInput(
             f"the horizon of training.steps, tokens, tokens_per_param or flops is step {state.total_steps:,}, "
@@ -83,7 +83,7 @@ def check_horizon_ahead(config: TrainConfig, state: TrainState) -> None:
 
 
 def fit_model_to_data(config: TrainConfig, dataset: Dataset) -> ModelConfig:
-    """The model with the data's vocabulary. Raises BadData when the model's own is too small."""
+    """Return the model with the vocabulary of the data. Raises BadData if model.vocab_size is too small."""
     model = config.model.with_vocab(dataset.vocab_size)
     assert model.vocab_size is not None
     if model.vocab_size < dataset.vocab_size:
@@ -94,13 +94,13 @@ def fit_model_to_data(config: TrainConfig, dataset: Dataset) -> ModelConfig:
 
 
 def expected_model(config: TrainConfig) -> tuple[ModelConfig, bool]:
-    """The model before its data is opened, and whether the vocabulary is sure."""
+    """Return the model with the vocabulary size expected before data is opened, and whether that is certain."""
     vocab_size, sure = expected_vocab_size(config.data)
     return config.model.with_vocab(vocab_size), sure or config.model.vocab_size is not None
 
 
 def check_state_fits(config: TrainConfig, compute: Compute, world: int) -> None:
-    """A model whose training state alone can't fit is an input error, not a crash minutes later."""
+    """Raise BadInput if the training state alone does not fit into the memory of the device."""
     model, _ = expected_model(config)
     n_params = parameter_counts(model)["total"]
     memory, there = estimate_memory(config, model, "fp32", 1, world=world), memory_bytes(compute.device)
@@ -116,7 +116,7 @@ def check_state_fits(config: TrainConfig, compute: Compute, world: int) -> None:
 
 
 def warn_of_short_shards(batches: TrainBatches, dataset: Dataset) -> None:
-    """Windows don't cross files, so many short ones can hide most of the text from training."""
+    """Warn if most of the text is in files too short for a window, because windows do not cross files."""
     reached = batches.sampler.n_windows * (batches.block_size if batches.sampler.order == "permutation" else 1)
     if reached < 0.8 * dataset.train.n_tokens and len(dataset.train.shards) > 1:
         share = 100 * reached / dataset.train.n_tokens

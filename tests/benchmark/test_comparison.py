@@ -27,7 +27,7 @@ from nanogpt.benchmark.measurement import OURS, Timing, Workload, measure, with_
 from nanogpt.benchmark.report import bench
 from nanogpt.benchmark.timing import MarkdownTable
 from nanogpt.config import BenchConfig, BenchSettings, ModelConfig, TrainConfig
-from nanogpt.device import set_up
+from nanogpt.device import set_up_device
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.schema import from_dict
 from nanogpt.training.step import no_phase_timer
@@ -71,7 +71,7 @@ def test_generation_alone(config: Build, capsys: pytest.CaptureFixture[str]) -> 
 def test_generation_against_transformers(config: Build) -> None:
     pytest.importorskip("transformers")
     built = build(config, ("transformers",), what=("generation",), prompt_tokens=3)
-    (table,) = generation_tables(built, set_up(built.hardware))
+    (table,) = generation_tables(built, set_up_device(built.hardware))
     assert table.columns[1:] == (OURS, "transformers")
     found = rows(table)
     assert (
@@ -90,7 +90,7 @@ def test_generation_against_transformers(config: Build) -> None:
 def test_transformers_has_the_same_network_and_draws_every_token(config: Build, form: dict[str, Any]) -> None:
     pytest.importorskip("transformers")
     built = with_known_vocabulary(build(config, changes=form))
-    compute = set_up(built.hardware)
+    compute = set_up_device(built.hardware)
     work = Workload(program="transformers", what="generation", batch=2, config=built)
     prompts = ours.random_prompts(work, compute.device)
     theirs, draw = baselines.build_transformers_generator(work, compute, prompts)
@@ -101,7 +101,7 @@ def test_transformers_has_the_same_network_and_draws_every_token(config: Build, 
 
 def test_nanogpt_takes_part(config: Build, nanogpt: str) -> None:
     built = build(config, (nanogpt,), what=("training", "generation"))
-    compute = set_up(built.hardware)
+    compute = set_up_device(built.hardware)
     tables = [training_table(built, compute), *generation_tables(built, compute)]
     for table in tables:
         assert table.columns[1:] == (OURS, Path(nanogpt.partition(":")[2]).name)
@@ -159,7 +159,7 @@ def test_nanogpts_attention_is_torchs_choice(config: Build, nanogpt: str, monkey
     """Our order of kernels is ours alone."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     built = with_known_vocabulary(build(config, (nanogpt,), {"hardware.attention": "math"}))
-    compute = set_up(built.hardware)
+    compute = set_up_device(built.hardware)
     work = Workload(program=nanogpt, what="training", batch=8, config=built)
     batches = ours.random_batches(work, compute.device)
     seen: list[set[str]] = []
@@ -177,7 +177,7 @@ def test_nanogpt_and_we_make_the_same_steps(config: Build, nanogpt: str, monkeyp
     monkeypatch.setattr(sys, "path", list(sys.path))
     changes = {"schedule.name": "constant", "hardware.micro_batch_size": 4}
     built = with_known_vocabulary(build(config, (nanogpt,), changes))
-    compute = set_up(built.hardware)
+    compute = set_up_device(built.hardware)
     work = Workload(program=nanogpt, what="training", batch=4, config=built)
     batches = ours.random_batches(work, compute.device)
     assert len(batches) == 2 and batches[0].ids.shape == (4, 16)

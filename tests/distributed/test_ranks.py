@@ -14,7 +14,7 @@ import torch
 
 from nanogpt.config import TrainConfig
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.schema import to_json
 from tests import ranks
 from tests.commands import command
@@ -36,12 +36,12 @@ def test_hardware_never_changes_the_curve(
     """With dropout: losses within 2e-6, gradient norms, and evaluations to the last places, on any ranks."""
     one = config(**GENTLE, runs_dir=str(tmp_path / "one"))
     assert ranks.run(one)[0] == [0]
-    expected = read_rows(locate(one) / "metrics.jsonl")
+    expected = read_rows(locate_run(one) / "metrics.jsonl")
     for world, micro in cases:
         changes = {"hardware.micro_batch_size": micro, "runs_dir": str(tmp_path / f"{world}-{micro}")}
         other = config(**GENTLE, **changes)
         assert ranks.run(other, world)[0] == [0] * world
-        found = read_rows(locate(other) / "metrics.jsonl")
+        found = read_rows(locate_run(other) / "metrics.jsonl")
         assert len(expected) == len(found) > 30
         for a, b in zip(expected, found, strict=True):
             assert a.keys() == b.keys() and (a["step"], a["tokens"]) == (b["step"], b["tokens"])
@@ -54,7 +54,7 @@ def test_an_evaluation_is_the_same_to_a_bit_on_any_ranks(config: Build, tmp_path
     for world in (1, 3):
         built = config(**{"training.steps": 0, "training.batch_tokens": 96}, runs_dir=str(tmp_path / str(world)))
         assert ranks.run(built, world)[0] == [0] * world
-        rows.append(read_rows(locate(built) / "metrics.jsonl"))
+        rows.append(read_rows(locate_run(built) / "metrics.jsonl"))
     assert rows[0] == rows[1]
 
 
@@ -67,11 +67,11 @@ def test_f37_the_number_of_ranks_may_change_on_the_way(config: Build, tmp_path: 
         codes, output = ranks.run(changing, world, fault)
         assert codes == [85 if stop_at else 0] * world
     assert "ranks 1 -> 4" in output and "the same data in the same order" in output
-    expected, found = (read_rows(locate(built) / "metrics.jsonl") for built in (whole, changing))
+    expected, found = (read_rows(locate_run(built) / "metrics.jsonl") for built in (whole, changing))
     assert [row["step"] for row in expected] == [row["step"] for row in found]
     losses = [(a["loss"], b["loss"]) for a, b in zip(expected, found, strict=True) if "loss" in a]
     assert max(abs(a - b) for a, b in losses) < 2e-6
-    state = RunDirectory(locate(changing)).checkpoints.newest()[0]
+    state = RunDirectory(locate_run(changing)).checkpoints.load_newest()[0]
     assert state is not None and state.state["samples"] == 30 * 8
 
 
@@ -81,11 +81,11 @@ def test_mfu_is_a_share_of_the_peak_of_all_devices(config: Build, tmp_path: Path
     built = config(**{"training.steps": 4, "tracking.log_every": 1}, runs_dir=str(tmp_path / "two"))
     known = ranks.Fault("nanogpt.estimates.gpu_specs.peak_flops", 0, f"returns {peak}")
     assert ranks.run(built, 2, [known])[0] == [0, 0]
-    loaded = RunDirectory(locate(built)).checkpoints.newest()[0]
+    loaded = RunDirectory(locate_run(built)).checkpoints.load_newest()[0]
     assert loaded is not None
     multiplied = sum(t.numel() for name, t in loaded.model.items() if ".wpe." not in name)
     flops = 6 * multiplied + 12 * built.model.n_layer * built.model.n_embd * built.model.block_size
-    rows = read_rows(locate(built) / "timing.jsonl")
+    rows = read_rows(locate_run(built) / "timing.jsonl")
     assert len(rows) == 4
     for row in rows:
         assert row["mfu"] == pytest.approx(row["tokens_per_second"] * flops / (2 * peak), rel=1e-12)
@@ -112,7 +112,7 @@ def test_f45_ranks_of_different_configs(config: Build, tmp_path: Path) -> None:
     assert codes == [2] * 4
     told = (tmp_path / "rank-0.txt").read_text()
     assert "rank 3 has another config than the other ranks: optimizer.lr=0.005 (others 0.01)" in told
-    assert not locate(config()).exists()
+    assert not locate_run(config()).exists()
 
 
 def test_f45_ranks_of_different_data(config: Build, tmp_path: Path, corpus: Path) -> None:

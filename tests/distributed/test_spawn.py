@@ -41,7 +41,7 @@ def test_a_rank_that_never_ends_is_ended(code: int, monkeypatch: pytest.MonkeyPa
     done = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"], text=True)
     stuck = subprocess.Popen(["sleep", "60"], text=True)
     os.kill(stuck.pid, signal.SIGSTOP)
-    assert wait_for_ranks([stuck, done], grace=0.1) == {1: code, 0: 7}
+    assert wait_for_ranks([stuck, done], stop_timeout=0.1) == {1: code, 0: 7}
 
 
 def test_folders_of_commands_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def watch(
 
     monkeypatch.setattr(watching.os, "_exit", leave)
     one = Watchdog(ProcessGroup(RankEnv(0, world)))
-    one.start(flag, folder, patience=10.0, grace=3.0, compiles=compiles)
+    one.start(flag, folder, timeout=10.0, stop_timeout=3.0, compiles=compiles)
     return one
 
 

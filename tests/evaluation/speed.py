@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from nanogpt.config import ExportConfig, HardwareConfig, ModelConfig
-from nanogpt.device import Compute, set_up
+from nanogpt.device import Compute, set_up_device
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.evaluation.hellaswag import HellaSwag
 from nanogpt.evaluation.scoring import score
@@ -60,7 +60,7 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     from lm_eval.models.huggingface import HFLM
 
-    compute = set_up(HardwareConfig(device=words.device, precision=words.precision))
+    compute = set_up_device(HardwareConfig(device=words.device, precision=words.precision))
     dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[compute.precision]
     benchmark = HellaSwag(words.file, words.items)
     model = GPT(ModelConfig(vocab_size=50_257), seed=1).eval().to(compute.device)

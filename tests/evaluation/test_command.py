@@ -19,7 +19,7 @@ from nanogpt.evaluation import scoring
 from nanogpt.evaluation.command import evaluate
 from nanogpt.files import hold_lock
 from nanogpt.interop.export import export_model
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.schema import from_dict
 from nanogpt.training.run import train
 from tests.conftest import ROOT, Run
@@ -61,7 +61,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_table_and_lines(trained: TrainConfig, files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """A run may go on meanwhile: its lock isn't needed. What is added never replaces what was there."""
-    run = RunDirectory(locate(trained))
+    run = RunDirectory(locate_run(trained))
     with hold_lock(run.path / ".lock", wait=False) as mine:
         assert mine
         assert evaluate(wanted(trained, files, *ALL)) == 0
@@ -127,7 +127,7 @@ def test_the_command_on_one_rank_and_on_several(
     for name in several:
         rows = lines(work / f"{name}.jsonl")
         assert [row["metrics"] for row in rows] == alone and {row["ranks"] for row in rows} == {2}
-    assert not (locate(trained) / "evaluations.jsonl").exists()
+    assert not (locate_run(trained) / "evaluations.jsonl").exists()
 
 
 def test_a_signal_keeps_what_is_done(
@@ -152,7 +152,7 @@ def test_a_signal_keeps_what_is_done(
     out = capsys.readouterr().out
     assert "val_loss" in out and "hellaswag" not in out
     assert "SIGINT: stopped after 1 of 2 tasks" in out
-    assert len(lines(locate(trained) / "evaluations.jsonl")) == 1
+    assert len(lines(locate_run(trained) / "evaluations.jsonl")) == 1
 
 
 def test_what_is_missing_is_told_before_anything_is_evaluated(
@@ -167,11 +167,11 @@ def test_what_is_missing_is_told_before_anything_is_evaluated(
         evaluate(wanted(trained, files, "loss", data=other))
     with pytest.raises(BadInput, match="run=none: not a run directory"):
         evaluate(wanted(trained, files, "loss", run="none"))
-    for step in RunDirectory(locate(trained)).checkpoints.path(0).parent.glob("step-*"):
+    for step in RunDirectory(locate_run(trained)).checkpoints.path(0).parent.glob("step-*"):
         os.truncate(step / "model.safetensors", 100)
     with pytest.raises(BadCheckpoint, match="has 100 bytes"):
         evaluate(wanted(trained, files, "loss"))
-    assert not (locate(trained) / "evaluations.jsonl").exists()
+    assert not (locate_run(trained) / "evaluations.jsonl").exists()
 
 
 def test_no_hub_is_an_environment_error(run: Run, trained: TrainConfig, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from experiments.scaling.runs import read_finished_runs
 from launch.status import read_run
 from nanogpt.config import ListConfig
 from nanogpt.errors import BadInput
-from nanogpt.loss_check import find_trouble
+from nanogpt.loss_check import find_loss_problem
 from tests.experiments.fake_runs import write_run
 from tests.experiments.page import reported
 
@@ -157,9 +157,9 @@ def test_a_run_that_lost_what_it_learnt_is_not_the_best(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_loss(
     losses: tuple[float, float, int | None, float | None], words: str | None, diverged: bool
 ) -> None:
-    found = find_trouble(*losses)
+    found = find_loss_problem(*losses)
     assert (found is None) == (words is None)
-    assert found is None or (words is not None and words in found.words and found.diverged == diverged)
+    assert found is None or (words is not None and words in found.description and found.diverged == diverged)
 
 
 def test_laws_are_fitted_over_comparable_losses_alone(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_place_that_can_t_be_written_leaves_the_answer_and_no_rest(
         path.touch()
         raise error
 
-    monkeypatch.setattr(files, "write", refuse)
+    monkeypatch.setattr(files, "write_file", refuse)
     with pytest.raises(BadEnvironment, match=f"can't be written: {error.strerror}; out=FOLDER"):
         reported(tmp_path)
     assert "2.0500 ± " in capsys.readouterr().out and not list(tmp_path.rglob(".*.tmp"))

@@ -20,7 +20,7 @@ from nanogpt.generation.answers import Answer
 from nanogpt.generation.command import sample
 from nanogpt.interop.load_model import load_run_model
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.tokenizer import BPETokenizer, ByteTokenizer
 from nanogpt.training.run import train
 from tests.conftest import ROOT, Run
@@ -61,7 +61,7 @@ def test_unknown_characters_and_runs(trained: TrainConfig) -> None:
 def test_a_corrupt_or_foreign_checkpoint_is_named(config: Build) -> None:
     trained = config(**{"training.steps": 5})
     train(trained)
-    folder = locate(trained) / "checkpoints/step-00000005"
+    folder = locate_run(trained) / "checkpoints/step-00000005"
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "extra": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(BadCheckpoint, match=r"model.safetensors: has \d+ bytes"):
@@ -75,7 +75,7 @@ def test_best_and_latest(config: Build) -> None:
     """They are different weights when the best is not the last."""
     built = config()
     train(built)
-    run = RunDirectory(locate(built))
+    run = RunDirectory(locate_run(built))
     last = load_file(run.checkpoints.path(20) / "model.safetensors")["transformer.wte.weight"]
     cpu = torch.device("cpu")
     assert torch.equal(load_run_model(run, "latest", cpu).model.token_embedding.weight, last)
@@ -215,9 +215,9 @@ def test_the_command(run: Run, config: Build, tmp_path: Path) -> None:
     train(built)
     done = run("sample.py", "prompt=alpha beta", "max_new_tokens=5", "temperature=0")
     assert done.returncode == 0 and done.stdout.startswith("alpha beta")
-    loss = read_rows(locate(built) / "metrics.jsonl")[-1]["val_loss"]
+    loss = read_rows(locate_run(built) / "metrics.jsonl")[-1]["val_loss"]
     header = f"best checkpoint, step 2  val {loss:.4f} nats/token  temperature=0.0  seed=1337  max_new_tokens=5\n"
-    assert done.stderr == f"runs/{locate(built).name}  {header}"
+    assert done.stderr == f"runs/{locate_run(built).name}  {header}"
     done = run("sample.py", "prompt=alpha beta", "max_new_tokens=5", "top_k=2", "quiet=true")
     assert done.returncode == 0 and done.stderr == ""
     done = run("sample.py", "runs_dir=empty")

@@ -12,7 +12,7 @@ from nanogpt.config import ExportConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, BadInput, LabError
 from nanogpt.interop.export import check_export_target, export_model
 from nanogpt.interop.export_folder import ExportFolder, check_export_folder, stage_export
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from nanogpt.training.run import train
 
 
@@ -133,7 +133,7 @@ def test_the_folder_of_a_run(
     """The usual place is in the run directory; a model that reads back otherwise is never put in place."""
     built = config(**{"training.steps": 2, "model.activation": "gelu"})
     train(built)
-    run = locate(built)
+    run = locate_run(built)
     before = tree_names(run)
     wanted = ExportConfig(runs_dir=built.runs_dir, format="nanogpt")
     assert check_export_target(wanted).path == run / "nanogpt"

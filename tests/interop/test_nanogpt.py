@@ -19,7 +19,7 @@ from nanogpt.interop.load_model import load_run_model, load_trained
 from nanogpt.interop.pickle_import import convert_meta, read_checkpoint
 from nanogpt.interop.sources import find_source
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.tokenizer import CharTokenizer
 from nanogpt.training.run import train
 from tests import ranks
@@ -135,10 +135,10 @@ def test_a_run_goes_on_from_another_run(config: Callable[..., TrainConfig]) -> N
     """Fine-tuning one's own run, and continuing that without the weights it began with."""
     first = config(**{"training.steps": 10})
     train(first)
-    trained = load_run_model(RunDirectory(locate(first)), "best", CPU).model
-    second = config(init_from=str(locate(first)), **{"training.steps": 1, "optimizer.lr": 1e-12})
+    trained = load_run_model(RunDirectory(locate_run(first)), "best", CPU).model
+    second = config(init_from=str(locate_run(first)), **{"training.steps": 1, "optimizer.lr": 1e-12})
     train(second)
-    tuned = load_run_model(RunDirectory(locate(second)), "latest", CPU).model
+    tuned = load_run_model(RunDirectory(locate_run(second)), "latest", CPU).model
     for name, parameter in tuned.named_parameters():
         assert torch.allclose(parameter, dict(trained.named_parameters())[name], atol=1e-9), name
 
@@ -147,12 +147,12 @@ def test_every_rank_starts_from_the_weights(config: Callable[..., TrainConfig], 
     """The evaluation of step 0 is that of the weights, to the bit, on one rank and on two."""
     first = config(**{"training.steps": 10})
     train(first)
-    last = read_rows(locate(first) / "metrics.jsonl")[-1]["val_loss"]
+    last = read_rows(locate_run(first) / "metrics.jsonl")[-1]["val_loss"]
     for world in (1, 2):
-        tuned = config(init_from=str(locate(first)), runs_dir=str(tmp_path / str(world)), **{"training.steps": 2})
+        tuned = config(init_from=str(locate_run(first)), runs_dir=str(tmp_path / str(world)), **{"training.steps": 2})
         codes, output = ranks.run(tuned, world)
         assert codes == [0] * world, output
-        assert read_rows(locate(tuned) / "metrics.jsonl")[0]["val_loss"] == last
+        assert read_rows(locate_run(tuned) / "metrics.jsonl")[0]["val_loss"] == last
 
 
 def test_block_size_is_cut(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_block_size_is_cut(config: Callable[..., TrainConfig], tmp_path: Path) -
         **{"training.steps": 0, "model.block_size": 8, "model.vocab_size": 40, "model.activation": "gelu"},
     )
     train(built)
-    cut = load_run_model(RunDirectory(locate(built)), "latest", CPU).model
+    cut = load_run_model(RunDirectory(locate_run(built)), "latest", CPU).model
     _, weights = read_checkpoint(path)
     assert torch.equal(cut.transformer["wpe"].weight, weights["transformer.wpe.weight"][:8])
 
@@ -212,7 +212,7 @@ def test_export_for_nanogpt(config: Callable[..., TrainConfig], tmp_path: Path) 
     with pytest.raises(BadInput, match=r"model.activation=gelu_tanh: nanoGPT has no such form"):
         other = config(**{"training.steps": 1})
         train(other)
-        export_model(wanted.model_copy(update={"run": str(locate(other)), "out": str(tmp_path / "no")}))
+        export_model(wanted.model_copy(update={"run": str(locate_run(other)), "out": str(tmp_path / "no")}))
     assert not (tmp_path / "no").exists()
 
 

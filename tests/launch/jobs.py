@@ -137,9 +137,9 @@ def describe(points: dict[str, RunStatus]) -> str:
 
 def result(point: RunStatus) -> dict[str, str]:
     """Digests of a run's weights, optimizer, metrics and samples."""
-    config = RunDirectory(point.path).config()
+    config = RunDirectory(point.path).read_config()
     return ranks.result(config.model_copy(update={"runs_dir": str(point.path.parent)}))
 
 
 def starts(point: RunStatus) -> int:
-    return len(RunDirectory(point.path).starts())
+    return len(RunDirectory(point.path).read_starts())

@@ -17,7 +17,7 @@ from launch.study import PlannedRun
 from nanogpt.config import Gpu, TrainConfig
 from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.formatting import format_count, format_duration
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from nanogpt.training.run import train
 from tests.experiments.fake_runs import made_config, write_run
 from tests.launch.previews import line_of, point
@@ -57,18 +57,18 @@ def test_the_speed_of_a_real_training_is_that_of_its_siblings(tmp_path: Path, co
     study = tmp_path / "runs" / "study"
     trained = config(runs_dir=str(study))
     assert train(trained) == 0
-    text = (locate(trained) / "timing.jsonl").read_text()
+    text = (locate_run(trained) / "timing.jsonl").read_text()
     rows = [json.loads(row) for row in text.splitlines()][1:]  # of two steps each
     rate = len(rows) * 2 * BATCH / sum(2 * BATCH / row["tokens_per_second"] for row in rows)
     siblings = [config(**{"runs_dir": str(study), "optimizer.lr": lr, "training.steps": 30_000}) for lr in (1e-3, 3e-4)]
-    planned_runs = [PlannedRun(locate(one), one) for one in siblings]
+    planned_runs = [PlannedRun(locate_run(one), one) for one in siblings]
     line = line_of(forecast(planned_runs, None, 1), "time")
     each = 30_000 * BATCH / rate
     assert (
         f"about {format_duration(each)} of training for one point, {format_duration(2 * each)} for the 2 that are left"
         in line
     )
-    assert line.endswith(f"one after the other (from {format_count(rate)} tok/s, measured in {locate(trained)})")
+    assert line.endswith(f"one after the other (from {format_count(rate)} tok/s, measured in {locate_run(trained)})")
     (planned_runs[0].path / "checkpoints" / "step-00020000").mkdir(parents=True)
     assert f"about {format_duration(each / 3)} to {format_duration(each)}" in line_of(
         forecast(planned_runs, None, 1), "time"
@@ -228,9 +228,9 @@ def test_an_automatic_device_is_a_gpu_where_there_is_one(tmp_path: Path, monkeyp
 def test_a_vocabulary_that_is_guessed_is_said_to_be(tmp_path: Path, corpus: Path) -> None:
     config = tiny_config(tmp_path, corpus)
     note = "note    a vocabulary of 256 is assumed until the data is prepared"
-    assert forecast([PlannedRun(locate(config), config)], None, 1)[-1] == note
+    assert forecast([PlannedRun(locate_run(config), config)], None, 1)[-1] == note
     sized = tiny_config(tmp_path, corpus, **{"model.vocab_size": 300})
-    assert note not in forecast([PlannedRun(locate(sized), sized)], None, 1)
+    assert note not in forecast([PlannedRun(locate_run(sized), sized)], None, 1)
     assert note not in forecast([point(tmp_path)], None, 1)
 
 

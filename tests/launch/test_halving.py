@@ -11,7 +11,7 @@ from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, Diverged
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.training.run import train
 from tests.launch.jobs import Lab
 
@@ -39,7 +39,7 @@ def halving(lab: Lab, *words: str, main: object = train) -> int:
 
 def steps_of(lab: Lab, study: str) -> dict[str, int]:
     return {
-        run.name.rpartition("-")[0]: RunDirectory(run).status()["step"]
+        run.name.rpartition("-")[0]: RunDirectory(run).read_status()["step"]
         for run in lab.study(study).iterdir()
         if (run / "status.json").exists()
     }
@@ -99,7 +99,7 @@ def test_killed_in_the_middle_the_same_command_decides_the_same(lab: Lab) -> Non
 def test_a_point_that_diverges_is_out(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     def main(config: TrainConfig) -> int:
         if config.optimizer.lr == 3e-2:
-            run = RunDirectory(locate(config))
+            run = RunDirectory(locate_run(config))
             run.path.mkdir(parents=True)
             run.write_status("diverged", step=1, steps=STEPS)
             raise Diverged("loss is nan")
@@ -132,7 +132,7 @@ def test_a_setting_is_judged_by_all_its_seeds(lab: Lab, capsys: pytest.CaptureFi
         """A loss that the first seed alone would order the other way round."""
         val = {1e-4: (1.0, 9.0), 1e-3: (2.0, 2.0)}.get(config.optimizer.lr, (5.0, 5.0))[config.training.seed - 1]
         steps = config.last_step(STEPS)
-        run = RunDirectory(locate(config))
+        run = RunDirectory(locate_run(config))
         (run.path / "checkpoints" / f"step-{steps:08d}").mkdir(parents=True, exist_ok=True)
         run.metrics.append({"step": steps, "val_loss": val})
         run.write_status("finished" if steps == STEPS else "paused", step=steps, steps=STEPS)
@@ -198,7 +198,7 @@ def test_killed_between_the_evaluation_and_its_checkpoint(lab: Lab) -> None:
 
     def main(config: TrainConfig) -> int:
         code = train(config)
-        run = RunDirectory(locate(config))
+        run = RunDirectory(locate_run(config))
         if config.optimizer.lr == 1e-2 and config.stop_at_fraction:  # as the kill would have left it
             shutil.rmtree(run.checkpoints.path(6))
             run.write_status("running", step=5, steps=STEPS)

@@ -11,7 +11,7 @@ from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.distributed.signals import StopFlag
 from nanogpt.errors import BadInput, Diverged
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.training.run import train
 from tests.launch.jobs import Lab
 
@@ -35,7 +35,7 @@ class Trained:
         seed = config.training.seed
         self.called.append(seed)
         end = self.ends.get(f"seed{seed}", 0)
-        run = RunDirectory(locate(config))
+        run = RunDirectory(locate_run(config))
         run.path.mkdir(parents=True, exist_ok=True)
         if isinstance(end, BaseException):
             run.write_status("diverged" if isinstance(end, Diverged) else "failed", step=3, steps=9)

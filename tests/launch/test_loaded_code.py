@@ -15,7 +15,7 @@ from launch.sweep import run_sweep
 from nanogpt.config import TrainConfig
 from nanogpt.distributed import spawn
 from nanogpt.errors import BadData, BadEnvironment
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from tests.launch.jobs import Lab
 
 
@@ -50,7 +50,7 @@ def test_other_failures_do_not(kind: str, lab: Lab) -> None:
 
     def main(config: TrainConfig) -> int:
         called.append(config.training.seed)
-        run = RunDirectory(locate(config))
+        run = RunDirectory(locate_run(config))
         run.path.mkdir(parents=True, exist_ok=True)
         if kind == "after a step":
             run.write_status("failed", step=1, steps=9)
@@ -67,7 +67,7 @@ def test_a_reason_that_names_the_run_is_the_same_reason(lab: Lab) -> None:
 
     def main(config: TrainConfig) -> int:
         called.append(config.training.seed)
-        raise BadData(f"{locate(config)}: not there")
+        raise BadData(f"{locate_run(config)}: not there")
 
     assert sweep(lab, main, 5) == 3 and len(called) == 3
 

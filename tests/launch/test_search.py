@@ -17,7 +17,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput, Diverged, Locked
 from nanogpt.files import hold_lock
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.schema import signature
 from nanogpt.training.run import train
 from tests.launch.jobs import Lab
@@ -47,7 +47,7 @@ class Trained:
         end = self.end(config)
         if isinstance(end, KeyboardInterrupt | BadData):
             raise end
-        run = RunDirectory(locate(config))
+        run = RunDirectory(locate_run(config))
         run.path.mkdir(parents=True, exist_ok=True)
         if end is not None:
             run.write_status("diverged" if isinstance(end, Diverged) else "failed", step=3, steps=9)
@@ -76,7 +76,7 @@ def test_it_finds_the_best_region(lab: Lab, capsys: pytest.CaptureFixture[str]) 
     """Better than as many trials at random, and the last words name the best run there is."""
     main = Trained()
     assert search(lab, main, trials=40) == 0
-    losses = {str(locate(config)): loss(config) for config in main.called}
+    losses = {str(locate_run(config)): loss(config) for config in main.called}
     best = min(losses, key=lambda run: losses[run])
     assert f"val {losses[best]:.4f}: {best}" in capsys.readouterr().out
     by_chance = Trained()

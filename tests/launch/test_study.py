@@ -11,7 +11,7 @@ from launch.study import Study, find_study, plan_single_run, plan_study
 from launch.submission import Submission
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 
 
 def study(*words: str, runs_dir: Path | None = None) -> Study:
@@ -27,7 +27,7 @@ def test_points_are_named_by_what_they_change() -> None:
     made = study("optimizer.lr=1e-3,3e-4", "model.dropout=0,0.1")
     assert str(made.path) == "runs/tiny-pystdlib-dropout-lr"
     assert names(made) == ["dropout0-lr0.001", "dropout0.1-lr0.001", "dropout0-lr0.0003", "dropout0.1-lr0.0003"]
-    assert all(locate(planned.config) == planned.path for planned in made.runs)
+    assert all(locate_run(planned.config) == planned.path for planned in made.runs)
     assert names(study("optimizer.betas=[0.9,0.95],[0.8,0.9]")) == ["betas0.9_0.95", "betas0.8_0.9"]
     assert str(study("model=tiny,baby").path) == "runs/pystdlib-model"
     assert str(study("experiment=isoflop_cpu").path) == "runs/isoflop_cpu"

@@ -10,7 +10,7 @@ from nanogpt import device as devices
 from nanogpt.config import HardwareConfig, TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import prepare
-from nanogpt.device import set_up
+from nanogpt.device import set_up_device
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.model.float8 import convert_to_float8
 from nanogpt.model.gpt import GPT
@@ -44,10 +44,10 @@ def test_an_old_gpu_and_a_missing_torchao_are_refused(monkeypatch: pytest.Monkey
     hardware = HardwareConfig(fp8=True, compile=True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     with pytest.raises(BadEnvironment, match=r"hardware.fp8=true: cuda:0 .*allowed: false, or .* capability 8.9"):
-        set_up(hardware)
+        set_up_device(hardware)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     with pytest.raises(BadEnvironment, match=r"hardware.fp8=true: .*pip install -e '.\[fp8\]'"):
-        set_up(hardware)
+        set_up_device(hardware)
 
 
 def test_emulated_it_trains_the_same_parameters() -> None:
@@ -78,7 +78,7 @@ def test_a_gpu_learns_in_fp8_what_it_learns_in_bf16(config: Build) -> None:
     losses: list[list[float]] = []
     for fp8 in (False, True):
         built = config(**{**ON, "hardware.fp8": fp8, "hardware.device": "cuda", "hardware.precision": "bf16"})
-        compute, dataset = set_up(built.hardware), prepare(built.data)
+        compute, dataset = set_up_device(built.hardware), prepare(built.data)
         state = build_state(built, built.model.with_vocab(dataset.vocab_size), compute)
         batches = TrainBatches(dataset.train, built, compute.device)
         steps = [train_step(state, batches.micro_batches(state.samples), built).wait() for _ in range(10)]

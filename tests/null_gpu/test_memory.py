@@ -9,7 +9,7 @@ from torch import nn
 from cli.sweep_request import read_configs
 from nanogpt.config import OPTIMIZERS, TrainConfig
 from nanogpt.data.batches import Batch
-from nanogpt.device import Compute, set_up
+from nanogpt.device import Compute, set_up_device
 from nanogpt.estimates.memory import USABLE_SHARE, estimate_memory, largest_micro_batch
 from nanogpt.model.gpt import GPT
 from nanogpt.training.state import TrainState, build_state
@@ -44,7 +44,7 @@ def start(words: str, sequences: int = 1, vocab_size: int = 50304) -> tuple[Trai
     batch = config.training.model_copy(update={"batch_tokens": 2 * sequences * config.model.block_size})
     hardware = config.hardware.model_copy(update={"micro_batch_size": sequences})
     config = config.model_copy(update={"training": batch, "hardware": hardware})
-    return config, set_up(config.hardware)
+    return config, set_up_device(config.hardware)
 
 
 def make_steps(state: TrainState, config: TrainConfig, count: int) -> None:

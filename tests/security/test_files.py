@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanogpt.checkpoint import seal_manifest, verify
+from nanogpt.checkpoint import load_verified, seal_manifest
 from nanogpt.data.dataset import open_prepared
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
 from nanogpt.interop.load_model import load_run_model
@@ -135,7 +135,7 @@ def test_the_numbers_of_a_checkpoint(person: Person, run: Path) -> None:
         (step / "state.json").write_bytes(content)
         reseal(step)
         with pytest.raises(BadCheckpoint, match=r"state\.json"):
-            verify(step)
+            load_verified(step)
     assert person.refused(*SAMPLE, "checkpoint=latest") == 4
 
 

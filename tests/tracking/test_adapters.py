@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt.config import TrainConfig
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from tests import ranks
 from tests.ranks import Fault, Started
 from tests.tracking.test_wandb_online import curve
@@ -29,7 +29,7 @@ def test_tensorboard(config: Build, undisturbed: Reference) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     built = config(**{"tracking.trackers": ["tensorboard"]})
     killed_and_finished(built, undisturbed, {})
-    events = reader.EventAccumulator(str(locate(built) / "tensorboard"), {"tensors": 0, "scalars": 0})
+    events = reader.EventAccumulator(str(locate_run(built) / "tensorboard"), {"tensors": 0, "scalars": 0})
     events.Reload()
     for name in ("loss", "lr", "val_loss", "tokens"):
         found = [(event.step, event.value) for event in events.Scalars(name)]
@@ -43,6 +43,6 @@ def test_trackio(config: Build, undisturbed: Reference, tmp_path: Path, monkeypa
     built = config(**{"tracking.trackers": ["trackio"], "tracking.project": "tests"})
     killed_and_finished(built, undisturbed, {"TRACKIO_DIR": str(tmp_path / "trackio")})
     (name,) = storage.get_runs("tests")
-    assert name.startswith(locate(built).name)
+    assert name.startswith(locate_run(built).name)
     found = [(row["step"], row.get("loss"), row.get("val_loss")) for row in storage.get_logs("tests", name)]
     assert found == [(row["step"], row.get("loss"), row.get("val_loss")) for row in curve(built)]

@@ -13,7 +13,7 @@ import pytest
 from wandb.errors import CommError
 
 from nanogpt.config import TrainConfig
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from nanogpt.tracking.wandb import describe_comm_error, list_offline_files, read_facts
 from tests import ranks
 from tests.ranks import Started
@@ -81,8 +81,8 @@ def records(file: Path) -> list[dict[str, Any]]:
 
 def rows_in(config: TrainConfig) -> list[list[dict[str, Any]]]:
     """The rows in each file of the run, oldest first."""
-    kept = json.loads((locate(config) / "wandb.json").read_text())
-    found = [records(file) for file in list_offline_files(locate(config), kept["id"])]
+    kept = json.loads((locate_run(config) / "wandb.json").read_text())
+    found = [records(file) for file in list_offline_files(locate_run(config), kept["id"])]
     return [[one["history"]["item"] for one in file if one["type"] == "history"] for file in found]
 
 
@@ -90,8 +90,8 @@ def test_f29_kill_9_and_later_sync(offline: Build, undisturbed: Reference, tmp_p
     """Two starts, two files, no step in both; together they are the whole curve, for W&B's own command and for ours."""
     built = offline(runs_dir=str(tmp_path / "widths"))
     started = Started(built, 1, halt(tmp_path / "never"), keyless(tmp_path)).until_rows(6)
-    until(lambda: any(b"val_loss" in file.read_bytes() for file in locate(built).glob("wandb/*/*.wandb")))
-    until(lambda: (locate(built) / "wandb.json").exists() and any(rows_in(built)))
+    until(lambda: any(b"val_loss" in file.read_bytes() for file in locate_run(built).glob("wandb/*/*.wandb")))
+    until(lambda: (locate_run(built) / "wandb.json").exists() and any(rows_in(built)))
     started.send(signal.SIGKILL)
     started.wait()
     again = Started(built, 1, [], keyless(tmp_path))
@@ -101,10 +101,16 @@ def test_f29_kill_9_and_later_sync(offline: Build, undisturbed: Reference, tmp_p
     assert len(files) == 2 and all(files)
     assert plain([row for file in files for row in file]) == curve(built)
     with Server() as server:
-        command = [sys.executable, "-m", "wandb", "sync", *sorted(map(str, locate(built).glob("wandb/offline-run-*")))]
+        command = [
+            sys.executable,
+            "-m",
+            "wandb",
+            "sync",
+            *sorted(map(str, locate_run(built).glob("wandb/offline-run-*"))),
+        ]
         subprocess.run(command, env=os.environ | environment(server), cwd=tmp_path, capture_output=True, check=True)
         assert has_curve(server, built)
-        assert "nothing was missing" in sync(server, str(locate(built))).stdout and has_curve(server, built)
+        assert "nothing was missing" in sync(server, str(locate_run(built))).stdout and has_curve(server, built)
         sent = only(server).fields
         assert (sent["groupName"], sent["displayName"]) == ("widths", "test-test")
 
@@ -117,7 +123,7 @@ def test_without_a_key_it_is_kept_offline(config: Build, undisturbed: Reference,
     assert started.output().count("warning: ") == 1
     assert "warning: wandb: no API key: `wandb login`, or WANDB_API_KEY in the environment" in started.output()
     assert [plain(rows) for rows in rows_in(built)] == [curve(built)]
-    refuse_leaks(b"".join(file.read_bytes() for file in locate(built).glob("wandb/*/*.wandb")), [str(tmp_path)])
+    refuse_leaks(b"".join(file.read_bytes() for file in locate_run(built).glob("wandb/*/*.wandb")), [str(tmp_path)])
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -126,7 +132,7 @@ def test_without_a_key_it_is_refused_where_it_is_required(world: int, config: Bu
     started = Started(built, world, [], keyless(tmp_path))
     assert started.wait() == [5] * world
     assert "error: tracking.required=true: wandb: no API key" in started.output()
-    assert not locate(built).exists(), "before anything is written"
+    assert not locate_run(built).exists(), "before anything is written"
 
 
 def test_a_required_server_that_is_down_ends_the_run(config: Build, tmp_path: Path) -> None:
@@ -134,7 +140,7 @@ def test_a_required_server_that_is_down_ends_the_run(config: Build, tmp_path: Pa
     started = Started(built, 1, [], keyless(tmp_path) | {"WANDB_API_KEY": KEY})
     assert started.wait() == [5]
     assert "error: tracking.required=true: wandb: the server can't be used" in started.output()
-    assert json.loads((locate(built) / "status.json").read_text())["state"] == "failed"
+    assert json.loads((locate_run(built) / "status.json").read_text())["state"] == "failed"
 
 
 def refuse_leaks(sent: bytes, words: list[str]) -> None:

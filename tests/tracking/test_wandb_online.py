@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nanogpt.config import TrainConfig
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from nanogpt.tracking.tail import MetricsTail
 from tests import ranks
 from tests.commands import command
@@ -85,7 +85,9 @@ def has_rows(server: Server) -> bool:
 
 def curve(config: TrainConfig) -> list[dict[str, float]]:
     """What a tracker of a finished run should have."""
-    return list(MetricsTail(locate(config) / "metrics.jsonl", lambda step: config.eval.is_due(step, 20)).read_steps())
+    return list(
+        MetricsTail(locate_run(config) / "metrics.jsonl", lambda step: config.eval.is_due(step, 20)).read_steps()
+    )
 
 
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -112,13 +114,13 @@ def test_each_step_arrives_once(tracked: Build, undisturbed: Reference, server: 
     assert has_curve(server, built)
     assert "warning" not in started.output() and f"{server.url}/me/nanogpt-lab/runs/" in started.output()
     sent, bucket = only(server).fields, only(server)
-    assert (sent["displayName"], sent["jobType"], sent["tags"]) == (locate(built).name, "try", ["a", "b"])
+    assert (sent["displayName"], sent["jobType"], sent["tags"]) == (locate_run(built).name, "try", ["a", "b"])
     assert "groupName" not in sent, "a folder called runs is no study"
     assert bucket.exit_codes == [0] and not bucket.preempting and not bucket.overwritten
     assert bucket.config()["optimizer"]["lr"] == 0.01 and bucket.config()["data"]["source"] == "corpus.txt"
     axes = json.loads(sent["config"])["_wandb"]["value"]["m"]
     assert {axis.get("1") or axis.get("2") for axis in axes} == {"step", "tokens", "val_loss", "*"}
-    kept = json.loads((locate(built) / "wandb.json").read_text())
+    kept = json.loads((locate_run(built) / "wandb.json").read_text())
     assert kept["id"] in server.buckets and kept["last"] == 20
 
 
@@ -141,11 +143,11 @@ def test_f26_a_server_that_cannot_be_used_costs_one_warning(
     for fault in faults:
         assert started[fault].wait() == [0], started[fault].output()
         assert ranks.result(built[fault]) == expected
-        output, again = started[fault].output(), f"`nanogpt sync {locate(built[fault])}`"
+        output, again = started[fault].output(), f"`nanogpt sync {locate_run(built[fault])}`"
         why = "the API key was rejected (401)" if fault == "401" else "the server can't be used"
         assert f"warning: wandb: {why}" in output and f"{again} sends what is missing" in output, output
         assert output.count("warning: ") == 1, output
-    server, late = by_fault["down"], str(locate(built["down"]))
+    server, late = by_fault["down"], str(locate_run(built["down"]))
     refused = sync(server, late, "timeout=1")
     assert refused.returncode == 5 and "wandb: the server can't be used" in refused.stderr
     server.revive()
@@ -192,7 +194,7 @@ def test_f26_a_server_that_goes_in_the_middle(
         assert lost or only(by_name[name]).starts == (2 if name == "service" else 1)
     if "dies" in names:
         by_name["dies"].revive()
-        assert sync(by_name["dies"], str(locate(built["dies"]))).returncode == 0
+        assert sync(by_name["dies"], str(locate_run(built["dies"]))).returncode == 0
         assert has_curve(by_name["dies"], built["dies"])
 
 
@@ -262,7 +264,7 @@ def test_f04_a_signal_ends_the_wait_for_a_server(
     until(lambda: has_rows(server))
     server.fault = "stall"
     gate.touch()
-    status = locate(built) / "status.json"
+    status = locate_run(built) / "status.json"
     until(lambda: json.loads(status.read_text())["state"] == "finished")
     time.sleep(0.3)
     started.send(signal.SIGTERM)

@@ -16,7 +16,7 @@ from nanogpt.device import Compute
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.model.gpt import GPT
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.schema import signature, to_json
 from nanogpt.training import auto_batch_size, loop
 from nanogpt.training.run import train
@@ -63,7 +63,7 @@ def test_auto_is_the_same_run(config: Build, world: int, tmp_path: Path) -> None
     other = config(runs_dir=str(tmp_path / "other"))
     assert ranks.run(other, world)[0] == [0] * world
     assert ranks.result(auto) == ranks.result(other)
-    assert RunDirectory(locate(auto)).config().hardware.micro_batch_size == 8 // world
+    assert RunDirectory(locate_run(auto)).read_config().hardware.micro_batch_size == 8 // world
     assert ranks.run(config(), world)[1].count("finished already") == 1
 
 
@@ -124,10 +124,10 @@ def test_a_micro_batch_that_does_not_fit_after_all_gets_smaller(
         "8",
         "4",
     ]
-    run = RunDirectory(locate(auto))
-    assert run.config().hardware.micro_batch_size == 2
-    assert [start["arithmetic"]["micro_batch_size"] for start in run.starts()] == [8, 4, 2]
-    assert [start["from_step"] for start in run.starts()] == [0, 5, 5]
+    run = RunDirectory(locate_run(auto))
+    assert run.read_config().hardware.micro_batch_size == 2
+    assert [start["arithmetic"]["micro_batch_size"] for start in run.read_starts()] == [8, 4, 2]
+    assert [start["from_step"] for start in run.read_starts()] == [0, 5, 5]
 
 
 def test_all_ranks_go_on_with_less_when_one_has_too_little(config: Build, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_out_of_memory_says_when_nothing_fits(config: Build) -> None:
 def test_auto_on_a_gpu_is_found_by_trying(config: Build) -> None:
     built = config(**BIG | {"hardware.device": "cuda", "hardware.micro_batch_size": "auto"})
     assert train(built) == 0
-    assert RunDirectory(locate(built)).config().hardware.micro_batch_size == 512
+    assert RunDirectory(locate_run(built)).read_config().hardware.micro_batch_size == 512
 
 
 def test_a_run_continues_with_its_own_micro_batch(
@@ -237,7 +237,7 @@ def test_a_run_continues_with_its_own_micro_batch(
     monkeypatch.setattr(auto_batch_size, "available_bytes", lambda: 1)
     assert train(config(**auto)) == 0
     assert ranks.result(config(**auto)) == undisturbed()
-    facts = RunDirectory(locate(config())).starts()[-1]["arithmetic"]
+    facts = RunDirectory(locate_run(config())).read_starts()[-1]["arithmetic"]
     assert facts["micro_batch_size"] == 8
     assert train(config(**auto, new_attempt=True)) == 0
-    assert RunDirectory(locate(config())).starts()[-1]["arithmetic"]["micro_batch_size"] == 1
+    assert RunDirectory(locate_run(config())).read_starts()[-1]["arithmetic"]["micro_batch_size"] == 1

@@ -13,7 +13,7 @@ from nanogpt import schema
 from nanogpt.checkpoint import seal_manifest
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadData, BadInput
-from nanogpt.run_directory import RunDirectory, accepted_changes, locate
+from nanogpt.run_directory import RunDirectory, check_changes, locate_run
 from nanogpt.training.run import train
 from tests import ranks
 from tests.ranks import Fault
@@ -66,15 +66,15 @@ def test_f38_each_class_does_what_it_says(config: Build, tmp_path: Path, key: st
     changed = config(**{key: OTHER[key]})
     old = dict(schema.iter_values(config()))[key]
     if kind == "free":
-        assert accepted_changes(run, changed) == [f"{key}: {old} -> {OTHER[key]}"]
+        assert check_changes(run, changed) == [f"{key}: {old} -> {OTHER[key]}"]
         return
     with pytest.raises(BadCheckpoint) as caught:
-        accepted_changes(run, changed)
+        check_changes(run, changed)
     assert f"{key} (was {old}, now {OTHER[key]})" in str(caught.value)
     assert BadCheckpoint.exit_code == 4
     if kind == "guarded":
         allowed = config(**{key: OTHER[key]}, **{"resume.allow_change": [key]})
-        assert accepted_changes(run, allowed) == [f"{key}: {old} -> {OTHER[key]}"]
+        assert check_changes(run, allowed) == [f"{key}: {old} -> {OTHER[key]}"]
     else:
         with pytest.raises(BadInput, match="is not a guarded key"):
             config(**{key: OTHER[key]}, **{"resume.allow_change": [key]})
@@ -95,18 +95,18 @@ def test_f38_every_key(config: Build, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(schema, "iter_values", values)
     kind = schema.change_policy(dict(schema.iter_fields(TrainConfig))[key])
     if kind == "free" or key.startswith(("hardware.precision", "resume.")):  # see below; which run it is
-        assert len(accepted_changes(run, config())) == (
+        assert len(check_changes(run, config())) == (
             not key.startswith(("resume.", "new_attempt", "attempt", "stop_at_fraction"))
         )
     else:
         with pytest.raises(BadCheckpoint, match=rf"{key} \(was something else, now"):
-            accepted_changes(run, config())
+            check_changes(run, config())
 
 
 def test_a_run_continues_with_a_longer_horizon(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
     """20 steps, then 30 in the same directory; the lineage has the change, the same command goes on."""
     train(config())
-    path = locate(config())
+    path = locate_run(config())
     longer = {"training.steps": 30, "resume.run": path.name}
     with pytest.raises(
         BadCheckpoint, match=r"training.steps \(was 20, now 30\); resume.allow_change=\[training.steps\]"
@@ -127,18 +127,18 @@ def test_a_run_continues_with_a_longer_horizon(config: Build, capsys: pytest.Cap
 def test_a_refused_change_leaves_the_run_as_it_was(config: Build, corpus: Path, tmp_path: Path) -> None:
     """Allowed, but the model doesn't fit the other data: the original command goes on."""
     train(config())
-    before = (locate(config()) / "config.json").read_bytes()
+    before = (locate_run(config()) / "config.json").read_bytes()
     (tmp_path / "other.txt").write_text("ACGT" * 4000)
     changed = {"data.source": str(tmp_path / "other.txt"), "resume.allow_change": ["data"]}
     with pytest.raises(BadCheckpoint, match="is of another model"):
-        train(config(**changed, **{"resume.run": str(locate(config()))}))
-    assert (locate(config()) / "config.json").read_bytes() == before
+        train(config(**changed, **{"resume.run": str(locate_run(config()))}))
+    assert (locate_run(config()) / "config.json").read_bytes() == before
     assert train(config()) == 0
 
 
 def test_a_horizon_the_run_is_past(config: Build) -> None:
     train(config())
-    past = {"training.steps": 10, "resume.run": locate(config()).name, "resume.allow_change": ["training.steps"]}
+    past = {"training.steps": 10, "resume.run": locate_run(config()).name, "resume.allow_change": ["training.steps"]}
     with pytest.raises(BadInput, match="is step 10, but the run is at step 20 already"):
         train(config(**past))
 
@@ -146,7 +146,7 @@ def test_a_horizon_the_run_is_past(config: Build) -> None:
 def test_a_checkpoint_of_another_model(config: Build) -> None:
     """The differing keys, all of them, old and new."""
     train(config())
-    other = {"model.n_layer": 3, "model.n_embd": 32, "resume.run": str(locate(config()))}
+    other = {"model.n_layer": 3, "model.n_embd": 32, "resume.run": str(locate_run(config()))}
     with pytest.raises(BadCheckpoint) as caught:
         train(config(**other))
     assert "model.n_layer (was 2, now 3), model.n_embd (was 16, now 32)" in str(caught.value)
@@ -158,9 +158,9 @@ def test_a_checkpoint_of_another_model(config: Build) -> None:
 
 def test_another_precision_is_guarded(config: Build) -> None:
     train(config(**{"training.steps": 4}))
-    run = locate(config(**{"training.steps": 4}))
+    run = locate_run(config(**{"training.steps": 4}))
     bf16 = {"training.steps": 4, "hardware.precision": "bf16"}
-    assert locate(config(**bf16)) != run
+    assert locate_run(config(**bf16)) != run
     bf16["resume.run"] = str(run)
     with pytest.raises(BadCheckpoint, match=r"hardware.precision=bf16: the run was trained in fp32"):
         train(config(**bf16))
@@ -176,7 +176,7 @@ def test_f23_data_that_changed(config: Build, tmp_path: Path) -> None:
         (folder / name).write_bytes(b"".join(bytes([i, 0]) for i in ids))
     foreign = {"data.source": str(folder), "data.tokenizer": "byte"}
     train(config(**foreign))
-    run = locate(config(**foreign))
+    run = locate_run(config(**foreign))
     with (folder / "train_2.bin").open("ab") as file:
         file.write(b"\x01\x00")
     again = foreign | {"resume.run": str(run)}
@@ -197,7 +197,7 @@ def test_f24_clocks_may_jump(
     """Ten years ahead, a day back, times of the files upside down: the newest checkpoint is that of the last step."""
     built = config()
     assert ranks.run(built, 1, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85]
-    for age, path in enumerate(sorted(locate(built).glob("checkpoints/*"))):
+    for age, path in enumerate(sorted(locate_run(built).glob("checkpoints/*"))):
         os.utime(path, (1e9 - age * 1e6, 1e9 - age * 1e6))
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + random_jump())
@@ -213,7 +213,7 @@ def random_jump() -> float:
 def test_f39_a_later_version_wrote_it(config: Build) -> None:
     """Not damage: nothing is put aside, and an older checkpoint is not used in its place."""
     train(config())
-    manifest = locate(config()) / "checkpoints/step-00000020/manifest.json"
+    manifest = locate_run(config()) / "checkpoints/step-00000020/manifest.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(seal_manifest({"format": 7, "step": 20, "files": content["files"]}))
     with pytest.raises(BadCheckpoint, match="written by format 7, this program reads up to 2; update it"):
@@ -223,7 +223,7 @@ def test_f39_a_later_version_wrote_it(config: Build) -> None:
 
 def test_f39_changed_code_is_told_and_noted(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
     ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 5, "SIGTERM")])
-    file = locate(config()) / "provenance.json"
+    file = locate_run(config()) / "provenance.json"
     starts = json.loads(file.read_text())
     file.write_text(json.dumps([starts[0] | {"code": "0" * 64}]))
     assert train(config()) == 0

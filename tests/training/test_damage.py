@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt.config import TrainConfig
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from tests import ranks
 from tests.ranks import Fault, Started, goes_on
 
@@ -20,7 +20,7 @@ Reference = Callable[..., dict[str, str]]
 def stopped_early(config: TrainConfig) -> Path:
     """A run that ended at step 14; returns its newest checkpoint."""
     assert ranks.run(config, 1, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85]
-    return RunDirectory(locate(config)).checkpoints.path(14)
+    return RunDirectory(locate_run(config)).checkpoints.path(14)
 
 
 def test_f10_bit_flips(config: Build, undisturbed: Reference) -> None:
@@ -34,7 +34,7 @@ def test_f10_bit_flips(config: Build, undisturbed: Reference) -> None:
         place, bit = draw.randrange(len(content)), 1 << draw.randrange(8)
         content[place] ^= bit
         file.write_bytes(content)
-        loaded, bad = checkpoints.newest()
+        loaded, bad = checkpoints.load_newest()
         assert loaded is not None and loaded.path != newest and str(file) in str(bad[0]), (file, place, bit)
         content[place] ^= bit
         file.write_bytes(content)
@@ -76,11 +76,11 @@ def test_f11_damaged_files_are_found(config: Build) -> None:
     shutil.copytree(newest, newest.parents[1] / "whole")
     for kind in ("cut", *KINDS):
         damage(kind, newest)
-        loaded, bad = checkpoints.newest()
+        loaded, bad = checkpoints.load_newest()
         assert loaded is not None and loaded.path == checkpoints.path(12) and str(newest) in str(bad), kind
         shutil.rmtree(newest)
         shutil.copytree(newest.parents[1] / "whole", newest)
-    loaded, bad = checkpoints.newest()
+    loaded, bad = checkpoints.load_newest()
     assert loaded is not None and loaded.path == newest and not bad
 
 
@@ -94,35 +94,35 @@ def test_f11_a_run_goes_on_from_the_checkpoint_before(config: Build, undisturbed
 def test_f11_damage_on_two_ranks(config: Build, undisturbed: Reference) -> None:
     """The leader falls back, and the others go with it."""
     assert ranks.run(config(), 2, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85, 85]
-    damage("cut", locate(config()) / "checkpoints/step-00000014")
+    damage("cut", locate_run(config()) / "checkpoints/step-00000014")
     goes_on(config(), undisturbed, 2)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_f12_no_good_checkpoint_is_an_error_not_a_new_start(config: Build, world: int) -> None:
     stopped_early(config())
-    names = sorted(path.name for path in locate(config()).glob("checkpoints/step-*"))
+    names = sorted(path.name for path in locate_run(config()).glob("checkpoints/step-*"))
     for name in names:
-        damage("cut", locate(config()) / "checkpoints" / name)
+        damage("cut", locate_run(config()) / "checkpoints" / name)
     codes, output = ranks.run(config(), world)
     assert codes == [4] * world
     assert "no usable checkpoint" in output and all(name in output for name in names) and "new_attempt=true" in output
-    assert sorted(path.name for path in locate(config()).glob("checkpoints/*")) == names
+    assert sorted(path.name for path in locate_run(config()).glob("checkpoints/*")) == names
 
 
 def test_f12_checkpoints_that_are_gone_are_not_a_new_start(config: Build) -> None:
     stopped_early(config())
-    shutil.rmtree(locate(config()) / "checkpoints")
-    before = (locate(config()) / "metrics.jsonl").read_bytes()
+    shutil.rmtree(locate_run(config()) / "checkpoints")
+    before = (locate_run(config()) / "metrics.jsonl").read_bytes()
     codes, output = ranks.run(config())
     assert codes == [4] and "its checkpoints are gone; new_attempt=true starts another attempt" in output
-    assert (locate(config()) / "metrics.jsonl").read_bytes() == before
+    assert (locate_run(config()) / "metrics.jsonl").read_bytes() == before
 
 
 def test_f13_a_save_replaced_but_not_yet_in_place(config: Build, undisturbed: Reference) -> None:
     """Gone between the two renames of a step that is saved again, with no other checkpoint there."""
     assert ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 3, "SIGTERM")])[0] == [85]
-    folder = locate(config()) / "checkpoints"
+    folder = locate_run(config()) / "checkpoints"
     (folder / "step-00000003").rename(folder / ".old-step-00000003")
     output = goes_on(config(), undisturbed)
     assert "continuing at step 3" in output

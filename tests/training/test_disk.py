@@ -11,7 +11,7 @@ import pytest
 
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadEnvironment
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.training import loop
 from nanogpt.training.run import train
 from tests import ranks
@@ -71,7 +71,7 @@ def test_f14_a_disk_that_is_full_for_a_while(
     kept: list[bool] = []
 
     def look() -> None:
-        kept.append(RunDirectory(locate(built)).checkpoints.newest()[0] is not None)
+        kept.append(RunDirectory(locate_run(built)).checkpoints.load_newest()[0] is not None)
         (small_disk / "filler").unlink()
 
     at_step(14, look, monkeypatch)
@@ -94,7 +94,7 @@ def test_f14_a_disk_that_stays_full(
     built = config(runs_dir=str(small_disk / "runs"), **{"checkpoint.every": 2})
 
     def fill_once_saved() -> None:
-        while not (locate(built) / "checkpoints/step-00000006").exists():  # a thread writes it
+        while not (locate_run(built) / "checkpoints/step-00000006").exists():  # a thread writes it
             time.sleep(0.01)
         fill(small_disk)
 
@@ -102,7 +102,7 @@ def test_f14_a_disk_that_stays_full(
         at_step(7, fill_once_saved, patch)
         with pytest.raises(BadEnvironment, match="3 checkpoints in a row couldn't be written"):
             train(built)
-    loaded, damaged = RunDirectory(locate(built)).checkpoints.newest()
+    loaded, damaged = RunDirectory(locate_run(built)).checkpoints.load_newest()
     assert loaded is not None and not damaged and loaded.state["step"] == 6
     (small_disk / "filler").unlink()
     assert train(built) == 0
@@ -117,14 +117,14 @@ def test_f14_space_is_looked_at_before_writing(config: Build, monkeypatch: pytes
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match="No space left on device, 12,000 bytes needed, 1,000 free"):
-        checkpoint.refuse_full_disk(Path(locate(config()).parent), 10_000)
+        checkpoint.check_disk_space(Path(locate_run(config()).parent), 10_000)
 
 
 @pytest.mark.parametrize("how", ["rename", "unlink", "truncate"])
 def test_f40_log_rotation(config: Build, undisturbed: Reference, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """metrics.jsonl is taken away in the middle: the rows after it are in a new file, none is lost or doubled."""
     built = config()
-    metrics = locate(built) / "metrics.jsonl"
+    metrics = locate_run(built) / "metrics.jsonl"
     before: list[str] = []
 
     def rotate() -> None:
@@ -145,7 +145,7 @@ def test_f40_log_rotation(config: Build, undisturbed: Reference, monkeypatch: py
 def test_checkpoints_kept_for_good(config: Build) -> None:
     built = config(**{"checkpoint.every": 1, "checkpoint.keep_every": 6, "checkpoint.keep": 3})
     assert ranks.run(built)[0] == [0]
-    checkpoints = RunDirectory(locate(built)).checkpoints
+    checkpoints = RunDirectory(locate_run(built)).checkpoints
     assert set(checkpoints.steps()) == {6, 12, 18, 19, 20, checkpoints.best_step()}
 
 

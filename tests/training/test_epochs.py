@@ -10,7 +10,7 @@ from nanogpt.errors import BadInput
 from nanogpt.generation.command import sample
 from nanogpt.interop.load_model import read_start_ids
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.training.run import train
 
 Build = Callable[..., TrainConfig]
@@ -20,7 +20,7 @@ def test_epochs_are_said(config: Build, capsys: pytest.CaptureFixture[str]) -> N
     built = config(**{"training.steps": 3})
     assert train(built) == 0
     shown = capsys.readouterr().out
-    path = locate(built)
+    path = locate_run(built)
     (start,) = json.loads((path / "provenance.json").read_text())
     there = start["train_tokens"]
     meta = next((path.parents[1]).rglob("meta.json"))
@@ -36,7 +36,7 @@ def test_a_run_from_before_goes_on_with_the_rows_it_had(config: Build) -> None:
     """Until then no row had its epoch, and the file of a run has rows of one form."""
     first = config(**{"training.steps": 6, "stop_at_fraction": 0.5})
     train(first)
-    path = locate(first)
+    path = locate_run(first)
     starts = json.loads((path / "provenance.json").read_text())
     for start in starts:
         del start["train_tokens"], start["start_ids"]
@@ -51,7 +51,7 @@ def test_a_step_larger_than_the_data_is_said(config: Build, capsys: pytest.Captu
     built = config(**{"training.steps": 1, "training.batch_tokens": 2**17, "hardware.micro_batch_size": 4096})
     train(built)
     shown = capsys.readouterr().out
-    there = RunDirectory(locate(built)).starts()[0]["train_tokens"]
+    there = RunDirectory(locate_run(built)).read_starts()[0]["train_tokens"]
     assert f"warning: training.batch_tokens=131072: each step is {2**17 / there:.3g} epochs of the" in shown
     train(built.model_copy(update={"dry_run": True}))
     assert "warning: training.batch_tokens=131072" in capsys.readouterr().out
@@ -60,13 +60,13 @@ def test_a_step_larger_than_the_data_is_said(config: Build, capsys: pytest.Captu
 def test_samples_start_as_recorded_or_as_the_data_shows(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
     built = config(**{"training.steps": 1})
     train(built)
-    run = RunDirectory(locate(built))
+    run = RunDirectory(locate_run(built))
     from nanogpt import tokenizer as tokenizers
 
     tokenizer = tokenizers.load(run.path)
-    recorded = run.starts()[-1]["start_ids"]
+    recorded = run.read_starts()[-1]["start_ids"]
     assert read_start_ids(run, tokenizer) == recorded
-    (run.path / "provenance.json").write_text(json.dumps([{"data": run.starts()[-1]["data"]}]))
+    (run.path / "provenance.json").write_text(json.dumps([{"data": run.read_starts()[-1]["data"]}]))
     assert read_start_ids(run, tokenizer) == recorded, "the prepared data shows it"
     with pytest.raises(BadInput, match="special_tokens=true: the model's tokenizer has no special tokens"):
         sample(SampleConfig(runs_dir=built.runs_dir, special_tokens=True))

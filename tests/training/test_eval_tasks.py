@@ -10,7 +10,7 @@ from nanogpt.config import EvaluateConfig, TrainConfig
 from nanogpt.errors import BadData
 from nanogpt.evaluation.command import evaluate
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.schema import from_dict
 from nanogpt.training.run import train
 from tests import ranks
@@ -37,7 +37,7 @@ def test_rows_are_what_the_command_finds(build: Build, capsys: pytest.CaptureFix
     built = build()
     assert train(built) == 0
     assert "hellaswag_acc_norm" in capsys.readouterr().out
-    run = RunDirectory(locate(built))
+    run = RunDirectory(locate_run(built))
     rows = {row["step"]: row for row in read_rows(run.metrics.path) if "val_loss" in row}
     assert sorted(rows) == [0, 5, 10, 15, 20]
     questions = {"tasks": ["hellaswag", "lambada"], "limit": 4, "hellaswag": built.eval.hellaswag}
@@ -70,7 +70,7 @@ def test_ranks_share_the_work(build: Build, tmp_path: Path) -> None:
         built = build(runs_dir=str(tmp_path / f"ranks-{world}"), **{"training.steps": 1})
         codes, output = ranks.run(built, world)
         assert codes == [0] * world, output
-        rows.append(next(row for row in read_rows(locate(built) / "metrics.jsonl") if "val_loss" in row))
+        rows.append(next(row for row in read_rows(locate_run(built) / "metrics.jsonl") if "val_loss" in row))
     assert rows[0] == rows[1] and "hellaswag_acc" in rows[0]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt.config import TrainConfig
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from tests import ranks
 from tests.ranks import Fault, Started, goes_on
 
@@ -23,8 +23,8 @@ SLOW = pytest.mark.slow
 
 def a_good_checkpoint(config: TrainConfig) -> bool:
     """Whether the newest checkpoint verifies, or there never was one."""
-    loaded, bad = RunDirectory(locate(config)).checkpoints.newest()
-    return not bad and (loaded is not None or not list(locate(config).glob("checkpoints/*step*")))
+    loaded, bad = RunDirectory(locate_run(config)).checkpoints.load_newest()
+    return not bad and (loaded is not None or not list(locate_run(config).glob("checkpoints/*step*")))
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def test_f01_kill_9_of_all(config: Build, undisturbed: Reference, world: int, mo
 
 SAVE = [  # (function, the call that belongs to the second save, after it)
     ("nanogpt.metrics_file.RowLog.sync", 2, False),
-    pytest.param("nanogpt.checkpoint.refuse_full_disk", 2, False, marks=SLOW),
+    pytest.param("nanogpt.checkpoint.check_disk_space", 2, False, marks=SLOW),
     pytest.param("nanogpt.checkpoint.write_tensors", 3, False, marks=SLOW),
     pytest.param("nanogpt.checkpoint.write_tensors", 3, True, marks=SLOW),
     pytest.param("nanogpt.checkpoint.write_tensors", 4, True, marks=SLOW),
-    ("nanogpt.checkpoint.write", 3, True),
-    pytest.param("nanogpt.checkpoint.write", 4, True, marks=SLOW),
+    ("nanogpt.checkpoint.write_file", 3, True),
+    pytest.param("nanogpt.checkpoint.write_file", 4, True, marks=SLOW),
     pytest.param("nanogpt.checkpoint.fsync", 3, True, marks=SLOW),
     ("nanogpt.checkpoint.fsync", 4, False),
     pytest.param("nanogpt.checkpoint.fsync", 4, True, marks=SLOW),
@@ -81,7 +81,7 @@ def test_f04_signals_stop_at_a_boundary(config: Build, undisturbed: Reference, n
     codes, output = ranks.run(config(), 1, [Fault("nanogpt.training.loop.train_step", 7, name)])
     assert codes == [85]
     assert f"{name}: stopped at step 7, all saved; the same command continues" in output
-    assert 7 in RunDirectory(locate(config())).checkpoints.steps()
+    assert 7 in RunDirectory(locate_run(config())).checkpoints.steps()
     goes_on(config(), undisturbed)
 
 
@@ -122,7 +122,7 @@ def test_f05_a_signal_during_a_save(config: Build, undisturbed: Reference) -> No
 
 def test_f05_a_signal_during_start_up(config: Build, undisturbed: Reference) -> None:
     codes, _ = ranks.run(config(), 1, [Fault("nanogpt.training.run.build_state", 1, "SIGTERM")])
-    assert codes == [-signal.SIGTERM] and not locate(config()).exists()
+    assert codes == [-signal.SIGTERM] and not locate_run(config()).exists()
     goes_on(config(), undisturbed)
 
 
@@ -159,7 +159,7 @@ def test_f07_a_signal_while_stuck_in_a_collective(config: Build, undisturbed: Re
     assert started.wait(0) == [85, None]
     pattern = r"was \d+ s ago and it isn't over at step 8; the same command continues"
     assert re.search(pattern, started.output()), started.output()
-    assert "train_step" in (locate(config()) / "stacks-rank-0.txt").read_text()
+    assert "train_step" in (locate_run(config()) / "stacks-rank-0.txt").read_text()
     goes_on(config(), undisturbed, 2)
 
 
@@ -199,7 +199,7 @@ def test_f41_the_reader_of_the_output_goes(config: Build, undisturbed: Reference
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=SLOW)])
 def test_f41_nothing_can_be_printed(config: Build, undisturbed: Reference, world: int) -> None:
     """A terminal that is gone, a log on a full disk: every print fails from the first on."""
-    codes, _ = ranks.run(config(), world, [Fault("nanogpt.training.run.set_up", 1, "full output", None)])
+    codes, _ = ranks.run(config(), world, [Fault("nanogpt.training.run.set_up_device", 1, "full output", None)])
     assert codes == [0] * world
     assert ranks.result(config()) == undisturbed(world)
 
@@ -220,7 +220,7 @@ def test_f46_a_crash_loop_is_told(config: Build, undisturbed: Reference) -> None
     assert [codes for codes, _ in outputs] == [[5]] * 3
     assert "without a new checkpoint" not in outputs[1][1]
     assert "the last 2 starts all ended at step 0 without a new checkpoint; see log.txt" in outputs[2][1]
-    assert (locate(config()) / "log.txt").read_text().count("Input/output error") == 3
+    assert (locate_run(config()) / "log.txt").read_text().count("Input/output error") == 3
     goes_on(config(), undisturbed)
 
 
@@ -245,7 +245,7 @@ def test_f48_a_slow_writer_saves_the_state_it_was_given(config: Build, tmp_path:
     slow, quick = (config(**{"checkpoint.keep": 100, "runs_dir": str(tmp_path / name)}) for name in ("slow", "quick"))
     codes, _ = ranks.run(slow, 1, [Fault("nanogpt.checkpoint.write_tensors", n, "sleep 1") for n in (1, 2, 5)])
     assert codes == [0] and ranks.run(quick)[0] == [0]
-    files = [sorted(locate(built).glob("checkpoints/step-*/*.safetensors")) for built in (slow, quick)]
+    files = [sorted(locate_run(built).glob("checkpoints/step-*/*.safetensors")) for built in (slow, quick)]
     assert len(files[0]) == len(files[1]) > 10
     for ours, theirs in zip(*files, strict=True):
         assert ours.parent.name == theirs.parent.name and ours.read_bytes() == theirs.read_bytes()

@@ -19,7 +19,7 @@ from nanogpt.errors import BadInput
 from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.training.state import build_state
 from nanogpt.training.step import train_step
 from tests import ranks
@@ -31,7 +31,7 @@ GENTLE = {"optimizer.lr": 1e-4, "tracking.log_every": 1, "training.steps": 9}
 
 
 def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
-    run = RunDirectory(locate(config))
+    run = RunDirectory(locate_run(config))
     return load_file(run.checkpoints.path(run.checkpoints.steps()[-1]) / "model.safetensors")
 
 
@@ -48,7 +48,7 @@ def test_the_curve_is_that_of_one_rank(config: Build, tmp_path: Path, changes: d
     one = config(**GENTLE, **changes, runs_dir=str(tmp_path / "one"))
     parts = config(**GENTLE, **changes, **FSDP, runs_dir=str(tmp_path / "parts"))
     assert ranks.run(one)[0] == [0] and ranks.run(parts, 2)[0] == [0, 0]
-    expected, found = (read_rows(locate(built) / "metrics.jsonl") for built in (one, parts))
+    expected, found = (read_rows(locate_run(built) / "metrics.jsonl") for built in (one, parts))
     assert len(expected) == len(found) > 9
     for a, b in zip(expected, found, strict=True):
         for key in ("loss", "val_loss", "train_loss", "grad_norm"):
@@ -81,7 +81,7 @@ def test_a_run_may_change_between_parts_and_whole(config: Build, tmp_path: Path)
         codes, output = ranks.run(changing.model_copy(update={"hardware": hardware}), world, fault)
         assert codes == [85 if stop_at else 0] * world, output
     assert "ranks 1 -> 3, strategy ddp -> fsdp" in output
-    expected, found = (read_rows(locate(built) / "metrics.jsonl") for built in (whole, changing))
+    expected, found = (read_rows(locate_run(built) / "metrics.jsonl") for built in (whole, changing))
     losses = [(a["loss"], b["loss"]) for a, b in zip(expected, found, strict=True) if "loss" in a]
     assert max(abs(a - b) for a, b in losses) < 2e-6
 
@@ -101,7 +101,7 @@ def test_half_precision_reduced_once_a_step(config: Build, tmp_path: Path) -> No
     stop = Fault("nanogpt.training.loop.train_step", 5, "SIGTERM", 1)
     assert ranks.run(stopped, 2, [once, stop])[0] == [85, 85] and ranks.run(stopped, 2, [once])[0] == [0, 0]
     assert ranks.result(stopped) == ranks.result(parts)
-    expected, found = (read_rows(locate(built) / "metrics.jsonl") for built in (whole, parts))
+    expected, found = (read_rows(locate_run(built) / "metrics.jsonl") for built in (whole, parts))
     differences = [abs(a["loss"] - b["loss"]) for a, b in zip(expected, found, strict=True) if "loss" in a]
     assert 0 < max(differences) < 2e-3
 
@@ -109,7 +109,7 @@ def test_half_precision_reduced_once_a_step(config: Build, tmp_path: Path) -> No
 def test_it_starts_from_the_weights_of_a_run(config: Build, tmp_path: Path) -> None:
     first = config(**{"training.steps": 5}, runs_dir=str(tmp_path / "first"))
     assert ranks.run(first)[0] == [0]
-    tuned = config(**FSDP, **{"training.steps": 0}, init_from=str(locate(first)), runs_dir=str(tmp_path / "tuned"))
+    tuned = config(**FSDP, **{"training.steps": 0}, init_from=str(locate_run(first)), runs_dir=str(tmp_path / "tuned"))
     assert ranks.run(tuned, 2)[0] == [0, 0]
     before, after = weights(first), weights(tuned)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -119,7 +119,7 @@ def test_a_step_that_is_not_finite_is_kept_whole_and_replayed_alone(config: Buil
     built = config(**FSDP)
     codes, output = ranks.run(built, 2, [Fault("nanogpt.model.gpt.linear_cross_entropy", 12, "nan", 1)])
     assert codes == [6, 6], output
-    incident = locate(built) / "incidents" / "0"
+    incident = locate_run(built) / "incidents" / "0"
     assert (incident / "checkpoint").is_dir() and json.loads((incident / "incident.json").read_text())["step"] == 3
     codes, output = ranks.run(config(**FSDP, replay=str(incident)))
     assert codes == [0] and "every number is finite here" in output
@@ -189,7 +189,7 @@ def test_compiled_blocks_in_parts(config: Build, tmp_path: Path) -> None:
     for compile in (False, True):
         built = config(**GENTLE, **FSDP, **{"hardware.compile": compile}, runs_dir=str(tmp_path / str(compile)))
         assert Started(built, 2).wait() == [0, 0]
-        rows.append(read_rows(locate(built) / "metrics.jsonl"))
+        rows.append(read_rows(locate_run(built) / "metrics.jsonl"))
     assert all(abs(a.get("loss", 0) - b.get("loss", 0)) < 1e-5 for a, b in zip(*rows, strict=True))
 
 
@@ -212,4 +212,4 @@ def test_what_parts_exclude(config: Build, changes: dict[str, Any], why: str) ->
 def test_one_rank_alone(config: Build) -> None:
     codes, output = ranks.run(config(**FSDP))
     assert codes == [2] and "hardware.strategy=fsdp: needs two ranks or more, and there is one" in output
-    assert not locate(config(**FSDP)).exists()
+    assert not locate_run(config(**FSDP)).exists()

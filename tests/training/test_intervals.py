@@ -8,7 +8,7 @@ import pytest
 from cli.sweep_request import read_configs
 from nanogpt.config import EvalConfig, TrainConfig
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from nanogpt.schema import signature
 from nanogpt.training.run import train
 
@@ -16,7 +16,7 @@ Build = Callable[..., TrainConfig]
 
 
 def evaluated(config: TrainConfig) -> list[float]:
-    return [row["step"] for row in read_rows(locate(config) / "metrics.jsonl") if "val_loss" in row]
+    return [row["step"] for row in read_rows(locate_run(config) / "metrics.jsonl") if "val_loss" in row]
 
 
 def test_a_short_run_is_evaluated_four_times() -> None:
@@ -38,7 +38,7 @@ def test_a_run_that_began_before_keeps_its_evaluations(config: Build) -> None:
     """Its config.json has no eval.fit; the same command has it."""
     before = config(**{"eval.every": 100, "stop_at_fraction": 0.5})
     assert train(before) == 0
-    stored = locate(before) / "config.json"
+    stored = locate_run(before) / "config.json"
     values = json.loads(stored.read_text())
     del values["eval"]["fit"]
     stored.write_text(json.dumps(values))

@@ -8,7 +8,7 @@ import numpy as np
 
 from nanogpt.data.prepare import prepare
 from nanogpt.files import read_json
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.training.run import train
 from tests.tiny_config import tiny_config, write_corpus
 
@@ -19,8 +19,8 @@ def test_a_run_records_what_it_was_measured_on(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "in.txt")
     config = tiny_config(tmp_path, corpus, **QUICK, **{"eval.tokens": None})
     assert train(config) == 0
-    run, text = RunDirectory(locate(config)), corpus.read_text()
-    about = run.starts()[0]["measurement"]
+    run, text = RunDirectory(locate_run(config)), corpus.read_text()
+    about = run.read_starts()[0]["measurement"]
     held_out = text[int(len(text) * 0.9) :].encode()
     assert about["text"] == hashlib.sha256(held_out).hexdigest()
     assert (about["precision"], about["fp8"], about["vocab_size"]) == ("fp32", False, len(set(text)))
@@ -45,12 +45,12 @@ def test_after_a_change_of_the_data_the_best_is_looked_for_anew(tmp_path: Path) 
     foreign = {"data.source": str(folder), "data.tokenizer": "byte"}
     config = tiny_config(tmp_path, folder, **QUICK | {"training.steps": 8}, **foreign)
     assert train(config.model_copy(update={"stop_at_fraction": 0.5})) == 0
-    run = RunDirectory(locate(config))
-    before = run.status()["best"]
+    run = RunDirectory(locate_run(config))
+    before = run.read_status()["best"]
     (folder / "val.bin").write_bytes(hard)
     goes_on = {"resume.run": str(run.path), "resume.allow_change": ["data"]}
     changed = tiny_config(tmp_path, folder, **QUICK | {"training.steps": 8}, **foreign, **goes_on)
     assert train(changed) == 0
-    after = run.status()["best"]
+    after = run.read_status()["best"]
     assert after[0] > before[0] and after[1] > 4, "the lower loss was that of another text"
     assert (run.checkpoints.best_step() or 0) > 4

@@ -10,7 +10,7 @@ import torch
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadCheckpoint, BadInput, Diverged
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.training import loop
 from nanogpt.training.run import train
 from nanogpt.training.spikes import Spikes
@@ -35,16 +35,16 @@ def test_f18_a_nan_on_one_rank_halts_all(config: Build, world: int, bad: int) ->
     assert codes == [6] * world
     assert "error: step 8: loss nan" in output and "the last checkpoint is intact" in output
     assert output.count("error: ") == 1
-    loaded, damaged = RunDirectory(locate(built)).checkpoints.newest()
+    loaded, damaged = RunDirectory(locate_run(built)).checkpoints.load_newest()
     assert loaded is not None and not damaged and loaded.state["step"] == 4
     assert all(bool(torch.isfinite(t).all()) for t in [*loaded.model.values(), *loaded.optimizer.values()])
-    incident = json.loads((locate(built) / "incidents/0/incident.json").read_text())
+    incident = json.loads((locate_run(built) / "incidents/0/incident.json").read_text())
     (part,) = incident["micro_batches"]
     assert (incident["step"], incident["samples"], part["rank"], part["loss"]) == (8, 7 * 8, bad, "nan")
     assert part["first_sample"] == 7 * 8 + bad * (8 // world)
     assert len(part["windows"]) == 8 // world and part["windows"][0][0].endswith(".bin")
-    assert json.loads((locate(built) / "status.json").read_text())["state"] == "diverged"
-    assert [row["step"] for row in read_rows(locate(built) / "metrics.jsonl") if "loss" in row] == list(range(1, 8))
+    assert json.loads((locate_run(built) / "status.json").read_text())["state"] == "diverged"
+    assert [row["step"] for row in read_rows(locate_run(built) / "metrics.jsonl") if "loss" in row] == list(range(1, 8))
 
 
 def test_f18_the_same_command_gets_past_a_passing_fault(config: Build, undisturbed: Reference) -> None:
@@ -59,11 +59,11 @@ def test_skipping_leaves_the_update_out_on_all_ranks(config: Build) -> None:
     faults = [Fault(LOSS, evaluations(1, 2) + 8, "nan", 1), Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")]
     codes, output = ranks.run(built, 2, faults)
     assert codes == [85, 85] and "its update is left out, training goes on" in output
-    loaded, _ = RunDirectory(locate(built)).checkpoints.newest()
+    loaded, _ = RunDirectory(locate_run(built)).checkpoints.load_newest()
     assert loaded is not None and loaded.state["skipped"] == [7] and loaded.state["samples"] == 14 * 8
     assert int(loaded.optimizer["transformer.wte.weight/step"]) == 13
     assert ranks.run(built, 2)[0] == [0, 0]
-    rows = read_rows(locate(built) / "metrics.jsonl")
+    rows = read_rows(locate_run(built) / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [*range(1, 8), *range(9, 21)]
     assert [row["skipped"] for row in rows if "skipped" in row] == [1]
 
@@ -73,7 +73,7 @@ def test_too_many_skips_end_the_run(config: Build) -> None:
     faults = [Fault(LOSS, 2 + step, "nan") for step in (3, 5, 6)]
     codes, output = ranks.run(built, 1, faults)
     assert codes == [6] and "error: step 6: loss nan" in output
-    folders = sorted(path.name for path in (locate(built) / "incidents").iterdir())
+    folders = sorted(path.name for path in (locate_run(built) / "incidents").iterdir())
     assert folders == ["0", "1", "2"]
 
 
@@ -98,10 +98,10 @@ def poison(built: TrainConfig, at: int, monkeypatch: pytest.MonkeyPatch, value: 
 def test_a_weight_that_is_not_finite_is_never_saved(config: Build, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     built = config()
     poison(built, at, monkeypatch)
-    loaded, damaged = RunDirectory(locate(built)).checkpoints.newest()
+    loaded, damaged = RunDirectory(locate_run(built)).checkpoints.load_newest()
     assert loaded is not None and not damaged and loaded.state["step"] < at
     assert all(bool(torch.isfinite(tensor).all()) for tensor in loaded.model.values())
-    assert json.loads((locate(built) / "status.json").read_text())["state"] == "diverged"
+    assert json.loads((locate_run(built) / "status.json").read_text())["state"] == "diverged"
 
 
 def test_replay_runs_the_step_alone(
@@ -112,14 +112,14 @@ def test_replay_runs_the_step_alone(
     poison(built, 11, monkeypatch, 3e38)
     capsys.readouterr()
     with pytest.raises(Diverged, match=r"step 12: not finite here either, in .* places, first "):
-        train(config(replay=str(locate(built) / "incidents/0")))
+        train(config(replay=str(locate_run(built) / "incidents/0")))
     assert "first sample" in capsys.readouterr().out
 
 
 def test_replay_of_a_fault_that_has_passed(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
     built = config(**QUIET)
     ranks.run(built, 2, [Fault(LOSS, evaluations(1, 2) + 8, "nan", 1)])
-    incident = locate(built) / "incidents/0"
+    incident = locate_run(built) / "incidents/0"
     assert train(config(replay=str(incident))) == 0
     shown = capsys.readouterr().out
     assert "every number is finite here, the run had loss nan" in shown
@@ -131,18 +131,18 @@ def test_replay_of_what_is_no_incident(config: Build, tmp_path: Path) -> None:
         train(config(replay=str(tmp_path)))
     built = config(**QUIET)
     ranks.run(built, 1, [Fault(LOSS, 8, "nan")])
-    incident = locate(built) / "incidents/0/incident.json"
+    incident = locate_run(built) / "incidents/0/incident.json"
     content = incident.read_text()
     for wrong in ('"micro_batch_size": 3', '"micro_batch_size": 0'):
         incident.write_text(content.replace('"micro_batch_size": 8', wrong))
         with pytest.raises(BadInput, match=r"micro_batch_size=\d: "):
             train(config(replay=str(incident.parent)))
     incident.write_text(content)
-    for file in (locate(built) / "incidents/0/checkpoint").iterdir():
+    for file in (locate_run(built) / "incidents/0/checkpoint").iterdir():
         file.unlink()
-    (locate(built) / "incidents/0/checkpoint").rmdir()
+    (locate_run(built) / "incidents/0/checkpoint").rmdir()
     with pytest.raises(BadCheckpoint, match="holds no weights"):
-        train(config(replay=str(locate(built) / "incidents/0")))
+        train(config(replay=str(locate_run(built) / "incidents/0")))
 
 
 def test_fp16_hides_no_nan(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,5 +195,5 @@ def test_f19_a_spike_in_a_run(config: Build, undisturbed: Reference) -> None:
     built = config(**calm)
     codes, output = ranks.run(built, 1, [Fault(LOSS, 2 + 41, "spike")])
     assert codes == [0] and "step 41: spike: loss" in output
-    rows = read_rows(locate(built) / "metrics.jsonl")
+    rows = read_rows(locate_run(built) / "metrics.jsonl")
     assert [row.get("spikes", 0) for row in rows if "loss" in row] == [0] * 40 + [1] * 20

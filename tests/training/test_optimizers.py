@@ -9,7 +9,7 @@ import pytest
 from nanogpt.config import OPTIMIZERS, Rule, TrainConfig
 from nanogpt.config.optimizer import EVERY_OPTIMIZERS_KEYS
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from tests import ranks
 from tests.ranks import Started
 
@@ -51,7 +51,7 @@ def test_ranks_never_change_the_curve(config: Build, tmp_path: Path, rule: str) 
     for world in (1, 2):
         built = config(**gentle, runs_dir=str(tmp_path / str(world)))
         assert ranks.run(built, world)[0] == [0] * world
-        rows.append([row for row in read_rows(locate(built) / "metrics.jsonl") if "loss" in row])
+        rows.append([row for row in read_rows(locate_run(built) / "metrics.jsonl") if "loss" in row])
     assert len(rows[0]) == len(rows[1]) == 12
     assert all(abs(a["loss"] - b["loss"]) < 1e-4 for a, b in zip(*rows, strict=True))
     assert rows[0][-1]["loss"] < rows[0][0]["loss"] - 0.01

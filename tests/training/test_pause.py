@@ -8,7 +8,7 @@ import pytest
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.metrics_file import Row, read_rows
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.schema import from_dict
 from nanogpt.training.run import train
 from tests import ranks
@@ -17,11 +17,11 @@ Build = Callable[..., TrainConfig]
 
 
 def rows(config: TrainConfig, kind: str) -> list[Row]:
-    return [row for row in read_rows(locate(config) / "metrics.jsonl") if kind in row]
+    return [row for row in read_rows(locate_run(config) / "metrics.jsonl") if kind in row]
 
 
 def status(config: TrainConfig) -> dict[str, object]:
-    return RunDirectory(locate(config)).status()
+    return RunDirectory(locate_run(config)).read_status()
 
 
 def test_paused_twice_and_finished_like_one_in_one_go(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +29,7 @@ def test_paused_twice_and_finished_like_one_in_one_go(config: Build, capsys: pyt
     whole = config(name="whole")
     assert train(whole) == 0
     parts = [config(name="parts", stop_at_fraction=share) for share in (1 / 9, 1 / 3, None)]
-    assert locate(parts[0]) == locate(parts[-1]), "where it pauses is not part of its identity"
+    assert locate_run(parts[0]) == locate_run(parts[-1]), "where it pauses is not part of its identity"
     reached: list[tuple[object, object]] = []
     for part in parts:
         assert train(part) == 0

@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanogpt.config import OPTIMIZERS, TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import prepare
-from nanogpt.device import Compute, set_up
+from nanogpt.device import Compute, set_up_device
 from nanogpt.distributed.env import RankEnv
 from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import Diverged
 from nanogpt.metrics_file import read_rows
 from nanogpt.model import gpt
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from nanogpt.training import loop
 from nanogpt.training.run import train
 from nanogpt.training.state import TrainState, build_state
@@ -62,7 +62,7 @@ def incidents(path: Path) -> dict[str, bytes]:
 
 def outcome(config: TrainConfig) -> tuple[dict[str, str], dict[str, bytes], list[str]]:
     """All that must not depend on when numbers are read."""
-    path = locate(config)
+    path = locate_run(config)
     log = [line.partition("  ")[2].replace(str(path), "") for line in (path / "log.txt").read_text().splitlines()]
     return ranks.result(config), incidents(path), log
 
@@ -96,7 +96,7 @@ def test_late_reading_changes_nothing(
     monkeypatch.setattr(READS, lambda _: True)
     assert train(late) == 0
     assert outcome(late) == outcome(at_once)
-    skipped = [row["step"] for row in read_rows(locate(late) / "metrics.jsonl") if "skipped" in row]
+    skipped = [row["step"] for row in read_rows(locate_run(late) / "metrics.jsonl") if "skipped" in row]
     assert skipped == [step for step, factor in factors.items() if factor != 1e6]
 
 
@@ -115,7 +115,7 @@ def test_a_run_that_diverges_does_so_at_the_same_step(
             with pytest.raises(Diverged) as caught:
                 train(built)
             words.append(str(caught.value).replace(str(tmp_path / name), ""))
-            status = json.loads((locate(built) / "status.json").read_text())
+            status = json.loads((locate_run(built) / "status.json").read_text())
             found.append((outcome(built), status["state"], status["step"]))
     assert words[0] == words[1] and found[0] == found[1] and found[0][1:] == ("diverged", 5)
     monkeypatch.setattr(READS, lambda _: True)
@@ -150,7 +150,7 @@ def test_a_signal_while_a_step_is_broken(config: Build, tmp_path: Path, monkeypa
     monkeypatch.setattr(READS, lambda _: True)
     monkeypatch.setattr(loop, "train_step", stopping)
     assert train(late) == 85
-    assert json.loads((locate(late) / "status.json").read_text())["step"] == 6
+    assert json.loads((locate_run(late) / "status.json").read_text())["step"] == 6
     assert train(late) == 0
     assert ranks.result(late) == ranks.result(at_once)
 
@@ -164,7 +164,7 @@ def test_ranks_go_back_together(config: Build, tmp_path: Path) -> None:
         built = config(**BROKEN, runs_dir=str(tmp_path / name))
         codes, output = ranks.run(built, 2, faults)
         assert codes == [0, 0] and "step 6: loss nan" in output
-        found.append((ranks.result(built), incidents(locate(built))))
+        found.append((ranks.result(built), incidents(locate_run(built))))
     assert found[0] == found[1]
 
 
@@ -203,7 +203,7 @@ def test_a_late_step_asks_the_device_nothing(
     changes = {"hardware.micro_batch_size": 2, "optimizer.grad_clip": 1.0, "optimizer.name": rule}
     built = config(**changes)
     monkeypatch.setattr(READS, lambda _: True)
-    state, batches = start(built, set_up(built.hardware))
+    state, batches = start(built, set_up_device(built.hardware))
     if ranks == 2:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         state.group = ProcessGroup(RankEnv(0, 2, 0, 2))
@@ -231,7 +231,7 @@ def test_a_late_step_asks_the_device_nothing(
 def test_a_step_on_a_gpu_never_waits(config: Build, precision: str) -> None:
     changes = {"hardware.device": "cuda", "hardware.precision": precision, "hardware.micro_batch_size": 4}
     built = config(**changes, **{"optimizer.grad_clip": 1.0})
-    state, batches = start(built, set_up(built.hardware))
+    state, batches = start(built, set_up_device(built.hardware))
     for _ in range(2):  # the allocators and libraries set themselves up
         train_step(state, batches.micro_batches(state.samples), built)
     torch.cuda.set_sync_debug_mode("error")

@@ -7,7 +7,7 @@ import pytest
 
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from nanogpt.training.run import train
 
 Build = Callable[..., TrainConfig]
@@ -18,7 +18,7 @@ def test_the_first_command_of_an_extended_run_says_that_it_is_finished(
 ) -> None:
     short = {"training.steps": 4, "eval.every": 4}
     assert train(config(**short)) == 0
-    path = locate(config(**short))
+    path = locate_run(config(**short))
     extend = {"resume.run": str(path), "resume.allow_change": ["training.steps"]}
     longer = config(**short | {"training.steps": 6} | extend)
     assert train(longer) == 0
@@ -35,12 +35,12 @@ def test_the_first_command_of_an_extended_run_says_that_it_is_finished(
 
 
 def test_an_attempt_follows_those_that_are_there(config: Build, tmp_path: Path) -> None:
-    first = locate(config(attempt=1))
+    first = locate_run(config(attempt=1))
     for number in (2, 5):
         with pytest.raises(BadInput, match=f"attempt={number}: no such attempt .* there is none yet"):
-            locate(config(attempt=number))
+            locate_run(config(attempt=number))
     first.mkdir(parents=True)
-    assert locate(config(attempt=2)).name == f"{first.name}-2"
+    assert locate_run(config(attempt=2)).name == f"{first.name}-2"
     with pytest.raises(BadInput, match=f"attempt=5: no such .*; the latest is {first.name}"):
         train(config(attempt=5))
     assert [one.name for one in first.parent.iterdir()] == [first.name]

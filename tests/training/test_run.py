@@ -15,7 +15,7 @@ from nanogpt.config import SampleConfig, TrainConfig
 from nanogpt.errors import BadCheckpoint, BadData, BadEnvironment, BadInput
 from nanogpt.generation.command import sample
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, find, locate
+from nanogpt.run_directory import RunDirectory, find_run, locate_run
 from nanogpt.training import loop
 from nanogpt.training.run import train
 from tests import ranks
@@ -27,7 +27,7 @@ Reference = Callable[..., dict[str, str]]
 def test_what_a_run_leaves_behind(config: Build, capsys: pytest.CaptureFixture[str], pictures: None) -> None:
     built = config()
     assert train(built) == 0
-    path = locate(built)
+    path = locate_run(built)
     rows = read_rows(path / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == list(range(2, 21, 2))
     assert [row["step"] for row in rows if "val_loss" in row] == [0, 5, 10, 15, 20]
@@ -49,11 +49,11 @@ def test_what_a_run_leaves_behind(config: Build, capsys: pytest.CaptureFixture[s
 
 def test_newest_two_and_best_are_kept(config: Build) -> None:
     train(config())
-    checkpoints = RunDirectory(locate(config())).checkpoints
+    checkpoints = RunDirectory(locate_run(config())).checkpoints
     best = checkpoints.best_step()
     assert set(checkpoints.steps()) == {16, 20, best}
     losses = {
-        row["step"]: row["val_loss"] for row in read_rows(locate(config()) / "metrics.jsonl") if "val_loss" in row
+        row["step"]: row["val_loss"] for row in read_rows(locate_run(config()) / "metrics.jsonl") if "val_loss" in row
     }
     assert best == min(losses, key=lambda step: losses[step])
 
@@ -69,11 +69,11 @@ def test_the_same_command_says_it_is_finished(config: Build, capsys: pytest.Capt
 
 def test_fresh_starts_beside_and_is_then_continued(config: Build, undisturbed: Reference) -> None:
     train(config())
-    first = locate(config())
+    first = locate_run(config())
     again = config(new_attempt=True)
-    second = locate(again)
+    second = locate_run(again)
     assert train(again) == 0
-    assert second.name == first.name + "-2" and locate(config()) == second
+    assert second.name == first.name + "-2" and locate_run(config()) == second
     assert ranks.result(config()) == undisturbed()
 
 
@@ -84,7 +84,7 @@ def test_a_longer_run_is_another_and_names_the_one_it_may_go_on_with(
     assert train(first) == 0 and "differs in" not in capsys.readouterr().out
     longer = config(**{"training.steps": 24})
     assert train(longer) == 0
-    path = locate(first)
+    path = locate_run(first)
     note = f"{path} differs in training.steps alone; this is another run. To go on with that one: resume.run={path}"
     assert f"{note} resume.allow_change=[training.steps]" in capsys.readouterr().out
     assert train(config(**{"training.steps": 24, "training.seed": 5})) == 0
@@ -103,9 +103,9 @@ def test_sampling_never_touches_the_checkpoints_of_a_live_run(config: Build) -> 
     """A damaged newest checkpoint is read around, and stays where it is for the process that owns the run."""
     built = config()
     train(built)
-    run = RunDirectory(locate(built))
+    run = RunDirectory(locate_run(built))
     os.truncate(run.checkpoints.path(20) / "model.safetensors", 100)
-    loaded, bad = run.checkpoints.newest()
+    loaded, bad = run.checkpoints.load_newest()
     assert loaded is not None and loaded.state["step"] < 20 and len(bad) == 1
     assert 20 in run.checkpoints.steps()
 
@@ -140,11 +140,11 @@ def test_other_data_at_the_same_path_is_another_run(
     config: Build, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(config())
-    old, text = locate(config()), corpus.read_text()
+    old, text = locate_run(config()), corpus.read_text()
     corpus.write_text(text[::-1])
     capsys.readouterr()
     train(config())
-    assert locate(config()) != old
+    assert locate_run(config()) != old
     said = capsys.readouterr().out
     assert "(new)" in said and f"{old} began with other content of data.source" in said
     with pytest.raises(BadCheckpoint, match=r"data.source_sha256 \(was [0-9a-f]{64}, now [0-9a-f]{64}\)"):
@@ -157,7 +157,7 @@ def test_evaluation_doesn_t_change_training(config: Build) -> None:
     often, never = config(**{"eval.every": 4}), config(**{"eval.every": 20, "tracking.sample_tokens": 0})
     train(often)
     train(never)
-    weights = [hashlib.sha256((locate(c) / LAST).read_bytes()).hexdigest() for c in (often, never)]
+    weights = [hashlib.sha256((locate_run(c) / LAST).read_bytes()).hexdigest() for c in (often, never)]
     assert weights[0] == weights[1]
 
 
@@ -167,14 +167,14 @@ LAST = "checkpoints/step-00000020/model.safetensors"
 def test_zero_steps_saves_the_start(config: Build) -> None:
     built = config(**{"training.steps": 0})
     assert train(built) == 0
-    assert RunDirectory(locate(built)).checkpoints.steps() == [0]
+    assert RunDirectory(locate_run(built)).checkpoints.steps() == [0]
 
 
 def test_tokens_per_parameter(config: Build) -> None:
     built = config(**{"training.steps": None, "training.tokens_per_param": 0.1})
     assert train(built) == 0
-    (step,) = (row["step"] for row in read_rows(locate(built) / "metrics.jsonl")[-1:])
-    weights = load_file(locate(built) / f"checkpoints/step-{step:08d}/model.safetensors")
+    (step,) = (row["step"] for row in read_rows(locate_run(built) / "metrics.jsonl")[-1:])
+    weights = load_file(locate_run(built) / f"checkpoints/step-{step:08d}/model.safetensors")
     assert step == math.ceil(math.ceil(0.1 * sum(w.numel() for w in weights.values())) / 128)
     with pytest.raises(BadInput, match=r"schedule.warmup_steps=50: is above the run's length in steps"):
         train(config(**{"training.steps": None, "training.tokens_per_param": 0.1, "schedule.warmup_steps": 50}))
@@ -190,11 +190,16 @@ def test_vocabulary_that_doesn_t_fit(config: Build, capsys: pytest.CaptureFixtur
 def test_finding_runs(config: Build) -> None:
     built = config()
     with pytest.raises(BadInput, match="train one first"):
-        find(None, built.runs_dir)
+        find_run(None, built.runs_dir)
     train(built)
-    path = locate(built)
-    assert find(None, built.runs_dir).path == find(str(path), "x").path == find(path.name, built.runs_dir).path == path
+    path = locate_run(built)
+    assert (
+        find_run(None, built.runs_dir).path
+        == find_run(str(path), "x").path
+        == find_run(path.name, built.runs_dir).path
+        == path
+    )
     with pytest.raises(BadInput, match=rf"did you mean '{path.name}'"):
-        find(path.name[:-1], built.runs_dir)
+        find_run(path.name[:-1], built.runs_dir)
     with pytest.raises(BadInput, match=rf"a folder of runs; name one of them, e.g. {path}"):
-        find(built.runs_dir, built.runs_dir)
+        find_run(built.runs_dir, built.runs_dir)

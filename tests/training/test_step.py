@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nanogpt.config import TrainConfig
 from nanogpt.data.batches import TrainBatches
 from nanogpt.data.prepare import prepare
-from nanogpt.device import Compute, set_up
+from nanogpt.device import Compute, set_up_device
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.schedule import lr_scale
 from nanogpt.training.state import TrainState, build_state
@@ -88,7 +88,7 @@ def test_dropout_depends_on_seed_and_sample_alone(config: Build) -> None:
 
 def test_bf16_on_the_cpu_learns(config: Build) -> None:
     built = config(**{"hardware.precision": "bf16"})
-    compute = set_up(built.hardware)
+    compute = set_up_device(built.hardware)
     assert compute.precision == "bf16"
     dataset = prepare(built.data)
     state = build_state(built, built.model.with_vocab(dataset.vocab_size), compute)
@@ -159,7 +159,7 @@ def test_compiled_is_eager_after_another_shape(config: Build) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_gpu_learns_what_the_cpu_learns(config: Build, precision: str) -> None:
     built = config(**{"hardware.device": "cuda", "hardware.precision": precision})
-    compute = set_up(built.hardware)
+    compute = set_up_device(built.hardware)
     dataset = prepare(built.data)
     state = build_state(built, built.model.with_vocab(dataset.vocab_size), compute)
     batches = TrainBatches(dataset.train, built, compute.device)

@@ -16,7 +16,7 @@ from nanogpt.config import LawConfig, ScalingConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.estimates.flops import flops_per_token, parameter_counts
 from nanogpt.model.gpt import GPT
-from nanogpt.run_directory import RunDirectory, locate
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.schema import to_json
 from nanogpt.tokenizer import FILE, ByteTokenizer
 from nanogpt.tokenizer import to_json as tokenizer_json
@@ -115,7 +115,7 @@ def test_a_run_is_read_as_it_was_trained(config: Callable[..., TrainConfig]) -> 
     built = config(**{"training.steps": None, "training.flops": 5e7})
     assert train(built) == 0
     (run,) = read_finished_runs(str(Path(built.runs_dir) / "*"))
-    chars = len(json.loads((locate(built) / FILE).read_text())["chars"])
+    chars = len(json.loads((locate_run(built) / FILE).read_text())["chars"])
     model = built.model.with_vocab(chars)
     assert run.n_params == sum(p.numel() for p in GPT(model).parameters()) == parameter_counts(model)["total"]
     assert run.flops >= 5e7 > run.flops - 128 * flops_per_token(model), "the horizon, rounded up to a step"
