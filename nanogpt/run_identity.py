@@ -1,7 +1,7 @@
-"""Say which run a config means: by the content of its data and by its precision, however either is written.
+"""The run that a config means, identified by the content of its data and by its precision.
 
-A run directory's name ends in the first digits of a signature. A new one has those of `short_signature`; a run that exists
-may have others and be the same: its precision was left to the device, or it was made when the source's path was hashed.
+The name of a run directory ends in the first digits of a signature, for a new run those of `short_signature`. An
+existing run may have other digits: its precision was `auto`, or an earlier version hashed the path of its source.
 """
 
 from collections.abc import Iterator, Mapping
