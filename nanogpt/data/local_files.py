@@ -5,11 +5,12 @@ Notes describe what is found and not read: hidden files, broken links, repeated 
 
 import glob
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,7 +31,7 @@ class LocalFiles:
 
 
 class PathKind(Enum):
-    """Kinds of paths that a user may not expect, with the beginning of their note."""
+    """Paths that a user may not expect; the value begins their note."""
 
     BROKEN_LINK = "left out, links that lead nowhere"
     NOT_REGULAR = "left out, not regular files"
@@ -58,7 +59,7 @@ class FileSearch:
             self.others[PathKind.BROKEN_LINK if broken else PathKind.NOT_REGULAR].append(path)
 
     def notes(self) -> Iterator[str]:
-        """Yield one sentence for each kind of kind."""
+        """Yield a sentence for each kind of path found."""
         for kind in PathKind:
             if paths := self.others[kind]:
                 yield f"{kind.value}: {join_names(relative_name(path, self.root) for path in paths)}"
@@ -94,7 +95,8 @@ def search_source(path: Path, source: str) -> FileSearch:
         search = FileSearch(path.parent)
         search.add(path)
         return search
-    search, folders = FileSearch(Path(*parts_before_wildcard(path))), list[Path]()
+    root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+    search, folders = FileSearch(root), list[Path]()
     for name in sorted(glob.glob(str(path), recursive=True)):
         if os.path.isdir(name):
             folders.append(Path(name))
@@ -103,16 +105,6 @@ def search_source(path: Path, source: str) -> FileSearch:
     entered = {parent for file in search.files for parent in file.parents}
     search.others[PathKind.NOT_ENTERED] = [path for path in folders if path not in entered and any(path.iterdir())]
     return search
-
-
-def parts_before_wildcard(pattern: Path) -> list[str]:
-    """Return the parts of a glob before the first with a wildcard."""
-    parts: list[str] = []
-    for part in pattern.parts[:-1]:
-        if re.search(r"[*?\[]", part):
-            break
-        parts.append(part)
-    return parts
 
 
 def walk_folder(root: Path) -> FileSearch:
@@ -147,12 +139,11 @@ def raise_error(error: OSError) -> NoReturn:
 
 def remove_repeated(search: FileSearch) -> list[Path]:
     """Return each file once, by its own path where links lead to it too; record the others as repeated."""
-    real_root, real_folders = os.path.realpath(search.root), dict[Path, str]()
+    real_folder = cache(os.path.realpath)
     by_real_path: dict[str, list[tuple[bool, Path]]] = {}
     for path in search.files:
-        folder = real_folders.get(path.parent) or real_folders.setdefault(path.parent, os.path.realpath(path.parent))
-        real = os.path.realpath(path) if path.is_symlink() else os.path.join(folder, path.name)
-        through_link = real != os.path.join(real_root, relative_name(path, search.root))
+        real = os.path.realpath(path) if path.is_symlink() else os.path.join(real_folder(path.parent), path.name)
+        through_link = real != os.path.join(real_folder(search.root), relative_name(path, search.root))
         by_real_path.setdefault(real, []).append((through_link, path))
     unique: list[Path] = []
     for same in by_real_path.values():

@@ -22,7 +22,7 @@ from nanogpt.interop.export_folder import ExportFolder, check_export_folder, sta
 from nanogpt.interop.hf_tokenizer import write_tokenizer
 from nanogpt.interop.load_model import TrainedModel, load_trained
 from nanogpt.interop.names import Tensors, add_norm_gains, cut_padding, to_gpt2, to_llama
-from nanogpt.interop.pickle_import import write_checkpoint, write_meta
+from nanogpt.interop.pickle_import import write_meta
 from nanogpt.interop.verify_export import verify_read_back, verify_with_transformers
 from nanogpt.model.gpt import GPT
 from nanogpt.run_directory import find_run
@@ -117,7 +117,7 @@ def write_nanogpt(trained: TrainedModel, folder: Path, config: ExportConfig) -> 
             "config": {"dataset": run_config.data.name, "learning_rate": run_config.optimizer.lr},
         }
     folder.mkdir(exist_ok=True)
-    write_checkpoint(folder / "ckpt.pt", content)
+    torch.save(content, folder / "ckpt.pt")
     write_file(folder / tokenizers.FILE, tokenizers.to_json(trained.tokenizer))  # read back by init_from=…/ckpt.pt
     if isinstance(trained.tokenizer, CharTokenizer):
         write_meta(folder / "meta.pkl", trained.tokenizer.chars)

@@ -59,7 +59,7 @@ def read_characters(content: dict[str, Any], folder: Path) -> Tokenizer:
     if [vocabulary[char] for char in tokenizer.chars] != list(range(len(vocabulary))):
         raise BadData(f"{where}: its characters are not in code point order")
     check_characters(content, json.loads(to_tokenizer_json(tokenizer)), where)
-    check_tokenizer_config_file(folder, content)
+    check_tokenizer_config(folder / "tokenizer_config.json", content)
     check_adds_nothing(json.dumps(content), tokenizer.chars[0], where)
     return tokenizer
 
@@ -71,13 +71,6 @@ def check_adds_nothing(serialized: str, probe: str, where: str) -> None:
     inner = HFTokenizer.from_str(serialized)
     if inner.encode(probe).ids != inner.encode(probe, add_special_tokens=False).ids:
         raise BadData(f"{where}: post_processor: adds tokens to every text, which isn't supported")
-
-
-def check_tokenizer_config_file(folder: Path, content: dict[str, Any]) -> None:
-    """Raise BadData if tokenizer_config.json contradicts the tokenizer beside it."""
-    if (config := folder / "tokenizer_config.json").exists():
-        added = {token["content"]: token for token in content.get("added_tokens") or ()}
-        check_tokenizer_config(read_json_bytes(config), added, one_line(config))
 
 
 def read_gpt2_files(folder: Path) -> dict[str, Any] | None:
@@ -111,7 +104,7 @@ def read_byte_level(content: dict[str, Any], folder: Path) -> Tokenizer:
     """Return a byte-level BPE with the same ids as in transformers. Raises BadData naming what would change a text."""
     where = one_line(folder / tokenizers.FILE)
     check_byte_level(content, where)
-    check_tokenizer_config_file(folder, content)
+    check_tokenizer_config(folder / "tokenizer_config.json", content)
     tokenizer = BPETokenizer(json.dumps(content | {"truncation": None, "padding": None}))
     if missing := {bytes([value]) for value in range(256)} - set(tokenizer.tokens):
         raise BadData(f"{where}: has no token for the byte {min(missing)[0]}, so some characters would be lost")

@@ -1,8 +1,8 @@
-"""Read and write nanoGPT's pickles. No other module opens pickles, and none of their code is run.
+"""Read nanoGPT's pickles without running code in them, and write its meta.pkl. No other module opens pickles.
 
 python -m nanogpt.interop.pickle_import path/to/meta.pkl   writes tokenizer.json beside nanoGPT's character vocabulary
 
-nanoGPT's checkpoints are read for `init_from=path/ckpt.pt`; `nanogpt export` writes both kinds.
+nanoGPT's checkpoints are read for `init_from=path/ckpt.pt`.
 """
 
 import io
@@ -65,13 +65,6 @@ def write_meta(path: Path, chars: str) -> None:
     numbered = dict(enumerate(chars))
     content = {"vocab_size": len(chars), "itos": numbered, "stoi": {char: i for i, char in numbered.items()}}
     path.write_bytes(pickle.dumps(content))
-
-
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint in nanoGPT's format. Raises OSError."""
-    import torch
-
-    torch.save(content, path)
 
 
 def check_saved_by_torch(path: Path) -> None:

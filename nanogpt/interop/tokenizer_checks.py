@@ -4,9 +4,11 @@ The `tokenizers` library does the encoding; settings that would add, drop or cha
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from nanogpt.errors import BadData, one_line
+from nanogpt.files import read_json_bytes
 
 MODEL: dict[str, tuple[object, ...]] = {  # keys of a BPE model -> values that keep the text and aren't random
     "dropout": (None, 0, 0.0),
@@ -72,15 +74,18 @@ def flatten_steps(part: Any, inner: str) -> Iterator[dict[str, Any]]:
         yield part
 
 
-def check_tokenizer_config(config: Mapping[str, Any], added: Mapping[str, Any], where: str) -> None:
-    """Raise BadData if tokenizer_config.json gives other ids in transformers than tokenizer.json.
+def check_tokenizer_config(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise BadData if tokenizer_config.json, where there is one, gives other ids in transformers than tokenizer.json.
 
-    `added` are the added tokens of tokenizer.json by content.
+    `content` is that of tokenizer.json.
     """
+    config: dict[str, Any] = read_json_bytes(path) if path.exists() else {}
     for key in CHANGES:
         if config.get(key):
-            raise BadData(f"{where}: {key}={one_line(config[key])}: adds or changes tokens, which isn't supported")
+            why = "adds or changes tokens, which isn't supported"
+            raise BadData(f"{one_line(path)}: {key}={one_line(config[key])}: {why}")
+    added = {token["content"]: token for token in content.get("added_tokens") or ()}
     for number, token in (config.get("added_tokens_decoder") or {}).items():
         found = added.get(token["content"], {})
         if str(found.get("id")) != str(number) or bool(found.get("special")) != bool(token.get("special")):
-            raise BadData(f"{where}: added token {one_line(token['content'])} differs from that in tokenizer.json")
+            raise BadData(f"{one_line(path)}: added token {one_line(token['content'])} differs from tokenizer.json")

@@ -47,7 +47,7 @@ def test_ranks_share_the_samples_of_a_step(config: Callable[..., TrainConfig], w
     (whole,) = TrainBatches(split, config(), CPU).micro_batches(800)
     built = config(**{"hardware.micro_batch_size": micro})
     dealt = [list(TrainBatches(split, built, CPU, rank, world).micro_batches(800)) for rank in range(world)]
-    assert {len(one) for one in dealt} == {8 // world // micro}
+    assert {len(batches) for batches in dealt} == {8 // world // micro}
     rounds = [batch for turn in zip(*dealt, strict=True) for batch in turn]
     assert (torch.cat([batch.ids for batch in rounds]) == whole.ids).all()
     assert whole.keys is not None
@@ -56,9 +56,7 @@ def test_ranks_share_the_samples_of_a_step(config: Callable[..., TrainConfig], w
 
 def equal(a: Batch, b: Batch) -> bool:
     assert a.keys is not None and b.keys is not None
-    return all(
-        torch.equal(one, other) for one, other in zip(a, b, strict=True) if one is not None and other is not None
-    )
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None)
 
 
 def test_batches_made_ahead_are_the_same_in_any_order(config: Callable[..., TrainConfig]) -> None:
@@ -80,13 +78,13 @@ def test_the_thread_of_batches_tells_its_errors_and_ends(config: Callable[..., T
     batches = TrainBatches(prepare(built.data).train, built, CPU, prefetch=True)
     real, makers = batches.locate_samples, set[str]()
 
-    def places(first: int) -> list[tuple[int, int]]:
+    def locate(first: int) -> list[tuple[int, int]]:
         makers.add(threading.current_thread().name)
         if first == 16:
             raise BadData("cut off")
         return real(first)
 
-    batches.locate_samples = places
+    batches.locate_samples = locate
     assert [len(list(batches.micro_batches(first))) for first in (0, 8)] == [1, 1]
     with pytest.raises(BadData, match="cut off"):
         next(batches.micro_batches(16))
@@ -99,17 +97,17 @@ def test_the_thread_of_batches_tells_its_errors_and_ends(config: Callable[..., T
 
 def test_evaluation_windows_are_disjoint_and_whole(config: Callable[..., TrainConfig]) -> None:
     split = prepare(config().data).val
-    places = evaluation_windows(split, 16, None)
-    x, y = to_inputs_and_targets(read_host_windows(split, places, 16, CPU), CPU)
+    starts = evaluation_windows(split, 16, None)
+    x, y = to_inputs_and_targets(read_host_windows(split, starts, 16, CPU), CPU)
     n = (split.n_tokens - 1) // 16 * 16
     tokens = torch.from_numpy(split.read(0, 0, split.n_tokens))
     assert (x.flatten() == tokens[:n]).all() and (y.flatten() == tokens[1 : n + 1]).all()
     shards = split.shards
     many = Split("val", shards * 3, split.vocab_size)
-    one = [offset for _, offset in places]
-    assert evaluation_windows(many, 16, None) == [(shard, offset) for shard in range(3) for offset in one]
+    offsets = [offset for _, offset in starts]
+    assert evaluation_windows(many, 16, None) == [(shard, offset) for shard in range(3) for offset in offsets]
     some = evaluation_windows(split, 16, 100)
-    assert len(some) == 7 and set(some) <= set(places) and some[-1][1] > split.n_tokens // 2
+    assert len(some) == 7 and set(some) <= set(starts) and some[-1][1] > split.n_tokens // 2
 
 
 def test_too_little_data_says_how_much_is_needed(config: Callable[..., TrainConfig]) -> None:

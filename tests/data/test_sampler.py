@@ -29,17 +29,17 @@ def test_splitmix64_reference() -> None:
 
 @given(st.integers(1, 3000), st.integers(0, MASK))
 def test_every_epoch_is_a_permutation(n: int, seed: int) -> None:
-    places = permute(np.arange(n, dtype=np.uint64), n, derive_key(seed))
-    assert sorted(places.tolist()) == list(range(n))
+    images = permute(np.arange(n, dtype=np.uint64), n, derive_key(seed))
+    assert sorted(images.tolist()) == list(range(n))
 
 
 @pytest.mark.parametrize(
     "n", [882_381, pytest.param(8_823_809, marks=pytest.mark.slow)]
 )  # OpenWebText's windows of 1,024
 def test_large_and_mixed_keys(n: int) -> None:
-    places = permute(np.arange(n, dtype=np.uint64), n, derive_key(1))
-    assert np.bincount(places.astype(np.int64), minlength=n).max() == 1
-    assert abs(np.corrcoef(np.arange(100_000), places[:100_000].astype(float))[0, 1]) < 0.02
+    images = permute(np.arange(n, dtype=np.uint64), n, derive_key(1))
+    assert np.bincount(images.astype(np.int64), minlength=n).max() == 1
+    assert abs(np.corrcoef(np.arange(100_000), images[:100_000].astype(float))[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize("order", ["permutation", "random"])

@@ -29,7 +29,7 @@ TEXT = "A line.\nAnother, with é.\n" * 40
 def rows_of(dataset: Dataset) -> list[str]:
     """Return the sorted documents of both splits, without the newline that ends each."""
     text = text_of(dataset, dataset.train) + text_of(dataset, dataset.val)
-    return sorted(f"Row {one.removesuffix(chr(10))}" for one in text.split("Row ")[1:])
+    return sorted(f"Row {row.removesuffix(chr(10))}" for row in text.split("Row ")[1:])
 
 
 def csv_text(delimiter: str) -> bytes:
@@ -208,7 +208,7 @@ def test_bad_rows_are_left_out_and_counted_on_request(data: Make, tmp_path: Path
     bad = ['{"text": null}', "{", '{"body": "x"}', '{"text": 7}', "\udcff"]
     good = [json.dumps({"text": row}) for row in ROWS]
     lines = [
-        line for i, one in enumerate(good) for line in ([bad[i // 20], one] if i % 20 == 10 and i < 100 else [one])
+        line for i, row in enumerate(good) for line in ([bad[i // 20], row] if i % 20 == 10 and i < 100 else [row])
     ]
     path = tmp_path / "a.jsonl"
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))

@@ -123,12 +123,12 @@ def test_one_text_for_each_split_is_kept_as_it_is(data: Make, tmp_path: Path) ->
 def test_splits_of_a_hub_data_set_are_used(data: Make, folder: Path, tmp_path: Path) -> None:
     """The library takes a local folder for a data set of the hub and finds its splits by names."""
     datasets = pytest.importorskip("datasets")
-    place = tmp_path / "hub"
-    place.mkdir()
+    hub = tmp_path / "hub"
+    hub.mkdir()
     for split in ("train", "validation", "test"):
-        rows = [one for one in lines(split)]
-        datasets.Dataset.from_dict({"text": rows}).to_parquet(str(place / f"{split}-00000-of-00001.parquet"))
-    dataset = prepare(data(corpus="hub", hub=str(place), source=None, tokenizer="byte"))
+        rows = list(lines(split))
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(str(hub / f"{split}-00000-of-00001.parquet"))
+    dataset = prepare(data(corpus="hub", hub=str(hub), source=None, tokenizer="byte"))
     assert text_of(dataset, dataset.train).splitlines() == lines("train")
     assert text_of(dataset, dataset.val).splitlines() == lines("validation")
     assert dataset.notes == ("left out, splits of the hub: test",)

@@ -103,7 +103,7 @@ def test_an_empty_folder_is_written_into(tmp_path: Path) -> None:
 
 
 def test_what_comes_in_between_stays(tmp_path: Path) -> None:
-    """Files that appear while the export is written are not deleted, and the export before stays in its place."""
+    """Files that appear while the export is written are not deleted, and the earlier export stays."""
     out = tmp_path / "out"
     folder = check_export_folder(out, False, None, {})
     with pytest.raises(BadEnvironment, match="can't be written"), stage_export(folder, {}):
@@ -130,7 +130,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
 def test_the_folder_of_a_run(
     config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The usual place is in the run directory; a model that reads back otherwise is never put in place."""
+    """The default is a folder in the run directory; a model that reads back otherwise is not exported."""
     built = config(**{"training.steps": 2, "model.activation": "gelu"})
     train(built)
     run = locate_run(built)

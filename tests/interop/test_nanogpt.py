@@ -107,7 +107,7 @@ def test_the_same_loss_and_gradients_as_nanogpts_own_program(bias: bool, tmp_pat
     content = torch.load(tmp_path / "again" / "ckpt.pt", weights_only=True)
     again = program.GPT(program.GPTConfig(**content["model_args"]))
     again.load_state_dict(content["model"])
-    assert all(torch.equal(one, two) for one, two in zip(again.parameters(), theirs.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), theirs.parameters(), strict=True))
 
 
 def chars(folder: Path) -> str:
@@ -226,18 +226,18 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("place", ["plain", "model", "arguments", "legacy"])
-def test_a_malicious_checkpoint_runs_nothing(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", ["plain", "model", "arguments", "legacy"])
+def test_a_malicious_checkpoint_runs_nothing(position: str, tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "evil.pt"
     evil = Canary(canary)
-    if place == "plain":
+    if position == "plain":
         path.write_bytes(pickle.dumps(evil))
     else:
         content = {
-            "model": {"w": evil if place == "model" else torch.zeros(1)},
+            "model": {"w": evil if position == "model" else torch.zeros(1)},
             "model_args": ARGUMENTS | {"bias": evil},
         }
-        torch.save(content, path, _use_new_zipfile_serialization=place != "legacy")
+        torch.save(content, path, _use_new_zipfile_serialization=position != "legacy")
     with pytest.raises(BadCheckpoint, match=r"can't be read safely|not a checkpoint"):
         find_source(str(path)).values()
     with pytest.raises(BadCheckpoint):

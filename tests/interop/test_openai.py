@@ -1,7 +1,7 @@
 """OpenAI's four models by name: out of the hub's cache, without it, and cut to a smaller context.
 
-The weights can't be downloaded here: models of the same shapes with random weights, saved by transformers where the
-hub's client keeps its files, stand in their place.
+The weights can't be downloaded here: models of the same shapes with random weights, saved by transformers in the
+cache of the hub's client, replace them.
 """
 
 import shutil
