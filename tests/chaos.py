@@ -28,7 +28,7 @@ EVERYWHERE = {  # function of every rank -> how often it is called in an undistu
     "nanogpt.training.restore.load_checkpoint": 1,
     "nanogpt.training.loop.train_step": 20,
     "nanogpt.training.loop.record_results": 5,
-    "nanogpt.evaluation.loss.LossEvaluation.split_loss": 10,
+    "nanogpt.evaluation.loss.LossEvaluation.evaluate_split": 10,
 }
 LEADERS = {  # function of the leader -> the same
     "nanogpt.training.run_logger.RunLogger.log_evaluation": 5,

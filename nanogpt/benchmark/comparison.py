@@ -50,7 +50,7 @@ def measure_in_turn(programs: Sequence[str], rounds: int, work: Callable[[str], 
     return found
 
 
-def training_table(config: BenchConfig, compute: Compute) -> MarkdownTable:
+def compare_training(config: BenchConfig, compute: Compute) -> MarkdownTable:
     """Compare training steps on one random batch; with a large vocabulary also the memory of its logits."""
     programs = (OURS, *config.checkouts)
     config = with_known_vocabulary(config)
@@ -77,7 +77,7 @@ def training_table(config: BenchConfig, compute: Compute) -> MarkdownTable:
         memory_row(found),
     ]
     if 4 * micro * config.model.block_size * config.model.padded_vocab_size >= LARGE_LOGITS:
-        rows += logits_rows(config, found)
+        rows += measure_logits(config, found)
     return MarkdownTable((title, *map(program_name, programs)), rows)
 
 
@@ -101,7 +101,7 @@ def compiling_rows(found: Measurements) -> list[tuple[str, ...]]:
     return [*rows, ("the same once it is compiled", *map(format_range, again))] if all(again) else rows
 
 
-def logits_rows(config: BenchConfig, found: Measurements) -> list[tuple[str, ...]]:
+def measure_logits(config: BenchConfig, found: Measurements) -> list[tuple[str, ...]]:
     """Return the memory of the logits: the peak, less that with a tiny vocabulary, less the embedding's state."""
     model, micro = config.model, config.micro_batch_size()
     few = with_vocabulary(config, FEW_IDS)
@@ -118,7 +118,7 @@ def logits_rows(config: BenchConfig, found: Measurements) -> list[tuple[str, ...
     return [(name, f"{format_count(ours, 'G')}B", *cut)]
 
 
-def generation_tables(config: BenchConfig, compute: Compute) -> list[MarkdownTable]:
+def compare_generation(config: BenchConfig, compute: Compute) -> list[MarkdownTable]:
     """Return a table for each batch size: rate, time to the first token, memory."""
     programs = (OURS, *config.against)
     config = with_known_vocabulary(config)

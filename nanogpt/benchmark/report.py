@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from nanogpt.benchmark.commands import measure_ranks, measure_startup
-from nanogpt.benchmark.comparison import check_baselines, generation_tables, training_table, with_known_vocabulary
+from nanogpt.benchmark.comparison import check_baselines, compare_generation, compare_training, with_known_vocabulary
 from nanogpt.benchmark.kernels import profile
 from nanogpt.benchmark.timing import MarkdownTable, Rows
 from nanogpt.benchmark.training import measure_training
@@ -35,10 +35,10 @@ def bench(config: BenchConfig) -> int:
     parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", describe_machine(compute)]
     if "training" in config.bench.what:
         alone = [] if config.against else build_training_rows(config, compute)
-        table = MarkdownTable(("what", "measured"), alone) if alone else training_table(config, compute)
+        table = MarkdownTable(("what", "measured"), alone) if alone else compare_training(config, compute)
         parts.append(table.markdown())
     if "generation" in config.bench.what:
-        parts += [table.markdown() for table in generation_tables(config, compute)]
+        parts += [table.markdown() for table in compare_generation(config, compute)]
     text = "\n\n".join(parts)
     print_text(text)
     if config.bench.out is not None:

@@ -75,7 +75,7 @@ def compute_floors(config: BenchConfig, compute: Compute) -> Floors:
         clipped=bool(config.optimizer.grad_clip),
         gpu=compute.device.type == "cuda",
     )
-    products, memory = products_peak(compute), memory_peak(compute)
+    products, memory = find_products_peak(compute), find_memory_peak(compute)
     kinds = [f"{field.name} {format_count(getattr(traffic, field.name), 'G')}B" for field in fields(traffic)]
     return Floors(
         products=flops / products.rate,
@@ -89,13 +89,13 @@ def compute_floors(config: BenchConfig, compute: Compute) -> Floors:
     )
 
 
-def products_peak(compute: Compute) -> Peak:
+def find_products_peak(compute: Compute) -> Peak:
     """Return the peak of matrix products in the precision of `compute`."""
     known = peak_flops(compute.name, compute.precision)
     return Peak(known, "data sheet") if known else Peak(measure_flops(compute), "measured here")
 
 
-def memory_peak(compute: Compute) -> Peak:
+def find_memory_peak(compute: Compute) -> Peak:
     """Return the peak of reads and writes of the device's memory."""
     known = peak_bandwidth(compute.name)
     return Peak(known, "data sheet") if known else Peak(measure_bandwidth(compute), "measured here")

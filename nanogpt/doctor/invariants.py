@@ -32,7 +32,7 @@ ROUNDING = {"cpu": 1e-4, "cuda": 2e-3, "mps": 2e-3}  # largest difference betwee
 LOSSES = {"cpu": 1e-5, "cuda": 1e-3, "mps": 1e-3}  # nats; several GPUs multiply in TF32
 
 
-def sharp_model(device: torch.device) -> GPT:
+def build_sharp_model(device: torch.device) -> GPT:
     """Return a model whose weights, biases and gains are random and large, so that mistakes show."""
     model, generator = GPT(MODEL).eval(), torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def check_logits(config: DoctorConfig) -> Finding:
     import transformers
 
     device = find_device(config.device, "device")
-    model, ids = sharp_model(device), random_ids((3, 16), device)
+    model, ids = build_sharp_model(device), random_ids((3, 16), device)
     settings = {key: value for key, value in to_hf_config(MODEL).items() if key not in ("architectures", "torch_dtype")}
     gpt2_config: Any = transformers.GPT2Config(**settings, bos_token_id=None, eos_token_id=None)
     theirs: Any = transformers.GPT2LMHeadModel(gpt2_config).eval()
@@ -65,7 +65,7 @@ def check_logits(config: DoctorConfig) -> Finding:
 def check_cache(config: DoctorConfig) -> Finding:
     """Compare decoding with and without a cache, position by position and beyond the context's end."""
     device = find_device(config.device, "device")
-    model, ids = sharp_model(device), random_ids((2, 16), device)
+    model, ids = build_sharp_model(device), random_ids((2, 16), device)
     cache = KVCache(MODEL, 2, device, torch.float32)
     with torch.inference_mode():
         whole = model(ids)

@@ -125,14 +125,14 @@ def check_shared_memory(_: DoctorConfig) -> Finding:
 
 def check_slurm(_: DoctorConfig) -> Finding:
     """Check Slurm's commands."""
-    there = [name for name in ("sbatch", "srun", "squeue", "scancel", "sacct") if shutil.which(name)]
-    if "sbatch" not in there:
+    found = [name for name in ("sbatch", "srun", "squeue", "scancel", "sacct") if shutil.which(name)]
+    if "sbatch" not in found:
         return Finding("ok", "no Slurm; hydra/launcher=submitit_local runs sweep points in parallel")
-    asked = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=20)
-    if asked.returncode:
-        raise BadEnvironment(f"sbatch --version: {one_line((asked.stderr.strip() or 'fails').splitlines()[-1])}")
-    what = f"{one_line(asked.stdout.strip())}: {', '.join(there)}"
-    if "sacct" not in there:
+    version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=20)
+    if version.returncode:
+        raise BadEnvironment(f"sbatch --version: {one_line((version.stderr.strip() or 'fails').splitlines()[-1])}")
+    what = f"{one_line(version.stdout.strip())}: {', '.join(found)}"
+    if "sacct" not in found:
         return Finding("note", what, "without sacct, the end of a job is known from its run directory alone")
     return Finding("ok", what)
 

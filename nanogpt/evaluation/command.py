@@ -217,7 +217,7 @@ def build_record(
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "model": trained.name,
         "step": trained.step,
-        "sha256": checkpoint_digest(trained),
+        "sha256": read_checkpoint_digest(trained),
         "task": result.task.name,
         "metrics": metrics | errors,
         "documents": result.task.documents,
@@ -233,7 +233,7 @@ def build_record(
     }
 
 
-def checkpoint_digest(trained: TrainedModel) -> str | None:
+def read_checkpoint_digest(trained: TrainedModel) -> str | None:
     """Return the sha256 of the checkpoint's manifest, which covers its files; None without a run."""
     if trained.run is None or trained.step is None:
         return None

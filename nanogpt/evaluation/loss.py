@@ -51,14 +51,14 @@ class LossEvaluation:
 
         Raises Stopped between batches once `should_stop`, a collective, returns True.
         """
-        val, bits = self.split_loss(model, "val", should_stop)
+        val, bits = self.evaluate_split(model, "val", should_stop)
         results = {"val_loss": val, "val_bpb": bits}
         if "train" in self.windows:
-            results["train_loss"], _ = self.split_loss(model, "train", should_stop)
+            results["train_loss"], _ = self.evaluate_split(model, "train", should_stop)
         return results
 
     @torch.inference_mode()
-    def split_loss(self, model: GPT, name: str, should_stop: Callable[[], bool]) -> tuple[float, float]:
+    def evaluate_split(self, model: GPT, name: str, should_stop: Callable[[], bool]) -> tuple[float, float]:
         """Return (nats per token, bits per byte) over the windows of a split."""
         split, windows = self.splits[name], self.windows[name]
         tokens = CPU_BATCH_TOKENS if self.compute.device.type == "cpu" else BATCH_TOKENS

@@ -154,8 +154,8 @@ def score_batch(model: GPT, batch: list[PackedRow], compute: Compute) -> Tensor:
     layout = build_branches(*(torch.from_numpy(array).to(device) for array in (positions, branch))) if shared else None
     with compute.evaluation():
         x = model.features(torch.from_numpy(ids).to(device), branches=layout)  # (B, T, C)
-        chosen = x.flatten(0, 1)[torch.from_numpy(predicting_positions(batch, ids.shape[1])).to(device)]  # (N, C)
-        likelihoods, hits = token_scores(model, chosen, torch.from_numpy(targets).to(device))
+        chosen = x.flatten(0, 1)[torch.from_numpy(find_predicting_positions(batch, ids.shape[1])).to(device)]  # (N, C)
+        likelihoods, hits = score_tokens(model, chosen, torch.from_numpy(targets).to(device))
     starts = np.cumsum(lengths) - lengths
     nats = np.add.reduceat(likelihoods.cpu().double().numpy(), starts)
     return torch.from_numpy(np.stack([nats, np.minimum.reduceat(hits.cpu().double().numpy(), starts)]))
@@ -175,7 +175,7 @@ def pack_rows(batch: list[PackedRow]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return ids, positions, branches
 
 
-def predicting_positions(batch: list[PackedRow], width: int) -> np.ndarray:
+def find_predicting_positions(batch: list[PackedRow], width: int) -> np.ndarray:
     """Return (N,) indices into the flattened (B, T): the position before each token of a branch."""
     found: list[int] = []
     for b, row in enumerate(batch):
@@ -186,7 +186,7 @@ def predicting_positions(batch: list[PackedRow], width: int) -> np.ndarray:
     return np.array(found)
 
 
-def token_scores(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def score_tokens(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log-likelihoods in nats, fp32, and whether no id is likelier: (N, C), (N,) ids -> (N,), (N,) bool.
 
     Of equally likely ids the first counts as the likeliest.

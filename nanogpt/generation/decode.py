@@ -73,7 +73,7 @@ def generate(
     """
     texts = [list(prompt) for prompt in prompts]
     length = max(map(len, texts)) + max_new_tokens
-    seen = seen_tokens(model, texts) if params.repetition_penalty != 1.0 else None
+    seen = mark_seen_tokens(model, texts) if params.repetition_penalty != 1.0 else None
     cache, ids = start_cache(model, texts, length)
     order = eval_kernel_order(attention, model.lm_head.weight.device)
     for _ in range(max_new_tokens):
@@ -106,7 +106,7 @@ def start_cache(model: GPT, texts: Sequence[Sequence[int]], length: int) -> tupl
     return cache, torch.tensor(ids, device=weight.device)
 
 
-def seen_tokens(model: GPT, texts: Sequence[Sequence[int]]) -> Tensor:
+def mark_seen_tokens(model: GPT, texts: Sequence[Sequence[int]]) -> Tensor:
     """Return (B, V), True where a text contains a token."""
     device = model.lm_head.weight.device
     seen = torch.zeros(len(texts), model.config.padded_vocab_size, dtype=torch.bool, device=device)

@@ -20,7 +20,7 @@ SCALE = 2.0**32  # loss scale at which every fp16 gradient overflows
 FP8_LOSS, FP16_LOSS = 0.1, 0.05  # nats: largest difference to ten steps in bf16 or fp32
 
 
-def start_training(config: DoctorConfig, **hardware: Any) -> tuple[TrainState, TrainConfig]:
+def build_tiny_training(config: DoctorConfig, **hardware: Any) -> tuple[TrainState, TrainConfig]:
     """Return a tiny training with dropout, whose steps have two micro-batches."""
     with temporary_folder() as folder:
         built = tiny_config(
@@ -49,7 +49,7 @@ def judge_difference(name: str, worst: float, limit: float, what: str) -> Judgem
 def check_compiled(config: DoctorConfig) -> list[Judgement]:
     """Compare compiled with eager training, with dropout."""
     eager, fused = (
-        train_steps(*start_training(config, precision="fp32", compile=compiled), 6) for compiled in (False, True)
+        train_steps(*build_tiny_training(config, precision="fp32", compile=compiled), 6) for compiled in (False, True)
     )
     worst = max(abs(a - b) for a, b in zip(eager, fused, strict=True))
     limit = LOSSES[find_device(config.device, "device").type]
@@ -65,14 +65,16 @@ def check_learning(found: list[float]) -> list[Judgement]:
 
 def check_graphs(config: DoctorConfig) -> list[Judgement]:
     """Compare gradients of replayed CUDA graphs with those of the eager model."""
-    eager = all_gradients(*start_training(config, precision="fp32"))
-    graphs = all_gradients(*start_training(config, precision="fp32", compile=True, compile_mode="reduce-overhead"))
+    eager = compute_gradients(*build_tiny_training(config, precision="fp32"))
+    graphs = compute_gradients(
+        *build_tiny_training(config, precision="fp32", compile=True, compile_mode="reduce-overhead")
+    )
     scale = max(float(value.abs().max()) for value in eager)
     worst = max(float((a - b).abs().max()) for a, b in zip(eager, graphs, strict=True)) / scale if scale else 1.0
     return [judge_difference("CUDA graphs and eager", worst, GRADIENTS, "gradients")]
 
 
-def all_gradients(state: TrainState, built: TrainConfig) -> list[Tensor]:
+def compute_gradients(state: TrainState, built: TrainConfig) -> list[Tensor]:
     """Return the gradients of five steps without an update: a graph is recorded in the second or third."""
     found: list[Tensor] = []
     for step in range(5):
@@ -85,7 +87,7 @@ def all_gradients(state: TrainState, built: TrainConfig) -> list[Tensor]:
 def check_fp16(config: DoctorConfig) -> list[Judgement]:
     """Check that an fp16 overflow changes no weight and halves the loss scale; compare fp16 with fp32 training."""
     try:
-        state, built = start_training(config, precision="fp16")
+        state, built = build_tiny_training(config, precision="fp16")
     except BadEnvironment as error:
         return [Judgement(name="fp16", verdict="skip", found=str(error))]
     state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": SCALE})
@@ -93,7 +95,7 @@ def check_fp16(config: DoctorConfig) -> list[Judgement]:
     train_steps(state, built, 1)
     unchanged = all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
     scale = state.scaler.get_scale()
-    half, full = (train_steps(*start_training(config, precision=name), 10) for name in ("fp16", "fp32"))
+    half, full = (train_steps(*build_tiny_training(config, precision=name), 10) for name in ("fp16", "fp32"))
     worst = max(abs(a - b) for a, b in zip(half, full, strict=True))
     return [
         judge("fp16: an overflow changes no weight", unchanged, "unchanged" if unchanged else "changed"),
@@ -105,9 +107,9 @@ def check_fp16(config: DoctorConfig) -> list[Judgement]:
 def check_fp8(config: DoctorConfig) -> list[Judgement]:
     """Compare fp8 with bf16 training."""
     try:
-        found = train_steps(*start_training(config, precision="bf16", compile=True, fp8=True), 10)
+        found = train_steps(*build_tiny_training(config, precision="bf16", compile=True, fp8=True), 10)
     except BadEnvironment as error:
         return [Judgement(name="fp8", verdict="skip", found=str(error))]
-    usual = train_steps(*start_training(config, precision="bf16", compile=True), 10)
+    usual = train_steps(*build_tiny_training(config, precision="bf16", compile=True), 10)
     worst = max(abs(a - b) for a, b in zip(found, usual, strict=True))
     return [judge_difference("fp8 and bf16", worst, FP8_LOSS, "losses")]

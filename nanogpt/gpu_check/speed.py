@@ -13,7 +13,7 @@ from nanogpt.benchmark.comparison import Measurements, measure_in_turn
 from nanogpt.benchmark.kernels import record_profile, top_kernels
 from nanogpt.benchmark.measurement import OURS, Timing, Workload
 from nanogpt.benchmark.ours import build_trainer, random_batches
-from nanogpt.benchmark.roofline import compute_floors, memory_peak
+from nanogpt.benchmark.roofline import compute_floors, find_memory_peak
 from nanogpt.benchmark.timing import choose_synchronize, format_digits, format_range, time_call
 from nanogpt.config import BenchConfig, DoctorConfig
 from nanogpt.device import Compute, find_device, set_up_device
@@ -133,7 +133,7 @@ def check_generation(config: DoctorConfig) -> list[Judgement]:
     bench, compute = prepare(config, "gpt2")
     bench = bench.model_copy(update={"against": ()})
     size = 4 if compute.precision == "fp32" else 2
-    least = size * parameter_counts(bench.model)["total"] / memory_peak(compute).rate
+    least = size * parameter_counts(bench.model)["total"] / find_memory_peak(compute).rate
     rows: list[Judgement] = []
     for batch in bench.bench.batch_sizes:
 

@@ -45,11 +45,11 @@ def wandb_mode(settings: TrackingConfig) -> str:
 
     Raises BadEnvironment for an unknown WANDB_MODE, which may have been meant to prevent sending.
     """
-    asked = settings.mode or os.environ.get("WANDB_MODE") or "online"
-    if asked not in MODES:
+    mode = settings.mode or os.environ.get("WANDB_MODE") or "online"
+    if mode not in MODES:
         allowed = f"allowed: one of {', '.join(MODES)}"
-        raise BadEnvironment(f"WANDB_MODE={one_line(asked)}: not a choice; {allowed}{hint(asked, MODES)}")
-    return MODES[asked]
+        raise BadEnvironment(f"WANDB_MODE={one_line(mode)}: not a choice; {allowed}{hint(mode, MODES)}")
+    return MODES[mode]
 
 
 def enabled_trackers(settings: TrackingConfig) -> list[TrackerName]:

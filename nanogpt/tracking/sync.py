@@ -32,10 +32,10 @@ def sync_runs(config: SyncConfig) -> int:
     return 0
 
 
-def with_sync_options(config: TrainConfig, asked: SyncConfig) -> TrainConfig:
+def with_sync_options(config: TrainConfig, options: SyncConfig) -> TrainConfig:
     """Return the run's config with the trackers of the command, online and required."""
-    changes = {"trackers": asked.trackers, "mode": "online", "timeout": asked.timeout, "required": True}
-    changes |= {key: value for key in ("project", "entity") if (value := getattr(asked, key)) is not None}
+    changes = {"trackers": options.trackers, "mode": "online", "timeout": options.timeout, "required": True}
+    changes |= {key: value for key in ("project", "entity") if (value := getattr(options, key)) is not None}
     return config.model_copy(update={"tracking": config.tracking.model_copy(update=changes)})
 
 
@@ -49,7 +49,7 @@ def sync_run(run: RunDirectory, config: TrainConfig, name: TrackerName) -> None:
         last, count = tracker.start(), 0
         for row in rows.read_steps():
             if row["step"] > last:
-                tracker.row(row)
+                tracker.log_row(row)
                 count += 1
         state = status.get("state", "stopped")
         tracker.finish("stopped" if state == "running" else state, find_plot(run))

@@ -26,15 +26,15 @@ class TensorBoard:
         self.writer.add_text("config", f"```json\n{json.dumps(self.metadata.config, indent=1)}\n```")
         for file in list_entries(self.metadata.path / "samples"):
             if (step := parse_sample_step(file.name)) is not None:
-                self.text(step, read_text(file, "replace"))
+                self.log_sample(step, read_text(file, "replace"))
         return -1
 
-    def row(self, row: Row) -> None:
+    def log_row(self, row: Row) -> None:
         for name, value in row.items():
             if name != "step":
                 self.writer.add_scalar(name, value, int(row["step"]))
 
-    def text(self, step: int, text: str) -> None:
+    def log_sample(self, step: int, text: str) -> None:
         if step in self.samples:
             return
         self.samples.add(step)

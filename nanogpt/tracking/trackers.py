@@ -36,11 +36,11 @@ class TrackerBackend(Protocol):
         """Connect. Return the last step that the tracker has, or -1."""
         ...
 
-    def row(self, row: Row) -> None:
+    def log_row(self, row: Row) -> None:
         """Send the metrics of a step, in increasing order of steps."""
         ...
 
-    def text(self, step: int, text: str) -> None:
+    def log_sample(self, step: int, text: str) -> None:
         """Send a sample that was drawn at `step`."""
         ...
 
@@ -158,7 +158,7 @@ class TrackerThread:
             assert self.backend is not None
             for row in self.rows.read_steps():
                 if row["step"] > self.last:
-                    self.backend.row(row)
+                    self.backend.log_row(row)
                     self.last = int(row["step"])
         except FAILURES as error:
             self.handle_failure(error)
@@ -167,7 +167,7 @@ class TrackerThread:
             return
         while self.samples:
             try:
-                self.backend.text(*self.samples.popleft())
+                self.backend.log_sample(*self.samples.popleft())
             except FAILURES as error:  # a lost sample is no reason to reconnect
                 self.log_error(error)
 

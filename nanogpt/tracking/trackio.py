@@ -31,10 +31,10 @@ class Trackio:
         )
         return -1 if last is None else last
 
-    def row(self, row: Row) -> None:
+    def log_row(self, row: Row) -> None:
         self.run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
-    def text(self, step: int, text: str) -> None:
+    def log_sample(self, step: int, text: str) -> None:
         pass  # samples stay in the run directory
 
     def finish(self, state: str, picture: Path | None) -> None:

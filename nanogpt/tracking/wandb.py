@@ -130,11 +130,11 @@ class Wandb:
                 return max(last, *steps)
         return last
 
-    def row(self, row: Row) -> None:
+    def log_row(self, row: Row) -> None:
         self.step = int(row["step"])
         self.run.log(row, step=self.step)
 
-    def text(self, step: int, text: str) -> None:
+    def log_sample(self, step: int, text: str) -> None:
         """Log the newest samples as a table; W&B shows the last table."""
         files = [
             path for path in list_entries(self.metadata.path / "samples") if parse_sample_step(path.name) is not None

@@ -16,11 +16,11 @@ import torch
 from nanogpt.benchmark import baselines, ours
 from nanogpt.benchmark.baselines import check_baseline
 from nanogpt.benchmark.comparison import (
+    compare_generation,
+    compare_training,
     compiling_rows,
-    generation_tables,
     measure_in_turn,
     ratio_row,
-    training_table,
     with_known_vocabulary,
 )
 from nanogpt.benchmark.measurement import OURS, Timing, Workload, measure, with_vocabulary
@@ -71,7 +71,7 @@ def test_generation_alone(config: Build, capsys: pytest.CaptureFixture[str]) -> 
 def test_generation_against_transformers(config: Build) -> None:
     pytest.importorskip("transformers")
     built = build(config, ("transformers",), what=("generation",), prompt_tokens=3)
-    (table,) = generation_tables(built, set_up_device(built.hardware))
+    (table,) = compare_generation(built, set_up_device(built.hardware))
     assert table.columns[1:] == (OURS, "transformers")
     found = rows(table)
     assert (
@@ -102,7 +102,7 @@ def test_transformers_has_the_same_network_and_draws_every_token(config: Build, 
 def test_nanogpt_takes_part(config: Build, nanogpt: str) -> None:
     built = build(config, (nanogpt,), what=("training", "generation"))
     compute = set_up_device(built.hardware)
-    tables = [training_table(built, compute), *generation_tables(built, compute)]
+    tables = [compare_training(built, compute), *compare_generation(built, compute)]
     for table in tables:
         assert table.columns[1:] == (OURS, Path(nanogpt.partition(":")[2]).name)
         assert " x (" in rows(table)["time against ours, pair by pair"][1]

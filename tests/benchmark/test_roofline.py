@@ -12,10 +12,10 @@ from nanogpt.benchmark.measurement import with_vocabulary
 from nanogpt.benchmark.roofline import (
     Floors,
     compute_floors,
+    find_memory_peak,
+    find_products_peak,
     measure_bandwidth,
     measure_flops,
-    memory_peak,
-    products_peak,
 )
 from nanogpt.config import BenchConfig, Precision, TrainConfig
 from nanogpt.device import Compute
@@ -63,7 +63,7 @@ def test_rows_say_how_far_above_the_floors_steps_are() -> None:
 )
 def test_what_no_data_sheet_says_is_measured(name: str, precision: Precision, products: str, memory: str) -> None:
     compute = replace(CPU, precision=precision, name=name)
-    found = products_peak(compute), memory_peak(compute)
+    found = find_products_peak(compute), find_memory_peak(compute)
     assert [peak.source for peak in found] == [products, memory]
     assert all(peak.rate > 0 for peak in found)
 

@@ -105,8 +105,8 @@ def test_it_stops_between_batches() -> None:
 
 def test_only_wanted_logits_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    real = scoring.token_scores
-    monkeypatch.setattr(scoring, "token_scores", lambda model, x, y: (seen.append(len(x)), real(model, x, y))[1])
+    real = scoring.score_tokens
+    monkeypatch.setattr(scoring, "score_tokens", lambda model, x, y: (seen.append(len(x)), real(model, x, y))[1])
     asked = requests(3)
     score(model_of(), asked, CPU, ProcessGroup())
     assert sum(seen) == sum(len(one) for request in asked for one in request.continuations)

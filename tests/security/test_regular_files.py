@@ -164,8 +164,6 @@ CALLS = {  # (module, call) -> why it is safe
     ("nanogpt.data.hub_data", "datasets.load_dataset"): "files that were found to be regular, or a name on the Hub",
     ("launch.commands", "path.open"): "after check_regular",
     ("cli.rank_worker", "json.load"): "standard input, from the process that started it",
-    ("nanogpt.doctor.trainings", "json.load"): "standard input, from the process that started it",
-    ("nanogpt.gpu_check.child", "json.load"): "standard input, from the process that started it",
 }
 READERS = {
     "read_text",

@@ -47,7 +47,7 @@ class Tracker:
             raise ConnectionError("refused\nin two lines")
         return int(self.rows[-1]["step"]) if self.rows else -1
 
-    def row(self, row: Row) -> None:
+    def log_row(self, row: Row) -> None:
         self.threads.add(current_thread().name)
         self.calls += 1
         if self.calls in self.plan.get("die", ()):
@@ -57,7 +57,7 @@ class Tracker:
         time.sleep(self.plan.get("slow", 0))
         self.rows.append(dict(row))
 
-    def text(self, step: int, text: str) -> None:
+    def log_sample(self, step: int, text: str) -> None:
         self.threads.add(current_thread().name)
         if self.plan.get("mute"):
             raise ValueError("no samples here")

@@ -100,7 +100,7 @@ def test_f04_one_signal_stops_all_ranks(
 @pytest.mark.parametrize("number", [3, *(pytest.param(number, marks=SLOW) for number in (1, 2, 5, 9, 10))])
 def test_f05_a_signal_during_an_evaluation(config: Build, undisturbed: Reference, number: int) -> None:
     """Cut between batches; also the first and the last one. Killed again in the next start it is still exact."""
-    target = "nanogpt.evaluation.loss.LossEvaluation.split_loss"
+    target = "nanogpt.evaluation.loss.LossEvaluation.evaluate_split"
     codes, output = ranks.run(config(), 1, [Fault(target, number, "SIGTERM")])
     assert codes == [85], output
     codes, _ = ranks.run(config(), 1, [Fault("nanogpt.training.loop.record_results", 2, "SIGKILL")])
@@ -109,7 +109,7 @@ def test_f05_a_signal_during_an_evaluation(config: Build, undisturbed: Reference
 
 
 def test_f05_a_signal_during_an_evaluation_on_two_ranks(config: Build, undisturbed: Reference) -> None:
-    target = "nanogpt.evaluation.loss.LossEvaluation.split_loss"
+    target = "nanogpt.evaluation.loss.LossEvaluation.evaluate_split"
     assert ranks.run(config(), 2, [Fault(target, 5, "SIGUSR1", 1)])[0] == [85, 85]
     goes_on(config(), undisturbed, 2)
 
