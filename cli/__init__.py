@@ -1,12 +1,12 @@
-"""The command line: from words and YAML files to a checked, typed config.
+"""The command line: words and YAML files -> checked, typed config.
 
-Every command imports this package first, so a Python that is too old or lacks the packages is reported here.
+Every command imports this package first; therefore it checks for an old Python and for missing packages.
 """
 
 import sys
 from importlib.util import find_spec
 
-if sys.version_info < (3, 10):  # noqa: UP036 (what was started may be another Python than the one that was set up)
+if sys.version_info < (3, 10):  # noqa: UP036 (the Python that runs may not be the one that was set up)
     print(f"error: {sys.executable} is Python {sys.version.split()[0]}; 3.10 or newer is needed", file=sys.stderr)
     sys.exit(5)
 if find_spec("pydantic") is None:

@@ -1,4 +1,4 @@
-"""The functions of `train`, `evaluate` and `doctor`; the first two start the ranks that the config asks for."""
+"""The commands `train`, `evaluate` and `doctor`. The first two start the ranks of the config."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from nanogpt.schema import ConfigModel
 
 
 def train(config: TrainConfig) -> int:
-    """Train, continue, or say that the run is finished. Returns the exit code. Raises LabError."""
+    """Train, continue, or say that the run is finished. Return the exit code. Raises LabError."""
     set_rank_env_from_slurm(os.environ)
     if "RANK" not in os.environ and not (config.replay or config.dry_run):
         if (config.hardware.nodes or 1) > 1:
@@ -26,7 +26,7 @@ def train(config: TrainConfig) -> int:
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Evaluate a model and print the results. Returns the exit code. Raises LabError."""
+    """Evaluate a model and print the results. Return the exit code. Raises LabError."""
     set_rank_env_from_slurm(os.environ)
     if (config.devices or 1) > 1 and "RANK" not in os.environ:
         return start_ranks("evaluate", config, config.devices or 1)
@@ -37,7 +37,7 @@ def evaluate(config: EvaluateConfig) -> int:
 
 
 def run_doctor(config: DoctorConfig) -> int:
-    """Check this machine, or with gpu=true a new GPU. Returns the exit code."""
+    """Check this machine, or with gpu=true a GPU. Return the exit code."""
     if config.gpu:
         from nanogpt.gpu_check.run import check_gpu  # torch: not for --help
 
@@ -48,11 +48,11 @@ def run_doctor(config: DoctorConfig) -> int:
 
 
 def silence_torch_logs() -> None:
-    """Keep torch's C++ logs quiet unless the user chose a level: lost ranks are reported in one line of ours."""
+    """Keep torch's C++ logs quiet unless the user chose a level; lost ranks are reported in one line."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
 def start_ranks(name: str, config: ConfigModel, world: int, stop_timeout: float = 0.0) -> int:
-    """Run `train` or `evaluate` on `world` ranks of this machine. Returns the exit code of the first failure."""
+    """Run `train` or `evaluate` on `world` ranks of this machine. Return the exit code of the first failure."""
     message = {"command": name, "parent": os.getpid(), "argv": sys.argv, "config": config.model_dump(mode="json")}
     return run_ranks([sys.executable, "-m", "cli.rank_worker"], json.dumps(message), world, stop_timeout)

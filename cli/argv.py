@@ -1,8 +1,10 @@
-"""The words of a command line: flags, most of them Hydra's, and overrides."""
+"""Words of a command line: flags, most of them Hydra's; overrides; names of studies and runs."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import NoReturn
 
+from cli.quoting import quote
 from nanogpt import schema
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.schema import ConfigModel
@@ -12,14 +14,15 @@ FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p")
 CFG_TOPICS = ("job", "hydra", "all")
 INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 FLAGS = (*HYDRA_FLAGS, *FLAGS_WITH_VALUE, "--resolve", "--multirun", "-m", "--help", "-h")
-OWN_FILES = "a file of your own is a choice like the others: conf/GROUP/NAME.yaml beside train.py, and GROUP=NAME"
-ADVICE = {  # flags of Hydra that commands here don't take
+OWN_FILES = "put your file into conf/GROUP/NAME.yaml and give GROUP=NAME"
+WHOLE_COMMAND = "to keep a whole command as a file, write conf/experiment/NAME.yaml and give experiment=NAME"
+ADVICE = {  # flags of Hydra that are not supported
     "--config-dir": OWN_FILES,
     "-cd": OWN_FILES,
     "--config-path": OWN_FILES,
     "-cp": OWN_FILES,
-    "--config-name": "to keep a whole command as a file, write conf/experiment/NAME.yaml and give experiment=NAME",
-    "-cn": "to keep a whole command as a file, write conf/experiment/NAME.yaml and give experiment=NAME",
+    "--config-name": WHOLE_COMMAND,
+    "-cn": WHOLE_COMMAND,
     "--run": "a command runs without it; leave it out",
     "-r": "a command runs without it; leave it out",
     "--experimental-rerun": "give the same command again, and it continues or says that it is finished",
@@ -27,7 +30,7 @@ ADVICE = {  # flags of Hydra that commands here don't take
 
 
 def split_flags(argv: list[str], kind: type[ConfigModel] = ConfigModel) -> tuple[list[str], list[str]]:
-    """(flags, overrides). Raises BadInput for a flag that doesn't exist, with the key of `kind` that may be meant."""
+    """Return (flags, overrides). Raises BadInput for an unknown flag, naming the key of `kind` that may be meant."""
     flags: list[str] = []
     overrides: list[str] = []
     words = iter(argv)
@@ -38,7 +41,7 @@ def split_flags(argv: list[str], kind: type[ConfigModel] = ConfigModel) -> tuple
         elif not word.startswith("-") or (equals and not word.startswith("--")):
             overrides.append(word)
         elif flag not in FLAGS:
-            refuse_flag(word, kind)
+            raise_unknown_flag(word, kind)
         elif flag in FLAGS_WITH_VALUE:
             flags += [flag, value if equals else next(words, "")]
             if flag in ("--cfg", "-c") and flags[-1] not in CFG_TOPICS:
@@ -48,23 +51,36 @@ def split_flags(argv: list[str], kind: type[ConfigModel] = ConfigModel) -> tuple
         else:
             flags.append(word)
     if not {"--cfg", "-c"} & set(flags) and (only := {"--resolve", "--package", "-p"} & set(flags)):
-        raise BadInput(f"{min(only)}: is about what --cfg shows; add --cfg job")
+        raise BadInput(f"{min(only)}: needs --cfg job")
     return flags, overrides
 
 
-def refuse_flag(word: str, kind: type[ConfigModel]) -> NoReturn:
-    """Raises BadInput for a word with dashes that is no flag: what to do instead of Hydra's, or the key it may mean."""
+def raise_unknown_flag(word: str, kind: type[ConfigModel]) -> NoReturn:
+    """Raise BadInput for an unknown flag: an alternative to a flag of Hydra, or the key that may be meant."""
     flag, _, value = word.partition("=")
     if flag in ADVICE:
         raise BadInput(f"{one_line(word)}: no such option here; {ADVICE[flag]}")
     key = flag.lstrip("-")
-    keys = [one for one, _ in schema.iter_fields(kind)]
-    near = "" if any(one == key or one.startswith(f"{key}.") for one in keys) else hint(key, keys)
+    keys = [name for name, _ in schema.iter_fields(kind)]
+    near = "" if any(name == key or name.startswith(f"{key}.") for name in keys) else hint(key, keys)
     why = f"settings are written without dashes: {one_line(f'{key}={value}' if value else f'{key}=…')}{near}"
     raise BadInput(f"{one_line(word)}: no such option; {why}")
 
 
 def requested_package(flags: list[str]) -> str:
-    """Return the value of --package, the part of the configuration to show; empty for all."""
+    """Return the value of --package, the part of the configuration to print; empty for all of it."""
     given = [value for flag, value in pairwise(flags) if flag in ("--package", "-p")]
     return given[-1] if given else ""
+
+
+def collect_targets(words: list[str], key: str = "targets") -> list[str]:
+    """Return the words with those that name runs as one override: `runs/a x=time` -> `x=time targets=['runs/a']`.
+
+    Raises BadInput for an unknown flag.
+    """
+    if "--help" in words or "-h" in words or "--shell-completion" in words or "-sc" in words:
+        return words
+    flags, rest = split_flags(words)
+    named = [word for word in rest if "=" not in word or Path(word).exists()]
+    settings = [word for word in rest if word not in named]
+    return [*flags, *settings, *([f"{key}=[{','.join(map(quote, named))}]"] if named else [])]

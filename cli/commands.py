@@ -1,4 +1,4 @@
-"""The commands: what each is called, which config it takes, and which function runs it."""
+"""Table of all commands: name, config, and the function that runs it."""
 
 import sys
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
+from cli.argv import collect_targets
 from cli.entry import dispatch, exit_on_error
 from cli.launcher_config import LaunchConfig
-from cli.quoting import collect_targets
 from nanogpt.config import (
     BenchConfig,
     CompareConfig,
@@ -42,11 +42,11 @@ class Command:
     function: str
     """`module:function`, imported when the command runs. Job commands take (command, words), all others a config."""
     targets: str | None = None
-    """Key that is set by the words without '='."""
+    """Key that the words without '=' set."""
     sweep: str | None = None
-    """`module:function` that runs the points of `-m`; None: one after the other."""
+    """`module:function` that runs the points of `-m`; None: run them one after the other."""
     script: str | None = None
-    """File beside conf/ that is this command too."""
+    """Script beside conf/ that runs this command."""
 
 
 MODEL, RUNS, JOBS, SIZES = "Train and use a model", "Studies and runs", "Jobs", "Before training"
@@ -98,7 +98,7 @@ def main() -> NoReturn:
 
 
 def run_subcommand(program: str, names: tuple[str, ...]) -> NoReturn:
-    """Run the command that the first word names. Without one, or with --help, list `names`."""
+    """Run the command that the first word names. Without a command, or with --help, list `names`."""
     words = sys.argv[1:]
     if not words or words[0] not in names:
         exit_on_error("nanogpt", lambda: list_commands(program, names, words))
@@ -107,7 +107,7 @@ def run_subcommand(program: str, names: tuple[str, ...]) -> NoReturn:
 
 
 def run_command(name: str) -> NoReturn:
-    """Run a command with the words of sys.argv, and exit with its code."""
+    """Run a command with the words of sys.argv and exit with its code."""
     command = COMMANDS[name]
     if command.group == JOBS:
         exit_on_error("launch", lambda: import_when_called(command.function)(name, sys.argv[1:]))

@@ -1,7 +1,7 @@
-"""Overrides -> Hydra's compose -> plain dict -> typed config, for every point of a sweep.
+"""Compose the points of a sweep: overrides -> Hydra's compose -> plain dict -> typed config.
 
-What launches the points (`hydra/launcher=…`) is read here too, as one more typed config: no class that a YAML names is
-ever looked up, so it is the same whether other launcher plugins are installed or not (docs/decisions/0006).
+Launchers and sweepers are typed configs too. No class that a YAML file names is ever loaded, so installed launcher
+plugins make no difference (docs/decisions/0006).
 """
 
 import copy
@@ -98,8 +98,8 @@ class Composer:
     def compose_points(
         self, combinations: list[list[Value]], swept_keys: set[str], exclude: tuple[str, ...]
     ) -> list[Point[Any]]:
-        """Every point that isn't left out, checked. Raises BadInput, which says of which point of several."""
-        made: list[Point[Any]] = []
+        """Return the points that are not excluded, checked. Raises BadInput naming the point."""
+        points: list[Point[Any]] = []
         for number, chosen in enumerate(combinations, 1):
             try:
                 point = self.compose_point(chosen, swept_keys, exclude)
@@ -109,52 +109,53 @@ class Composer:
                     raise
                 words = " ".join(f"{key}={text}" for key, text in changes.items())
                 raise BadInput(f"{error}; in point {number} of {len(combinations)}: {words}") from None
-            made += [point] if point is not None else []
-        if not made:
-            raise BadInput(f"sweep.exclude: leaves out all {len(combinations)} points")
-        return made
+            points += [point] if point is not None else []
+        if not points:
+            raise BadInput(f"sweep.exclude: excludes all {len(combinations)} points")
+        return points
 
     def compose_point(self, chosen: list[Value], swept_keys: set[str], exclude: tuple[str, ...]) -> Point[Any] | None:
-        """One point, checked; None when it is left out. Raises BadInput."""
+        """Return one point, checked; None if it is excluded. Raises BadInput."""
         plain = self.compose_values(chosen)
         if exclude and is_excluded(exclude, self.condition_values(plain, chosen), parse_override):
             return None
         return Point(self.build_config(plain), swept_values(chosen, swept_keys))
 
     def condition_values(self, plain: dict[str, Any], chosen: list[Value]) -> dict[str, Any]:
-        """A point's values by key, and of each group the file that was chosen."""
-        inner = self.flatten(plain)
-        labels = {group: inner.get(f"{group}.name") for group in self.groups}
-        return labels | inner | {one.key: one.text for one in chosen if one.key in self.groups}
+        """Return a point's values by key, and the chosen file of each group."""
+        values = self.flatten(plain)
+        labels = {group: values.get(f"{group}.name") for group in self.groups}
+        return labels | values | {value.key: value.text for value in chosen if value.key in self.groups}
 
     def flatten(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """A point's values by key."""
+        """Return a point's values by key."""
         return {key: reduce(lambda part, name: part[name], key.split("."), plain) for key in self.keys}
 
     def chosen_files(self, chosen: list[Value]) -> tuple[str, ...]:
-        """The files that a point chooses, as overrides."""
-        given = {one.key: one.value for one in chosen}
-        files = [f"{one.key}={one.text}" for one in chosen if one.key in (*self.groups, LAUNCHER, SWEEPER)]
+        """Return the files that a point chooses, as overrides."""
+        given = {value.key: value.value for value in chosen}
+        groups = (*self.groups, LAUNCHER, SWEEPER)
+        files = [f"{value.key}={value.text}" for value in chosen if value.key in groups]
         weights = given.get("init_from", "scratch")
         if "model" in self.groups and weights not in ("scratch", "") and not given.keys() & {"model", "experiment"}:
             files.append("model=pretrained")
         return tuple(files)
 
     def compose_values(self, chosen: list[Value]) -> dict[str, Any]:
-        """One point, composed. Raises BadInput."""
-        given = {one.key for one in chosen}
-        if sum(key in given for key in HORIZON) == 1:  # the horizon asked for replaces the preset's
+        """Return one point as a plain dict, not validated. Raises BadInput."""
+        given = {value.key for value in chosen}
+        if sum(key in given for key in HORIZON) == 1:  # replaces the horizon of the files
             chosen = [*chosen, *(Value(key, "null", None) for key in HORIZON if key not in given and key in self.keys)]
-        values = [one for one in chosen if one.key in self.keys]
-        for one in values:
-            check_typed_value(self.kind, one)
+        values = [value for value in chosen if value.key in self.keys]
+        for value in values:
+            check_typed_value(self.kind, value)
         plain = self.set_values(self.chosen_files(chosen), values)
         if "eval.fit" in self.keys and not given & {"eval.every", "eval.fit"}:
-            plain["eval"]["fit"] = True  # the interval of the files is for their usual length
+            plain["eval"]["fit"] = True  # the interval in files suits their own length
         return plain if "schedule.warmup_steps" in given else self.shorten_warmup(plain)
 
     def set_values(self, files: tuple[str, ...], values: list[Value]) -> dict[str, Any]:
-        """Return a choice of files with some values set, as a plain dict. Raises BadInput."""
+        """Return a choice of files, with some values set, as a plain dict. Raises BadInput."""
         base = self.compose_files(files)
         if base.constants is None or not all(is_constant(value.value) for value in values):
             composed = copy.deepcopy(base.config)
@@ -168,21 +169,21 @@ class Composer:
         return plain
 
     def shorten_warmup(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """Shorten a file's warm-up that is longer than the run to a tenth of the run, and say so once."""
+        """Shorten a warm-up from files that is longer than the run to a tenth of the run, and print a note once."""
         schedule, training = plain.get("schedule"), plain.get("training")
         if not isinstance(schedule, dict) or not isinstance(training, dict):
             return plain
         warmup, steps, end = schedule.get("warmup_steps"), training.get("steps"), schedule.get("decay_steps")
         if end is not None or not isinstance(warmup, int) or not isinstance(steps, int) or not warmup > steps > 0:
             return plain
-        said = f"schedule.warmup_steps={warmup} of the files is longer than the run; {steps // 10} is used, a tenth"
-        if said not in self.printed_notes and os.environ.get("RANK", "0") == "0":
-            print(f"note: {said}", file=sys.stderr)
-        self.printed_notes.add(said)
+        note = f"schedule.warmup_steps={warmup} of the files is longer than the run; {steps // 10} is used, a tenth"
+        if note not in self.printed_notes and os.environ.get("RANK", "0") == "0":
+            print(f"note: {note}", file=sys.stderr)
+        self.printed_notes.add(note)
         return plain | {"schedule": schedule | {"warmup_steps": steps // 10}}
 
     def build_config(self, plain: dict[str, Any]) -> Any:
-        """One point, checked. Raises BadInput."""
+        """Return the typed config of a point. Raises BadInput."""
         plain = adopt_architecture(plain)
         check_values(self.literals)
         for key, text in self.literals.items():
@@ -241,12 +242,12 @@ def set_in_dict(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def swept_values(chosen: list[Value], swept_keys: set[str]) -> dict[str, str]:
-    """A point's values of the keys in which points differ, as text."""
-    return {one.key: one.text for one in chosen if one.key in swept_keys}
+    """Return a point's values of the swept keys, as text."""
+    return {value.key: value.text for value in chosen if value.key in swept_keys}
 
 
 def adopt_architecture(plain: dict[str, Any]) -> dict[str, Any]:
-    """A composed config whose model is that of the weights it starts from. Raises BadInput for a contradiction."""
+    """Return a composed config with the architecture of its initial weights. Raises BadInput for a contradiction."""
     model, init_from = plain.get("model"), plain.get("init_from")
     if not isinstance(model, dict) or not isinstance(init_from, str):
         return plain
@@ -258,16 +259,13 @@ def adopt_architecture(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_yaml(config: ConfigModel, package: str = "") -> str:
-    """The config that would run, checked and resolved, as YAML; with a `package` such as `model` that part of it.
-
-    Raises BadInput for a package that doesn't exist.
-    """
+    """Return a config, or its part `package` such as `model`, as YAML. Raises BadInput for an unknown package."""
     plain: Any = config.model_dump(mode="json")
     for name in package.split(".") if package not in ("", "_global_") else ():
         if not isinstance(plain, dict) or name not in plain:
             raise BadInput(f"--package {one_line(package)}: no such part of the configuration{hint(name, plain)}")
         plain = plain[name]  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(plain, dict):
-        raise BadInput(f"--package {one_line(package)}: is one key; give the group it is in")
+        raise BadInput(f"--package {one_line(package)}: is a key; give its group")
     header = f"# @package {package}\n" if package else ""
     return header + OmegaConf.to_yaml(OmegaConf.create(plain))

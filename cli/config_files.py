@@ -1,4 +1,4 @@
-"""Which config groups a command has and what can be chosen in each, read from the folders and without Hydra."""
+"""Groups of a command and the choices in each, read from the files in conf/ without Hydra."""
 
 from pathlib import Path
 
@@ -6,33 +6,30 @@ from nanogpt.errors import BadInput
 from nanogpt.files import read_bytes
 
 CONFIG_DIR = Path(__file__).parents[1] / "conf"
-MAX_FILE_BYTES = 2**16  # bytes of a file; those that are here have a thousand
+MAX_FILE_BYTES = 2**16  # most bytes of a YAML file
 
 
 def groups(command: str) -> list[str]:
-    """The groups in the defaults list of `conf/<command>.yaml`, in its order."""
+    """Return the groups in the defaults list of `conf/<command>.yaml`, in its order."""
     lines = CONFIG_DIR.joinpath(f"{command}.yaml").read_text().splitlines()
     named = [line.strip("- ").partition(":")[0] for line in lines if line.startswith("  - ") and ":" in line]
     return [name for name in named if CONFIG_DIR.joinpath(name).is_dir()]
 
 
 def optional_groups(command: str) -> list[str]:
-    """Those of the groups of which nothing need be chosen: `group: null` in the defaults list."""
+    """Return the groups that need no choice: `group: null` in the defaults list."""
     lines = CONFIG_DIR.joinpath(f"{command}.yaml").read_text().splitlines()
     return [name for name in groups(command) if f"  - {name}: null" in lines]
 
 
 def choices(group: str) -> list[str]:
-    """The YAML files of a group, by name."""
+    """Return the names of a group's YAML files, sorted."""
     names = (entry.name for entry in CONFIG_DIR.joinpath(group).iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def check_no_yaml_bomb(group: str, name: str) -> None:
-    """A chosen file isn't large, and no line of it stands for others: ten such lines can mean a billion values.
-
-    Raises BadInput.
-    """
+    """Raise BadInput for a large file, or one with YAML aliases: ten lines of them can expand to a billion values."""
     path = CONFIG_DIR.joinpath(f"{group}/{name}.yaml")
     try:
         content = read_bytes(path, MAX_FILE_BYTES)
@@ -46,7 +43,7 @@ def check_no_yaml_bomb(group: str, name: str) -> None:
         try:
             if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=yaml.SafeLoader)):
                 raise BadInput(
-                    f"{group}={name}: its file has an alias (*name), which isn't read; write the value again"
+                    f"{group}={name}: its file has an alias (*name), which is not supported; repeat the value"
                 )
         except (yaml.YAMLError, RecursionError):
-            return  # told by whoever reads it
+            return  # Hydra reports it

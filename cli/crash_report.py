@@ -1,4 +1,4 @@
-"""Internal errors: the traceback on the terminal and in a file, and one line that says whose code it was."""
+"""Report internal errors: the traceback on the terminal and in a file, and one line about the code."""
 
 import sys
 import traceback
@@ -15,7 +15,7 @@ MAX_FILES_NAMED = 5
 
 
 def report_crash(command: str, error: Exception) -> int:
-    """Print the traceback of an exception that nobody foresaw and one line about it. Returns the exit code."""
+    """Print the traceback of an unforeseen exception and one line about it. Return the exit code."""
     lines = redact("".join(traceback.format_exception(error))).splitlines()
     text = "\n".join(one_line(line, 10_000) for line in lines)
     try:
@@ -28,9 +28,9 @@ def report_crash(command: str, error: Exception) -> int:
 
 
 def describe_code(text: str) -> str:
-    """Return whose code failed: the files that were edited, or that all is as committed and should be reported.
+    """Return the files edited since the last commit, or a request to report the error if there are none.
 
-    A new file counts where the traceback `text` passes through it.
+    A new file counts if it occurs in the traceback `text`.
     """
     state = git_state(Path(nanogpt.__file__).parent)
     changed = [(line[:2], line[3:]) for line in state["changed"]] if state else []

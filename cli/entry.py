@@ -1,8 +1,7 @@
 """Entry point of every command: command line -> Hydra -> checked, typed config -> one call.
 
-Hydra is imported here and nowhere in the library. Everything is checked before anything is created: a wrong override
-ends in one line on stderr and exit code 2. `--cfg job` shows the checked config; `--cfg hydra`, `--info`,
-`--hydra-help` and tab completion are Hydra's own.
+Everything is checked before anything is created: a wrong override ends in one line on standard error and exit code 2.
+`--cfg job` prints the checked config; Hydra itself answers `--cfg hydra`, `--info`, `--hydra-help` and tab completion.
 """
 
 import errno
@@ -35,12 +34,12 @@ HELP_DIR = Path(__file__).parent / "help_texts"
 
 
 def exit_on_error(name: str, call: Callable[[], int]) -> NoReturn:
-    """Exit with the code `call` returns, or with that of its error, told in one line."""
+    """Exit with the code that `call` returns, or print its error in one line and exit with the error's code."""
     open_closed_streams()
     limit_spinning(os.environ)
     show_logs()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than our texts hold
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without Unicode
     try:
         code = call()
         flush_stdout()
@@ -56,7 +55,7 @@ def exit_on_error(name: str, call: Callable[[], int]) -> NoReturn:
 
 
 def report_exception(name: str, error: Exception) -> tuple[int, str]:
-    """Print what became of a command on standard error. Returns its exit code and the reason in one line."""
+    """Print an exception on standard error. Return its exit code and the reason in one line."""
     from cli.crash_report import report_crash
     from cli.exit_codes import to_lab_error
 
@@ -70,7 +69,7 @@ def report_exception(name: str, error: Exception) -> tuple[int, str]:
 def open_closed_streams() -> None:
     """Connect standard streams that the caller closed (`>&-`) to /dev/null.
 
-    Otherwise the next file that is opened takes their number, and what is printed goes into it.
+    Otherwise the next file that is opened gets their number, and output is written into it.
     """
     for number, stream, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -81,30 +80,32 @@ def open_closed_streams() -> None:
 
 
 def print_help(name: str) -> int:
-    """Print the help page of a command. Returns 0."""
+    """Print the help page of a command. Return 0."""
     print((HELP_DIR / f"{name}.txt").read_text().rstrip())
     return 0
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process. A rank of several ends at once: after an error torch's destructors would wait for ranks that are
-    gone, and after a success, rarely, they abort over a thread of the connections that still runs.
+    """Exit. One of several ranks exits without cleaning up.
+
+    After an error torch's destructors would wait for lost ranks; after a success they rarely abort because of a
+    connection's thread that still runs.
     """
     if is_rank():
         with suppress(BadEnvironment):
             flush_stdout()
         os._exit(code)
-    gc.freeze()  # what torch imports is 285,000 objects, and looking for garbage among them takes most of a second
+    gc.freeze()  # collecting torch's 285,000 objects would take most of a second
     sys.exit(code)
 
 
 def is_rank() -> bool:
-    """Whether this process is one of several ranks."""
+    """Return whether this process is one of several ranks."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def flush_stdout() -> None:
-    """Send off what was printed. A reader that has gone is no error. Raises BadEnvironment for a full disk."""
+    """Flush standard output. A closed pipe is no error. Raises BadEnvironment, e.g. for a full disk."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -114,7 +115,7 @@ def flush_stdout() -> None:
 
 
 def print_error(error: LabError) -> None:
-    """One line on standard error, unless another rank tells it."""
+    """Print an error in one line on standard error, unless another rank reports it."""
     rank = os.environ.get("RANK", "0")
     if not error.reported_elsewhere:
         print(f"{'' if rank == '0' else f'rank {one_line(rank)}: '}error: {error}", file=sys.stderr, flush=True)
@@ -127,7 +128,7 @@ def dispatch(
     argv: list[str],
     sweep: "Callable[[Sweep[Config]], int] | None" = None,
 ) -> int:
-    """Answer a question about the configuration, or run every point the command line asks for."""
+    """Print help or the configuration if the words ask for it; otherwise run every point. Return the exit code."""
     if "--help" in argv or "-h" in argv:
         print(help_page(name, kind, [word for word in argv if not word.startswith("-")]))
         return 0
@@ -141,22 +142,22 @@ def dispatch(
 
     warn_about_repeats(overrides)
     multirun = "--multirun" in flags or "-m" in flags
-    asked_for = read_sweep(name, kind, overrides, multirun)
-    if asked := [flag for flag in flags if flag.partition("=")[0] in HYDRA_FLAGS]:
-        if asked[0] in ("--cfg", "-c") and flags[flags.index(asked[0]) + 1] == "job":
-            print(to_yaml(asked_for.points[0].config, requested_package(flags)).rstrip())
+    request = read_sweep(name, kind, overrides, multirun)
+    if questions := [flag for flag in flags if flag.partition("=")[0] in HYDRA_FLAGS]:
+        if questions[0] in ("--cfg", "-c") and flags[flags.index(questions[0]) + 1] == "job":
+            print(to_yaml(request.points[0].config, requested_package(flags)).rstrip())
             return 0
         return run_hydra(name, kind)
     if multirun:
-        return sweep(asked_for) if sweep else run_points([point.config for point in asked_for.points], main)
-    asked_for.check_multirun()
-    return main(asked_for.points[0].config)
+        return sweep(request) if sweep else run_points([point.config for point in request.points], main)
+    request.check_multirun()
+    return main(request.points[0].config)
 
 
 def run_points(configs: list[Config], main: Callable[[Config], int]) -> int:
-    """Run every point, one after the other; a failing point is reported and doesn't stop the others, Ctrl-C does.
+    """Run the points one after the other. A failed point does not stop the others; Ctrl-C does.
 
-    Returns the first exit code that isn't 0.
+    Return the first exit code that isn't 0.
     """
     codes: list[int] = []
     for number, config in enumerate(configs, 1):
@@ -164,7 +165,7 @@ def run_points(configs: list[Config], main: Callable[[Config], int]) -> int:
         try:
             codes.append(main(config))
         except LabError as error:
-            if is_rank():  # torchrun's ranks can't meet again after an error
+            if is_rank():  # ranks can't rendezvous again after an error
                 raise
             print_error(error)
             codes.append(error.exit_code)
@@ -174,14 +175,14 @@ def run_points(configs: list[Config], main: Callable[[Config], int]) -> int:
 
 
 def check_completion_words(argv: list[str]) -> None:
-    """Hydra reads these words itself, and has options that read files, a pickle among them. Raises BadInput."""
+    """Raise BadInput for other words beside -sc: Hydra reads them itself, and some of its options load pickles."""
     for word in argv:
         if word not in ("--shell-completion", "-sc") and not re.fullmatch(r"(install|uninstall|query)=\w+", word):
             raise BadInput(f"{one_line(word)}: with -sc only install=, uninstall= or query= and the name of a shell")
 
 
 def run_hydra(name: str, kind: type[ConfigModel]) -> int:
-    """Let Hydra answer: it reads sys.argv itself and never runs anything for these flags."""
+    """Let Hydra answer. It reads sys.argv itself and runs nothing for these flags. Return 0."""
     import hydra
 
     from cli import config_files
@@ -193,7 +194,7 @@ def run_hydra(name: str, kind: type[ConfigModel]) -> int:
 
 
 def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
-    """The newcomer's page, or every key under the given topics: `--help optimizer model.dropout`."""
+    """Return the help page, or every key under the given topics: `--help optimizer model.dropout`."""
     from cli.config_files import choices, groups
 
     if not topics:
@@ -203,7 +204,7 @@ def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
 
     try:
         usual = compose_unchecked(name, kind, [])
-    except BadInput:  # a command that can't do without words
+    except BadInput:  # the command requires overrides
         usual = {}
     lines: list[str] = []
     topics = [topic.partition("=")[0] for topic in topics]
@@ -211,8 +212,8 @@ def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
     for key, field in keys:
         if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
             default = "" if field.is_required() else f", default {format_value(field.default)}"
-            if key in usual and default and (by_files := format_value(usual[key])) != format_value(field.default):
-                default += f" ({by_files} by the files of this command)"
+            if key in usual and default and (from_files := format_value(usual[key])) != format_value(field.default):
+                default += f" ({from_files} from files)"
             change = schema.change_policy(field)
             lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.describe_allowed(field)}{default}; {change}")
     if not lines:
@@ -226,7 +227,7 @@ def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
 
 
 def help_sweep_fields() -> list[tuple[str, FieldInfo]]:
-    """Every key about sweeps that a person may set."""
+    """Return the keys about sweeps, without those that only files set."""
     from cli.sweep_keys import sweep_fields
 
     return [(key, field) for key, field in sweep_fields().items() if not key.endswith((".executor", ".method"))]

@@ -1,4 +1,4 @@
-"""Exceptions of Python and of libraries that the machine or the input causes, as errors a person can act on."""
+"""Translate exceptions of Python and libraries that the machine or the input causes into our errors."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ REMEDIES = {
 
 
 def to_lab_error(command: str, error: Exception) -> LabError | None:
-    """Return what `command` should say of an exception; None for one that only a mistake in the code can cause."""
+    """Return the error that an exception means for `command`; None if only a bug can cause it."""
     what = one_line(f"{type(error).__name__}: {error}", 300)
     if isinstance(error, LabError):
         return error
@@ -43,7 +43,7 @@ def to_lab_error(command: str, error: Exception) -> LabError | None:
 
 
 def missing_package_error(error: ImportError) -> BadEnvironment | None:
-    """Return the error for a package that is not installed, or doesn't load; None for a module of our own."""
+    """Return the error for a package that is not installed or can't be loaded; None for one of our modules."""
     package = (error.name or "").partition(".")[0]
     if not package or package in OURS:
         return None
@@ -54,7 +54,7 @@ def missing_package_error(error: ImportError) -> BadEnvironment | None:
 
 
 def system_call_error(command: str, error: OSError) -> BadEnvironment:
-    """Return the error for a system call that failed: which file, why, and what helps."""
+    """Return the error for a failed system call: file, reason, remedy."""
     try:
         os.getcwd()
     except OSError:

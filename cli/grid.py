@@ -1,4 +1,4 @@
-"""The points of a sweep as combinations of values: grid, pairs, lists of points, and what is left out of them."""
+"""Combine swept values into points: grid, zipped keys, listed points, exclusions."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from cli.sweep_config import CONDITION
 from nanogpt.errors import BadInput, hint, one_line
 
 LinkedValues = tuple[Value, ...]
-"""Values of one or several keys that go together."""
+"""Values of one or several keys that are set together."""
 
 
 def grid_axes(
     swept: list[list[Value]], points: list[LinkedValues], zipped: tuple[tuple[str, ...], ...]
 ) -> list[list[LinkedValues]]:
-    """What the points are all combinations of, one of each list: swept keys, pairs of them, listed points.
+    """Return lists whose combinations, one element of each, are the points: swept keys, zipped keys, listed points.
 
     Raises BadInput for keys that don't fit together.
     """
@@ -34,7 +34,7 @@ def grid_axes(
 
 
 def resolve_key(name: str, by_key: dict[str, list[Value]]) -> str:
-    """The swept key that is meant: itself, or the only one that ends so. Raises BadInput."""
+    """Return the swept key with this name, or the only one that ends with it. Raises BadInput."""
     ends = [key for key in by_key if key == name or key.endswith(f".{name}")]
     if name in by_key or len(ends) == 1:
         return name if name in by_key else ends[0]
@@ -43,23 +43,23 @@ def resolve_key(name: str, by_key: dict[str, list[Value]]) -> str:
 
 
 def check_equal_lengths(keys: list[str], by_key: dict[str, list[Value]]) -> None:
-    """Zipped keys have as many values each. Raises BadInput."""
+    """Raise BadInput unless zipped keys have the same number of values."""
     counts = {key: len(by_key[key]) for key in keys}
     if len(set(counts.values())) > 1:
         words = ", ".join(f"{key} has {count}" for key, count in counts.items())
-        raise BadInput(f"sweep.zip=[{','.join(keys)}]: {words} values; zipped keys need as many each")
+        raise BadInput(f"sweep.zip=[{','.join(keys)}]: {words} values; zipped keys need the same number")
 
 
 def is_excluded(exclude: tuple[str, ...], facts: dict[str, Any], parse: Any) -> bool:
-    """Whether all comparisons of one of the texts hold for a point. Raises BadInput for a key that no point has.
+    """Return whether all comparisons of one of the texts hold for a point. Raises BadInput for an unknown key.
 
-    `facts` are the point's values by key; of a group, the file chosen. `parse` reads a text as the command line does.
+    `facts` has the point's values by key, and the chosen file of each group. `parse` reads an override.
     """
     return any(all(condition_holds(word, facts, parse) for word in text.split()) for text in exclude)
 
 
 def condition_holds(word: str, facts: dict[str, Any], parse: Any) -> bool:
-    """One comparison. Raises BadInput."""
+    """Return whether one comparison holds. Raises BadInput."""
     match = CONDITION.fullmatch(word)
     assert match
     key, sign, text = match.groups()
@@ -70,7 +70,7 @@ def condition_holds(word: str, facts: dict[str, Any], parse: Any) -> bool:
     except BadInput as error:
         raise BadInput(f"sweep.exclude: {error}") from None
     if read.is_sweep_override() or "${" in text:
-        raise BadInput(f"sweep.exclude: {one_line(word)}: compares with one value")
+        raise BadInput(f"sweep.exclude: {one_line(word)}: can compare with one value only")
     value, other = facts[key], read.value()
     if sign in ("=", "!="):
         return values_equal(value, other) == (sign == "=")
@@ -82,7 +82,7 @@ def condition_holds(word: str, facts: dict[str, Any], parse: Any) -> bool:
 
 
 def values_equal(value: Any, other: Any) -> bool:
-    """Equal, as a person writes values: 1 is 1.0, and text may have quotes or not."""
+    """Return whether values are equal: 1 equals 1.0, and text may be quoted."""
     if isinstance(value, bool) or isinstance(other, bool):
         return value is other
     return bool(value == other) or (not is_number(value) and str(value) == str(other))

@@ -38,7 +38,7 @@ SWEEPS: list[tuple[str, str, Kind]] = [  # heading, beginning of the keys, class
     ("hydra/launcher=submitit_local", LAUNCHER_KEYS, LocalLauncher),
     ("hydra/launcher=submitit_slurm", LAUNCHER_KEYS, SlurmLauncher),
 ]
-TAGS = ("executor", "method")  # say which class a file is for; nobody sets them
+TAGS = ("executor", "method")  # say which class a file is for; set by files only
 WIDTH = 120
 
 INTRODUCTION = """\
@@ -178,7 +178,7 @@ class KeySections:
 
 
 def find_base(kind: Kind) -> Kind | None:
-    """Return the base class of a command's or launcher's config that has a section of its own; None without one."""
+    """Return the base class of a command's or launcher's config that has its own section, or None."""
     known = {*SHARED, *(config for _, config in COMMANDS.values())}
     return next((base for base in kind.__mro__[1:] if base in known), None)
 

@@ -38,22 +38,22 @@ HARMLESS = re.compile(
 
 
 def first_error_line(error: Exception) -> str:
-    """The first line of what an error says, with the next where it ends in a colon, or at least what it is called."""
+    """Return the first line of an error's message, and the next if it ends in a colon; without a message its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     key = next((line for line in lines[2:] if line.startswith("full_key: ")), "")
     return f"{lines[0]} {lines[1]} {key}".rstrip() if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
-def set_value(composed: DictConfig, one: Value) -> None:
+def set_value(composed: DictConfig, typed: Value) -> None:
     """Set a key as Hydra does. Raises BadInput."""
     try:
-        OmegaConf.update(composed, one.key, one.value, merge=True)
+        OmegaConf.update(composed, typed.key, typed.value, merge=True)
     except OmegaConfBaseException as error:
-        raise BadInput(f"{one.key}={one_line(one.text)}: {one_line(first_error_line(error))}") from None
+        raise BadInput(f"{typed.key}={one_line(typed.text)}: {one_line(first_error_line(error))}") from None
 
 
 def resolve_values(composed: DictConfig, keys: set[str], ordinary: frozenset[str]) -> dict[str, Any]:
-    """The config as a plain dict, interpolations resolved. Raises BadInput for one that can't be, or is a secret."""
+    """Return the config as a plain dict. Raises BadInput for an interpolation that fails, and for a secret."""
     try:
         check_interpolations(OmegaConf.to_container(composed))
         plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -69,14 +69,14 @@ def resolve_values(composed: DictConfig, keys: set[str], ordinary: frozenset[str
 
 
 def is_constant(value: object) -> bool:
-    """Return whether OmegaConf takes a value as it is: one number or text without an interpolation."""
+    """Return whether a value needs no resolving: a number, or text without an interpolation."""
     if type(value) is str:
         return "${" not in value and value != "???"
     return value is None or type(value) in (bool, int, float)
 
 
 def constant_values(composed: DictConfig, keys: set[str]) -> dict[str, Any] | None:
-    """Return the config as a plain dict; None if a value has to be resolved, is missing, or has no place."""
+    """Return the config as a plain dict; None if a value must be resolved or a key is missing."""
     plain: Any = OmegaConf.to_container(composed)
     if not all(is_constant(text) for _, text in strings(plain)):
         return None
@@ -89,20 +89,20 @@ def constant_values(composed: DictConfig, keys: set[str]) -> dict[str, Any] | No
 
 
 def check_interpolations(raw: object) -> None:
-    """Raise BadInput for an interpolation that computes, or that reads a variable which is not known to be harmless."""
+    """Raise BadInput for a resolver other than `oc.env`, or a variable that is not known to be harmless."""
     for key, text in strings(raw):
         if "${" not in text:
             continue
         try:
             tree = parse(text)
         except GrammarParseError:
-            continue  # OmegaConf refuses it in its own words when it is resolved
+            continue  # resolving it reports the error
         for resolver in resolvers(tree):
             check_resolver(key, resolver)
 
 
 def check_resolver(key: str, resolver: Any) -> None:
-    """Raise BadInput unless this is `oc.env` with the plain name of a harmless variable."""
+    """Raise BadInput unless this is `oc.env` with the literal name of a harmless variable."""
     shown = one_line(resolver.getText())
     name = resolver.resolverName().getText()
     if name != ALLOWED:
@@ -124,7 +124,7 @@ def check_resolver(key: str, resolver: Any) -> None:
 
 
 def resolvers(tree: Any) -> Iterator[Any]:
-    """Yield every call of a resolver in a parsed text, also those within others."""
+    """Yield every resolver call in a parsed text, nested ones included."""
     if isinstance(tree, RESOLVER):
         yield tree
     for child in tree.getChildren() if hasattr(tree, "getChildren") else ():
@@ -134,7 +134,7 @@ def resolvers(tree: Any) -> Iterator[Any]:
 def check_values(plain: object, ordinary: frozenset[str] = frozenset()) -> None:
     """Raise BadInput, naming the key and not the value, if a resolved config holds a secret.
 
-    `ordinary` are words that occur in configs anyhow (choices and defaults), which a poor password may be equal to.
+    `ordinary` words (choices and defaults) are allowed, even if a weak password equals one.
     """
     secrets = secret_values()
     for key, text in strings(plain):
@@ -143,7 +143,7 @@ def check_values(plain: object, ordinary: frozenset[str] = frozenset()) -> None:
 
 
 def strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every string inside nested dicts and lists, keys of dicts too, each with its dotted key."""
+    """Yield (dotted key, string) for every string in nested dicts and lists, keys of dicts included."""
     if isinstance(value, str):
         yield key or "config", value
     elif isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""Overrides of a command line, checked before Hydra sees them, with every refusal in our own words.
+"""Parse and check overrides before Hydra sees them.
 
-Hydra alone accepts `+new.key=1` and `~model`, and its advice for a typo is to add the key.
+Hydra itself accepts `+new.key=1` and `~model`, and its advice for a typo is to add the key.
 """
 
 import itertools
@@ -27,12 +27,12 @@ from nanogpt.schema import ConfigModel
 MAX_POINTS = 100_000
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 TYPOGRAPHIC = dict.fromkeys(DASHES, "-") | {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "}
-"""What word processors and web pages put in place of what was typed."""
-MAX_EXAMPLE_LENGTH = 60  # characters of a value that is written again in quotes
+"""Characters that word processors and web pages substitute."""
+MAX_EXAMPLE_LENGTH = 60  # longest value that a message repeats in quotes
 
 
 def keep_last(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that count: of several with the same key the last, as in Hydra."""
+    """Return the last override of each key, as Hydra does."""
     last: dict[str, str] = {}
     for text in overrides:
         last.pop(override_key(text), None)
@@ -47,19 +47,19 @@ def warn_about_repeats(overrides: Sequence[str]) -> None:
         given.setdefault(override_key(text), []).append(text)
     for key, texts in given.items():
         if len(set(texts)) > 1:
-            said = f"{' '.join(map(one_line, texts))}: {one_line(key)} is given {len(texts)} times; the last one counts"
-            print(f"note: {said}", file=sys.stderr)
+            note = f"{' '.join(map(one_line, texts))}: {one_line(key)} is given {len(texts)} times; the last one counts"
+            print(f"note: {note}", file=sys.stderr)
 
 
 def override_key(text: str) -> str:
-    """Return the key of an override as it was typed. A text without `=` is a key of its own."""
+    """Return the key of an override as typed; of a text without `=` all of it."""
     return text.partition("=")[0].strip()
 
 
 def split_literals(kind: type[ConfigModel], overrides: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return {key: value} of free-text keys, and the other overrides.
 
-    A value in quotes is left to Hydra, and so is `null` for a key that may be null.
+    Hydra parses values in quotes, and `null` for a key that may be null.
     """
     free = {key: field for key, field in schema.iter_fields(kind) if is_literal(field)}
     literals: dict[str, str] = {}
@@ -76,7 +76,7 @@ def split_literals(kind: type[ConfigModel], overrides: list[str]) -> tuple[dict[
 
 
 def parse_override(text: str, kind: type[ConfigModel] = ConfigModel) -> Override:
-    """One override. Raises BadInput with the reason in a few words; `kind` has the keys with what they take."""
+    """Parse one override. Raises BadInput with the reason, and with what the key of `kind` takes."""
     key, equals, value = text.partition("=")
     plain = one_line(text)
     if text.startswith("~"):
@@ -94,9 +94,9 @@ def parse_override(text: str, kind: type[ConfigModel] = ConfigModel) -> Override
 
 
 def suggest_override(text: str) -> str:
-    """Return what a word without `=` should have been."""
+    """Return a suggestion for a word without `=`."""
     if text.endswith(".py"):
-        return "write key=value; what nanoGPT has as files is experiment=NAME here"
+        return "write key=value; nanoGPT's config files are experiment=NAME here"
     if text and text[0] in DASHES:
         return f"options begin with '-' or '--', and this with {text[0]!r}"
     key, colon, value = text.partition(":")
@@ -104,12 +104,12 @@ def suggest_override(text: str) -> str:
 
 
 def hydra_parse(text: str) -> Override:
-    """One override, read by Hydra. Raises HydraException, RecursionError, ValueError."""
+    """Parse one override with Hydra. Raises HydraException, RecursionError, ValueError."""
     return OverridesParser.create().parse_override(text)
 
 
 def explain_unreadable(key: str, value: str, kind: type[ConfigModel]) -> str:
-    """Return why Hydra can't read `key=value`, and what to write instead where that is clear."""
+    """Return why Hydra can't parse `key=value`, and what to write instead if that is clear."""
     if key != key.rstrip() or any(c.isspace() for c in key.strip()):
         return "write key=value without blanks before '='"
     if odd := next((c for c in key if not (c.isalnum() and c.isascii()) and c not in "_./@"), None):
@@ -122,40 +122,29 @@ def explain_unreadable(key: str, value: str, kind: type[ConfigModel]) -> str:
     if len(value) > MAX_EXAMPLE_LENGTH or any(c in value for c in "[]{}()'\""):
         return "can't be read; check the quotes and brackets"
     if value.startswith("~"):
-        whole = os.path.expanduser(value)
-        return f"write {one_line(key)}={one_line(whole)}" if whole != value else "there is no such user"
+        expanded = os.path.expanduser(value)
+        return f"write {one_line(key)}={one_line(expanded)}" if expanded != value else "there is no such user"
     odd = next((c for c in value if not (c.isalnum() and c.isascii()) and not is_readable(f"{key}=a{c}a")), None)
     what = f"the character {one_line(odd)!r}" if odd else "this"
     field = dict(schema.iter_fields(kind)).get(key)
     if field and "str" not in str(field.annotation):
         return f"{what} can't be in it; allowed: {schema.describe_allowed(field)}"
-    if field and not is_valid(kind, key, value):
-        return (
-            f"{what} needs quotes, and is not allowed in them either; allowed: {describe_allowed_for(kind, key, value)}"
-        )
+    if field and (problem := value_problem(kind, key, value)):
+        return f"{what} needs quotes, and is not allowed in them either; allowed: {problem.rpartition('allowed: ')[2]}"
     return f"{what} needs quotes: {format_for_shell(key, value)}"
 
 
-def describe_allowed_for(kind: type[ConfigModel], key: str, value: str) -> str:
-    """Return what the refusal of a value says is allowed."""
+def value_problem(kind: type[ConfigModel], key: str, value: object) -> str:
+    """Return the error message for a value of a key, whatever the other keys are; empty for a valid one."""
     try:
         schema.check_value(kind, key, value)
     except BadInput as error:
-        return str(error).rpartition("allowed: ")[2]
+        return str(error)
     return ""
 
 
-def is_valid(kind: type[ConfigModel], key: str, value: object) -> bool:
-    """Whether a key takes a value, whatever the others are."""
-    try:
-        schema.check_value(kind, key, value)
-    except BadInput:
-        return False
-    return True
-
-
 def is_readable(text: str) -> bool:
-    """Whether Hydra can read an override."""
+    """Return whether Hydra can parse an override."""
     try:
         hydra_parse(text)
     except (HydraException, ValueError):
@@ -164,9 +153,9 @@ def is_readable(text: str) -> bool:
 
 
 def expand_glob(command: str, kind: type[ConfigModel], override: Override) -> Override:
-    """Return `group=glob(…)` with the names of the group's files that match; any other override as it is.
+    """Return `group=glob(…)` as the names of the matching files; any other override unchanged.
 
-    Raises BadInput for a key that is not a group, and when nothing matches.
+    Raises BadInput for a key that is not a group, and if nothing matches.
     """
     pattern = override.value()
     if not isinstance(pattern, Glob):
@@ -174,7 +163,7 @@ def expand_glob(command: str, kind: type[ConfigModel], override: Override) -> Ov
     group, text = override.key_or_group, one_line(override.input_line)
     if group not in groups(command):
         check_keys(command, kind, [override])
-        raise BadInput(f"{text}: glob() chooses among the files of a group; of other keys list the values, with commas")
+        raise BadInput(f"{text}: glob() chooses files of a group; for other keys list values with commas")
     names = pattern.filter(choices(group))
     if not names:
         raise BadInput(f"{text}: matches none of {', '.join(choices(group))}")
@@ -182,7 +171,7 @@ def expand_glob(command: str, kind: type[ConfigModel], override: Override) -> Ov
 
 
 def check_keys(command: str, kind: type[ConfigModel], overrides: list[Override]) -> None:
-    """Every override names a group or a key that exists, and a choice that exists."""
+    """Raise BadInput unless every override names an existing group or key, and an existing choice."""
     keys = [key for key, _ in schema.iter_fields(kind)]
     files = [*groups(command), *sweep_groups(command)]
     known = [*files, *keys, *sweep_key_names(command)]
@@ -190,34 +179,30 @@ def check_keys(command: str, kind: type[ConfigModel], overrides: list[Override])
         key = override.key_or_group
         text = one_line(override.input_line)
         if override.package is not None:
-            raise BadInput(f"{text}: no such key or group; '@' is for Hydra's packages, which aren't used here")
+            raise BadInput(f"{text}: no such key or group; Hydra's packages (@) are not used here")
         if key not in known:
-            refuse_unknown(kind, key, text, known, command)
+            raise_unknown_key(kind, key, text, known, command)
         if key.startswith((*SWEEP_PREFIXES, LAUNCHER, SWEEPER)) and override.is_sweep_override():
-            raise BadInput(f"{text}: is one for all points and can't be swept")
+            raise BadInput(f"{text}: is the same for all points and can't be swept")
         if key in files:
             check_choice(override, optional=key in optional_groups(command))
 
 
-def refuse_unknown(kind: type[ConfigModel], key: str, text: str, known: list[str], command: str) -> NoReturn:
-    """Raises BadInput with the nearest key that exists."""
+def raise_unknown_key(kind: type[ConfigModel], key: str, text: str, known: list[str], command: str) -> NoReturn:
+    """Raise BadInput with the nearest existing key."""
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        allowed = {
-            "train": ("hydra.launcher", "hydra/l", "hydra.sweeper", "hydra/s"),
-            "launch": ("hydra.launcher", "hydra/l"),
-        }
-        if not key.startswith(allowed.get(command, ())):
+        mine = [name for group in sweep_groups(command) for name in (group.replace("/", "."), group[: len("hydra/l")])]
+        if not key.startswith(tuple(mine)):
             raise BadInput(f"{text}: Hydra's own settings can't be changed here")
         near = [name for name in known if name.startswith("hydra")]
         raise BadInput(schema.describe_unknown_key(sweep_fields().items(), key, near, "key or group"))
-    inside = [name for name in known if name.startswith(key + ".")]
-    if inside:
+    if inside := [name for name in known if name.startswith(key + ".")]:
         raise BadInput(f"{text}: a group of keys; set one of {', '.join(inside[:6])}")
     raise BadInput(schema.describe_unknown_key(schema.iter_fields(kind), key, known, "key or group"))
 
 
 def check_choice(override: Override, optional: bool) -> None:
-    """The chosen file exists in its group."""
+    """Raise BadInput unless the chosen file exists in its group."""
     group = override.key_or_group
     options = choices(group)
     swept = override.is_sweep_override()
@@ -238,7 +223,7 @@ def check_choice(override: Override, optional: bool) -> None:
 
 @dataclass(frozen=True)
 class Value:
-    """One value for one key: as typed, and as Hydra reads it."""
+    """A value of a key, as typed and as Hydra reads it."""
 
     key: str
     text: str
@@ -246,16 +231,14 @@ class Value:
 
 
 def first_value(override: Override, multirun: bool) -> Value:
-    """The first of the values, of an interval its text. Raises BadInput as `expand`."""
+    """Return the first value of an override, or the text of an interval. Raises BadInput as `expand_values`."""
     if multirun and override.is_interval_sweep():
         return Value(override.key_or_group, str(override.input_line).partition("=")[2], None)
     return expand_values(override, multirun, 1)[0]
 
 
 def expand_values(override: Override, multirun: bool, most: int = MAX_POINTS + 1) -> list[Value]:
-    """The values a comma-separated override stands for, the first `most` of them. Raises BadInput for several values
-    without `-m`.
-    """
+    """Return the first `most` values of an override. Raises BadInput for several values without `-m`."""
     text, key = str(override.input_line), override.key_or_group
     if not override.is_sweep_override():
         return [Value(key, text.partition("=")[2], override.value())]
@@ -269,6 +252,6 @@ def expand_values(override: Override, multirun: bool, most: int = MAX_POINTS + 1
         raise BadInput(f"{one_line(text)}: {str(error).splitlines()[0]}") from None
     if not texts:
         raise BadInput(f"{one_line(text)}: an empty sweep")
-    if len(texts) > MAX_POINTS:  # before each is read, which takes seconds for so many
+    if len(texts) > MAX_POINTS:  # parsing them would take seconds
         raise BadInput(f"{one_line(text)}: too many points; allowed: at most {MAX_POINTS:,}")
-    return [Value(key, one, parse_override(f"{key}={one}").value()) for one in texts]
+    return [Value(key, value, parse_override(f"{key}={value}").value()) for value in texts]

@@ -1,4 +1,4 @@
-"""`python -m cli.rank_worker`: one rank started by cli/actions.py. Its command and config come as JSON on stdin."""
+"""`python -m cli.rank_worker`: one rank started by cli/actions.py, with its command and config as JSON on stdin."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from nanogpt.errors import PeerLost
 
 
 def run_rank() -> int:
-    """Train or evaluate as the message on standard input says. Returns the exit code."""
+    """Train or evaluate as the message on standard input says. Return the exit code."""
     message = json.load(sys.stdin)
     die_with_parent()
     if os.getppid() != message["parent"]:

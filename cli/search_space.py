@@ -1,7 +1,7 @@
-"""What a search chooses from, in Hydra's words: intervals, ranges and lists of values.
+"""Search space in Hydra's syntax: intervals, ranges and lists of values.
 
-optimizer.lr=tag(log,interval(1e-4,1e-2))     any number between, as likely in each decade
-model.dropout=interval(0,0.3)                 any number between
+optimizer.lr=tag(log,interval(1e-4,1e-2))     log-uniform
+model.dropout=interval(0,0.3)                 uniform
 model.n_layer=interval(2,8)                   an integer key: 2, 3, … 8
 model.n_layer=range(2,8,2)                    2, 4, 6, as in a grid
 model=tiny,baby                               one of these
@@ -32,21 +32,21 @@ EXAMPLE = "'optimizer.lr=tag(log,interval(1e-4,1e-2))' model.n_layer=2,4,6"
 
 @dataclass(frozen=True)
 class Axis:
-    """What one key may be: one of `choices`, or if there are none a number from `low` to `high`, both of them too."""
+    """Values of one key: `choices`, or if there are none the numbers from `low` to `high`, both included."""
 
     key: str
     override_text: str
-    """As typed after `=`."""
+    """Text after `=`."""
     choices: tuple[str, ...] = ()
     low: float = 0
     high: float = 0
     step: float | None = None
     log: bool = False
     whole: bool = False
-    """Integers only; the limits and the step are too."""
+    """Integers only, also `low`, `high` and `step`."""
 
     def text(self, value: float | str) -> str:
-        """A value as one would type it. Numbers have four digits, so that a run's name says all of its values."""
+        """Return a value as text. Numbers have four digits, so that a run's name shows its values exactly."""
         if isinstance(value, str):
             return value
         if self.whole:
@@ -55,7 +55,7 @@ class Axis:
         return str(min(max(rounded, self.low), self.high))
 
     def value(self, text: str) -> float | str:
-        """The other way round. Raises ValueError for what isn't on the axis."""
+        """Return the value that `text` names. Raises ValueError if it isn't on the axis."""
         value = text if self.choices else int(text) if self.whole else float(text)
         if isinstance(value, str):
             inside = value in self.choices
@@ -65,23 +65,23 @@ class Axis:
             raise ValueError(f"{self.key}={text} is not in {self.override_text}")
         return value
 
-    def value_at(self, share: float) -> str:
-        """The value, as text, at a share in [0, 1) of the way from the first to the last."""
+    def value_at(self, fraction: float) -> str:
+        """Return the value, as text, at a fraction in [0, 1) of the axis."""
         if self.choices:
-            return self.choices[int(share * len(self.choices))]
+            return self.choices[int(fraction * len(self.choices))]
         if self.step or self.whole:
             step = self.step or 1
-            return self.text(self.low + step * int(share * (round((self.high - self.low) / step) + 1)))
-        return self.text(self.low + share * (self.high - self.low))
+            return self.text(self.low + step * int(fraction * (round((self.high - self.low) / step) + 1)))
+        return self.text(self.low + fraction * (self.high - self.low))
 
 
 @dataclass(frozen=True)
 class Space(Generic[Config]):
-    """All that a search may choose, and the points that come of it."""
+    """The values among which a search chooses; composes its points."""
 
     axes: tuple[Axis, ...]
     seeds: tuple[Value, ...]
-    """Seeds with which every choice is trained; none when `training.seed` isn't swept."""
+    """Seeds with which every trial is trained; empty if `training.seed` isn't swept."""
     fixed: tuple[Value, ...]
     exclude: tuple[str, ...]
     composer: Composer
@@ -92,38 +92,39 @@ class Space(Generic[Config]):
         return {*(axis.key for axis in self.axes), *(value.key for value in self.seeds)}
 
     def points(self, texts: dict[str, str]) -> list[Point[Config]]:
-        """The checked point of a choice, {key: text}; with seeds one for each. None if `sweep.exclude` leaves it out.
+        """Return the checked points of {key: text}, one per seed; empty if `sweep.exclude` excludes it.
 
-        Raises BadInput when it can't be.
+        Raises BadInput.
         """
         chosen = [*self.fixed, *(parse_value(key, text) for key, text in texts.items())]
         each = [[*chosen, seed] for seed in self.seeds] or [chosen]
-        made = [self.composer.compose_point(values, self.keys, self.exclude) for values in each]
-        return [point for point in made if point is not None]
+        points = [self.composer.compose_point(values, self.keys, self.exclude) for values in each]
+        return [point for point in points if point is not None]
 
     def start(self) -> Point[Config]:
-        """Some point that can be. Raises BadInput when none is found, with what is wrong with the first."""
-        chance, wrong = random.Random(0), None
+        """Return some valid point. Raises BadInput with the first error if none is found."""
+        random_numbers, first_error = random.Random(0), None
         for count in range(START_TRIES):
             try:
-                made = self.points({axis.key: axis.value_at(chance.random() if count else 0) for axis in self.axes})
-                if made:
-                    return made[0]
+                fractions = [random_numbers.random() if count else 0 for _ in self.axes]
+                texts = {axis.key: axis.value_at(at) for axis, at in zip(self.axes, fractions, strict=True)}
+                if points := self.points(texts):
+                    return points[0]
             except BadInput as error:
-                wrong = wrong or error
-        raise wrong or BadInput(f"sweep.exclude: leaves out all of {START_TRIES} points that were tried")
+                first_error = first_error or error
+        raise first_error or BadInput(f"sweep.exclude: excludes all of {START_TRIES} points that were tried")
 
 
-def build_space(composer: Composer, asked: list[Override], settings: SweepConfig) -> Space[Any]:
-    """The space of a command line and its files; every choice of files has been composed. Raises BadInput."""
+def build_space(composer: Composer, overrides: list[Override], settings: SweepConfig) -> Space[Any]:
+    """Return the search space, after composing every choice of files. Raises BadInput."""
     if given := next((key for key in ("zip", "points") if getattr(settings, key)), None):
-        raise BadInput(f"sweep.{given}: is for grids; hydra/sweeper=optuna chooses values of each key by itself")
-    swept = [one for one in asked if one.is_sweep_override()]
-    axes = tuple(build_axis(composer, one) for one in swept if one.key_or_group != SEED)
-    seeds = tuple(value for one in swept if one.key_or_group == SEED for value in read_seeds(one))
+        raise BadInput(f"sweep.{given}: is for grids; hydra/sweeper=optuna chooses each key independently")
+    swept = [override for override in overrides if override.is_sweep_override()]
+    axes = tuple(build_axis(composer, override) for override in swept if override.key_or_group != SEED)
+    seeds = tuple(seed for override in swept if override.key_or_group == SEED for seed in read_seeds(override))
     if not axes:
-        raise BadInput(f"hydra/sweeper=optuna: nothing to search in; give intervals or lists, e.g. {EXAMPLE}")
-    fixed = tuple(expand_values(one, False)[0] for one in asked if not one.is_sweep_override())
+        raise BadInput(f"hydra/sweeper=optuna: nothing to search; give intervals or lists, e.g. {EXAMPLE}")
+    fixed = tuple(expand_values(override, False)[0] for override in overrides if not override.is_sweep_override())
     space = Space(axes, seeds, fixed, settings.exclude, composer)
     files = [axis for axis in axes if axis.key in (*composer.groups, "init_from")]
     for texts in itertools.product(*(axis.choices for axis in files)):
@@ -133,23 +134,23 @@ def build_space(composer: Composer, asked: list[Override], settings: SweepConfig
 
 
 def parse_value(key: str, text: str) -> Value:
-    """A value as the command line reads it."""
+    """Return a value as the command line reads it."""
     return Value(key, text, parse_override(f"{key}={text}").value())
 
 
 def read_seeds(override: Override) -> list[Value]:
-    """The seeds of every trial. Raises BadInput."""
+    """Return the seeds of every trial. Raises BadInput."""
     if override.is_interval_sweep():
-        raise BadInput(f"{one_line(override.input_line)}: isn't searched; a list of seeds trains every trial with each")
+        raise BadInput(f"{one_line(override.input_line)}: can't be searched; a list trains every trial with each seed")
     return list({value.value: value for value in expand_values(override, True)}.values())
 
 
 def build_axis(composer: Composer, override: Override) -> Axis:
-    """What a swept key may be, each value checked by itself. Raises BadInput."""
+    """Return the values of a swept key, each checked by itself. Raises BadInput."""
     key, text = override.key_or_group, str(override.input_line)
     field = dict(schema.iter_fields(composer.kind)).get(key)
     if key in ("hardware", "tracking") or (field and schema.change_policy(field) == "free"):
-        raise BadInput(f"{one_line(text)}: can't change a result, so there is nothing to search")
+        raise BadInput(f"{one_line(text)}: does not change results, so it can't be searched")
     swept = override.value()
     if isinstance(swept, IntervalSweep | RangeSweep) and field:
         axis = numeric_axis(key, text, swept, field)
@@ -158,13 +159,13 @@ def build_axis(composer: Composer, override: Override) -> Axis:
         values = expand_values(override, True)
         axis = Axis(key, text.partition("=")[2], tuple(dict.fromkeys(value.text for value in values)))
         checked = list(axis.choices) if field else []
-    for one in checked:
-        schema.check_value(composer.kind, key, parse_value(key, one).value)
+    for value in checked:
+        schema.check_value(composer.kind, key, parse_value(key, value).value)
     return axis
 
 
 def numeric_axis(key: str, text: str, swept: IntervalSweep | RangeSweep, field: FieldInfo) -> Axis:
-    """An interval or a range. Raises BadInput."""
+    """Return the axis of an interval or a range. Raises BadInput."""
     log = "log" in swept.tags
     if odd := swept.tags - {"log"}:
         raise BadInput(f"{one_line(text)}: no such tag: {one_line(min(odd))}; allowed: log")
@@ -186,25 +187,25 @@ def numeric_axis(key: str, text: str, swept: IntervalSweep | RangeSweep, field: 
 
 
 def range_limits(text: str, swept: RangeSweep) -> tuple[float, float, float, bool]:
-    """(first, last, step, whether all are integers) of a range, in rising order; the end isn't in it, as in a grid."""
+    """Return (first, last, step, whether all are integers) of a range, ascending; the end is excluded, as in a grid."""
     try:
-        found = swept.range()
-        values = found if isinstance(found, range) else list(itertools.islice(found, MAX_POINTS + 1))
+        steps = swept.range()
+        values = steps if isinstance(steps, range) else list(itertools.islice(steps, MAX_POINTS + 1))
         first, last = values[0], values[-1]
     except (HydraException, ValueError, IndexError):
         raise BadInput(f"{one_line(text)}: an empty sweep") from None
-    if isinstance(found, range):
-        return min(first, last), max(first, last), abs(found.step), True
+    if isinstance(steps, range):
+        return min(first, last), max(first, last), abs(steps.step), True
     return round(min(first, last), 10), round(max(first, last), 10), float(abs(swept.step)), False
 
 
 def takes_integers(field: FieldInfo) -> bool:
-    """Whether a key is an integer, or null."""
+    """Return whether a key takes integers or null only."""
     kinds = get_args(field.annotation) or (field.annotation,)
     bare = [(get_args(kind) or (kind,))[0] for kind in kinds]  # Annotated[int, …] is an int
     return int in bare and float not in bare
 
 
 def is_whole(number: float) -> bool:
-    """Whether a number is an integer, but for rounding."""
+    """Return whether a number is an integer up to rounding errors."""
     return math.isfinite(number) and abs(number - round(number)) < 1e-6

@@ -1,4 +1,4 @@
-"""What a config model is made of, and the way from plain dictionaries to it with errors that a person can act on."""
+"""Config models: validation with helpful messages, stored configs, and the identity of a run."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from nanogpt.files import read_json_bytes
 
 
 class ConfigModel(BaseModel):
-    """Frozen, strict about types, and closed: a key that isn't declared is an error."""
+    """Frozen, strict about types, and closed: an undeclared key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
@@ -59,24 +59,24 @@ def describe_unknown_key(
 
 
 def field_error(key: str, value: object, why: str) -> PydanticCustomError:
-    """The error of a cross-field check: `error: key=value: why`."""
+    """Return the error of a check across keys, printed as `error: key=value: why`."""
     if isinstance(value, str):  # pydantic's texts are UTF-8, which can't hold half a surrogate pair
         value = value.encode("utf-8", "backslashreplace").decode()
     return PydanticCustomError("refused", "{why}", {"key": key, "value": value, "why": why})
 
 
 def from_dict(schema: type[Config], values: Mapping[str, Any]) -> Config:
-    """A checked config. Raises BadInput naming the first wrong key, its value, what is allowed and the nearest name."""
+    """Return a checked config. Raises BadInput with the first wrong key, its value, and what is allowed."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
         # Unknown keys first: what they meant to set explains the errors after them.
-        details = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
         raise BadInput(describe_error(schema, details[0])) from None
 
 
 def check_value(schema: type[BaseModel], key: str, value: object) -> None:
-    """A value for a key is of its kind and in its range, whatever the other keys are. Raises BadInput."""
+    """Raise BadInput for a value of the wrong type or range, whatever the other keys are."""
     path = key.split(".")
     nested: Any = value
     for name in reversed(path):
@@ -84,13 +84,13 @@ def check_value(schema: type[BaseModel], key: str, value: object) -> None:
     try:
         schema.model_validate(nested)
     except ValidationError as error:
-        mine = [one for one in error.errors() if [str(part) for part in one["loc"]][: len(path)] == path]
+        mine = [detail for detail in error.errors() if [str(part) for part in detail["loc"]][: len(path)] == path]
         if mine:
             raise BadInput(describe_error(schema, mine[0])) from None
 
 
 def run_check(check: Callable[[], None]) -> None:
-    """Run a cross-field check that had to wait for facts from outside. Raises BadInput."""
+    """Run a check across keys that needed facts from outside the config. Raises BadInput."""
     try:
         check()
     except PydanticCustomError as error:
@@ -116,9 +116,7 @@ def from_stored(schema: type[Config], values: Any) -> Config:
 
 
 def fill_earlier_values(schema: type[BaseModel], values: Any) -> Any:
-    """Return stored values under today's names, with each missing later key at the value that reproduces the
-    behaviour of then.
-    """
+    """Return stored values under today's names, and with the `earlier` values of keys that were added later."""
     if not isinstance(values, Mapping):
         return values
     whole: dict[str, Any] = dict(values)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
@@ -136,12 +134,12 @@ def fill_earlier_values(schema: type[BaseModel], values: Any) -> Any:
 
 
 def to_json(config: BaseModel) -> str:
-    """A config as indented JSON, every key written out."""
+    """Return a config as indented JSON with every key."""
     return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
 
 
 def iter_fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every settable key of a schema with its field, as (`optimizer.lr`, field)."""
+    """Yield every key of a schema with its field, as (`optimizer.lr`, field)."""
     for name, field in schema.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -151,7 +149,7 @@ def iter_fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str
 
 
 def iter_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a config with its value, as (`optimizer.lr`, 3e-4)."""
+    """Yield every key of a config with its value, as (`optimizer.lr`, 3e-4)."""
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
@@ -161,7 +159,7 @@ def iter_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def default_values(schema: type[BaseModel]) -> dict[str, Any]:
-    """Every key of a schema with its default, as plain nested values."""
+    """Return every key of a schema with its default, as nested dicts."""
     plain: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
         kind: Any = field.annotation
@@ -171,14 +169,14 @@ def default_values(schema: type[BaseModel]) -> dict[str, Any]:
 
 
 def describe_error(schema: type[BaseModel], error: ErrorDetails) -> str:
-    """`key=value: why; allowed: …; did you mean '…'?` for one of pydantic's errors."""
+    """Return one of pydantic's errors as `key=value: why; allowed: …; did you mean '…'?`."""
     context: dict[str, Any] = error.get("ctx", {})
     keys = dict(iter_fields(schema))
     path = [str(part) for part in error["loc"]]
     if error["type"] == "refused":
         return format_setting(context["key"], context["value"]) + ": " + context["why"]
     while ".".join(path) not in keys and len(path) > 1 and error["type"] != "extra_forbidden":
-        path.pop()  # a place in a list, a kind among several: name the key
+        path.pop()  # an index in a list or a member of a union: name the key
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return describe_unknown_key(keys.items(), key, keys)
@@ -203,12 +201,12 @@ def describe_error(schema: type[BaseModel], error: ErrorDetails) -> str:
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is a float that stands for an integer."""
+    """Return whether a value is a float that equals an integer."""
     return isinstance(value, float) and abs(value) < 2**53 and value.is_integer()
 
 
 def format_setting(key: str, value: object) -> str:
-    """`key=value` as a person would type it."""
+    """Return `key=value` as typed on a command line."""
     return f"{one_line(key)}={one_line('null' if value is None else value)}"
 
 
@@ -223,9 +221,9 @@ def identity_fields(section: BaseModel) -> dict[str, Any]:
 
 
 def signature_fields(section: BaseModel) -> dict[str, Any]:
-    """Return what `signature` hashes: every key that isn't free, in each section, but for two kinds.
+    """Return what `signature` hashes: every key that isn't free.
 
-    Keys with their `earlier` value are left out (`knob`), and keys that have no effect beside the others.
+    Keys with their `earlier` value (`knob`) and keys without effect given the others are left out.
     """
     kept: dict[str, Any] = {}
     unused = section.keys_without_effect() if isinstance(section, ConfigModel) else set[str]()
@@ -240,8 +238,6 @@ def signature_fields(section: BaseModel) -> dict[str, Any]:
 
 
 def signature(section: BaseModel) -> str:
-    """Return 64 hex digits that name the identity of a config: equal identity, equal signature, whatever the
-    defaults were.
-    """
+    """Return 64 hex digits that identify a config. Equal identities have equal signatures, whatever the defaults."""
     canonical = json.dumps(signature_fields(section), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

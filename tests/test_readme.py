@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.argv import split_flags
+from cli.argv import collect_targets, split_flags
 from cli.commands import COMMANDS, JOBS
 from cli.crash_report import EXIT_CODE
 from cli.help import slug
-from cli.quoting import collect_targets
 from cli.sweep_request import read_configs
 from nanogpt.errors import STOPPED, LabError
 from tests.cli_helpers import CONFIGS

@@ -11,15 +11,11 @@ the names of GPT-2 and nanoGPT.
 
 from nanogpt.config.bench import BenchConfig, BenchSettings
 from nanogpt.config.commands import (
-    CoordinatesConfig,
     DoctorConfig,
     EvaluateConfig,
     ExportConfig,
-    LawConfig,
     PrepareConfig,
     SampleConfig,
-    ScalingConfig,
-    SizingConfig,
     SyncConfig,
     TaskConfig,
     TrainedConfig,
@@ -29,6 +25,7 @@ from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName, EvalConfig
 from nanogpt.config.hardware import Attention, CompileMode, Gpu, HardwareConfig, Precision
 from nanogpt.config.model import Activation, ConvPlace, ModelConfig
 from nanogpt.config.optimizer import OPTIMIZERS, OptimizerConfig, ParametrizationConfig, Rule
+from nanogpt.config.planning import CoordinatesConfig, LawConfig, ScalingConfig, SizingConfig
 from nanogpt.config.schedule import ScheduleConfig
 from nanogpt.config.studies import (
     METRIC_HELP,

@@ -11,7 +11,7 @@ from nanogpt.schema import ConfigModel, field_error
 
 
 class CheckpointConfig(ConfigModel):
-    """When to save, and how many checkpoints to keep. The best evaluation, a stop signal and the end also save one."""
+    """Interval and number of checkpoints. The best evaluation, a stop signal and the end also save one."""
 
     every: Count = free(1000, "steps between checkpoints")
     keep: int = free(2, "number of newest checkpoints to keep, in addition to the best one", ge=2, le=1000)

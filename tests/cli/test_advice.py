@@ -68,7 +68,7 @@ def test_the_advice_composes(words: list[str], key: str, value: object) -> None:
         ("runs_dir=''", "runs_dir=: text is needed, not nothing"),
         (
             "--config-dir=x",
-            "--config-dir=x: no such option here; a file of your own is a choice like the others: conf/",
+            "--config-dir=x: no such option here; put your file into conf/",
         ),
         ("--config-name=x", "write conf/experiment/NAME.yaml and give experiment=NAME"),
         ("--multirun=3", "--multirun takes no value"),

@@ -26,7 +26,7 @@ TABLE = [
     ("--learning_rate", "no such option"),
     ("--batch_size=32", "without dashes: batch_size=32; did you mean 'training.batch_tokens', in tokens: batch_size x"),
     ("--model=gpt2", "settings are written without dashes: model=gpt2"),
-    ("config/train_gpt2.py", "write key=value; what nanoGPT has as files is experiment=NAME here"),
+    ("config/train_gpt2.py", "write key=value; nanoGPT's config files are experiment=NAME here"),
     ("training.steps=null", "training.steps=null: nothing says how long to train"),
     (
         "training.steps=60 schedule.warmup_steps=61",
@@ -55,7 +55,7 @@ TABLE = [
     ("optimizer.lr=" + "[" * 600 + "]" * 600, "optimizer.lr="),
     ("--cfg foo", "--cfg foo: allowed: one of job, hydra, all"),
     ("--cfg", "--cfg : allowed: one of job"),
-    ("--resolve", "--resolve: is about what --cfg shows; add --cfg job"),
+    ("--resolve", "--resolve: needs --cfg job"),
     ('data.hub="${oc.env:${data.text_column}}"', "must be written out"),
     ("optimizer={lr:3}", "no such choice"),
     ("training={steps:3}", "a group of keys; set one of training.batch_tokens"),

@@ -92,7 +92,7 @@ def test_glob_chooses_files_of_a_group(word: str, expected: list[str]) -> None:
     [
         ("modle=glob(*)", "modle: no such key or group; did you mean 'model'?"),
         ("model=glob(gtp*)", "model=glob(gtp*): matches none of baby, "),
-        ("optimizer.lr=glob(*)", "of other keys list the values, with commas"),
+        ("optimizer.lr=glob(*)", "for other keys list values with commas"),
         ("hydra/launcher=glob(*)", "can't be swept"),
         ("model=glob(", "check the quotes and brackets"),
     ],

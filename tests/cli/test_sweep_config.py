@@ -135,7 +135,7 @@ def test_a_study_needs_m(experiment: Path) -> None:
         ("model: [tiny, bigg]", "model=bigg: no such choice; allowed: one of"),
         ("optimizer.lr: [1e-3, abc]", "optimizer.lr=abc: a number is needed"),
         ("optimizer: {lr: [1e-3]}", "sweep.grid="),
-        ("hydra.launcher.partition: [a, b]", "is one for all points"),
+        ("hydra.launcher.partition: [a, b]", "is the same for all points"),
     ],
 )
 def test_wrong_lines_of_a_study(experiment: Path, line: str, message: str) -> None:
@@ -156,17 +156,20 @@ REFUSED = [
     ([LR, DROPOUT, "training.seed=1,2", "sweep.zip=[[lr,seed],[dropout,lr]]"], "optimizer.lr is in it twice"),
     (
         [LR, "sweep.exclude=['optimizer.lr=1e-3,2e-3']"],
-        "optimizer.lr=1e-3,2e-3: compares with one value",
+        "optimizer.lr=1e-3,2e-3: can compare with one value only",
     ),
     ([LR, "sweep.exclude=['optimizer.lr=[']"], "sweep.exclude: optimizer.lr=[: can't be read"),
-    (["sweep.points=[{sweep.retry:failed,training.seed:2}]"], "sweep.retry is one for all points and can't be swept"),
-    (["sweep.grid={hydra.sweeper.eta:[2]}"], "hydra.sweeper.eta is one for all points and can't be swept"),
+    (
+        ["sweep.points=[{sweep.retry:failed,training.seed:2}]"],
+        "sweep.retry is the same for all points and can't be swept",
+    ),
+    (["sweep.grid={hydra.sweeper.eta:[2]}"], "hydra.sweeper.eta is the same for all points and can't be swept"),
     ([LR, DROPOUT, "sweep.zip=[lr,dropuot]"], "did you mean"),
     ([LR, DROPOUT, "sweep.zip=3"], "sweep.zip=3"),
     ([LR, "sweep.zipp=[lr]"], "sweep.zipp: no such key or group; did you mean 'sweep.zip'"),
     ([LR, "sweep.exclude=['optimizer.lrr=1']"], "no such key; did you mean 'optimizer.lr'"),
     ([LR, "sweep.exclude=['optimizer.lr']"], "sweep.exclude"),
-    ([LR, "sweep.exclude=['optimizer.lr>0']"], "sweep.exclude: leaves out all 2 points"),
+    ([LR, "sweep.exclude=['optimizer.lr>0']"], "sweep.exclude: excludes all 2 points"),
     ([LR, "sweep.exclude=['model.name>3']"], "model.name is tiny; > compares numbers"),
     ([LR, "sweep.points=[{optimizer.lr:1}]"], "optimizer.lr is in the points and given outside of them too"),
     (["sweep.points=[{optimizer.lrr:1}]"], "optimizer.lrr: no such key or group; did you mean 'optimizer.lr'"),
@@ -174,7 +177,7 @@ REFUSED = [
     (["sweep.points=[1,2]"], "sweep.points=1: keys with values are needed; allowed: a list of {key: value}"),
     (["sweep.retry=faild"], "sweep.retry=faild: not a choice; allowed: one of failed or null; did you mean 'failed'"),
     (["sweep.gpu=h10"], "did you mean 'h100'"),
-    (["sweep.retry=failed,null"], "is one for all points and can't be swept"),
+    (["sweep.retry=failed,null"], "is the same for all points and can't be swept"),
     (["hydra/sweeper=halvign"], "did you mean 'halving'"),
     (["hydra.sweeper.eta=2"], "hydra.sweeper.eta: choose hydra/sweeper=halving"),
     (

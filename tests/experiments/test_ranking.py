@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.quoting import collect_targets, quote
+from cli.argv import collect_targets
+from cli.quoting import quote
 from cli.sweep_request import read_configs, read_sweep
 from experiments.find import find_runs, read_statuses
 from experiments.ranking import SeedGroup, find_varied_keys, group_by_seed, group_name, sort_groups

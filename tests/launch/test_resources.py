@@ -66,7 +66,7 @@ REFUSED = [
     (["hydra.launcher.partitoin=gpu"], "did you mean 'hydra.launcher.partition'?"),
     (["hydra.launcher.gpus_per_node=1", "hydra.launcher.gres='gpu:1'"], "give one of gpus_per_node, gres"),
     (["hydra.launcher.mem_gb=1", "hydra.launcher.mem_per_cpu=1G"], "give one of mem_gb, mem_per_cpu"),
-    (["hydra.launcher.partition=a,b"], "is one for all points"),
+    (["hydra.launcher.partition=a,b"], "is the same for all points"),
 ]
 
 

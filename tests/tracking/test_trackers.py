@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cli.quoting import collect_targets
+from cli.argv import collect_targets
 from cli.sweep_request import read_configs
 from nanogpt.config import SyncConfig, TrackingConfig, TrainConfig
 from nanogpt.errors import BadEnvironment
