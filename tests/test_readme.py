@@ -1,5 +1,6 @@
 """README, docs/ and the help pages are true: the commands take every word in them, links and paths lead somewhere."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -92,6 +93,64 @@ def test_paths_in_code_are_there() -> None:
         text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
         for name in re.findall(r"`((?:cli|conf|docs|experiments|launch|nanogpt|tests)/[\w/.-]*)`", text):
             assert (ROOT / name).exists(), (page, name)
+
+
+def defined_names(path: Path) -> set[str]:
+    """Return the functions, classes and variables that a module defines."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+FILE = r"`((?:cli|experiments|launch|nanogpt|tests)/[\w/]+\.py)`"
+
+
+def test_names_beside_a_file_are_defined_in_it() -> None:
+    """`launch/slurm.py`, `submit_array`, or `Tokenizer` in `nanogpt/tokenizer.py`."""
+    pairs: list[tuple[Path, str, str]] = []
+    for page in CODE_SPANS:
+        text = page.read_text()
+        for path, names in re.findall(rf"{FILE},\s((?:`\w+`(?:, )?)+)", text):
+            pairs += [(page, path, name) for name in re.findall(r"`(\w+)`", names)]
+        pairs += [(page, path, name) for name, path in re.findall(rf"`(\w+)`\sin\s+{FILE}", text)]
+    assert len(pairs) > 15
+    for page, path, name in pairs:
+        assert name in defined_names(ROOT / path), (page, path, name)
+
+
+FOREIGN = {"NCCL_IB_HCA", "lambada_perplexity", "acc_stderr", "score_mod"}  # of NCCL, lm-evaluation-harness, torch
+
+
+def test_identifiers_in_pages_exist() -> None:
+    """Code spans such as `TrackerBackend`, `checkpoint.keep_every` or `free()` name something in the code."""
+    folders = ("cli", "conf", "experiments", "launch", "nanogpt", "tests", ".ci")
+    files = [path for folder in folders for path in ROOT.glob(f"{folder}/**/*") if path.suffix in (".py", ".yaml")]
+    files += [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), ROOT / "Makefile"]
+    known = {word for path in files if path != Path(__file__) for word in re.findall(r"\w+", path.read_text())}
+    stems = {path.stem for path in files}
+    for page in {*PAGES, *CODE_SPANS} - {ROOT / "CHANGELOG.md"}:
+        if page.suffix != ".md" or RESULTS in page.parents:
+            continue
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for name, call in re.findall(r"`([A-Za-z]\w*(?:\.\w+)*)(\([^`]*\))?`", text):
+            if name.endswith((".ipynb", ".md")) or not (call or re.search(r"_|[a-z][A-Z]|^[A-Z][a-z]", name)):
+                continue
+            missing = set(name.split(".")) - known - stems - FOREIGN
+            assert not missing, (page, name)
+
+
+def test_lines_are_short() -> None:
+    """At most 120 characters; a longer word, such as an address, has its line to itself."""
+    pages = {*PAGES, *CODE_SPANS, *ROOT.glob("tests/**/README.md"), *ROOT.glob("conf/**/*.yaml")}
+    for page in pages:
+        if RESULTS in page.parents and page.name != "README.md":
+            continue  # written by `nanogpt report`
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            assert len(line) <= 120 or " " not in line.strip(), (page, number, len(line))
 
 
 def test_pages_promise_the_same() -> None:
