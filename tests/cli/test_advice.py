@@ -94,7 +94,7 @@ def test_package_shows_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch("train", TrainConfig, lambda _: 1, ["--cfg", "job", "--package", "model", "model=baby"]) == 0
     assert capsys.readouterr().out.startswith("# @package model\nname: baby\nn_layer: ")
     assert "did you mean 'model'?" in error_message("train", ["--cfg", "job", "-p", "modle"])
-    assert "add --cfg job" in error_message("train", ["--package", "model"])
+    assert "needs --cfg job" in error_message("train", ["--package", "model"])
 
 
 def test_help_has_a_hint() -> None:
