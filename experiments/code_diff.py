@@ -1,4 +1,4 @@
-"""Which code made which runs, and the difference between two versions, as far as provenance.json and git know."""
+"""The code that runs were made with, and differences between versions, as far as provenance.json and git tell."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -47,25 +47,22 @@ def read_commit(start: Start) -> str:
 
 
 def changed_files(start: Start) -> list[str]:
-    """Return the files with uncommitted changes."""
     lines = read_section(start, "git").get("changed")
     return [str(line)[3:] for line in lines] if isinstance(lines, list) else []  # pyright: ignore[reportUnknownVariableType]
 
 
 def uncommitted_diff(start: Start) -> str:
-    """Return the uncommitted changes."""
     return str(read_section(start, "git").get("diff") or "")
 
 
 def read_section(start: Start, key: str) -> dict[str, Any]:
-    """Return a section of a start's record, empty if missing."""
     value = start.get(key)
     return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
-def code_difference(label: str, one: RunResult, other_label: str, other: RunResult) -> Iterator[Block]:
+def code_difference(label: str, result: RunResult, other_label: str, other: RunResult) -> Iterator[Block]:
     """Yield the difference between the code of two runs: of the code itself if available, else what git knows."""
-    start, end = one.starts[-1], other.starts[-1]
+    start, end = result.starts[-1], other.starts[-1]
     same = start.get("code") == end.get("code")
     if same and read_commit(start) == read_commit(end) and uncommitted_diff(start) == uncommitted_diff(end):
         yield Note(f"{label} and {other_label}: the same code, commit {read_commit(start)[:12] or 'unknown'}.")
@@ -73,7 +70,7 @@ def code_difference(label: str, one: RunResult, other_label: str, other: RunResu
     words = "nanogpt/ is the same" if same else "nanogpt/ differs"
     ends = [f"{name} {read_commit(facts)[:12] or 'unknown'}" for name, facts in ((label, start), (other_label, end))]
     yield Note(f"{label} and {other_label}: {words}; commits: {', '.join(ends)}.", warning=not same)
-    before, after = find_code(one), find_code(other)
+    before, after = find_code(result), find_code(other)
     if before and after and not same:
         yield from diff_folders(before, after, f"difference from {label} to {other_label}")
         return
@@ -89,7 +86,7 @@ def code_difference(label: str, one: RunResult, other_label: str, other: RunResu
 
 def find_code(result: RunResult) -> Path | None:
     """Return a folder with exactly the code of a run's last start: a frozen copy or this checkout. None if gone."""
-    folders = [place / RECORDS / "code" for place in (result.path, result.path.parent)]
+    folders = [folder / RECORDS / "code" for folder in (result.path, result.path.parent)]
     frozen = [path for folder in folders for path in list_entries(folder)]
     for path in (*frozen, Path(__file__).parents[1]):
         with suppress(OSError):
@@ -121,7 +118,6 @@ def diff_folders(before: Path, after: Path, title: str) -> Iterator[Block]:
 
 
 def read_file_lines(path: Path) -> list[str]:
-    """Return the lines of a file; empty if it can't be read."""
     try:
         return read_text(path, "replace").splitlines()
     except OSError:

@@ -118,7 +118,6 @@ def comparability_notes(comparability: Comparability, sides: Sequence[Side]) -> 
 
 
 def name_runs(side: SeedGroup) -> str:
-    """Return the first few runs of a side by name."""
     names = [one_line(result.path) for result in side.results]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -103,5 +103,4 @@ def record_activations(model: GPT) -> Generator[dict[str, Tensor]]:
 
 
 def log_log_slope(values: list[float], widths: tuple[int, ...]) -> float:
-    """Return the slope of a straight line through the logarithms."""
     return float(np.polyfit(np.log(widths), np.log(np.maximum(values, 1e-12)), 1)[0])

@@ -58,7 +58,6 @@ class TableBlock:
 
     @property
     def numeric(self) -> list[bool]:
-        """Return which columns hold numbers."""
         return [any(row[i].value is not None for row in self.rows) for i in range(len(self.columns))]
 
 

@@ -14,20 +14,20 @@ from nanogpt.config import TargetsConfig
 from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
 from nanogpt.files import list_entries
 
-DEPTH = 2  # folders below one that is named in which runs are looked for: runs/, a study, its runs
+DEPTH = 2  # levels below a named folder that are searched: runs/, a study, its runs
 
 
 @dataclass(frozen=True)
 class RunSelection:
-    """Run directories, and the studies whose records say more about them than they do."""
+    """Run directories, and the studies that may have records about them."""
 
     runs: list[Path]
     studies: list[Path]
-    """Folders that runs are in."""
+    """Folders that contain runs."""
     folders: list[Path]
-    """What was named, as folders."""
+    """The folders that the targets name."""
     unreadable: list[Path]
-    """Folders in there that this user may not look into."""
+    """Folders that this user may not read."""
 
 
 def find_runs(config: TargetsConfig, latest: bool = False) -> RunSelection:
@@ -41,9 +41,9 @@ def find_runs(config: TargetsConfig, latest: bool = False) -> RunSelection:
     closed: list[Path] = []
     every: dict[Path, Path] = {}
     for run in (run for folder in asked for run in runs_below(folder, closed)):
-        every.setdefault(run.resolve(), run)  # a link to a run is no second one
+        every.setdefault(run.resolve(), run)  # a link to a run is not another run
     runs = list(every.values())
-    studies = list(dict.fromkeys(place for folder in asked for place in record_folders(folder, runs)))
+    studies = list(dict.fromkeys(parent for folder in asked for parent in record_folders(folder, runs)))
     if not runs and not any(is_study(study) for study in studies):
         named = ", ".join(map(str, config.targets)) or f"runs_dir={config.runs_dir}"
         why = f"{one_line(closed[0])} can't be read" if closed else "no runs; train some first: python train.py"
@@ -74,7 +74,7 @@ def hint_names(target: str, runs_dir: str) -> str:
     return hint(Path(target).name, dict.fromkeys(path.name for run in runs for path in (run.parent, run)))
 
 
-# os.path's questions say no where pathlib's raise: of a folder that can't be looked into
+# os.path returns False where pathlib raises, for a folder that can't be read
 
 
 def is_run(path: Path) -> bool:
@@ -127,7 +127,7 @@ def newest_study(runs_dir: Path) -> Path:
 def read_statuses(found: RunSelection) -> tuple[list[RunStatus], list[str]]:
     """Return the status of all runs and of points that have not started, and messages about unreadable records.
 
-    A run that was submitted has the status that its study's records give it, any other that of its own files.
+    A submitted run's status comes from its study's records, that of any other from its files.
     """
     points, problems = read_submitted(found.studies)
     problems += [f"{one_line(folder)}: this folder can't be read" for folder in found.unreadable]

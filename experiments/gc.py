@@ -89,7 +89,6 @@ def delete_all(things: Sequence[Garbage], statuses: Sequence[RunStatus]) -> int:
 
 
 def find_run_garbage(run: RunStatus, statuses: Sequence[RunStatus]) -> Iterator[Garbage]:
-    """Yield what could be deleted of one run."""
     for kind, path in classify_run_garbage(run, statuses):
         yield Garbage(kind, path, disk_usage(path), run.path)
 
@@ -120,12 +119,10 @@ def list_hidden(folder: Path, kind: str) -> list[Path]:
 
 
 def replaced_checkpoints(folder: Path) -> list[Path]:
-    """Return old checkpoints whose replacement exists."""
     return [path for path in list_hidden(folder, "old") if (folder / path.name.removeprefix(".old-")).exists()]
 
 
 def is_superseded(path: Path, statuses: Sequence[RunStatus]) -> bool:
-    """Return whether a later attempt of the same run finished."""
     mine = parse_run_name(path.name)
     if mine is None:
         return False

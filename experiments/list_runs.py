@@ -105,7 +105,6 @@ def read_measurement(path: Path, changed: int) -> Measurement:
 
 
 def loss_trouble(run: RunStatus) -> LossProblem | None:
-    """Return what is wrong with the loss of a finished run."""
     if run.state != "finished" or run.val is None or run.best is None:
         return None
     return find_loss_problem(run.val, run.best, last_measurement(run.path).vocab_size, run.train)

@@ -44,7 +44,6 @@ class SeedGroup:
 
     @property
     def measurement(self) -> Measurement:
-        """Return what its numbers were measured on."""
         return (self.counted or self.results)[0].measurement
 
     @property

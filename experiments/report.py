@@ -28,6 +28,7 @@ from experiments.results import RunResult, find_missing_points, read_results
 from experiments.statistics import welch_test
 from experiments.tables import (
     COLUMNS,
+    METRIC_WORDS,
     along_table,
     differing_keys,
     group_label,
@@ -47,29 +48,27 @@ from nanogpt.run_state import count_states
 
 logger = logging.getLogger(__name__)
 
-PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns that a terminal has no room for
-PICTURES = ("curves", "sensitivity", "heatmap", "parallel")  # those of an earlier report go when a new one has others
-RIVALS_TESTED = 5  # settings next to the best that are tested against it
-UNDONE = ("missing", "new", "stopped", "lost")  # states that the same command goes on from
-WORDS: dict[Metric, str] = {
-    "val_loss": "the validation loss at the end, in nats per token",
-    "best_val_loss": "the lowest validation loss, in nats per token",
-    "val_bpb": "bits per byte of the validation text at the end",
-    "best_val_bpb": "the lowest bits per byte of the validation text",
-}
+PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns too many for a terminal
+PICTURES = ("curves", "sensitivity", "heatmap", "parallel")  # deleted if an earlier report had them and this has not
+MAX_TESTED = 5  # settings next to the best that are tested against it
+UNDONE = ("missing", "new", "stopped", "lost")  # states that the same command continues from
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that a report shows."""
+    """The contents of a report."""
 
     title: str
     results: Sequence[RunResult]
     problems: Sequence[str]
     rankings: Sequence[Ranking]
-    """One, or several where not all results are comparable."""
+    """One, or several if not all results are comparable."""
     notes: Sequence[str]
     """Which results are not comparable, and why."""
+
+    @property
+    def states(self) -> str:
+        return count_states(result.status.state for result in self.results)
 
     @property
     def groups(self) -> list[SeedGroup]:
@@ -83,7 +82,7 @@ def report(config: ReportConfig) -> int:
     folder = output_folder(found, config)
     check_output_folder("out", folder)
     study = read_study(found, config.metric)
-    print_report(study)  # before it is written: a full disk doesn't take the answer away
+    print_report(study)  # before writing: a full disk must not hide the result
     files = Page(f"Report: {study.title}", list(page_blocks(study, config))).write(folder, "report")
     for name in PICTURES:
         for old in [*folder.glob(f"plots/{name}.png"), *folder.glob(f"plots/{name}-[0-9]*.png")]:
@@ -98,7 +97,7 @@ def print_report(study: ReportData) -> None:
     for note in study.notes:
         logger.info(f"note: {one_line(note, 1000)}")
     for ranking in study.rankings:
-        title = f"{study.title}: {one_line(ranking.title, 200) or count_results(study.results)}"
+        title = f"{study.title}: {one_line(ranking.title, 200) or study.states}"
         first = COLUMNS[ranking.metric]
         without = [column for column in PAGE_ONLY if column != first]
         print_text(to_terminal(ranking_table(ranking, find_varied_keys(ranking.groups)), title, without))
@@ -118,7 +117,7 @@ def output_folder(found: RunSelection, config: ReportConfig) -> Path:
         and not common.is_relative_to(ours)
         and common not in {r.absolute().parent for r in found.runs}
     ):
-        raise BadInput("out=null: these runs have no folder of their own; name one, e.g. out=report")
+        raise BadInput("out=null: these runs are in different folders; name a folder, e.g. out=report")
     return relative_to_cwd(common)
 
 
@@ -135,10 +134,6 @@ def read_study(found: RunSelection, metric: Metric) -> ReportData:
     names = [path.resolve().name for path in found.folders]
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return ReportData(one_line(title, 200), results, problems, ranked, notes)
-
-
-def count_results(results: Sequence[RunResult]) -> str:
-    return count_states(result.status.state for result in results)
 
 
 def page_blocks(study: ReportData, config: ReportConfig) -> Iterator[Block]:
@@ -160,15 +155,16 @@ def summary_blocks(study: ReportData) -> Iterator[Block]:
     """Yield how many runs there are and what is incomplete."""
     total = sum(result.seconds or 0.0 for result in study.results)
     yield Note(
-        f"{len(study.results)} runs of {len(study.groups)} settings: {count_results(study.results)}. "
+        f"{len(study.results)} runs of {len(study.groups)} settings: {study.states}. "
         f"{format_duration(total)} of training steps. Written {time.strftime('%Y-%m-%d %H:%M')}."
     )
     left = [result for result in study.results if not result.finished]
     if left:
-        goes_on = any(result.status.in_progress or result.status.state in UNDONE for result in left)
-        words = "The study isn't finished" if goes_on else "Not every run came to its end"
+        can_continue = any(result.status.in_progress or result.status.state in UNDONE for result in left)
+        words = "The study isn't finished" if can_continue else "Not every run finished"
+        states = count_states(result.status.state for result in left)
         yield Note(
-            f"{words}: {count_results(left)}. Settings without a finished run have no rank; "
+            f"{words}: {states}. Settings without a finished run have no rank; "
             "their numbers, in parentheses, are those of the last evaluation.",
             warning=True,
         )
@@ -190,18 +186,16 @@ def ranking_blocks(ranking: Ranking, config: ReportConfig, suffix: str) -> Itera
 def explain_table(ranking: Ranking) -> str:
     """Return how to read the ranking."""
     seeds = {len(setting.results) for setting in ranking.groups}
-    words = [f"Ranked by {WORDS[ranking.metric]}."]
+    words = [f"Ranked by {METRIC_WORDS[ranking.metric]}."]
     if max(seeds) > 1:
         words.append("Numbers are means over the finished seeds, ± half of the mean's 95 % interval (Student's t).")
     if min(seeds) == 1:
-        words.append("Where there is one seed there is no interval: how far another seed would be off isn't known.")
+        words.append("A single seed has no interval: the spread over seeds isn't known.")
     if any(setting.diverged for setting in ranking.ranked):
-        words.append(
-            "Settings of which a seed diverged come after those of which none did: the other seeds' mean flatters them."
-        )
+        words.append("Settings with a diverged seed come last: the mean of their other seeds is biased.")
     words.append(
-        "Time is that of the training steps, without evaluating, saving and waiting; hours are time times ranks, of "
-        "all seeds together."
+        "Time is that of the training steps, without evaluation, saving and waiting; hours are time times ranks, "
+        "summed over seeds."
     )
     return " ".join(words)
 
@@ -224,7 +218,7 @@ def figure_blocks(
     if drawn:
         yield Figure(drawn)
     else:
-        why = "no run has a row yet" if config.x in ("steps", "tokens") else f"no run has rows with its {config.x}"
+        why = "no run has a row yet" if config.x in ("steps", "tokens") else f"{config.x} is not known for any run"
         yield Note(f"Nothing to draw: {why}.")
     over = plot_sweep(ranking.groups, varied, ranking.metric)
     if over:
@@ -239,38 +233,29 @@ def best_blocks(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Block
         yield Note("Every finished run diverged." if ranking.ranked else "No run is finished yet.")
         return
     result = next(result for result in setting.finished if result.trouble is None or not result.trouble.diverged)
-    yield Note(f"{group_label(setting, varied)}: {WORDS[ranking.metric]} is {format_loss(setting, ranking.metric)}.")
-    if rivals := rivals_note(ranking, varied):
-        yield rivals
-    if edge := edge_note(ranking, varied):
-        yield edge
+    loss = setting.loss(ranking.metric)
+    assert loss is not None, "it is ranked"
+    spread = f" ± {loss.half:.4f} over {loss.n} seeds" if loss.half is not None else " (one seed)"
+    yield Note(f"{group_label(setting, varied)}: {METRIC_WORDS[ranking.metric]} is {loss.mean:.4f}{spread}.")
+    yield from (note for note in (equal_note(ranking, varied), edge_note(ranking, varied)) if note)
     command = reproduce_command(result.config)
     if command is None:
-        yield Note(f"No command line is known to repeat it; {one_line(result.path / 'config.json')} has its settings.")
+        yield Note(f"No command line reproduces it exactly; its config: {one_line(result.path / 'config.json')}.")
         return
     seed = f", with seed {result.config.training.seed}" if len(setting.results) > 1 else ""
-    yield Note(f"This trains it again{seed}:")
+    yield Note(f"Command that trains it again{seed}:")
     yield Code(command)
 
 
-def format_loss(setting: SeedGroup, metric: Metric) -> str:
-    found = setting.loss(metric)
-    assert found is not None, "it is ranked"
-    spread = f" ± {found.half:.4f} over {found.n} seeds" if found.half is not None else " (one seed)"
-    return f"{found.mean:.4f}{spread}"
-
-
-def rivals_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
+def equal_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
     """Return a note on settings next to the best that seeds can't distinguish from it."""
     first, *others = ranking.ranked
     words: list[str] = []
-    for other in others[:RIVALS_TESTED]:
+    for other in others[:MAX_TESTED]:
         found = welch_test(other.losses(ranking.metric), first.losses(ranking.metric))
         if found and not found.significant:
             words.append(f"{group_label(other, varied)} ({found.mean:+.4f}, p={found.p:.2g})")
-    if not words:
-        return None
-    return Note(f"The seeds don't tell it from {', '.join(words)}: so much may be chance (Welch's test).")
+    return Note(f"Not significantly better than {', '.join(words)} (Welch's test over the seeds).") if words else None
 
 
 def edge_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
@@ -285,7 +270,7 @@ def edge_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
         best, limits = numbers[0], [getattr(limit, "ge", None) for limit in fields[axis.key].metadata]
         if best in (min(numbers), max(numbers)) and best not in limits:
             words.append(f"{axis.key}={best:g} is the {'lowest' if best == min(numbers) else 'highest'}")
-    return Note(f"Of what was tried {' and '.join(words)}: the best may lie beyond.") if words else None
+    return Note(f"{' and '.join(words)} value tried: the best may lie beyond.") if words else None
 
 
 def difference_blocks(study: ReportData) -> Iterator[Block]:
@@ -296,19 +281,18 @@ def difference_blocks(study: ReportData) -> Iterator[Block]:
         yield along
     varied = {key for axis in together for key in (axis.key, *axis.others)}
     effect = {*identity_values(study.results[0].config), *RUN_KEYS, *LABELS.values()}
-    apart = [key for key in differing_keys([result.config for result in study.results]) if key not in effect]
-    if apart:
-        yield Note(f"Also different, without an effect on results: {', '.join(apart)}.")
+    others = [key for key in differing_keys([result.config for result in study.results]) if key not in effect]
+    if others:
+        yield Note(f"These differ too, without an effect on results: {', '.join(others)}.")
     yield Code(common_settings(study.results, varied), "What all runs have in common")
     code = code_table(study.results)
     if code:
         if len(code.rows) > 1:
-            yield Note("The runs were not all made with the same code or on the same kind of machine.", warning=True)
+            yield Note("Not all runs used the same code and the same kind of machine.", warning=True)
         yield code
 
 
 def common_settings(results: Sequence[RunResult], varied: set[str]) -> str:
-    """Return the settings that are equal in all runs."""
     configs = [dict(schema.iter_values(result.config)) for result in results]
     same = [
         key for key in configs[0] if len({format_value(config[key]) for config in configs}) == 1 and key not in varied

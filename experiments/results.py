@@ -71,7 +71,6 @@ class RunResult:
 
     @property
     def trouble(self) -> LossProblem | None:
-        """Return what is wrong with the loss of a finished run; None if nothing is."""
         if not self.finished or self.last is None:
             return None
         best = min(row["val_loss"] for row in self.evals)
@@ -102,7 +101,6 @@ class RunResult:
         return self.tokens_at(self.clock[-1][0]) / self.seconds
 
     def tokens_at(self, step: float) -> float:
-        """Return the tokens trained on until a step."""
         return step * self.config.training.batch_tokens if not self.tokens else self.tokens * step / max(1, self.step)
 
     def x_values(self, rows: Sequence[Row], x: Against) -> list[float] | None:
@@ -199,7 +197,6 @@ def comparable_evals(
 
 
 def sort_rows(rows: list[Row], bad: int, needed: str) -> tuple[list[Row], int]:
-    """Return the rows with the `needed` key, sorted by step, and the number of bad rows."""
     good = [row for row in rows if needed in row]
     return sorted(good, key=lambda row: row["step"]), bad + len(rows) - len(good)
 

@@ -37,7 +37,6 @@ def mean(values: Sequence[float]) -> float:
 
 
 def variance(values: Sequence[float]) -> float:
-    """Return the unbiased estimate of the population variance."""
     center = mean(values)
     return math.fsum((value - center) ** 2 for value in values) / (len(values) - 1)
 

@@ -24,10 +24,14 @@ from nanogpt.formatting import format_count, format_duration, format_table, shor
 from nanogpt.measurement import Measurement
 
 RUN_COLUMNS: dict[Metric, str] = {"val_loss": "last val", "best_val_loss": "best val", "val_bpb": "last bits/byte"}
-MAX_KEY_COLUMNS = (
-    6  # keys that were varied, each in a column of its own; more are told in one, as far as they are unlike most
-)
+MAX_KEY_COLUMNS = 6  # varied keys with a column each; more share a column that shows the unusual values
 Column = tuple[str, Callable[[SeedGroup], Cell]]
+METRIC_WORDS: dict[Metric, str] = {
+    "val_loss": "the validation loss at the end, in nats per token",
+    "best_val_loss": "the lowest validation loss, in nats per token",
+    "val_bpb": "bits per byte of the validation text at the end",
+    "best_val_bpb": "the lowest bits per byte of the validation text",
+}
 COLUMNS: dict[Metric, str] = {
     "val_loss": "final val",
     "best_val_loss": "best val",
@@ -133,7 +137,6 @@ def status_cell(setting: SeedGroup) -> Cell:
 
 
 def first_reason(setting: SeedGroup) -> str:
-    """Return the first reason why a run isn't finished."""
     return next((r.status.why for r in setting.results if r.status.why and not r.finished), "")
 
 
@@ -228,7 +231,6 @@ def along_table(settings: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> T
 
 
 def group_label(setting: SeedGroup, varied: Sequence[VariedKey]) -> str:
-    """Return a group's name, shortened for a page."""
     return one_line(group_name(setting, varied), 120)
 
 

@@ -25,7 +25,7 @@ from nanogpt.formatting import escape_control_chars
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import FAILED, OPEN, WRONG, count_states
 
-FOLLOW = 0.5  # seconds between looks at a log
+FOLLOW_S = 0.5  # seconds between reads of a growing log
 
 
 def find_points(config: LaunchConfig) -> tuple[Path, list[RunStatus]]:
@@ -59,7 +59,6 @@ def status(config: LaunchConfig) -> int:
 
 
 def wait(config: LaunchConfig) -> int:
-    """Watch until all points are done."""
     study, points = find_points(config)
     return watch(study, config.poll_s, {point.path for point in points})
 
@@ -67,21 +66,21 @@ def wait(config: LaunchConfig) -> int:
 def logs(config: LaunchConfig) -> int:
     """Print the end of each point's log; with follow=true one log as it grows. Raise BadInput."""
     _, points = find_points(config)
-    there = [
+    started = [
         (point, log)
         for point in points
         if point.submission and (log := point.submission.log(point.index, config.rank)) and log.exists()
     ]
-    if not there:
-        raise BadInput("logs: nothing has started yet, or this rank never did; nanogpt status")
-    if config.follow and len(there) > 1:
-        raise BadInput("follow=true: of which run? name one")
-    for point, log in there:
+    if not started:
+        raise BadInput("logs: no point, or not this rank of one, has started yet; see nanogpt status")
+    if config.follow and len(started) > 1:
+        raise BadInput("follow=true: follows one log; name a run")
+    for point, log in started:
         print_text(f"=== {one_line(point.path.name)}  {point.state}  {one_line(log)}")
         for line in read_text(log, "replace").splitlines()[-config.lines :]:
             print_text(escape_control_chars(line))
     if config.follow:
-        for text in follow_lines(there[0][1]):
+        for text in follow_lines(started[0][1]):
             print_text(escape_control_chars(text))
     return 0
 
@@ -98,7 +97,7 @@ def follow_lines(path: Path) -> Iterator[str]:
                 yield part.rstrip("\n")
                 part = ""
             else:
-                time.sleep(FOLLOW)
+                time.sleep(FOLLOW_S)
 
 
 def cancel(config: LaunchConfig) -> int:
@@ -115,9 +114,7 @@ def cancel(config: LaunchConfig) -> int:
             )
             if not is_on_slurm(point):
                 local.stop_point(point.job)
-    print_text(
-        f"{one_line(study.path)}: {len(going)} cancelled; the same command that submitted them goes on with them"
-    )
+    print_text(f"{one_line(study.path)}: {len(going)} cancelled; the command that submitted them continues them")
     return 0
 
 
@@ -149,7 +146,7 @@ def resubmit(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int
         }
         for number, group in groups.items():
             jobs = resubmit_points(study, group, codes[number], changes)
-            print_text(f"{one_line(study.path)}: {len(group)} points sent: {jobs}")
+            print_text(f"{one_line(study.path)}: {len(group)} points submitted: {jobs}")
     return 0
 
 
@@ -172,8 +169,8 @@ def resubmit_points(study: Study, points: list[RunStatus], code: str, changes: d
     resources = compute_resources(planned_runs[0].config, launcher)
     planned_runs = [PlannedRun(planned.path, with_ranks(planned.config, resources)) for planned in planned_runs]
     changed = {"launcher": launcher.model_dump(mode="json"), "code": code, "time": time.time()}
-    facts = old.spec.model_copy(update=changed | {"resources": asdict(resources)})
-    return submit_jobs(study, create_submission(study, planned_runs, facts), launcher, resources)
+    spec = old.spec.model_copy(update=changed | {"resources": asdict(resources)})
+    return submit_jobs(study, create_submission(study, planned_runs, spec), launcher, resources)
 
 
 def without_ranks(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:

@@ -148,7 +148,6 @@ def time_lines(
 
 
 def describe_total_time(durations: list[float], at_once: int | None, which: str) -> str:
-    """Return the time for all points."""
     if at_once is None:
         return f"{format_duration(sum(durations))} for {which} that are left if run one after the other"
     way = "one after the other" if at_once == 1 else f"{min(at_once, len(durations))} at once"

@@ -25,29 +25,28 @@ from launch.slurm import clean_environment, replace_environment
 from launch.submission import Submission
 from nanogpt.run_directory import newest_step
 
-POLL_S = 0.2  # seconds between looks at the points that run
+POLL_S = 0.2  # seconds between checks of the running points
 LOCK = "pool.lock"
 
 
 def start_pool(submission: Submission) -> int:
-    """Start the queue as a process of its own. Return its process id."""
-    facts = submission.spec
+    """Start the queue in a new process. Return its id."""
+    spec = submission.spec
     with (submission.path / "pool.log").open("a") as log:
         process = subprocess.Popen(
-            [facts.python, "-u", "-m", "launch.local", str(submission.path.absolute())],
-            cwd=facts.code,
-            env=clean_environment() | {"PYTHONPATH": python_path(facts.code)},
+            [spec.python, "-u", "-m", "launch.local", str(submission.path.absolute())],
+            cwd=spec.code,
+            env=clean_environment() | {"PYTHONPATH": python_path(spec.code)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    process.returncode = 0  # it outlives this process, which never waits for it; Python warns of one that it should
+    process.returncode = 0  # it outlives this process: keeps Python from warning that it wasn't waited for
     return process.pid
 
 
 def python_path(code: str) -> str:
-    """Return PYTHONPATH with the frozen code first."""
     return os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -83,12 +82,12 @@ class Pool:
     """The points that are waiting and those that run."""
 
     def __init__(self, submission: Submission) -> None:
-        self.submission, self.facts = submission, submission.spec
+        self.submission, self.spec = submission, submission.spec
         self.waiting = list(range(len(submission.runs)))
         self.running: dict[int, tuple[Any, int]] = {}
-        """By point: submitit's job and the slot it has."""
+        """submitit's job and the slot, by point."""
         self.attempts = [0] * len(self.waiting)
-        self.slots = list(range(count_slots(submission.launcher.array_parallelism, self.facts.resources)))
+        self.slots = list(range(count_slots(submission.launcher.array_parallelism, self.spec.resources)))
         self.stopping = False
 
     def run(self) -> None:
@@ -104,7 +103,7 @@ class Pool:
             time.sleep(POLL_S)
 
     def begin(self, index: int) -> None:
-        """Start a point, unless somebody has cancelled it meanwhile."""
+        """Start a point, unless it was cancelled meanwhile."""
         if self.has_ended(index):
             return
         slot = self.slots.pop(0)
@@ -118,29 +117,29 @@ class Pool:
         """Start submitit's controller and the point's ranks under it. Return submitit's job."""
         from submitit.local.local import LocalExecutor
 
-        class Here(LocalExecutor):
-            """submitit's controller around a command of ours: nothing is pickled, and nothing unpickled."""
+        class CommandExecutor(LocalExecutor):
+            """submitit's controller for a shell command: nothing is pickled."""
 
-            def hand_over(self, command: str) -> Any:
+            def submit_command(self, command: str) -> Any:
                 return self._submit_command(command)
 
-        executor = Here(self.facts.logs)
+        executor = CommandExecutor(self.spec.logs)
         executor.update_parameters(
-            tasks_per_node=self.facts.resources["tasks_per_node"],
+            tasks_per_node=self.spec.resources["tasks_per_node"],
             timeout_min=self.submission.launcher.timeout_min,
             signal_delay_s=self.submission.launcher.signal_delay_s,
             stderr_to_stdout=True,
         )
         os.environ.update({INDEX: str(index), ATTEMPT: str(self.attempts[index])})
-        return executor.hand_over(shlex.join(self.command(slot)))
+        return executor.submit_command(shlex.join(self.command(slot)))
 
     def command(self, slot: int) -> list[str]:
         """Return the command of one rank. It replaces the shell, so that signals reach it; its GPUs are those of the
         slot.
         """
-        each = self.facts.resources["gpus_per_node"]
+        each = self.spec.resources["gpus_per_node"]
         gpus = ",".join(visible_gpus()[slot * each : (slot + 1) * each])
-        rank = [self.facts.python, "-u", "-m", "launch.job", "task", str(self.submission.path), "0"]
+        rank = [self.spec.python, "-u", "-m", "launch.job", "task", str(self.submission.path), "0"]
         lines = [*self.submission.launcher.setup, f"export CUDA_VISIBLE_DEVICES={gpus}", f"exec {shlex.join(rank)}"]
         return ["bash", "-c", "\n".join(lines)]
 
@@ -156,7 +155,7 @@ class Pool:
         job = next(event["job"] for event in reversed(self.submission.events(index)) if event["event"] == "start")
         with self.job_environment(index, job):
             attempt = Attempt(self.submission.path, 0)
-            silent = "rror" not in read_log_tail(attempt)  # neither an error of ours nor a traceback: it was killed
+            silent = "rror" not in read_log_tail(attempt)  # no error message and no traceback: it was killed
             state, why, code = judge_attempt(attempt, 128 + signal.SIGKILL if silent else 1)
             why = explain_stop(attempt, {}) if why == "asked to stop" else why
         self.submission.add_event(index, "end", state=state, why=why, code=code, step=newest_step(attempt.run))
@@ -173,7 +172,7 @@ class Pool:
         """Handle SIGTERM and SIGINT: stop everything that runs and start nothing more."""
         self.stopping = True
         for index, (job, _slot) in self.running.items():
-            self.submission.add_event(index, "end", state="cancelled", why="the queue was told to end", step=0)
+            self.submission.add_event(index, "end", state="cancelled", why="the queue was stopped", step=0)
             with suppress(ProcessLookupError):  # it ended a moment ago
                 os.kill(int(job.job_id), signal.SIGTERM)
 

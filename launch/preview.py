@@ -1,4 +1,4 @@
-"""What a sweep is about to do: states of its points, resources, predicted time and memory."""
+"""Preview of a sweep: states of its points, resources, predicted time and memory."""
 
 import logging
 from dataclasses import asdict
@@ -30,13 +30,12 @@ def runs_to_start(
 
 
 def read_states(study: Study) -> dict[Path, RunStatus]:
-    """Return the state of every run of a study, by its run directory, whoever started it."""
+    """Return the state of every run of a study, by its run directory, with or without a launcher."""
     before = {point.path: point for point in read_points(study.path)}
     return {planned.path: read_state(planned, before.get(planned.path.resolve())) for planned in study.runs}
 
 
 def read_state(planned: PlannedRun, point: RunStatus | None) -> RunStatus:
-    """Return the state of one run."""
     if planned.config.new_attempt:
         return RunStatus(planned.path)
     if point is None:
@@ -96,7 +95,6 @@ def print_forecast(
     settings: SweepConfig,
     where: tuple[JobLauncher, dict[Resources, list[PlannedRun]]] | None,
 ) -> None:
-    """Print the predicted time and memory."""
     at_once: int | None = 1
     here = True
     if where:
@@ -112,13 +110,12 @@ def print_forecast(
 
 
 def print_resources(launcher: JobLauncher, groups: dict[Resources, list[PlannedRun]]) -> None:
-    """Print the resources of each group of jobs."""
     for resources, planned_runs in groups.items():
         most = launcher.array_parallelism or (256 if isinstance(launcher, SlurmLauncher) else "as fit")
         count = f"{len(planned_runs)} points: " if len(groups) > 1 else ""
         logger.info(
-            f"needs   {count}{resources.describe()}; {launcher.timeout_min} min in one go; at most {most} at once"
+            f"needs   {count}{resources.describe()}; {launcher.timeout_min} min per attempt; at most {most} at once"
         )
     points = [planned for planned_runs in groups.values() for planned in planned_runs]
     if isinstance(launcher, SlurmLauncher) and any(planned.config.hardware.device == "auto" for planned in points):
-        logger.info("note    hardware.device=auto asks Slurm for no GPU; hardware=gpu asks for one a rank")
+        logger.info("note    hardware.device=auto requests no GPU from Slurm; hardware=gpu requests one per rank")

@@ -1,6 +1,6 @@
-"""What follows from the end of an attempt: finished, requeued or failed, and the reason.
+"""Decide what becomes of a point when an attempt ends: finished, requeued or failed, and why.
 
-Decided once, in the batch script after all ranks ended, so ranks needn't know about the queue.
+The batch script decides once after all ranks ended, so ranks know nothing of the queue.
 """
 
 import re
@@ -13,7 +13,7 @@ from nanogpt.errors import GPU_FAILED, STOPPED, Diverged, Locked, PeerLost
 
 Outcome = Literal["finished", "requeued", "failed", "diverged", "cancelled"]
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
-"""Sent before a time limit and at preemption; they kill a rank that has not got as far as to take them."""
+"""Sent before a time limit and at preemption; a rank that has not installed its handler yet dies of them."""
 REQUEUE_CODES = (STOPPED, PeerLost.exit_code, Locked.exit_code)
 KILLED_FOR_MEMORY = re.compile(
     r"^(slurmstepd|srun): error: .*(oom[-_ ]kill|out of memory)", re.IGNORECASE | re.MULTILINE
@@ -34,9 +34,9 @@ class AttemptHistory:
     """Earlier attempts at a point."""
 
     step: int
-    """Of the newest checkpoint now."""
+    """Step of the newest checkpoint."""
     from_steps: list[int]
-    """At which step every attempt began, this one last."""
+    """First step of every attempt, this one last."""
 
     @property
     def restarts(self) -> int:
@@ -55,7 +55,7 @@ class AttemptHistory:
 
 @dataclass(frozen=True)
 class RestartLimits:
-    """How often a point is requeued."""
+    """Limits on requeueing a point."""
 
     max_requeues: int
     max_restarts_without_progress: int
@@ -63,32 +63,32 @@ class RestartLimits:
 
 def classify_end(code: int, exits: Mapping[int, Mapping[str, Any]], log: str) -> AttemptEnd:
     """Return how an attempt ended, from srun's exit code, the ranks' exit files and the end of the log."""
-    noted = {rank: (int(exit_["code"]), str(exit_["why"])) for rank, exit_ in exits.items()}
-    for rank in sorted(noted):  # the first that had an error of its own
-        if noted[rank][0] not in (0, *REQUEUE_CODES):
-            return AttemptEnd(*noted[rank])
-    if 0 in noted and noted[0][0] in (0, STOPPED):  # the leader has done all there was to do
-        return AttemptEnd(*noted[0])
+    ranks = {rank: (int(facts["code"]), str(facts["why"])) for rank, facts in exits.items()}
+    for rank in sorted(ranks):  # the first error that another rank did not cause
+        if ranks[rank][0] not in (0, *REQUEUE_CODES):
+            return AttemptEnd(*ranks[rank])
+    if 0 in ranks and ranks[0][0] in (0, STOPPED):  # rank 0 saved everything
+        return AttemptEnd(*ranks[0])
     if KILLED_FOR_MEMORY.search(log) and code:
         return AttemptEnd(
             -signal.SIGKILL, "out of memory: killed by the system; ask for more memory or a smaller micro-batch"
         )
-    if noted:
-        return AttemptEnd(*noted[min(noted)])
-    said = LAST_ERROR.findall(log)
+    if ranks:
+        return AttemptEnd(*ranks[min(ranks)])
+    errors = LAST_ERROR.findall(log)
     if code - 128 in STOP_SIGNALS:
         return AttemptEnd(128 - code, "asked to stop")
     if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
         return AttemptEnd(128 - code, f"killed by {name}")
-    return AttemptEnd(code or 1, said[-1] if said else f"ended with code {code} and no word")
+    return AttemptEnd(code or 1, errors[-1] if errors else f"ended with code {code} and no message")
 
 
 def decide(end: AttemptEnd, history: AttemptHistory, limits: RestartLimits) -> tuple[Outcome, str]:
     """Return what becomes of the point, and the reason.
 
-    Stopped and killed attempts are requeued; so are attempts that lost a rank. Other errors would repeat, except an
-    unexpected exception or a failed GPU after a new checkpoint: the hardware may be to blame.
+    Stopped and killed attempts are requeued, and those that lost a rank. Other errors would repeat, except an
+    unexpected exception or a failed GPU after a new checkpoint, which may be the hardware's fault.
     """
     if end.code == 0:
         return "finished", ""
@@ -107,5 +107,5 @@ def reason_not_to_restart(history: AttemptHistory, limits: RestartLimits) -> str
     if history.restarts_without_progress > limits.max_restarts_without_progress:
         return f"no new checkpoint in {history.restarts_without_progress} attempts, all from step {history.step}"
     if history.restarts >= limits.max_requeues:
-        return f"it was put back {history.restarts} times already (hydra.launcher.max_requeues)"
+        return f"requeued {history.restarts} times already (hydra.launcher.max_requeues)"
     return None

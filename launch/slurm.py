@@ -20,7 +20,7 @@ CONTROLLER_BUSY = re.compile(
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
           "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT")  # fmt: skip
 ARRAY_SIZE = 1001  # Slurm's default
-QUERY_TIMEOUT_S = 30.0  # that a question may take
+QUERY_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def check_slurm_available() -> None:
     """Raise BadEnvironment on a machine without sbatch and srun."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise BadEnvironment(
-            "hydra/launcher=submitit_slurm: no sbatch and srun on this machine; submit from a login node, "
-            "hydra/launcher=submitit_local runs the points here, make slurm-up starts a small Slurm to try"
+            "hydra/launcher=submitit_slurm: no sbatch and srun on this machine; submit from a login node, run "
+            "the points here with hydra/launcher=submitit_local, or start a small test cluster with make slurm-up"
         )
 
 
@@ -52,8 +52,8 @@ def query(*words: str, timeout: float = QUERY_TIMEOUT_S) -> str | None:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without variables that change the output of Slurm's commands or that another
-    job or torchrun left; users' defaults for sbatch stay.
+    """Return this process's environment without variables that change the output of Slurm's commands or that belong to
+    another job or torchrun; users' defaults for sbatch stay.
     """
     left = re.compile(
         r"(SLURM|SQUEUE|SACCT|SCONTROL|TORCHELASTIC|SUBMITIT|NANOGPT)_|(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_"
@@ -106,7 +106,7 @@ def requeue(job: str) -> None:
 
 def cancel(jobs: Sequence[str]) -> None:
     """Cancel jobs. Raise BadEnvironment if slurmctld refuses."""
-    for first in range(0, len(jobs), 200):  # a command line has an end
+    for first in range(0, len(jobs), 200):  # command lines have a maximum length
         words = ["scancel", *(check_job_id(job) for job in jobs[first : first + 200])]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode and not re.search(r"already|invalid job id", done.stderr, re.IGNORECASE):
@@ -128,12 +128,12 @@ def submit_array(parameters: dict[str, Any], logs: Path, count: int, command: li
     BadEnvironment if it never answers, BadInput if sbatch refuses.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.slurm.slurm import SlurmExecutor  # a tenth of a second that only submitting waits for
+    from submitit.slurm.slurm import SlurmExecutor  # slow to import
 
     class Array(SlurmExecutor):
-        """submitit's batch script and options around a command of ours: nothing is pickled, and nothing unpickled."""
+        """submitit's batch script and options for a shell command: nothing is pickled."""
 
-        def hand_over(self) -> str:
+        def submit_command(self) -> str:
             self.parameters["map_count"] = count
             with replace_environment(clean_environment()):
                 return self._submit_command(shlex.join(command)).job_id
@@ -146,22 +146,20 @@ def submit_array(parameters: dict[str, Any], logs: Path, count: int, command: li
     why, pause = "", 1.0
     for left in range(retries, -1, -1):
         try:
-            if why and (
-                taken := find_job_by_name(parameters["job_name"])
-            ):  # it was taken, though sbatch heard nothing of it
-                return taken
-            return executor.hand_over()
+            # slurmctld may have accepted the job although sbatch got no answer
+            accepted = find_job_by_name(parameters["job_name"]) if why else None
+            return accepted or executor.submit_command()
         except (FailedJobError, FailedSubmissionError) as error:
             why = extract_sbatch_message(str(error))
             if not CONTROLLER_BUSY.search(why):
                 raise BadInput(f"sbatch refuses: {one_line(why, 300)}{explain_configuration_error(why)}") from None
-        except BadEnvironment as error:  # squeue is silent too, and without its answer nothing may be tried again
+        except BadEnvironment as error:  # squeue got no answer either: submitting again could duplicate the job
             why = str(error)
         if left:
             print(f"sbatch: {one_line(why, 200)}; trying again in {pause:.0f} s ({left} left)", flush=True)
             time.sleep(pause)
             pause = min(2 * pause, 30.0)
-    raise BadEnvironment(f"sbatch: {one_line(why, 300)}; the same command again submits what is missing")
+    raise BadEnvironment(f"sbatch: {one_line(why, 300)}; run the same command again to submit the rest")
 
 
 @contextmanager
@@ -183,7 +181,7 @@ def explain_configuration_error(why: str) -> str:
         return ""
     file = os.environ.get("SLURM_CONF")
     if file is None:
-        return "; SLURM_CONF isn't set: export what make slurm-up said"
+        return "; SLURM_CONF isn't set: export the line that make slurm-up printed"
     return f"; SLURM_CONF={one_line(file)}{'' if os.path.exists(file) else ': no such file, is that cluster down?'}"
 
 
@@ -197,6 +195,6 @@ def find_job_by_name(name: str) -> str | None:
     """Return the id of the array with this unique name, or None. Raise BadEnvironment if slurmctld doesn't answer."""
     text = query("squeue", "-h", "-t", "all", "-u", str(os.getuid()), "-n", name, "-o", "%F")
     if text is None:
-        raise BadEnvironment("squeue: Slurm doesn't answer, so nobody can tell what it has; try again later")
+        raise BadEnvironment("squeue: Slurm doesn't answer, so earlier submissions are unknown; try again later")
     ids = text.split()
     return ids[0] if ids else None

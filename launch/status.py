@@ -1,4 +1,4 @@
-"""The state of every point of a study, from its submissions, the queue, and the files of its run.
+"""The state of runs and of a study's points, from submissions, the queue, and the files of a run.
 
 Needs no accounting. If slurmctld does not answer, the state is `unknown`, never `lost`.
 """
@@ -23,16 +23,16 @@ from nanogpt.run_state import FAILED, OPEN, WRITTEN, State, is_alive
 
 LONG_SILENCE_S = 3600.0  # without a write, after which a run on another machine is reported as silent
 
-SLURM_END_STATES: dict[str, tuple[State, str]] = {  # Slurm's words for an end that the point itself said nothing about
+SLURM_END_STATES: dict[str, tuple[State, str]] = {  # of jobs that ended without recording why
     "CANCELLED": ("cancelled", "cancelled in Slurm"),
     "TIMEOUT": ("lost", "ended at its time limit without saving in time"),
     "OUT_OF_MEMORY": ("failed", "out of memory: killed by the system"),
     "NODE_FAIL": ("lost", "its node failed"),
     "BOOT_FAIL": ("lost", "its node didn't start"),
     "DEADLINE": ("lost", "its deadline passed"),
-    "PREEMPTED": ("lost", "preempted and not put back"),
-    "FAILED": ("failed", "the job failed and left no word; see its log"),
-    "COMPLETED": ("lost", "the job ended without a word"),
+    "PREEMPTED": ("lost", "preempted and not requeued"),
+    "FAILED": ("failed", "the job failed without a message; see its log"),
+    "COMPLETED": ("lost", "the job ended without a message"),
 }
 
 
@@ -122,7 +122,7 @@ def read_point(path: Path, submission: Submission, index: int, queues: JobQueues
 
 
 def read_run(path: Path) -> RunStatus:
-    """Return the status of a run by the ends of its own files, as if it was started without a launcher."""
+    """Return the status of a run from the ends of its files, ignoring any submission."""
     status = RunDirectory(path).read_status()
     rows, timing = read_last_rows(path / "metrics.jsonl"), read_last_rows(path / "timing.jsonl", 1024)
     evals = [row for row in rows if "val_loss" in row]
@@ -208,15 +208,15 @@ def decide_state(events: list[Event], job: QueueEntry | None, submitted: bool) -
         return "lost", "its submission was cut short or refused; the same command submits it"
     if job is None:
         return "unknown", "Slurm doesn't answer"
-    put_back = f"put back: {last['why']}" if ended else ""
+    requeued = f"requeued: {last['why']}" if ended else ""
     if job.state in slurm.ACTIVE:
         if not events or ended or job.state in ("PENDING", "REQUEUED", "CONFIGURING"):
-            return "queued", put_back or (job.reason if job.reason not in ("None", "") else "")
+            return "queued", requeued or (job.reason if job.reason not in ("None", "") else "")
         return "running", "" if job.state == "RUNNING" else job.state.lower()
     word = job.state.split()[0].rstrip("+") if job.state else "GONE"
     if word in SLURM_END_STATES and not ended:
         return SLURM_END_STATES[word]
-    return "lost", put_back or "its job is gone and said nothing: cancelled, killed or its node lost"
+    return "lost", requeued or "its job is gone without a message: cancelled, killed or its node lost"
 
 
 def apply_accounting(points: list[RunStatus]) -> None:

@@ -142,7 +142,6 @@ def study_name(sweep: Sweep[TrainConfig], shared: Mapping[str, str]) -> str:
 
 
 def can_change_results(key: str, free: set[str]) -> bool:
-    """Return whether a setting can change a result."""
     return key not in free and key not in ("hardware", "tracking") and not key.startswith("hydra")
 
 

@@ -43,7 +43,7 @@ class JobArray(ConfigModel):
 
 
 class SubmissionSpec(ConfigModel):
-    """How a submission is run."""
+    """Launcher, resources, code, command and jobs of a submission."""
 
     executor: Literal["slurm", "local"]
     launcher: dict[str, Any]
@@ -129,7 +129,6 @@ class Submission:
         return None if job is None else Path(self.spec.logs) / f"{job}_{rank}_log.out"
 
     def add_event(self, index: int, event: str, **facts: Any) -> None:
-        """Append an event to those of a point."""
         folder = self.path / "events"
         folder.mkdir(exist_ok=True)
         append_line(folder / f"{index}.jsonl", json.dumps({"event": event, "time": time.time()} | facts))
@@ -146,27 +145,26 @@ class Submission:
         return events
 
     def submit_points(self, name: str, first: int, count: int, submit: Callable[[], str]) -> None:
-        """Submit some of the points with `submit`. The job's name is written first, so that a job is found again if
-        this process dies before it can store the id.
+        """Submit some of the points with `submit`. The job's name is stored first, so that the job can be found by it
+        if this process dies before it stores the id.
         """
         jobs = self.spec.jobs
         self.save_jobs((*jobs, JobArray(id="", name=name, first=first, count=count)))
         try:
-            taken = submit()
-        except BadInput:  # refused: there is nothing to be found again
+            job_id = submit()
+        except BadInput:  # refused: there is no job to find
             self.save_jobs(jobs)
             raise
-        self.save_jobs((*jobs, JobArray(id=taken, name=name, first=first, count=count)))
+        self.save_jobs((*jobs, JobArray(id=job_id, name=name, first=first, count=count)))
 
     def recover_job_ids(self, find: Callable[[str], str | None]) -> None:
-        """Look up, with `find`, the ids of jobs whose submitting process died before it could store them."""
+        """Look up with `find` the ids of jobs that were submitted by a process that died before storing them."""
         jobs = self.spec.jobs
         found = tuple(job if job.id else job.model_copy(update={"id": find(job.name) or ""}) for job in jobs)
         if found != jobs:
             self.save_jobs(found)
 
     def save_jobs(self, jobs: tuple[JobArray, ...]) -> None:
-        """Store the list of jobs."""
         self.spec = self.spec.model_copy(update={"jobs": jobs})
         write_atomic(self.path / "submission.json", schema.to_json(self.spec))
 
@@ -204,7 +202,7 @@ def check_only_owner_writes(folder: Path) -> None:
         raise BadEnvironment(f"{one_line(folder)}: must be a folder that only its owner can write to; chmod go-w it")
 
 
-def create_submission(study: Study, planned_runs: list[PlannedRun], facts: SubmissionSpec) -> Submission:
+def create_submission(study: Study, planned_runs: list[PlannedRun], spec: SubmissionSpec) -> Submission:
     """Write the points of a new submission; nothing is submitted yet. Raise OSError."""
     number = 1 + max((parse_number(path.name) or 0 for path in list_entries(study.records)), default=0)
     path = study.records / str(number)
@@ -215,17 +213,17 @@ def create_submission(study: Study, planned_runs: list[PlannedRun], facts: Submi
     ]
     write_file(path / "points.jsonl", "\n".join(lines) + "\n")
     submission = Submission(path)
-    submission.spec = facts
+    submission.spec = spec
     submission.save_jobs(())
     return submission
 
 
 def read_submissions(study: Path) -> list[Submission]:
-    """Return the submissions of a study, oldest first, without those cut short before they were complete."""
+    """Return the complete submissions of a study, oldest first."""
     folder = study / RECORDS
     named = [path for path in list_entries(folder) if parse_number(path.name)]
-    whole = [Submission(path) for path in named if (path / "submission.json").exists()]
-    return sorted(whole, key=lambda submission: submission.number)
+    complete = [Submission(path) for path in named if (path / "submission.json").exists()]
+    return sorted(complete, key=lambda submission: submission.number)
 
 
 def find_stray_entries(study: Path) -> list[str]:

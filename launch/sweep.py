@@ -40,7 +40,7 @@ def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> 
     """Run or submit all points. Return the first exit code that isn't 0. Raise LabError before submitting."""
     study = plan_study(sweep)
     if sweep.excluded:
-        logger.info(f"sweep   {sweep.excluded} points left out by sweep.exclude")
+        logger.info(f"sweep   {sweep.excluded} points excluded by sweep.exclude")
     code = run_study(sweep, study, main)
     if code != STOPPED and not (sweep.points[0].config.dry_run or is_rank()):
         print_text(f"\nnext:\n  nanogpt report {one_line(study.path)}")
@@ -96,7 +96,7 @@ def submit_study(study: Study, launcher: JobLauncher, settings: SweepConfig) -> 
         return 0
     sent = {run for submission in read_submissions(study.path) for run in submission.runs}
     runs = {planned.path.resolve() for planned in study.runs}
-    here = [before[planned.path] for planned in study.runs if planned.path.resolve() not in sent]  # before, as a sweep
+    here = [before[planned.path] for planned in study.runs if planned.path.resolve() not in sent]  # trained here before
     code = watch(study.path, launcher.poll_s, runs & sent) if runs & sent else 0
     return code or (print_outcome(study.path, here) if here else 0)
 
@@ -146,7 +146,7 @@ def freeze_and_submit(
 ) -> None:
     """Freeze configs and code, and submit. Raise BadEnvironment or BadInput after recording what was submitted."""
     started = time.monotonic()
-    facts = SubmissionSpec(
+    spec = SubmissionSpec(
         executor="slurm" if isinstance(launcher, SlurmLauncher) else "local",
         launcher=launcher.model_dump(mode="json"),
         resources=asdict(resources),
@@ -158,7 +158,7 @@ def freeze_and_submit(
         time=time.time(),
         jobs=(),
     )
-    submission = create_submission(study, [with_fixed_attempt(planned) for planned in planned_runs], facts)
+    submission = create_submission(study, [with_fixed_attempt(planned) for planned in planned_runs], spec)
     jobs = submit_jobs(study, submission, launcher, resources)
     took = time.monotonic() - started
     logger.info(f"sent    {len(planned_runs)} points in {took:.1f} s: {jobs}; logs in {one_line(study.logs)}")
@@ -196,7 +196,6 @@ def submit_jobs(study: Study, submission: Submission, launcher: JobLauncher, res
 
 
 def job_command(submission: Submission) -> list[str]:
-    """Return the command of launch/job.py, with the interpreter that submits."""
     return [submission.spec.python, "-u", "-m", "launch.job"]
 
 
@@ -208,7 +207,7 @@ def batch_script_lines(submission: Submission, launcher: JobLauncher, first: int
     return {
         "setup": [
             *launcher.setup,
-            "set +eu +o pipefail",  # whatever the lines above have set: what follows must be reached
+            "set +eu +o pipefail",  # undo what the lines above set: the rest must run
             f"cd {code} || exit 5",
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
             "trap '' USR1 USR2",

@@ -120,7 +120,6 @@ def print_failures(runs: Sequence[RunStatus], name: Callable[[RunStatus], str] =
 
 
 def print_outcome(study: Path, points: Sequence[RunStatus]) -> int:
-    """Print the final table. Return the exit code."""
     print_text(status_table(study, points, MAX_ROWS))
     wrong = [point for point in points if point.state not in DONE]
     print_failures(wrong[:MAX_ROWS])

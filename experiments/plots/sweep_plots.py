@@ -41,7 +41,6 @@ MOST_WORDS = 14  # columns of a heat map that have room for words
 
 
 def to_number(value: Any) -> float | None:
-    """Return a value as a number if it is one."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

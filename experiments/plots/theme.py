@@ -71,7 +71,6 @@ class Picture:
 
 
 def make_picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Figure, Theme], None]) -> Picture:
-    """Return both versions of what `draw` draws."""
     return Picture(name, title, *(render(size, theme, draw) for theme in (LIGHT, DARK)))
 
 
@@ -128,7 +127,6 @@ def set_ticks(axis: Ruler, values: Sequence[float], write: Callable[[float], str
 def add_color_bar(
     figure: Figure, axes: Axes | Sequence[Axes], theme: Theme, norm: Normalize, label: str, **how: Any
 ) -> None:
-    """Add the legend of the colours."""
     bar = figure.colorbar(ScalarMappable(norm, theme.colors), ax=axes, **how)
     bar.set_label(label, color=theme.ink)
     bar.ax.tick_params(colors=theme.ink)

@@ -59,20 +59,20 @@ class ScalingStudy:
     runs: list[ScalingRun]
     flops_per_parameter_token: float
     minima: list[Optimum]
-    """Of the parabolas, one a budget where it is inside the sizes that were trained."""
+    """Minima of the parabolas, for each budget where it lies inside the trained sizes."""
     exponent: float | None
-    """Of the best number of parameters over the budget, through the minima."""
+    """Exponent of the best number of parameters over the budget, fitted to the minima."""
     law: dict[str, float]
     law_intervals: dict[str, Interval]
     next: Optimum
-    """What the law predicts for a budget that isn't trained yet."""
+    """The law's prediction for a budget that was not trained."""
     next_intervals: dict[str, Interval]
 
 
 def fit_study(config: ScalingConfig, pattern: str) -> None:
     """Fit, print, write scaling.json and scaling.png. Raise BadInput for too few runs before anything is written."""
     from experiments.plots.scaling import draw_scaling
-    from experiments.scaling import fit  # scipy: half a second that the other questions needn't wait for
+    from experiments.scaling import fit  # scipy: half a second, only for fits
 
     check_output_folder("out", config.out)
     runs = read_finished_runs(pattern)
@@ -80,7 +80,7 @@ def fit_study(config: ScalingConfig, pattern: str) -> None:
     budget = config.budget or 10 * max(run.flops for run in runs)
     factor, law, curves = fit.flops_per_parameter_token(runs), fit.fit_law(runs), fit.fit_parabolas(runs)
     laws = fit.bootstrap_laws(runs, law, config.bootstrap, config.seed)
-    predicted = [find_optimum(law_, budget, factor) for law_ in laws]
+    predicted = [find_optimum(sample, budget, factor) for sample in laws]
     minima = [curve.optimum for curve in curves if curve.optimum]
     line = fit.fit_power_law(minima)
     found = ScalingStudy(

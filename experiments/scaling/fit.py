@@ -174,6 +174,5 @@ def bootstrap_laws(runs: Sequence[ScalingRun], law: LawConfig, count: int, seed:
 
 
 def percentile_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 5th and the 95th percentile."""
     low, high = np.percentile(values, [5, 95])
     return float(low), float(high)

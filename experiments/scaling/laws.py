@@ -33,7 +33,6 @@ class Optimum:
 
 
 def predict_loss(law: LawConfig, n_params: float, tokens: float) -> float:
-    """Return the loss in nats per token."""
     return law.E + law.A / n_params**law.alpha + law.B / tokens**law.beta
 
 

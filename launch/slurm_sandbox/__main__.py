@@ -2,7 +2,7 @@
 
 python -m launch.slurm_sandbox up|status|down
 
-Everything lives in one folder, /tmp/nanogpt-slurm-<uid> or what NANOGPT_SLURM names; `down --wipe` removes that too.
+All files are in one folder, /tmp/nanogpt-slurm-<uid> or $NANOGPT_SLURM; `down --wipe` removes it too.
 """
 
 import os

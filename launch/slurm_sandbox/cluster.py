@@ -57,7 +57,6 @@ class SandboxCluster:
 
     @property
     def conf(self) -> Path:
-        """Return the path of slurm.conf."""
         return self.root / "slurm.conf"
 
     @property
@@ -113,7 +112,6 @@ class SandboxCluster:
         self.daemon("slurmctld").stop(seconds=0)
 
     def start_controller(self) -> None:
-        """Start slurmctld again, with the state it left."""
         self.daemon("slurmctld").start()
 
     def fail_node(self, name: str) -> None:
@@ -127,7 +125,6 @@ class SandboxCluster:
         self.wait_for_nodes([name])
 
     def ask(self, *command: str) -> str:
-        """Return the output of one of Slurm's commands."""
         return run_tool(command, self.environment)
 
     def node_names(self) -> list[str]:
@@ -141,7 +138,6 @@ class SandboxCluster:
         return [*servers, *self.node_names()]
 
     def running_daemons(self) -> list[str]:
-        """Return the names of the running daemons."""
         return [name for name in (*SERVERS, *self.node_names()) if self.daemon(name).pid() is not None]
 
     def check_node(self, node: str) -> str:
@@ -151,11 +147,9 @@ class SandboxCluster:
         return node
 
     def daemon(self, name: str) -> Daemon:
-        """Return a server or a node."""
         return parts.daemon(self.root, name, self.controller_port(), self.controller_answers)
 
     def controller_answers(self) -> bool:
-        """Return whether slurmctld answers."""
         with suppress(BadEnvironment):
             return " is UP" in self.ask("scontrol", "ping")
         return False
@@ -244,7 +238,6 @@ class SandboxCluster:
             self.daemon(name).stop()
 
     def is_ours(self) -> bool:
-        """Return whether the folder belongs to a cluster of this program."""
         return self.conf.is_file() and self.conf.read_text().startswith(MARK)
 
     @contextmanager

@@ -36,7 +36,6 @@ class Daemon:
 
     @property
     def pid_file(self) -> Path:
-        """Return the file to which the program writes its pid."""
         return self.folder / f"{self.name}.pid"
 
     def pid(self) -> int | None:
@@ -113,12 +112,10 @@ def has_environment(pid: int, environment: Mapping[str, str]) -> bool:
 
 
 def list_pids() -> list[int]:
-    """Return all process ids."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def pids_with_environment(environment: Mapping[str, str]) -> list[int]:
-    """Return the processes that were started with these variables."""
     return [pid for pid in list_pids() if has_environment(pid, environment)]
 
 

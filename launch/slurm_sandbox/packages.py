@@ -60,7 +60,6 @@ def install(accounting: bool) -> None:
 
 
 def find_missing(wanted: dict[str, str | None]) -> list[str]:
-    """Return the programs that aren't installed."""
     return [program for program in wanted.values() if program and not find_program(program)]
 
 

@@ -17,7 +17,7 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # pretended GP
 CRED_EXPIRE = 10  # seconds that a requeued job waits at least; with Slurm's own 120 each such test takes minutes
 KILL_WAIT = 5  # seconds between SIGTERM and SIGKILL
 GRACE = 10  # seconds that a preempted job of partition dev gets
-# What a node does before it is slurmd: an /etc/hosts and a host name of its own, in namespaces that end with it.
+# A node sets its own /etc/hosts and host name, in namespaces that end with it, and becomes slurmd.
 BOOT = 'mount --bind "$1" /etc/hosts && hostname "$2" && exec slurmd -f "$3" -N "$2"'
 
 SLURM = """\
@@ -136,7 +136,6 @@ def slurm_conf(cluster: SandboxSettings, port: int) -> str:
 
 
 def short_host_name() -> str:
-    """Return this machine's short name."""
     return socket.gethostname().partition(".")[0]
 
 

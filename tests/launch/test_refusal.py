@@ -17,7 +17,10 @@ from tests.launch.slurm import program
 
 @pytest.mark.parametrize(
     ("conf", "hint"),
-    [(None, "SLURM_CONF isn't set: export what make slurm-up said"), ("/nowhere/slurm.conf", "no such file")],
+    [
+        (None, "SLURM_CONF isn't set: export the line that make slurm-up"),
+        ("/nowhere/slurm.conf", "no such file"),
+    ],
 )
 def test_a_refused_submission_leaves_nothing_on_its_way(
     conf: str | None, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,9 +25,9 @@ ENDS = [  # exit code of all, what the ranks noted, log -> one code, words in th
     (137, {}, "text about out of memory", -9, "killed by SIGKILL"),
     (137, {}, "slurmstepd: error: Detected 1 oom_kill event in StepId=5.0", -9, "out of memory"),
     (7, {}, "text\nrank 1: error: no rank got anywhere for 120 s\n", 7, "no rank got anywhere"),
-    (1, {}, "", 1, "no word"),
+    (1, {}, "", 1, "no message"),
     (1, {0: rank(1, "ValueError: odd")}, "", 1, "ValueError: odd"),
-    (0, {}, "", 1, "no word"),  # srun is content, but nobody trained
+    (0, {}, "", 1, "no message"),  # srun is content, but nobody trained
 ]
 
 
@@ -50,7 +50,7 @@ DECISIONS = [
     (AttemptEnd(1, "CudaError"), AttemptHistory(40, [0, 40]), "failed"),
     (AttemptEnd(7, "rank 1 lost"), AttemptHistory(0, [0, 0]), "requeued"),
     (AttemptEnd(7, "rank 1 lost"), AttemptHistory(0, [0, 0, 0]), "failed"),  # two restarts without a checkpoint
-    (AttemptEnd(7, "rank 1 lost"), AttemptHistory(20, [0, 0, 20, 20]), "failed"),  # put back three times
+    (AttemptEnd(7, "rank 1 lost"), AttemptHistory(20, [0, 0, 20, 20]), "failed"),  # requeued three times
     (AttemptEnd(85, "asked to stop"), AttemptHistory(60, [0, 0, 0]), "requeued"),
 ]
 
@@ -64,4 +64,4 @@ def test_a_refusal_says_why() -> None:
     assert "no new checkpoint in 3 attempts, all from step 0" in (
         reason_not_to_restart(AttemptHistory(0, [0, 0, 0]), LIMITS) or ""
     )
-    assert "put back 3 times" in (reason_not_to_restart(AttemptHistory(9, [0, 1, 2, 3]), LIMITS) or "")
+    assert "requeued 3 times" in (reason_not_to_restart(AttemptHistory(9, [0, 1, 2, 3]), LIMITS) or "")

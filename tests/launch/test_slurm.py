@@ -177,7 +177,7 @@ def test_a_failing_point_does_not_take_the_others_along(lab: Lab) -> None:
     code, output = lab.do(*words)
     assert code == 3 and "0 to submit (2 failed, 2 finished)" in output and "nanogpt retry" in output
     code, output = lab.do("launch", "retry", "mixed", "hydra.launcher.timeout_min=7")
-    assert code == 0 and "2 points sent" in output
+    assert code == 0 and "2 points submitted" in output
     numbers = {name: point.submission.number for name, point in lab.points("mixed").items() if point.submission}
     assert sorted(numbers.values()) == [1, 1, 2, 2]
     lab.wait_for("mixed", "finished", "failed")

@@ -22,7 +22,7 @@ CASES = [  # events, queue, handed over -> state, words of why
     ([], QueueEntry("RUNNING", "None"), True, "queued", ""),  # its batch script hasn't begun
     ([START], QueueEntry("RUNNING", "None"), True, "running", ""),
     ([START], QueueEntry("COMPLETING", "None"), True, "running", "completing"),
-    ([START, end("requeued", "preempted")], QueueEntry("PENDING", "BeginTime"), True, "queued", "put back: preempted"),
+    ([START, end("requeued", "preempted")], QueueEntry("PENDING", "BeginTime"), True, "queued", "requeued: preempted"),
     ([START, end("requeued", "preempted"), START], QueueEntry("RUNNING", "None"), True, "running", ""),
     ([START], QueueEntry("PENDING", "BeginTime"), True, "queued", "BeginTime"),  # put back by Slurm itself
     ([START, end("failed", "no data")], QueueEntry("FAILED", "NonZeroExitCode"), True, "failed", "no data"),
