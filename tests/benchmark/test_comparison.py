@@ -46,7 +46,7 @@ def build(
 
 @pytest.fixture
 def nanogpt() -> str:
-    """`nanogpt:PATH` of a real checkout."""
+    """Return `nanogpt:PATH` of a real checkout."""
     if "NANOGPT" not in os.environ:
         pytest.skip("NANOGPT names no checkout of nanoGPT")
     return f"nanogpt:{os.environ['NANOGPT']}"

@@ -65,7 +65,7 @@ def test_a_profile_is_a_trace_with_phases_and_a_table(
 def test_an_automatic_micro_batch_is_the_one_that_training_takes(
     config: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory for two sequences: it is told, and measured with it."""
+    """Memory for two sequences: the table names that size, and the steps use it."""
     monkeypatch.setattr("nanogpt.training.auto_batch_size.largest_micro_batch", lambda *_, **__: 2)  # pyright: ignore[reportUnknownLambdaType]
     settings = BenchSettings(warmup=1, steps=1, startup=False)
     bench(BenchConfig(**dict(config(**{"hardware.micro_batch_size": "auto"})), bench=settings))

@@ -33,7 +33,7 @@ def doctor(folder: Path, *words: str, **environment: str) -> subprocess.Complete
 
 
 def train_forked(_: Path, *trainings: tuple[TrainConfig, int]) -> None:
-    """Stand in for `train_side_by_side`: processes that have loaded torch already, one after the other."""
+    """Replace `train_side_by_side`: train in processes that have loaded torch already, one after the other."""
     for config, world in trainings:
         codes, output = ranks.run(config, world)
         assert codes == [0] * world, output
@@ -61,19 +61,19 @@ def test_every_check_can_be_chosen() -> None:
 
 
 def other_logits(patch: pytest.MonkeyPatch) -> None:
-    """A model whose head sees features that are one percent too large."""
+    """Make the head see features that are one percent too large."""
     forward = GPT.logits
     patch.setattr(GPT, "logits", lambda self, x: forward(self, x * 1.01))
 
 
 def other_positions(patch: pytest.MonkeyPatch) -> None:
-    """A cache whose positions are one too late."""
+    """Make the cache count positions from one."""
     advance = invariants.KVCache.advance
     patch.setattr(invariants.KVCache, "advance", lambda self, count: (advance(self, count) + 1) % 16)
 
 
 def other_mean(patch: pytest.MonkeyPatch) -> None:
-    """A step that forgets all micro-batches but the first."""
+    """Make a step forget all micro-batches but the first."""
     step = invariants.train_step
 
     def forgetful(state: Any, parts: list[Any], config: Any) -> Any:
@@ -83,7 +83,7 @@ def other_mean(patch: pytest.MonkeyPatch) -> None:
 
 
 def other_second_training(**changes: dict[str, Any]) -> Callable[[pytest.MonkeyPatch], None]:
-    """The second of two trainings that should be the same is another."""
+    """Return a patch that changes the second of two trainings that should be equal."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         def differing(folder: Path, name: str, **usual: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What a model costs: formulas against built models, torch's own counters, and nanoGPT's and OpenAI's numbers."""
+"""Cost of a model: formulas against built models, torch's own counters, and nanoGPT's and OpenAI's numbers."""
 
 import itertools
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def every_combination() -> Iterator[dict[str, object]]:
 
 
 def counted_parts(model: GPT) -> dict[str, int]:
-    """Parameters of a built model by their names."""
+    """Count the parameters of a built model by their names."""
     words = {
         "conv": "convolutions",
         "conv_1": "convolutions",
@@ -85,7 +85,7 @@ def test_nanogpts_transformer_sizing() -> None:
 
 
 def counted_flops(config: ModelConfig, backward: bool) -> float:
-    """torch's count of one sequence's matrix products, attention as plain products over the square."""
+    """Return torch's count of one sequence's matrix products, with attention as plain products over the square."""
     model = GPT(config)
     ids = torch.randint(config.vocab_size or 0, (1, config.block_size))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

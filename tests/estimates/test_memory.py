@@ -26,7 +26,7 @@ SHAPES: list[dict[str, object]] = [  # of several proportions of width, length, 
 def kept_by_autograd(
     config: ModelConfig, precision: Precision, sequences: int, recompute: bool = False, recompute_weights: bool = False
 ) -> tuple[int, int]:
-    """(bytes of all storages that a forward pass saves, parameters apart; bytes of the loss's own gradients)."""
+    """Return (bytes of all storages that a forward pass saves, parameters apart; bytes of the loss's own gradients)."""
     model = GPT(config)
     model.activation_checkpointing = recompute
     model.recompute_attention_weights = recompute_weights

@@ -1,4 +1,4 @@
-"""What a step moves at least: never more than an eager step's operators read and write, and not far below it."""
+"""Bytes that a step moves at least: never more than an eager step's operators read and write, and not far below it."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ class Counted(TorchDispatchMode):
 
 
 def moved_by_a_step(config: ModelConfig, sequences: int, micro_batches: int) -> tuple[int, int]:
-    """Bytes of forward, backward and clipping of eager micro-batches, and of the optimizer's step, in fp32."""
+    """Count bytes of forward, backward and clipping of eager micro-batches, and of the optimizer's step, in fp32."""
     model = GPT(config)
     optimizer = build_optimizer(model, OptimizerConfig(), "cpu")
     for parameter in model.parameters():

@@ -29,7 +29,7 @@ CPU = Compute(torch.device("cpu"), "fp32", "a processor")
 
 
 def gpt2(**training: object) -> TrainConfig:
-    """nanoGPT's GPT-2 run: 300 B tokens in steps of 491,520."""
+    """Return nanoGPT's GPT-2 run: 300 B tokens in steps of 491,520."""
     values = {"training": {"batch_tokens": 491_520, "steps": 600_000} | training, "model": {"bias": False}}
     return TrainConfig.model_validate(values | {"hardware": {"micro_batch_size": 12}})
 

@@ -24,7 +24,7 @@ def write_hellaswag(folder: Path, count: int = 6) -> Path:
 
 
 def write_lambada(folder: Path, count: int = 6) -> Path:
-    """A JSON object a line."""
+    """Write a JSON object per line."""
     path = folder / "lambada_test.jsonl"
     path.write_text(
         "".join(json.dumps({"text": f"alpha beta {i} gamma delta{' x' * i} beta"}) + "\n" for i in range(count))

@@ -18,7 +18,7 @@ ELSEWHERE = ("dataset_path", "dataset_name", "training_split", "validation_split
 
 
 def harness(model: Path, documents: dict[str, Path], work: Path, words: list[str]) -> dict[str, dict[str, Any]]:
-    """Results of a model's folder on JSON lines files, {task: {metric: value}}; `words` are more of the command's."""
+    """Return {task: {metric: value}} of a model's folder on JSON lines files; `words` extend the command."""
     spec = util.find_spec("lm_eval")
     assert spec is not None and spec.origin is not None
     installed = Path(spec.origin).parent / "tasks"

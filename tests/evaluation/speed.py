@@ -26,7 +26,7 @@ from nanogpt.tokenizer import GPT2Tokenizer
 
 
 def ours(benchmark: HellaSwag, model: GPT, compute: Compute, batch_tokens: int | None) -> tuple[float, list[float]]:
-    """(items a second, log-likelihood of every ending)."""
+    """Return (items per second, log-likelihood of every ending)."""
     tokenizer = GPT2Tokenizer()
     started = time.perf_counter()
     scores = score(model, list(benchmark.requests(tokenizer)), compute, ProcessGroup(), batch_tokens)
@@ -35,7 +35,7 @@ def ours(benchmark: HellaSwag, model: GPT, compute: Compute, batch_tokens: int |
 
 
 def theirs(benchmark: HellaSwag, lm: object, batch_size: int) -> tuple[float, list[float]]:
-    """The same of the harness' model."""
+    """Return what `ours` does, of the harness' model."""
     from lm_eval.api.instance import Instance
 
     lm.batch_size_per_gpu = batch_size  # type: ignore[attr-defined]

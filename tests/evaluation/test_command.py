@@ -31,7 +31,7 @@ ALL = ["loss", "wikitext", "lambada", "hellaswag"]
 
 @pytest.fixture
 def trained(config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> TrainConfig:
-    """A run below the folder that `run` works in."""
+    """Return the config of a run below the folder that `run` works in."""
     built = config(
         **{"training.steps": 5, "data.tokenizer": "byte", "eval.tokens": None}, runs_dir=str(tmp_path / "work" / "runs")
     )
@@ -42,7 +42,7 @@ def trained(config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
-    """Where the benchmarks are, by key."""
+    """Return the paths of the benchmarks, by key."""
     writers = {"hellaswag": write_hellaswag, "lambada": write_lambada, "wikitext": write_wikitext}
     return {name: str(write(tmp_path)) for name, write in writers.items()}
 

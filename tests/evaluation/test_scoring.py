@@ -34,7 +34,7 @@ def model_of(**form: object) -> GPT:
 
 
 def plain(model: GPT, context: list[int], continuation: list[int]) -> Score:
-    """The sequence is cut to the T inputs before the last token; a longer continuation isn't for this function."""
+    """Score with the T inputs before the last token; the continuation must not be longer."""
     ids = torch.tensor([(context + continuation)[-(T + 1) :]])
     with torch.no_grad():
         likely = model(ids[:, :-1])[0, -len(continuation) :, :V].double().log_softmax(dim=1)
@@ -43,7 +43,7 @@ def plain(model: GPT, context: list[int], continuation: list[int]) -> Score:
 
 
 def requests(seed: int, count: int = 30) -> list[Request]:
-    """Contexts around the limit, some continuations that the model itself would choose."""
+    """Return contexts of lengths around the limit, with some continuations that the model would choose."""
     draw = random.Random(seed)
     ids = lambda n: [draw.randrange(V) for _ in range(n)]  # noqa: E731
     return [Request(ids(draw.randint(1, T + 4)), [ids(draw.randint(1, 5)) for _ in range(4)]) for _ in range(count)]

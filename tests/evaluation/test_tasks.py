@@ -1,4 +1,4 @@
-"""What the benchmarks ask and answer, against loops that compute one document after the other."""
+"""The benchmarks' requests and metrics, against loops over single documents."""
 
 import bz2
 import json

@@ -31,7 +31,7 @@ Build = Callable[..., TrainConfig]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """A run that tests only read."""
+    """Return a run that tests only read."""
     folder = tmp_path_factory.mktemp("trained")
     built = tiny_config(folder, write_corpus(folder / "corpus.txt"), **{"training.steps": 5})
     train(built)
@@ -94,7 +94,7 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole() -> None:
 
 
 def answered(text: str, **task: object) -> str:
-    """What is shown of a text that comes byte by byte."""
+    """Return what is shown of a text that comes byte by byte."""
     answer = Answer(ByteTokenizer(), TaskConfig.model_validate(task))
     shown = "".join(answer.add(byte) for byte in text.encode())
     return shown + answer.close()
@@ -176,7 +176,7 @@ def test_a_long_prompt_is_cut_when_asked(trained: TrainConfig, capsys: pytest.Ca
 
 
 def test_a_conversation(run: Run, trained: TrainConfig, tmp_path: Path) -> None:
-    """Prompts on standard input; a wrong one is told and the next is asked for."""
+    """Prompts on standard input; a wrong prompt is an error, and the next one is read."""
     lines = b"alpha\nwhat?\nbeta\n\xff\n"
     command = [sys.executable, str(ROOT / "sample.py"), f"runs_dir={trained.runs_dir}", "interactive=true"]
     done = subprocess.run([*command, "max_new_tokens=5"], input=lines, capture_output=True, timeout=100)

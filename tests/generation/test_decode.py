@@ -70,7 +70,7 @@ def test_several_positions_after_a_cache_see_what_they_should(model: GPT) -> Non
 
 
 def naive(model: GPT, prompt: list[int], count: int, draw: SamplingParams, generator: torch.Generator) -> list[int]:
-    """As nanoGPT's generate: crop to block_size, run the whole window, take the last logits."""
+    """Generate as nanoGPT does: crop to block_size, run the whole window, take the last logits."""
     ids = list(prompt)
     for _ in range(count):
         logits = model(torch.tensor([ids[-16:]]))[:, -1, :60]
@@ -120,7 +120,7 @@ def test_the_layout_for_decoding_changes_nothing_but_speed(model: GPT) -> None:
 
 
 def test_the_rules_are_those_of_transformers() -> None:
-    """The same probabilities as its processors, applied in its order, over random logits."""
+    """Probabilities equal those of its processors, applied in its order, over random logits."""
     process = pytest.importorskip("transformers.generation.logits_process")
     torch.manual_seed(0)
     logits, seen = 3 * torch.randn(16, 60), torch.randint(60, (16, 12))

@@ -17,7 +17,7 @@ def small(**changes: object) -> ModelConfig:
 
 
 def randomize(model: torch.nn.Module) -> None:
-    """Weights far from their initial values, so that no bias or gain hides a mistake."""
+    """Move weights far from their initial values, so that no bias or gain hides a mistake."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)

@@ -57,7 +57,7 @@ def make_steps(state: TrainState, config: TrainConfig, count: int) -> None:
 
 @pytest.fixture
 def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models begin on the device, with no numbers: the host's memory stays empty."""
+    """Build models on the device without numbers, so that the host's memory stays empty."""
     monkeypatch.setattr(GPT, "to_empty", lambda self, device: nn.Module.to_empty(self, device="cuda"))  # type: ignore[reportUnknownLambdaType]
     monkeypatch.setattr("nanogpt.model.gpt.initialize", lambda *_: None)  # type: ignore[reportUnknownLambdaType]
 

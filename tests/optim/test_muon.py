@@ -95,7 +95,7 @@ def test_each_kind_has_its_own_rate_and_vectors_never_decay() -> None:
 
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_mup_slows_what_adam_sums_over_the_width(rule: str) -> None:
-    """Yang et al. 2022, table 3; an orthogonalised update needs nothing. What decay takes in a step stays."""
+    """Yang et al. 2022, table 3; an orthogonalised update needs no scaling. Decay per step is unchanged."""
     model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=20, block_size=8, tie_weights=False))
     config = OptimizerConfig.model_validate({"name": rule, "lr": 0.02, "weight_decay": 0.1, "head_lr": 0.01})
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -131,7 +131,7 @@ def backward(model: GPT) -> None:
 
 
 def matrices(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[Tensor]:
-    """The matrices of one parameter, by hand."""
+    """Return the matrices of one parameter, by hand."""
     C, kv = config.n_embd, config.kv_heads * config.head_size
     if name.endswith("c_attn.weight"):
         yield from (tensor[:C], tensor[C : C + kv], tensor[C + kv :])
@@ -142,7 +142,7 @@ def matrices(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[Tensor]
 
 
 def plain(update: Tensor, steps: int) -> Tensor:
-    """The orthogonal factor of one matrix, in float64, in the way it is published."""
+    """Return the orthogonal factor of one matrix, in float64, as published."""
     x = update.double() if update.shape[0] <= update.shape[1] else update.double().T
     x = x / (1.01 * x.norm())
     for a, b, c in POLYNOMIALS[:steps]:

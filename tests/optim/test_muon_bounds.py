@@ -43,7 +43,7 @@ class Matrices:
 
 
 def count_step(shape: dict[str, Any], rule: str, ranks: Any = None) -> Allocations:
-    """Calls and memory of the second step of a model of this size, its numbers read late as on a GPU."""
+    """Count calls and memory of the second step of a model of this size, its numbers read late as on a GPU."""
     config = ModelConfig.model_validate({"vocab_size": 50257, "block_size": 1024} | shape)
     model = Matrices(GPT(config, seed=None))
     optimizer = build_optimizer(

@@ -1,4 +1,4 @@
-"""A W&B server on loopback, as much of it as the real client speaks to, with faults that can be switched on."""
+"""A W&B server on loopback, as much of it as the real client uses, with faults that can be switched on."""
 
 import json
 import threading
@@ -26,12 +26,12 @@ class Bucket:
     exit_codes: list[int] = field(default_factory=list[int])
 
     def history(self) -> list[dict[str, Any]]:
-        """The rows in the order of their lines."""
+        """Return the rows in the order of their lines."""
         lines = self.lines.get("wandb-history.jsonl", {})
         return [json.loads(lines[number]) for number in sorted(lines)]
 
     def config(self) -> dict[str, Any]:
-        """The config without W&B's own part."""
+        """Return the config without W&B's own part."""
         config: dict[str, Any] = json.loads(self.fields.get("config") or "{}")
         return {key: entry["value"] for key, entry in config.items() if key != "_wandb"}
 
@@ -113,7 +113,7 @@ class Server:
             pass  # the client has gone
 
     def handled(self, command: str, path: str, body: bytes) -> dict[str, Any]:
-        """The answer of a healthy server."""
+        """Return the answer of a healthy server."""
         if path.endswith("/file_stream"):
             self.stream(self.buckets.setdefault(path.split("/")[-2], Bucket()), json.loads(body))
         elif command == "PUT":
@@ -160,7 +160,7 @@ class Server:
         return self.artifact(operation, given)
 
     def resumed(self, name: str, bucket: Bucket) -> dict[str, Any]:
-        """What a client that continues asks for: how many lines of each file are there, and the last ones."""
+        """Return what a client that continues asks for: the number of lines of each file, and the last ones."""
         history, events = (bucket.lines.get(f"wandb-{kind}.jsonl", {}) for kind in ("history", "events"))
         summary = bucket.lines.get("wandb-summary.json", {})
         return {
@@ -180,7 +180,7 @@ class Server:
         }
 
     def artifact(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
-        """The calls that bring an artifact."""
+        """Answer the calls that upload an artifact."""
         if operation == "ArtifactType":
             return {"project": {"artifact": None}}
         if operation == "CreateArtifact":

@@ -15,12 +15,7 @@ from nanogpt.errors import BadEnvironment
 from nanogpt.metrics_file import Row, RowLog
 from nanogpt.tracking import trackers
 from nanogpt.tracking.run_metadata import (
-    HIDDEN,
     RunMetadata,
-    enabled_trackers,
-    make_run_metadata,
-    remove_private,
-    wandb_mode,
 )
 from nanogpt.tracking.tail import MetricsTail
 from nanogpt.tracking.trackers import Trackers, check_trackers
@@ -88,7 +83,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> C
 
 
 def train(folder: Path, shown: Trackers, steps: range = range(1, 41)) -> None:
-    """Rows as a training writes them, evaluated at every tenth step."""
+    """Write rows as a training does, evaluated at every tenth step."""
     log = RowLog(folder / "metrics.jsonl")
     for step in steps:
         log.append({"step": step, "loss": 1 / step})
@@ -251,61 +246,9 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         check_trackers(TrackingConfig(trackers=("wandb", "trackio")))
 
 
-def test_the_mode_is_the_configs_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    def both(mode: Any) -> TrackingConfig:
-        return TrackingConfig(trackers=("wandb", "tensorboard", "wandb"), mode=mode)
-
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert wandb_mode(both(None)) == "online" and enabled_trackers(both(None)) == ["wandb", "tensorboard"]
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert enabled_trackers(both(None)) == ["tensorboard"] and wandb_mode(both("offline")) == "offline"
-
-
-def test_a_wandb_mode_that_is_none_doesn_t_go_online(monkeypatch: pytest.MonkeyPatch) -> None:
-    for word, mode in (("run", "online"), ("dryrun", "offline"), ("", "online")):
-        monkeypatch.setenv("WANDB_MODE", word)
-        assert wandb_mode(TrackingConfig(trackers=("wandb",))) == mode
-    monkeypatch.setenv("WANDB_MODE", "offlin")
-    assert wandb_mode(TrackingConfig(trackers=("wandb",), mode="disabled")) == "disabled"
-    with pytest.raises(BadEnvironment, match=r"WANDB_MODE=offlin: not a choice; .*did you mean 'offline'"):
-        check_trackers(TrackingConfig(trackers=("wandb",)))
-    check_trackers(TrackingConfig())
-
-
 def test_runs_to_sync_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("lr=3").mkdir()
     for name in ("${oc.env:HOME}", "it's", "lr=3", "a,b"):
         (config,) = read_configs("sync", SyncConfig, collect_targets([name, "timeout=5"], "runs"))
         assert (config.runs, config.timeout) == ((name,), 5)
-
-
-def test_names(config: Build, tmp_path: Path) -> None:
-    """A point of a study is called after what it changes; a run of its own by its whole folder."""
-    born = {"time": "now", "host": "here", "pid": 1}
-    point = make_run_metadata(config(), tmp_path / "widths" / "n_embd=64-1a2b3c4d", born)
-    assert (point.group, point.name, point.project) == ("widths", "n_embd=64", "nanogpt-lab")
-    assert make_run_metadata(config(), tmp_path / "widths" / "n_embd=64-1a2b3c4d-2", born).name == "n_embd=64-2"
-    alone = make_run_metadata(config(), tmp_path / "runs" / "tiny-1a2b3c4d", born)
-    assert (alone.group, alone.name) == (None, "tiny-1a2b3c4d")
-    assert make_run_metadata(config(**{"tracking.group": "mine"}), alone.path, born).group == "mine"
-    assert alone.id == make_run_metadata(config(), tmp_path / "elsewhere" / "tiny-1a2b3c4d", born).id
-    assert alone.id != make_run_metadata(config(), alone.path, born | {"time": "later"}).id
-
-
-@pytest.mark.parametrize(
-    ("value", "sent"),
-    [
-        ("/home/me/notes/*.txt", "*.txt"),
-        ("~/notes", "notes"),
-        ("../x/corpus.txt", "corpus.txt"),
-        ("notes/*.txt", "notes/*.txt"),
-        ("https://me:pw@host/x", "https://host/x"),
-        ("hf_abcdefghijklmnopqrstuvwxyz", HIDDEN),
-        ("x-0123456789abcdef0123456789abcdef01234567", HIDDEN),
-        ("my secret value", HIDDEN),
-        ("openwebtext", "openwebtext"),
-    ],
-)
-def test_values_are_cleaned(value: str, sent: str) -> None:
-    assert remove_private({"a": [value, 1, None]}, {"secret value": "MY_PASSWORD"}) == {"a": [sent, 1, None]}

@@ -56,14 +56,14 @@ def test_what_wandb_json_can_t_have_said_is_left_out(tmp_path: Path) -> None:
 
 @pytest.fixture
 def offline(config: Build) -> Build:
-    """The config of a run with W&B in offline mode."""
+    """Return configs of runs with W&B in offline mode."""
     return lambda **changes: config(
         **{"tracking.trackers": ["wandb"], "tracking.mode": "offline", "tracking.timeout": 30.0} | changes
     )
 
 
 def keyless(folder: Path) -> dict[str, str]:
-    """An environment in which no API key is found."""
+    """Return an environment in which no API key is found."""
     return {
         "HOME": str(folder),
         "NETRC": str(folder / "none"),
@@ -80,7 +80,7 @@ def records(file: Path) -> list[dict[str, Any]]:
 
 
 def rows_in(config: TrainConfig) -> list[list[dict[str, Any]]]:
-    """The rows in each file of the run, oldest first."""
+    """Return the rows in each file of the run, oldest first."""
     kept = json.loads((locate_run(config) / "wandb.json").read_text())
     found = [records(file) for file in list_offline_files(locate_run(config), kept["id"])]
     return [[one["history"]["item"] for one in file if one["type"] == "history"] for file in found]

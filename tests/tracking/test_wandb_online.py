@@ -29,13 +29,13 @@ Reference = Callable[..., dict[str, str]]
 
 
 def halt(gate: Path) -> list[Fault]:
-    """The training stands still at step 9 until the file is there, so that what is sent can be sent."""
+    """Halt the training at step 9 until the file exists, so that rows can be sent."""
     return [Fault("nanogpt.training.loop.train_step", 9, f"until {gate}")]
 
 
 @pytest.fixture
 def servers() -> Generator[Callable[[], Server], None, None]:
-    """Starts a server; all end with the test."""
+    """Return a function that starts a server; all end with the test."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(Server())
 
@@ -47,12 +47,12 @@ def server(servers: Callable[[], Server]) -> Server:
 
 @pytest.fixture
 def tracked(config: Build) -> Build:
-    """The config of a run with W&B."""
+    """Return configs of runs with W&B."""
     return lambda **changes: config(**{"tracking.trackers": ["wandb"], "tracking.timeout": 30.0} | changes)
 
 
 def environment(server: Server) -> dict[str, str]:
-    """What makes the client talk to the server, and at once."""
+    """Return variables that make the client use the server, without delay."""
     return {
         "WANDB_BASE_URL": server.url,
         "WANDB_API_KEY": KEY,
@@ -73,30 +73,30 @@ def until(true: Callable[[], bool], seconds: float = HANG) -> None:
 
 
 def only(server: Server) -> Bucket:
-    """The one run the server has."""
+    """Return the only run of the server."""
     (bucket,) = server.buckets.values()
     return bucket
 
 
 def has_rows(server: Server) -> bool:
-    """Whether the beginning of the curve is there: the client sends once a second."""
+    """Return whether the server has the beginning of the curve: the client sends once a second."""
     return bool(server.buckets) and len(only(server).history()) > 2
 
 
 def curve(config: TrainConfig) -> list[dict[str, float]]:
-    """What a tracker of a finished run should have."""
+    """Return what a tracker of a finished run should have."""
     return list(
         MetricsTail(locate_run(config) / "metrics.jsonl", lambda step: config.eval.is_due(step, 20)).read_steps()
     )
 
 
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Rows without what W&B adds, and without samples."""
+    """Return rows without what W&B adds, and without samples."""
     return [{key: row[key] for key in row if not key.startswith(("_", "samples"))} for row in rows]
 
 
 def has_curve(server: Server, config: TrainConfig) -> bool:
-    """Whether the server has each step exactly once, with all its numbers."""
+    """Return whether the server has each step exactly once, with all its numbers."""
     bucket = only(server)
     rows = plain(bucket.history())
     return rows == curve(config) and [row["_step"] for row in bucket.history()] == [row["step"] for row in rows]
@@ -209,7 +209,7 @@ def test_f28_a_slow_server_holds_up_nothing(tracked: Build, undisturbed: Referen
 
 
 def children(started: Started) -> list[int]:
-    """Processes that the training started."""
+    """Return the processes that the training started."""
     found: list[int] = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
