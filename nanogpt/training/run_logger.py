@@ -8,10 +8,13 @@ from contextlib import contextmanager
 
 import torch
 
+from nanogpt import schema
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import TrainConfig
 from nanogpt.console import WARNING
+from nanogpt.data.dataset import Dataset
 from nanogpt.data.sampler import derive_seed
+from nanogpt.distributed.signals import Stop, StopFlag
 from nanogpt.errors import one_line
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.estimates.gpu_specs import compute_mfu
@@ -19,9 +22,12 @@ from nanogpt.evaluation.loss import LOSS_NAMES
 from nanogpt.files import open_no_link, write_atomic
 from nanogpt.formatting import escape_control_chars, format_count, format_duration
 from nanogpt.generation.decode import SamplingParams, generate
+from nanogpt.generation.start_tokens import find_start_ids
+from nanogpt.measurement import KEY
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
 from nanogpt.progress import TrainProgress
+from nanogpt.provenance import code_digest, collect_provenance
 from nanogpt.redaction import redact
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
@@ -41,16 +47,17 @@ class RunLogger:
 
     def __init__(
         self,
+        *,
         config: TrainConfig,
         run: RunDirectory,
         state: TrainState,
         tokenizer: Tokenizer,
-        beat: Callable[[int], None],
+        heartbeat: Callable[[int], None],
         start_ids: list[int],
         train_tokens: int | None,
     ) -> None:
         """Create a logger whose samples continue `start_ids`. Rows have an epoch if `train_tokens` is given."""
-        self.heartbeat, self.start_ids, self.train_tokens = beat, start_ids, train_tokens
+        self.heartbeat, self.start_ids, self.train_tokens = heartbeat, start_ids, train_tokens
         self.config, self.run, self.state, self.tokenizer = config, run, state, tokenizer
         self.progress = TrainProgress(state.step, state.total_steps)
         self.checkpointer = AsyncCheckpointer(run, config.checkpoint.max_failed, self.note)
@@ -111,6 +118,15 @@ class RunLogger:
     def wait_for_trackers(self) -> None:
         """Wait for the trackers to start. Raises BadEnvironment."""
         self.trackers.wait_until_started(lambda: self.heartbeat(self.state.step))
+
+    def finish_trackers(self, flag: StopFlag, outcome: str) -> None:
+        """Send trackers what they lack, within tracking.timeout and checkpoint.stop_timeout_s, until another signal."""
+        level, seconds = flag.level, self.config.tracking.timeout
+        if level >= Stop.STOP_WITHOUT_SAVING:
+            seconds = 1.0
+        elif level:
+            seconds = min(seconds, flag.first_at + self.config.checkpoint.stop_timeout_s - time.monotonic())
+        self.trackers.finish(outcome, seconds, lambda: flag.level > level)
 
     def log_step(self, metrics: StepMetrics, spike: str | None, duration: float) -> None:
         """Record a step with an update. Every tracking.log_every steps a row and a line are written."""
@@ -199,3 +215,38 @@ class RunLogger:
             ids += row
             self.heartbeat(state.step)
         return tokenizers.decode(self.tokenizer, ids)
+
+
+def start_logging(
+    config: TrainConfig, state: TrainState, dataset: Dataset, run: RunDirectory, heartbeat: Callable[[int], None]
+) -> RunLogger:
+    """Record this start in the run directory, and return its logger."""
+    write_atomic(run.path / tokenizers.FILE, tokenizers.to_json(dataset.tokenizer))
+    if (fruitless := run.count_starts_at(state.step)) >= 2:
+        logger.warning(
+            f"the last {fruitless} starts all ended at step {state.step} without a new checkpoint; see log.txt"
+        )
+    if (starts := run.read_starts()) and starts[-1].get("code") != code_digest():
+        logger.warning("the code of nanogpt/ has changed since the last start; provenance.json has both states")
+    about = {"from_step": state.step, "evaluated": state.last_eval_step, "data": dataset.fingerprint}
+    about |= {"arithmetic": state.arithmetic, KEY: state.measurement}
+    start = find_start_ids(dataset.tokenizer, dataset.train)
+    about |= {"train_tokens": dataset.train.n_tokens, "start_ids": start}
+    notes = {"notes": run.notes} if run.notes else {}
+    parent = run.origin.forked_from if run.origin and run.new_fork else None
+    lineage = {"forked_from": parent.model_dump()} if parent else {}
+    run.add_start(collect_provenance(state.compute.name) | about | {"changes": run.changes} | notes | lineage)
+    if run.changes:
+        write_atomic(run.path / "config.json", schema.to_json(config))
+    has_epochs = "train_tokens" in run.read_starts()[0]  # runs of earlier versions keep rows without epochs
+    record = RunLogger(
+        config=config,
+        run=run,
+        state=state,
+        tokenizer=dataset.tokenizer,
+        heartbeat=heartbeat,
+        start_ids=start,
+        train_tokens=dataset.train.n_tokens if has_epochs else None,
+    )
+    record.write_status("running")
+    return record

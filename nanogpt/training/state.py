@@ -196,28 +196,36 @@ def build_state(
         compute=compute,
         group=group,
         total_steps=compute_total_steps(config, model_config),
-        arithmetic={
-            "device": compute.device.type,
-            "precision": compute.precision,
-            "fp8": hardware.fp8,
-            "tf32": hardware.tf32 if compute.device.type == "cuda" else None,
-            "ranks": group.world,
-            "strategy": hardware.strategy,
-            "micro_batch_size": config.micro_batch_size(group.world),
-            "compile": compute.compiles,
-            "compile_mode": hardware.compile_mode,
-            "attention": attention,
-            "recompute": hardware.activation_checkpointing,
-            "reduces_each": each,
-            "threads": torch.get_num_threads() if compute.device.type == "cpu" else None,
-            "torch": str(torch.__version__),
-        },
+        arithmetic=describe_arithmetic(config, compute, group.world, attention, each),
         reduce_every_micro_batch=each,
         found_nonfinite=broken,
         cuda_graphs=compute.device.type == "cuda" and hardware.compile_mode != "default",
     )
     state.clear_gradients()
     return state
+
+
+def describe_arithmetic(
+    config: TrainConfig, compute: Compute, world: int, attention: str, reduce_every_micro_batch: bool
+) -> dict[str, Any]:
+    """Return everything that affects rounding, as JSON values; checkpoints record it."""
+    hardware = config.hardware
+    return {
+        "device": compute.device.type,
+        "precision": compute.precision,
+        "fp8": hardware.fp8,
+        "tf32": hardware.tf32 if compute.device.type == "cuda" else None,
+        "ranks": world,
+        "strategy": hardware.strategy,
+        "micro_batch_size": config.micro_batch_size(world),
+        "compile": compute.compiles,
+        "compile_mode": hardware.compile_mode,
+        "attention": attention,
+        "recompute": hardware.activation_checkpointing,
+        "reduces_each": reduce_every_micro_batch,
+        "threads": torch.get_num_threads() if compute.device.type == "cpu" else None,
+        "torch": str(torch.__version__),
+    }
 
 
 def place_model(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
