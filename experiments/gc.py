@@ -19,12 +19,12 @@ from launch.submission import read_submissions
 from nanogpt.comparability import best_step
 from nanogpt.config import GcConfig, TrainConfig, Waste
 from nanogpt.console import print_text
-from nanogpt.entry_names import HIDDEN_STEP, parse_step
+from nanogpt.entry_names import HIDDEN_STEP, parse_run_name, parse_step
 from nanogpt.errors import BadEnvironment, LabError, one_line
 from nanogpt.files import hold_lock, list_entries, read_json
 from nanogpt.formatting import format_count, format_table
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, parse_run_name
+from nanogpt.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from launch.resources import visible_gpus
 from launch.slurm import clean_environment, replace_environment
 from launch.submission import Submission
 from nanogpt.run_directory import newest_step
+from nanogpt.run_state import read_process_strings
 
 POLL_S = 0.2  # seconds between checks of the running points
 LOCK = "pool.lock"
@@ -65,10 +66,7 @@ def is_pool_alive(submission: Submission) -> bool:
 
 def is_controller(job: str) -> bool:
     """Return whether the process that runs a point is alive, though its queue may not be."""
-    try:
-        return b"submitit" in Path(f"/proc/{int(job)}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return False
+    return job.isdecimal() and any(b"submitit" in word for word in read_process_strings(int(job), "cmdline"))
 
 
 def stop_point(job: str) -> None:

@@ -17,9 +17,10 @@ from cli.sweep_request import Sweep
 from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.folders import resolve_source
+from nanogpt.entry_names import parse_run_name
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import list_entries, mtime
-from nanogpt.run_directory import locate_run, parse_run_name, resolve_config
+from nanogpt.run_directory import locate_run, resolve_config
 from nanogpt.run_identity import find_earlier_digits, short_signature
 from nanogpt.schema import change_policy, iter_fields
 

@@ -30,8 +30,8 @@ from launch.watching import print_outcome, watch
 from nanogpt.config import TrainConfig
 from nanogpt.console import print_text
 from nanogpt.data.prepare import check_prepared
+from nanogpt.entry_names import parse_run_name
 from nanogpt.errors import STOPPED, BadInput, one_line
-from nanogpt.run_directory import parse_run_name
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent: written aside, hashed, forced to disk, renamed; verified before they are read.
+"""Atomic, verified checkpoints: written to a hidden folder, hashed, forced to disk and renamed.
 
     checkpoints/step-00002000/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
-                .tmp-step-… being written, .old-… being replaced, .del-… being removed, .bad-… found damaged
+                .tmp-step-… being written, .old-… being replaced, .del-… being removed, .bad-… damaged
 
-The manifest holds the size and sha256 of the other files and is written last. No file is a pickle.
+The manifest has the size and sha256 of the other files and is written last. No file is a pickle.
 """
 
 import errno
@@ -48,7 +48,7 @@ class LoadedCheckpoint:
 
 
 class StateFile(ConfigModel):
-    """state.json, as far as a training reads it; what has a default is absent in older ones."""
+    """The keys of state.json that a training reads. Those with a default are absent in older checkpoints."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -68,19 +68,19 @@ class StateFile(ConfigModel):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Only the process that holds the run's lock may save or clean."""
+    """The checkpoints of one run. Only the process that holds the run's lock may save and clean."""
 
     def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None) -> None:
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
         self.mark = folder.with_name(".saved")
-        """There once the first checkpoint is: from then on a folder without one has lost it."""
+        """Written with the first checkpoint, so that a folder that has lost its checkpoints is recognised."""
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, oldest first."""
+        """Return the steps that have a checkpoint, oldest first."""
         return sorted(step for path in list_entries(self.folder) if (step := parse_step(path.name)) is not None)
 
     def list_foreign_entries(self) -> list[str]:
-        """Return the names in the folder that this program did not write. They are ignored."""
+        """Return the names in the folder that are not those of checkpoints. They are ignored."""
         names = (path.name for path in list_entries(self.folder))
         return [name for name in names if parse_step(name) is None and not HIDDEN_STEP.fullmatch(name)]
 
@@ -88,17 +88,17 @@ class Checkpoints:
         return self.folder / step_name(step)
 
     def save(self, step: int, tensors: Mapping[str, Tensors], state: str) -> Path:
-        """Write one checkpoint, `state` being a JSON text, then remove those that needn't be kept.
+        """Write a checkpoint with `state`, a JSON text, then remove checkpoints that are not to be kept.
 
-        Until the final rename the older checkpoints are all there is, and none of them is touched before it. Raises
-        BadEnvironment when it can't be written; what was there is then intact.
+        Older checkpoints are not touched before the final rename. Raises BadEnvironment if the checkpoint cannot be
+        written; the older ones are intact.
         """
         final, partial, old = self.path(step), self.hidden_path("tmp", step), self.hidden_path("old", step)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             check_disk_space(self.folder, sum(t.nbytes for part in tensors.values() for t in part.values()))
             write_checkpoint(partial, step, tensors, state)
-            if final.exists():  # the same step, evaluated since
+            if final.exists():  # the same step before its evaluation
                 os.replace(final, old)
             os.replace(partial, final)
             fsync(self.folder)
@@ -112,7 +112,7 @@ class Checkpoints:
         return final
 
     def hidden_path(self, kind: str, step: int) -> Path:
-        """Where a checkpoint is that isn't one yet, or any more."""
+        """Return the hidden folder of a checkpoint, by `kind`: tmp, old, del or bad."""
         return self.folder / f".{kind}-{step_name(step)}"
 
     def prune(self) -> None:
@@ -122,7 +122,7 @@ class Checkpoints:
         for step in steps:
             if step not in kept and (self.keep_every is None or step % self.keep_every):
                 doomed = self.hidden_path("del", step)
-                with suppress(OSError):  # it stays, and the next save tries again
+                with suppress(OSError):  # the next save tries again
                     os.replace(self.path(step), doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
 
@@ -135,9 +135,9 @@ class Checkpoints:
         return best_step(states)
 
     def load(self, which: Literal["best", "latest"]) -> LoadedCheckpoint:
-        """Return the checkpoint that is `best`, or else the newest good one. Raise BadCheckpoint if there is none.
+        """Return the best or the newest good checkpoint; `best` without evaluations is the newest too.
 
-        A training that goes on meanwhile may remove the one being read; then those it has saved since are tried.
+        If a running training removes the checkpoint while it is read, its newer ones are tried. Raises BadCheckpoint.
         """
         while True:
             before = self.steps()
@@ -159,7 +159,7 @@ class Checkpoints:
         return loaded
 
     def clean(self) -> None:
-        """Remove what a killed process left half done, and put back what it was about to replace."""
+        """Remove leftovers of a killed process, and restore a checkpoint that it was replacing."""
         for path in list_entries(self.folder):
             hidden = HIDDEN_STEP.fullmatch(path.name)
             if hidden is None or hidden["kind"] == "bad":
@@ -170,10 +170,10 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def load_newest(self) -> tuple[LoadedCheckpoint | None, list[BadCheckpoint]]:
-        """The newest checkpoint that verifies, and why each newer one doesn't. Only reads.
+        """Return the newest good checkpoint (None without checkpoints), and the errors of newer ones. Only reads.
 
-        Raises BadCheckpoint when there are checkpoints and none is good (a run never starts over by itself), and when
-        the newest was written by a later version of this program.
+        Raises BadCheckpoint if there are checkpoints and none is good, because a run never starts over by itself, and
+        if the newest was written by a later version of this program.
         """
         bad: list[BadCheckpoint] = []
         for step in reversed(self.steps()):
@@ -193,7 +193,7 @@ class Checkpoints:
         return None, []
 
     def set_aside(self, after: int) -> None:
-        """Move the checkpoints above a step, found bad, out of the way; nothing is deleted."""
+        """Rename the damaged checkpoints above a step, so that they are ignored. Nothing is deleted."""
         for step in self.steps():
             if step > after:
                 aside, number = self.hidden_path("bad", step), 2
@@ -207,7 +207,7 @@ class TooNew(BadCheckpoint):
 
 
 def check_disk_space(folder: Path, size: int) -> None:
-    """Ask for a fifth more than the tensors need. Raises OSError with both numbers."""
+    """Raise OSError unless 20 % more space is free than the tensors need."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < 1.2 * size:
@@ -215,7 +215,7 @@ def check_disk_space(folder: Path, size: int) -> None:
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], state: str) -> None:
-    """A new folder with the four files, all forced to disk, the manifest last. Raises OSError."""
+    """Write a new folder with the four files, the manifest last, and force them to disk. Raises OSError."""
     folder.mkdir(parents=True)
     files: dict[str, Any] = {
         f"{name}.safetensors": write_tensors(folder / f"{name}.safetensors", tensors[name]) for name in PARTS
@@ -230,18 +230,18 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], st
 
 
 def seal_manifest(manifest: dict[str, Any]) -> str:
-    """A manifest as text, with its own digest: a flipped bit in it must not look like another format."""
+    """Return a manifest as text with its own digest, so that damage is not mistaken for another format."""
     return json.dumps(manifest | {"sha256": manifest_digest(manifest)}, indent=1) + "\n"
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """sha256 over all of a manifest but its own digest."""
+    """Return the sha256 over a manifest without its own digest."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def load_verified(path: Path) -> LoadedCheckpoint:
-    """Read a checkpoint and check all of it first. Raises BadCheckpoint naming the file that is wrong."""
+    """Verify all files of a checkpoint, then load it. Raises BadCheckpoint naming the file that is wrong."""
     manifest = read_json(path / "manifest.json")
     if manifest.get("sha256") != manifest_digest(manifest):
         raise BadCheckpoint(
@@ -258,17 +258,17 @@ def load_verified(path: Path) -> LoadedCheckpoint:
         raise BadCheckpoint(f"{one_line(path)}/manifest.json: doesn't list {', '.join(sorted(expected))}")
     if extra := {entry.name for entry in list_entries(path)} - expected - {"manifest.json"}:
         raise BadCheckpoint(f"{one_line(path)}: holds {one_line(min(extra))}, which the manifest doesn't list")
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         list(pool.map(check_file, (path / str(name) for name in files), files.values()))
     try:
         model, optimizer = (load_file(path / f"{name}.safetensors") for name in PARTS)
-    except Exception as error:  # safetensors raises its own
+    except Exception as error:  # safetensors has an exception class of its own
         raise BadCheckpoint(f"{one_line(path)}: {one_line(error)}") from None
     return LoadedCheckpoint(path, model, optimizer, read_state(path / "state.json"))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json. Raises BadCheckpoint naming the first key that is missing or of another kind."""
+    """Read state.json. Raises BadCheckpoint naming the first key that is missing or of the wrong type."""
     state = read_json(path)
     try:
         StateFile.model_validate(state)
@@ -280,7 +280,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def check_file(file: Path, entry: Any) -> None:
-    """Size and digest are the manifest's. Raises BadCheckpoint."""
+    """Raise BadCheckpoint unless a file has the size and digest in the manifest."""
     try:
         size = file.stat().st_size
         if size != entry["bytes"]:

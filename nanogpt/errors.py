@@ -44,7 +44,7 @@ class BadCheckpoint(LabError):
 
 
 class BadEnvironment(LabError):
-    """This machine lacks something: a GPU, a library, network, disk space."""
+    """A GPU, library, network or disk space that this machine lacks."""
 
     exit_code = 5
 

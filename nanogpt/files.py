@@ -159,7 +159,7 @@ def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises BadCheckpoint."""
+    """Read a JSON object. Raise BadCheckpoint."""
     try:
         value: object = read_json_bytes(path)
     except FileNotFoundError:

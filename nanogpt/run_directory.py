@@ -1,4 +1,4 @@
-"""A run's folder: found again by the signature of its science config, owned by one process at a time.
+"""Run directories: found again by the signature of the config, and locked by one process at a time.
 
 runs/<name>-<signature>/{config.json, tokenizer.json, metrics.jsonl, timing.jsonl, status.json, provenance.json,
                          log.txt, checkpoints/, samples/, plots/, and of trackers wandb.json, wandb/, tensorboard/}
@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import takewhile
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig
-from nanogpt.entry_names import ATTEMPT, parse_step
+from nanogpt.entry_names import attempt_name, choose_attempt, is_attempt, parse_run_name, parse_step
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, hint, one_line
 from nanogpt.files import (
     hold_lock,
@@ -32,7 +32,6 @@ from nanogpt.files import (
 )
 from nanogpt.metrics_file import RowLog
 from nanogpt.run_identity import (
-    SHORT_DIGITS,
     changed_keys,
     find_earlier_digits,
     keys_of_same_content,
@@ -55,20 +54,20 @@ class RunDirectory:
     def __init__(self, path: Path, keep: int = 2, keep_every: int | None = None) -> None:
         self.path, self.keep, self.keep_every = path, keep, keep_every
         self.changes: list[str] = []
-        """Keys that differ from the start before, as `key: old -> new`."""
+        """Keys that differ from the previous start, as `key: old -> new`."""
         self.notes: list[str] = []
-        """What was found wrong with the run's files at this start, for provenance.json."""
+        """Damage of the run's files found at this start, for provenance.json."""
         self.origin: Origin | None = None
-        """Which run it is, once it is opened."""
+        """Identity of the run, known once it is opened."""
         self.new_fork = False
-        """Whether this start found that it is a copy, or forked it, and made it a run of its own."""
+        """True if this start forked the run, or found that it is a copy and gave it an id of its own."""
         self.metrics = RowLog(path / "metrics.jsonl")
         self.timing = RowLog(path / "timing.jsonl")
 
     @cached_property
     def checkpoints(self) -> "Checkpoints":
-        """Its saved states."""
-        from nanogpt.checkpoint import Checkpoints  # torch: not for those who only read about runs
+        """The checkpoints of the run."""
+        from nanogpt.checkpoint import Checkpoints  # imports torch, which readers of runs do not need
 
         return Checkpoints(self.path / "checkpoints", self.keep, self.keep_every)
 
@@ -77,11 +76,11 @@ class RunDirectory:
         return self.path / "plots" / "loss.png"
 
     def read_config(self) -> TrainConfig:
-        """The config the run was made with. Raises BadCheckpoint."""
+        """Return the config of the run. Raises BadCheckpoint."""
         return schema.read_config(TrainConfig, self.path / "config.json")
 
     def write_status(self, state: str, **facts: Any) -> None:
-        """status.json: what the run is doing, for programs that watch it."""
+        """Write status.json, which tells other programs what the run is doing."""
         about = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "updated": time.time()}
         about |= {"pid_start": read_start_time(os.getpid())} | facts
         write_atomic(self.path / "status.json", json.dumps(about, indent=1) + "\n")
@@ -91,19 +90,19 @@ class RunDirectory:
         return read_json_object(self.path / "status.json")
 
     def read_starts(self) -> list[dict[str, Any]]:
-        """The lineage: every start of the run, oldest first, as provenance.json has it."""
+        """Return the starts of the run in provenance.json, oldest first."""
         return read_starts(self.path)
 
     def add_start(self, facts: dict[str, Any]) -> None:
-        """Append one start to the lineage."""
+        """Append a start to provenance.json."""
         write_atomic(self.path / "provenance.json", json.dumps([*self.read_starts(), facts], indent=1) + "\n")
 
     def count_starts_at(self, step: int) -> int:
-        """How many of the last starts, without a break, began at this very step, and so got to no later checkpoint."""
+        """Return how many of the last starts in a row began at this step, and so wrote no later checkpoint."""
         return sum(1 for _ in takewhile(lambda start: start.get("from_step") == step, reversed(self.read_starts())))
 
     def read_last_log_line(self) -> str:
-        """The last line of log.txt without its time, or nothing."""
+        """Return the last line of log.txt without its time, or an empty string."""
         with suppress(OSError), open_regular(self.path / "log.txt") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             lines = file.read().decode(errors="replace").splitlines()
@@ -126,7 +125,7 @@ def locate_run(config: TrainConfig) -> Path:
 
 
 def resolve_config(config: TrainConfig) -> TrainConfig:
-    """Return the config with the digest of its source and a fork's parent. Raises BadInput for no such parent."""
+    """Return the config with the digests of its files and the parent of a fork. Raises BadInput without that run."""
     config = resolve_digests(config)
     if config.resume.run is None or config.resume.parent is not None:
         return config
@@ -135,16 +134,17 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
         about = {
             "parent": get_run_id(run.path, next(iter(run.read_starts()), {})),
             "run": str(run.path),
-        }  # a study is elsewhere
-    else:  # a fork that continues stays one
+        }  # the path of a study differs
+    else:  # a fork that is continued
         stored = run.read_config().resume
         about = {"parent": stored.parent, "step": stored.step}
     return config.model_copy(update={"resume": config.resume.model_copy(update=about)})
 
 
 def find_run_name(folder: Path, names: Sequence[str], run_name: str, config: TrainConfig) -> str:
-    """Return what a resolved config's run is called, without the number of an attempt: by today's signature, unless
-    only a run of the same identity with other digits is there.
+    """Return the name of a resolved config's run directory, without the number of an attempt.
+
+    It has the digits of an existing run of the same identity, else those of the config's signature.
     """
     name = f"{run_name}-{short_signature(config)}"
     if config.new_attempt or any(is_attempt(name, other) for other in names):
@@ -155,44 +155,23 @@ def find_run_name(folder: Path, names: Sequence[str], run_name: str, config: Tra
 
 
 def check_attempt(folder: Path, names: Sequence[str], name: str, number: int) -> None:
-    """Raise BadInput if neither this attempt nor the one before it is there."""
+    """Raise BadInput if neither this attempt nor the previous one exists."""
     if number > 1 and not {attempt_name(name, number), attempt_name(name, number - 1)} & set(names):
         latest = choose_attempt(name, names, False)
         have = f"the latest is {latest}" if latest in names else "there is none yet"
         raise BadInput(f"attempt={number}: no such attempt in {one_line(folder)}, nor the one before it; {have}")
 
 
-def choose_attempt(name: str, names: Iterable[str], new_attempt: bool) -> str:
-    """Of the folders `name`, `name`-2, `name`-3 … among `names` the latest, or with `new_attempt` the one after it."""
-    found = [1 if one == name else int(one[len(name) + 1 :]) for one in names if is_attempt(name, one)]
-    return attempt_name(name, max(found, default=0) + (1 if new_attempt else 0))
-
-
-def parse_run_name(folder: str) -> tuple[str, str, int] | None:
-    """(name, digits of the signature, number of the attempt) of a run directory's name; None for another name."""
-    match = re.fullmatch(rf"(.+)-([0-9a-f]{{{SHORT_DIGITS}}})(?:-({ATTEMPT}))?", folder)
-    return (match[1], match[2], int(match[3] or 1)) if match else None
-
-
-def attempt_name(name: str, number: int) -> str:
-    """The folder of an attempt."""
-    return name if number <= 1 else f"{name}-{number}"
-
-
-def is_attempt(name: str, other: str) -> bool:
-    return other.startswith(name) and re.fullmatch(f"|-({ATTEMPT})", other[len(name) :]) is not None
-
-
 def newest_step(path: Path) -> int:
-    """The step of a run directory's newest checkpoint, unverified; 0 when there is none. Without torch."""
+    """Return the step of the newest checkpoint, not verified; 0 if there is none. Without torch."""
     folder = path / "checkpoints"
     return max((step for entry in list_entries(folder) if (step := parse_step(entry.name)) is not None), default=0)
 
 
 @contextmanager
 def open_run(config: TrainConfig) -> Generator[RunDirectory, None, None]:
-    """The run's folder, made if needed and locked while inside. Raises Locked, BadCheckpoint, BadInput."""
-    from nanogpt import forking  # torch: not for those who only read about runs
+    """Create the run directory if needed, and lock it while inside. Raises Locked, BadCheckpoint, BadInput."""
+    from nanogpt import forking  # imports torch, which readers of runs do not need
 
     config = resolve_config(config)
     path = locate_run(config)
@@ -224,19 +203,20 @@ def open_run(config: TrainConfig) -> Generator[RunDirectory, None, None]:
 
 
 def check_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
-    """Return what this config changes in a run. Raises BadCheckpoint naming each key that may not change, old and
-    new.
-    """
+    """Return the changes of this config to a run. Raises BadCheckpoint naming each key that may not change."""
     before, now = dict(schema.iter_values(run.read_config())), dict(schema.iter_values(config))
     changed = changed_keys(before, now)
-    allowed = {*config.resume.allow_change, "hardware.precision"}  # which is compared as what it became
+    allowed = {*config.resume.allow_change, "hardware.precision"}  # compared by checkpoints, after `auto` is resolved
     changed = [key for key in changed if not key.startswith("resume.")]
     allowed |= keys_of_same_content(before, now)
     digest = "data.source_sha256"
     if config.resume.run is None and before[digest] is None and now[digest] is not None:
-        allowed |= {"data.source", "data.source_sha256"}  # found by content; the checkpoint knows its tokens too
+        allowed |= {
+            "data.source",
+            "data.source_sha256",
+        }  # found by content; the checkpoint checks its tokens
     if config.resume.run is not None and run.checkpoints.steps():
-        allowed.add("init_from_sha256")  # the weights that it began with are not read again
+        allowed.add("init_from_sha256")  # its initial weights are not read again
     kinds = {key: schema.change_policy(field) for key, field in schema.iter_fields(TrainConfig)}
     for kind in ("fixed", "guarded"):
         refused = [key for key in changed if kinds[key] == kind and key not in allowed]
@@ -258,14 +238,14 @@ def check_changes(run: RunDirectory, config: TrainConfig) -> list[str]:
 
 
 def write_owner(path: Path) -> None:
-    """Write host, process and job into the lock file of a run folder, for the messages of other processes."""
+    """Write host, process and job to the lock file of a run, for error messages of other processes."""
     facts = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
     with open(path / ".lock", "w", opener=open_no_link) as file:
         file.write(json.dumps(facts | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
 
 
 def describe_owner(path: Path) -> str:
-    """`process 17 on node3 (job 5) since 2026-01-02 10:00:00`, or what of it is known."""
+    """Return the process that holds the lock of a run: `process 17 on node3 (job 5), since 2026-01-02 10:00:00,`."""
     try:
         facts = read_json_bytes(path / ".lock")
         job = f" (job {one_line(facts['job'])})" if facts["job"] else ""
@@ -275,7 +255,10 @@ def describe_owner(path: Path) -> str:
 
 
 def find_run(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
-    """The run a person means: a folder, a name under `runs_dir`, or the latest with a checkpoint. Raises BadInput."""
+    """Return the run given as a folder, as a name in `runs_dir`, or by None: the latest with a checkpoint.
+
+    Raises BadInput.
+    """
     folder = Path(runs_dir)
     if run is None:
         runs = [RunDirectory(path.parent) for path in folder.glob("**/config.json")]
@@ -285,7 +268,7 @@ def find_run(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
             )
         return max(runs, key=lambda one: (bool(one.checkpoints.steps()), newest_change(one.path)))
     for path in (Path(run), folder / run):
-        if os.path.exists(path / "config.json"):  # says no, where pathlib raises, of a name that is too long
+        if os.path.exists(path / "config.json"):  # pathlib would raise for a name that is too long
             return RunDirectory(path)
     inside = [
         path for study in (run, folder / run) if os.path.isdir(study) for path in Path(study).glob("*/config.json")
@@ -297,5 +280,5 @@ def find_run(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
 
 
 def newest_change(path: Path) -> float:
-    """Return when a run was last written to; 0 if it has been deleted meanwhile."""
+    """Return when a run was last modified; 0 if it has been deleted."""
     return max(mtime(path / name) for name in ("config.json", "status.json"))

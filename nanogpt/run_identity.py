@@ -15,31 +15,32 @@ from nanogpt.data.content import token_folder
 from nanogpt.data.dataset import open_dataset
 from nanogpt.data.folders import folder_by_path, is_prepared, is_up_to_date, resolve_source
 from nanogpt.data.prepare import is_made_from_source, reuse_path_folder
+from nanogpt.entry_names import SHORT_DIGITS
 from nanogpt.errors import BadCheckpoint, BadData
 from nanogpt.files import mtime, read_json_bytes
 from nanogpt.schema import read_config, signature
 from nanogpt.weights_digest import with_weights_digest
 
 CONTENTS = {"data.source": "data.source_sha256", "init_from": "init_from_sha256"}
-"""Keys that name files, each with the key of the digest of what these hold."""
-SHORT_DIGITS = 8  # digits of the signature in a folder's name
+"""{key that names files: key of the digest of their content}."""
 
 
 def resolve_digests(config: TrainConfig, remember: bool = True) -> TrainConfig:
-    """Return the config with the digests of its source and of its first weights, where they can be known."""
+    """Return the config with the digests of its source and of its initial weights, as far as they can be read."""
     data = resolve_source(config.data, remember)
     config = config if data is config.data else config.model_copy(update={"data": data})
     return with_weights_digest(config, remember)
 
 
 def short_signature(config: TrainConfig) -> str:
-    """Return what ends the name of a new run directory of a resolved config."""
+    """Return the digits that end the name of a new run directory of a resolved config."""
     return signature(config)[:SHORT_DIGITS]
 
 
 def find_earlier_digits(config: TrainConfig, runs: Mapping[str, Path]) -> str | None:
-    """Return the digits of the run that is this resolved config's, though its name has other digits than
-    `short_signature`; None where there is none. `runs` are run directories by their digits.
+    """Return the digits of an existing run of this resolved config that is named by other digits, or None.
+
+    `runs` maps digits to run directories.
     """
     for other in equivalent_configs(config):
         path = runs.get(digits := short_signature(other))
@@ -51,7 +52,7 @@ def find_earlier_digits(config: TrainConfig, runs: Mapping[str, Path]) -> str | 
 
 
 def is_run_of_same_source(path: Path, config: TrainConfig) -> bool:
-    """Whether a run directory is this resolved config's but for how the source's path is written."""
+    """Return whether a run is that of this resolved config except for the spelling of the source's path."""
     stored = read_stored(path / "config.json", mtime(path / "config.json"))
     if stored is None:
         return False
@@ -63,7 +64,7 @@ def is_run_of_same_source(path: Path, config: TrainConfig) -> bool:
 
 @cache
 def read_stored(path: Path, _: float) -> TrainConfig | None:
-    """Return the config of a run, read once while its file stays as it is; None where it can't be read."""
+    """Return the config of a run, cached until its file changes; None if it cannot be read."""
     try:
         return read_config(TrainConfig, path)
     except BadCheckpoint:
@@ -78,8 +79,9 @@ def strip_source(config: TrainConfig) -> str:
 
 
 def is_same_source(path: Path, stored: DataConfig, data: DataConfig) -> bool:
-    """Whether a run is known to be trained on what a resolved source holds. A run of the first release noted the
-    digest of its tokens, and that of the text beside them.
+    """Return whether a run is known to be trained on the content of a resolved source.
+
+    A run of the first release recorded only digests of its tokens and of the text they were made from.
     """
     if stored.source_sha256 is not None or stored.source is None:
         return stored.source_sha256 == data.source_sha256
@@ -92,7 +94,7 @@ def is_same_source(path: Path, stored: DataConfig, data: DataConfig) -> bool:
 
 
 def equivalent_configs(config: TrainConfig) -> Iterator[TrainConfig]:
-    """Yield this config as other commands, or the first release, would have written it."""
+    """Yield the configs of the same run as other commands, or the first release, would have written them."""
     hardware, precision = config.hardware, known_precision(config.hardware)
     left_open = hardware.model_copy(update={"precision": "auto", "fp8": False})
     named = hardware.model_copy(update={"device": "auto", "precision": precision or "auto"})
@@ -103,34 +105,34 @@ def equivalent_configs(config: TrainConfig) -> Iterator[TrainConfig]:
 
 
 def keys_of_same_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
-    """Return the keys whose paths are written in two ways but hold the same, by digests that both configs have."""
+    """Return the keys of paths whose content is the same in both configs by its digest."""
     return {path for path, digest in CONTENTS.items() if before[digest] == now[digest] is not None}
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the keys with another value; a digest that an earlier version didn't write is no difference."""
+    """Return the keys with different values, except digests that an earlier version did not record."""
     unknown = {digest for path, digest in CONTENTS.items() if before[digest] is None and before[path] == now[path]}
     return [key for key in now if now[key] != before[key] and key not in unknown]
 
 
 def known_precision(hardware: HardwareConfig) -> Precision | None:
-    """Return the precision that the config alone decides; None where it depends on the machine."""
+    """Return the precision if the config determines it; None if it depends on the machine."""
     if hardware.precision != "auto":
         return hardware.precision
     return "fp32" if hardware.device in ("cpu", "mps") else None
 
 
 def is_same_run(path: Path, config: TrainConfig) -> bool:
-    """Whether the run in a directory was computed in the precision that this config asks for, as far as it says."""
+    """Return whether a run was trained in the precision of this config, as far as that is known."""
     precision, fp8 = recorded_precision(read_starts(path))
     wanted = known_precision(config.hardware)
-    if precision is None:  # it never began
+    if precision is None:  # it never started
         return (path / "config.json").exists() and config.hardware.precision == "auto" and not config.hardware.fp8
     return wanted is None or (precision, fp8) == (wanted, config.hardware.fp8)
 
 
 def recorded_precision(starts: list[dict[str, Any]]) -> tuple[str | None, bool]:
-    """Return precision and fp8 of a run's last start, None where nobody noted it."""
+    """Return precision (None if not recorded) and fp8 of a run's last start."""
     about = starts[-1].get("arithmetic") if starts else None
     if not isinstance(about, dict) or not isinstance(about.get("precision"), str):
         return None, False
@@ -138,7 +140,7 @@ def recorded_precision(starts: list[dict[str, Any]]) -> tuple[str | None, bool]:
 
 
 def has_other_data(path: Path, config: TrainConfig) -> bool:
-    """Whether a run that is named by its source's path is known to be trained on something else than is there now."""
+    """Return whether a run named by its source's path is known to be trained on other content than is there now."""
     with suppress(BadData):
         if token_folder(config.data):
             starts = read_starts(path)
@@ -149,7 +151,7 @@ def has_other_data(path: Path, config: TrainConfig) -> bool:
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
-    """Return every start of a run, oldest first, as its provenance.json has it."""
+    """Return the starts of a run in its provenance.json, oldest first; [] without a readable one."""
     try:
         starts: Any = read_json_bytes(path / "provenance.json")
     except (OSError, ValueError):

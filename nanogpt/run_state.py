@@ -1,4 +1,4 @@
-"""What a run or a sweep point can be doing: the words for it, and whether a process runs."""
+"""The states of a run or a sweep point, and a check that a process is alive."""
 
 import os
 from collections import Counter
@@ -56,6 +56,14 @@ def read_start_time(pid: int) -> int | None:
     """Return when a process started, in ticks since the machine did, or None where that can't be read."""
     fields = read_stat(pid)
     return int(fields[19]) if fields else None
+
+
+def read_process_strings(pid: int, name: Literal["cmdline", "environ"]) -> list[bytes]:
+    """Return the strings in /proc/PID/cmdline or environ; [] if the process is gone, a zombie or another user's."""
+    try:
+        return [text for text in Path(f"/proc/{pid}/{name}").read_bytes().split(b"\0") if text]
+    except OSError:
+        return []
 
 
 def read_stat(pid: int) -> list[str] | None:

@@ -30,7 +30,7 @@ EVERYWHERE = {  # function of every rank -> how often it is called in an undistu
     "nanogpt.training.loop.record_results": 5,
     "nanogpt.evaluation.loss.LossEvaluation.evaluate_split": 10,
 }
-LEADERS = {  # function of the leader -> the same
+ON_RANK0 = {  # function of rank 0 -> the same
     "nanogpt.training.run_logger.RunLogger.log_evaluation": 5,
     "nanogpt.training.async_checkpoint.AsyncCheckpointer.save": 8,
     "nanogpt.metrics_file.RowLog.append": 30,
@@ -50,7 +50,7 @@ FINE = {0, 7, 85, 130, -signal.SIGKILL, *(-getattr(signal, name) for name in SIG
 def plan(draw: random.Random, world: int) -> tuple[str, list[Fault], Callable[[Started], None]]:
     """(in words, what is planted inside, what is done from outside) of one start."""
     rows, rank = draw.randrange(1, 14), draw.randrange(world)
-    place, often = draw.choice(sorted((EVERYWHERE | LEADERS).items()))
+    place, often = draw.choice(sorted((EVERYWHERE | ON_RANK0).items()))
     call, after = draw.randint(1, often), draw.random() < 0.5
     name = draw.choice(SIGNALS)
 
@@ -91,7 +91,7 @@ def plan(draw: random.Random, world: int) -> tuple[str, list[Fault], Callable[[S
         return first, [], stop
     action = draw.choice(["SIGKILL", "SIGKILL", name])
     where = f"{'after' if after else 'before'} call {call} of {place}"
-    rank = 0 if place in LEADERS else rank
+    rank = 0 if place in ON_RANK0 else rank
     return f"{action} in rank {rank} {where}", [Fault(place, call, action, rank, after)], lambda _: None
 
 

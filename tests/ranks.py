@@ -210,7 +210,7 @@ class Started:
 
 
 def run(config: TrainConfig, world: int = 1, faults: list[Fault] | None = None) -> tuple[list[int | None], str]:
-    """Exit codes by rank and the leader's output."""
+    """Exit codes by rank and rank 0's output."""
     started = Started(config, world, faults)
     codes = started.wait()
     return codes, started.output()

@@ -11,8 +11,8 @@ from experiments.gc import delete_path
 from launch.study import RECORDS
 from launch.submission import find_stray_entries, read_submissions
 from nanogpt.checkpoint import Checkpoints
-from nanogpt.entry_names import parse_number, parse_sample_step, parse_step, step_name
-from nanogpt.run_directory import choose_attempt, newest_step, parse_run_name
+from nanogpt.entry_names import choose_attempt, parse_number, parse_run_name, parse_sample_step, parse_step, step_name
+from nanogpt.run_directory import newest_step
 from nanogpt.training.run import train
 from tests.tiny_config import tiny_config, write_corpus
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt.errors import BadEnvironment, one_line
+from nanogpt.run_state import read_process_strings
 
 POLL = 0.05  # seconds between looks
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
@@ -104,11 +105,8 @@ class Daemon:
 
 def has_environment(pid: int, environment: Mapping[str, str]) -> bool:
     """Return whether a process runs and was started with these variables."""
-    try:
-        theirs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return all(f"{name}={value}".encode() in theirs for name, value in environment.items())
+    theirs = read_process_strings(pid, "environ")
+    return bool(theirs) and all(f"{name}={value}".encode() in theirs for name, value in environment.items())
 
 
 def list_pids() -> list[int]:

@@ -1,4 +1,4 @@
-"""What `auto` in `hardware` chose on this device, as text, and the micro-batch size of a run that is continued."""
+"""Descriptions of the choices of `auto` in `hardware`, and the micro-batch size of a run that is continued."""
 
 from nanogpt.config import TrainConfig
 from nanogpt.cuda_driver import explain_no_cuda

@@ -113,12 +113,28 @@ def replay_incident(config: TrainConfig) -> int:
     state = build_state(run, run.model.with_vocab(dataset.vocab_size), compute)
     state.restore(load_verified(folder / "checkpoint"))
     batches = TrainBatches(dataset.train, run, compute.device)
+    rows, bad = run_micro_batches(state, batches)
+    table = format_table(
+        f"step {about['step']} of {folder.parents[1]}", ("first sample", "loss", "norm", "not finite"), rows
+    )
+    logger.info(table)
+    if bad:
+        raise Diverged(f"step {about['step']}: not finite here either, in {len(bad)} places, first {min(bad)}")
+    logger.info(f"every number is finite here, the run had loss {about['loss']} and gradient norm {about['grad_norm']}")
+    return 0
+
+
+def run_micro_batches(state: TrainState, batches: TrainBatches) -> tuple[list[list[str]], set[str]]:
+    """Run forward and backward on each micro-batch alone.
+
+    Returns table rows of first sample, loss, gradient norm and non-finite gradients, and all that is not finite.
+    """
     rows: list[list[str]] = []
     bad: set[str] = set()
     for first in batches.first_samples(state.samples):
         batch = batches.read_batch(first)
         state.optimizer.zero_grad(set_to_none=True)
-        with compute.autocast():
+        with state.compute.autocast():
             loss = state.forward(batch.ids, batch.targets, keys=batch.keys) / batch.targets.numel()
             loss.backward()
         named = [(name, p.grad) for name, p in state.model.named_parameters() if p.grad is not None]
@@ -126,15 +142,7 @@ def replay_incident(config: TrainConfig) -> int:
         norm = torch.stack([grad.norm() for _, grad in named]).norm()
         bad |= {*wrong, *([] if torch.isfinite(loss) else ["the loss"])}
         rows.append([str(first), f"{loss.item():.6g}", f"{norm.item():.4g}", ", ".join(wrong[:2]) or "-"])
-    logger.info(
-        format_table(
-            f"step {about['step']} of {folder.parents[1]}", ("first sample", "loss", "norm", "not finite"), rows
-        )
-    )
-    if bad:
-        raise Diverged(f"step {about['step']}: not finite here either, in {len(bad)} places, first {min(bad)}")
-    logger.info(f"every number is finite here, the run had loss {about['loss']} and gradient norm {about['grad_norm']}")
-    return 0
+    return rows, bad
 
 
 def read_incident(folder: Path) -> dict[str, Any]:

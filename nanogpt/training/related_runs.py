@@ -5,8 +5,9 @@ from pathlib import Path
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig
+from nanogpt.entry_names import parse_run_name
 from nanogpt.errors import BadCheckpoint, one_line
-from nanogpt.run_directory import RunDirectory, locate_run, newest_change, parse_run_name
+from nanogpt.run_directory import RunDirectory, locate_run, newest_change
 from nanogpt.run_identity import CONTENTS, changed_keys, keys_of_same_content, resolve_digests
 from nanogpt.schema import change_policy, iter_fields, iter_values
 

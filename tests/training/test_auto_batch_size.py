@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,8 @@ def test_the_program_that_is_trained_is_tried(config: Build, monkeypatch: pytest
 
     monkeypatch.setattr(auto_batch_size.gc, "collect", lambda: 0)
     monkeypatch.setattr(auto_batch_size, "run_micro_batch", limited)
-    found = auto_batch_size.find_largest_by_trial(built, built.model.with_vocab(50), CPU, divisors(360))
+    compute = replace(CPU, compiles=True)
+    found = auto_batch_size.find_largest_by_trial(built, built.model.with_vocab(50), compute, divisors(360))
     assert found == max((n for n in divisors(360) if n <= min(40, largest)), default=None)
     assert found is None or compiled[found], "what is advised was tried"
 

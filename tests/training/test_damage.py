@@ -92,7 +92,7 @@ def test_f11_a_run_goes_on_from_the_checkpoint_before(config: Build, undisturbed
 
 
 def test_f11_damage_on_two_ranks(config: Build, undisturbed: Reference) -> None:
-    """The leader falls back, and the others go with it."""
+    """Rank 0 falls back, and the others go with it."""
     assert ranks.run(config(), 2, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85, 85]
     damage("cut", locate_run(config()) / "checkpoints/step-00000014")
     goes_on(config(), undisturbed, 2)
