@@ -15,7 +15,7 @@ SECONDS = 60
 
 
 def find() -> str | None:
-    """Its program, where there is one."""
+    """Return the path of its program if there is one."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
@@ -29,7 +29,7 @@ class Page:
         self.requests: list[str] = []
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command, once it is answered."""
+        """Send a command and return its answer."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         os.write(
@@ -42,7 +42,7 @@ class Page:
                 return answer["result"]
 
     def read(self) -> dict[str, Any]:
-        """The next message; events are taken note of."""
+        """Return the next message and record it if it is an event."""
         while b"\0" not in self.buffer:
             chunk = os.read(self.reader, 1 << 20)
             assert chunk, "the browser has gone"
@@ -61,25 +61,25 @@ class Page:
         return message
 
     def ask(self, expression: str) -> Any:
-        """The value of an expression in the page."""
+        """Return the value of an expression in the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def scheme(self, name: str) -> None:
-        """`light` or `dark`."""
+        """Set the colour scheme, `light` or `dark`."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
         self.ask("new Promise(done => setTimeout(done, 300))")  # pictures are chosen anew a moment later
 
     def screenshot(self, path: Path) -> None:
-        """All of the page, however long."""
+        """Return a picture of the whole page."""
         taken = self.call("Page.captureScreenshot", captureBeyondViewport=True, format="png")
         path.write_bytes(base64.b64decode(taken["data"]))
 
 
 @contextmanager
 def opened(program: str, file: Path, profile: Path) -> Generator[Page, None, None]:
-    """The page of a file."""
+    """Open the page of a file."""
     to_browser, writer = os.pipe()
     reader, from_browser = os.pipe()
     os.dup2(to_browser, 103)

@@ -16,7 +16,7 @@ BATCH = 128  # tokens of a step of the tiny config
 
 
 def made_config(**changes: object) -> TrainConfig:
-    """A tiny config on bytes."""
+    """Return a tiny config on bytes."""
     return tiny_config(Path("/nowhere"), Path("/nowhere/none.txt"), **{"data.tokenizer": "byte"} | changes)
 
 
@@ -32,7 +32,7 @@ def write_run(
     config: TrainConfig | None = None,
     **changes: object,
 ) -> Path:
-    """A run with these validation losses, evaluated every so many steps; a training row halfway between them."""
+    """Write a run with these validation losses at regular steps, and a training row halfway between them."""
     steps = every * (len(losses) - 1)
     config = config or made_config(**{"training.steps": max(1, steps)} | changes)
     path = folder / f"{name}-{signature(config)[:8]}"
@@ -65,7 +65,7 @@ def write_lines(path: Path, rows: Sequence[dict[str, float]]) -> None:
 
 
 def seeds(folder: Path, losses: Sequence[float], **changes: object) -> list[Path]:
-    """One finished run for each final loss, with seeds 1, 2, …"""
+    """Write a finished run for each final loss, with seeds 1, 2, …"""
     return [
         write_run(folder, [5.5, loss + 0.5, loss], name=f"seed{i}", **{"training.seed": i} | changes)  # type: ignore[arg-type]
         for i, loss in enumerate(losses, 1)

@@ -37,6 +37,6 @@ class Page(HTMLParser):
 
 
 def reported(folder: Path, **changes: object) -> Page:
-    """What `report` writes about a folder."""
+    """Write a folder's report and return its page."""
     assert report(ReportConfig(targets=(str(folder),), **changes)) == 0  # type: ignore[arg-type]
     return Page((folder / "report.html").read_text())

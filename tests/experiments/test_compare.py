@@ -23,7 +23,7 @@ def sides(*targets: Path):  # type: ignore[no-untyped-def]
 
 
 def tables(page: list[Block]) -> dict[str, TableBlock]:
-    """By their second column."""
+    """Return tables by their second column."""
     return {block.columns[1]: block for block in page if isinstance(block, TableBlock)}
 
 
@@ -132,7 +132,7 @@ def test_the_page_and_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_attempts_of_one_config_can_be_compared(tmp_path: Path) -> None:
-    """The same settings and seed, made by other code, say."""
+    """They have equal settings and seeds, but for example different code."""
     for name, loss in (("old", 3.0), ("new", 2.0)):
         seeds(tmp_path / name, [loss, loss + 0.1])
     numbers = tables(list(page_blocks(sides(tmp_path / "old", tmp_path / "new"), "val_loss")))["seeds"]

@@ -12,7 +12,7 @@ from nanogpt.errors import BadInput
 
 
 def checked(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> dict[str, list[float]]:
-    """Exponents of the width by part: [standard, mup]."""
+    """Return the exponents of the width by part: [standard, mup]."""
     picture = folder / "check.png"
     words = (f"coordinates.out={picture}", "model.block_size=32", "training.batch_tokens=32", *words)
     (config,) = read_configs("coordinates", CoordinatesConfig, list(words))

@@ -19,7 +19,7 @@ from tests.experiments.fake_runs import write_run
 
 
 def checkpoint(run: Path, step: int, loss: float | None = None, name: str = "step") -> Path:
-    """A folder that looks like one."""
+    """Write a folder that looks like a checkpoint."""
     path = run / "checkpoints" / f"{name}-{step:08d}"
     path.mkdir(parents=True)
     (path / "model.safetensors").write_bytes(bytes(1000))
@@ -29,7 +29,7 @@ def checkpoint(run: Path, step: int, loss: float | None = None, name: str = "ste
 
 @pytest.fixture
 def runs(tmp_path: Path) -> str:
-    """A study with a finished, a failed and a running run, and a run by itself."""
+    """Write a study with a finished and a failed run, and a running run outside it."""
     write_run(tmp_path / "runs" / "study", [5.0, 2.0, 3.0], name="good")
     failed = {"state": "failed", "why": "BadData: no such file"}
     write_run(tmp_path / "runs" / "study", [5.0], name="bad", **failed, **{"training.steps": 40})  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def runs(tmp_path: Path) -> str:
 
 
 def lines(text: str) -> dict[str, list[str]]:
-    """Cells of a table by the run's name."""
+    """Return the cells of a table by the run's name."""
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     return {row[0].rpartition("-")[0]: row for row in rows}
 
@@ -98,7 +98,7 @@ def test_leaving_the_watch(runs: str, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.fixture
 def wasteful(runs: str) -> dict[str, Path]:
-    """Checkpoints and other things in all three runs."""
+    """Write checkpoints and leftovers in all three runs."""
     found: dict[str, Path] = {}
     for name in ("study/good", "study/bad", "going"):
         run = next(Path(runs).glob(f"{name}-*"))

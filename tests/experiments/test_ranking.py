@@ -92,7 +92,7 @@ def test_another_attempt_is_no_other_seed(tmp_path: Path) -> None:
 
 
 def sweep(folder: Path, *words: str) -> list[TrainConfig]:
-    """The configs that the points of `python train.py -m words…` have."""
+    """Return the configs of the points of `python train.py -m words…`."""
     return [member.config for member in plan_study(read_sweep("train", TrainConfig, list(words), multirun=True)).runs]
 
 

@@ -1,4 +1,4 @@
-"""What a run directory says, against plain arithmetic; what is damaged is told and never stops a report."""
+"""Results read from run directories, against simple arithmetic; damage is reported and never stops a report."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Studies submitted as a person does, from an empty folder, and what becomes of them."""
+"""Submit studies from an empty folder with the commands, and wait for their points."""
 
 import os
 import signal
@@ -35,12 +35,12 @@ class Lab:
         self.corpus = write_corpus(folder / "corpus.txt")
 
     def config(self, **changes: object) -> TrainConfig:
-        """The config of the study's runs, as one that a test can also train by itself."""
+        """Return the config of the study's runs, which a test can also train directly."""
         usual = {"training.steps": STEPS, "eval.every": 250, "checkpoint.every": 20}
         return tiny_config(self.folder, self.corpus, **usual | changes)
 
     def words(self, **changes: object) -> list[str]:
-        """The same as overrides."""
+        """Return that config as overrides."""
         values = dict(schema.iter_values(self.config(**changes)))
         usual = dict(schema.iter_values(TrainConfig(training={"steps": 1})))  # type: ignore[arg-type]
         presets = ("schedule.warmup_steps",)  # which model=tiny sets to something else than the schema's default
@@ -49,17 +49,17 @@ class Lab:
         return [f"{key}={'null' if value is None else value}" for key, value in rest.items()]
 
     def only(self, *words: str, **changes: object) -> list[str]:
-        """The same, but for the keys that are given."""
+        """Return the overrides, with `words` in place of their keys."""
         own = {word.partition("=")[0] for word in words}
         return [*(word for word in self.words(**changes) if word.partition("=")[0] not in own), *words]
 
     def command(self, *words: str) -> list[str]:
-        door = words[0] if words[0].endswith(".py") else "-m"
-        script = [str(ROOT / door)] if door != "-m" else ["-m"]
-        return [sys.executable, *script, *(words[1:] if door != "-m" else words)]
+        if words[0].endswith(".py"):
+            return [sys.executable, str(ROOT / words[0]), *words[1:]]
+        return [sys.executable, "-m", *words]
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """`python train.py words…` or `python -m launch words…`, running."""
+        """Start `python train.py words…` or `python -m launch words…`."""
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             self.command(*words),
@@ -74,13 +74,13 @@ class Lab:
         )
 
     def do(self, *words: str) -> tuple[int, str]:
-        """The same in a forked process, once it has ended: (exit code, output)."""
+        """Run it in a forked process. Return exit code and output."""
         line = words if words[0].endswith(".py") else ("-m", *words)
         done = command(*line, folder=self.folder, PYTHONPATH=str(ROOT))
         return done.returncode, done.stdout + done.stderr
 
     def sweep(self, launcher: str, *words: str, **changes: object) -> list[str]:
-        """The command of a sweep, to be given to `do` or `start`."""
+        """Return the command of a sweep for `do` or `start`."""
         rest = self.only(*words, **changes)
         return ["train.py", "-m", f"hydra/launcher={launcher}", "hydra.launcher.poll_s=0.5", *rest]
 
@@ -88,13 +88,13 @@ class Lab:
         return self.folder / "runs" / name
 
     def points(self, name: str) -> dict[str, RunStatus]:
-        """The study's points by the first part of their names."""
+        """Return the study's points by the first part of their names."""
         return {point.path.name.rpartition("-")[0]: point for point in read_points(self.study(name))}
 
     def wait(
         self, name: str, done: Callable[[dict[str, RunStatus]], bool], seconds: float = HANG
     ) -> dict[str, RunStatus]:
-        """Look at the study until something is so."""
+        """Read the study's points until `done` accepts them."""
         limit = time.monotonic() + seconds
         while not done(points := self.points(name)):
             assert time.monotonic() < limit, describe(points)
@@ -102,11 +102,11 @@ class Lab:
         return points
 
     def wait_for(self, name: str, *states: str, seconds: float = HANG) -> dict[str, RunStatus]:
-        """Until every point has one of these states."""
+        """Wait until every point has one of these states."""
         return self.wait(name, lambda points: bool(points) and all(p.state in states for p in points.values()), seconds)
 
     def wait_for_step(self, name: str, point: str, step: int, seconds: float = HANG) -> RunStatus:
-        """Until a point has a metrics row of this step or later."""
+        """Wait until a point has a metrics row of this step or later."""
 
         def there(points: dict[str, RunStatus]) -> bool:
             rows = read_rows(points[point].path / "metrics.jsonl") if point in points else []
@@ -117,7 +117,7 @@ class Lab:
 
 @contextmanager
 def lab_on(cluster: SandboxCluster, folder: Path) -> Generator[Lab, None, None]:
-    """A lab whose commands, and this process's, speak to a cluster while inside."""
+    """Yield a lab whose commands, and this process, use a cluster."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cluster.environment.items():
             patch.setenv(name, value)
@@ -126,7 +126,7 @@ def lab_on(cluster: SandboxCluster, folder: Path) -> Generator[Lab, None, None]:
 
 
 def describe(points: dict[str, RunStatus]) -> str:
-    """For the message of a test that failed."""
+    """Return states and log ends, for the message of a failed test."""
     lines: list[str] = []
     for name, point in points.items():
         lines.append(f"{name}: {point.state} {point.why} at step {point.step}, job {point.job}")
@@ -136,7 +136,7 @@ def describe(points: dict[str, RunStatus]) -> str:
 
 
 def result(point: RunStatus) -> dict[str, str]:
-    """Digests of a run's weights, optimizer, metrics and samples."""
+    """Return digests of a run's weights, optimizer, metrics and samples."""
     config = RunDirectory(point.path).read_config()
     return ranks.result(config.model_copy(update={"runs_dir": str(point.path.parent)}))
 

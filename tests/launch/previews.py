@@ -1,14 +1,16 @@
-"""Points that aren't begun, and what a preview says of them."""
+"""Points that have not started, and lines of their preview."""
 
 from pathlib import Path
 
 from launch.study import PlannedRun
 from nanogpt.run_directory import locate_run
-from tests.experiments.fake_runs import made_config
+from tests.experiments.fake_runs import made_config, write_run
+
+Start = dict[str, object] | None
 
 
 def point(folder: Path, **changes: object) -> PlannedRun:
-    """A point of the study in `folder`, on bytes, that isn't begun."""
+    """Return a point of the study in `folder`, on bytes, that has not started."""
     config = made_config(**{"runs_dir": str(folder)} | changes)
     return PlannedRun(locate_run(config), config)
 
@@ -16,3 +18,15 @@ def point(folder: Path, **changes: object) -> PlannedRun:
 def line_of(lines: list[str], label: str) -> str:
     (line,) = [line for line in lines if line.startswith(f"{label:<8}")]
     return line
+
+
+def arithmetic(**changes: object) -> dict[str, object]:
+    """Return what a start of the tiny config records about its device."""
+    usual = {"device": "cpu", "precision": "fp32", "ranks": 1, "micro_batch_size": 8, "compile": False, "threads": 1}
+    return {"arithmetic": usual | changes}
+
+
+def made(folder: Path, rate: float = 1000.0, start: Start = None, name: str = "run", C: int = 16) -> Path:
+    """Write a finished run with this speed."""
+    losses, rates, starts = [5.0, 4.0, 3.0, 2.0], [1.0, rate, rate], [start or arithmetic()]
+    return write_run(folder, losses, name, rates=rates, starts=starts, config=made_config(**{"model.n_embd": C}))

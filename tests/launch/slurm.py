@@ -1,4 +1,4 @@
-"""A real Slurm for tests: started in a folder of its own, and what tests ask it."""
+"""A real Slurm for tests, started in a new folder, and queries of it."""
 
 import itertools
 import os
@@ -32,14 +32,14 @@ def skip_without_slurm(accounting: bool = False) -> None:
 
 
 def new_cluster(**settings: Any) -> SandboxCluster:
-    """A cluster that doesn't run yet, in a new folder and where other test sessions don't look for ports."""
+    """Return a cluster that isn't started, in a new folder and with ports that other test sessions don't use."""
     settings = {"accounting": False, "port": 27000 + STEP * (os.getpid() % 200)} | settings
     return SandboxCluster(Path(f"/tmp/{FOLDERS}{os.getpid()}-{next(NUMBERS)}"), **settings)
 
 
 @contextmanager
 def started(**settings: Any) -> Generator[SandboxCluster, None, None]:
-    """A cluster that runs while inside."""
+    """Run a cluster while inside."""
     skip_without_slurm(bool(settings.get("accounting")))
     remove_stale()
     cluster = new_cluster(**settings)
@@ -66,7 +66,7 @@ def submit(cluster: SandboxCluster, script: str, *options: str) -> str:
 
 
 def state(cluster: SandboxCluster, job: str) -> str:
-    """A job's state as squeue names it: RUNNING, PENDING, COMPLETED ..."""
+    """Return a job's state as squeue names it: RUNNING, PENDING, COMPLETED ..."""
     return cluster.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
 
 
@@ -86,18 +86,18 @@ def wait_until_saved(cluster: SandboxCluster, name: str, seconds: float = 20.0) 
 
 
 def output(cluster: SandboxCluster, job: str) -> str:
-    """What a job has printed."""
+    """Return the output of a job."""
     path = cluster.root / f"{job}.out"
     return path.read_text() if path.exists() else ""
 
 
 def restarts(cluster: SandboxCluster, job: str) -> int:
-    """How often a job was requeued."""
+    """Return the number of requeues of a job."""
     words = cluster.ask("scontrol", "show", "job", "-o", job).split()
     return int(dict(word.partition("=")[::2] for word in words)["Restarts"])
 
 
 def program(path: Path, script: str) -> None:
-    """A shell script that can be run."""
+    """Write an executable shell script."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)

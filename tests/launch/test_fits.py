@@ -1,4 +1,4 @@
-"""What a preview says of memory: how much a GPU needs, whether it fits, and what would."""
+"""The memory line of a preview: bytes per GPU, whether they fit, and what would fit."""
 
 import re
 from pathlib import Path

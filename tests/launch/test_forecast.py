@@ -1,4 +1,4 @@
-"""What a preview says of time and memory: from what was really measured, from formulas, or that it isn't known."""
+"""Time and memory lines of a preview: measured, by formula, or unknown."""
 
 import ast
 import json
@@ -20,13 +20,12 @@ from nanogpt.formatting import format_count, format_duration
 from nanogpt.run_directory import locate_run
 from nanogpt.training.run import train
 from tests.experiments.fake_runs import made_config, write_run
-from tests.launch.previews import line_of, point
+from tests.launch.previews import arithmetic, line_of, made, point
 from tests.tiny_config import tiny_config
 
 ROOT = Path(__file__).parents[2]
 BATCH = 128  # tokens of a step of the tiny config
 Build = Callable[..., TrainConfig]
-Start = dict[str, object] | None
 
 
 @pytest.fixture(autouse=True)
@@ -36,21 +35,9 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flops(C: int, L: int = 2, T: int = 16, V: int = 256) -> float:
-    """6 N + 12 L C T of the tiny model: N of tied embeddings, L blocks with biases, norms, without positions."""
+    """Return 6 N + 12 L C T of the tiny model: N of tied embeddings, L blocks with biases, norms, without positions."""
     block = (3 * C * C + 3 * C) + (C * C + C) + (4 * C * C + 4 * C) + (4 * C * C + C) + 4 * C
     return 6 * (V * C + L * block + 2 * C) + 12 * L * C * T
-
-
-def arithmetic(**changes: object) -> dict[str, object]:
-    """What a start of the tiny config notes of its device."""
-    usual = {"device": "cpu", "precision": "fp32", "ranks": 1, "micro_batch_size": 8, "compile": False, "threads": 1}
-    return {"arithmetic": usual | changes}
-
-
-def made(folder: Path, rate: float = 1000.0, start: Start = None, name: str = "run", C: int = 16) -> Path:
-    """A finished run at this speed."""
-    losses, rates, starts = [5.0, 4.0, 3.0, 2.0], [1.0, rate, rate], [start or arithmetic()]
-    return write_run(folder, losses, name, rates=rates, starts=starts, config=made_config(**{"model.n_embd": C}))
 
 
 def test_the_speed_of_a_real_training_is_that_of_its_siblings(tmp_path: Path, config: Build) -> None:

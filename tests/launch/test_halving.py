@@ -1,4 +1,4 @@
-"""Successive halving against a grid that was trained to the end, with a plain reckoning of who goes on."""
+"""Successive halving against a grid that was trained to the end, with a simple computation of each rung."""
 
 import math
 import shutil
@@ -111,7 +111,7 @@ def test_a_point_that_diverges_is_out(lab: Lab, capsys: pytest.CaptureFixture[st
 
 
 def test_a_rung_with_a_point_missing_decides_nothing(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    """Such as one whose data wasn't there, or whose job was lost: it may yet be the best."""
+    """For example because its data was missing or its job was lost: it may still be the best."""
 
     def main(config: TrainConfig) -> int:
         if config.optimizer.lr == 3e-2:
@@ -129,7 +129,7 @@ def test_a_setting_is_judged_by_all_its_seeds(lab: Lab, capsys: pytest.CaptureFi
     """The mean of the seeds decides, and all of them go on."""
 
     def main(config: TrainConfig) -> int:
-        """A loss that the first seed alone would order the other way round."""
+        """Train with losses that the first seed alone would order the other way round."""
         val = {1e-4: (1.0, 9.0), 1e-3: (2.0, 2.0)}.get(config.optimizer.lr, (5.0, 5.0))[config.training.seed - 1]
         steps = config.last_step(STEPS)
         run = RunDirectory(locate_run(config))

@@ -1,4 +1,4 @@
-"""A study in one process: what is done is left alone, what fails stops nobody, and is tried again when asked to."""
+"""A study in one process: finished points are skipped, failures don't stop others and are retried on request."""
 
 import signal
 from collections.abc import Callable, Generator
@@ -26,7 +26,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 
 
 class Trained:
-    """Stands in for the training: notes which points it was called for, and fails as it is told to."""
+    """A replacement for training that records its calls and fails as configured."""
 
     def __init__(self, **ends: int | BaseException) -> None:
         self.ends, self.called = ends, list[int]()
@@ -99,7 +99,7 @@ def interactive() -> Generator[None, None, None]:
 
 @pytest.mark.usefixtures("interactive")
 def test_ctrl_c_in_the_last_words_of_a_point_ends_the_sweep_too(lab: Lab) -> None:
-    """The point is done, which nobody has to do again; the next isn't begun."""
+    """The point is finished and not repeated; the next does not start."""
     seen: list[int] = []
 
     def main(config: TrainConfig) -> int:

@@ -1,5 +1,6 @@
 """A sweep in one process: edits of the code don't reach points that come later, and equal failures end it early."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,3 +102,8 @@ def test_ranks_get_a_copy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tree == spawn.CODE_ROOT and not copy.exists()
     with keep_code(planned_runs[:1]):
         assert tree == spawn.CODE_ROOT
+
+
+def test_optuna_is_imported_for_searches_alone() -> None:
+    code = "import sys, launch.sweep, launch.search; sys.exit('optuna' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

@@ -19,7 +19,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture(scope="module")
 def reference(lab: Lab) -> dict[str, str]:
-    """The result of the undisturbed run, trained without a launcher."""
+    """Return the result of the undisturbed run, trained without a launcher."""
     code, output = lab.do("train.py", "-m", *lab.words(), "name=reference")
     assert code == 0, output
     (run,) = lab.study("reference").glob("base-*")
@@ -92,7 +92,7 @@ def test_cancelled_saves_and_goes_on_with_the_same_command(lab: Lab, reference: 
 
 @pytest.mark.slow
 def test_two_ranks_and_a_queue_that_is_killed(lab: Lab) -> None:
-    """The ranks meet without a port; a point whose queue died goes on alone, and the same command watches it."""
+    """The ranks rendezvous without a port; a point continues after its queue died, and the same command watches it."""
     words = lab.sweep("submitit_local", "name=ranks", "hardware.devices=2", "hydra.launcher.wait=false")
     assert lab.do(*words)[0] == 0
     point = lab.wait_for_step("ranks", "base", 40)

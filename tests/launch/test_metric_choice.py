@@ -94,7 +94,7 @@ def test_old_names_are_told_the_new_ones(name: str) -> None:
 
 
 def members(folder: Path, *starts: dict[str, object]) -> list[PlannedRun]:
-    """Finished runs of the tiny config with these starts."""
+    """Write finished runs of the tiny config with these starts."""
     found: list[PlannedRun] = []
     for i, start in enumerate(starts):
         config = made_config(**{"training.steps": 10, "optimizer.lr": 1e-3 * (i + 1)})

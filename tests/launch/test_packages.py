@@ -1,4 +1,4 @@
-"""What the throw-away Slurm needs of a machine: root, namespaces, and packages that it installs."""
+"""Requirements of the throw-away Slurm: root, namespaces, and packages that it installs."""
 
 import os
 import re

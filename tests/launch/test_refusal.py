@@ -1,4 +1,4 @@
-"""What Slurm didn't take is known not to be there, also when Slurm is silent afterwards."""
+"""A refused submission is known to have no job, even if Slurm does not answer afterwards."""
 
 from pathlib import Path
 

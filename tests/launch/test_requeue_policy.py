@@ -1,4 +1,4 @@
-"""What the end of an attempt leads to, case by case."""
+"""Decisions at the end of an attempt, case by case."""
 
 import signal
 

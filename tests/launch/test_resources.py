@@ -1,4 +1,4 @@
-"""What a point asks a cluster for, and what is refused before anything is submitted."""
+"""Resources that a point requests, and errors before anything is submitted."""
 
 import os
 import shutil

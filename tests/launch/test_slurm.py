@@ -1,4 +1,4 @@
-"""What a real cluster does to a run, and that none of it shows in the result: weights and metrics to the last bit.
+"""Disturbances by a real cluster, none of which changes the result: weights and metrics are bit for bit equal.
 
 One undisturbed run is the measure of all; the others, of the same config, are disturbed side by side.
 """
@@ -52,7 +52,7 @@ def lab(cluster: SandboxCluster, tmp_path_factory: pytest.TempPathFactory) -> Ge
 
 
 def submit(lab: Lab, name: str, *words: str, **changes: object) -> None:
-    """A study of one point, without waiting for it."""
+    """Submit a study of one point, without waiting for it."""
     words = ("hydra.launcher.wait=false", f"name={name}", *words)
     code, output = lab.do(*lab.sweep("submitit_slurm", *words, **changes))
     assert code == 0, output
@@ -60,7 +60,7 @@ def submit(lab: Lab, name: str, *words: str, **changes: object) -> None:
 
 @pytest.fixture(scope="module")
 def reference(lab: Lab) -> dict[str, str]:
-    """The result when nothing happens."""
+    """Return the result of an undisturbed run."""
     submit(lab, "reference")
     point = lab.wait_for("reference", "finished")["base"]
     assert starts(point) == 1
@@ -69,7 +69,7 @@ def reference(lab: Lab) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def disturbed(lab: Lab, reference: dict[str, str]) -> Generator[dict[str, RunStatus], None, None]:
-    """The same run, once for each disturbance, some seconds after its start."""
+    """Run it once for each disturbance, which comes some seconds after the start."""
     for name in DISTURBANCES:
         submit(lab, name)
     for name, disturb in DISTURBANCES.items():
@@ -88,7 +88,7 @@ def test_a_disturbed_run_ends_as_if_nothing_had_happened(
 
 
 def test_an_element_of_an_array_is_put_back_alone(lab: Lab) -> None:
-    """The last one, whose job id is that of the whole array, after its siblings were cancelled and done."""
+    """The last point has the job id of the whole array; the others were cancelled or are done."""
     words = lab.sweep("submitit_slurm", "name=array", "training.seed=1,2,3", "hydra.launcher.wait=false")
     code, output = lab.do(*words, "hydra.launcher.max_requeues=5")
     assert code == 0, output
@@ -130,7 +130,7 @@ def test_preempted_with_and_without_grace(
 
 
 def test_cancelled_stays_cancelled_until_the_same_command(lab: Lab, reference: dict[str, str]) -> None:
-    """By scancel, which tells nobody, and by nanogpt cancel."""
+    """With scancel, which leaves no record, and with nanogpt cancel."""
     for name in ("scancelled", "cancelled"):
         submit(lab, name)
     slurm("scancel", array(lab.wait_for_step("scancelled", "base", 40)))

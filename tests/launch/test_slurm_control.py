@@ -20,7 +20,7 @@ HELD = "hydra.launcher.additional_parameters={hold: true}"
 
 @pytest.fixture(scope="module")
 def small() -> Generator[SandboxCluster, None, None]:
-    """A cluster of its own, that can be hurt; arrays have at most three jobs, preemption begins with SIGUSR2."""
+    """Start a separate cluster to damage; arrays have at most three jobs, preemption begins with SIGUSR2."""
     with started(max_array_size=4, user_signal=True) as cluster:
         yield cluster
 
@@ -115,7 +115,7 @@ def test_the_controller_goes_and_comes_while_watching(lab: Lab, small: SandboxCl
 
 
 def test_time_limits_are_survived(lab: Lab) -> None:
-    """Told before the limit, the run saves, is put back, and ends as one without limits would."""
+    """Signalled before the limit, the run saves, is requeued, and ends like one without limits."""
     long = {"training.steps": 8000, "eval.every": 4000, "checkpoint.every": 4000, "hardware.threads": 1}
     patient = [
         "hydra.launcher.max_restarts_without_progress=20"
@@ -154,7 +154,7 @@ def test_one_run_without_a_sweep(lab: Lab) -> None:
 
 
 def test_slurm_refuses(lab: Lab) -> None:
-    """What sbatch says is told, and nothing is believed submitted."""
+    """sbatch's message is shown, and nothing counts as submitted."""
     words = lab.sweep("submitit_slurm", "name=wrong", "hydra.launcher.partition=nowhere")
     code, output = lab.do(*words)
     assert code == 2 and "sbatch refuses: " in output and "invalid partition" in output.lower(), output
@@ -165,7 +165,7 @@ def test_slurm_refuses(lab: Lab) -> None:
 
 
 def test_halving_on_the_cluster(lab: Lab) -> None:
-    """Each rung is an array; whoever is left goes on in a new job from its checkpoint, and ends as in one go."""
+    """Each rung is an array; a promoted run continues in a new job, with an uninterrupted run's result."""
     words = ("name=half", "hydra/sweeper=halving", "hydra.sweeper.rungs=2", "optimizer.lr=1e-4,1e-2")
     command = lab.sweep("submitit_slurm", *words, **{"training.steps": 60})
     code, output = lab.do(*command)

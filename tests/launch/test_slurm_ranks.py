@@ -56,7 +56,7 @@ def test_two_nodes_give_the_curve_of_one_process(lab: Lab, undisturbed: RunStatu
 
 @pytest.mark.parametrize("fault", ["killed", "hangs", "stopped"])
 def test_a_fault_of_one_rank(fault: str, lab: Lab, undisturbed: RunStatus) -> None:
-    """Dead, stuck or asked to stop: all ranks end, the job is put back, and goes on to the same bits."""
+    """A rank that is dead, stuck or asked to stop ends all ranks; the job is requeued and ends bit for bit the same."""
     submit(lab, fault, *RANKS)
     pids = ranks_of(lab.wait_for_step(fault, "base", 40))
     assert len(pids) == 4
@@ -68,7 +68,7 @@ def test_a_fault_of_one_rank(fault: str, lab: Lab, undisturbed: RunStatus) -> No
 
 
 def test_a_node_that_fails(lab: Lab, undisturbed: RunStatus, cluster: SandboxCluster) -> None:
-    """Slurm puts the job back by itself, and it goes on when there are two nodes again."""
+    """Slurm requeues the job by itself, and it continues when there are two nodes again."""
     submit(lab, "node", *RANKS)
     lab.wait_for_step("node", "base", 40)
     cluster.fail_node("n2")

@@ -24,20 +24,20 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def full() -> Generator[SandboxCluster, None, None]:
-    """The whole thing, with slurmdbd and MariaDB."""
+    """Start a cluster with slurmdbd and MariaDB."""
     with slurm.started(accounting=True) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def idle(cluster: SandboxCluster) -> SandboxCluster:
-    """The session's cluster without jobs."""
+    """Return the session's cluster, without jobs."""
     cluster.cancel_jobs()
     return cluster
 
 
 def everything() -> dict[str, str]:
-    """What a cluster must not change outside its folder."""
+    """Return what a cluster must not change outside its folder."""
     places = [Path("/etc/hosts"), Path("/etc/munge"), Path("/etc/slurm"), Path("/run/munge"), Path("/var/lib/mysql")]
     seen = {str(place): str(place.stat().st_mtime_ns) if place.exists() else "" for place in places}
     return seen | {"host": socket.gethostname(), "mounts": Path("/proc/self/mounts").read_text()}
@@ -155,7 +155,7 @@ def test_down_leaves_nothing_behind() -> None:
 
 @pytest.mark.slurm
 def test_what_a_crash_leaves_does_not_hinder_the_next_start() -> None:
-    """All daemons killed; a pid file names a process of somebody else, which has to stay."""
+    """All daemons are killed; a pid file names another user's process, which must survive."""
     slurm.skip_without_slurm()
     cluster = slurm.new_cluster()
     bystander = subprocess.Popen(["sleep", "1000"])
@@ -196,7 +196,7 @@ def test_a_start_that_fails_leaves_no_process_and_says_why(monkeypatch: pytest.M
 
 
 def spoiled(write_files: Callable[..., None]) -> Callable[..., None]:
-    """`write_files`, but slurm.conf has a word that Slurm doesn't know."""
+    """Call `write_files` and add a word to slurm.conf that Slurm doesn't know."""
 
     def write(cluster: SandboxCluster, port: int) -> None:
         write_files(cluster, port)
@@ -206,7 +206,7 @@ def spoiled(write_files: Callable[..., None]) -> Callable[..., None]:
 
 
 def processes_that_run() -> list[int]:
-    """All processes but zombies, whose parent hasn't asked for their end yet."""
+    """Return all processes but zombies, which their parents have not waited for yet."""
     return [pid for pid in list_pids() if daemons.namespace(pid)]
 
 

@@ -14,7 +14,7 @@ from nanogpt.provenance import GIT_STATE
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small tree in place of this one."""
+    """Write a small source tree in place of this one."""
     root = tmp_path / "root"
     for name in ("conf/train.yaml", "launch/job.py", "nanogpt/model/gpt.py", "nanogpt/.#gpt.py", "nanogpt/x.pyc"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)

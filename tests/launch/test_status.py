@@ -1,4 +1,4 @@
-"""What a point is said to be doing, from its own notes and what the queue answers."""
+"""The state of a point, from its recorded events and the queue."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_state_of(events: list[dict[str, Any]], job: QueueEntry | None, submitte
 
 
 def test_what_a_run_wrote_may_be_nonsense(tmp_path: Path) -> None:
-    """Of one run; the other points of the study are told all the same."""
+    """One damaged run must not hide the other points of the study."""
     for nonsense in ("x", [1], -5, 10**400, True):
         (tmp_path / "status.json").write_text(json.dumps({"step": nonsense, "steps": nonsense, "updated": nonsense}))
         rows = [{"step": nonsense, "val_loss": 1.0}, {"step": 7, "val_loss": nonsense if nonsense != -5 else "x"}]

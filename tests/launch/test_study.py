@@ -1,4 +1,4 @@
-"""Where the points of a sweep live: the same command finds them again, whatever was changed that doesn't matter."""
+"""Folders of the points of a sweep: the same command finds them again after changes that don't affect results."""
 
 import json
 import os

@@ -98,7 +98,7 @@ def test_the_jacobian_is_that_of_the_residuals() -> None:
 
 
 def write_run(folder: Path, width: int, loss: float, tokens: int = 2560, state: str = "finished") -> Path:
-    """A run directory as training leaves it, without the training."""
+    """Write a run directory as training leaves it."""
     config = tiny_config(folder, folder / "none.txt", **{"model.n_embd": width, "data.tokenizer": "byte"})
     path = folder / "runs" / f"made-{width}-{loss:.4f}-{tokens}"
     path.mkdir(parents=True)
