@@ -18,7 +18,7 @@ class ChildFailed(Exception):
     """The process ended with an error. Its message is the last line that the process printed."""
 
     def __init__(self, code: int, output: str) -> None:
-        """`code` is the exit code, or minus the signal; `output` is what the process printed to standard error."""
+        """Take the message from standard error; `code` is the exit code, or minus the signal."""
         lines = output.strip().splitlines()
         ended = f"exit code {code}" if code > 0 else "no message"
         super().__init__(lines[-1].removeprefix("error: ").strip() if lines else ended)
@@ -59,9 +59,9 @@ def wait_for_child(child: Child, timeout: float | None = None) -> str:
 
 
 def answer(work: Callable[[str], str]) -> int:
-    """In the child: print what `work` returns for the message, or its LabError. Returns the exit code.
+    """Print in the child what `work` returns for the message, or its LabError. Returns the exit code.
 
-    What `work` prints itself goes to standard error.
+    Anything that `work` prints goes to standard error.
     """
     try:
         with redirect_stdout(sys.stderr):

@@ -94,7 +94,7 @@ def first_words(text: str) -> str:
 def find_known_failure(text: str, *known: KnownFailure) -> KnownFailure | None:
     """Return the first of these failures that matches an error's text, or None."""
     plain = STACK.split(text)[0]
-    return next((one for one in known if re.search(one.pattern, plain, re.IGNORECASE)), None)
+    return next((failure for failure in known if re.search(failure.pattern, plain, re.IGNORECASE)), None)
 
 
 def describe_details(error: BaseException, library: str) -> str:

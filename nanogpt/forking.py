@@ -1,4 +1,4 @@
-"""Fork a run: its checkpoint, optimizer state and rows become the start of a run of its own, with other settings."""
+"""Fork a run: a new run with other settings starts from its checkpoint, optimizer state and rows."""
 
 import os
 import shutil
@@ -34,9 +34,9 @@ def check_fork(parent: TrainConfig, config: TrainConfig, path: Path) -> None:
 
 
 def copy_parent(parent: Path, source: Path, path: Path) -> Origin:
-    """Copy `source`, a checkpoint of a run, with the rows up to it into a new run directory that the caller holds.
+    """Copy `source`, a checkpoint of a run, and the rows up to it into a new run directory that the caller has locked.
 
-    The config is written by the caller, last: a fork without one is begun again. Raises BadCheckpoint, OSError.
+    The caller writes the config last; a fork without a config is copied again. Raises BadCheckpoint, OSError.
     """
     found = parse_step(source.name) or 0
     folder = path / "checkpoints"
@@ -64,7 +64,7 @@ def copy_parent(parent: Path, source: Path, path: Path) -> Origin:
 
 
 def choose_checkpoint(parent: Path, step: int | None) -> Path:
-    """Return the folder of a verified checkpoint: of a step, or the newest. Raises BadCheckpoint."""
+    """Return the folder of the verified checkpoint of a step, or of the newest. Raises BadCheckpoint."""
     checkpoints = Checkpoints(parent / "checkpoints")
     if step is None:
         loaded, _ = checkpoints.load_newest()

@@ -85,19 +85,19 @@ def assign_gpus(seen: Sequence[Sequence[str]]) -> list[int | None]:
     """
     owner: dict[str, int] = {}
 
-    def place(rank: int, tried: set[str]) -> bool:
+    def assign(rank: int, tried: set[str]) -> bool:
         free = [gpu for gpu in seen[rank] if gpu not in owner]
         for gpu in [*free, *seen[rank]]:
             if gpu in tried:
                 continue
             tried.add(gpu)
-            if gpu not in owner or place(owner[gpu], tried):
+            if gpu not in owner or assign(owner[gpu], tried):
                 owner[gpu] = rank
                 return True
         return False
 
     for rank in range(len(seen)):
-        place(rank, set())
+        assign(rank, set())
     taken = {rank: gpu for gpu, rank in owner.items()}
     return [list(gpus).index(taken[rank]) if rank in taken else None for rank, gpus in enumerate(seen)]
 
@@ -108,7 +108,7 @@ def choose_gpu(reports: Sequence[RankReport], rank_env: RankEnv, section: str = 
     Raises BadInput if ranks would share a GPU, BadEnvironment if only some ranks see one. All ranks raise the same.
     """
     check_reachable(reports)
-    seen: list[list[str]] = [list(one["gpus"]) for one in reports]
+    seen: list[list[str]] = [list(report["gpus"]) for report in reports]
     if not any(seen):
         return None
     if blind := [rank for rank, gpus in enumerate(seen) if not gpus]:
@@ -141,14 +141,14 @@ def sharing_error(seen: list[list[str]], rank: int, rank_env: RankEnv, section: 
 
 def check_reachable(reports: Sequence[RankReport]) -> None:
     """Raise BadEnvironment if ranks on several machines cannot reach each other by name."""
-    if len({one["machine"] for one in reports}) == 1:
+    if len({report["machine"] for report in reports}) == 1:
         return
-    for rank, one in enumerate(reports):
-        if one["unreachable"]:
+    for rank, report in enumerate(reports):
+        if report["unreachable"]:
             ours = ", ".join(name for _, name in socket.if_nameindex() if name != "lo")
             remedy = (
                 "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface of the network between the machines"
             )
             raise BadEnvironment(
-                f"rank {rank}: {one['unreachable']}, where ranks on other machines can't reach it; {remedy}: {ours}"
+                f"rank {rank}: {report['unreachable']}, where ranks on other machines can't reach it; {remedy}: {ours}"
             )

@@ -53,7 +53,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return secret values with the variables they are of, longest first; of a login in a URL the password too."""
+    """Return {secret value: name of its variable}, longest first, including passwords in URLs."""
     found: dict[str, str] = {}
     for name, value in (os.environ if environment is None else environment).items():
         value = value.strip()
@@ -65,11 +65,11 @@ def secret_values(environment: Mapping[str, str] | None = None) -> dict[str, str
             found.setdefault(value, name)
             if len(login["password"]) >= MIN_LENGTH:
                 found.setdefault(login["password"], name)
-    return dict(sorted(found.items(), key=lambda one: -len(one[0])))
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 
 def find_secret(text: str, secrets: Mapping[str, str] | None = None) -> str | None:
-    """Return what secret a text holds, in words that don't show it; None if there is none.
+    """Return a description of a secret in a text that does not show it, or None.
 
     `secrets` is what `secret_values` returns, for callers with many texts.
     """
@@ -96,7 +96,7 @@ def redact_all(value: Any, secrets: Mapping[str, str] | None = None) -> Any:
     """Return nested dicts and lists with every string redacted."""
     secrets = secret_values() if secrets is None else secrets
     if isinstance(value, dict):
-        return {redact(str(key), secrets): redact_all(one, secrets) for key, one in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return {redact(str(key), secrets): redact_all(item, secrets) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, list | tuple):
-        return [redact_all(one, secrets) for one in value]  # pyright: ignore[reportUnknownVariableType]
+        return [redact_all(item, secrets) for item in value]  # pyright: ignore[reportUnknownVariableType]
     return redact(value, secrets) if isinstance(value, str) else value

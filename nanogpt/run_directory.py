@@ -58,7 +58,7 @@ class RunDirectory:
         self.notes: list[str] = []
         """Damage of the run's files found at this start, for provenance.json."""
         self.origin: Origin | None = None
-        """Identity of the run, known once it is opened."""
+        """Identity of the run, once it is opened."""
         self.new_fork = False
         """True if this start forked the run, or found that it is a copy and gave it an id of its own."""
         self.metrics = RowLog(path / "metrics.jsonl")
@@ -266,7 +266,7 @@ def find_run(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
             raise BadInput(
                 f"run=null: no run under {one_line(Path(runs_dir).absolute())}; train one first: python train.py"
             )
-        return max(runs, key=lambda one: (bool(one.checkpoints.steps()), newest_change(one.path)))
+        return max(runs, key=lambda run: (bool(run.checkpoints.steps()), newest_change(run.path)))
     for path in (Path(run), folder / run):
         if os.path.exists(path / "config.json"):  # pathlib would raise for a name that is too long
             return RunDirectory(path)

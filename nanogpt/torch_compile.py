@@ -1,4 +1,4 @@
-"""torch.compile on this machine: what it lacks to work, and where its results are kept."""
+"""Requirements of torch.compile on this machine, and the folder of its cache."""
 
 import importlib
 import os
@@ -21,7 +21,7 @@ OLDEST_CAPABILITY = (7, 0)  # of a GPU that Triton compiles for
 NETWORK = re.compile(
     r"nfs4?|lustre|cifs|smb3|smbfs|gpfs|beegfs|ceph|glusterfs|panfs|pvfs2|orangefs|afs|wekafs|autofs|fuse\..*"
 )
-"""File systems that machines share; autofs: one of them that isn't mounted yet."""
+"""Network file systems, and autofs, which is one that is not mounted yet."""
 HEADER_PATHS = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")  # where compilers look too
 
 
@@ -46,7 +46,7 @@ def find_compile_problem(device: torch.device) -> str:
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < OLDEST_CAPABILITY:
-            need, has = (".".join(map(str, one)) for one in (OLDEST_CAPABILITY, capability))
+            need, has = (".".join(map(str, version)) for version in (OLDEST_CAPABILITY, capability))
             found.append(
                 f"Triton needs a GPU of compute capability {need}, {torch.cuda.get_device_name(device)} has {has}"
             )
@@ -90,11 +90,11 @@ def set_compile_cache(attention: Attention) -> None:
 
 
 def find_cache_folder(rank_env: RankEnv) -> Path:
-    """Return a folder that nobody else may write to: what torch.compile makes is code, and is loaded.
+    """Return a folder that only this user may write to, because torch loads code from it.
 
-    It is in XDG_CACHE_HOME or ~/.cache where that is a disk of this machine and the run's ranks are all on it. Ranks of
-    several nodes that compile the same at once would race in a folder they share over a network: then it is in
-    SLURM_TMPDIR, TMPDIR or the system's folder for temporary files.
+    It is in XDG_CACHE_HOME or ~/.cache if that is a local disk and all ranks of the run are on this machine. Otherwise
+    ranks on several nodes would race in a shared folder, and it is in SLURM_TMPDIR, TMPDIR or the system's temporary
+    folder.
     """
     home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     local = home.is_absolute() and rank_env.world == rank_env.local_world and not is_on_network(home)
@@ -103,8 +103,8 @@ def find_cache_folder(rank_env: RankEnv) -> Path:
         if base and Path(base).is_dir():
             of_node = f"-{socket.gethostname()}" if is_on_network(Path(base)) else ""
             places.append(Path(base, f"nanogpt-lab-{os.geteuid()}{of_node}"))
-    for one in places:
-        if own_folder(one) and (found := own_folder(one / "inductor")):
+    for folder in places:
+        if own_folder(folder) and (found := own_folder(folder / "inductor")):
             return found
     return Path(tempfile.mkdtemp(prefix="nanogpt-lab-"))  # for this process alone
 
@@ -123,7 +123,7 @@ def own_folder(path: Path) -> Path | None:
 
 
 def is_on_network(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
-    """Return whether a folder, there or not yet, is on a file system that other machines may share."""
+    """Return whether a folder, which need not exist, is on a file system that other machines may share."""
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -133,5 +133,5 @@ def is_on_network(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
         _, where, kind, *_ = line.split(" ")
         kinds[re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), where)] = kind  # the last mount is on top
     whole = Path(os.path.realpath(path))
-    kind = next((kinds[str(one)] for one in (whole, *whole.parents) if str(one) in kinds), "")
+    kind = next((kinds[str(folder)] for folder in (whole, *whole.parents) if str(folder) in kinds), "")
     return NETWORK.fullmatch(kind) is not None

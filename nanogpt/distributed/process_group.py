@@ -119,7 +119,7 @@ class ProcessGroup:
         texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
         dist.all_gather(texts, torch.cat([mine, mine.new_zeros(longest - len(mine))]))
         self.connected = True
-        return [one[: int(n)].numpy().tobytes().decode() for one, n in zip(texts, lengths, strict=True)]
+        return [gathered[: int(n)].numpy().tobytes().decode() for gathered, n in zip(texts, lengths, strict=True)]
 
     def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
         """Call `make` on rank 0 and return its JSON value on every rank. If it raises a LabError, every rank does."""

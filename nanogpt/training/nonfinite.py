@@ -75,7 +75,7 @@ def write_incident(
     Returns the folder, and whether the state was written.
     """
     numbers = (parse_number(path.name) for path in list_entries(run / "incidents"))
-    number = 1 + max((one for one in numbers if one is not None), default=-1)
+    number = 1 + max((n for n in numbers if n is not None), default=-1)
     folder = run / "incidents" / str(number)
     try:
         folder.mkdir(parents=True)

@@ -30,10 +30,10 @@ def describe_later_changes(config: TrainConfig) -> str | None:
     changed -= keys_of_same_content(before, now)
     explained: list[str] = []
     for number, start in enumerate(run.read_starts(), 1):
-        changes = [one for one in start.get("changes") or [] if isinstance(one, str)]
-        if made := [one for one in changes if one.partition(":")[0] in changed]:
+        changes = [change for change in start.get("changes") or [] if isinstance(change, str)]
+        if made := [change for change in changes if change.partition(":")[0] in changed]:
             explained.append(f"start {number} ({one_line(start.get('time'), 40)}) changed {one_line(', '.join(made))}")
-            changed -= {one.partition(":")[0] for one in made}
+            changed -= {change.partition(":")[0] for change in made}
     if changed or not explained:
         return None
     return (

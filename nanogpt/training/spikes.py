@@ -36,4 +36,4 @@ def is_outlier(value: float, past: list[float]) -> bool:
     if len(past) < FEWEST:
         return False
     mean = math.fsum(past) / len(past)
-    return value > mean + DEVIATIONS * math.sqrt(math.fsum((one - mean) ** 2 for one in past) / (len(past) - 1))
+    return value > mean + DEVIATIONS * math.sqrt(math.fsum((number - mean) ** 2 for number in past) / (len(past) - 1))
