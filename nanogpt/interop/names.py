@@ -38,7 +38,7 @@ JOINED = {  # in a block, ours -> those that it joins
 }
 
 
-def from_file(
+def convert_tensors(
     stored: Mapping[str, Tensor], names: Mapping[str, str], values: Values, where: str, input_first: bool
 ) -> Tensors:
     """Return a file's tensors under our names, as fp32; `names` maps plain names to stored ones.

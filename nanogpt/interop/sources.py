@@ -70,11 +70,11 @@ class OpenAIWeights:
         return openai_values(self.label)
 
     def tensors(self) -> "Tensors":
-        from nanogpt.interop.names import from_file
+        from nanogpt.interop.names import convert_tensors
 
         file, values = download_from_hub(HUB[self.label], WEIGHTS), self.values()
         names = match_tensors(read_header(file), expected_layout(values, input_first=True), self.label)
-        return from_file(read_tensors(file), names, values, one_line(file), input_first=True)
+        return convert_tensors(read_tensors(file), names, values, one_line(file), input_first=True)
 
     def tokenizer(self) -> Tokenizer | None:
         return GPT2Tokenizer()
@@ -100,13 +100,13 @@ class HFFolder:
         return values, stored, match_tensors(stored, expected_layout(values, input_first=True), where)
 
     def tensors(self) -> "Tensors":
-        from nanogpt.interop.names import from_file
+        from nanogpt.interop.names import convert_tensors
 
         values, stored, names = self.read_checked()
         theirs: Tensors = {}
         for file in sorted({tensor.file for tensor in stored.values()}):
             theirs |= read_tensors(self.path / file)
-        return from_file(theirs, names, values, one_line(self.path), input_first=True)
+        return convert_tensors(theirs, names, values, one_line(self.path), input_first=True)
 
     def tokenizer(self) -> Tokenizer | None:
         return read_tokenizer(self.path)
@@ -147,10 +147,10 @@ class NanoGPTCheckpoint:
         return values, tensors, names
 
     def tensors(self) -> "Tensors":
-        from nanogpt.interop.names import from_file
+        from nanogpt.interop.names import convert_tensors
 
         values, tensors, names = self.read_checked()
-        return from_file(tensors, names, values, one_line(self.path), input_first=False)
+        return convert_tensors(tensors, names, values, one_line(self.path), input_first=False)
 
     def tokenizer(self) -> Tokenizer | None:
         folder = self.path.parent
