@@ -283,7 +283,7 @@ from pathlib import Path
 from launch.forecast import forecast
 from launch.study import PlannedRun
 from nanogpt.run_directory import RunDirectory
-config = RunDirectory(Path({str(run)!r})).config()
+config = RunDirectory(Path({str(run)!r})).read_config()
 print([*forecast([PlannedRun(Path({str(tmp_path / "new")!r}), config)], None, 1), 'torch' in sys.modules])
 """
     done = subprocess.run(
