@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-CODE = ("nanogpt", "cli", "conf", "launch", "experiments", "tests", "train.py", "evaluate.py", "pyproject.toml")
+CODE = ("nanogpt", "api", "cli", "conf", "launch", "experiments", "tests", "train.py", "evaluate.py", "pyproject.toml")
 
 
 class Edit(NamedTuple):

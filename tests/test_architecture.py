@@ -27,6 +27,7 @@ SOURCES = sorted(
     [
         *ROOT.glob("*.py"),
         *ROOT.glob("nanogpt/**/*.py"),
+        *ROOT.glob("api/**/*.py"),
         *ROOT.glob("cli/**/*.py"),
         *ROOT.glob("launch/**/*.py"),
         *ROOT.glob("experiments/**/*.py"),
@@ -73,10 +74,12 @@ LAYERS = [
     ("cli",),
     ("launch",),
     ("experiments",),
+    ("api",),
+    ("nanogpt",),  # nanogpt/__init__.py alone
     ("train", "prepare", "sample", "evaluate", "bench"),
 ]
 THIRD_PARTY = {  # library -> the only places that may import it
-    "hydra": ("cli",),
+    "hydra": ("cli", "api.compose"),
     "omegaconf": ("cli",),
     "pickle": ("nanogpt.interop.pickle_import",),
     "wandb": ("nanogpt.tracking.wandb",),
@@ -130,7 +133,12 @@ def is_inside(module: str, package: str) -> bool:
 
 def find_layer(module: str) -> tuple[int, str]:
     """Return the number of a module's layer and the entry of LAYERS that names it most closely."""
-    entries = [(i, entry) for i, layer in enumerate(LAYERS) for entry in layer if is_inside(module, entry)]
+    entries = [
+        (i, entry)
+        for i, layer in enumerate(LAYERS)
+        for entry in layer
+        if (module == entry if entry == "nanogpt" else is_inside(module, entry))
+    ]
     if not entries and MODULES[module].name == "__init__.py":
         return 0, module  # a package of several layers, which has no code
     assert entries, f"{module} is missing in LAYERS"

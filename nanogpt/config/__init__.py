@@ -9,6 +9,11 @@ the names of GPT-2 and nanoGPT.
 # ruff: noqa: F401
 # pyright: reportUnusedImport=false
 
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
 from nanogpt.config.bench import BenchConfig, BenchSettings
 from nanogpt.config.commands import (
     DoctorConfig,
@@ -42,3 +47,14 @@ from nanogpt.config.studies import (
 )
 from nanogpt.config.tracking import TrackerName, TrackingConfig
 from nanogpt.config.train import TrainConfig, auto_micro_batch_sizes, check_warmup_fits, divisors
+from nanogpt.schema import ConfigModel
+
+
+class CallablePackage(ModuleType):
+    """Lets `nanogpt.config("train", ["model=tiny"])` compose a config, although `nanogpt.config` is this package."""
+
+    def __call__(self, command: str, overrides: Sequence[str] = ()) -> ConfigModel:
+        return import_module("nanogpt").compose(command, overrides)
+
+
+sys.modules[__name__].__class__ = CallablePackage

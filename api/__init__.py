@@ -1,0 +1,1 @@
+"""The Python interface: what `import nanogpt` offers to notebooks and scripts. docs/python.md describes it."""
