@@ -18,7 +18,7 @@ from nanogpt.generation.command import resolve_config
 from nanogpt.interop.load_model import TrainedModel, load_trained
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
-from nanogpt.run_directory import locate
+from nanogpt.run_directory import locate_run
 from nanogpt.schema import from_dict
 from nanogpt.tokenizer import Tokenizer
 
@@ -112,7 +112,7 @@ def load(
     config = from_dict(SampleConfig, values | {"device": device})
     trained = load_trained(config, find_device(device, "device"))
     assert trained.run is not None
-    return Run(trained.run.path, trained.run.config(), trained)
+    return Run(trained.run.path, trained.run.read_config(), trained)
 
 
 def train(config: TrainConfig) -> Run:
@@ -123,7 +123,7 @@ def train(config: TrainConfig) -> Run:
     """
     code = run_train(config)
     if code == STOPPED:
-        raise KeyboardInterrupt(f"stopped and saved: {locate(config)}")
+        raise KeyboardInterrupt(f"stopped and saved: {locate_run(config)}")
     if code:
         raise LabError(f"training ended with exit code {code}")
-    return load(locate(config), device=config.hardware.device)
+    return load(locate_run(config), device=config.hardware.device)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResults:
     """The runs of a study, or of any other folder of runs, as `nanogpt report` reads them. `study` returns it."""
 
     data: ReportData
@@ -75,14 +75,14 @@ class Study:
         return to_frame(rows, "path")
 
 
-def study(*targets: str | Path, metric: Metric = "val_loss", runs_dir: str | Path = "runs") -> Study:
+def study(*targets: str | Path, metric: Metric = "val_loss", runs_dir: str | Path = "runs") -> StudyResults:
     """Read a study: folders, names under `runs_dir` or globs; without targets the one that changed last.
 
     `metric` is val_loss or val_bpb at the end; best_val_loss or best_val_bpb: the lowest of a run. Raises BadInput.
     """
     values = {"targets": tuple(map(str, targets)), "metric": metric, "runs_dir": str(runs_dir)}
     config = from_dict(ReportConfig, values)
-    return Study(read_study(find_runs(config, latest=True), config.metric), config.metric)
+    return StudyResults(read_study(find_runs(config, latest=True), config.metric), config.metric)
 
 
 def describe_result(result: RunResult) -> dict[str, Any]:

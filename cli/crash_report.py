@@ -4,7 +4,6 @@ import sys
 import traceback
 from pathlib import Path
 
-import nanogpt
 from nanogpt.errors import one_line
 from nanogpt.provenance import git_state
 from nanogpt.redaction import redact
@@ -32,7 +31,7 @@ def describe_code(text: str) -> str:
 
     A new file counts if it occurs in the traceback `text`.
     """
-    state = git_state(Path(nanogpt.__file__).parent)
+    state = git_state(Path(__file__).parents[1])
     changed = [(line[:2], line[3:]) for line in state["changed"]] if state else []
     edited = [name for mark, name in changed if mark != "??" or name in text]
     if not edited:

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from api.gpt import GPTConfig
     from api.gpt import NanoGPT as GPT
     from api.runs import Run, load, train
-    from api.studies import Study, study
+    from api.studies import StudyResults, study
     from nanogpt.console import show_logs
 
-__all__ = ["GPT", "GPTConfig", "Run", "Study", "compose", "load", "show_logs", "study", "train"]
+__all__ = ["GPT", "GPTConfig", "Run", "StudyResults", "compose", "load", "show_logs", "study", "train"]
 ORIGINS = {
     "GPT": "api.gpt.NanoGPT",
     "GPTConfig": "api.gpt.GPTConfig",
     "Run": "api.runs.Run",
-    "Study": "api.studies.Study",
+    "StudyResults": "api.studies.StudyResults",
     "compose": "api.compose.compose",
     "load": "api.runs.load",
     "show_logs": "nanogpt.console.show_logs",

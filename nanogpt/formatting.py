@@ -42,7 +42,7 @@ def format_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     table = Table(*map(Column, map(Text, columns)), title=Text(title), title_justify="left", show_header=any(columns))
     for row in rows:
         table.add_row(*map(Text, row))  # as Text a bracket or a colon in a name is not markup
-    console = Console(width=120, color_system=None, force_terminal=False)
+    console = Console(width=120, color_system=None, force_terminal=False, force_jupyter=False)
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip()

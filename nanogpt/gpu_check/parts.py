@@ -9,7 +9,6 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import nanogpt
 from nanogpt import schema
 from nanogpt.child_process import answer
 from nanogpt.config import DoctorConfig
@@ -20,7 +19,7 @@ from nanogpt.errors import one_line
 from nanogpt.gpu_check import invariants, speed
 from nanogpt.gpu_check.findings import Judgement
 
-TESTS = Path(nanogpt.__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[2] / "tests"
 REPORT = "report it with gpu-check.json"
 
 

@@ -34,7 +34,7 @@ def test_the_page_names_what_exists() -> None:
     for name in re.findall(r"`run\.(\w+)", page):
         assert hasattr(nanogpt.Run, name) or name in nanogpt.Run.__dataclass_fields__, name
     for name in re.findall(r"study\.(\w+)", page):
-        assert hasattr(nanogpt.Study, name) or name == "py", name
+        assert hasattr(nanogpt.StudyResults, name) or name == "py", name
     for name in re.findall(r"model\.(\w+)\(", page):
         assert hasattr(nanogpt.GPT, name), name
     assert all(hasattr(nanogpt, name) for name in dir(nanogpt))
