@@ -52,9 +52,9 @@ class NanoGPT(GPT):
         return model
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """(B, T) ids -> (B, T, P) logits and their mean loss, (), in nats per token; targets of -1 do not count.
+        """Return (B, T, P) logits of (B, T) ids, and their mean loss in nats per token; targets of -1 do not count.
 
-        Without targets: (B, 1, P) logits of the last position, and None. In training mode dropout is drawn from
+        Without targets, return (B, 1, P) logits of the last position and None. In training mode dropout is drawn from
         torch's random state.
         """
         keys = None
