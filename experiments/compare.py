@@ -43,7 +43,7 @@ Side = tuple[str, SeedGroup]
 
 
 def compare(config: CompareConfig) -> int:
-    """Print the comparison, and write it to `out` if set. Return 0. Raise BadInput."""
+    """Print the comparison, and write it to `out` if set. Return 0. Raises BadInput."""
     check_output_folder("out", config.out)
     found = find_runs(config)
     statuses, problems = read_statuses(found)

@@ -115,7 +115,7 @@ class Page:
         return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """Write `name`.md, `name`.html and plots/, each atomically. Return the files. Raise BadEnvironment."""
+        """Write `name`.md, `name`.html and plots/, each atomically. Return the files. Raises BadEnvironment."""
         try:
             return self.write_files(folder, name)
         except OSError as error:

@@ -32,7 +32,7 @@ class RunSelection:
 
 def find_runs(config: TargetsConfig, latest: bool = False) -> RunSelection:
     """Return the selected runs, in order; without targets all under runs_dir, or with `latest` those of the study or
-    run that was written to last. Raise BadInput.
+    run that was written to last. Raises BadInput.
     """
     asked = [folder for target in config.targets for folder in expand_target(target, config.runs_dir)]
     if not config.targets:
@@ -52,7 +52,7 @@ def find_runs(config: TargetsConfig, latest: bool = False) -> RunSelection:
 
 
 def expand_target(target: str, runs_dir: str) -> list[Path]:
-    """Return the folders that a target names. Raise BadInput with the nearest name."""
+    """Return the folders that a target names. Raises BadInput with the nearest name."""
     for path in (Path(target), Path(runs_dir) / target):
         if os.path.isdir(path):
             if not os.access(path, os.R_OK | os.X_OK):

@@ -51,7 +51,7 @@ class Garbage:
 
 
 def collect_garbage(config: GcConfig) -> int:
-    """Print what could be deleted; delete what is selected. Return the exit code. Raise BadInput."""
+    """Print what could be deleted; delete what is selected. Return the exit code. Raises BadInput."""
     found = find_runs(config)
     statuses, problems = read_statuses(found)
     quiet = [status for status in statuses if not status.in_progress and status.path.is_dir()]
@@ -202,7 +202,7 @@ def print_garbage(things: Sequence[Garbage], config: GcConfig) -> None:
 
 def delete_locked(thing: Garbage, statuses: Sequence[RunStatus]) -> str:
     """Delete under the lock of the run or of the study's submissions, so that nothing just started or submitted is
-    deleted. Return why it is left, or an empty string. Raise OSError.
+    deleted. Return why it is left, or an empty string. Raises OSError.
     """
     records = thing.path.parents[1]  # of frozen code
     with hold_lock(thing.run / ".lock" if thing.run else records / "lock", wait=False) as mine:

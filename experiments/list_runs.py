@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def list_runs(config: ListConfig) -> int:
-    """Print all runs, last modified first. Return 0. Raise BadInput."""
+    """Print all runs, last modified first. Return 0. Raises BadInput."""
     runs, problems = read_statuses(find_runs(config))
     chosen = [run for run in runs if config.state in (None, run.state)]
     if not chosen:
@@ -99,7 +99,7 @@ def last_measurement(path: Path) -> Measurement:
 
 @lru_cache(maxsize=10_000)
 def read_measurement(path: Path, changed: int) -> Measurement:
-    """Return it from the files last written at `changed`, the key of the cache. Raise BadCheckpoint."""
+    """Return it from the files last written at `changed`, the key of the cache. Raises BadCheckpoint."""
     run = RunDirectory(path)
     return read_history(run.read_config(), run.read_starts(), path)[-1][1]
 

@@ -52,7 +52,7 @@ class SeedGroup:
 
     @property
     def diverged(self) -> bool:
-        """Return whether a seed diverged or finished with a loss as bad: the mean of the others flatters."""
+        """Return whether a seed diverged or finished with such a loss; the mean of the others is then too good."""
         return any(
             result.status.state == "diverged" or (result.trouble is not None and result.trouble.diverged)
             for result in self.results

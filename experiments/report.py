@@ -76,7 +76,7 @@ class ReportData:
 
 
 def report(config: ReportConfig) -> int:
-    """Write the report and print the ranking. Return 0. Raise BadInput."""
+    """Write the report and print the ranking. Return 0. Raises BadInput."""
     check_output_folder("out", config.out)
     found = find_runs(config, latest=True)
     folder = output_folder(found, config)
@@ -107,7 +107,7 @@ def print_report(study: ReportData) -> None:
 
 
 def output_folder(found: RunSelection, config: ReportConfig) -> Path:
-    """Return the study's folder, or the one that holds everything that was named. Raise BadInput."""
+    """Return the study's folder, or the one that holds everything that was named. Raises BadInput."""
     if config.out is not None:
         return Path(config.out)
     common = Path(os.path.commonpath([path.absolute() for path in found.folders]))
@@ -122,7 +122,7 @@ def output_folder(found: RunSelection, config: ReportConfig) -> Path:
 
 
 def read_study(found: RunSelection, metric: Metric) -> ReportData:
-    """Read all runs. Raise BadInput if none can be read."""
+    """Read all runs. Raises BadInput if none can be read."""
     statuses, problems = read_statuses(found)
     results, unreadable = read_results(statuses)
     results += find_missing_points(results, found.folders)

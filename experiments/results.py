@@ -40,7 +40,7 @@ class RunResult:
     flops_per_token: float | None = None
     starts: tuple[Start, ...] = ()
     problems: tuple[str, ...] = ()
-    """What of its files can't be read."""
+    """Messages about files of the run that can't be read."""
     measurement: Measurement = field(default_factory=Measurement)
     """What its last evaluation was measured on; `evals` has only rows that were measured on the same."""
 
@@ -150,7 +150,7 @@ def find_missing_points(results: Sequence[RunResult], folders: Sequence[Path]) -
 
 
 def read_result(status: RunStatus) -> RunResult:
-    """Return the result of a run. Raise BadCheckpoint, OSError if its config can't be read; other damage is noted."""
+    """Return the result of a run. Raises BadCheckpoint, OSError if its config can't be read; other damage is noted."""
     path, run = status.path, RunDirectory(status.path)
     if not (path / "config.json").exists() and status.submission:
         config = status.submission.config(status.index)

@@ -23,13 +23,13 @@ from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import check_regular, read_text
 from nanogpt.formatting import escape_control_chars
 from nanogpt.run_directory import newest_step
-from nanogpt.run_state import FAILED, OPEN, WRONG, count_states
+from nanogpt.run_state import FAILED, IN_PROGRESS, NEEDS_ATTENTION, count_states
 
 FOLLOW_S = 0.5  # seconds between reads of a growing log
 
 
 def find_points(config: LaunchConfig) -> tuple[Path, list[RunStatus]]:
-    """Return the study that is meant and its points, or the one point that is meant. Raise BadInput."""
+    """Return the study that is meant and its points, or the one point that is meant. Raises BadInput."""
     study, run = find_study(config.target, config.runs_dir)
     points = read_points(study)
     if run is None:
@@ -42,7 +42,7 @@ def find_points(config: LaunchConfig) -> tuple[Path, list[RunStatus]]:
 
 @contextmanager
 def lock_study(config: LaunchConfig) -> Generator[tuple[Study, list[RunStatus]], None, None]:
-    """Yield the study and its points while no other command submits or cancels there. Raise BadInput."""
+    """Yield the study and its points while no other command submits or cancels there. Raises BadInput."""
     study = Study(find_study(config.target, config.runs_dir)[0], [])
     with lock_records(study):
         for submission in read_submissions(study.path):
@@ -64,7 +64,7 @@ def wait(config: LaunchConfig) -> int:
 
 
 def logs(config: LaunchConfig) -> int:
-    """Print the end of each point's log; with follow=true one log as it grows. Raise BadInput."""
+    """Print the end of each point's log; with follow=true one log as it grows. Raises BadInput."""
     _, points = find_points(config)
     started = [
         (point, log)
@@ -101,9 +101,9 @@ def follow_lines(path: Path) -> Iterator[str]:
 
 
 def cancel(config: LaunchConfig) -> int:
-    """Stop points that are queued or running; they save first. Raise BadEnvironment."""
+    """Stop points that are queued or running; they save first. Raises BadEnvironment."""
     with lock_study(config) as (study, points):
-        going = [point for point in points if point.state in OPEN]
+        going = [point for point in points if point.state in IN_PROGRESS]
         jobs = [point.job for point in going if is_on_slurm(point) and point.job]
         if jobs:
             slurm.cancel(jobs)
@@ -124,9 +124,9 @@ def is_on_slurm(point: RunStatus) -> bool:
 
 def resubmit(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int:
     """Submit points again with their frozen configs. `retry`: failed points, with their frozen code; `resubmit`: all
-    that are neither finished nor in progress, with the current code. Raise LabError.
+    that are neither finished nor in progress, with the current code. Raises LabError.
     """
-    states = FAILED if command == "retry" else WRONG
+    states = FAILED if command == "retry" else NEEDS_ATTENTION
     with lock_study(config) as (study, points):
         points = [point for point in points if point.state in states]
         if not points:

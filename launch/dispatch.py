@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def run_training_sweep(sweep: "Sweep[TrainConfig]") -> int:
-    """Run the points of `python train.py -m`, in this process or as jobs. Return the exit code. Raise LabError."""
+    """Run the points of `python train.py -m`, in this process or as jobs. Return the exit code. Raises LabError."""
     from launch.sweep import run_sweep
 
     return run_sweep(sweep, train)
 
 
 def run_job_command(command: str, words: list[str]) -> int:
-    """Run submit, status, logs, wait, cancel, retry or resubmit. Return the exit code. Raise BadInput."""
+    """Run submit, status, logs, wait, cancel, retry or resubmit. Return the exit code. Raises BadInput."""
     if "--help" in words or "-h" in words:
         return print_help("launch")
     return submit(words) if command == "submit" else run_on_study(command, words)

@@ -76,7 +76,7 @@ def forecast(
 def find_remaining_work(
     runs: Sequence[PlannedRun], gpu: Gpu | None, vocab_size: Callable[[DataConfig], int], gpus_here: bool
 ) -> list[RemainingWork]:
-    """Return each point's work and the tokens it has yet to train on. Raise BadData, OSError."""
+    """Return each point's work and the tokens it has yet to train on. Raises BadData, OSError."""
     works: dict[tuple[object, ...], PointWorkload] = {}
     points: list[RemainingWork] = []
     for path, config in ((run.path, run.config) for run in runs):

@@ -52,7 +52,7 @@ class Candidate:
 def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
     """Train all candidates to the first rung and the best of each rung to the next. Return 0 if one finished.
 
-    `run` trains or submits the runs of a study and waits for them. Raise BadInput.
+    `run` trains or submits the runs of a study and waits for them. Raises BadInput.
     """
     config = study.runs[0].config
     if config.new_attempt or config.stop_at_fraction is not None:
@@ -104,7 +104,7 @@ def with_stop_fraction(planned: PlannedRun, share: float | None) -> PlannedRun:
 def score_candidates(part: Study, left: list[Candidate], metric: Metric) -> str:
     """Set and store the value of every candidate. Return the runs whose value is missing, as text.
 
-    Raise BadInput if values were measured on different data.
+    Raises BadInput if values were measured on different data.
     """
     stored, states = read_decisions(part.path, metric), read_states(part)
     check_comparable(part.runs, metric)

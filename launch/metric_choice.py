@@ -26,7 +26,7 @@ UNITS: dict[Metric, str] = {
 def choose_metric(configs: Sequence[TrainConfig], asked: Metric, sweeper: str) -> Metric:
     """Return the metric in which the points of a sweep can be compared: `asked`, or bits per byte in its place.
 
-    Raise BadInput with the difference if they can't be compared at all.
+    Raises BadInput with the difference if they can't be compared at all.
     """
     verdict = compare_measurements(measure_plans(configs))
     if verdict.unit is None:

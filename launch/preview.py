@@ -15,7 +15,7 @@ from nanogpt.config import Metric
 from nanogpt.errors import one_line
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, newest_step
-from nanogpt.run_state import DONE, FAILED, RESUBMITTED, count_states
+from nanogpt.run_state import FAILED, REACHED_GOAL, RESUBMITTED, count_states
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def read_state(planned: PlannedRun, point: RunStatus | None) -> RunStatus:
         return RunStatus(planned.path)
     if point is None:
         point = read_run(planned.path)
-        if point.state not in (*DONE, *FAILED):
+        if point.state not in (*REACHED_GOAL, *FAILED):
             point.state, point.why = "new", ""
     return point
 

@@ -94,9 +94,11 @@ def decide(end: AttemptEnd, history: AttemptHistory, limits: RestartLimits) -> t
         return "finished", ""
     if end.code == Diverged.exit_code:
         return "diverged", end.why
-    perhaps = end.code == 1 or end.why.startswith(GPU_FAILED)
-    again = end.code < 0 or end.code in REQUEUE_CODES or (perhaps and history.restarts_without_progress == 0)
-    if not again or "out of memory" in end.why:
+    may_be_hardware = end.code == 1 or end.why.startswith(GPU_FAILED)
+    retryable = (
+        end.code < 0 or end.code in REQUEUE_CODES or (may_be_hardware and history.restarts_without_progress == 0)
+    )
+    if not retryable or "out of memory" in end.why:
         return "failed", end.why
     refusal = reason_not_to_restart(history, limits)
     return ("failed", f"{end.why}; {refusal}") if refusal else ("requeued", end.why)

@@ -34,7 +34,7 @@ class Resources:
 
 
 def compute_resources(config: TrainConfig, launcher: JobLauncher) -> Resources:
-    """Return what `hardware` and the launcher's keys ask for. Raise BadInput if they contradict each other."""
+    """Return what `hardware` and the launcher's keys ask for. Raises BadInput if they contradict each other."""
     hardware = config.hardware
     nodes = reconcile("nodes", launcher.nodes, "hardware.nodes", hardware.nodes)
     tasks = reconcile("tasks_per_node", launcher.tasks_per_node, "hardware.devices", hardware.devices)
@@ -60,7 +60,7 @@ def compute_resources(config: TrainConfig, launcher: JobLauncher) -> Resources:
 
 
 def reconcile(name: str, mine: int | None, key: str, theirs: int | None) -> int:
-    """Return the number given by either key, 1 if neither gives it. Raise BadInput if both do and they differ."""
+    """Return the number given by either key, 1 if neither gives it. Raises BadInput if both do and they differ."""
     if mine is not None and theirs is not None and mine != theirs:
         raise BadInput(f"hydra.launcher.{name}={mine}: but {key}={theirs}; leave out one of them")
     return mine or theirs or 1
@@ -81,7 +81,7 @@ def visible_gpus() -> list[str]:
 
 
 def with_ranks(config: TrainConfig, resources: Resources) -> TrainConfig:
-    """Return the config with these nodes and ranks. Raise BadInput if they don't divide its batch."""
+    """Return the config with these nodes and ranks. Raises BadInput if they don't divide its batch."""
     where = {"nodes": resources.nodes, "devices": resources.tasks_per_node}
     placed = config.model_copy(update={"hardware": config.hardware.model_copy(update=where)})
     schema.run_check(lambda: placed.check_ranks_divide_batch(resources.ranks, "nodes x tasks_per_node"))

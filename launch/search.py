@@ -39,7 +39,7 @@ MAX_ROWS = 10  # trials in the last table
 def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable[[Study], int]) -> int:
     """Run trials until there are as many as requested. Return 0 if one finished.
 
-    `run` trains or submits the runs of a study and waits for them. Raise LabError before anything is written.
+    `run` trains or submits the runs of a study and waits for them. Raises LabError before anything is written.
     """
     space, config = sweep.space, sweep.points[0].config
     assert space is not None
@@ -86,7 +86,7 @@ def run_search(
 ) -> int:
     """Train open trials and choose new ones until all are done. Return the exit code.
 
-    Raise BadInput if results were measured on different data.
+    Raises BadInput if results were measured on different data.
     """
     code = 0
     while True:

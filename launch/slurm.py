@@ -86,7 +86,7 @@ def show_job(job: str) -> dict[str, str]:
 
 
 def check_job_id(job: str) -> str:
-    """Return `job` if it is a job id. Raise BadInput."""
+    """Return `job` if it is a job id. Raises BadInput."""
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
         raise BadInput(f"{one_line(job)}: not a job id")
     return job
@@ -105,7 +105,7 @@ def requeue(job: str) -> None:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs. Raise BadEnvironment if slurmctld refuses."""
+    """Cancel jobs. Raises BadEnvironment if slurmctld refuses."""
     for first in range(0, len(jobs), 200):  # command lines have a maximum length
         words = ["scancel", *(check_job_id(job) for job in jobs[first : first + 200])]
         done = subprocess.run(words, capture_output=True, text=True)
@@ -192,7 +192,7 @@ def extract_sbatch_message(text: str) -> str:
 
 
 def find_job_by_name(name: str) -> str | None:
-    """Return the id of the array with this unique name, or None. Raise BadEnvironment if slurmctld doesn't answer."""
+    """Return the id of the array with this unique name, or None. Raises BadEnvironment if slurmctld doesn't answer."""
     text = query("squeue", "-h", "-t", "all", "-u", str(os.getuid()), "-n", name, "-o", "%F")
     if text is None:
         raise BadEnvironment("squeue: Slurm doesn't answer, so earlier submissions are unknown; try again later")

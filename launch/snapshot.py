@@ -27,7 +27,7 @@ DIGITS = 12  # of the digest in a snapshot's name
 def snapshot(folder: Path) -> Path:
     """Copy the packages into `folder`/<digest>, unless this code is there already, and return the path.
 
-    A damaged copy is moved aside; gc deletes it. Raise OSError.
+    A damaged copy is moved aside; gc deletes it. Raises OSError.
     """
     sources = read_sources(ROOT)
     copy = folder / snapshot_name(sources)
@@ -45,7 +45,7 @@ def snapshot(folder: Path) -> Path:
 
 
 def read_sources(root: Path) -> dict[str, bytes]:
-    """Return the content of every file that jobs need, by its path below `root`, sorted. Raise OSError."""
+    """Return the content of every file that jobs need, by its path below `root`, sorted. Raises OSError."""
     files = sorted(
         path
         for package in PACKAGES
@@ -90,7 +90,7 @@ def put_in_place(partial: Path, copy: Path) -> None:
 def restore(copy: Path) -> Path:
     """Return a snapshot that points will run with again; a damaged one is replaced if the code is still the same.
 
-    Raise BadEnvironment if it is damaged or missing and the code has changed since.
+    Raises BadEnvironment if it is damaged or missing and the code has changed since.
     """
     if is_whole(copy):
         return copy

@@ -158,7 +158,7 @@ def read_speed(path: Path, vocab_size: Callable[[DataConfig], int]) -> MeasuredR
 
 def mean_rate(path: Path, from_step: int) -> float:
     """Return the mean tokens per second over the last rows of timing.jsonl after `from_step`, without the first row
-    (warm-up) unless it is the only one. Raise ValueError if there is none.
+    (warm-up) unless it is the only one. Raises ValueError if there is none.
     """
     rates = [row["tokens_per_second"] for row in read_last_rows(path / "timing.jsonl") if row["step"] > from_step]
     rate = harmonic_mean(rates[1:] or rates)  # of an empty list: StatisticsError, a ValueError

@@ -19,7 +19,7 @@ from nanogpt.errors import one_line
 from nanogpt.files import from_json, mtime, open_regular
 from nanogpt.metrics_file import Row, as_count, as_number, is_row
 from nanogpt.run_directory import RunDirectory
-from nanogpt.run_state import FAILED, OPEN, WRITTEN, State, is_alive
+from nanogpt.run_state import FAILED, IN_PROGRESS, WRITTEN, State, is_alive
 
 LONG_SILENCE_S = 3600.0  # without a write, after which a run on another machine is reported as silent
 
@@ -70,7 +70,7 @@ class RunStatus:
 
     @property
     def in_progress(self) -> bool:
-        return self.state in OPEN
+        return self.state in IN_PROGRESS
 
 
 @dataclass

@@ -53,7 +53,7 @@ class Study:
 
 
 def plan_study(sweep: Sweep[TrainConfig]) -> Study:
-    """Return the study of a sweep. Raise BadInput if two points are the same run."""
+    """Return the study of a sweep. Raises BadInput if two points are the same run."""
     configs = [point.config for point in sweep.points]
     if any(config.resume.run and not config.resume.fork for config in configs):
         raise BadInput("resume.run: continues one run; it can't be a point of a sweep")
@@ -193,7 +193,7 @@ def check_no_duplicates(sweep: Sweep[TrainConfig], signatures: list[str]) -> Non
 
 def find_study(target: str | None, runs_dir: str) -> tuple[Path, str | None]:
     """Return the folder with submissions that `target` means, and the name of a run in it if `target` is one. `target`
-    is a path or a name under `runs_dir`; None: the latest study. Raise BadInput with the nearest name.
+    is a path or a name under `runs_dir`; None: the latest study. Raises BadInput with the nearest name.
     """
     if target is None:
         found = sorted(list_studies(Path(runs_dir)), key=lambda path: mtime(path / RECORDS))

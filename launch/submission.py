@@ -89,12 +89,12 @@ class Submission:
 
     @cached_property
     def spec(self) -> SubmissionSpec:
-        """Return how it is run. Raise BadCheckpoint."""
+        """Return launcher, resources, code and jobs, from submission.json. Raises BadCheckpoint."""
         return schema.read_config(SubmissionSpec, self.path / "submission.json")
 
     @cached_property
     def launcher(self) -> LocalLauncher | SlurmLauncher:
-        """Return the launcher's settings. Raise BadCheckpoint."""
+        """Return the launcher's settings. Raises BadCheckpoint."""
         kind = {"local": LocalLauncher, "slurm": SlurmLauncher}[self.spec.executor]
         try:
             return schema.from_stored(kind, self.spec.launcher)
@@ -103,7 +103,7 @@ class Submission:
 
     @cached_property
     def points(self) -> list[dict[str, Any]]:
-        """Return the run directory and config of each point. Raise BadCheckpoint."""
+        """Return the run directory and config of each point. Raises BadCheckpoint."""
         path = self.path / "points.jsonl"
         try:
             points = [from_json(line) for line in read_text(path).splitlines()]
@@ -115,11 +115,11 @@ class Submission:
 
     @cached_property
     def runs(self) -> list[Path]:
-        """Return the run directories of the points, in order. Raise BadCheckpoint."""
+        """Return the run directories of the points, in order. Raises BadCheckpoint."""
         return [Path(point["run"]) for point in self.points]
 
     def config(self, index: int) -> TrainConfig:
-        """Return the frozen config of a point. Raise BadCheckpoint, BadInput."""
+        """Return the frozen config of a point. Raises BadCheckpoint, BadInput."""
         return schema.from_stored(TrainConfig, self.points[index]["config"])
 
     def log(self, index: int, rank: int = 0) -> Path | None:
@@ -184,7 +184,7 @@ def is_stored_point(run: object, config: object) -> bool:
 
 @contextmanager
 def lock_records(study: Study) -> Generator[Path, None, None]:
-    """Create the folder of a study's submissions and hold its lock. Raise BadEnvironment, OSError."""
+    """Create the folder of a study's submissions and hold its lock. Raises BadEnvironment, OSError."""
     study.path.mkdir(parents=True, exist_ok=True)
     study.logs.mkdir(exist_ok=True)
     study.records.mkdir(mode=0o700, exist_ok=True)
@@ -203,7 +203,7 @@ def check_only_owner_writes(folder: Path) -> None:
 
 
 def create_submission(study: Study, planned_runs: list[PlannedRun], spec: SubmissionSpec) -> Submission:
-    """Write the points of a new submission; nothing is submitted yet. Raise OSError."""
+    """Write the points of a new submission; nothing is submitted yet. Raises OSError."""
     number = 1 + max((parse_number(path.name) or 0 for path in list_entries(study.records)), default=0)
     path = study.records / str(number)
     path.mkdir()

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> int:
-    """Run or submit all points. Return the first exit code that isn't 0. Raise LabError before submitting."""
+    """Run or submit all points. Return the first exit code that isn't 0. Raises LabError before submitting."""
     study = plan_study(sweep)
     if sweep.excluded:
         logger.info(f"sweep   {sweep.excluded} points excluded by sweep.exclude")
@@ -70,7 +70,7 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
 
 
 def submit_single_run(sweep: Sweep[TrainConfig]) -> int:
-    """Submit a single run. Return the exit code. Raise LabError."""
+    """Submit a single run. Return the exit code. Raises LabError."""
     assert isinstance(sweep.launcher, JobLauncher)
     return submit_study(plan_single_run(sweep.points[0].config), sweep.launcher, sweep.settings)
 
@@ -102,7 +102,7 @@ def submit_study(study: Study, launcher: JobLauncher, settings: SweepConfig) -> 
 
 
 def check_and_group(study: Study, launcher: JobLauncher) -> dict[Resources, list[PlannedRun]]:
-    """Check all that can be checked before submission; return runs by resources. Raise LabError; write nothing."""
+    """Check all that can be checked before submission; return runs by resources. Raises LabError; write nothing."""
     check_not_a_rank("hydra/launcher", "submit the sweep")
     groups = group_by_resources(study.runs, launcher)
     if isinstance(launcher, SlurmLauncher):
@@ -132,7 +132,7 @@ def check_log_path(logs: Path) -> None:
 
 
 def group_by_resources(planned_runs: list[PlannedRun], launcher: JobLauncher) -> dict[Resources, list[PlannedRun]]:
-    """Return the runs that can share an array, each with its ranks in its config. Raise BadInput."""
+    """Return the runs that can share an array, each with its ranks in its config. Raises BadInput."""
     groups: dict[Resources, list[PlannedRun]] = {}
     for planned in planned_runs:
         resources = compute_resources(planned.config, launcher)
@@ -144,7 +144,7 @@ def group_by_resources(planned_runs: list[PlannedRun], launcher: JobLauncher) ->
 def freeze_and_submit(
     study: Study, planned_runs: list[PlannedRun], launcher: JobLauncher, resources: Resources
 ) -> None:
-    """Freeze configs and code, and submit. Raise BadEnvironment or BadInput after recording what was submitted."""
+    """Freeze configs and code, and submit. Raises BadEnvironment or BadInput after recording what was submitted."""
     started = time.monotonic()
     spec = SubmissionSpec(
         executor="slurm" if isinstance(launcher, SlurmLauncher) else "local",

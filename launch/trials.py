@@ -65,7 +65,7 @@ class TrialLog:
         """Number of lines, including trials of other search spaces."""
 
     def read_trials(self, space: Space[TrainConfig]) -> list[Trial]:
-        """Return the trials that are in `space` and have the same runs today. Raise BadCheckpoint."""
+        """Return the trials that are in `space` and have the same runs today. Raises BadCheckpoint."""
         lines = self.read_complete_lines().splitlines()
         self.count = len(lines)
         found: list[Trial] = []
@@ -81,7 +81,7 @@ class TrialLog:
         return found
 
     def drop_torn_line(self) -> None:
-        """Remove an incomplete last line: its trial was never trained. Raise OSError."""
+        """Remove an incomplete last line: its trial was never trained. Raises OSError."""
         if self.path.exists() and not read_bytes(self.path).endswith(b"\n"):
             write_atomic(self.path, self.read_complete_lines())
 
@@ -90,7 +90,7 @@ class TrialLog:
         return text[: text.rfind("\n") + 1]
 
     def add(self, trials: Sequence[Trial]) -> None:
-        """Append trials that are about to be trained, all or none. Raise OSError."""
+        """Append trials that are about to be trained, all or none. Raises OSError."""
         lines = [
             json.dumps({"trial": trial.number, "values": trial.texts, "runs": trial.signatures}) for trial in trials
         ]
@@ -99,7 +99,7 @@ class TrialLog:
 
 
 def parse_line(line: Any) -> tuple[dict[str, str], list[str]]:
-    """Return values and signatures of a line. Raise ValueError, TypeError, KeyError or AttributeError."""
+    """Return values and signatures of a line. Raises ValueError, TypeError, KeyError or AttributeError."""
     texts = {str(key): str(text) for key, text in line["values"].items()}
     return texts, [str(digits) for digits in line["runs"]]
 

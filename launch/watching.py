@@ -10,9 +10,15 @@ from nanogpt.console import print_text
 from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.formatting import format_duration, format_table
 from nanogpt.progress import LiveText
-from nanogpt.run_state import DONE, OPEN, WRONG, count_states
+from nanogpt.run_state import IN_PROGRESS, NEEDS_ATTENTION, REACHED_GOAL, count_states
 
-ORDER = (*WRONG, *reversed(OPEN), "stopped", "new", *reversed(DONE))  # points that need attention first
+ORDER = (
+    *NEEDS_ATTENTION,
+    *reversed(IN_PROGRESS),
+    "stopped",
+    "new",
+    *reversed(REACHED_GOAL),
+)  # points that need attention first
 MAX_ROWS = 40  # of the live table; status shows all
 
 
@@ -111,7 +117,7 @@ def print_failures(runs: Sequence[RunStatus], name: Callable[[RunStatus], str] =
     """Print below a table why runs failed and where their logs are; equal reasons once."""
     groups: dict[tuple[str, str], list[RunStatus]] = {}
     for run in runs:
-        if run.state in WRONG:
+        if run.state in NEEDS_ATTENTION:
             groups.setdefault((run.state, run.why), []).append(run)
     for (state, why), (first, *others) in groups.items():
         log = f"; log: {one_line(first.log)}" if first.log else ""
@@ -121,6 +127,6 @@ def print_failures(runs: Sequence[RunStatus], name: Callable[[RunStatus], str] =
 
 def print_outcome(study: Path, points: Sequence[RunStatus]) -> int:
     print_text(status_table(study, points, MAX_ROWS))
-    wrong = [point for point in points if point.state not in DONE]
+    wrong = [point for point in points if point.state not in REACHED_GOAL]
     print_failures(wrong[:MAX_ROWS])
     return next((point.code for point in wrong if point.code), 1) if wrong else 0

@@ -27,7 +27,7 @@ def fsync(path: Path) -> None:
 
 
 def open_no_link(path: str, flags: int) -> int:
-    """Open a file for `open(…, opener=open_no_link)`. Raise OSError for a symbolic link, a pipe or a device."""
+    """Open a file for `open(…, opener=open_no_link)`. Raises OSError for a symbolic link, a pipe or a device."""
     return check_descriptor(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), path)
 
 
@@ -47,12 +47,12 @@ KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_IS
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading. Raise OSError for a pipe, a device, a socket or a folder, and never wait."""
+    """Open a regular file for reading. Raises OSError for a pipe, a device, a socket or a folder, and never wait."""
     return open(path, "rb", opener=open_descriptor)
 
 
 def open_descriptor(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """Return a descriptor of a regular file that is open for reading. Raise OSError."""
+    """Return a descriptor of a regular file that is open for reading. Raises OSError."""
     try:
         return check_descriptor(os.open(path, flags | os.O_NONBLOCK), path)
     except OSError as error:
@@ -67,7 +67,7 @@ def check_regular(path: Path) -> None:
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
-    """Return the content of a regular file. Raise OSError, also if it has more than `most` bytes."""
+    """Return the content of a regular file. Raises OSError, also if it has more than `most` bytes."""
     with open_regular(path) as file:
         if most is not None and os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
@@ -75,12 +75,12 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
-    """Return the text of a regular UTF-8 file with plain line ends. Raise OSError, and ValueError if it isn't UTF-8."""
+    """Return the text of a regular UTF-8 file with plain line ends. Raises OSError, ValueError if it isn't UTF-8."""
     return read_bytes(path).decode("utf-8", errors).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json_bytes(path: Path) -> Any:
-    """Return what a JSON file says. Raise OSError, and ValueError if it isn't JSON."""
+    """Return what a JSON file says. Raises OSError, and ValueError if it isn't JSON."""
     return from_json(read_bytes(path, MOST_JSON))
 
 
@@ -97,7 +97,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a small file and force it to disk. Raise OSError."""
+    """Write a small file and force it to disk. Raises OSError."""
     with open(path, "wb", opener=open_no_link) as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
@@ -105,7 +105,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a small file atomically: a crash leaves the old content or the new. Raise OSError, without leftovers."""
+    """Replace a small file atomically: a crash leaves the old content or the new. Raises OSError, without leftovers."""
     partial = path.with_name(f".{path.name}.tmp")
     try:
         write_file(partial, content)
@@ -134,14 +134,14 @@ def mtime(path: Path) -> float:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line, also while other processes do, and force it to disk. Raise OSError."""
+    """Append a line, also while other processes do, and force it to disk. Raises OSError."""
     with open(path, "ab", buffering=0, opener=open_no_link) as file:
         file.write((line + "\n").encode())
         os.fsync(file.fileno())
 
 
 def from_json(text: str | bytes) -> Any:
-    """Return what a JSON text says. Raise ValueError, also if it is nested too deeply or repeats a key."""
+    """Return what a JSON text says. Raises ValueError, also if it is nested too deeply or repeats a key."""
     try:
         return json.loads(text, object_pairs_hook=reject_repeated_keys)
     except RecursionError:
@@ -149,7 +149,7 @@ def from_json(text: str | bytes) -> Any:
 
 
 def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object with these keys. Raise ValueError for a key that is there twice: nobody knows which counts."""
+    """Return the object with these keys. Raises ValueError for a key that is there twice: nobody knows which counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -159,7 +159,7 @@ def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raise BadCheckpoint."""
+    """Read a JSON object. Raises BadCheckpoint."""
     try:
         value: object = read_json_bytes(path)
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from nanogpt.errors import LabError
 from nanogpt.files import from_json, read_bytes
 from nanogpt.schema import signature_fields
 
-KEY = "measurement"  # in a start of provenance.json and in a checkpoint's state.json
+MEASUREMENT_KEY = "measurement"  # in a start of provenance.json and in a checkpoint's state.json
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def read_recorded(start: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts that a start of a run recorded; values of the wrong type count as not recorded."""
     arithmetic = as_mapping(start.get("arithmetic"))
     facts = {"data": start.get("data"), "precision": arithmetic.get("precision"), "fp8": arithmetic.get("fp8")}
-    facts |= as_mapping(start.get(KEY))
+    facts |= as_mapping(start.get(MEASUREMENT_KEY))
     kinds = {"vocab_size": int, "coverage": float, "fp8": bool}
     return {
         name: facts[name]

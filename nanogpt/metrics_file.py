@@ -126,7 +126,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_rows_and_skipped(path: Path) -> tuple[list[Row], int]:
-    """Return the rows, and the number of other lines: cut off by a crash, being written, or corrupt. Raise OSError."""
+    """Return the rows, and the number of other lines: cut off by a crash, being written, or corrupt. Raises OSError."""
     try:
         return parse_rows(read_text(path, "replace"))
     except FileNotFoundError:

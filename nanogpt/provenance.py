@@ -46,7 +46,7 @@ def code_digest() -> str:
 
 @cache
 def compute_code_digest(folder: Path) -> str:
-    """Return the digest of a copy of the library, without hidden files such as an editor's locks. Raise OSError."""
+    """Return the digest of a copy of the library, without hidden files such as an editor's locks. Raises OSError."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*.py") if not path.name.startswith(".")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + read_bytes(path) + b"\0")

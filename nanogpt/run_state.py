@@ -7,24 +7,31 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Written = Literal["running", "finished", "paused", "stopped", "diverged", "failed"]
-"""What a run writes into its status.json."""
+"""States that a run writes to its status.json."""
 State = Literal[
     "running", "queued", "unknown", "failed", "diverged", "lost", "cancelled", "stopped", "new", "paused", "finished"
 ]
-"""What a run or a point is seen to be doing, those that a person should look at first."""
+"""State of a run or a sweep point, in the order of tables:
+
+- running, queued; unknown: Slurm does not answer
+- failed: ended in an error; diverged: the loss was not finite
+- lost: ended without recording why; cancelled: by `nanogpt cancel`
+- stopped: saved and ended after a signal; new: not started
+- paused: reached training.stop_at_fraction; finished: reached its last step
+"""
 
 WRITTEN: tuple[Written, ...] = get_args(Written)
 STATES: tuple[State, ...] = get_args(State)
-OPEN: tuple[State, ...] = ("queued", "running", "unknown")
-"""Not over, as far as is known."""
+IN_PROGRESS: tuple[State, ...] = ("queued", "running", "unknown")
+"""Not ended, as far as is known."""
 FAILED: tuple[State, ...] = ("failed", "diverged")
-"""Ended in an error that would come again: submitted again only when asked to."""
-WRONG: tuple[State, ...] = (*FAILED, "lost", "cancelled")
-"""Ended otherwise than was asked for: a person should know the reason."""
+"""Ended in an error that would occur again: submitted again only on request."""
+NEEDS_ATTENTION: tuple[State, ...] = (*FAILED, "lost", "cancelled")
+"""Ended before its goal, for a reason that a person should see."""
 RESUBMITTED: tuple[State, ...] = ("new", "paused", "cancelled", "lost")
-"""What the same command submits."""
-DONE: tuple[State, ...] = ("finished", "paused")
-"""Got to where it was to go."""
+"""Submitted by the same command."""
+REACHED_GOAL: tuple[State, ...] = ("finished", "paused")
+"""Reached its last step, or stop_at_fraction."""
 
 
 def count_states(states: Iterable[str]) -> str:

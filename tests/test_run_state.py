@@ -5,7 +5,16 @@ from pathlib import Path
 
 from launch.status import read_own_state
 from nanogpt.run_directory import RunDirectory
-from nanogpt.run_state import FAILED, OPEN, RESUBMITTED, STATES, WRITTEN, WRONG, is_alive, read_start_time
+from nanogpt.run_state import (
+    FAILED,
+    IN_PROGRESS,
+    NEEDS_ATTENTION,
+    RESUBMITTED,
+    STATES,
+    WRITTEN,
+    is_alive,
+    read_start_time,
+)
 
 
 def test_a_zombie_is_dead_for_the_list_of_runs_too(tmp_path: Path) -> None:
@@ -42,6 +51,6 @@ def test_what_is_no_process() -> None:
 
 
 def test_the_lists_are_of_known_words() -> None:
-    for some in (WRITTEN, OPEN, FAILED, WRONG, RESUBMITTED):
+    for some in (WRITTEN, IN_PROGRESS, FAILED, NEEDS_ATTENTION, RESUBMITTED):
         assert set(some) <= set(STATES)
-    assert not set(OPEN) & {*WRONG, *RESUBMITTED, "finished"}
+    assert not set(IN_PROGRESS) & {*NEEDS_ATTENTION, *RESUBMITTED, "finished"}

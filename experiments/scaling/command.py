@@ -70,7 +70,7 @@ class ScalingStudy:
 
 
 def fit_study(config: ScalingConfig, pattern: str) -> None:
-    """Fit, print, write scaling.json and scaling.png. Raise BadInput for too few runs before anything is written."""
+    """Fit, print, write scaling.json and scaling.png. Raises BadInput for too few runs before anything is written."""
     from experiments.plots.scaling import draw_scaling
     from experiments.scaling import fit  # scipy: half a second, only for fits
 

@@ -34,7 +34,7 @@ class ScalingRun:
 
 
 def read_finished_runs(pattern: str) -> list[ScalingRun]:
-    """Return the finished runs among the folders that a glob names; print which are left out. Raise BadInput."""
+    """Return the finished runs among the folders that a glob names; print which are left out. Raises BadInput."""
     folders = [Path(path) for path in sorted(glob.glob(pattern)) if (Path(path) / "config.json").exists()]
     if not folders:
         raise BadInput(f"runs={one_line(pattern)}: no run directory; train some first, see --help")
@@ -59,7 +59,7 @@ def read_finished_runs(pattern: str) -> list[ScalingRun]:
 
 
 def read_run(run: RunDirectory) -> tuple[ScalingRun, Measurement, LossProblem | None]:
-    """Return a run, its measurement, and what is wrong with its loss. Raise BadCheckpoint, BadData, BadInput."""
+    """Return a run, its measurement, and what is wrong with its loss. Raises BadCheckpoint, BadData, BadInput."""
     model, config = read_model(run), run.read_config()
     every = [row for row in read_rows(run.path / "metrics.jsonl") if "val_loss" in row]
     if not every:

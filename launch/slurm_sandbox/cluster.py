@@ -141,7 +141,7 @@ class SandboxCluster:
         return [name for name in (*SERVERS, *self.node_names()) if self.daemon(name).pid() is not None]
 
     def check_node(self, node: str) -> str:
-        """Return the name of a node. Raise BadInput if there is no such node."""
+        """Return the name of a node. Raises BadInput if there is no such node."""
         if node not in (names := self.node_names()):
             raise BadInput(f"node {one_line(node)}: this cluster has {' '.join(names)}")
         return node
@@ -155,7 +155,7 @@ class SandboxCluster:
         return False
 
     def configure(self, running: bool) -> None:
-        """Write the files. Raise BadInput if a running cluster has other settings."""
+        """Write the files. Raises BadInput if a running cluster has other settings."""
         if not running:
             write_files(self, self.free_port())
         elif slurm_conf(self, self.controller_port()) != self.conf.read_text():
@@ -242,7 +242,7 @@ class SandboxCluster:
 
     @contextmanager
     def lock_folder(self) -> Generator[None, None, None]:
-        """Hold the lock of the cluster's folder. Raise BadInput if the folder isn't a cluster's."""
+        """Hold the lock of the cluster's folder. Raises BadInput if the folder isn't a cluster's."""
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
         others = {entry.name for entry in self.root.iterdir()} - {"lock", ".slurm.conf.tmp"}
         if self.root.is_symlink() or self.root.stat().st_uid != 0 or (others and not self.is_ours()):

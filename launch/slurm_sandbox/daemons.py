@@ -144,7 +144,7 @@ def child_environment(own: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_tool(command: Sequence[str], environment: Mapping[str, str], seconds: float = 60.0) -> str:
-    """Return the output of a tool. Raise BadEnvironment with its last line if it fails or exceeds `seconds`."""
+    """Return the output of a tool. Raises BadEnvironment with its last line if it fails or exceeds `seconds`."""
     try:
         done = subprocess.run(
             command,

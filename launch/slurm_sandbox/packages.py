@@ -33,7 +33,7 @@ def check_root() -> None:
 
 
 def become_root(module: str, words: list[str], environment: dict[str, str]) -> None:
-    """Rerun the command through sudo unless we are root. Raise BadEnvironment if sudo asks for a password."""
+    """Rerun the command through sudo unless we are root. Raises BadEnvironment if sudo asks for a password."""
     if os.geteuid() == 0:
         return
     if not find_program("sudo") or subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode:
@@ -42,7 +42,7 @@ def become_root(module: str, words: list[str], environment: dict[str, str]) -> N
 
 
 def install(accounting: bool) -> None:
-    """Install what is missing. Raise BadEnvironment."""
+    """Install what is missing. Raises BadEnvironment."""
     wanted = PACKAGES | (FOR_ACCOUNTING if accounting else {})
     if not (lacking := find_missing(wanted)):
         return

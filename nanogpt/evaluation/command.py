@@ -29,7 +29,7 @@ from nanogpt.files import append_line, read_json
 from nanogpt.formatting import format_table
 from nanogpt.gpus import RankReport, choose_gpu, report_gpus
 from nanogpt.interop.load_model import TrainedModel, load_trained
-from nanogpt.measurement import KEY, spec_digest, to_dict
+from nanogpt.measurement import MEASUREMENT_KEY, spec_digest, to_dict
 from nanogpt.model.gpt import GPT
 from nanogpt.output_paths import check_output_file
 from nanogpt.training.auto_batch_size import is_out_of_memory
@@ -224,7 +224,7 @@ def build_record(
         "limit": config.eval.limit,
         "data": result.task.data,
         "tokenizer": spec_digest(trained.tokenizer.spec()),
-        **({KEY: result.task.measurement} if result.task.measurement else {}),
+        **({MEASUREMENT_KEY: result.task.measurement} if result.task.measurement else {}),
         "precision": compute.precision,
         **({"tf32": config.tf32} if compute.device.type == "cuda" else {}),
         "device": compute.name,

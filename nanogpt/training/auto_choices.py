@@ -28,7 +28,12 @@ def describe_choices(config: TrainConfig, compute: Compute) -> list[str]:
         chosen.append(("compiled (a compiler, Python.h and Triton are here)", "hardware.compile=false"))
     if asked.attention == "auto" and not config.model.dropout:
         kernel = attention_used("auto", compute, config.model)
-        chosen.append((f"{kernel} attention (the fastest that takes this model here)", "hardware.attention=math"))
+        chosen.append(
+            (
+                f"{kernel} attention (the fastest kernel that supports this model on this device)",
+                "hardware.attention=math",
+            )
+        )
     if asked.micro_batch_size == "auto":
         size = config.hardware.micro_batch_size
         chosen.append((f"micro-batches of {size} (the most that fit, or the run's own)", "hardware.micro_batch_size=8"))

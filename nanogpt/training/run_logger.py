@@ -23,7 +23,7 @@ from nanogpt.files import open_no_link, write_atomic
 from nanogpt.formatting import escape_control_chars, format_count, format_duration
 from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.generation.start_tokens import find_start_ids
-from nanogpt.measurement import KEY
+from nanogpt.measurement import MEASUREMENT_KEY
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
 from nanogpt.progress import TrainProgress
@@ -229,7 +229,7 @@ def start_logging(
     if (starts := run.read_starts()) and starts[-1].get("code") != code_digest():
         logger.warning("the code of nanogpt/ has changed since the last start; provenance.json has both states")
     about = {"from_step": state.step, "evaluated": state.last_eval_step, "data": dataset.fingerprint}
-    about |= {"arithmetic": state.arithmetic, KEY: state.measurement}
+    about |= {"arithmetic": state.arithmetic, MEASUREMENT_KEY: state.measurement}
     start = find_start_ids(dataset.tokenizer, dataset.train)
     about |= {"train_tokens": dataset.train.n_tokens, "start_ids": start}
     notes = {"notes": run.notes} if run.notes else {}

@@ -20,7 +20,7 @@ from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.errors import BadCheckpoint, one_line
 from nanogpt.estimates.flops import compute_total_steps, parameter_counts
 from nanogpt.estimates.memory import USABLE_SHARE, estimate_memory
-from nanogpt.measurement import KEY, read_recorded
+from nanogpt.measurement import MEASUREMENT_KEY, read_recorded
 from nanogpt.model.float8 import convert_to_float8
 from nanogpt.model.fsdp import apply_fsdp, gather_full_tensor, shard_like
 from nanogpt.model.gpt import GPT
@@ -116,7 +116,7 @@ class TrainState:
             "data": self.data_fingerprint,
             "files": self.data_digests,
             "arithmetic": self.arithmetic,
-            KEY: self.measurement,
+            MEASUREMENT_KEY: self.measurement,
             "scaler": self.scaler.state_dict(),
             "spikes": self.spikes.to_dict(),
             "skipped": self.skipped_steps,
