@@ -73,7 +73,7 @@ def plant(fault: Fault) -> None:
         if calls == fault.call and fault.action == "spike":
             return result * 1e6
         if calls == fault.call and fault.action == "other data":
-            return dataclasses.replace(result, fingerprint="other")
+            return dataclasses.replace(result, files=result.files | {"other": "0" * 64})
         if calls == fault.call and fault.after:
             happen(fault.action)
         return result
