@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
-from cli.commands import COMMANDS
+from cli.commands import COMMANDS, JOBS
 from cli.sweep_request import read_configs
 from nanogpt.config import BenchConfig, EvaluateConfig, PrepareConfig, SampleConfig, TrainConfig
 from nanogpt.errors import BadInput, hint, one_line
@@ -37,8 +37,9 @@ def compose(command: str, overrides: Sequence[str] = ()) -> ConfigModel:
     Works in any thread, and inside a program that has initialised Hydra itself, whose state it leaves as it was.
     Raises BadInput with the message of the command line.
     """
-    if command not in COMMANDS:
-        raise BadInput(f"{one_line(command)}: no such command; allowed: {', '.join(COMMANDS)}{hint(command, COMMANDS)}")
+    known = [name for name, about in COMMANDS.items() if about.group != JOBS]  # those take words, not a config
+    if command not in known:
+        raise BadInput(f"{one_line(command)}: no such command; allowed: {', '.join(known)}{hint(command, known)}")
     if isinstance(overrides, str):
         raise BadInput(f"overrides={one_line(overrides)}: allowed: a list of strings, such as [{overrides!r}]")
     with LOCK, keep_hydra_state():

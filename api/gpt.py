@@ -34,10 +34,6 @@ def GPTConfig(vocab_size: int = 50304, **settings: Any) -> ModelConfig:
 class NanoGPT(GPT):
     """GPT whose forward pass returns logits and mean loss. `import nanogpt` offers it as `nanogpt.GPT`."""
 
-    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
-        """Build the model on the CPU, with weights that depend only on config and seed. None: uninitialised."""
-        super().__init__(config, seed)
-
     @classmethod
     def from_pretrained(
         cls, init_from: str, override_args: Mapping[str, Any] | None = None, **overrides: Any

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from api.tables import to_frame
 from cli.actions import train as run_train
-from nanogpt.config import SampleConfig, TrainConfig
+from nanogpt.config import SampleConfig, TrainConfig, TrainedConfig
 from nanogpt.device import find_device
 from nanogpt.errors import STOPPED, BadInput, LabError
 from nanogpt.generation.answers import encode_prompt, generate_answers
@@ -24,6 +24,9 @@ from nanogpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
+
+UNUSED_SETTINGS = {*TrainedConfig.model_fields, "prompts", "precision", "stream", "quiet", "interactive", "out"}
+"""Keys of `sample.py` that choose the model, or where texts come from and go to."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ class Run:
         `settings` are keys of `sample.py`: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop,
         seed, … The same seed gives the texts that `sample.py` prints. Raises BadInput.
         """
-        values = {"prompt": prompt, "num_samples": num_samples, **settings}
-        config = resolve_config(from_dict(SampleConfig, values))
+        if unused := sorted(settings.keys() & UNUSED_SETTINGS):
+            raise BadInput(f"{unused[0]}: is for sample.py; Run.sample does not use it")
+        config = resolve_config(from_dict(SampleConfig, {"prompt": prompt, "num_samples": num_samples, **settings}))
         ids = encode_prompt(self.trained, config, prompt)
         texts = [""] * num_samples
         for first in range(0, num_samples, config.batch_size):
@@ -121,9 +125,12 @@ def train(config: TrainConfig) -> Run:
     Several ranks are started as processes of their own. Raises LabError if the run fails, KeyboardInterrupt if a
     signal stopped it; the same call continues it.
     """
+    if config.dry_run or config.replay:
+        raise BadInput("dry_run and replay: train no run; use train.py")
+    path = locate_run(config)  # now: with new_attempt=true, afterwards this would be the attempt after it
     code = run_train(config)
     if code == STOPPED:
-        raise KeyboardInterrupt(f"stopped and saved: {locate_run(config)}")
+        raise KeyboardInterrupt(f"stopped and saved: {path}")
     if code:
         raise LabError(f"training ended with exit code {code}")
-    return load(locate_run(config), device=config.hardware.device)
+    return load(path, device=config.hardware.device)

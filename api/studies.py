@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from api.tables import to_frame
 from experiments.find import find_runs
-from experiments.ranking import find_varied_keys
+from experiments.ranking import find_varied_keys, format_value
 from experiments.report import ReportData, read_study
 from experiments.results import RunResult
 from nanogpt.config import Against, Metric, ReportConfig
@@ -36,7 +36,7 @@ class StudyResults:
         rows: list[dict[str, Any]] = []
         for ranking in self.data.rankings:
             for rank, group in enumerate(ranking.groups, 1):
-                values = {axis.key: plain(axis.value(group)) for axis in varied}
+                values = {axis.key: as_cell(axis.value(group)) for axis in varied}
                 facts = {"ranking": ranking.title, "rank": rank if group in ranking.ranked else None, **values}
                 rows += [{"path": str(result.path), **facts, **describe_result(result)} for result in group.results]
         return to_frame(rows, "path")
@@ -108,6 +108,6 @@ def curve_rows(result: RunResult, key: str, x: Against) -> Iterator[dict[str, An
     yield from ({"path": str(result.path), x: at, key: row[key]} for at, row in zip(positions, rows, strict=False))
 
 
-def plain(value: Any) -> Any:
-    """Return a value that compares and prints well in a column: lists as text."""
-    return str(list(value)) if isinstance(value, tuple | list) else value
+def as_cell(value: Any) -> Any:
+    """Return a value that can be compared within a column: a list as text."""
+    return format_value(value) if isinstance(value, tuple | list) else value

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli.overrides import Value, value_problem
 from cli.quoting import format_for_shell
+from cli.sweep_keys import GROUPS
 from nanogpt import schema
 from nanogpt.errors import BadInput, one_line
 from nanogpt.fields import is_literal
@@ -67,8 +68,8 @@ def hydra_settings(composed: DictConfig) -> dict[str, Any]:
     """Return Hydra's own configuration without launcher, sweeper and the parts that differ between commands."""
     plain: Any = OmegaConf.to_container(composed.hydra)
     ours = ("launcher", "sweeper")
-    chosen = {group: name for group, name in plain["runtime"]["choices"].items() if group.startswith("hydra/")}
-    chosen = {group: name for group, name in chosen.items() if group.removeprefix("hydra/") not in ours}
+    choices = plain["runtime"]["choices"].items()
+    chosen = {group: name for group, name in choices if group.startswith("hydra/") and group not in GROUPS["train"]}
     job = {name: value for name, value in plain["job"].items() if name != "override_dirname"}
     rest = {name: value for name, value in plain.items() if name not in (*ours, *OF_COMMAND)}
     return rest | {"job": job, "choices": chosen}

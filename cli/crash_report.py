@@ -31,7 +31,7 @@ def describe_code(text: str) -> str:
 
     A new file counts if it occurs in the traceback `text`.
     """
-    state = git_state(Path(__file__).parents[1])
+    state = git_state(Path(__file__).parent)
     changed = [(line[:2], line[3:]) for line in state["changed"]] if state else []
     edited = [name for mark, name in changed if mark != "??" or name in text]
     if not edited:

@@ -5,10 +5,10 @@ import os
 import re
 import sys
 
+from nanogpt.console import PACKAGES
 from nanogpt.device_errors import as_device_error
 from nanogpt.errors import BadData, BadEnvironment, BadInput, LabError, one_line
 
-OURS = ("nanogpt", "cli", "launch", "experiments")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc", re.IGNORECASE)
 REMEDIES = {
     errno.ENOSPC: "; free some space, or choose another place",
@@ -45,7 +45,7 @@ def to_lab_error(command: str, error: Exception) -> LabError | None:
 def missing_package_error(error: ImportError) -> BadEnvironment | None:
     """Return the error for a package that is not installed or can't be loaded; None for one of our modules."""
     package = (error.name or "").partition(".")[0]
-    if not package or package in OURS:
+    if not package or package in PACKAGES:
         return None
     why = "has no" if isinstance(error, ModuleNotFoundError) else f"can't import from ({one_line(error, 160)})"
     return BadEnvironment(

@@ -172,7 +172,7 @@ class KeySections:
             facts = [schema.describe_allowed(field), f"default `{default}`" if default != "''" else "default empty"]
             if key in chosen and chosen[key] != field.default:
                 facts.append(f"from files `{format_value(chosen[key])}`")
-            facts += [f"{schema.change_policy(field)}"] if kind in self.training else []
+            facts += [schema.change_policy(field) or ""] if kind in self.training else []
             items.append(f"`{key}`: {escape(field.description or '')}.\nTakes: {escape('; '.join(facts))}.")
         return bullets(items)
 

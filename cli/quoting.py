@@ -30,6 +30,8 @@ def format_value(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple | list):
         return f"[{','.join(format_value(element) for element in value)}]"  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{format_value(inner)}" for key, inner in value.items()) + "}"  # pyright: ignore[reportUnknownVariableType]
     text = str(value)
     if isinstance(value, int | float) or (PLAIN.fullmatch(text) and text.lower() not in SPECIAL):
         return text

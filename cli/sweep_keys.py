@@ -50,11 +50,11 @@ class SweepKeys:
     """Values by prefix and name, for each choice of files that was composed."""
 
     def settings(self) -> SweepConfig:
-        """Return which points there are. Raises BadInput."""
+        """Return the checked keys under `sweep.`. Raises BadInput."""
         return validate(SweepConfig, self.merge(SWEEP_KEYS), SWEEP_KEYS)
 
     def sweeper(self) -> Sweeper:
-        """Return how far each point is trained. Raises BadInput."""
+        """Return the checked sweeper. Raises BadInput."""
         values = self.merge(SWEEPER_KEYS)
         if self.command != "train":
             return AllPoints()
@@ -68,7 +68,7 @@ class SweepKeys:
         return validate(kind, values, SWEEPER_KEYS)
 
     def launcher(self) -> Launcher:
-        """Return what runs the points. Raises BadInput."""
+        """Return the checked launcher. Raises BadInput."""
         values = self.merge(LAUNCHER_KEYS)
         if values.get("executor") not in LAUNCHERS:
             why = "its file must begin with defaults: [submitit_slurm, _self_], or submitit_local"

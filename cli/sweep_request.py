@@ -94,7 +94,7 @@ def read_sweep(command: str, kind: type[Config], overrides: list[str], multirun:
             launcher_values=composer.sweep_keys.given_under(LAUNCHER_KEYS),
             shared={first.key: first.text for first in parsed.firsts if first.key not in swept} | composer.literals,
             sweeper=composer.sweep_keys.sweeper(),
-            settings=settings,
+            settings=composer.sweep_keys.settings(),  # again: of all files that the points chose
             excluded=excluded,
             sweep_keys=tuple(composer.sweep_keys.given),
             space=space,

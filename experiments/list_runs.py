@@ -99,7 +99,10 @@ def last_measurement(path: Path) -> Measurement:
 
 @lru_cache(maxsize=10_000)
 def read_measurement(path: Path, changed: int) -> Measurement:
-    """Return it from the files last written at `changed`, the key of the cache. Raises BadCheckpoint."""
+    """Return the measurement of a run's last start. `changed` makes the cache forget a run whose files were written.
+
+    Raises BadCheckpoint.
+    """
     run = RunDirectory(path)
     return read_history(run.read_config(), run.read_starts(), path)[-1][1]
 

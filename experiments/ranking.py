@@ -149,11 +149,11 @@ class Ranking:
     unranked: Sequence[SeedGroup]
     """The others, those that look best first."""
     metric: Metric
-    """What they are ranked by: what was asked for, or bits per byte in its place."""
+    """Metric of the order: the requested one, or bits per byte in its place."""
     title: str = ""
-    """What sets them apart from other rankings; empty for the only one."""
+    """Difference from other rankings; empty for the only one."""
     in_nats: bool = True
-    """Whether losses in nats per token are comparable among them."""
+    """True if losses in nats per token are comparable among them."""
 
     @property
     def groups(self) -> list[SeedGroup]:

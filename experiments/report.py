@@ -64,7 +64,7 @@ class ReportData:
     rankings: Sequence[Ranking]
     """One, or several if not all results are comparable."""
     notes: Sequence[str]
-    """Which results are not comparable, and why."""
+    """Reasons why results are not comparable."""
 
     @property
     def states(self) -> str:

@@ -42,7 +42,7 @@ class RunResult:
     problems: tuple[str, ...] = ()
     """Messages about files of the run that can't be read."""
     measurement: Measurement = field(default_factory=Measurement)
-    """What its last evaluation was measured on; `evals` has only rows that were measured on the same."""
+    """Data and tokenizer of its last evaluation; `evals` has only rows measured on the same."""
 
     @property
     def path(self) -> Path:

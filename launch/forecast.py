@@ -54,8 +54,8 @@ def forecast(
     """
     if not runs:
         return []
-    vocabularies: Callable[[DataConfig], tuple[int, bool]] = cache(expected_vocab_size)  # pyright: ignore
-    """Size, and whether it is final."""
+    # vocabulary size, and whether it is final
+    vocabularies: Callable[[DataConfig], tuple[int, bool]] = cache(expected_vocab_size)  # pyright: ignore[reportAssignmentType]
 
     def vocab_size(data: DataConfig) -> int:
         return vocabularies(data)[0]

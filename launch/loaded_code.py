@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from launch.snapshot import snapshot
+from launch.snapshot import ROOT, snapshot
 from launch.study import PlannedRun
 from nanogpt.distributed import spawn
 
@@ -39,7 +39,7 @@ def keep_code(runs: Sequence[PlannedRun]) -> Generator[None, None, None]:
 
 def load_library(wanted: set[str]) -> None:
     """Import all modules that training uses; of the trackers only those in `wanted`."""
-    for module in pkgutil.walk_packages([str(Path(__file__).parents[1] / "nanogpt")], "nanogpt."):
+    for module in pkgutil.walk_packages([str(ROOT / "nanogpt")], "nanogpt."):
         if not module.name.startswith(UNUSED) and (module.name not in TRACKERS or module.name in wanted):
             with suppress(ImportError):  # a library that isn't installed is reported by the point that needs it
                 importlib.import_module(module.name)

@@ -23,6 +23,7 @@ from launch.job import ATTEMPT, INDEX, Attempt, begin_attempt, explain_stop, jud
 from launch.resources import visible_gpus
 from launch.slurm import clean_environment, replace_environment
 from launch.submission import Submission
+from nanogpt.child_process import python_path
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import read_process_strings
 
@@ -45,10 +46,6 @@ def start_pool(submission: Submission) -> int:
         )
     process.returncode = 0  # it outlives this process: keeps Python from warning that it wasn't waited for
     return process.pid
-
-
-def python_path(code: str) -> str:
-    return os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def is_pool_alive(submission: Submission) -> bool:

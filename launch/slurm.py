@@ -124,7 +124,7 @@ def array_limit() -> int:
 def submit_array(parameters: dict[str, Any], logs: Path, count: int, command: list[str], retries: int) -> str:
     """Submit an array of `count` jobs through submitit and return its id. The batch script stays beside the logs.
 
-    If slurmctld doesn't answer, retry after checking by the job's unique name whether it was accepted after all. Raise
+    If slurmctld doesn't answer, retry after checking by the job's unique name whether it was accepted after all. Raises
     BadEnvironment if it never answers, BadInput if sbatch refuses.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError

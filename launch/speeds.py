@@ -55,7 +55,7 @@ class PointWorkload(MeasuredWorkload):
     """The kind of GPU, if known."""
     ranks_per_node: int
     auto: bool
-    """Whether the training itself finds its micro-batch size."""
+    """True if the training finds its micro-batch size itself."""
     share: int
     """Sequences per step and rank."""
 

@@ -102,7 +102,7 @@ def submit_study(study: Study, launcher: JobLauncher, settings: SweepConfig) -> 
 
 
 def check_and_group(study: Study, launcher: JobLauncher) -> dict[Resources, list[PlannedRun]]:
-    """Check all that can be checked before submission; return runs by resources. Raises LabError; write nothing."""
+    """Check all that can be checked before submission; return runs by resources; write nothing. Raises LabError."""
     check_not_a_rank("hydra/launcher", "submit the sweep")
     groups = group_by_resources(study.runs, launcher)
     if isinstance(launcher, SlurmLauncher):

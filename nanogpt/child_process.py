@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -29,9 +31,8 @@ class ChildFailed(Exception):
 
 def start_child(module: str, *words: str, message: str, **environment: str) -> Child:
     """Start `python -m module words` in its own session, with these variables added to the environment."""
-    root = str(Path(__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+    environment["PYTHONPATH"] = python_path(Path(__file__).parents[1])
+    with tempfile.TemporaryFile("w+") as file:
         file.write(message)
         file.seek(0)
         return subprocess.Popen(
@@ -45,24 +46,35 @@ def start_child(module: str, *words: str, message: str, **environment: str) -> C
         )
 
 
+def python_path(code: str | Path) -> str:
+    """Return a PYTHONPATH that begins with `code`."""
+    return os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
+
+
 def wait_for_child(child: Child, timeout: float | None = None) -> str:
     """Return the child's answer, and end what is left of its session. Raises ChildFailed, subprocess.TimeoutExpired."""
     try:
         output, errors = child.communicate(timeout=timeout)
     finally:
-        with suppress(ProcessLookupError, PermissionError):  # macOS: a session that has ended
-            os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()  # closes its pipes
+        end_child(child)
     if child.returncode:
         raise ChildFailed(child.returncode, errors)
     return (output.splitlines() or [""])[-1]
 
 
+def end_child(child: Child) -> None:
+    """Kill what is left of a child's session, and close its pipes."""
+    with suppress(ProcessLookupError, PermissionError):  # macOS: a session that has ended
+        os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
 def answer(work: Callable[[str], str]) -> int:
     """Print in the child what `work` returns for the message, or its LabError. Returns the exit code.
 
-    Anything that `work` prints goes to standard error.
+    Anything that `work` prints goes to standard error. If the parent dies, so does this process.
     """
+    threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         with redirect_stdout(sys.stderr):
             result = work(sys.stdin.read())
@@ -71,3 +83,10 @@ def answer(work: Callable[[str], str]) -> int:
         return error.exit_code
     print(result)
     return 0
+
+
+def exit_with_parent(parent: int) -> None:
+    """End this process once `parent` is no longer its parent: a new command may be doing the same work."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -9,7 +9,7 @@ import os
 import sys
 
 WARNING = "warning: "  # the beginning of a line of level WARNING or above
-PACKAGES = ("nanogpt", "cli", "launch", "experiments")  # whose loggers a command shows
+PACKAGES = ("nanogpt", "cli", "launch", "experiments", "api")  # whose loggers a command shows
 
 
 class ConsoleHandler(logging.Handler):
@@ -31,7 +31,6 @@ def show_logs() -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False  # a library that configures the root logger would print every line again
         logger.addHandler(HANDLER)
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # on a busy machine it warns of being slow
 
 
 def is_visible() -> bool:

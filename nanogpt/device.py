@@ -40,11 +40,11 @@ class Compute:
     attention: tuple[Attention, ...] = ()
     """Attention kernels in the order they are tried; empty: torch's order."""
     eval_attention: tuple[Attention, ...] = ()
-    """The same outside training steps, where shapes vary."""
+    """Attention kernels outside training steps, where shapes vary, in order."""
     compiles: bool = False
     """True if the model is compiled for training, on request or by `auto`."""
     compile_problem: str = ""
-    """Why hardware.compile=auto could not compile; empty if it could, or would not."""
+    """Reason why hardware.compile=auto did not compile although it would on this device; else empty."""
     requested: HardwareConfig = field(default_factory=HardwareConfig)
     """The hardware section as the user gave it, with `auto` values."""
 
@@ -121,7 +121,7 @@ def set_up_device(
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
         set_tf32(hardware.tf32)
-    compiles, missing = choose_compile(hardware, device, section)
+    compiles, problem = choose_compile(hardware, device, section)
     if compiles:
         set_compile_cache(hardware.attention)
     return Compute(
@@ -132,7 +132,7 @@ def set_up_device(
         attention=kernel_order(hardware.attention, device),
         eval_attention=eval_kernel_order(hardware.attention, device),
         compiles=compiles,
-        compile_problem=missing,
+        compile_problem=problem,
         requested=hardware,
     )
 

@@ -79,9 +79,8 @@ def describe_allowed(field: FieldInfo) -> str:
     """Return what a key accepts: `one of a, b`, `integer in [1, 1000]`, `number in (0, 10] or null`."""
     members = union_members(field.annotation)
     kinds = [kind for kind in members if kind is not NoneType]
-    words = [word for word in [read_declaration(field, "allowed")] if word]
-    if not words:
-        words = [describe_kind(kind, field.metadata, len(kinds) == 1) for kind in kinds]
+    allowed = read_declaration(field, "allowed")
+    words = [allowed] if allowed else [describe_kind(kind, field.metadata, len(kinds) == 1) for kind in kinds]
     return " or ".join([*words, *(["null"] if NoneType in members else [])])
 
 

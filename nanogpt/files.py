@@ -47,7 +47,7 @@ KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_IS
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading. Raises OSError for a pipe, a device, a socket or a folder, and never wait."""
+    """Open a regular file for reading. Raises OSError for a pipe, a device, a socket or a folder, and never waits."""
     return open(path, "rb", opener=open_descriptor)
 
 

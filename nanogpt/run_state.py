@@ -11,7 +11,7 @@ Written = Literal["running", "finished", "paused", "stopped", "diverged", "faile
 State = Literal[
     "running", "queued", "unknown", "failed", "diverged", "lost", "cancelled", "stopped", "new", "paused", "finished"
 ]
-"""State of a run or a sweep point, in the order of tables:
+"""State of a run or a sweep point, in the order of `nanogpt watch`:
 
 - running, queued; unknown: Slurm does not answer
 - failed: ended in an error; diverged: the loss was not finite

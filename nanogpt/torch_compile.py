@@ -26,7 +26,7 @@ HEADER_PATHS = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")  # where compil
 
 
 def choose_compile(hardware: HardwareConfig, device: torch.device, section: str = "hardware.") -> tuple[bool, str]:
-    """Return whether the model is compiled on `device`, and what is missing where `auto` would compile but can't.
+    """Return whether the model is compiled on `device`, and the problem if `auto` would compile but can't.
 
     `auto` compiles on CUDA alone. Raises BadEnvironment if compiling was asked for and something is missing.
     """
@@ -81,8 +81,9 @@ def has_python_header() -> bool:
 
 
 def set_compile_cache(attention: Attention) -> None:
-    """Keep what torch.compile makes for this user's next start, in `find_folder`. torch tells graphs of different
-    attention kernels apart only by this tag (torch 2.13).
+    """Set the folder of torch.compile's cache, see `find_cache_folder`, and the tag of its entries.
+
+    torch tells graphs of different attention kernels apart only by this tag (torch 2.13).
     """
     torch.compiler.config.cache_key_tag = f"attention={attention}"
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:

@@ -52,7 +52,7 @@ class Curve:
     label: str
     results: Sequence[RunResult]
     loss: float | None
-    """What it is ranked by; None for one that isn't."""
+    """Loss that ranks the group; None if it has no rank."""
     state: str = "finished"
 
     @property

@@ -37,7 +37,7 @@ class SandboxCluster:
 
     root: Path
     port: int = PORT
-    """Where the search for free ports begins; what was found is kept in slurm.conf."""
+    """First port to try; the one that was free is stored in slurm.conf."""
     nodes: int = 2
     cpus: int = 8
     gpus: int = 2

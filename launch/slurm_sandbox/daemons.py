@@ -32,7 +32,7 @@ class Daemon:
     folder: Path
     """Holds `<name>.pid`, which the program writes, and `<name>.out`."""
     environment: dict[str, str]
-    """What no process but this daemon, and what it starts, has in its environment."""
+    """Variables that only this daemon and its children have."""
     ready: Callable[[], bool]
 
     @property

@@ -34,8 +34,10 @@ def bench(config: BenchConfig) -> int:
         config = with_fitting_micro_batch(config, compute)
     parts = [f"### {config.run_name}, {time.strftime('%Y-%m-%d')}", describe_machine(compute)]
     if "training" in config.bench.what:
-        alone = [] if config.against else build_training_rows(config, compute)
-        table = MarkdownTable(("what", "measured"), alone) if alone else compare_training(config, compute)
+        if config.against:
+            table = compare_training(config, compute)
+        else:
+            table = MarkdownTable(("what", "measured"), build_training_rows(config, compute))
         parts.append(table.markdown())
     if "generation" in config.bench.what:
         parts += [table.markdown() for table in compare_generation(config, compute)]

@@ -50,8 +50,8 @@ def measure_training(workload: Workload, compute: Compute) -> Timing:
 def measure_generation(workload: Workload, compute: Compute) -> Timing:
     """Time the generation of all tokens of a batch once, after a warm-up."""
     prompts = random_prompts(workload, compute.device)
-    others = {"transformers": baselines.build_transformers_generator, OURS: build_generator}
-    make = others.get(workload.program, baselines.build_nanogpt_generator)
+    builders = {"transformers": baselines.build_transformers_generator, OURS: build_generator}
+    make = builders.get(workload.program, baselines.build_nanogpt_generator)
     model, draw = make(workload, compute, prompts)
     synchronize = choose_synchronize(compute.device)
 

@@ -4,7 +4,6 @@ import hashlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from nanogpt import tokenizer as tokenizers
+from nanogpt.child_process import exit_with_parent
 from nanogpt.config import DataConfig
 from nanogpt.data.corpora import BadRows, Corpus, Document
 from nanogpt.data.dataset import ShardMeta, SplitMeta, SplitName
@@ -77,13 +77,6 @@ def start_worker(corpus: Corpus, spec: dict[str, Any], work: Path, shared: Any) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives Ctrl-C too and ends its workers
     threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     WORKER_STATE.update(corpus=corpus, tokenizer=tokenizers.from_spec(spec), work=work, shared=shared)
-
-
-def exit_with_parent(parent: int) -> None:
-    """End this process when its parent has died, so that it can't write beside the workers of a new one."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def encode_part_in_worker(number: int) -> None:

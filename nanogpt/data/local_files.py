@@ -27,7 +27,7 @@ class LocalFiles:
     """The folder that the files' names are relative to."""
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-    """What was found and isn't read, or is read in an unexpected way; one sentence each."""
+    """Files left out or read in an unexpected way; one sentence each."""
 
 
 class PathKind(Enum):

@@ -42,7 +42,7 @@ def compute_text_digest(split: Split, tokenizer: Tokenizer) -> TextDigest | None
 
 def decode_documents(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes, bool]]:
     """Yield (text, True if a document ends after it), in the order of the split."""
-    for ids in read_blocks(split):
+    for ids in read_token_blocks(split):
         start = 0
         ends = [] if tokenizer.end_of_text is None else np.flatnonzero(ids == tokenizer.end_of_text).tolist()
         for end in ends:
@@ -52,7 +52,7 @@ def decode_documents(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes
     yield b"", True
 
 
-def read_blocks(split: Split) -> Iterator[Tokens]:
+def read_token_blocks(split: Split) -> Iterator[Tokens]:
     """Yield all ids of a split in blocks of at most BLOCK."""
     for number, count in enumerate(split.shard_tokens):
         for offset in range(0, count, BLOCK):

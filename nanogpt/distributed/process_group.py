@@ -1,7 +1,7 @@
 """Process group and collectives. There is one process per device; rank 0 does the I/O.
 
 Gradients and losses are summed by NCCL on GPUs and gloo on CPUs. Stop requests, errors and configs are small JSON
-messages over gloo, never pickles. With one rank every method returns its argument.
+messages over gloo, never pickles. With one rank every collective is the identity.
 """
 # pyright: reportPrivateImportUsage=false
 # torch.distributed does not declare its stores as exported
@@ -53,7 +53,7 @@ class ProcessGroup:
         """Process ids of the ranks on this machine and in this container, which can be checked directly."""
 
     def join(self, device: torch.device) -> None:
-        """Initialise torch.distributed. Before this only `dead_local_ranks` works. Raises PeerLost."""
+        """Initialise torch.distributed. Before this no collective works. Raises PeerLost."""
         if self.world == 1:
             return
         gpu = device.type == "cuda"
@@ -86,7 +86,7 @@ class ProcessGroup:
         return tensor
 
     def start_all_gather(self, share: Tensor, count: int) -> Callable[[], Tensor]:
-        """Begin to gather `count` rows. Every rank gives as many, (k, …), the last ranks with padding.
+        """Start an all-gather of `count` rows. Every rank passes k of them, (k, …); the last ranks pad theirs.
 
         Returns a function that waits for the rows, (count or more, …), with equal bits on every rank. On a GPU only the
         stream waits, not the host.

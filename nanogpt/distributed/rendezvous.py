@@ -39,16 +39,16 @@ def rendezvous(
     try:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's, which keeps its store
         store = dist.PrefixStore(f"{attempt}/{next(RENDEZVOUS_COUNT)}", rendezvous_store(rank_env, timeout))
-        facts = exchange_values(store, rank_env, "facts", describe(), timeout)
+        reports = exchange_values(store, rank_env, "facts", describe(), timeout)
         try:
-            ready.append(prepare(facts))
+            ready.append(prepare(reports))
         except LabError as error:
             problem = error
-        neighbours = exchange_hosts(store, rank_env, timeout, problem)
+        local_pids = exchange_hosts(store, rank_env, timeout, problem)
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
         raise PeerLost(f"{one_line(where)}: {one_line(str(error).splitlines()[0], 200)}") from None
-    return ready[0], ProcessGroup(rank_env, store, neighbours)
+    return ready[0], ProcessGroup(rank_env, store, local_pids)
 
 
 def rendezvous_store(rank_env: RankEnv, timeout: float) -> dist.Store:

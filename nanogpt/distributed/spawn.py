@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from nanogpt.child_process import python_path
 from nanogpt.distributed.env import STORE_VARIABLE
 from nanogpt.distributed.signals import SIGNALS, restore_handlers
 from nanogpt.entry_names import parse_number
@@ -49,9 +50,8 @@ def run_ranks(command: list[str], message: str, world: int, stop_timeout: float 
 def start_rank(command: list[str], rank: int, world: int, folder: Path, message: str) -> Rank:
     """Start one rank in a new session, so that Ctrl-C reaches it only once, forwarded by this process."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    paths = os.pathsep.join([str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {name: str(value) for name, value in places.items()}
-    environment |= {STORE_VARIABLE: str(folder / "store"), "PYTHONPATH": paths}
+    environment |= {STORE_VARIABLE: str(folder / "store"), "PYTHONPATH": python_path(CODE_ROOT)}
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

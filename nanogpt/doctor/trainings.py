@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt import schema
-from nanogpt.child_process import Child, ChildFailed, answer, start_child, wait_for_child
+from nanogpt.child_process import Child, ChildFailed, answer, end_child, start_child, wait_for_child
 from nanogpt.config import TrainConfig
 from nanogpt.distributed.env import STORE_VARIABLE
 from nanogpt.errors import BadEnvironment, one_line
@@ -29,10 +29,8 @@ def tiny_config(folder: Path, name: str, **changes: dict[str, Any]) -> TrainConf
     values: dict[str, dict[str, Any]] = {
         "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "dropout": 0.1},
         "data": {"corpus": "text", "source": str(text), "tokenizer": "byte", "dir": str(folder / "data")},
-        "optimizer": {
-            "lr": 1e-4,
-            "eps": 1e-3,
-        },  # eps: Adam does not blow the rounding of a tiny gradient up to a full step
+        # With this eps Adam does not blow the rounding of a tiny gradient up to a full step.
+        "optimizer": {"lr": 1e-4, "eps": 1e-3},
         "training": {"batch_tokens": 128, "steps": STEPS},
         "eval": {"every": STEPS // 2, "tokens": 128},
         "hardware": {"threads": 1, "compile": False},
@@ -55,13 +53,13 @@ def train_side_by_side(folder: Path, *trainings: tuple[TrainConfig, int]) -> Non
         for rank in ranks:
             wait_for_child(rank, TIMEOUT)
     except ChildFailed as failure:
-        raise BadEnvironment(one_line(failure, 400)) from None
+        ended = f"a training was ended by signal {-failure.code}: " if failure.code < 0 else ""
+        raise BadEnvironment(one_line(f"{ended}{failure}", 400)) from None
     except subprocess.TimeoutExpired:
         raise BadEnvironment(f"a training of {STEPS} steps took more than {TIMEOUT:g} s") from None
     finally:
         for rank in ranks:
-            rank.kill()
-            rank.communicate()  # closes its pipes
+            end_child(rank)
 
 
 def start_rank(rank: int, world: int, store: str, message: str) -> Child:

@@ -84,7 +84,7 @@ def estimate_training_memory(
         optimizer_state=-(-state_bytes(config, rule) // shards),
         activations=activation_bytes(config, size, sequences, gpu, recompute),
         loss=loss_bytes(config, size, sequences, gpu),
-        transient=transient_bytes(config, size, sequences, gpu),
+        transient=transient_bytes(config, size, sequences, gpu, recompute),
         optimizer_step=OPTIMIZERS[rule].temporary_bytes(hidden_matrices(config)),
         process=0 if gpu else PROCESS,
         checkpoint_copy=checkpoint_bytes(config, rule),
@@ -180,7 +180,8 @@ def copy_bytes(config: ModelConfig, size: int) -> int:
 def attention_bytes(config: ModelConfig, size: int, gpu: bool) -> int:
     """Return what one attention layer saves: its input, all forms of queries, keys and values, and its result.
 
-    Fused kernels save one number per row. With dropout a CPU saves all attention weights; a GPU recomputes them.
+    Fused kernels save one number per row; those of a GPU, in half precision, share keys and values of a group. With
+    dropout a CPU saves all attention weights; a GPU recomputes them.
     """
     T, C, H, kv = config.block_size, config.n_embd, config.n_head, config.kv_heads * config.head_size
     fused_groups = gpu and size != FP32 and not config.dropout
@@ -202,17 +203,18 @@ def attention_bytes(config: ModelConfig, size: int, gpu: bool) -> int:
     return saved + size * C + (size * qkv_width(config) if whole else 0)
 
 
-def transient_bytes(config: ModelConfig, size: int, sequences: int, gpu: bool) -> int:
+def transient_bytes(config: ModelConfig, size: int, sequences: int, gpu: bool, recompute: bool = False) -> int:
     """Return the temporaries of attention with dropout.
 
     On a CPU they are the weights before their cast to the precision of products, or the words of the dropout mask; on a
-    GPU the recomputed weights of some sequences in one layer, and their gradients.
+    GPU the recomputed weights of some sequences in one layer, of all where `recompute` does it, and their gradients.
     """
     if not config.dropout:
         return 0
     weights = config.n_head * config.block_size**2
     if gpu:
-        return WEIGHT_BYTES * weights * min(sequences, sequences_at_a_time(config.n_head, config.block_size))
+        together = sequences if recompute else min(sequences, sequences_at_a_time(config.n_head, config.block_size))
+        return WEIGHT_BYTES * weights * together
     return sequences * weights * (max(2 * size, 5) - size)
 
 

@@ -14,7 +14,7 @@ from nanogpt.estimates.memory import Memory, checkpoint_bytes, estimate_memory
 from nanogpt.formatting import format_count, format_duration
 
 LONG = 30 * 86_400  # seconds of training on a CPU above which the plan suggests GPUs
-MFU = 0.4  # assumed for GPUs that are not here; the printed time says so
+MFU = 0.4  # assumed where a device's peak is known; the printed time says so
 
 
 @dataclass(frozen=True)

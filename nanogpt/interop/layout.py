@@ -105,7 +105,11 @@ def match_tensors(stored: Mapping[str, StoredTensor], layout: Layout, where: str
     problems = [f"lacks the tensor {name} ({format_shape(layout[name])})" for name in layout if name not in names]
     for name, original in names.items():
         found = stored[original]
-        if name in layout and found.shape != layout[name]:
+        if name in layout and found.dtype not in DTYPES:
+            problems.append(
+                f"{one_line(original)} is stored as {one_line(found.dtype)}; allowed: floats of 16 bits or more"
+            )
+        elif name in layout and found.shape != layout[name]:
             problems.append(
                 f"{one_line(original)} is {format_shape(found.shape)} in {found.file}, "
                 f"and {format_shape(layout[name])} by {where}"
@@ -114,10 +118,6 @@ def match_tensors(stored: Mapping[str, StoredTensor], layout: Layout, where: str
             continue
         elif name not in layout:
             problems.append(f"{found.file} holds {one_line(original)}, which this network doesn't have")
-        elif found.dtype not in DTYPES:
-            problems.append(
-                f"{one_line(original)} is stored as {one_line(found.dtype)}; allowed: floats of 16 bits or more"
-            )
     check_problems(problems, where)
     return names
 

@@ -77,7 +77,8 @@ def load_run_model(run: RunDirectory, which: Literal["best", "latest"], device: 
 
 def read_start_ids(run: RunDirectory, tokenizer: Tokenizer) -> list[int]:
     """Return first ids that occur in the training data, as the last start recorded them or from the data set."""
-    start = run.read_starts()[-1] if run.read_starts() else {}
+    starts = run.read_starts()
+    start = starts[-1] if starts else {}
     recorded: object = start.get("start_ids")
     if isinstance(recorded, list):
         ids = [i for i in recorded if isinstance(i, int) and 0 <= i < len(tokenizer.tokens)]  # pyright: ignore[reportUnknownVariableType]

@@ -91,11 +91,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """Return all tensors of a safetensors file. Raises BadCheckpoint."""
+    """Return all tensors of a safetensors file as fp32. Raises BadCheckpoint."""
     from safetensors.torch import load_file
 
     try:
         check_regular(path)
-        return load_file(path)
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
     except Exception as error:  # safetensors raises its own
         raise BadCheckpoint(f"{one_line(path)}: can't be read: {one_line(error, 200)}") from None

@@ -30,7 +30,7 @@ class Ranks(Protocol):
     world: int
 
     def start_all_gather(self, share: Tensor, count: int) -> Callable[[], Tensor]:
-        """Start an all-gather of `count` rows, of which each rank has k: `share` is (k, …), padded on the last rank.
+        """Start an all-gather of `count` rows. Every rank passes k of them, (k, …); the last ranks pad theirs.
 
         Returns a function that waits for the rows, (count or more, …), bitwise equal on all ranks.
         """

@@ -1,6 +1,7 @@
 """Plot the loss curve of a run."""
 
 import io
+import logging
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,6 +10,8 @@ from matplotlib.figure import Figure
 from nanogpt.files import write_atomic
 from nanogpt.metrics_file import Row
 
+# Matplotlib warns on a busy machine that it builds its cache of fonts.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 INK, FAINT, TRAIN, VAL = "#222222", "#b8c4d6", "#3b6ea8", "#d1495b"
 POINTS = 25  # the running mean covers about 1/25 of the curve
 

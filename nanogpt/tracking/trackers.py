@@ -151,7 +151,8 @@ class TrackerThread:
                 self.send()
 
     def send(self) -> None:
-        """Connect if necessary, and send every row and sample that the tracker lacks."""
+        """Connect if necessary, and send every row that the tracker lacks, and the samples of steps before now."""
+        n_samples = len(self.samples)  # those that arrive while rows are sent belong to rows that come later
         try:
             if self.backend is None and not self.connect():
                 return
@@ -165,7 +166,7 @@ class TrackerThread:
             if self.n_failures == 1:
                 self.send()
             return
-        while self.samples:
+        for _ in range(min(n_samples, len(self.samples))):
             try:
                 self.backend.log_sample(*self.samples.popleft())
             except FAILURES as error:  # a lost sample is no reason to reconnect

@@ -136,11 +136,13 @@ class Wandb:
 
     def log_sample(self, step: int, text: str) -> None:
         """Log the newest samples as a table; W&B shows the last table."""
+        if step != self.step:
+            return
         files = [
             path for path in list_entries(self.metadata.path / "samples") if parse_sample_step(path.name) is not None
         ]
         rows: Any = [[parse_sample_step(file.name), read_text(file, "replace")] for file in files[-SAMPLES:]]
-        if step == self.step and rows:
+        if rows:
             self.run.log({"samples": wandb.Table(columns=["step", "text"], data=rows)}, step=step)
 
     def finish(self, state: str, picture: Path | None) -> None:

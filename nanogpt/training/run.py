@@ -195,7 +195,7 @@ def resume_and_train(
     with open_on_all_ranks(config, group) as (path, run), StopFlag() as flag, closing(batches):
         restored = restore(state, dataset, run, config)
         with group.report_once():
-            check_horizon_ahead(config, state)
+            check_horizon_ahead(state)
         done = restored and is_done(config, state)
         if run:
             print_run_header(config, state, dataset, loss, run, done)

@@ -63,7 +63,7 @@ class TrainState:
     arithmetic: dict[str, Any] = field(default_factory=dict[str, Any])
     """Everything that affects rounding: precision, fp8, ranks, micro-batch, compile, attention, threads, versions."""
     measurement: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What validation losses are measured on, as nanogpt/measurement.py records it."""
+    """Record of the evaluation set and precision (nanogpt/measurement.py)."""
     cuda_graphs: bool = False
     """True if the model may run as CUDA graphs; each run overwrites the outputs of the previous one."""
     spikes: Spikes = field(default_factory=Spikes)
@@ -174,13 +174,13 @@ def build_state(
     attention = attention_used(hardware.attention, compute, model_config)
     model = GPT(model_config, derive_seed(config.training.seed, "init"), width)
     model.activation_checkpointing = hardware.activation_checkpointing
-    model.recompute_attention_weights = compute.device.type == "cuda"  # CPUs have more memory than speed
+    model.recompute_attention_weights = compute.device.type != "cpu"  # CPUs have more memory than speed
     model.fused_groups = compute.device.type == "cuda" and attention in ("flash", "cudnn")
     match hardware.strategy:
         case "ddp":
             forward = group.wrap_ddp(place_model(model, hardware, compute), compute.device)
         case "fsdp":
-            forward = shard_model(model, hardware, compute)
+            forward = shard_model(model, compute)
         case _:
             assert_never(hardware.strategy)
     optimizer = build_optimizer(model, config.optimizer, compute.device.type, group, width)
@@ -235,7 +235,7 @@ def place_model(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Mo
     return compile_model(trained, hardware.compile_mode) if compute.compiles else trained
 
 
-def shard_model(model: GPT, hardware: HardwareConfig, compute: Compute) -> nn.Module:
+def shard_model(model: GPT, compute: Compute) -> nn.Module:
     """Return the module that a step calls, with sharded weights. Each block and the loss are compiled separately."""
     if compute.compiles:
         lift_recompile_limit()

@@ -73,7 +73,7 @@ def check_fsdp_ranks(config: TrainConfig, world: int) -> None:
         )
 
 
-def check_horizon_ahead(config: TrainConfig, state: TrainState) -> None:
+def check_horizon_ahead(state: TrainState) -> None:
     """Raise BadInput if the run is past its last step already."""
     if state.step > state.total_steps:
         raise BadInput(

@@ -29,6 +29,7 @@ def test_it_is_the_config_of_the_command_line() -> None:
     ("command", "overrides", "message"),
     [
         ("trian", [], "trian: no such command; .*did you mean 'train'"),
+        ("status", [], "status: no such command; allowed: train, "),
         ("train", ["optimizer.lrr=1"], "optimizer.lrr: no such key or group; did you mean 'optimizer.lr'"),
         ("train", ["optimizer.lr=fast"], "optimizer.lr=fast: "),
         ("train", ["optimizer.lr=1e-3,1e-4"], "-m"),

@@ -1,6 +1,7 @@
 """A training in this process, its model, its metrics and its study, against the files and the commands."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ def test_a_finished_run_is_loaded(run: nanogpt.Run) -> None:
     assert again.path == run.path and again.step == 20 and again.config == run.config
 
 
+def test_a_new_attempt_is_what_is_returned(run: nanogpt.Run) -> None:
+    again = nanogpt.train(run.config.model_copy(update={"new_attempt": True}))
+    assert again.path != run.path and again.step == 20 and again.val_loss == run.val_loss
+    shutil.rmtree(again.path)
+    with pytest.raises(BadInput, match="dry_run and replay"):
+        nanogpt.train(run.config.model_copy(update={"dry_run": True}))
+
+
 def test_rows_are_those_of_the_files(run: nanogpt.Run) -> None:
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
@@ -48,6 +57,8 @@ def test_samples_are_those_of_the_command(run: nanogpt.Run, tmp_path: Path) -> N
     assert run.sample("a", 2, max_new_tokens=12, seed=3, batch_size=2) == expected
     with pytest.raises(BadInput, match="temprature: no such key; did you mean 'temperature'"):
         run.sample("a", temprature=1.0)
+    with pytest.raises(BadInput, match=r"precision: is for sample.py"):
+        run.sample("a", precision="bf16")
 
 
 def test_logits_give_the_loss(run: nanogpt.Run) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from cli.compose import HORIZON
 from cli.config_files import choices, groups
 from cli.entry import help_page
+from cli.quoting import format_override
 from cli.sweep_keys import sweep_fields
 from cli.sweep_request import read_configs
 from nanogpt.config import EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
@@ -235,3 +237,8 @@ def test_help_waits_for_neither_hydra_nor_torch(words: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
+@pytest.mark.parametrize("value", [{}, {"a": 1, "b": "x y", "c": [True, None]}, ["a,b", 0.5], "", "null"])
+def test_hydra_reads_back_what_is_written_for_it(value: object) -> None:
+    assert OverridesParser.create().parse_override(format_override("key", value)).value() == value

@@ -1,6 +1,7 @@
 """Errors at the entry point: what the machine causes is one line, what the code causes has its traceback and a file."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from cli import crash_report
+from cli.crash_report import describe_code
 from cli.entry import exit_on_error
+from nanogpt.provenance import GIT_STATE
 from tests.conftest import ROOT
 
 SECRET = "hunter2-in-the-environment"
@@ -62,6 +65,14 @@ def test_edited_code_is_named(state: Path, monkeypatch: pytest.MonkeyPatch, caps
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"edited since the last commit: nanogpt/model/gpt.py, {here}; " in line
     assert "not yours" not in line and "mine.yaml" not in line
+
+
+def test_edited_code_is_named_in_a_copy_for_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The copy has no git, but a file with the state of the checkout beside its packages."""
+    (tmp_path / "cli").mkdir()
+    (tmp_path / GIT_STATE).write_text(json.dumps({"commit": "a", "changed": [" M nanogpt/optim/muon.py"], "diff": ""}))
+    monkeypatch.setattr("cli.crash_report.__file__", str(tmp_path / "cli" / "crash_report.py"))
+    assert "edited since the last commit: nanogpt/optim/muon.py" in describe_code("a traceback")
 
 
 def test_where_no_file_can_be_written_the_traceback_is_shown(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

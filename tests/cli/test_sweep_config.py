@@ -200,3 +200,9 @@ def test_other_doors_know_no_sweeps() -> None:
 
     with pytest.raises(BadInput, match=r"sweep.retry: no such key or group"):
         read_configs("sample", SampleConfig, ["sweep.retry=failed"], multirun=True)
+
+
+@pytest.mark.parametrize("order", ["lr_dropout,isoflop_cpu", "isoflop_cpu,lr_dropout"])
+def test_studies_with_different_sweep_sections_are_refused(order: str) -> None:
+    with pytest.raises(BadInput, match="these have sweep sections that differ; sweep one of them at a time"):
+        read_words(f"experiment={order}")

@@ -31,8 +31,9 @@ SHORT = (  # what .ci/run tries: each choice but fp8 once, in four trainings
 
 
 def is_allowed(choices: Choices) -> bool:
-    """Return whether the config allows them: fsdp needs two ranks, bf16, an optimizer of shards and no graphs; fp8 a
-    compiler.
+    """Return whether the config allows them.
+
+    fsdp needs two ranks, bf16, an optimizer of shards and no CUDA graphs; fp8 needs a compiler.
     """
     if choices["strategy"] == "fsdp" and (choices["ranks"] == "1" or choices["mode"] == "graphs"):
         return False

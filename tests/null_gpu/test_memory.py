@@ -27,6 +27,7 @@ PRESETS = [
     "gpt2_modern",
     "gpt2 model.dropout=0.1",
     "gpt2 hardware.activation_checkpointing=true",
+    "gpt2 model.dropout=0.1 hardware.activation_checkpointing=true",
     "gpt2_modern optimizer=muon",
     "gpt2_medium optimizer=normuon",
 ]
