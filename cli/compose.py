@@ -174,6 +174,9 @@ class Composer:
         if not isinstance(schedule, dict) or not isinstance(training, dict):
             return plain
         warmup, steps, end = schedule.get("warmup_steps"), training.get("steps"), schedule.get("decay_steps")
+        tokens, batch = training.get("tokens"), training.get("batch_tokens")
+        if isinstance(tokens, int) and isinstance(batch, int) and batch > 0:
+            steps = -(-tokens // batch)
         if end is not None or not isinstance(warmup, int) or not isinstance(steps, int) or not warmup > steps > 0:
             return plain
         note = f"schedule.warmup_steps={warmup} of the files is longer than the run; {steps // 10} is used, a tenth"

@@ -225,6 +225,8 @@ def test_a_files_warm_up_that_is_longer_than_the_run_is_a_tenth_of_it(capsys: py
     said = capsys.readouterr().err
     assert said.count("note: schedule.warmup_steps=100 of the files is longer than the run; 6 is used") == 1
     assert short == train("model=tiny", "training.steps=60", "schedule.warmup_steps=6")
+    tokens = 59 * short.training.batch_tokens + 1  # 60 steps
+    assert train("model=tiny", f"training.tokens={tokens}").schedule.warmup_steps == 6
     assert train("model=tiny", "training.steps=150").schedule.warmup_steps == usual.schedule.warmup_steps
 
 
