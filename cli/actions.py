@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+from nanogpt.child_process import module_command
 from nanogpt.config import DoctorConfig, EvaluateConfig, TrainConfig
 from nanogpt.distributed.env import set_rank_env_from_slurm
 from nanogpt.distributed.spawn import run_ranks
@@ -55,4 +56,4 @@ def silence_torch_logs() -> None:
 def start_ranks(name: str, config: ConfigModel, world: int, stop_timeout: float = 0.0) -> int:
     """Run `train` or `evaluate` on `world` ranks of this machine. Return the exit code of the first failure."""
     message = {"command": name, "parent": os.getpid(), "argv": sys.argv, "config": config.model_dump(mode="json")}
-    return run_ranks([sys.executable, "-m", "cli.rank_worker"], json.dumps(message), world, stop_timeout)
+    return run_ranks(module_command("cli.rank_worker"), json.dumps(message), world, stop_timeout)

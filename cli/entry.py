@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from cli.argv import HYDRA_FLAGS, requested_package, split_flags
 from cli.quoting import format_value
 from nanogpt import schema
-from nanogpt.console import show_logs
+from nanogpt.console import format_command, show_logs
 from nanogpt.cpu_threads import limit_spinning
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, hint, one_line
 from nanogpt.schema import ConfigModel
@@ -81,8 +81,14 @@ def open_closed_streams() -> None:
 
 def print_help(name: str) -> int:
     """Print the help page of a command. Return 0."""
-    print((HELP_DIR / f"{name}.txt").read_text().rstrip())
+    print(read_help(name))
     return 0
+
+
+def read_help(name: str) -> str:
+    """Return the help page of a command, with commands as this user starts them."""
+    text = (HELP_DIR / f"{name}.txt").read_text().rstrip()
+    return re.sub(r"python (\w+)\.py", lambda found: format_command(found[1]), text)
 
 
 def exit_process(code: int) -> NoReturn:
@@ -198,8 +204,7 @@ def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
     from cli.config_files import choices, groups
 
     if not topics:
-        text = (HELP_DIR / f"{name}.txt").read_text()
-        return text.format(**{group: " ".join(choices(group)) for group in groups(name)}).rstrip()
+        return read_help(name).format(**{group: " ".join(choices(group)) for group in groups(name)})
     from cli.sweep_request import compose_unchecked
 
     try:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 
+from cli import INSTALL
 from nanogpt.console import PACKAGES
 from nanogpt.device_errors import as_device_error
 from nanogpt.errors import BadData, BadEnvironment, BadInput, LabError, one_line
@@ -48,9 +49,7 @@ def missing_package_error(error: ImportError) -> BadEnvironment | None:
     if not package or package in PACKAGES:
         return None
     why = "has no" if isinstance(error, ModuleNotFoundError) else f"can't import from ({one_line(error, 160)})"
-    return BadEnvironment(
-        f"{one_line(sys.executable)} {why} '{one_line(package)}'; `make setup` makes an environment that has it: .venv"
-    )
+    return BadEnvironment(f"{one_line(sys.executable)} {why} '{one_line(package)}'; {INSTALL}")
 
 
 def system_call_error(command: str, error: OSError) -> BadEnvironment:

@@ -11,6 +11,7 @@ from launch.status import JobQueues, RunStatus, last_change, read_points, read_r
 from launch.study import RECORDS
 from launch.submission import find_stray_entries
 from nanogpt.config import TargetsConfig
+from nanogpt.console import format_command
 from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
 from nanogpt.files import list_entries
 
@@ -46,7 +47,11 @@ def find_runs(config: TargetsConfig, latest: bool = False) -> RunSelection:
     studies = list(dict.fromkeys(parent for folder in asked for parent in record_folders(folder, runs)))
     if not runs and not any(is_study(study) for study in studies):
         named = ", ".join(map(str, config.targets)) or f"runs_dir={config.runs_dir}"
-        why = f"{one_line(closed[0])} can't be read" if closed else "no runs; train some first: python train.py"
+        why = (
+            f"{one_line(closed[0])} can't be read"
+            if closed
+            else f"no runs; train some first: {format_command('train')}"
+        )
         raise BadInput(f"{one_line(named, 200)}: {why}")
     return RunSelection(runs, studies, asked, list(dict.fromkeys(closed)))
 

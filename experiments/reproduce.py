@@ -17,7 +17,7 @@ RUN_KEYS = ("name", "runs_dir", "new_attempt", "dry_run", "replay")  # which run
 
 
 def reproduce_command(config: TrainConfig) -> str | None:
-    """Return a `python train.py …` command that was checked to give the same config; None if there is none or weights
+    """Return a `nanogpt train …` command that was checked to give the same config; None if there is none or weights
     would have to be read to tell.
     """
     if config.init_from != "scratch":
@@ -55,7 +55,7 @@ def build_command(config: TrainConfig, files: Sequence[str]) -> str | None:
             return None
     except LabError:
         return None
-    return "python train.py " + " ".join(shlex.quote(word) for word in words)
+    return shlex.join(["nanogpt", "train", *words])
 
 
 def to_tuple(value: object) -> object:

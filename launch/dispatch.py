@@ -30,10 +30,10 @@ def run_job_command(command: str, words: list[str]) -> int:
 
 
 def submit(words: list[str]) -> int:
-    """Submit one run as a job; `words` are those that train.py takes. Return the exit code."""
+    """Submit one run as a job; `words` are those that `train` takes. Return the exit code."""
     flags, overrides = split_flags(words)
     if flags:
-        raise BadInput(f"{flags[0]}: submit takes settings of one run; sweeps: python train.py -m hydra/launcher=…")
+        raise BadInput(f"{flags[0]}: submit takes settings of one run; sweeps: nanogpt train -m hydra/launcher=…")
     from cli.overrides import warn_about_repeats
     from cli.sweep_request import read_sweep
     from launch.sweep import submit_single_run
@@ -42,7 +42,7 @@ def submit(words: list[str]) -> int:
     chosen = any(word.startswith("hydra/launcher=") for word in overrides)
     sweep = read_sweep("train", TrainConfig, overrides if chosen else [*overrides, "hydra/launcher=submitit_slurm"])
     if isinstance(sweep.launcher, BasicLauncher):
-        raise BadInput("hydra/launcher=basic: runs it here: python train.py …")
+        raise BadInput("hydra/launcher=basic: runs it here: nanogpt train …")
     return submit_single_run(sweep)
 
 

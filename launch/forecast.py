@@ -18,6 +18,7 @@ from launch.resources import visible_gpus
 from launch.speeds import DeviceKind, PointWorkload, Speed, predict_speed, read_speeds, without_label
 from launch.study import PlannedRun
 from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, auto_micro_batch_sizes, divisors
+from nanogpt.console import format_command
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import compute_total_steps
@@ -142,8 +143,8 @@ def time_lines(
     if unknown := len(points) - len(known):
         which = f" for {unknown} of {len(points)} points" if known else ""
         yield (
-            f"time    not known{which}: no earlier run is comparable; python train.py dry_run=true measures it, with "
-            "the settings of a point and where it will run"
+            f"time    not known{which}: no earlier run is comparable; {format_command('train')} dry_run=true "
+            "measures it, with the settings of a point and where it will run"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.snapshot import ROOT, snapshot
 from launch.study import PlannedRun
-from nanogpt.distributed import spawn
+from nanogpt import child_process
 
 UNUSED = ("nanogpt.benchmark", "nanogpt.doctor", "nanogpt.gpu_check")
 TRACKERS = ("nanogpt.tracking.wandb", "nanogpt.tracking.tensorboard", "nanogpt.tracking.trackio")
@@ -28,13 +28,13 @@ def keep_code(runs: Sequence[PlannedRun]) -> Generator[None, None, None]:
     if not any((run.config.hardware.devices or 1) > 1 for run in runs):
         yield
         return
-    before = spawn.CODE_ROOT
+    before = child_process.CODE_ROOT
     with tempfile.TemporaryDirectory(prefix="nanogpt-code-") as folder:
-        spawn.CODE_ROOT = snapshot(Path(folder))
+        child_process.CODE_ROOT = snapshot(Path(folder))
         try:
             yield
         finally:
-            spawn.CODE_ROOT = before
+            child_process.CODE_ROOT = before
 
 
 def load_library(wanted: set[str]) -> None:

@@ -73,7 +73,7 @@ def check_search_possible(config: TrainConfig) -> None:
             f"stop_at_fraction={config.stop_at_fraction}: hydra/sweeper=optuna trains every trial to its end"
         )
     if find_spec("optuna") is None:
-        raise BadEnvironment("hydra/sweeper=optuna: optuna is not installed: pip install -e '.[optuna]'")
+        raise BadEnvironment("hydra/sweeper=optuna: optuna is not installed: pip install 'optuna>=4,<5'")
 
 
 def run_search(

@@ -36,7 +36,8 @@ def check_slurm_available() -> None:
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise BadEnvironment(
             "hydra/launcher=submitit_slurm: no sbatch and srun on this machine; submit from a login node, run "
-            "the points here with hydra/launcher=submitit_local, or start a small test cluster with make slurm-up"
+            "the points here with hydra/launcher=submitit_local, or start a small test cluster: "
+            "python -m launch.slurm_sandbox up"
         )
 
 

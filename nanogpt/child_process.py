@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nanogpt.errors import LabError
 
+CODE_ROOT = Path(__file__).parents[1]  # what new processes import; a sweep replaces it by its copy
 Child = subprocess.Popen[str]
 
 
@@ -30,13 +31,12 @@ class ChildFailed(Exception):
 
 
 def start_child(module: str, *words: str, message: str, **environment: str) -> Child:
-    """Start `python -m module words` in its own session, with these variables added to the environment."""
-    environment["PYTHONPATH"] = python_path(Path(__file__).parents[1])
+    """Start a module in its own session, with these variables added to the environment."""
     with tempfile.TemporaryFile("w+") as file:
         file.write(message)
         file.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-m", module, *words],
+            module_command(module, *words),
             stdin=file,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -44,6 +44,22 @@ def start_child(module: str, *words: str, message: str, **environment: str) -> C
             env=os.environ | environment,
             start_new_session=True,
         )
+
+
+def module_command(module: str, *words: str) -> list[str]:
+    """Return the command that runs a module of ours as `python -m` does, but never one in the current folder.
+
+    Python's option for that, -P, is new in 3.11.
+    """
+    root = str(CODE_ROOT)
+    lines = [
+        "import sys",
+        "sys.path[:] = filter(None, sys.path)",
+        f"{root!r} in sys.path or sys.path.insert(0, {root!r})",
+        "import runpy",
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)",
+    ]
+    return [sys.executable, "-c", "; ".join(lines), *words]
 
 
 def python_path(code: str | Path) -> str:

@@ -7,9 +7,11 @@ gets no output unless it configures logging itself.
 import logging
 import os
 import sys
+from pathlib import Path
 
 WARNING = "warning: "  # the beginning of a line of level WARNING or above
 PACKAGES = ("nanogpt", "cli", "launch", "experiments", "api")  # whose loggers a command shows
+SCRIPTS = ("train.py", "prepare.py", "sample.py", "evaluate.py", "bench.py")  # of a checkout
 
 
 class ConsoleHandler(logging.Handler):
@@ -51,3 +53,8 @@ def print_text(text: str = "") -> None:
         print(text, flush=True)
     except OSError:  # a pipe without a reader, a terminal that is gone, a full disk
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+
+
+def format_command(name: str) -> str:
+    """Return how this user starts a command: `python train.py` if such a script runs, else `nanogpt train`."""
+    return f"python {name}.py" if Path(sys.argv[0]).name in SCRIPTS else f"nanogpt {name}"

@@ -265,7 +265,7 @@ def check_fp8(device: torch.device, section: str) -> None:
         allowed = "allowed: false, or a CUDA device of compute capability 8.9 or more"
         raise BadEnvironment(f"{section}fp8=true: {device} has no products of 8-bit floats; {allowed}")
     if find_spec("torchao") is None:
-        raise BadEnvironment(f"{section}fp8=true: torchao is not installed: pip install -e '.[fp8]'")
+        raise BadEnvironment(f"{section}fp8=true: torchao is not installed: pip install 'torchao>=0.18'")
 
 
 def find_precision(hardware: HardwareConfig, device: torch.device, section: str) -> Precision:

@@ -16,7 +16,17 @@ from typing import Any
 from nanogpt.files import read_bytes, read_json_bytes
 from nanogpt.redaction import redact_all
 
-PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "tokenizers", "tiktoken", "safetensors")
+PACKAGES = (
+    "nanogpt-lab",
+    "torch",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "pydantic",
+    "tokenizers",
+    "tiktoken",
+    "safetensors",
+)
 GIT_STATE = "git.json"
 DIFF_LIMIT = 200_000  # characters of uncommitted changes kept
 
@@ -67,6 +77,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     """
     with suppress(OSError, ValueError):
         return read_json_bytes(folder.parent / GIT_STATE)
+    if not run_git(folder, "ls-files", "."):  # no checkout, or the user's, with an environment in it
+        return None
     commit = run_git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None

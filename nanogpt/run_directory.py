@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanogpt import schema
 from nanogpt.config import TrainConfig
+from nanogpt.console import format_command
 from nanogpt.entry_names import attempt_name, choose_attempt, is_attempt, parse_run_name, parse_step
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, hint, one_line
 from nanogpt.files import (
@@ -263,9 +264,8 @@ def find_run(run: str | None, runs_dir: str, key: str = "run") -> RunDirectory:
     if run is None:
         runs = [RunDirectory(path.parent) for path in folder.glob("**/config.json")]
         if not runs:
-            raise BadInput(
-                f"run=null: no run under {one_line(Path(runs_dir).absolute())}; train one first: python train.py"
-            )
+            remedy = f"train one first: {format_command('train')}"
+            raise BadInput(f"run=null: no run under {one_line(Path(runs_dir).absolute())}; {remedy}")
         return max(runs, key=lambda run: (bool(run.checkpoints.steps()), newest_change(run.path)))
     for path in (Path(run), folder / run):
         if os.path.exists(path / "config.json"):  # pathlib would raise for a name that is too long

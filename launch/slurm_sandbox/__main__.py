@@ -53,7 +53,7 @@ def up(cluster: SandboxCluster) -> None:
     started = cluster.start()
     print(f"started {' '.join(started)} in {time.monotonic() - began:.1f} s" if started else "running already")
     print(f"export SLURM_CONF={cluster.conf}")
-    print("sinfo\npython train.py -m hydra/launcher=submitit_slurm optimizer.lr=1e-3,3e-4")
+    print("sinfo\nnanogpt train -m hydra/launcher=submitit_slurm optimizer.lr=1e-3,3e-4")
 
 
 def down(cluster: SandboxCluster, wipe: bool) -> None:

@@ -8,23 +8,23 @@ import time
 from pathlib import Path
 
 from nanogpt.benchmark.timing import Rows, format_spread, time_call
+from nanogpt.child_process import module_command
 from nanogpt.config import BenchConfig
 from nanogpt.formatting import format_count
 from nanogpt.metrics_file import Row, read_rows
 
-TRAIN = (sys.executable, str(Path(__file__).parents[2] / "train.py"))
-BENCH_ONLY = ("training.tokens", "bench.", "against=", "profile=")  # overrides that are not passed to train.py
+BENCH_ONLY = ("training.tokens", "bench.", "against=", "profile=")  # overrides that are not passed to `train`
 
 
 def measure_startup() -> Rows:
     """Time `--help`, printing the config, and a training up to its first step."""
     rows: Rows = []
     for words in (["--help"], ["--cfg", "job"]):
-        command = [*TRAIN, *words]
+        command = module_command("cli", "train", *words)
         runs = [time_call(lambda c=command: subprocess.run(c, stdout=subprocess.DEVNULL, check=True)) for _ in range(5)]
-        rows.append((f"`python train.py {' '.join(words)}`", format_spread(runs)))
+        rows.append((f"`nanogpt train {' '.join(words)}`", format_spread(runs)))
     first_steps = [time_first_step() for _ in range(3)]
-    return [*rows, ("`python train.py` to the end of its first step, data prepared", format_spread(first_steps))]
+    return [*rows, ("`nanogpt train` to the end of its first step, data prepared", format_spread(first_steps))]
 
 
 def measure_ranks(config: BenchConfig) -> Rows:
@@ -38,7 +38,7 @@ def measure_ranks(config: BenchConfig) -> Rows:
 
 
 def time_first_step() -> float:
-    """Return the seconds from the start of train.py to its first row in timing.jsonl."""
+    """Return the seconds from the start of `train` to its first row in timing.jsonl."""
     started = time.time()
     return train_briefly(1, None)[0]["time"] - started
 
@@ -51,7 +51,7 @@ def train_briefly(steps: int, ranks: int | None) -> list[Row]:
         short |= {} if ranks is None else {"hardware.devices": ranks}
         replaced = (*short, *BENCH_ONLY)
         ours = [word for word in sys.argv[1:] if not word.startswith(replaced)]
-        command = [*TRAIN, *ours, *(f"{key}={value}" for key, value in short.items())]
+        command = module_command("cli", "train", *ours, *(f"{key}={value}" for key, value in short.items()))
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         (timing,) = Path(folder).glob("*/timing.jsonl")
         return read_rows(timing)

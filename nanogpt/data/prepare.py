@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.config import DataConfig, PrepareConfig
+from nanogpt.console import format_command
 from nanogpt.data.combine import build_meta, check_parts, check_windows, combine_digests
 from nanogpt.data.content import token_folder
 from nanogpt.data.corpora import BadRows, Corpus, find_corpus
@@ -80,7 +81,7 @@ def describe_unprepared(config: DataConfig) -> str:
     """Return the folder of a data set that isn't prepared, and the command that prepares it."""
     words = [shlex.quote(word) for word in sys.argv[1:] if word.startswith(("data=", "data."))]
     chosen = [] if any(word.startswith("data=") for word in words) else [f"data={config.name}"]
-    command = " ".join(["python prepare.py", *chosen, *words])
+    command = " ".join([format_command("prepare"), *chosen, *words])
     return f"{one_line(find_dataset_folder(config))}: not prepared; run: {command}"
 
 

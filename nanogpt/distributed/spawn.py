@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from nanogpt.child_process import python_path
 from nanogpt.distributed.env import STORE_VARIABLE
 from nanogpt.distributed.signals import SIGNALS, restore_handlers
 from nanogpt.entry_names import parse_number
@@ -26,7 +25,6 @@ from nanogpt.run_state import is_alive
 
 POLL, STRAGGLER_SECONDS = 0.05, 15.0  # seconds between polls; seconds that the other ranks have to end
 PR_SET_PDEATHSIG = 1
-CODE_ROOT = Path(__file__).parents[2]  # first on the PYTHONPATH of ranks; a sweep replaces it by its copy
 LOCK = "lock"  # held in the ranks' folder while they run
 Rank = subprocess.Popen[str]
 
@@ -51,7 +49,7 @@ def start_rank(command: list[str], rank: int, world: int, folder: Path, message:
     """Start one rank in a new session, so that Ctrl-C reaches it only once, forwarded by this process."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     environment = {name: str(value) for name, value in places.items()}
-    environment |= {STORE_VARIABLE: str(folder / "store"), "PYTHONPATH": python_path(CODE_ROOT)}
+    environment[STORE_VARIABLE] = str(folder / "store")
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

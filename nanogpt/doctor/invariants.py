@@ -48,7 +48,7 @@ def random_ids(shape: tuple[int, int], device: torch.device, seed: int = 3) -> T
 def check_logits(config: DoctorConfig) -> Finding:
     """Compare logits with those of transformers' GPT-2 with the same weights."""
     if find_spec("transformers") is None:
-        return Finding("note", "transformers is not installed", "pip install -e '.[transformers]' to compare")
+        return Finding("note", "transformers is not installed", "pip install 'transformers>=4.57' to compare")
     import transformers
 
     device = find_device(config.device, "device")

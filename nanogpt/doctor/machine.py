@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.cuda import nccl
 
 from nanogpt.config import DoctorConfig, TrackingConfig
+from nanogpt.console import format_command
 from nanogpt.cuda_driver import explain_no_cuda
 from nanogpt.data.dataset import open_prepared
 from nanogpt.device import cpu_name, find_device, memory_bytes
@@ -169,7 +170,7 @@ def check_data(config: DoctorConfig) -> Finding:
     """Check that the prepared data sets are complete."""
     folders = sorted(path.parent for path in Path(config.data_dir).glob("*/meta.json"))
     if not folders:
-        small = "train.py prepares small data sets itself; large ones: python prepare.py data=openwebtext"
+        small = f"train prepares small data sets itself; large ones: {format_command('prepare')} data=openwebtext"
         return Finding("note", f"none prepared in {one_line(Path(config.data_dir).absolute())}", small)
     found: list[str] = []
     lacking: list[str] = []
@@ -196,8 +197,10 @@ def check_tokenizer(_: DoctorConfig) -> Finding:
 
 
 CHECKS = {
-    "python": Check(check_python, "make setup PYTHON=python3.11, or another Python from 3.10 on"),
-    "torch": Check(check_torch, "make clean setup: it installs a torch that fits"),
+    "python": Check(
+        check_python, "a new environment with Python 3.10 to 3.13; in a checkout: make clean setup PYTHON=python3.12"
+    ),
+    "torch": Check(check_torch, "pip install 'torch>=2.9'; in a checkout: make clean setup"),
     "device": Check(check_device, "device=cpu; a GPU needs a driver (try nvidia-smi) and a torch for its CUDA version"),
     "compile": Check(check_compile, "hardware.compile=false trains without it; else: apt install g++ python3-dev"),
     "disk": Check(check_disk, "runs_dir=FOLDER on a disk that you may write to"),
@@ -206,6 +209,6 @@ CHECKS = {
         check_slurm, "ask the cluster's help desk, or module load slurm; else hydra/launcher=submitit_local"
     ),
     "wandb": Check(check_wandb, "tracking=local"),
-    "data": Check(check_data, "prepare the data set again: python prepare.py … overwrite=true"),
+    "data": Check(check_data, "prepare the data set again: nanogpt prepare … overwrite=true"),
     "tokenizer": Check(check_tokenizer, "remove the files in that folder, or set TIKTOKEN_CACHE_DIR to another one"),
 }

@@ -26,6 +26,7 @@ GATHER = 0.2  # seconds in which rows are collected before they are sent togethe
 SLACK = 15.0  # seconds beyond tracking.timeout in which a library may still report its own timeout
 AGAIN = 600.0  # seconds until an unreachable tracker is tried again
 FAILURES = (Exception, SystemExit)  # wandb raises SystemExit when its service process was killed
+REQUIREMENTS = {"wandb": "wandb>=0.31,<1", "tensorboard": "tensorboard>=2.16", "trackio": "trackio>=0.40"}
 Say = Callable[[str], None]
 
 
@@ -77,7 +78,7 @@ def check_trackers(settings: TrackingConfig) -> None:
     names = enabled_trackers(settings)
     for name in names:
         if find_spec(name) is None:
-            raise BadEnvironment(f"tracking.trackers: {name} is not installed: pip install -e '.[{name}]'")
+            raise BadEnvironment(f"tracking.trackers: {name} is not installed: pip install '{REQUIREMENTS[name]}'")
     if "wandb" in names and settings.required:
         from nanogpt.tracking.wandb import check_api_key
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nanogpt.checkpoint import Tensors
 from nanogpt.config import TrainConfig
+from nanogpt.console import format_command
 from nanogpt.data.batches import Batch, TrainBatches
 from nanogpt.distributed.signals import Stop, StopFlag
 from nanogpt.distributed.watchdog import Watchdog
@@ -173,7 +174,7 @@ class Loop:
         """Write the incident on rank 0. Returns a hint on how to look at it."""
         assert self.logger is not None
         where, whole = write_incident(self.state, tensors, self.logger.run.path, self.config, about)
-        return f"; python train.py replay={where} runs this step alone" if whole else f"; see {where}"
+        return f"; {format_command('train')} replay={where} runs this step alone" if whole else f"; see {where}"
 
     def divergence_error(self, what: str) -> Diverged:
         """Return the error, which only rank 0 prints."""

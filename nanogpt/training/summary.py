@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanogpt.config import TrainConfig
+from nanogpt.console import format_command
 from nanogpt.data.dataset import Dataset
 from nanogpt.distributed.signals import Stop, StopFlag
 from nanogpt.entry_names import parse_sample_step
@@ -80,21 +81,23 @@ def print_results(config: TrainConfig, state: TrainState, run: RunDirectory) -> 
         text = read_text(samples[-1], "replace")
         logger.info("\n".join(f"  | {escape_control_chars(line)}" for line in text.splitlines()))
     logger.info(f"\nrun directory  {run.path}\nloss curve     {run.plot}\n\nnext:")
-    python, embedded = python_command(), config.data.corpus == "pystdlib"
+    embedded = config.data.corpus == "pystdlib"
     prompt = " prompt='def '" if embedded else ""
-    logger.info(f"  {python} sample.py run={run.path}{prompt}")
+    logger.info(f"  {next_command('sample')} run={run.path}{prompt}")
     if embedded:
-        logger.info(f"  {python} train.py experiment=shakespeare_char_cpu")
-        logger.info(f"  {python} train.py data=text data.source='notes/*.txt'")
+        logger.info(f"  {next_command('train')} experiment=shakespeare_char_cpu")
+        logger.info(f"  {next_command('train')} data=text data.source='notes/*.txt'")
 
 
-def python_command() -> str:
-    """Return the command that starts this Python: `python` if its environment is active, else its path."""
-    found = shutil.which("python")
-    if found and Path(found).parent == Path(sys.executable).parent:
-        return "python"
-    near = os.path.relpath(sys.executable)
-    return sys.executable if near.startswith("..") else near
+def next_command(name: str) -> str:
+    """Return how this user starts a command, with the path of its program unless this environment is active."""
+    program, words = format_command(name).split(" ")
+    found, here = shutil.which(program), Path(sys.executable)
+    if found and Path(found).parent == here.parent:
+        return f"{program} {words}"
+    path = here if program == "python" else here.with_name(program)
+    near = os.path.relpath(path)
+    return f"{path if near.startswith('..') else near} {words}"
 
 
 def print_already_done(config: TrainConfig, state: TrainState, run: RunDirectory) -> None:

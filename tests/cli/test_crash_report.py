@@ -97,7 +97,11 @@ def test_where_no_file_can_be_written_the_traceback_is_shown(state: Path, capsys
         (UnicodeEncodeError("utf-8", "a\udc80", 1, 2, "surrogates not allowed"), 2, "can't be written as utf-8"),
         (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply"),
         (OverflowError("math range error"), 2, "a number is too large or too small to compute with: math range error"),
-        (ModuleNotFoundError("No module named 'hydra'", name="hydra"), 5, "has no 'hydra'; `make setup` makes"),
+        (
+            ModuleNotFoundError("No module named 'hydra'", name="hydra"),
+            5,
+            "has no 'hydra'; pip installs it with nanogpt-lab",
+        ),
         (ImportError("cannot import name 'x' from 'torch'", name="torch._C"), 5, "can't import from (cannot import"),
     ],
 )

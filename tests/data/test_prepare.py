@@ -183,7 +183,7 @@ def test_an_unreachable_hub_is_a_message(data: Make, monkeypatch: pytest.MonkeyP
 
 
 def test_large_data_is_not_prepared_by_train(data: Make) -> None:
-    with pytest.raises(BadData, match=r"not prepared; run: python prepare.py data=openwebtext"):
+    with pytest.raises(BadData, match=r"not prepared; run: nanogpt prepare data=openwebtext"):
         prepare_if_small(data(name="openwebtext", corpus="hub", hub="some/set", source=None))
 
 

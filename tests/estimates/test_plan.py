@@ -196,7 +196,7 @@ def test_a_plan_of_years_on_a_cpu_names_gpus() -> None:
 def test_data_that_is_not_prepared_is_in_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data=openwebtext", "dry_run=true", f"data.dir={tmp_path / 'data'}", "hardware=h100"]
     assert train(read_configs("train", TrainConfig, [*words, f"runs_dir={tmp_path / 'runs'}"])[0]) == 0
-    assert ": not prepared; run: python prepare.py data=openwebtext" in capsys.readouterr().out
+    assert ": not prepared; run: nanogpt prepare data=openwebtext" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

@@ -153,7 +153,7 @@ CONFIGS = [
 def test_the_command_repeats_the_science(words: list[str]) -> None:
     (config,) = read_configs("train", TrainConfig, [word.replace("${", "\\${") for word in words])
     command = reproduce_command(config)
-    assert command is not None and command.startswith("python train.py ")
+    assert command is not None and command.startswith("nanogpt train ")
     (again,) = read_configs("train", TrainConfig, shlex.split(command)[2:])
     assert signature(again) == signature(config) and again.hardware == config.hardware
 

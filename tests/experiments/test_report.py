@@ -49,7 +49,7 @@ def test_a_grid_with_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     written = {path.name for path in (tmp_path / "plots").iterdir()}
     assert written == {"curves.png", "heatmap.png"} and not list(tmp_path.glob(".*"))
     text = (tmp_path / "report.md").read_text()
-    assert "](plots/heatmap.png)" in text and "python train.py" in text and "| lr |" in text
+    assert "](plots/heatmap.png)" in text and "nanogpt train " in text and "| lr |" in text
     assert "final val" in capsys.readouterr().out
 
 

@@ -67,7 +67,7 @@ def test_the_speed_of_a_real_training_is_that_of_its_siblings(tmp_path: Path, co
 
 def test_speeds_of_runs_outside_of_the_study_come_second(tmp_path: Path) -> None:
     new = point(tmp_path / "study", **{"training.steps": 1000})
-    assert "not known: no earlier run is comparable; python train.py dry_run=true" in line_of(
+    assert "not known: no earlier run is comparable; nanogpt train dry_run=true" in line_of(
         forecast([new], None, 1), "time"
     )
     other = made(tmp_path / "other", 500.0)

@@ -13,8 +13,8 @@ from launch.loaded_code import keep_code
 from launch.snapshot import is_whole
 from launch.study import plan_study
 from launch.sweep import run_sweep
+from nanogpt import child_process
 from nanogpt.config import TrainConfig
-from nanogpt.distributed import spawn
 from nanogpt.errors import BadData, BadEnvironment
 from nanogpt.run_directory import RunDirectory, locate_run
 from tests.launch.jobs import Lab
@@ -91,17 +91,17 @@ def test_ranks_get_a_copy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded_code, "load_library", set)
     words = lab.only("name=s", "training.seed=1,2", "hardware.devices=2")
     planned_runs = plan_study(read_sweep("train", TrainConfig, words, multirun=True)).runs
-    tree = spawn.CODE_ROOT
+    tree = child_process.CODE_ROOT
     with keep_code(planned_runs):
         assert (
-            tree != spawn.CODE_ROOT
-            and is_whole(spawn.CODE_ROOT)
-            and (spawn.CODE_ROOT / "nanogpt/distributed/spawn.py").is_file()
+            tree != child_process.CODE_ROOT
+            and is_whole(child_process.CODE_ROOT)
+            and (child_process.CODE_ROOT / "nanogpt/distributed/spawn.py").is_file()
         )
-        copy = spawn.CODE_ROOT
-    assert tree == spawn.CODE_ROOT and not copy.exists()
+        copy = child_process.CODE_ROOT
+    assert tree == child_process.CODE_ROOT and not copy.exists()
     with keep_code(planned_runs[:1]):
-        assert tree == spawn.CODE_ROOT
+        assert tree == child_process.CODE_ROOT
 
 
 def test_optuna_is_imported_for_searches_alone() -> None:

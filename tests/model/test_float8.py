@@ -46,7 +46,7 @@ def test_an_old_gpu_and_a_missing_torchao_are_refused(monkeypatch: pytest.Monkey
     with pytest.raises(BadEnvironment, match=r"hardware.fp8=true: cuda:0 .*allowed: false, or .* capability 8.9"):
         set_up_device(hardware)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
-    with pytest.raises(BadEnvironment, match=r"hardware.fp8=true: .*pip install -e '.\[fp8\]'"):
+    with pytest.raises(BadEnvironment, match=r"hardware.fp8=true: .*pip install 'torchao>=0.18'"):
         set_up_device(hardware)
 
 

@@ -242,7 +242,7 @@ def test_the_row_of_a_step_waits_for_its_evaluation(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "trackio" else object())
     check_trackers(TrackingConfig(trackers=("wandb",)))
-    with pytest.raises(BadEnvironment, match=r"trackio is not installed: pip install -e '.\[trackio\]'"):
+    with pytest.raises(BadEnvironment, match=r"trackio is not installed: pip install 'trackio>=0.40'"):
         check_trackers(TrackingConfig(trackers=("wandb", "trackio")))
 
 
