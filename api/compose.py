@@ -10,7 +10,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
+from cli.argv import split_search_path
 from cli.commands import COMMANDS, JOBS
+from cli.config_files import search_in
 from cli.sweep_request import read_configs
 from nanogpt.config import BenchConfig, EvaluateConfig, PrepareConfig, SampleConfig, TrainConfig
 from nanogpt.errors import BadInput, hint, one_line
@@ -42,8 +44,9 @@ def compose(command: str, overrides: Sequence[str] = ()) -> ConfigModel:
         raise BadInput(f"{one_line(command)}: no such command; allowed: {', '.join(known)}{hint(command, known)}")
     if isinstance(overrides, str):
         raise BadInput(f"overrides={one_line(overrides)}: allowed: a list of strings, such as [{overrides!r}]")
-    with LOCK, keep_hydra_state():
-        (config,) = read_configs(command, COMMANDS[command].config, list(overrides))
+    folders, words = split_search_path(overrides)
+    with LOCK, keep_hydra_state(), search_in(folders):
+        (config,) = read_configs(command, COMMANDS[command].config, words)
     return config
 
 

@@ -1,5 +1,6 @@
 """Words of a command line: flags, most of them Hydra's; overrides; names of studies and runs."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
@@ -14,11 +15,12 @@ FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p")
 CFG_TOPICS = ("job", "hydra", "all")
 INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 FLAGS = (*HYDRA_FLAGS, *FLAGS_WITH_VALUE, "--resolve", "--multirun", "-m", "--help", "-h")
-OWN_FILES = "put your file into conf/GROUP/NAME.yaml and give GROUP=NAME"
-WHOLE_COMMAND = "to keep a whole command as a file, write conf/experiment/NAME.yaml and give experiment=NAME"
+SEARCH_FLAGS, SEARCH_KEY = ("--config-dir", "-cd"), "hydra.searchpath"
+OWN_FILES = "files of your own: --config-dir FOLDER finds FOLDER/GROUP/NAME.yaml as GROUP=NAME"
+WHOLE_COMMAND = (
+    "to keep a whole command as a file, write FOLDER/experiment/NAME.yaml: --config-dir FOLDER experiment=NAME"
+)
 ADVICE = {  # flags of Hydra that are not supported
-    "--config-dir": OWN_FILES,
-    "-cd": OWN_FILES,
     "--config-path": OWN_FILES,
     "-cp": OWN_FILES,
     "--config-name": WHOLE_COMMAND,
@@ -53,6 +55,33 @@ def split_flags(argv: list[str], kind: type[ConfigModel] = ConfigModel) -> tuple
     if not {"--cfg", "-c"} & set(flags) and (only := {"--resolve", "--package", "-p"} & set(flags)):
         raise BadInput(f"{min(only)}: needs --cfg job")
     return flags, overrides
+
+
+def split_search_path(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (the user's folders with YAML files, the other words). Raises BadInput for what names no folders.
+
+    As in Hydra, the last --config-dir and the last hydra.searchpath count.
+    """
+    folders: dict[str, list[str]] = {}
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        key, equals, value = word.partition("=")
+        if key in SEARCH_FLAGS:
+            value = value if equals else next(left, "")
+            if not value:
+                raise BadInput(f"{key}: needs a folder")
+            folders[SEARCH_FLAGS[0]] = [value]
+        elif key == SEARCH_KEY:
+            from cli.overrides import parse_override  # imports Hydra
+
+            read = parse_override(word).value()
+            if not isinstance(read, list) or not all(isinstance(folder, str) for folder in read):
+                raise BadInput(f"{one_line(word)}: allowed: a list of folders, as [FOLDER] or [file://FOLDER]")
+            folders[SEARCH_KEY] = read
+        else:
+            rest.append(word)
+    return [folder for found in folders.values() for folder in found], rest
 
 
 def raise_unknown_flag(word: str, kind: type[ConfigModel]) -> NoReturn:

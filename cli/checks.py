@@ -9,16 +9,16 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
+from cli.config_files import search_overrides
 from cli.overrides import Value, value_problem
 from cli.quoting import format_for_shell
-from cli.sweep_keys import GROUPS
+from cli.sweep_keys import GROUPS, explain_hydra_key
 from nanogpt import schema
 from nanogpt.errors import BadInput, one_line
 from nanogpt.fields import is_literal
 from nanogpt.schema import ConfigModel
 
 EXPANDED = ("data.source", "eval.", "against")  # keys and groups whose readers expand ~
-HYDRA_IS_OURS = "Hydra's own settings can't be changed here; a file may set hydra.launcher and hydra.sweeper"
 OF_COMMAND = ("overrides", "runtime", "job")  # parts of Hydra's configuration that differ between commands
 
 
@@ -59,9 +59,9 @@ def check_hydra_settings(command: str, files: tuple[str, ...], composed: DictCon
     """Raise BadInput for a chosen file that changes Hydra's own settings, which would have no effect."""
     if not any(file.startswith("experiment=") for file in files):
         return
-    usual = hydra_settings(compose(command, [], return_hydra_config=True))
+    usual = hydra_settings(compose(command, search_overrides(), return_hydra_config=True))
     if key := first_difference(usual, hydra_settings(composed)):
-        raise BadInput(f"{' '.join(files)}: hydra{key}: {HYDRA_IS_OURS}")
+        raise BadInput(f"{' '.join(files)}: hydra{key}: {explain_hydra_key(f'hydra{key}')}")
 
 
 def hydra_settings(composed: DictConfig) -> dict[str, Any]:

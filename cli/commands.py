@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
-from cli.argv import collect_targets
+from cli.argv import collect_targets, split_search_path
+from cli.config_files import search_in
 from cli.entry import dispatch, exit_on_error
 from cli.launcher_config import LaunchConfig
 from nanogpt.config import (
@@ -109,16 +110,19 @@ def run_subcommand(program: str, names: tuple[str, ...]) -> NoReturn:
 def run_command(name: str) -> NoReturn:
     """Run a command with the words of sys.argv and exit with its code."""
     command = COMMANDS[name]
-    if command.group == JOBS:
-        exit_on_error("launch", lambda: import_when_called(command.function)(name, sys.argv[1:]))
 
     def call() -> int:
-        if command.targets:
-            sys.argv[1:] = collect_targets(sys.argv[1:], command.targets)
-        sweep = import_when_called(command.sweep) if command.sweep else None
-        return dispatch(name, command.config, import_when_called(command.function), sys.argv[1:], sweep)
+        folders, words = split_search_path(sys.argv[1:])
+        function = import_when_called(command.function)
+        with search_in(folders):
+            if command.group == JOBS:
+                return function(name, words)
+            if command.targets:
+                words = collect_targets(words, command.targets)
+            sweep = import_when_called(command.sweep) if command.sweep else None
+            return dispatch(name, command.config, function, words, sweep)
 
-    exit_on_error(name, call)
+    exit_on_error("launch" if command.group == JOBS else name, call)
 
 
 def import_when_called(where: str) -> Callable[..., Any]:

@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cli.checks import HYDRA_IS_OURS, check_hydra_settings, check_tilde, check_typed_value
-from cli.config_files import check_no_yaml_bomb, choices, groups
+from cli import config_files
+from cli.checks import check_hydra_settings, check_tilde, check_typed_value
+from cli.config_files import check_no_yaml_bomb, choices, groups, search_overrides
 from cli.grid import is_excluded
 from cli.interpolation import (
     check_values,
@@ -34,7 +35,7 @@ from cli.interpolation import (
 from cli.launcher_config import LAUNCHERS
 from cli.overrides import Value, parse_override
 from cli.sweep_config import SWEEPERS, SweepConfig
-from cli.sweep_keys import LAUNCHER, SWEEP_PREFIXES, SWEEPER, SweepKeys
+from cli.sweep_keys import LAUNCHER, SWEEP_PREFIXES, SWEEPER, SweepKeys, explain_hydra_key
 from nanogpt import schema
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.interop.sources import fill_from_weights
@@ -218,15 +219,15 @@ class Composer:
 def run_hydra_compose(command: str, files: tuple[str, ...]) -> DictConfig:
     """Return what Hydra makes of a choice of files, its own configuration included. Raises BadInput."""
     for file in files:
-        check_no_yaml_bomb(*file.split("=", 1))
+        check_no_yaml_bomb(config_files.CONFIG_DIR / f"{file.replace('=', '/', 1)}.yaml", file)
     chosen = " ".join(files)
     try:
-        composed = compose(command, list(files), return_hydra_config=True)
+        composed = compose(command, [*files, *search_overrides()], return_hydra_config=True)
     except (TypeError, YAMLError) as error:
         raise BadInput(f"{chosen}: a file is not YAML with keys: {one_line(error, 300)}") from None
     except (HydraException, OmegaConfBaseException, RecursionError) as error:
-        if "hydra.searchpath" in str(error):
-            raise BadInput(f"{chosen}: hydra.searchpath: {HYDRA_IS_OURS}") from None
+        if "Overriding hydra.searchpath" in str(error):
+            raise BadInput(f"{chosen}: hydra.searchpath: {explain_hydra_key('hydra.searchpath')}") from None
         override_needed = "Could not find 'experiment/" in str(error)
         remedy = "; of another group's file write e.g. - override /data: text" if override_needed else ""
         raise BadInput(f"{first_error_line(error)}{remedy}") from None

@@ -140,7 +140,7 @@ def dispatch(
         return 0
     if "--shell-completion" in argv or "-sc" in argv:
         check_completion_words(argv)
-        return run_hydra(name, kind)
+        return run_hydra(name, kind, argv)
     flags, overrides = split_flags(argv, kind)
     from cli.compose import to_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
     from cli.overrides import warn_about_repeats
@@ -153,7 +153,7 @@ def dispatch(
         if questions[0] in ("--cfg", "-c") and flags[flags.index(questions[0]) + 1] == "job":
             print(to_yaml(request.points[0].config, requested_package(flags)).rstrip())
             return 0
-        return run_hydra(name, kind)
+        return run_hydra(name, kind, argv)
     if multirun:
         return sweep(request) if sweep else run_points([point.config for point in request.points], main)
     request.check_multirun()
@@ -187,14 +187,15 @@ def check_completion_words(argv: list[str]) -> None:
             raise BadInput(f"{one_line(word)}: with -sc only install=, uninstall= or query= and the name of a shell")
 
 
-def run_hydra(name: str, kind: type[ConfigModel]) -> int:
-    """Let Hydra answer. It reads sys.argv itself and runs nothing for these flags. Return 0."""
+def run_hydra(name: str, kind: type[ConfigModel], words: list[str]) -> int:
+    """Let Hydra answer. It reads sys.argv and runs nothing for these flags. Return 0."""
     import hydra
 
     from cli import config_files
     from cli.compose import register_schemas
 
     register_schemas(name, kind)
+    sys.argv[1:] = [*words, *config_files.search_overrides()]
     hydra.main(version_base="1.3", config_path=str(config_files.CONFIG_DIR), config_name=name)(lambda _: None)()
     return 0
 

@@ -18,7 +18,15 @@ from hydra.errors import HydraException
 
 from cli.config_files import choices, groups, optional_groups
 from cli.quoting import format_for_shell
-from cli.sweep_keys import LAUNCHER, SWEEP_PREFIXES, SWEEPER, sweep_fields, sweep_groups, sweep_key_names
+from cli.sweep_keys import (
+    LAUNCHER,
+    SWEEP_PREFIXES,
+    SWEEPER,
+    explain_hydra_key,
+    sweep_fields,
+    sweep_groups,
+    sweep_key_names,
+)
 from nanogpt import schema
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.fields import is_literal
@@ -193,7 +201,7 @@ def raise_unknown_key(kind: type[ConfigModel], key: str, text: str, known: list[
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         mine = [name for group in sweep_groups(command) for name in (group.replace("/", "."), group[: len("hydra/l")])]
         if not key.startswith(tuple(mine)):
-            raise BadInput(f"{text}: Hydra's own settings can't be changed here")
+            raise BadInput(f"{text}: {explain_hydra_key(key)}")
         near = [name for name in known if name.startswith("hydra")]
         raise BadInput(schema.describe_unknown_key(sweep_fields().items(), key, near, "key or group"))
     if inside := [name for name in known if name.startswith(key + ".")]:

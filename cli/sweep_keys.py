@@ -15,8 +15,23 @@ Config = TypeVar("Config", bound=ConfigModel)
 LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
 LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS = "hydra.launcher.", "hydra.sweeper.", "sweep."
 SWEEP_PREFIXES = (LAUNCHER_KEYS, SWEEPER_KEYS, SWEEP_KEYS)
+RUN_FOLDERS = "runs_dir=FOLDER says where runs and studies are, name=NAME what this one is called"
+HYDRA_ADVICE = {  # keys of Hydra that have another name here
+    "hydra.run.dir": RUN_FOLDERS,
+    "hydra.sweep.dir": RUN_FOLDERS,
+    "hydra.sweep.subdir": "a point's folder is named by what it changes; name=NAME names the study",
+    "hydra.job.name": "give name=NAME",
+    "hydra.mode": "give -m for a sweep",
+    "hydra.searchpath": "it is given on the command line, or as --config-dir FOLDER",
+}
 GROUPS = {"train": [LAUNCHER, SWEEPER], "launch": [LAUNCHER]}  # command -> its groups about sweeps
 KEYS = {"train": SWEEP_PREFIXES, "launch": (LAUNCHER_KEYS,)}  # command -> beginnings of its keys about sweeps
+
+
+def explain_hydra_key(key: str) -> str:
+    """Return why a key of Hydra can't be set, and what to set instead."""
+    advice = HYDRA_ADVICE.get(key, "only hydra.launcher, hydra.sweeper and hydra.searchpath may be set")
+    return f"Hydra's own settings can't be changed here; {advice}"
 
 
 def sweep_groups(command: str) -> list[str]:

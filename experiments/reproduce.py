@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from cli.compose import HORIZON
-from cli.config_files import choices
+from cli.config_files import choices, search_overrides
 from cli.quoting import format_override
 from cli.sweep_request import compose_unchecked, read_sweep
 from nanogpt import schema
@@ -55,7 +55,7 @@ def build_command(config: TrainConfig, files: Sequence[str]) -> str | None:
             return None
     except LabError:
         return None
-    return shlex.join(["nanogpt", "train", *words])
+    return shlex.join(["nanogpt", "train", *search_overrides(), *words])
 
 
 def to_tuple(value: object) -> object:

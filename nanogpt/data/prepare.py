@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 from nanogpt import tokenizer as tokenizers
@@ -48,6 +49,7 @@ from nanogpt.progress import TokenizeProgress
 from nanogpt.schema import to_json
 from nanogpt.tokenizer import Tokenizer
 
+FOLDER_WORDS = ("--config-dir", "-cd", "hydra.searchpath=")  # name the user's folders with YAML files
 SMALL_BYTES = 200 * 2**20  # train.py prepares local text up to this size itself
 BPE_CHARACTERS = 200_000_000  # a vocabulary is trained on at most this much text
 
@@ -79,7 +81,8 @@ def check_prepared(config: DataConfig) -> None:
 
 def describe_unprepared(config: DataConfig) -> str:
     """Return the folder of a data set that isn't prepared, and the command that prepares it."""
-    words = [shlex.quote(word) for word in sys.argv[1:] if word.startswith(("data=", "data."))]
+    given = ("data=", "data.", *FOLDER_WORDS)
+    words = [shlex.quote(w) for last, w in pairwise(sys.argv) if w.startswith(given) or last in FOLDER_WORDS]
     chosen = [] if any(word.startswith("data=") for word in words) else [f"data={config.name}"]
     command = " ".join([format_command("prepare"), *chosen, *words])
     return f"{one_line(find_dataset_folder(config))}: not prepared; run: {command}"

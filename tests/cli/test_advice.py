@@ -67,10 +67,10 @@ def test_the_advice_composes(words: list[str], key: str, value: object) -> None:
         ("model=conf/model/tiny.yaml", "did you mean 'tiny'?"),
         ("runs_dir=''", "runs_dir=: text is needed, not nothing"),
         (
-            "--config-dir=x",
-            "--config-dir=x: no such option here; put your file into conf/",
+            "--config-path=x",
+            "--config-path=x: no such option here; files of your own: --config-dir FOLDER",
         ),
-        ("--config-name=x", "write conf/experiment/NAME.yaml and give experiment=NAME"),
+        ("--config-name=x", "write FOLDER/experiment/NAME.yaml: --config-dir FOLDER experiment=NAME"),
         ("--multirun=3", "--multirun takes no value"),
         ("--cfg=foo", "--cfg foo: allowed: one of job"),
     ],

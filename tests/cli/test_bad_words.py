@@ -42,7 +42,9 @@ TABLE = [
     ("name=${oc.decode:x}", "name: ${oc.decode:x}: resolver 'oc.decode' is not allowed"),
     ("name=${oc.env:WANDB_API_KEY}", "WANDB_API_KEY looks like a secret"),
     ("data.source=${oc.env:HF_TOKEN,x}", "HF_TOKEN looks like a secret"),
-    ("hydra.run.dir=/proc/x", "Hydra's own settings can't be changed"),
+    ("hydra.run.dir=/proc/x", "runs_dir=FOLDER says where runs and studies are, name=NAME what this one is called"),
+    ("-m hydra.sweep.dir=/proc/x", "runs_dir=FOLDER says where runs"),
+    ("hydra.job.chdir=true", "Hydra's own settings can't be changed here; only hydra.launcher, hydra.sweeper"),
     (
         "hydra/launcher=submitit_slrum",
         "allowed: one of basic, submitit_local, submitit_slurm; did you mean 'submitit_slurm'?",
