@@ -1,5 +1,7 @@
 """Table of all commands: name, config, and the function that runs it."""
 
+import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,10 +103,26 @@ def main() -> NoReturn:
 def run_subcommand(program: str, names: tuple[str, ...]) -> NoReturn:
     """Run the command that the first word names. Without a command, or with --help, list `names`."""
     words = sys.argv[1:]
+    if words[:1] == ["-sc"]:
+        complete_subcommand(names)
     if not words or words[0] not in names:
         exit_on_error("nanogpt", lambda: list_commands(program, names, words))
     sys.argv = [f"{program} {words[0]}", *words[1:]]
     run_command(words[0])
+
+
+def complete_subcommand(names: tuple[str, ...]) -> NoReturn:
+    """Answer `nanogpt -sc …`: a shell asks what may follow the line COMP_LINE, or for the script that makes it ask."""
+    line = os.environ.get("COMP_LINE")
+    if line is None:
+        run_command("train")
+    typed = re.match(r"\s*\S+\s+(\S+)\s+(.*)", line)
+    if typed is None:
+        print(*names)
+    elif typed[1] in names and COMMANDS[typed[1]].group != JOBS:
+        os.environ["COMP_LINE"] = f"nanogpt {typed[2]}"
+        run_command(typed[1])
+    sys.exit(0)
 
 
 def run_command(name: str) -> NoReturn:

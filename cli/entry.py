@@ -140,6 +140,7 @@ def dispatch(
         return 0
     if "--shell-completion" in argv or "-sc" in argv:
         check_completion_words(argv)
+        sys.argv[0] = sys.argv[0].removesuffix(f" {name}")  # a shell completes for a program
         return run_hydra(name, kind, argv)
     flags, overrides = split_flags(argv, kind)
     from cli.compose import to_yaml  # imports Hydra: 0.3 s that --help doesn't wait for

@@ -171,7 +171,7 @@ def check_within(worst: float, limit: float, what: str) -> Finding:
     return Finding("ok", f"the same as {what}, within {worst:.1e}")
 
 
-CODE = "if device=cpu passes, the device's driver or torch is at fault; else the code: python -m pytest"
+CODE = "if device=cpu passes, the device's driver or torch is at fault; else the code; in a checkout: python -m pytest"
 CHECKS = {
     "logits": Check(check_logits, f"{CODE} tests/model tests/interop"),
     "cache": Check(check_cache, f"{CODE} tests/generation/test_decode.py"),

@@ -10,6 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from cli.commands import COMMANDS
 from cli.compose import HORIZON
 from cli.config_files import choices, groups
 from cli.entry import help_page
@@ -21,7 +22,7 @@ from nanogpt.estimates.flops import parameter_counts
 from nanogpt.interop.architecture import GPT2_DEFAULTS, SIZES
 from nanogpt.schema import iter_fields
 from tests.cli_helpers import CONFIGS
-from tests.commands import ask_all
+from tests.commands import ask_all, command
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "data.source=a.txt"
@@ -217,6 +218,31 @@ def test_tab_completion(tmp_path: Path) -> None:
     environment = {"COMP_LINE": "python train.py model=gpt2_", "COMP_POINT": "27", "PATH": ""}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["model=gpt2_large", "model=gpt2_medium", "model=gpt2_modern", "model=gpt2_xl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("nanogpt train model=gpt2_", ["model=gpt2_large", "model=gpt2_medium", "model=gpt2_modern", "model=gpt2_xl"]),
+        ("nanogpt evaluate eval=l", ["eval=lambada", "eval=loss"]),
+        ("nanogpt tr", list(COMMANDS)),
+        ("nanogpt status run", []),
+        ("nanogpt nosuch model=", []),
+    ],
+)
+def test_tab_completion_of_the_one_command(tmp_path: Path, line: str, expected: list[str]) -> None:
+    done = command("-m", "cli", "-sc", "query=bash", folder=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", expected)
+
+
+@pytest.mark.parametrize("words", [["-sc", "install=bash"], ["train", "-sc", "install=bash"]])
+def test_a_shell_learns_to_complete_the_one_command(tmp_path: Path, words: list[str]) -> None:
+    code = "import sys; sys.argv[0] = 'lab/bin/nanogpt'; from cli.commands import main; main()"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.rstrip().endswith("complete -o nospace -o default -F hydra_bash_completion nanogpt")
 
 
 def test_a_files_warm_up_that_is_longer_than_the_run_is_a_tenth_of_it(capsys: pytest.CaptureFixture[str]) -> None:
