@@ -175,6 +175,8 @@ def describe_error(schema: type[BaseModel], error: ErrorDetails) -> str:
     path = [str(part) for part in error["loc"]]
     if error["type"] == "refused":
         return format_setting(context["key"], context["value"]) + ": " + context["why"]
+    if error["type"] == "missing" and isinstance(error["loc"][-1], str):
+        return f"{'.'.join(path)}: is missing"
     while ".".join(path) not in keys and len(path) > 1 and error["type"] != "extra_forbidden":
         path.pop()  # an index in a list or a member of a union: name the key
     key = ".".join(path)

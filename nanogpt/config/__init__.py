@@ -21,6 +21,7 @@ from nanogpt.config.commands import (
     ExportConfig,
     PrepareConfig,
     SampleConfig,
+    ServeConfig,
     SyncConfig,
     TaskConfig,
     TrainedConfig,

@@ -1,4 +1,4 @@
-"""Keys of the commands about data, models and the machine: prepare, sample, evaluate, export, sync, doctor."""
+"""Keys of the commands about data, models and the machine: prepare, sample, serve, evaluate, export, sync, doctor."""
 
 from typing import Annotated, Literal
 
@@ -96,6 +96,25 @@ class SampleConfig(TrainedConfig):
     quiet: bool = free(False, "do not print the line on standard error that names the model and the settings")
     interactive: bool = free(False, "read prompts from the terminal, one after the other")
     out: str | None = free(None, "append one JSON line per text to this file instead of printing it; null: print")
+
+
+class ServeConfig(TrainedConfig):
+    """HTTP server that answers OpenAI's API with a trained model."""
+
+    host: str = free("127.0.0.1", "address to listen on; 0.0.0.0: all addresses of this machine", min_length=1)
+    port: int = free(8000, "port to listen on; 0: any free one", ge=0, le=65535)
+    precision: Literal["fp32", "bf16"] = free(
+        "fp32", "precision of the weights; bf16 halves the memory traffic per token"
+    )
+    attention: Attention = free("auto", "attention kernel to prefer; auto: flash, then efficient on CUDA")
+    max_tokens: int = free(2048, "largest max_tokens of a request", ge=1, le=10_000_000)
+    max_choices: int = free(8, "largest number of texts of a request: its prompts times n", ge=1, le=4096)
+    max_running: int = free(4, "requests that are generated in turns, a token each", ge=1, le=1024)
+    max_waiting: int = free(32, "requests that wait; further ones are refused with status 429", ge=0, le=100_000)
+    max_body_bytes: int = free(2**20, "largest size of a request in bytes", ge=1, le=2**30)
+    stop_timeout_s: int = free(
+        20, "seconds that requests may take to finish after a stop signal (Ctrl-C, SIGTERM)", ge=0, le=86_400
+    )
 
 
 class EvaluateConfig(TrainedConfig):

@@ -27,20 +27,24 @@ class Answer:
         self.tokenizer, self.task = tokenizer, task
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.text = ""
+        self.tokens: list[int] = []
         self.n_returned = 0
         """Number of characters that `add` has returned."""
-        self.finished = False
+        self.finished = self.stopped = False
+        """The text is complete; it was ended by the task's rules, not by a limit."""
 
     def add(self, token: int) -> str:
         """Add a token and return the text that can be shown now: not what may be the beginning of a stop text."""
         if self.finished:
             return ""
+        self.tokens.append(token)
         if self.task.until_end and token == self.tokenizer.end_of_text:
+            self.stopped = True
             return self.close()
         self.text += self.decoder.decode(tokenizers.decode_bytes(self.tokenizer, [token]))
         end = self.find_end()
         if end is not None:
-            self.text, self.finished = self.text[:end], True
+            self.text, self.finished, self.stopped = self.text[:end], True, True
         return self.take_until(len(self.text) - (0 if self.finished else self.partial_stop_length()))
 
     def close(self) -> str:
@@ -82,11 +86,16 @@ def encode_prompt(trained: TrainedModel, config: SampleConfig, text: str) -> lis
             ids = trained.tokenizer.encode(filled).tolist()
     except BadInput as error:
         raise BadInput(f"prompt={one_line(filled)}: {error}") from None
+    check_prompt_length(trained, config, ids, text)
+    return ids
+
+
+def check_prompt_length(trained: TrainedModel, config: SampleConfig, ids: Sequence[int], shown: str) -> None:
+    """Raise BadInput if the ids of a prompt are more than the model sees."""
     block_size = trained.model.config.block_size
     if len(ids) > block_size and not config.truncate:
         why = f"{len(ids)} tokens, the model sees {block_size}; truncate=true takes the last {block_size}"
-        raise BadInput(f"prompt={one_line(text)}: {why}")
-    return ids
+        raise BadInput(f"prompt={one_line(shown)}: {why}")
 
 
 def sampling_params(trained: TrainedModel, config: SampleConfig) -> SamplingParams:
@@ -102,15 +111,20 @@ def sampling_params(trained: TrainedModel, config: SampleConfig) -> SamplingPara
 
 
 def generate_answers(
-    trained: TrainedModel, config: SampleConfig, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
+    trained: TrainedModel,
+    config: SampleConfig,
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    answers: Sequence[Answer] | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Answer B prompts in one batch, and yield (row, piece of text) as soon as it is generated.
 
-    `numbers` count the texts of the whole command; with the seed they determine the random numbers of each text.
+    `numbers` count the texts of the whole command; with the seed they determine the random numbers of each text. The
+    texts are collected in `answers`, or in new ones.
     """
     device = trained.model.lm_head.weight.device
     generators = [torch.Generator(device).manual_seed(derive_seed(config.seed, number)) for number in numbers]
-    rows = [Answer(trained.tokenizer, config.task) for _ in prompts]
+    rows = answers or [Answer(trained.tokenizer, config.task) for _ in prompts]
     params = sampling_params(trained, config)
     drawn = generate(trained.model, prompts, config.max_new_tokens, params, generators, config.attention)
     for tokens in drawn:

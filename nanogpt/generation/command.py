@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from nanogpt.config import SampleConfig
+from nanogpt.config import SampleConfig, ServeConfig
 from nanogpt.device import Compute, attention_used, find_device
 from nanogpt.errors import BadInput, one_line
 from nanogpt.files import from_json, open_regular
@@ -27,14 +27,8 @@ def sample(config: SampleConfig) -> int:
     config = resolve_config(config)
     check_output_file("out", config.out)
     texts = [] if config.interactive else read_prompts(config)  # before loading the model, which may take a while
-    device = find_device(config.device, "device")
-    trained = load_trained(config, device)
-    attention_used(config.attention, Compute(device, config.precision, ""), trained.model.config, section="")
+    trained = load_for_decoding(config, config.batch_size)
     check_special_tokens(trained, config, texts)
-    if config.precision == "bf16":
-        trained.model.bfloat16()
-    else:
-        speed_up_cpu_decoding(trained.model, config.batch_size)
     if not config.quiet:
         print(describe(trained, config), file=sys.stderr, flush=True)
     if config.interactive:
@@ -46,6 +40,18 @@ def sample(config: SampleConfig) -> int:
     for first in range(0, len(jobs), config.batch_size):
         print_answers(trained, config, jobs, first)
     return 0
+
+
+def load_for_decoding(config: SampleConfig | ServeConfig, rows: int) -> TrainedModel:
+    """Return the model of a config, made ready to decode `rows` texts at a time. Raises LabError."""
+    device = find_device(config.device, "device")
+    trained = load_trained(config, device)
+    attention_used(config.attention, Compute(device, config.precision, ""), trained.model.config, section="")
+    if config.precision == "bf16":
+        trained.model.bfloat16()
+    else:
+        speed_up_cpu_decoding(trained.model, rows)
+    return trained
 
 
 def check_special_tokens(trained: TrainedModel, config: SampleConfig, texts: list[str]) -> None:

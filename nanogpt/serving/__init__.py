@@ -1,0 +1,1 @@
+"""OpenAI's API over HTTP, answered by a trained model."""
