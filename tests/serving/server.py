@@ -35,8 +35,8 @@ def serving(*words: str, **environment: str) -> Generator[Server, None, None]:
     there = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     with tempfile.NamedTemporaryFile("w+") as errors:
         process = subprocess.Popen(line, env=there, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             printed, found = "", None
             while found is None:
                 read = process.stdout.readline()

@@ -98,10 +98,8 @@ def test_logprobs_are_those_of_the_logits(server: Server, run: nanogpt.Run, echo
         shown = [to_byte(token) for token in found.tokens]
         assert bytes(shown).decode("utf-8", "replace") == choice.text
         assert found.text_offset[0] == 0 and found.text_offset == sorted(found.text_offset)
-        first = [(i, token) for i, token in zip(found.text_offset, shown, strict=True) if not 0x80 <= token < 0xC0]
-        assert all(
-            choice.text[i] in (bytes([token]).decode("utf-8", "ignore"), *"ößäü🙂—✓\ufffd") for i, token in first
-        )
+        ascii = [(i, chr(token)) for i, token in zip(found.text_offset, shown, strict=True) if token < 0x80]
+        assert len(ascii) > 3 and all(choice.text[i] in (char, "\ufffd") for i, char in ascii)
         ids = shown if echo else [*prompt, *shown]
         table = run.logits(ids).log_softmax(1)
         if echo:
