@@ -9,8 +9,10 @@ from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
+import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -23,14 +25,15 @@ from nanogpt.files import from_json
 from nanogpt.interop.load_model import TrainedModel
 from nanogpt.schema import from_dict
 from nanogpt.serving.chat_template import ChatTemplate
-from nanogpt.serving.engine import Engine, TooManyRequests
+from nanogpt.serving.engine import Engine
 from nanogpt.serving.job import Job, plan_chat, plan_completion
 from nanogpt.serving.logprobs import compute_logprobs
 from nanogpt.serving.replies import Reply
 from nanogpt.serving.requests import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
-KINDS = {429: "rate_limit_error", 500: "server_error"}
+KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+PATIENCE_S = 5  # after that for requests: a client that neither sends nor reads is cut off
 
 
 class Api:
@@ -55,7 +58,7 @@ class Api:
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
         app.add_api_route("/v1/models", self.list_models)
         app.add_api_route("/v1/models/{name}", self.show_model)
-        for kind in (BadInput, TooManyRequests, AnyHTTPException, ClientDisconnect, Exception):
+        for kind in (BadInput, AnyHTTPException, ClientDisconnect, Exception):
             app.add_exception_handler(kind, to_response)
         return app
 
@@ -128,15 +131,31 @@ class Api:
         return reply.whole([await self.engine.call(each) for each in work])
 
 
+class ApiServer(uvicorn.Server):
+    """HTTP server. A stop signal leaves requests `timeout` seconds, a second one none."""
+
+    def __init__(self, api: Api, timeout: int) -> None:
+        last = timeout + PATIENCE_S
+        super().__init__(uvicorn.Config(api.app(), log_config=None, access_log=False, timeout_graceful_shutdown=last))
+        self.engine, self.timeout = api.engine, timeout
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop in time, or with the next token."""
+        self.engine.stop_at = time.monotonic() + (0 if self.should_exit else self.timeout)
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+
+
 async def report_error(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """Yield events; an error becomes the last one, and is raised."""
+    """Yield events; an error becomes the last one, and is raised if it is unexpected."""
     try:
         async with aclosing(events):
             async for event in events:
                 yield event
     except Exception as error:
         yield f"data: {json.dumps(error_body(error))}\n\n"
-        raise
+        if not isinstance(error, AnyHTTPException):
+            raise
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
@@ -164,8 +183,6 @@ def describe_error(error: Exception) -> tuple[int, str]:
             return 400, str(error)
         case AnyHTTPException():
             return error.status_code, str(error.detail)
-        case TooManyRequests():
-            return 429, "too many requests wait; try again later"
         case ClientDisconnect():
             return 499, "the client has gone"
         case _:

@@ -20,9 +20,7 @@ def serve(config: ServeConfig) -> int:
     """Answer requests until a stop signal. Raises BadInput, BadCheckpoint, BadData, BadEnvironment."""
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise BadEnvironment(f"{missing[0]} is not installed: pip install 'fastapi>=0.115' 'uvicorn>=0.30'")
-    import uvicorn
-
-    from nanogpt.serving.app import Api
+    from nanogpt.serving.app import Api, ApiServer
 
     key = os.environ.get(KEY)
     with bind(config) as listener:  # before loading the model, which may take a while
@@ -37,9 +35,7 @@ def serve(config: ServeConfig) -> int:
         listener.listen()
         where = f"[{address[0]}]" if ":" in address[0] else address[0]
         logger.info(f"model {one_line(api.model['id'])}: http://{where}:{address[1]}/v1")
-        timeout = config.stop_timeout_s
-        settings = uvicorn.Config(api.app(), log_config=None, access_log=False, timeout_graceful_shutdown=timeout)
-        uvicorn.Server(settings).run([listener])
+        ApiServer(api, config.stop_timeout_s).run([listener])
     return 0
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,21 @@ def test_slots_and_signals(run: nanogpt.Run) -> None:
         assert server.process.wait(60) == -signal.SIGTERM
         with pytest.raises(openai.APIConnectionError):
             client.models.list()
+
+
+def test_requests_that_take_too_long_end_with_an_error(run: nanogpt.Run) -> None:
+    with serving(f"run={run.path}", "max_running=1", "max_tokens=500000", "stop_timeout_s=0") as server:
+        stream = server.client().completions.create(**LONG, stream=True)
+        next(stream)
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(server.client().completions.create, **LONG)
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            with pytest.raises(openai.APIError, match="the server is stopping"):
+                list(stream)
+            with pytest.raises(openai.InternalServerError, match="the server is stopping"):
+                waiting.result()
+        assert server.process.wait(60) == -signal.SIGTERM
 
 
 def wait_for_slot(client: openai.OpenAI) -> None:
