@@ -24,6 +24,7 @@ from nanogpt import schema
 from nanogpt.console import format_command, show_logs
 from nanogpt.cpu_threads import limit_spinning
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, LabError, PeerLost, hint, one_line
+from nanogpt.json_output import reserve_stdout
 from nanogpt.schema import ConfigModel
 
 if TYPE_CHECKING:
@@ -155,10 +156,24 @@ def dispatch(
             print(to_yaml(request.points[0].config, requested_package(flags)).rstrip())
             return 0
         return run_hydra(name, kind, argv)
+    if multirun and not sweep and wants_json(request.points[0].config):
+        raise BadInput("format=json: prints one document; give the command once per point, without -m")
+    prepare_output(request.points[0].config)
     if multirun:
         return sweep(request) if sweep else run_points([point.config for point in request.points], main)
     request.check_multirun()
     return main(request.points[0].config)
+
+
+def wants_json(config: ConfigModel) -> bool:
+    """Return whether the command of a config prints JSON."""
+    return getattr(config, "format", None) == "json"
+
+
+def prepare_output(config: ConfigModel) -> None:
+    """Keep standard output for the JSON document if the config asks for one."""
+    if wants_json(config):
+        reserve_stdout()
 
 
 def run_points(configs: list[Config], main: Callable[[Config], int]) -> int:

@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from nanogpt.config.types import Count, Name
 from nanogpt.fields import free
+from nanogpt.json_output import FORMAT_HELP, OutputFormat
 from nanogpt.schema import ConfigModel, field_error
 
 # Options that the launcher sets or has a key for.
@@ -173,6 +174,7 @@ class LaunchConfig(ConfigModel):
     )
     runs_dir: str = free("runs", "folder of all run directories", min_length=1)
     lines: Count = free(20, "logs: lines to print of each log")
+    format: OutputFormat = free("text", f"status: {FORMAT_HELP}")
     rank: int = free(0, "logs: rank whose log to print", ge=0, le=10**6)
     follow: bool = free(False, "logs: keep printing new lines")
     poll_s: float = free(10.0, "wait: seconds between queries of the queue", ge=0.2, le=3600)

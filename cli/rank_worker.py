@@ -5,7 +5,7 @@ import os
 import sys
 
 from cli.actions import evaluate, train
-from cli.entry import exit_on_error
+from cli.entry import exit_on_error, prepare_output
 from nanogpt import schema
 from nanogpt.config import EvaluateConfig, TrainConfig
 from nanogpt.distributed.spawn import die_with_parent
@@ -22,7 +22,9 @@ def run_rank() -> int:
     if message["command"] == "train":
         return train(schema.from_dict(TrainConfig, message["config"]))
     assert message["command"] == "evaluate"
-    return evaluate(schema.from_dict(EvaluateConfig, message["config"]))
+    config = schema.from_dict(EvaluateConfig, message["config"])
+    prepare_output(config)
+    return evaluate(config)
 
 
 if __name__ == "__main__":

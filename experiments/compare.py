@@ -1,17 +1,15 @@
 """`nanogpt compare`: runs, or groups of seeds, side by side, also at equal cost."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
 from experiments.code_diff import code_difference
+from experiments.comparison import COSTS, Comparison, Side, find_equal_costs, find_gap, flops
 from experiments.document import Block, Cell, Code, Figure, Heading, Note, Page, TableBlock
 from experiments.find import find_runs, read_statuses
 from experiments.ranking import SeedGroup, group_by_seed
-from experiments.results import RunResult, read_results
-from experiments.statistics import Estimate, estimate_mean, mean, welch_test
+from experiments.results import read_results
+from experiments.statistics import mean
 from experiments.tables import (
     COLUMNS,
     config_table,
@@ -26,20 +24,18 @@ from experiments.tables import (
     total_cell,
     why_cell,
 )
-from nanogpt.comparability import IN_BITS, Comparability, agree_in_bits, compare_measurements, partition
+from nanogpt.comparability import Comparability, agree_in_bits, compare_measurements, partition
 from nanogpt.config import Against, CompareConfig, Metric
 from nanogpt.console import print_text
 from nanogpt.errors import BadInput, one_line
 from nanogpt.formatting import escape_control_chars, format_count
+from nanogpt.json_output import print_result
 from nanogpt.output_paths import check_output_folder
 
 MAX_SIDES = 26  # sides, each a letter
 PAGE_ONLY = ("best val", "FLOPs")  # columns that a terminal has no room for
 MAX_CODE_LINES = 100  # of code in a terminal
-SHARES = (0.25, 0.5, 0.75, 1.0)
-COSTS: tuple[Against, ...] = ("tokens", "flops", "time")
 SHOWN_METRICS: tuple[Metric, ...] = ("val_loss", "best_val_loss", "val_bpb")
-Side = tuple[str, SeedGroup]
 
 
 def compare(config: CompareConfig) -> int:
@@ -58,12 +54,18 @@ def compare(config: CompareConfig) -> int:
         raise BadInput(f"targets: {len(groups)} settings; at most {MAX_SIDES} side by side; report ranks more")
     sides = [(chr(ord("A") + i), setting) for i, setting in enumerate(groups)]
     notes = [*problems, *unreadable, *(f"{one_line(r.path)}: {text}" for r in results for text in r.problems)]
+    files: list[Path] = []
     page = [*(Note(text, warning=True) for text in notes), *page_blocks(sides, config.metric)]
-    print_page(page)
     if config.out is not None:
         title = f"Comparison of {len(sides)} settings"
-        for path in Page(title, [*page, *figure_blocks(sides)]).write(Path(config.out), "compare"):
+        files = Page(title, [*page, *figure_blocks(sides)]).write(Path(config.out), "compare")
+
+    def print_all(_: object) -> None:
+        print_page(page)
+        for path in files:
             print_text(one_line(path))
+
+    print_result(config.format, Comparison(sides, config.metric, notes, files), print_all)
     return 0
 
 
@@ -74,13 +76,11 @@ def page_blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
         ("side", "runs", "status", "why"),
         [[Cell(name), Cell(name_runs(side)), status_cell(side), why_cell(side)] for name, side in sides],
     )
-    comparability = compare_measurements([side.measurement for _, side in sides if side.counted])
-    unit = comparability.unit
-    if unit == "bits_per_byte":
-        metric = IN_BITS[metric]
+    comparison = Comparison(sides, metric)
+    unit = comparison.comparability.unit
     yield Heading("Numbers")
-    yield from comparability_notes(comparability, sides)
-    yield numbers_table(sides, metric if unit else None)
+    yield from comparability_notes(comparison.comparability, sides)
+    yield numbers_table(sides, comparison.used_metric)
     yield Note(verdict_note(sides))
     yield Heading("At equal cost")
     table = equal_cost_table(sides, "val_loss" if unit == "nats" else "val_bpb") if unit else None
@@ -144,23 +144,16 @@ def numbers_table(sides: Sequence[Side], metric: Metric | None) -> TableBlock:
     return TableBlock(("side", "seeds", *names, "tokens", "FLOPs", "time", hours, gap, "p"), rows)
 
 
-def flops(result: RunResult) -> float | None:
-    return None if result.flops_per_token is None else result.tokens * result.flops_per_token
-
-
 def difference_cells(side: SeedGroup, first: SeedGroup, metric: Metric | None) -> list[Cell]:
     """Return the difference from the first side, with its 95 % interval and p if both have several seeds."""
-    losses, others = (side.losses(metric), first.losses(metric)) if metric else ([], [])
-    if not losses or not others:
+    gap = find_gap(side, first, metric)
+    if gap is None:
         return [Cell("-"), Cell("-")]
-    gap = mean(losses) - mean(others)
-    if not (side.finished and first.finished):  # their last evaluations may be of different steps
-        return [Cell(f"({gap:+.4f})", gap), Cell("-")]
-    found = welch_test(losses, others)
-    if found is None:
-        return [Cell(f"{gap:+.4f}", gap), Cell("-")]
-    p = "<1e-4" if found.p < 1e-4 else f"{found.p:.2g}"
-    return [Cell(f"{found.mean:+.4f} ± {found.half:.4f}", found.mean), Cell(p, found.p)]
+    if gap.half is None or gap.p is None:
+        text = f"{gap.mean:+.4f}"
+        return [Cell(text if gap.final else f"({text})", gap.mean), Cell("-")]
+    p = "<1e-4" if gap.p < 1e-4 else f"{gap.p:.2g}"
+    return [Cell(f"{gap.mean:+.4f} ± {gap.half:.4f}", gap.mean), Cell(p, gap.p)]
 
 
 def verdict_note(sides: Sequence[Side]) -> str:
@@ -183,31 +176,11 @@ def verdict_note(sides: Sequence[Side]) -> str:
 
 def equal_cost_table(sides: Sequence[Side], key: str = "val_loss") -> TableBlock | None:
     """Return validation loss or bits per byte of every side at equal tokens, FLOPs and time."""
-    rows: list[list[Cell]] = []
-    for x in COSTS:
-        curves = [[line for r in side.counted if (line := cost_curve(r, x, key))] for _, side in sides]
-        if not all(curves):
-            continue
-        most = min(max(xs) for xs, _ in chain.from_iterable(curves))
-        for share in SHARES:
-            at = share * most
-            cells = [estimate_cell(loss_at(own, at)) for own in curves]
-            rows.append([Cell(x), Cell(format_cost(x, at), at), *cells])
+    rows = [
+        [Cell(found.cost), Cell(format_cost(found.cost, found.at), found.at), *map(estimate_cell, found.values)]
+        for found in find_equal_costs(sides, key)
+    ]
     return TableBlock(("cost", "at", *(name for name, _ in sides)), rows) if rows else None
-
-
-def cost_curve(result: RunResult, x: Against, key: str) -> tuple[list[float], list[float]] | None:
-    """Return costs and values of the evaluations; None if the cost is unknown or doesn't grow."""
-    rows = [row for row in result.evals if key in row]
-    places = result.x_values(rows, x)
-    if not places or max(places) <= 0:
-        return None
-    return places, [row[key] for row in rows]
-
-
-def loss_at(curves: Sequence[tuple[list[float], list[float]]], at: float) -> Estimate | None:
-    """Return the mean over seeds, each interpolated between its evaluations."""
-    return estimate_mean([float(np.interp(at, xs, losses)) for xs, losses in curves])
 
 
 def format_cost(x: Against, at: float) -> str:

@@ -2,23 +2,43 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from experiments.find import find_runs, read_statuses
 from launch.status import RunStatus
 from launch.watching import MAX_ROWS, format_age, format_loss, print_failures, show_until_done
-from nanogpt.comparability import compare_measurements
+from nanogpt.comparability import Comparability, compare_measurements
 from nanogpt.config import ListConfig, TargetsConfig, WatchConfig
 from nanogpt.console import print_text
 from nanogpt.errors import BadInput, LabError, one_line
 from nanogpt.formatting import format_count, format_duration, format_table, shorten
+from nanogpt.json_output import print_result
 from nanogpt.loss_check import LossProblem, find_loss_problem
 from nanogpt.measurement import Measurement, read_history
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import STATES, count_states
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Runs, and messages about records that can't be read."""
+
+    runs: Sequence[RunStatus]
+    problems: Sequence[str]
+
+    def json_fields(self) -> dict[str, Any]:
+        """Return what `format=json` shows."""
+        runs: list[dict[str, Any]] = []
+        for run in self.runs:
+            trouble = loss_trouble(run)
+            more = {"time_left_s": compute_time_left(run), "loss_problem": trouble and trouble.description}
+            runs.append(run.json_fields() | more)
+        return {"runs": runs, "comparable": compare_last(self.runs), "problems": self.problems}
 
 
 def list_runs(config: ListConfig) -> int:
@@ -28,14 +48,20 @@ def list_runs(config: ListConfig) -> int:
     if not chosen:
         states = ", ".join(sorted({run.state for run in runs}))
         raise BadInput(f"state={config.state}: none of {len(runs)} runs; there are: {states}")
-    print_text(runs_table(sorted(chosen, key=lambda run: -run.updated), config))
-    print_failures(chosen, partial(display_name, config=config))
-    for run in chosen:
+    listing = Listing(sorted(chosen, key=lambda run: -run.updated), problems)
+    print_result(config.format, listing, partial(print_listing, config=config))
+    return 0
+
+
+def print_listing(listing: Listing, config: ListConfig) -> None:
+    """Print the table, and below it failures, losses that look wrong, and unreadable records."""
+    print_text(runs_table(listing.runs, config))
+    print_failures(listing.runs, partial(display_name, config=config))
+    for run in listing.runs:
         if trouble := loss_trouble(run):
             print_text(f"{display_name(run, config)}: {run.state}, {trouble.description}")
-    for problem in problems:
+    for problem in listing.problems:
         logger.warning(problem)
-    return 0
 
 
 def watch(config: WatchConfig) -> int:
@@ -62,7 +88,7 @@ def urgency(run: RunStatus) -> tuple[int, float]:
 def runs_table(runs: Sequence[RunStatus], config: TargetsConfig, rows: int | None = None) -> str:
     """Return a table with one line per run; with bits per byte and the reason if losses aren't comparable."""
     shown = runs[:rows]
-    verdict = compare_measurements([last_measurement(run.path) for run in shown if run.val is not None])
+    verdict = compare_last(shown)
     in_nats = verdict.unit == "nats"
     cells = [
         (
@@ -86,6 +112,11 @@ def runs_table(runs: Sequence[RunStatus], config: TargetsConfig, rows: int | Non
         return text
     also = "bits/byte are" if verdict.unit else "bits/byte neither"
     return f"{text}\nnote: val and best are not comparable, {also}: {one_line(verdict.reason, 300)}"
+
+
+def compare_last(runs: Sequence[RunStatus]) -> Comparability:
+    """Return the unit in which the last evaluations of runs are comparable."""
+    return compare_measurements([last_measurement(run.path) for run in runs if run.val is not None])
 
 
 def last_measurement(path: Path) -> Measurement:
@@ -122,11 +153,16 @@ def display_name(run: RunStatus, config: TargetsConfig) -> str:
 
 
 def format_time_left(run: RunStatus) -> str:
-    """Return the time that the remaining steps take at the current speed."""
+    left = compute_time_left(run)
+    return "-" if left is None else format_duration(left)
+
+
+def compute_time_left(run: RunStatus) -> float | None:
+    """Return the seconds that the remaining steps take at the current speed; None if it is not running."""
     if run.state != "running" or not run.rate or not run.steps:
-        return "-"
+        return None
     try:
         config = RunDirectory(run.path).read_config()
     except LabError:
-        return "-"
-    return format_duration(max(0, run.steps - run.step) * config.training.batch_tokens / run.rate)
+        return None
+    return max(0, run.steps - run.step) * config.training.batch_tokens / run.rate

@@ -188,22 +188,34 @@ def differing_keys(configs: Sequence[TrainConfig]) -> list[str]:
 def config_table(sides: Sequence[tuple[str, RunResult]]) -> TableBlock | None:
     """Return every key that differs, those that can change the result first, and differences in measurement."""
     results = [result for _, result in sides]
+    rows = [
+        [Cell(key), *(Cell(one_line(format_value(value), 100)) for value in values), Cell(effect)]
+        for key, values, effect in differing_values(results)
+    ]
+    rows += [
+        [Cell(name), *(Cell(one_line(value or "not recorded")) for value in values), Cell("yes")]
+        for name, values in differing_contents([result.measurement for result in results]).items()
+    ]
+    return TableBlock(("key", *(label for label, _ in sides), "changes the result"), rows) if rows else None
+
+
+def differing_values(results: Sequence[RunResult]) -> list[tuple[str, list[Any], str]]:
+    """Return every key that differs, its value in each run, and whether it changes the result, in words."""
     configs = [dict(schema.iter_values(result.config)) for result in results]
     first = identity_values(results[0].config)
     alike = {result.measurement.data for result in results}
     same_content = len(alike) == 1 and None not in alike
-    rows: list[list[Cell]] = []
+    found: list[tuple[str, list[Any], str]] = []
     for key in differing_keys([result.config for result in results]):
         effect = "yes" if key in first else "no"
         if key == "data.source" and same_content:
             effect = "no: same content"
-        rows.append([Cell(key), *(Cell(one_line(format_value(c[key]), 100)) for c in configs), Cell(effect)])
-    rows += content_rows([result.measurement for result in results])
-    return TableBlock(("key", *(label for label, _ in sides), "changes the result"), rows) if rows else None
+        found.append((key, [config[key] for config in configs], effect))
+    return found
 
 
-def content_rows(found: Sequence[Measurement]) -> list[list[Cell]]:
-    """Return rows about what was measured or used, if it differs: digests of contents, and resolved values."""
+def differing_contents(found: Sequence[Measurement]) -> dict[str, list[object]]:
+    """Return what was measured or used, if it differs: digests of contents, and resolved values."""
     facts: dict[str, list[object]] = {
         "content of the data": [m.data and m.data[:12] for m in found],
         "content of the validation text": [m.text and m.text[:12] for m in found],
@@ -212,11 +224,7 @@ def content_rows(found: Sequence[Measurement]) -> list[list[Cell]]:
         "precision used": [m.precision for m in found],
         "fp8 used": [None if m.fp8 is None else format_value(m.fp8) for m in found],
     }
-    return [
-        [Cell(name), *(Cell(one_line(value or "not recorded")) for value in values), Cell("yes")]
-        for name, values in facts.items()
-        if len(set(values)) > 1
-    ]
+    return {name: values for name, values in facts.items() if len(set(values)) > 1}
 
 
 def along_table(settings: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> TableBlock | None:

@@ -22,6 +22,7 @@ from nanogpt.console import print_text
 from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import check_regular, read_text
 from nanogpt.formatting import escape_control_chars
+from nanogpt.json_output import print_result
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import FAILED, IN_PROGRESS, NEEDS_ATTENTION, count_states
 
@@ -53,8 +54,12 @@ def lock_study(config: LaunchConfig) -> Generator[tuple[Study, list[RunStatus]],
 def status(config: LaunchConfig) -> int:
     """Print a table of all points, and the logs of those that failed."""
     study, points = find_points(config)
-    print_text(status_table(study, points))
-    print_failures(points)
+
+    def print_table(_: object) -> None:
+        print_text(status_table(study, points))
+        print_failures(points)
+
+    print_result(config.format, {"study": study, "points": points}, print_table)
     return 0
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cli.actions import train
 from cli.argv import split_flags
-from cli.entry import print_help
+from cli.entry import prepare_output, print_help, wants_json
 from cli.launcher_config import BasicLauncher, LaunchConfig
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadInput, one_line
@@ -41,6 +41,7 @@ def submit(words: list[str]) -> int:
     warn_about_repeats(overrides)
     chosen = any(word.startswith("hydra/launcher=") for word in overrides)
     sweep = read_sweep("train", TrainConfig, overrides if chosen else [*overrides, "hydra/launcher=submitit_slurm"])
+    prepare_output(sweep.points[0].config)
     if isinstance(sweep.launcher, BasicLauncher):
         raise BadInput("hydra/launcher=basic: runs it here: nanogpt train …")
     return submit_single_run(sweep)
@@ -63,6 +64,10 @@ def run_on_study(command: str, words: list[str]) -> int:
     warn_about_repeats([word for word in overrides if word not in named])
     settings = [word for word in overrides if word not in named] + [f"target={word}" for word in named]
     asked = read_sweep("launch", LaunchConfig, settings)
+    config = asked.points[0].config
+    if wants_json(config) and command != "status":
+        raise BadInput(f"format=json: nanogpt status prints JSON, nanogpt {command} only text")
+    prepare_output(config)
     calls: dict[str, Callable[[LaunchConfig], int]] = {
         "status": commands.status,
         "logs": commands.logs,
@@ -70,5 +75,5 @@ def run_on_study(command: str, words: list[str]) -> int:
         "cancel": commands.cancel,
     }
     if command in calls:
-        return calls[command](asked.points[0].config)
-    return commands.resubmit(asked.points[0].config, command, asked.launcher_values)
+        return calls[command](config)
+    return commands.resubmit(config, command, asked.launcher_values)

@@ -5,39 +5,68 @@ alone, as in nanogpt/estimates/plan.py. Needs no torch; fast for a thousand poin
 """
 
 import heapq
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import gcd
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+from launch.forecast_memory import device_memory, format_range, memory_lines, peak_memory
 from launch.resources import visible_gpus
-from launch.speeds import DeviceKind, PointWorkload, Speed, predict_speed, read_speeds, without_label
+from launch.speeds import DeviceKind, PointWorkload, RemainingWork, Speed, predict_speed, read_speeds, without_label
 from launch.study import PlannedRun
-from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig, auto_micro_batch_sizes, divisors
+from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig
 from nanogpt.console import format_command
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import compute_total_steps
 from nanogpt.estimates.gpu_specs import GPU_SPECS
-from nanogpt.estimates.memory import USABLE_SHARE, estimate_training_memory
 from nanogpt.estimates.plan import MFU
 from nanogpt.formatting import format_count, format_duration
 from nanogpt.run_directory import newest_step
 
-Value = TypeVar("Value")
-
 
 @dataclass(frozen=True)
-class RemainingWork:
-    """Work left to do for one point."""
+class Forecast:
+    """Predictions for points of which `at_once` run in parallel (None: unknown)."""
 
-    run: Path
-    work: PointWorkload
-    tokens: int
+    points: list[RemainingWork]
+    speeds: dict[PointWorkload, Speed | None]
+    at_once: int | None
+    here: bool = True
+    """False: the points run on other machines."""
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return lines about time and memory."""
+        lines = [*time_lines(self.points, self.speeds, self.at_once)] if self.points else []
+        return [*lines, *memory_lines(self.points, self.at_once, self.here), *(f"note    {n}" for n in self.notes)]
+
+    def json_fields(self) -> dict[str, Any]:
+        """Return what `format=json` shows: predictions for each point, and the time of all."""
+        durations = [self.duration(point) for point in self.points]
+        known = [duration for duration in durations if duration is not None]
+        whole = makespan(known, self.at_once) if self.at_once and known else sum(known)
+        points = [
+            {
+                "run": point.run,
+                "tokens_left": point.tokens,
+                "tokens_per_s": (speed := self.speeds[point.work]) and speed.rate,
+                "speed_source": speed and f"{speed.how}: {speed.where}",
+                "time_s": duration,
+                "memory_bytes": peak_memory(point.work, available := device_memory(point.work, self.here)[0]),
+                "available_bytes": available,
+            }
+            for point, duration in zip(self.points, durations, strict=True)
+        ]
+        time = whole if len(known) == len(points) else None
+        return {"points": points, "at_once": self.at_once, "time_s": time, "notes": self.notes}
+
+    def duration(self, point: RemainingWork) -> float | None:
+        """Return the seconds that a point takes, or None if its speed is not known."""
+        speed = self.speeds[point.work]
+        return point.tokens / speed.rate if speed else None
 
 
 def forecast(
@@ -46,15 +75,15 @@ def forecast(
     at_once: int | None,
     runs_dir: Path | None = None,
     here: bool = True,
-) -> list[str]:
-    """Return lines about the remaining work of `runs`, of which `at_once` run in parallel (None: unknown).
+) -> Forecast:
+    """Return the forecast for the remaining work of `runs`, of which `at_once` run in parallel (None: unknown).
 
     `gpu` is the kind that hardware.device=auto or cuda gets, None if unknown. Speeds come from earlier runs beside the
     points, then in `runs_dir`. Points on CPUs share this machine's memory unless `here` is false. Errors are reported
-    in the lines, never raised.
+    in the notes, never raised.
     """
     if not runs:
-        return []
+        return Forecast([], {}, at_once, here)
     # vocabulary size, and whether it is final
     vocabularies: Callable[[DataConfig], tuple[int, bool]] = cache(expected_vocab_size)  # pyright: ignore[reportAssignmentType]
 
@@ -64,14 +93,14 @@ def forecast(
     try:
         points = find_remaining_work(runs, gpu, vocab_size, here and bool(visible_gpus()))
     except (LabError, OSError) as error:  # the data's files
-        return [f"note    neither time nor memory can be predicted: {one_line(error, 200)}"]
+        return Forecast([], {}, at_once, here, (f"neither time nor memory can be predicted: {one_line(error, 200)}",))
     folders = [runs[0].path.parent, *([runs_dir] if runs_dir else [])]
     measured = read_speeds(folders, vocab_size)
     speeds = {work: predict_speed(work, measured) for work in {point.work for point in points}}
     sizes = {vocabularies(run.config.data) for run in runs if run.config.model.vocab_size is None}
-    lines = [*time_lines(points, speeds, at_once), *memory_lines(points, at_once, here)]
     guesses = [size for size, final in sorted(sizes) if not final]
-    return lines + [f"note    a vocabulary of {size:,} is assumed until the data is prepared" for size in guesses]
+    notes = (f"a vocabulary of {size:,} is assumed until the data is prepared" for size in guesses)
+    return Forecast(points, speeds, at_once, here, tuple(notes))
 
 
 def find_remaining_work(
@@ -132,8 +161,7 @@ def time_lines(
     points: list[RemainingWork], speeds: dict[PointWorkload, Speed | None], at_once: int | None
 ) -> Iterator[str]:
     """Yield the time of one point and of all whose speed is known, and how many are unknown."""
-    known = [(point, speed) for point in points if (speed := speeds[point.work])]
-    if known:
+    if known := [(point, speed) for point in points if (speed := speeds[point.work])]:
         durations = [point.tokens / speed.rate for point, speed in known]
         whole = f"about {format_range(durations, format_duration)} of training"
         if len(points) > 1:
@@ -179,104 +207,3 @@ def describe_sources(speeds: list[Speed]) -> str:
         number = f"{count} " if len(kinds) > 1 else ""
         parts.append(f"{number}from {format_range([speed.rate for speed in group], format_count)} tok/s, {source}")
     return "; ".join(parts)
-
-
-def memory_lines(points: list[RemainingWork], at_once: int | None, here: bool) -> Iterator[str]:
-    """Yield a line for each kind of device."""
-    for device in sorted({point.work.device for point in points}):
-        group = [point for point in points if point.work.device == device]
-        available, whose = device_memory(group[0].work, here)
-        needs = [peak_memory(point.work, available) for point in group]
-        if available is None:
-            yield f"memory  about {format_range(needs, format_bytes)}{memory_unit(group)}; {whose}"
-            continue
-        most = USABLE_SHARE * available
-        if too_large := [need for need in needs if need > most]:
-            largest = group[needs.index(max(needs))]
-            subject = f"{len(too_large)} of {len(group)} points need" if len(group) > 1 else "the point needs"
-            yield (
-                f"memory  {subject} about {format_range(too_large, format_bytes)}{memory_unit(group)}, more than "
-                f"{USABLE_SHARE:.0%} of the {format_bytes(available)} {whose}: {suggest_fix(group, available)} "
-                f"(largest: {one_line(largest.run.name)})"
-            )
-        else:
-            crowding = describe_crowding(needs, most, at_once) if device != "cuda" else ""
-            size = f"{format_range(needs, format_bytes)}{memory_unit(group)}"
-            yield f"memory  about {size} of the {format_bytes(available)} {whose}; fits{crowding}"
-
-
-def device_memory(work: PointWorkload, here: bool) -> tuple[int | None, str]:
-    """Return the memory of the GPU or of this machine in bytes and whose it is; or None and the reason."""
-    if work.gpu:
-        return GPU_SPECS[work.gpu].memory, f"of {work.gpu}"
-    if work.device == "cuda":
-        return None, "the kind of GPU isn't known, so neither is whether it fits"
-    if not here:
-        return None, "the memory of the machines isn't known"
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "of this machine"
-    except (OSError, ValueError):
-        return None, "the memory of this machine isn't known"
-
-
-@cache
-def peak_memory(work: PointWorkload, available: int | None = None, micro: int | None = None) -> int:
-    """Return the bytes of a GPU, or of a machine whose ranks share its memory. An automatic micro-batch is the largest
-    that fits, or 1.
-    """
-    sizes = [micro or work.micro]
-    if work.auto and available and not micro:
-        sizes = auto_micro_batch_sizes(work.share, work.model.block_size)
-    totals = [compute_memory(work, sequences) for sequences in sizes]
-    return max((total for total in totals if available and total <= USABLE_SHARE * available), default=totals[0])
-
-
-def compute_memory(work: PointWorkload, sequences: int) -> int:
-    gpu = work.device != "cpu"
-    memory = estimate_training_memory(
-        work.model, work.precision, sequences, gpu, work.rule, work.recompute, work.shards
-    )
-    return memory.total if work.device == "cuda" else memory.host_bytes(work.ranks_per_node)
-
-
-def suggest_fix(points: list[RemainingWork], available: int) -> str:
-    """Return what makes all points fit: the largest micro-batch that does, else another GPU."""
-    works = {point.work for point in points}
-    for micro in sorted(divisors(gcd(*(work.share for work in works))), reverse=True):
-        if all(peak_memory(work, available, micro) <= USABLE_SHARE * available for work in works):
-            return f"try hardware.micro_batch_size={micro}"
-    largest = max(peak_memory(work, available, 1) for work in works)
-    gpus = [(device.memory, name) for name, device in GPU_SPECS.items() if largest <= USABLE_SHARE * device.memory]
-    if not points[0].work.gpu or not gpus:
-        return "even micro-batches of one sequence are too large"
-    memory, other = min(gpus)
-    return f"not even hardware.micro_batch_size=1 fits; {other}, {format_bytes(memory)}, would do"
-
-
-def describe_crowding(needs: list[int], most: float, at_once: int | None) -> str:
-    """Return what to do if points fit alone but not in parallel, else an empty string."""
-    largest = sorted(needs, reverse=True)[:at_once]
-    if at_once is None or sum(largest) <= most:
-        return ""
-    fitting = max(n for n in range(1, len(largest) + 1) if sum(largest[:n]) <= most)
-    return (
-        f" alone, but {len(largest)} at once need up to {format_bytes(sum(largest))}: try "
-        f"hydra.launcher.array_parallelism={fitting}"
-    )
-
-
-def memory_unit(points: list[RemainingWork]) -> str:
-    """Return ` per GPU` or ` per machine` if a point uses several."""
-    if points[0].work.device == "cuda":
-        return " per GPU" if any(point.work.ranks > 1 for point in points) else ""
-    return " per machine" if any(point.work.ranks > point.work.ranks_per_node for point in points) else ""
-
-
-def format_bytes(number: float) -> str:
-    return f"{format_count(number, 'G')}B"
-
-
-def format_range(values: Sequence[Value], write: Callable[[Value], str]) -> str:
-    """Return e.g. `1h05m`, or `1h05m to 2h10m`."""
-    low, high = write(min(values)), write(max(values))  # type: ignore[type-var]
-    return low if low == high else f"{low} to {high}"

@@ -11,13 +11,14 @@ from cli.entry import is_rank, report_exception, run_points
 from cli.sweep_config import SweepConfig
 from launch.loaded_code import keep_code
 from launch.precision_check import check_precisions
-from launch.preview import print_preview, read_states, runs_to_start
+from launch.preview import build_preview, log_preview, read_states, runs_to_start
 from launch.study import Study
 from launch.watching import print_failures, status_table
 from nanogpt.config import TrainConfig
 from nanogpt.console import print_text
 from nanogpt.distributed.signals import restore_handlers
 from nanogpt.errors import STOPPED, Diverged, PeerLost, one_line
+from nanogpt.json_output import print_result
 from nanogpt.run_directory import RunDirectory
 from nanogpt.run_state import FAILED
 
@@ -35,9 +36,10 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
         return run_points([planned.config for planned in study.runs], main)
     check_precisions(study.runs, here=True)
     before = read_states(study)
-    print_preview(study, before, settings)
-    if study.runs[0].config.dry_run:
-        return main(study.runs[0].config)
+    preview, first = build_preview(study, before, settings), study.runs[0].config
+    print_result(first.format, preview, log_preview)
+    if first.dry_run:
+        return main(first) if first.format == "text" else 0
     ends: dict[Path, tuple[int, str]] = {}
     waiting = runs_to_start(study.runs, before, settings)
     with keep_code(waiting), trap_signals() as received:

@@ -1,18 +1,20 @@
 """Preview of a sweep: states of its points, resources, predicted time and memory."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cli.launcher_config import JobLauncher, SlurmLauncher
 from cli.sweep_config import SweepConfig
 from launch import local
-from launch.forecast import forecast
+from launch.forecast import Forecast, forecast
 from launch.resources import Resources
 from launch.status import RunStatus, read_points, read_run
 from launch.study import PlannedRun, Study
 from nanogpt.config import Metric
 from nanogpt.errors import one_line
+from nanogpt.json_output import to_json_value
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_directory import RunDirectory, newest_step
 from nanogpt.run_state import FAILED, REACHED_GOAL, RESUBMITTED, count_states
@@ -65,36 +67,68 @@ def metric_at_goal(planned: PlannedRun, metric: Metric = "val_loss") -> float | 
     return found[goal] if metric == key else min(value for step, value in found.items() if step <= goal)
 
 
-def print_preview(
-    study: Study,
-    before: dict[Path, RunStatus],
-    settings: SweepConfig,
-    where: tuple[JobLauncher, dict[Resources, list[PlannedRun]]] | None = None,
-) -> None:
-    """Print what is done and what is about to start; `where` has the launcher and resources, None: this process."""
+Placement = tuple[JobLauncher, dict[Resources, list[PlannedRun]]]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Points of a study: those that are done, and those that are about to start."""
+
+    study: Study
+    before: dict[Path, RunStatus]
+    """State of each point."""
+    settings: SweepConfig
+    start: list[PlannedRun]
+    """Points that are about to start."""
+    where: Placement | None
+    """Launcher and resources; None: this process."""
+    forecast: Forecast
+
+    def json_fields(self) -> dict[str, Any]:
+        """Return what `format=json` shows."""
+        runs = {planned.path for planned in self.start}
+        predicted = to_json_value(self.forecast)
+        by_run = {point["run"]: point for point in predicted.pop("points")}
+        points = [
+            {"run": run, "state": point.state, "why": point.why or None, "starts": run in runs}
+            | {"forecast": by_run.get(str(run))}
+            for run, point in self.before.items()
+        ]
+        launcher, groups = self.where or (None, dict[Resources, list[PlannedRun]]())
+        resources = [asdict(resources) | {"points": len(planned)} for resources, planned in groups.items()]
+        limit = {"time_limit_s": launcher and 60 * launcher.timeout_min}
+        return {"study": self.study.path, "points": points, "resources": resources} | limit | predicted
+
+
+def build_preview(
+    study: Study, before: dict[Path, RunStatus], settings: SweepConfig, where: Placement | None = None
+) -> Preview:
+    """Return the preview of a study; `where` has the launcher and resources, None: this process."""
     start = runs_to_start(study.runs, before, settings)
-    runs = {planned.path for planned in start}
+    return Preview(study, before, settings, start, where, forecast_points(study, start, settings, where))
+
+
+def log_preview(preview: Preview) -> None:
+    """Log what is done and what is about to start."""
+    study, before, where = preview.study, preview.before, preview.where
+    runs = {planned.path for planned in preview.start}
     rest = count_states(point.state for run, point in before.items() if run not in runs)
     verb = "submit" if where else "run"
     size = f"{len(study.runs)} point{'s' if len(study.runs) > 1 else ''}"
-    logger.info(f"study   {one_line(study.path)}: {size}, {len(start)} to {verb}{f' ({rest})' if rest else ''}")
+    logger.info(f"study   {one_line(study.path)}: {size}, {len(preview.start)} to {verb}{f' ({rest})' if rest else ''}")
     if where:
-        print_resources(*where)
-    print_forecast(study, start, settings, where)
+        log_resources(*where)
+    for line in preview.forecast.lines():
+        logger.info(line)
     failed = [point for point in before.values() if point.state in FAILED]
     for point in failed[:5]:
         logger.info(f"{point.state:<8}{one_line(point.path.name)}: {one_line(point.why, 200)}")
-    if failed and not settings.retry:
+    if failed and not preview.settings.retry:
         jobs = f", or nanogpt retry {one_line(study.path)}" if where else ""
         logger.info(f"        not {'submitted' if where else 'run'} again; sweep.retry=failed does{jobs}")
 
 
-def print_forecast(
-    study: Study,
-    start: list[PlannedRun],
-    settings: SweepConfig,
-    where: tuple[JobLauncher, dict[Resources, list[PlannedRun]]] | None,
-) -> None:
+def forecast_points(study: Study, start: list[PlannedRun], settings: SweepConfig, where: Placement | None) -> Forecast:
     at_once: int | None = 1
     here = True
     if where:
@@ -105,11 +139,10 @@ def print_forecast(
             at_once = min(local.count_slots(at_once, asdict(resources)) for resources in groups)
         placed = {planned.path: planned for planned_runs in groups.values() for planned in planned_runs}
         start = [placed[planned.path] for planned in start]
-    for line in forecast(start, settings.gpu, at_once, study.path.parent, here):
-        logger.info(line)
+    return forecast(start, settings.gpu, at_once, study.path.parent, here)
 
 
-def print_resources(launcher: JobLauncher, groups: dict[Resources, list[PlannedRun]]) -> None:
+def log_resources(launcher: JobLauncher, groups: dict[Resources, list[PlannedRun]]) -> None:
     for resources, planned_runs in groups.items():
         most = launcher.array_parallelism or (256 if isinstance(launcher, SlurmLauncher) else "as fit")
         count = f"{len(planned_runs)} points: " if len(groups) > 1 else ""

@@ -18,6 +18,7 @@ from cli.search_space import Axis, Space
 from cli.sweep_config import Search
 from cli.sweep_request import Sweep
 from launch.metric_choice import UNITS, check_comparable, choose_metric, search_plans
+from launch.preview import build_preview
 from launch.study import Study
 from launch.trials import Trial, TrialLog, make_trial, study_of_trials, update_trials
 from nanogpt.config import Metric, TrainConfig
@@ -25,6 +26,7 @@ from nanogpt.console import print_text
 from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, one_line
 from nanogpt.files import hold_lock
 from nanogpt.formatting import format_table
+from nanogpt.json_output import print_result
 from nanogpt.run_state import FAILED, count_states
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
     metric = choose_metric(search_plans(space, config), sweeper.metric, "hydra/sweeper=optuna")
     record = TrialLog(path)
     if config.dry_run:
-        return preview_search(sweeper, space, record, run, metric)
+        return preview_search(sweep, sweeper, space, record, run, metric)
     path.mkdir(parents=True, exist_ok=True)
     with hold_lock(path / ".trials.lock", wait=False) as mine:
         if not mine:
@@ -175,7 +177,12 @@ def to_frozen_trial(trial: Trial, axes: Sequence[Axis], space: "dict[str, BaseDi
 
 
 def preview_search(
-    sweeper: Search, space: Space[TrainConfig], record: TrialLog, run: Callable[[Study], int], metric: Metric
+    sweep: Sweep[TrainConfig],
+    sweeper: Search,
+    space: Space[TrainConfig],
+    record: TrialLog,
+    run: Callable[[Study], int],
+    metric: Metric,
 ) -> int:
     """Print the search space and a preview of the next trial; write nothing. Return the exit code."""
     trials = record.read_trials(space)
@@ -186,6 +193,8 @@ def preview_search(
         batch = choose_trials(sweeper, space, record, trials)
     first = next((trial for trial in batch if trial.runs), None)
     if first is None:
+        nothing = build_preview(Study(record.study, []), {}, sweep.settings)
+        print_result(sweep.points[0].config.format, nothing, lambda _: None)
         return 0
     print_trial(first)
     return run(Study(record.study, first.runs[:1]))

@@ -61,6 +61,15 @@ class PointWorkload(MeasuredWorkload):
 
 
 @dataclass(frozen=True)
+class RemainingWork:
+    """Work left to do for one point."""
+
+    run: Path
+    work: PointWorkload
+    tokens: int
+
+
+@dataclass(frozen=True)
 class MeasuredRun:
     """The workload of an earlier run and its speed."""
 

@@ -72,6 +72,26 @@ class RunStatus:
     def in_progress(self) -> bool:
         return self.state in IN_PROGRESS
 
+    def json_fields(self) -> dict[str, Any]:
+        """Return what `format=json` shows of a run. None: unknown, or there is none."""
+        return {
+            "run": self.path,
+            "state": self.state,
+            "why": self.why or None,
+            "step": self.step,
+            "steps": self.steps,
+            "val_loss": self.val,
+            "best_val_loss": self.best,
+            "val_bpb": self.bits_per_byte,
+            "train_loss": self.train,
+            "tokens_per_s": self.rate,
+            "updated_unix_s": self.updated or None,
+            "job": self.job or None,
+            "log": self.log,
+            "restarts": self.restarts,
+            "exit_code": self.code or None,
+        }
+
 
 @dataclass
 class JobQueues:

@@ -20,7 +20,7 @@ from launch import local, slurm
 from launch.halving import halve
 from launch.inline import run_inline
 from launch.precision_check import check_precisions
-from launch.preview import print_preview, read_states, runs_to_start
+from launch.preview import build_preview, log_preview, read_states, runs_to_start
 from launch.resources import Resources, batch_options, compute_resources, with_ranks
 from launch.search import search
 from launch.snapshot import snapshot
@@ -32,6 +32,7 @@ from nanogpt.console import print_text
 from nanogpt.data.prepare import check_prepared
 from nanogpt.entry_names import parse_run_name
 from nanogpt.errors import STOPPED, BadInput, one_line
+from nanogpt.json_output import print_result
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +82,14 @@ def submit_study(study: Study, launcher: JobLauncher, settings: SweepConfig) -> 
     """
     groups = check_and_group(study, launcher)
     if study.runs[0].config.dry_run:
-        print_preview(study, read_states(study), settings, (launcher, groups))
+        preview = build_preview(study, read_states(study), settings, (launcher, groups))
+        print_result(study.runs[0].config.format, preview, log_preview)
         return 0
     with lock_records(study):
         for submission in read_submissions(study.path):
             submission.recover_job_ids(slurm.find_job_by_name)
         before = read_states(study)
-        print_preview(study, before, settings, (launcher, groups))
+        log_preview(build_preview(study, before, settings, (launcher, groups)))
         for resources, planned_runs in groups.items():
             if start := runs_to_start(planned_runs, before, settings):
                 freeze_and_submit(study, start, launcher, resources)

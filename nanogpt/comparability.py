@@ -38,6 +38,10 @@ class Comparability:
     note: str = ""
     """Caveat if the comparison is approximate."""
 
+    def json_fields(self) -> dict[str, str | None]:
+        """Return what `format=json` shows."""
+        return {"unit": self.unit, "reason": self.reason or None, "note": self.note or None}
+
 
 @dataclass(frozen=True)
 class Group:

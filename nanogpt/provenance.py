@@ -42,11 +42,18 @@ def collect_provenance(device: str) -> dict[str, Any]:
         "packages": {name: package_version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "host": socket.gethostname(),
+        "job": slurm_job(),
         "pid": os.getpid(),
         "cpu_count": os.cpu_count(),
         "device": device,
     }
     return redact_all(facts)  # the command line and uncommitted changes may hold secrets
+
+
+def slurm_job() -> str | None:
+    """Return the Slurm job that this process belongs to, `123` or `123_4`; None outside of one."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def code_digest() -> str:

@@ -29,7 +29,7 @@ FILE_LINES, FUNCTION_LINES = 300, 40
 # A module may import modules of lower layers, and those of its own entry.
 LAYERS = [
     ("nanogpt.console", "nanogpt.formatting", "nanogpt.entry_names", "nanogpt.redaction"),
-    ("nanogpt.fields", "nanogpt.run_state"),
+    ("nanogpt.fields", "nanogpt.run_state", "nanogpt.json_output"),
     ("nanogpt.errors",),
     ("nanogpt.output_paths", "nanogpt.saved_text", "nanogpt.cuda_driver", "nanogpt.child_process"),
     ("nanogpt.device_errors",),

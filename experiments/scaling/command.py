@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.scaling.laws import Optimum, find_optimum, find_optimum_of_size, published_tokens
 from experiments.scaling.runs import ScalingRun, read_finished_runs
@@ -12,6 +12,7 @@ from nanogpt.config import LawConfig, ScalingConfig
 from nanogpt.console import print_text
 from nanogpt.files import write_atomic
 from nanogpt.formatting import format_count, format_table
+from nanogpt.json_output import print_result
 from nanogpt.output_paths import check_output_folder
 
 if TYPE_CHECKING:
@@ -21,20 +22,39 @@ CONSTANTS = ("E", "A", "B", "alpha", "beta")
 Interval = tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Optima:
+    """The best sizes of budgets by a published law."""
+
+    law: LawConfig
+    optima: list[Optimum]
+
+    def json_fields(self) -> dict[str, Any]:
+        """Return what `format=json` shows."""
+        optima = [
+            asdict(optimum) | {"tokens_by_approach_2": published_tokens(optimum.n_params)} for optimum in self.optima
+        ]
+        return {"law": self.law, "optima": optima}
+
+
 def run_scaling(config: ScalingConfig) -> int:
     """Print what the config asks for. Return 0."""
     if config.runs is not None:
-        fit_study(config, config.runs)
-    elif config.n_params is not None:
-        print_optima(config.law, [find_optimum_of_size(config.law, config.n_params)])
-    elif config.budget is not None:
-        print_optima(config.law, [find_optimum(config.law, config.budget)])
+        print_result(config.format, fit_study(config, config.runs), print_study)
     else:
-        print_optima(config.law, [find_optimum(config.law, 10.0**exponent) for exponent in range(17, 27)])
+        print_result(config.format, Optima(config.law, find_optima(config)), print_optima)
     return 0
 
 
-def print_optima(law: LawConfig, optima: list[Optimum]) -> None:
+def find_optima(config: ScalingConfig) -> list[Optimum]:
+    """Return the optimum of a model size or of a budget, else those of a range of budgets."""
+    if config.n_params is not None:
+        return [find_optimum_of_size(config.law, config.n_params)]
+    budgets = [10.0**exponent for exponent in range(17, 27)] if config.budget is None else [config.budget]
+    return [find_optimum(config.law, budget) for budget in budgets]
+
+
+def print_optima(found: Optima) -> None:
     """Print the best sizes of budgets, C = 6 N D, with the tokens that approach 2 gives for them."""
     rows = [
         (
@@ -45,10 +65,10 @@ def print_optima(law: LawConfig, optima: list[Optimum]) -> None:
             f"{optimum.loss:.3f}",
             format_count(published_tokens(optimum.n_params)),
         )
-        for optimum in optima
+        for optimum in found.optima
     ]
     columns = ("FLOPs", "parameters", "tokens", "tokens per parameter", "loss", "tokens by approach 2")
-    constants = ", ".join(f"{name} {getattr(law, name):g}" for name in CONSTANTS)
+    constants = ", ".join(f"{name} {getattr(found.law, name):g}" for name in CONSTANTS)
     print_text(format_table(f"the best of a budget: {constants}", columns, rows))
 
 
@@ -69,8 +89,25 @@ class ScalingStudy:
     next_intervals: dict[str, Interval]
 
 
-def fit_study(config: ScalingConfig, pattern: str) -> None:
-    """Fit, print, write scaling.json and scaling.png. Raises BadInput for too few runs before anything is written."""
+@dataclass(frozen=True)
+class FittedStudy:
+    """A scaling study, the parabolas of its budgets, and the files that were written."""
+
+    study: ScalingStudy
+    curves: "Sequence[Parabola]"
+    files: tuple[Path, ...]
+
+    def json_fields(self) -> dict[str, Any]:
+        """Return what `format=json` shows: the content of scaling.json, and the budgets."""
+        budgets = [
+            {"flops": curve.flops, "n_params": [run.n_params for run in curve.runs], "optimum": curve.optimum}
+            for curve in self.curves
+        ]
+        return asdict(self.study) | {"budgets": budgets, "files": self.files}
+
+
+def fit_study(config: ScalingConfig, pattern: str) -> FittedStudy:
+    """Fit, and write scaling.json and scaling.png. Raises BadInput for too few runs before anything is written."""
     from experiments.plots.scaling import draw_scaling
     from experiments.scaling import fit  # scipy: half a second, only for fits
 
@@ -96,18 +133,18 @@ def fit_study(config: ScalingConfig, pattern: str) -> None:
             for name in ("n_params", "tokens", "loss")
         },
     )
-    print_study(found, curves)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "scaling.json", json.dumps(asdict(found), indent=1) + "\n")
     draw_scaling(curves, line, found.next, found.next_intervals["n_params"], folder / "scaling.png")
-    print_text(f"\n{folder / 'scaling.json'}\n{folder / 'scaling.png'}")
+    return FittedStudy(found, curves, (folder / "scaling.json", folder / "scaling.png"))
 
 
-def print_study(found: ScalingStudy, curves: "Sequence[Parabola]") -> None:
-    """Print three tables: budgets, law, prediction."""
+def print_study(fitted: FittedStudy) -> None:
+    """Print three tables: budgets, law, prediction. Below them are the files."""
+    found = fitted.study
     rows: list[tuple[str, ...]] = []
-    for curve in curves:
+    for curve in fitted.curves:
         best = curve.optimum
         sizes = (
             f"{len(curve.runs)} runs, {format_count(curve.runs[0].n_params)} to {format_count(curve.runs[-1].n_params)}"
@@ -135,6 +172,7 @@ def print_study(found: ScalingStudy, curves: "Sequence[Parabola]") -> None:
     print_text(
         format_table(f"the best of {ahead.flops:.3g} FLOPs, predicted", ("", "prediction", "90 % interval"), facts)
     )
+    print_text("\n" + "\n".join(map(str, fitted.files)))
 
 
 def format_interval(ends: Interval) -> str:

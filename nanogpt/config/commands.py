@@ -11,6 +11,7 @@ from nanogpt.config.hardware import Attention
 from nanogpt.config.tracking import TrackerNames
 from nanogpt.config.types import DEVICES, Count, Device, Name, split_list
 from nanogpt.fields import free
+from nanogpt.json_output import FORMAT_HELP, OutputFormat
 from nanogpt.schema import ConfigModel, field_error, iter_values
 
 
@@ -136,6 +137,7 @@ class EvaluateConfig(TrainedConfig):
     out: str | None = free(
         None, "JSON Lines file to append the results to; null: evaluations.jsonl in the run directory, if run is used"
     )
+    format: OutputFormat = free("text", FORMAT_HELP)
 
     @model_validator(mode="after")
     def _check_data(self) -> Self:
@@ -223,6 +225,7 @@ class DoctorConfig(ConfigModel):
         None, "gpu=true: checkout of nanoGPT to compare the training step with; null: no comparison", literal=True
     )
     out: str = free("gpu-check", "gpu=true: folder for gpu-check.json and gpu-check.md", min_length=1)
+    format: OutputFormat = free("text", FORMAT_HELP)
 
     @model_validator(mode="after")
     def _check_gpu_keys(self) -> Self:

@@ -9,6 +9,7 @@ from nanogpt.config.hardware import Gpu
 from nanogpt.config.train import TrainConfig
 from nanogpt.config.types import Count
 from nanogpt.fields import free
+from nanogpt.json_output import FORMAT_HELP, OutputFormat
 from nanogpt.schema import ConfigModel, field_error
 
 
@@ -30,6 +31,10 @@ class SizingConfig(TrainConfig):
     """A training run to plan, not to start: parameters, FLOPs, memory, time and cost on known GPUs."""
 
     sizing: SizingSettings = free(SizingSettings(), "assumptions")
+
+    @property
+    def prints_json(self) -> bool:
+        return True
 
 
 class CoordinatesSettings(ConfigModel):
@@ -87,6 +92,7 @@ class ScalingConfig(ConfigModel):
     bootstrap: int = free(200, "runs: bootstrap resamples for the 90 % intervals", ge=20, le=100_000)
     seed: int = free(1337, "runs: random seed of the resamples", ge=0, lt=2**63)
     law: LawConfig = free(LawConfig(), "constants of the scaling law")
+    format: OutputFormat = free("text", FORMAT_HELP)
 
     @model_validator(mode="after")
     def _check_question(self) -> Self:

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from nanogpt.fields import free
+from nanogpt.json_output import FORMAT_HELP, OutputFormat
 from nanogpt.run_state import State
 from nanogpt.schema import ConfigModel
 
@@ -48,12 +49,14 @@ class CompareConfig(TargetsConfig):
 
     metric: ChosenMetric = free("val_loss", f"metric to compare; {METRIC_HELP}")
     out: str | None = free(None, "folder for compare.md, compare.html and plots; null: only print", min_length=1)
+    format: OutputFormat = free("text", FORMAT_HELP)
 
 
 class ListConfig(TargetsConfig):
     """List of runs; without targets, of all in runs_dir."""
 
     state: State | None = free(None, "list only runs in this state; null: all")
+    format: OutputFormat = free("text", FORMAT_HELP)
 
 
 class WatchConfig(TargetsConfig):

@@ -39,6 +39,9 @@ class TrackingConfig(ConfigModel):
     timeout: float = free(20.0, "seconds to wait for a tracker to start, and to finish", ge=1, le=86_400)
     required: bool = free(False, "if a tracker can't start, end the run with exit code 5; false: print a warning")
     system_stats: bool = free(True, "wandb: also record GPU, CPU and memory usage")
+    send_code: bool = free(
+        False, "also send the git commit and the uncommitted changes of the code; secrets in them are hidden"
+    )
     upload_checkpoint: bool = free(
         False, "wandb: upload the final weights as an artifact; raise tracking.timeout for large models"
     )

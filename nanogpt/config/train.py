@@ -17,6 +17,7 @@ from nanogpt.config.training import TrainingConfig
 from nanogpt.config.types import Count, Name
 from nanogpt.errors import hint, one_line
 from nanogpt.fields import change_policy, fixed, free
+from nanogpt.json_output import FORMAT_HELP, OutputFormat
 from nanogpt.schema import ConfigModel, field_error, iter_fields
 
 MICRO_BATCH_TOKENS = 16_384  # most tokens of a micro-batch if hardware.micro_batch_size is null
@@ -35,6 +36,7 @@ class TrainConfig(ConfigModel):
     dry_run: bool = free(
         False, "only print the steps, FLOPs, memory and time that training would take; write nothing", was="plan"
     )
+    format: OutputFormat = free("text", f"output of dry_run=true; {FORMAT_HELP}")
     stop_at_fraction: float | None = free(
         None,
         "evaluate, save and stop at this fraction of the steps; the LR schedule still covers all; null: run to the end",
@@ -118,10 +120,21 @@ class TrainConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _check_format(self) -> Self:
+        if self.format == "json" and not self.prints_json:
+            raise field_error("format", self.format, "is for train.py with dry_run=true, and for nanogpt sizing")
+        return self
+
+    @model_validator(mode="after")
     def _check_schedule(self) -> Self:
         if self.training.steps is not None or self.training.tokens:  # else checked when the model's size is known
             check_warmup_fits(self, self.steps(0, 0.0))
         return self
+
+    @property
+    def prints_json(self) -> bool:
+        """True if the command has a result that `format=json` can print."""
+        return self.dry_run and type(self) is TrainConfig
 
     @property
     def batch_sequences(self) -> int:

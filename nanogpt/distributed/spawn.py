@@ -21,6 +21,7 @@ from nanogpt.distributed.signals import SIGNALS, restore_handlers
 from nanogpt.entry_names import parse_number
 from nanogpt.errors import STOPPED, PeerLost
 from nanogpt.files import hold_lock
+from nanogpt.json_output import ReservedStdout
 from nanogpt.run_state import is_alive
 
 POLL, STRAGGLER_SECONDS = 0.05, 15.0  # seconds between polls; seconds that the other ranks have to end
@@ -53,6 +54,7 @@ def start_rank(command: list[str], rank: int, world: int, folder: Path, message:
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
+        stdout=ReservedStdout.stream,
         text=True,
         env=os.environ | environment,
         start_new_session=True,

@@ -11,7 +11,7 @@ padded to a multiple. Sizes are per position and of all layers unless they say o
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from nanogpt.config import OPTIMIZERS, ModelConfig, Precision, Rule, TrainConfig
 from nanogpt.estimates.flops import conv_widths, mlp_shapes, parameter_counts, qkv_width
@@ -59,6 +59,10 @@ class Memory:
     def host_bytes(self, ranks: int = 1) -> int:
         """Return the host memory that `ranks` on a CPU take together."""
         return ranks * self.total + self.checkpoint_copy
+
+    def json_fields(self) -> dict[str, int]:
+        """Return what `format=json` shows."""
+        return {f"{kind}_bytes": count for kind, count in asdict(self).items()} | {"total_bytes": self.total}
 
 
 def estimate_training_memory(

@@ -5,6 +5,7 @@ steps only, without evaluations, checkpoints and compiling. Imports no torch.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from nanogpt.config import HardwareConfig, ModelConfig, Precision, TrainConfig
 from nanogpt.errors import BadEnvironment, BadInput
@@ -96,6 +97,37 @@ class Plan:
     @property
     def seconds(self) -> float:
         return self.flops / self.machine.rate.flops / self.world
+
+    def json_fields(self) -> dict[str, Any]:
+        """Return what `format=json` shows."""
+        config, machine, memory = self.config, self.machine, self.memory
+        on_cpu = not machine.gpu
+        return {
+            "model": config.model.name,
+            "parameters": parameter_counts(self.model),
+            "flops_per_token": flops_per_token(self.model),
+            "vocab_size": self.model.vocab_size,
+            "vocab_size_assumed": not self.sure,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "train_tokens": self.train_tokens,
+            "epochs": self.epochs,
+            "flops": self.flops,
+            "ranks": self.world,
+            "batch_tokens": config.training.batch_tokens,
+            "block_size": config.model.block_size,
+            "micro_batch_size": config.micro_batch_size(self.world),
+            "grad_accum": config.grad_accum(self.world),
+            "device": machine.where,
+            "precision": machine.precision,
+            "flops_per_s": machine.rate.flops,
+            "speed_source": machine.rate.how,
+            "time_s": self.seconds,
+            "memory": memory,
+            "needed_bytes": memory.host_bytes(self.world) if on_cpu else memory.total,
+            "available_bytes": machine.memory,
+            "checkpoint_bytes": checkpoint_bytes(self.model, config.optimizer.name),
+        }
 
     def lines(self) -> list[str]:
         """Return lines with the model, steps, device, memory and time, and warnings."""

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from nanogpt.files import append_line, read_json
 from nanogpt.formatting import format_table
 from nanogpt.gpus import RankReport, choose_gpu, report_gpus
 from nanogpt.interop.load_model import TrainedModel, load_trained
+from nanogpt.json_output import print_result
 from nanogpt.measurement import MEASUREMENT_KEY, spec_digest, to_dict
 from nanogpt.model.gpt import GPT
 from nanogpt.output_paths import check_output_file
@@ -56,6 +57,11 @@ class EvalTask:
     measurement: dict[str, Any] | None = None
     """For the loss: what it is measured on, as training records it."""
 
+    @property
+    def size(self) -> str:
+        """Number of documents with its unit."""
+        return f"{self.documents:,} {'windows' if self.name == 'loss' else 'documents'}"
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -64,6 +70,25 @@ class TaskResult:
     task: EvalTask
     metrics: dict[str, Metric]
     seconds: float
+
+
+@dataclass
+class Report:
+    """Results of all tasks, each with its line of evaluations.jsonl."""
+
+    trained: TrainedModel
+    out: Path | None
+    """File that the results are appended to."""
+    n_tasks: int
+    results: list[tuple[TaskResult, dict[str, Any]]] = field(default_factory=list[tuple[TaskResult, dict[str, Any]]])
+    stopped_by: str | None = None
+    """Signal that arrived before all tasks were done."""
+
+    def json_fields(self) -> dict[str, Any]:
+        """Return what `format=json` shows."""
+        results = [record | {"time_s": result.seconds} for result, record in self.results]
+        about = {"model": self.trained.name, "step": self.trained.step, "out": self.out, "stopped_by": self.stopped_by}
+        return about | {"results": results}
 
 
 def evaluate(config: EvaluateConfig) -> int:
@@ -124,8 +149,22 @@ def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup
     tasks = [prepare_task(name, config, trained, compute, group) for name in choose_tasks(config, trained)]
     with group.report_once():
         group.check_same_on_all_ranks("data set", {task.name: task.data for task in tasks})
-    results: list[TaskResult] = []
-    stopped = None
+    report = Report(trained, out, len(tasks))
+    run_tasks(report, tasks, config, compute, group, watchdog)
+    group.all_reduce_max(0)  # wait until rank 0 has written: after that a rank may end
+    print_result(config.format, report, print_report)
+    return STOPPED if report.stopped_by else 0
+
+
+def run_tasks(
+    report: Report,
+    tasks: Sequence[EvalTask],
+    config: EvaluateConfig,
+    compute: Compute,
+    group: ProcessGroup,
+    watchdog: Watchdog,
+) -> None:
+    """Evaluate the tasks in order until a signal arrives. Each result is appended to the file at once."""
     with StopFlag() as flag:
 
         def should_stop() -> bool:
@@ -135,22 +174,27 @@ def evaluate_tasks(config: EvaluateConfig, compute: Compute, group: ProcessGroup
         for task in tasks:
             started = time.monotonic()
             if group.is_rank0:
-                print(f"evaluating {task.name}: {task.documents:,} {document_unit(task)}", file=sys.stderr, flush=True)
+                print(f"evaluating {task.name}: {task.size}", file=sys.stderr, flush=True)
             try:
-                metrics = task.evaluate(trained.model, should_stop)
+                metrics = task.evaluate(report.trained.model, should_stop)
             except Stopped:
-                stopped = flag.reason or "a signal to another rank"
-                break
-            results.append(TaskResult(task, metrics, time.monotonic() - started))
-            if out and group.is_rank0:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                append_line(out, json.dumps(build_record(results[-1], config, trained, compute, group)))
-        group.all_reduce_max(0)  # wait until rank 0 has written: after that a rank may end
-    print_text(format_results(results, trained) if results else "no task was completed")
-    print_text(f"appended to {out}" if out else "not saved; out=FILE appends the results to a file")
-    if stopped:
-        print_text(f"{stopped}: stopped after {len(results)} of {len(tasks)} tasks")
-    return STOPPED if stopped else 0
+                report.stopped_by = flag.reason or "a signal to another rank"
+                return
+            result = TaskResult(task, metrics, time.monotonic() - started)
+            record = build_record(result, config, report.trained, compute, group)
+            report.results.append((result, record))
+            if report.out and group.is_rank0:
+                report.out.parent.mkdir(parents=True, exist_ok=True)
+                append_line(report.out, json.dumps(record | {"seconds": round(result.seconds, 3)}))
+
+
+def print_report(report: Report) -> None:
+    """Print a table of the results, where they are stored, and what stopped the evaluation."""
+    results = [result for result, _ in report.results]
+    print_text(format_results(results, report.trained) if results else "no task was completed")
+    print_text(f"appended to {report.out}" if report.out else "not saved; out=FILE appends the results to a file")
+    if report.stopped_by:
+        print_text(f"{report.stopped_by}: stopped after {len(results)} of {report.n_tasks} tasks")
 
 
 def choose_tasks(config: EvaluateConfig, trained: TrainedModel) -> list[TaskName]:
@@ -210,7 +254,7 @@ def prepare_loss_task(config: EvaluateConfig, trained: TrainedModel, compute: Co
 def build_record(
     result: TaskResult, config: EvaluateConfig, trained: TrainedModel, compute: Compute, group: ProcessGroup
 ) -> dict[str, Any]:
-    """Return a line of evaluations.jsonl. Standard errors are named as in lm-evaluation-harness."""
+    """Return a line of evaluations.jsonl without the time. Standard errors are named as in lm-evaluation-harness."""
     metrics = {name: metric.value for name, metric in result.metrics.items()}
     errors = {f"{name}_stderr": m.stderr for name, m in result.metrics.items() if m.stderr is not None}
     return {
@@ -229,7 +273,6 @@ def build_record(
         **({"tf32": config.tf32} if compute.device.type == "cuda" else {}),
         "device": compute.name,
         "ranks": group.world,
-        "seconds": round(result.seconds, 3),
     }
 
 
@@ -243,16 +286,12 @@ def read_checkpoint_digest(trained: TrainedModel) -> str | None:
         return None  # the run, still in training, has removed it
 
 
-def document_unit(task: EvalTask) -> str:
-    return "windows" if task.name == "loss" else "documents"
-
-
 def format_results(results: list[TaskResult], trained: TrainedModel) -> str:
     """Return a table with a row per metric."""
     rows: list[tuple[str, ...]] = []
     for result in results:
-        documents, rate = result.task.documents, result.task.documents / max(result.seconds, 1e-9)
-        facts = (f"{documents:,} {document_unit(result.task)}", f"{result.seconds:.1f}", f"{rate:.3g}")
+        rate = result.task.documents / max(result.seconds, 1e-9)
+        facts = (result.task.size, f"{result.seconds:.1f}", f"{rate:.3g}")
         for name, metric in result.metrics.items():
             error = "" if metric.stderr is None else f" ± {metric.stderr:.4g}"
             rows.append((result.task.name, name, f"{metric.value:.6g}{error}", *facts))

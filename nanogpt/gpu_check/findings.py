@@ -58,11 +58,16 @@ def summarize(parts: Sequence[PartResult]) -> str:
     return "\n".join([*lines, *(f"  {part.name}: {part.remedy}" for part in failed)])
 
 
+def summarize_as_dict(header: dict[str, Any], parts: Sequence[PartResult]) -> dict[str, Any]:
+    """Return the content of gpu-check.json."""
+    passed = not any(part.failed for part in parts)
+    return header | {"passed": passed, "parts": [part.model_dump() for part in parts]}
+
+
 def write_files(folder: Path, header: dict[str, Any], parts: Sequence[PartResult]) -> None:
     """Write gpu-check.json and gpu-check.md. Called after each part, so that a killed check leaves what it found."""
     folder.mkdir(parents=True, exist_ok=True)
-    passed = not any(part.failed for part in parts)
-    content = header | {"passed": passed, "parts": [part.model_dump() for part in parts]}
+    content = summarize_as_dict(header, parts)
     (folder / JSON).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     title = f"# GPU check, {header['date']}\n\n{header['machine']}"
     text = f"{title}\n\n{make_table(parts).markdown()}\n\n{summarize(parts)}\n"

@@ -16,9 +16,10 @@ from nanogpt.config import DoctorConfig
 from nanogpt.console import print_text
 from nanogpt.device import find_device, set_up_device
 from nanogpt.errors import BadEnvironment, one_line
-from nanogpt.gpu_check.findings import JSON, MARKDOWN, Judgement, PartResult, summarize, write_files
+from nanogpt.gpu_check.findings import JSON, MARKDOWN, Judgement, PartResult, summarize, summarize_as_dict, write_files
 from nanogpt.gpu_check.parts import PartSpec, list_parts
 from nanogpt.gpu_check.scale import bench_config
+from nanogpt.json_output import print_result
 from nanogpt.output_paths import check_output_folder
 from nanogpt.redaction import redact
 
@@ -48,7 +49,9 @@ def check_gpu(config: DoctorConfig) -> int:
             allowed = f" ({row.allowed})" if row.allowed else ""
             print_text(f"{row.verdict:<5}{part.name:<13}{row.name}: {row.found}{allowed}")
         write_files(folder, header, parts)
-    print_text(f"\n{summarize(parts)}\n\n{folder / JSON}\n{folder / MARKDOWN}")
+    found = summarize_as_dict(header, parts)
+    files = f"{folder / JSON}\n{folder / MARKDOWN}"
+    print_result(config.format, found, lambda _: print_text(f"\n{summarize(parts)}\n\n{files}"))
     return BadEnvironment.exit_code if any(part.failed for part in parts) else 0
 
 

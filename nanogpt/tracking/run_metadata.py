@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanogpt.config import TrackerName, TrackingConfig, TrainConfig
 from nanogpt.errors import BadEnvironment, hint, one_line
-from nanogpt.redaction import HIDDEN, find_secret, secret_values
+from nanogpt.estimates.flops import parameter_counts
+from nanogpt.redaction import HIDDEN, find_secret, redact, redact_all, secret_values
 from nanogpt.schema import identity_fields
 from nanogpt.tracking.origin import get_run_id
 
@@ -29,8 +30,10 @@ class RunMetadata:
     name: str
     group: str | None
     config: dict[str, Any]
-    """The part of the config that is sent."""
+    """The part of the config that is sent, and `run`: facts about the last start."""
     settings: TrackingConfig
+    diff: str = ""
+    """Uncommitted changes of the code, if they are sent."""
 
     @property
     def project(self) -> str:
@@ -58,18 +61,47 @@ def enabled_trackers(settings: TrackingConfig) -> list[TrackerName]:
     return [name for name in names if name != "wandb" or wandb_mode(settings) != "disabled"]
 
 
-def make_run_metadata(config: TrainConfig, path: Path, born: Mapping[str, Any]) -> RunMetadata:
-    """Return the metadata of a run. `born` is its first start in provenance.json."""
+def make_run_metadata(config: TrainConfig, path: Path, starts: Sequence[Mapping[str, Any]]) -> RunMetadata:
+    """Return the metadata of a run with these starts in provenance.json."""
+    first, last = (starts[0], starts[-1]) if starts else ({}, {})
+    git = as_dict(last.get("git")) if config.tracking.send_code else {}
     folder = path.resolve().parent.name
     study = config.tracking.group or (folder if folder != PLAIN else None)
     return RunMetadata(
         path=path,
-        id=get_run_id(path, born),
+        id=get_run_id(path, first),
         name=re.sub(r"-[0-9a-f]{8}(?=-[0-9]+$|$)", "", path.name) if study else path.name,
         group=study,
-        config=public_config(config),
+        config=public_config(config) | {"run": start_facts(config, last, git)},
         settings=config.tracking,
+        diff=redact(str(git.get("diff") or "")),
     )
+
+
+def start_facts(config: TrainConfig, start: Mapping[str, Any], git: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a start in provenance.json tells about the model, the data, the job and the code, if known.
+
+    It was redacted when it was written; a commit looks like a key of W&B, so `remove_private` would hide it.
+    """
+    vocab_size = as_dict(start.get("measurement")).get("vocab_size")
+    known_size = isinstance(vocab_size, int)
+    facts = {
+        "parameters": parameter_counts(config.model.with_vocab(vocab_size))["total"] if known_size else None,
+        "vocab_size": vocab_size,
+        "data_fingerprint": start.get("data"),
+        "train_tokens": start.get("train_tokens"),
+        "device": start.get("device"),
+        "ranks": as_dict(start.get("arithmetic")).get("ranks"),
+        "job": start.get("job"),
+        "node": start.get("host") if start.get("job") else None,
+        "commit": git.get("commit"),
+        "changed_files": [str(line)[3:] for line in git.get("changed") or ()] or None,  # without git's two letters
+    }
+    return redact_all({name: value for name, value in facts.items() if value is not None})
+
+
+def as_dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
 def public_config(config: TrainConfig) -> dict[str, Any]:

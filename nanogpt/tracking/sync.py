@@ -44,7 +44,7 @@ def sync_run(run: RunDirectory, config: TrainConfig, name: TrackerName) -> None:
     status = run.read_status()
     last_step = status.get("steps", -1)
     rows = MetricsTail(run.metrics.path, lambda step: config.eval.is_due(step, last_step))
-    tracker = make_backend(name, make_run_metadata(config, run.path, next(iter(run.read_starts()), {})), print_text)
+    tracker = make_backend(name, make_run_metadata(config, run.path, run.read_starts()), print_text)
     try:
         last, count = tracker.start(), 0
         for row in rows.read_steps():

@@ -7,7 +7,7 @@ tracker that is unreachable, slow or dies costs one warning and no step.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
@@ -38,7 +38,7 @@ class TrackerBackend(Protocol):
         ...
 
     def log_row(self, row: Row) -> None:
-        """Send the metrics of a step, in increasing order of steps."""
+        """Send the metrics of a step, in increasing order of steps. `time`, if there, is in seconds since 1970."""
         ...
 
     def log_sample(self, step: int, text: str) -> None:
@@ -89,9 +89,18 @@ class TrackerThread:
     """A tracker and the thread that feeds it."""
 
     def __init__(
-        self, name: TrackerName, metadata: RunMetadata, due: Callable[[int], bool], say: Say, log: Say
+        self,
+        name: TrackerName,
+        metadata: RunMetadata,
+        due: Callable[[int], bool],
+        times: Mapping[int, float],
+        say: Say,
+        log: Say,
     ) -> None:
-        """Start the thread. `due` tells if a step is evaluated; `say` prints a line, `log` only adds it to log.txt."""
+        """Start the thread.
+
+        `due` tells if a step is evaluated, `times` when; `say` prints a line, `log` only adds it to log.txt.
+        """
         self.name: TrackerName = name
         self.metadata, self.due, self.say, self.log = metadata, due, say, log
         self.samples: deque[tuple[int, str]] = deque(maxlen=MOST_SAMPLES)
@@ -100,7 +109,8 @@ class TrackerThread:
         """The backend while it is connected."""
         self.starting: TrackerBackend | None = None
         """The last backend that was started or is being started."""
-        self.rows = MetricsTail(metadata.path / "metrics.jsonl", due)
+        self.times = times
+        self.rows = MetricsTail(metadata.path / "metrics.jsonl", due, times)
         self.last = -1
         """The last step that the tracker has."""
         self.retry_at = 0.0
@@ -188,7 +198,7 @@ class TrackerThread:
         finally:
             self.ready.set()
         self.backend, self.error = self.starting, None
-        self.rows = MetricsTail(self.rows.path, self.due)
+        self.rows = MetricsTail(self.metadata.path / "metrics.jsonl", self.due, self.times)
         if self.warned:
             self.say(f"{self.name}: reached again; steps that it lacks are sent")
         return True
@@ -223,7 +233,10 @@ class Trackers:
     """All trackers of one start of a run. Only `wait_until_started` and `finish` block."""
 
     def __init__(self, metadata: RunMetadata, due: Callable[[int], bool], say: Say, log: Say) -> None:
-        self.threads = [TrackerThread(name, metadata, due, say, log) for name in enabled_trackers(metadata.settings)]
+        self.times: dict[int, float] = {}
+        """Time of each evaluation, in seconds since 1970."""
+        names = enabled_trackers(metadata.settings)
+        self.threads = [TrackerThread(name, metadata, due, self.times, say, log) for name in names]
 
     def notify_row(self) -> None:
         """Tell the trackers that metrics.jsonl has another row."""

@@ -16,6 +16,8 @@ class Trackio:
     def __init__(self, metadata: RunMetadata) -> None:
         self.metadata = metadata
         self.name = f"{metadata.name}-{metadata.id[:4]}"
+        self.step = self.last_before = -1
+        """The last step that this start has logged, and the last that earlier starts have."""
 
     def start(self) -> int:
         metadata = self.metadata
@@ -29,15 +31,20 @@ class Trackio:
             resume="allow",
             embed=False,
         )
-        return -1 if last is None else last
+        self.last_before = -1 if last is None else last
+        return self.last_before
 
     def log_row(self, row: Row) -> None:
-        self.run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+        self.step = int(row["step"])
+        self.run.log({name: value for name, value in row.items() if name not in ("step", "time")}, step=self.step)
 
     def log_sample(self, step: int, text: str) -> None:
-        pass  # samples stay in the run directory
+        if step > self.last_before:
+            self.run.log({"sample": trackio.Markdown(f"```\n{text}\n```")}, step=step)
 
     def finish(self, state: str, picture: Path | None) -> None:
+        if picture is not None and self.step >= 0:
+            self.run.log({"loss_curve": trackio.Image(str(picture))}, step=self.step)
         self.run.finish()
 
     def abandon(self) -> None:

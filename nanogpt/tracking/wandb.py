@@ -26,6 +26,7 @@ from nanogpt.metrics_file import Row
 from nanogpt.tracking.run_metadata import RunMetadata, wandb_mode
 
 FILE = "wandb.json"
+DIFF = "uncommitted.diff"  # in the files of the W&B run
 EXIT_CODES = {"finished": 0, "paused": 0, "stopped": 85, "diverged": 6}
 SAMPLES = 100  # newest samples in the table
 NO_KEY = "no API key: `wandb login`, or WANDB_API_KEY in the environment"
@@ -58,6 +59,8 @@ class Wandb:
         self.run: Any = None
         self.step = -1
         """The last step that this start has logged."""
+        self.time: float | None = None
+        """Time of that step's row, in seconds since 1970."""
         self.staging = ""
         self.known = read_facts(metadata.path)
         self.id: str = self.known.get("id") or metadata.id
@@ -81,6 +84,10 @@ class Wandb:
         if mode == "online":
             last = self.run.starting_step - 1
             self.say(f"wandb   {self.run.url}")
+        if self.metadata.diff:
+            file = Path(self.run.dir) / DIFF
+            write_atomic(file, self.metadata.diff)
+            self.run.save(str(file), base_path=self.run.dir, policy="now")
         self.run.define_metric("step")
         self.run.define_metric("tokens")
         self.run.define_metric("val_loss", step_metric="step", summary="min")
@@ -131,8 +138,12 @@ class Wandb:
         return last
 
     def log_row(self, row: Row) -> None:
-        self.step = int(row["step"])
-        self.run.log(row, step=self.step)
+        self.step, self.time = int(row["step"]), row.get("time")
+        self.log({name: value for name, value in row.items() if name != "time"})
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Log values at the current step, with the time of its row rather than that of the upload."""
+        self.run.log(values | ({} if self.time is None else {"_timestamp": self.time}), step=self.step)
 
     def log_sample(self, step: int, text: str) -> None:
         """Log the newest samples as a table; W&B shows the last table."""
@@ -143,12 +154,12 @@ class Wandb:
         ]
         rows: Any = [[parse_sample_step(file.name), read_text(file, "replace")] for file in files[-SAMPLES:]]
         if rows:
-            self.run.log({"samples": wandb.Table(columns=["step", "text"], data=rows)}, step=step)
+            self.log({"samples": wandb.Table(columns=["step", "text"], data=rows)})
 
     def finish(self, state: str, picture: Path | None) -> None:
         with suppress(Exception):  # the picture is optional
             if picture is not None and self.step >= 0:
-                self.run.log({"loss_curve": wandb.Image(str(picture))}, step=self.step)
+                self.log({"loss_curve": wandb.Image(str(picture))})
         if state == "finished" and self.metadata.settings.upload_checkpoint:
             try:
                 self.upload()

@@ -69,7 +69,7 @@ class RunLogger:
         self.reported_full_disk = False
         """True once a full disk was reported."""
         self.trackers = Trackers(
-            make_run_metadata(config, run.path, run.read_starts()[0]),
+            make_run_metadata(config, run.path, run.read_starts()),
             lambda step: config.evaluates_at(step, state.total_steps),
             self.note,
             self.log,
@@ -137,8 +137,8 @@ class RunLogger:
         if self.state.step % self.config.tracking.log_every == 0 or self.state.step == self.state.total_steps:
             row = {"loss": metrics.loss, "lr": metrics.lr}
             row |= {"grad_norm": metrics.grad_norm} if math.isfinite(metrics.grad_norm) else {}
+            self.show_progress(metrics.loss, metrics.grad_norm, metrics.lr)  # first: trackers send both rows together
             self.append_row(row | ({"spikes": self.state.spikes.count} if self.state.spikes.count else {}))
-            self.show_progress(metrics.loss, metrics.grad_norm, metrics.lr)
 
     def log_skipped_step(self, metrics: StepMetrics, why: str) -> None:
         """Record a step that made no update."""
@@ -167,6 +167,7 @@ class RunLogger:
     def log_evaluation(self, results: dict[str, float], model: GPT) -> None:
         """Report an evaluation: row, log line, loss curve, status and a sample."""
         state = self.state
+        self.trackers.times[state.step] = time.time()
         self.append_row(results)
         best = state.best is not None and state.best[1] == state.step
         train = f"  train {results['train_loss']:.4f}" if "train_loss" in results else ""

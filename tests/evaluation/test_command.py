@@ -24,6 +24,7 @@ from nanogpt.schema import from_dict
 from nanogpt.training.run import train
 from tests.conftest import ROOT, Run
 from tests.evaluation.benchmarks import write_hellaswag, write_lambada, write_wikitext
+from tests.json_documents import check_document, read_strict
 
 Build = Callable[..., TrainConfig]
 ALL = ["loss", "wikitext", "lambada", "hellaswag"]
@@ -128,6 +129,19 @@ def test_the_command_on_one_rank_and_on_several(
         rows = lines(work / f"{name}.jsonl")
         assert [row["metrics"] for row in rows] == alone and {row["ranks"] for row in rows} == {2}
     assert not (locate_run(trained) / "evaluations.jsonl").exists()
+
+
+def test_one_json_document_of_two_ranks(trained: TrainConfig, files: dict[str, str], run: Run) -> None:
+    """Its numbers are those that were appended. Rank 0 alone prints, and nothing else is on standard output."""
+    words = [f"eval.{name}={path}" for name, path in files.items()]
+    done = run("evaluate.py", "eval.tasks=[loss,hellaswag]", "device=cpu", "devices=2", "format=json", *words)
+    assert done.returncode == 0, done.stderr
+    document = read_strict(done.stdout)
+    check_document(document, "evaluate")
+    rows = lines(Path(trained.runs_dir).parent / document["out"])
+    assert [result["metrics"] for result in document["results"]] == [row["metrics"] for row in rows]
+    assert [round(result["time_s"], 3) for result in document["results"]] == [row["seconds"] for row in rows]
+    assert document["step"] == 5 and document["stopped_by"] is None and {row["ranks"] for row in rows} == {2}
 
 
 def test_a_signal_keeps_what_is_done(

@@ -1,7 +1,9 @@
 """Points that have not started, and lines of their preview."""
 
 from pathlib import Path
+from typing import Any
 
+from launch import forecast as forecasts
 from launch.study import PlannedRun
 from nanogpt.run_directory import locate_run
 from tests.experiments.fake_runs import made_config, write_run
@@ -13,6 +15,11 @@ def point(folder: Path, **changes: object) -> PlannedRun:
     """Return a point of the study in `folder`, on bytes, that has not started."""
     config = made_config(**{"runs_dir": str(folder)} | changes)
     return PlannedRun(locate_run(config), config)
+
+
+def forecast(*given: Any, **options: Any) -> list[str]:
+    """Return the lines of a forecast."""
+    return forecasts.forecast(*given, **options).lines()
 
 
 def line_of(lines: list[str], label: str) -> str:

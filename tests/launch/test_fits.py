@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.forecast import forecast
 from launch.study import PlannedRun
 from nanogpt.config import Precision
 from nanogpt.estimates.memory import estimate_training_memory
 from nanogpt.formatting import format_count
-from tests.launch.previews import line_of, point
+from tests.launch.previews import forecast, line_of, point
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import forecast as estimates
-from launch import speeds
-from launch.forecast import forecast
+from launch import forecast_memory, speeds
 from launch.study import PlannedRun
 from nanogpt.config import Gpu, TrainConfig
 from nanogpt.estimates.memory import estimate_training_memory
@@ -20,7 +19,7 @@ from nanogpt.formatting import format_count, format_duration
 from nanogpt.run_directory import locate_run
 from nanogpt.training.run import train
 from tests.experiments.fake_runs import made_config, write_run
-from tests.launch.previews import arithmetic, line_of, made, point
+from tests.launch.previews import arithmetic, forecast, line_of, made, point
 from tests.tiny_config import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -262,9 +261,9 @@ def test_a_thousand_points_are_one_piece_of_work(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(module, name, count)
 
     counted(speeds, "read_speed")
-    counted(estimates, "estimate_training_memory")
+    counted(forecast_memory, "estimate_training_memory")
     counted(estimates, "expected_vocab_size")
-    estimates.peak_memory.cache_clear()
+    forecast_memory.peak_memory.cache_clear()
     first = made_config(runs_dir=str(tmp_path / "new"))
     rates = [first.optimizer.model_copy(update={"lr": 1e-6 * n}) for n in range(1, 1001)]
     planned_runs = [
@@ -284,7 +283,7 @@ from launch.forecast import forecast
 from launch.study import PlannedRun
 from nanogpt.run_directory import RunDirectory
 config = RunDirectory(Path({str(run)!r})).read_config()
-print([*forecast([PlannedRun(Path({str(tmp_path / "new")!r}), config)], None, 1), 'torch' in sys.modules])
+print([*forecast([PlannedRun(Path({str(tmp_path / "new")!r}), config)], None, 1).lines(), 'torch' in sys.modules])
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True

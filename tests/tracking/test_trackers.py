@@ -239,6 +239,35 @@ def test_the_row_of_a_step_waits_for_its_evaluation(tmp_path: Path) -> None:
     assert [row["step"] for row in follow.read_steps()] == [9]
 
 
+def test_a_step_has_its_speed_and_its_own_time(tmp_path: Path) -> None:
+    """Of timing.jsonl, which has the step first. An evaluation has the time that this process saw, else the last."""
+    timing, log = RowLog(tmp_path / "timing.jsonl"), RowLog(tmp_path / "metrics.jsonl")
+    times: dict[int, float] = {}
+    live = MetricsTail(log.path, lambda step: step % 10 == 0, times)
+    times[0] = 100.5
+    log.append({"step": 0, "val_loss": 3.0})
+    assert list(live.read_steps()) == [{"step": 0, "val_loss": 3.0, "time": 100.5}]
+    for step in (4, 8):
+        timing.append({"step": step, "time": 100.0 + step, "tokens_per_second": 7.0, "mfu": 0.5})
+        log.append({"step": step, "loss": 2.0})
+    times[10] = 115.0
+    log.append({"step": 10, "val_loss": 1.0})
+    speed = {"loss": 2.0, "tokens_per_second": 7.0, "mfu": 0.5}
+    steps = [{"step": 4, "time": 104.0} | speed, {"step": 8, "time": 108.0} | speed]
+    assert list(live.read_steps()) == [*steps, {"step": 10, "val_loss": 1.0, "time": 115.0}]
+    later = MetricsTail(log.path, lambda step: step % 10 == 0)  # as after a restart
+    assert list(later.read_steps()) == [
+        {"step": 0, "val_loss": 3.0},
+        *steps,
+        {"step": 10, "val_loss": 1.0, "time": 108.0},
+    ]
+    timing.rewind(4)
+    log.rewind(4)
+    timing.append({"step": 8, "time": 200.0, "tokens_per_second": 9.0})
+    log.append({"step": 8, "loss": 2.0})
+    assert [row["time"] for row in live.read_steps()][-2:] == [104.0, 200.0]
+
+
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "trackio" else object())
     check_trackers(TrackingConfig(trackers=("wandb",)))

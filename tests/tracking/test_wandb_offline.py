@@ -13,7 +13,8 @@ import pytest
 from wandb.errors import CommError
 
 from nanogpt.config import TrainConfig
-from nanogpt.run_directory import locate_run
+from nanogpt.metrics_file import read_rows
+from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.tracking.wandb import describe_comm_error, list_offline_files, read_facts
 from tests import ranks
 from tests.ranks import Started
@@ -113,6 +114,34 @@ def test_f29_kill_9_and_later_sync(offline: Build, undisturbed: Reference, tmp_p
         assert "nothing was missing" in sync(server, str(locate_run(built))).stdout and has_curve(server, built)
         sent = only(server).fields
         assert (sent["groupName"], sent["displayName"]) == ("widths", "test-test")
+
+
+def test_speed_time_facts_and_code_are_in_the_file(offline: Build, tmp_path: Path) -> None:
+    """Each row has its own time, that of timing.jsonl; the commit and the changes are sent on request."""
+    built = offline(**{"tracking.send_code": True})
+    started = Started(built, 1, [], keyless(tmp_path) | CANARIES | {"SLURM_JOB_ID": "77"})
+    assert started.wait() == [0], started.output()
+    path = locate_run(built)
+    speeds = {row["step"]: row for row in read_rows(path / "timing.jsonl")}
+    (rows,) = rows_in(built)
+    for row in rows:
+        if "loss" in row:
+            assert row["tokens_per_second"] == speeds[row["_step"]]["tokens_per_second"]
+        if "loss" in row and "val_loss" not in row:
+            assert row["_timestamp"] == speeds[row["_step"]]["time"]
+    stamps = [row["_timestamp"] for row in rows]
+    assert stamps == sorted(set(stamps)), "no two rows share a time"
+    assert rows[-1]["samples._type"] == "table-file"
+    (file,) = path.glob("wandb/offline-run-*/*.wandb")
+    (config,) = [one["run"]["config"]["update"] for one in records(file) if one["type"] == "run"]
+    start = RunDirectory(path).read_starts()[-1]
+    facts = config["run"]
+    assert (facts["job"], facts["node"], facts["data_fingerprint"]) == ("77", start["host"], start["data"])
+    assert facts["vocab_size"] == start["measurement"]["vocab_size"] and facts["parameters"] > 0
+    git = start["git"] or {}
+    assert facts.get("commit") == git.get("commit")
+    diffs = [diff.read_text() for diff in path.glob("wandb/offline-run-*/files/uncommitted.diff")]
+    assert diffs == ([git["diff"]] if git.get("diff") else [])
 
 
 def test_without_a_key_it_is_kept_offline(config: Build, undisturbed: Reference, tmp_path: Path) -> None:

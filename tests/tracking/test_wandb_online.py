@@ -83,16 +83,18 @@ def has_rows(server: Server) -> bool:
     return bool(server.buckets) and len(only(server).history()) > 2
 
 
+CLOCK = ("time", "tokens_per_second", "mfu")  # of a row: a step that a restart repeats has other values
+
+
 def curve(config: TrainConfig) -> list[dict[str, float]]:
-    """Return what a tracker of a finished run should have."""
-    return list(
-        MetricsTail(locate_run(config) / "metrics.jsonl", lambda step: config.eval.is_due(step, 20)).read_steps()
-    )
+    """Return what a tracker of a finished run should have, without what depends on the clock."""
+    follow = MetricsTail(locate_run(config) / "metrics.jsonl", lambda step: config.eval.is_due(step, 20))
+    return plain(list(follow.read_steps()))
 
 
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Return rows without what W&B adds, and without samples."""
-    return [{key: row[key] for key in row if not key.startswith(("_", "samples"))} for row in rows]
+    """Return rows without what W&B adds, without samples, and without what depends on the clock."""
+    return [{key: row[key] for key in row if not key.startswith(("_", "samples", *CLOCK))} for row in rows]
 
 
 def has_curve(server: Server, config: TrainConfig) -> bool:

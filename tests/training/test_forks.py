@@ -22,7 +22,7 @@ Build = Callable[..., TrainConfig]
 
 
 def tracker_id(config: TrainConfig, path: Path) -> str:
-    return make_run_metadata(config, path, RunDirectory(path).read_starts()[0]).id
+    return make_run_metadata(config, path, RunDirectory(path).read_starts()).id
 
 
 def test_a_copy_is_a_fork_and_a_moved_folder_is_not(config: Build, capsys: pytest.CaptureFixture[str]) -> None:

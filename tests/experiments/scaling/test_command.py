@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from nanogpt.schema import to_json
 from nanogpt.tokenizer import FILE, ByteTokenizer
 from nanogpt.tokenizer import to_json as tokenizer_json
 from nanogpt.training.run import train
+from tests.json_documents import check_document, read_strict
 from tests.tiny_config import tiny_config
 
 PLANTED = LawConfig(E=1.2, A=60.0, B=400.0, alpha=0.4, beta=0.45)
@@ -171,9 +173,17 @@ def test_a_study_of_run_directories(
     shown = capsys.readouterr().out
     for expected in ("parabola of each budget", "L(N, D) =", "90 % interval", "predicted", "scaling.png"):
         assert expected in shown
+    assert run_scaling(ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(out), bootstrap=20, format="json")) == 0
+    document = read_strict(capsys.readouterr().out)
+    check_document(document, "scaling of runs")
+    assert {key: document[key] for key in found} == found and document["files"] == [
+        str(out / "scaling.json"),
+        str(out / "scaling.png"),
+    ]
+    assert [budget["optimum"] for budget in document["budgets"]] == found["minima"]
 
 
 @pytest.mark.parametrize(("asked", "rows"), [({}, 10), ({"budget": 1e19}, 1), ({"n_params": 400e6}, 1)])
-def test_the_published_law_is_a_table(asked: dict[str, float], rows: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_published_law_is_a_table(asked: dict[str, Any], rows: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_scaling(ScalingConfig(**asked)) == 0
     assert capsys.readouterr().out.count("e+") == rows
