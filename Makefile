@@ -14,22 +14,19 @@ $(VENV)/bin/python:
 	    { echo "error: Python 3.10 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 5; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); $(PYTHON) .ci/venv_without_ensurepip.py $(VENV); }
 
-# The exact versions are those of Python 3.11; other Pythons take what the ranges in pyproject.toml allow.
-CONSTRAINTS = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
-
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing the core into $(VENV) (once; a minute, or as long as a PyTorch for your GPU takes to download)"
-	@$(PIP) install $(CONSTRAINTS) -e .
+	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
 	@echo "installing the development tools into $(VENV) (once)"
-	@$(PIP) install $(CONSTRAINTS) -e '.[dev]'
+	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(VENV)/.slow: $(VENV)/.dev
 	@echo "installing lm-evaluation-harness into $(VENV) (once)"
-	@$(PIP) install $(CONSTRAINTS) -e '.[dev,lm-eval]'
+	@$(PIP) install -c constraints.txt -e '.[dev,lm-eval]'
 	@touch $@
 
 setup: $(VENV)/.dev  ## create .venv with everything, for development

@@ -12,6 +12,7 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from nanogpt.provenance import git_state
 from nanogpt.tracking.trackers import REQUIREMENTS
@@ -131,3 +132,12 @@ def test_the_state_of_another_repository_is_not_ours(tmp_path: Path) -> None:
     state = git_state(ours)
     assert state is not None and len(state["commit"]) == 40
     assert git_state(installed) is None
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_every_python_has_one_exact_version_of_each_package(version: str) -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = [Requirement(line) for line in lines]
+    assert all(re.fullmatch(r"==[\w.]+", str(pin.specifier)) for pin in pins)
+    names = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": version})]
+    assert len(names) == len(set(names)) and {"torch", "numpy", "pytest", "matplotlib"} <= set(names)
