@@ -43,7 +43,7 @@ def test_what_a_run_leaves_behind(config: Build, capsys: pytest.CaptureFixture[s
     weights = load_file(path / "checkpoints/step-00000020/model.safetensors")
     assert weights["transformer.h.0.attn.c_attn.weight"].shape == (48, 16)
     shown = capsys.readouterr().out
-    for expected in ("train loss", "val loss", "sample (", str(path), "loss.png", "next:", "sample.py run="):
+    for expected in ("train loss", "val loss", "sample (", str(path), "loss.png", "next:", "nanogpt sample run="):
         assert expected in shown
 
 
