@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from api.tables import to_frame
 from experiments.find import find_runs
-from experiments.ranking import find_varied_keys, format_value
+from experiments.ranking import find_varied_keys
+from experiments.records import describe_run
 from experiments.report import ReportData, read_study
 from experiments.results import RunResult
 from nanogpt.config import Against, Metric, ReportConfig
 from nanogpt.errors import BadInput
+from nanogpt.formatting import format_value
 from nanogpt.schema import from_dict
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class StudyResults:
             for rank, group in enumerate(ranking.groups, 1):
                 values = {axis.key: as_cell(axis.value(group)) for axis in varied}
                 facts = {"ranking": ranking.title, "rank": rank if group in ranking.ranked else None, **values}
-                rows += [{"path": str(result.path), **facts, **describe_result(result)} for result in group.results]
+                rows += [{"path": str(result.path), **facts, **describe_run(result)} for result in group.results]
         return to_frame(rows, "path")
 
     @property
@@ -83,22 +85,6 @@ def study(*targets: str | Path, metric: Metric = "val_loss", runs_dir: str | Pat
     values = {"targets": tuple(map(str, targets)), "metric": metric, "runs_dir": str(runs_dir)}
     config = from_dict(ReportConfig, values)
     return StudyResults(read_study(find_runs(config, latest=True), config.metric), config.metric)
-
-
-def describe_result(result: RunResult) -> dict[str, Any]:
-    """Return the columns of one run that do not depend on others."""
-    losses = {key: result.value(key) for key in ("val_loss", "best_val_loss", "val_bpb", "best_val_bpb")}
-    return {
-        "seed": result.config.training.seed,
-        "state": result.status.state,
-        "why": result.status.why,
-        "step": result.step,
-        "steps": result.status.steps,
-        "tokens": result.tokens,
-        **losses,
-        "train_seconds": result.seconds,
-        "tokens_per_second": result.tokens_per_second,
-    }
 
 
 def curve_rows(result: RunResult, key: str, x: Against) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.plots.coordinates import draw_coordinates
+from experiments.plots.coordinates import check_plot_format, draw_coordinates
 from nanogpt.config import CoordinatesConfig, ModelConfig, ScheduleConfig
 from nanogpt.console import print_text
 from nanogpt.data.batches import Batch, to_inputs_and_targets
@@ -32,6 +32,7 @@ NAMES: tuple[Literal["standard", "mup"], ...] = ("standard", "mup")
 def check_coordinates(config: CoordinatesConfig) -> int:
     """Train at several widths, print the slopes and draw them. Return 0."""
     check_output_file("coordinates.out", config.coordinates.out)
+    check_plot_format("coordinates.out", config.coordinates.out)
     compute, widths = set_up_device(config.hardware), config.coordinates.widths
     vocab_size, _ = expected_vocab_size(config.data)
     found = {name: [measure_moves(with_width(config, name, n), vocab_size, compute) for n in widths] for name in NAMES}

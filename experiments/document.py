@@ -1,4 +1,4 @@
-"""A page of blocks, written as Markdown with PNGs beside it and as one self-contained HTML file.
+"""A page of blocks, written as Markdown with plots beside it and as one self-contained HTML file.
 
 Text from run directories (names, values, errors) is escaped by the templates, never here.
 """
@@ -6,10 +6,11 @@ Text from run directories (names, values, errors) is escaped by the templates, n
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import jinja2
@@ -18,8 +19,10 @@ from experiments.plots.theme import Picture
 from nanogpt.errors import BadEnvironment, one_line
 from nanogpt.files import write_atomic
 from nanogpt.formatting import escape_control_chars
+from nanogpt.tracking.plots import DARK, PLOT_FORMATS, PlotFormat
 
 TEMPLATES = Path(__file__).with_name("templates")
+SCREEN_DPI = 130
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class TableBlock:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     marked: int | None = None
+    name: str = ""
+    """Name of the table's own file, if it has one."""
     kind: Literal["table"] = "table"
 
     @property
@@ -83,7 +88,12 @@ class Figure:
 
     @property
     def dark(self) -> str:
-        return data_uri(self.picture.dark)
+        return data_uri(self.picture.render("png", DARK))
+
+    @property
+    def width(self) -> int:
+        """Return the width on a page, in CSS pixels."""
+        return round(SCREEN_DPI * self.picture.size[0])
 
 
 Block = Heading | Note | TableBlock | Code | Figure
@@ -114,25 +124,44 @@ class Page:
         text = template_environment().get_template("page.md").render(page=self)
         return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
-    def write(self, folder: Path, name: str) -> list[Path]:
-        """Write `name`.md, `name`.html and plots/, each atomically. Return the files. Raises BadEnvironment."""
+    def write(
+        self,
+        folder: Path,
+        name: str,
+        formats: Collection[str] = ("md", "html"),
+        data: Mapping[str, str] = MappingProxyType({}),
+    ) -> list[Path]:
+        """Write the page as `name`, its plots and `data` in the formats, each file atomically. Return the files.
+
+        Raises BadEnvironment.
+        """
+        written: list[Path] = []
         try:
-            return self.write_files(folder, name)
+            for file, content in (*self.files(name, formats), *data.items()):
+                path = folder / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, content)
+                written.append(path)
         except OSError as error:
             where = one_line(Path(error.filename) if error.filename else folder)
             why = one_line(error.strerror or error, 200)
             raise BadEnvironment(f"{where}: can't be written: {why}; out=FOLDER writes elsewhere") from None
+        return written
 
-    def write_files(self, folder: Path, name: str) -> list[Path]:
-        plots = folder / "plots"
-        plots.mkdir(parents=True, exist_ok=True)
-        pictures = [block.picture for block in self.blocks if isinstance(block, Figure)]
-        for picture in pictures:
-            write_atomic(plots / f"{picture.name}.png", picture.light)
-        pages = [folder / f"{name}.md", folder / f"{name}.html"]
-        for path, text in zip(pages, (self.markdown(), self.html()), strict=True):
-            write_atomic(path, text)
-        return [*pages, *(plots / f"{picture.name}.png" for picture in pictures)]
+    def files(self, name: str, formats: Collection[str]) -> Iterator[tuple[str, str | bytes]]:
+        """Yield name and content of the page's files: plots first, as pages refer to them."""
+        kinds: list[PlotFormat] = [
+            kind for kind in PLOT_FORMATS if kind in formats or (kind == "png" and "md" in formats)
+        ]
+        for block in self.blocks:
+            if isinstance(block, Figure):
+                for kind in kinds:
+                    content = block.picture.light if kind == "png" else block.picture.render(kind)
+                    yield f"plots/{block.picture.name}.{kind}", content
+        if "md" in formats:
+            yield f"{name}.md", self.markdown()
+        if "html" in formats:
+            yield f"{name}.html", self.html()
 
 
 @cache

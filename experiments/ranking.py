@@ -12,11 +12,12 @@ from experiments.statistics import Estimate, estimate_mean
 from nanogpt import schema
 from nanogpt.comparability import agree_in_bits, agree_in_nats, group_results, partition
 from nanogpt.config import Metric, TrainConfig
-from nanogpt.formatting import shorten
+from nanogpt.formatting import format_brief, format_value, shorten
 from nanogpt.measurement import Measurement
 from nanogpt.schema import change_policy, iter_fields
 
 SEED = "training.seed"
+MAX_TOGETHER = 2  # more keys that change with another are listed in a table of their own
 LABELS = {"model": "model.name", "data": "data.name", "optimizer": "optimizer.name", "schedule": "schedule.name"}
 
 
@@ -91,8 +92,17 @@ class VariedKey:
     others: tuple[str, ...] = ()
     """The other keys that change with it."""
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Return the keys that labels name: all that change together, unless a config group or many did."""
+        return (self.key,) if self.key in LABELS or len(self.others) > MAX_TOGETHER else (self.key, *self.others)
+
     def value(self, setting: SeedGroup) -> Any:
         return setting.values.get(self.key)
+
+    def text(self, setting: SeedGroup) -> str:
+        """Return the exact values of the keys that labels name."""
+        return ", ".join(format_value(setting.values.get(key)) for key in self.shown)
 
 
 def group_by_seed(results: Iterable[RunResult]) -> list[SeedGroup]:
@@ -233,39 +243,39 @@ def sort_groups(found: Iterable[SeedGroup], metric: Metric) -> tuple[list[SeedGr
     return [s for s in everything if s.finished], [s for s in everything if not s.finished]
 
 
-def format_value(value: Any) -> str:
-    """Return a value as one would type it."""
-    if isinstance(value, tuple | list):
-        return f"[{','.join(map(format_value, value))}]"  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(value, bool) or value is None:
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+def short_names(varied: Sequence[VariedKey]) -> dict[str, str]:
+    """Return `lr` for `optimizer.lr`, unless another key ends the same way, of every key that is shown."""
+    keys = [key for axis in varied for key in axis.shown]
+    ends = [key.rpartition(".")[2] for key in keys]
+    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
-def format_brief(value: Any) -> str:
-    """Return a value for a label, floats with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else format_value(value)
+def short_name(axis: VariedKey, varied: Sequence[VariedKey]) -> str:
+    """Return the name of an axis: `lr`, or `n_embd, n_head` of keys that change together."""
+    names = short_names(varied)
+    return ", ".join(names[key] for key in axis.shown)
 
 
-def short_name(axis: VariedKey, others: Sequence[VariedKey]) -> str:
-    """Return `lr` for `optimizer.lr`, unless another key ends the same way."""
-    end = axis.key.rpartition(".")[2]
-    return end if [other.key.rpartition(".")[2] for other in others].count(end) == 1 else axis.key
+def format_assignments(setting: SeedGroup, axes: Sequence[VariedKey], varied: Sequence[VariedKey]) -> str:
+    """Return the values of some of the varied keys, e.g. `lr=0.001 dropout=0.1`."""
+    names = short_names(varied)
+    return " ".join(
+        f"{names[key]}={shorten(format_brief(setting.values.get(key)), 40)}" for axis in axes for key in axis.shown
+    )
 
 
 def describe_unusual(found: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> Callable[[SeedGroup], str]:
     """Return a function that names the values in which a group differs from most: `conv=[] lr=0.01`, or `as most`."""
-    usual = {axis: Counter(format_value(axis.value(group)) for group in found).most_common(1)[0][0] for axis in varied}
+    usual = {axis: Counter(axis.text(group) for group in found).most_common(1)[0][0] for axis in varied}
 
     def describe(setting: SeedGroup) -> str:
-        odd = [axis for axis in varied if format_value(axis.value(setting)) != usual[axis]]
-        return " ".join(f"{short_name(axis, varied)}={format_brief(axis.value(setting))}" for axis in odd) or "as most"
+        odd = [axis for axis in varied if axis.text(setting) != usual[axis]]
+        return format_assignments(setting, odd, varied) or "as most"
 
     return describe
 
 
 def group_name(setting: SeedGroup, varied: Sequence[VariedKey]) -> str:
     """Return e.g. `lr=0.001 dropout=0.1`, or the run's name if nothing was varied."""
-    words = [f"{short_name(axis, varied)}={shorten(format_brief(axis.value(setting)), 40)}" for axis in varied]
     attempt = f" (attempt {setting.attempt})" if setting.attempt > 1 else ""
-    return (" ".join(words) or setting.first.path.name) + attempt
+    return (format_assignments(setting, varied, varied) or setting.first.path.name) + attempt

@@ -3,35 +3,37 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.best import best_blocks
 from experiments.code_diff import code_table
-from experiments.document import Block, Code, Figure, Heading, Note, Page
+from experiments.document import Block, Code, Figure, Heading, Note, Page, TableBlock
 from experiments.find import RunSelection, find_runs, read_statuses, relative_to_cwd
+from experiments.latex import latex_table
+from experiments.metrics import COLUMNS, METRIC_WORDS
 from experiments.plots.curves import Curve, loss_curves
-from experiments.plots.sweep_plots import plot_sweep
+from experiments.plots.sweep import plot_sweep
 from experiments.ranking import (
     LABELS,
     Ranking,
     SeedGroup,
     VariedKey,
     find_varied_keys,
-    format_value,
     group_by_seed,
     identity_values,
     rank_groups,
 )
-from experiments.reproduce import RUN_KEYS, reproduce_command
+from experiments.records import describe_lines, describe_setting, to_csv, to_json
+from experiments.reproduce import RUN_KEYS
 from experiments.results import RunResult, find_missing_points, read_results
-from experiments.statistics import welch_test
+from experiments.sweep_lines import split_into_lines
 from experiments.tables import (
-    COLUMNS,
-    METRIC_WORDS,
     along_table,
     differing_keys,
     group_label,
+    lines_table,
     ranking_table,
     run_table,
     to_terminal,
@@ -39,10 +41,10 @@ from experiments.tables import (
 )
 from launch.watching import print_failures
 from nanogpt import schema
-from nanogpt.config import Metric, ReportConfig, TrainConfig
+from nanogpt.config import Against, Metric, ReportConfig
 from nanogpt.console import print_text
 from nanogpt.errors import BadInput, one_line
-from nanogpt.formatting import format_duration
+from nanogpt.formatting import format_duration, format_value
 from nanogpt.output_paths import check_output_folder
 from nanogpt.run_state import count_states
 
@@ -50,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns too many for a terminal
 PICTURES = ("curves", "sensitivity", "heatmap", "parallel")  # deleted if an earlier report had them and this has not
-MAX_TESTED = 5  # settings next to the best that are tested against it
+TABLES = ("ranking", "lines")
 UNDONE = ("missing", "new", "stopped", "lost")  # states that the same command continues from
 
 
@@ -83,13 +85,35 @@ def report(config: ReportConfig) -> int:
     check_output_folder("out", folder)
     study = read_study(found, config.metric)
     print_report(study)  # before writing: a full disk must not hide the result
-    files = Page(f"Report: {study.title}", list(page_blocks(study, config))).write(folder, "report")
-    for name in PICTURES:
-        for old in [*folder.glob(f"plots/{name}.png"), *folder.glob(f"plots/{name}-[0-9]*.png")]:
-            if old not in files:
-                old.unlink(missing_ok=True)
+    page = Page(f"Report: {study.title}", list(page_blocks(study, config)))
+    files = page.write(folder, "report", config.format, dict(data_files(study, page, config.format)))
+    remove_earlier(folder, files)
     print_text("\n" + "\n".join(map(one_line, files)))
     return 0
+
+
+def data_files(study: ReportData, page: Page, formats: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and content of the files for other programs."""
+    if "csv" in formats:
+        varied = find_varied_keys(study.groups)
+        yield "ranking.csv", to_csv([describe_setting(s, r, varied) for r in study.rankings for s in r.groups])
+        if lines := [line for ranking in study.rankings for line in describe_lines(ranking)]:
+            yield "lines.csv", to_csv(lines)
+    if "tex" in formats:
+        for table in page.blocks:
+            if isinstance(table, TableBlock) and table.name:
+                yield f"{table.name}.tex", latex_table(table, PAGE_ONLY)
+    if "json" in formats:
+        yield "report.json", to_json(study.title, study.results, study.rankings, (*study.notes, *study.problems))
+
+
+def remove_earlier(folder: Path, files: Sequence[Path]) -> None:
+    """Remove plots and tables of an earlier report in the formats just written, if this report has none of the name."""
+    for suffix in {path.suffix for path in files if path.suffix not in (".md", ".html", ".json")}:
+        stems = TABLES if suffix in (".csv", ".tex") else [f"plots/{name}" for name in PICTURES]
+        for old in (path for stem in stems for end in ("", "-[0-9]*") for path in folder.glob(f"{stem}{end}{suffix}")):
+            if old not in files:
+                old.unlink(missing_ok=True)
 
 
 def print_report(study: ReportData) -> None:
@@ -176,7 +200,7 @@ def ranking_blocks(ranking: Ranking, config: ReportConfig, suffix: str) -> Itera
     """Yield a ranking with its plots and its best setting. `suffix` distinguishes plots of several rankings."""
     varied, where = find_varied_keys(ranking.groups), f": {one_line(ranking.title, 200)}" if ranking.title else ""
     yield Heading(f"Ranking{where}")
-    yield ranking_table(ranking, varied)
+    yield replace(ranking_table(ranking, varied), name=f"ranking{suffix}")
     yield Note(explain_table(ranking))
     yield from figure_blocks(ranking, varied, config, where, suffix)
     yield Heading(f"The best{where}")
@@ -203,7 +227,23 @@ def explain_table(ranking: Ranking) -> str:
 def figure_blocks(
     ranking: Ranking, varied: Sequence[VariedKey], config: ReportConfig, where: str, suffix: str
 ) -> Iterator[Block]:
-    """Yield the loss curves, and the loss over what was varied."""
+    """Yield the plots of a ranking, and a table of its lines."""
+    if {"auto", "curves"} & set(config.plots):
+        yield from curve_blocks(ranking, varied, config.x, where, suffix)
+    lines = split_into_lines(ranking.groups, varied)
+    pictures = plot_sweep(ranking.groups, varied, lines, ranking.metric, config.plots)
+    missing = sorted(set(config.plots) - {"auto", "curves"} - {picture.name for picture in pictures})
+    if pictures or missing or lines:
+        yield Heading(f"What was varied{where}")
+    yield from (Figure(replace(picture, name=f"{picture.name}{suffix}")) for picture in pictures)
+    if missing:
+        yield Note(f"Not drawn, because too few or too many keys were varied: {', '.join(missing)}.")
+    if lines and (len(lines.lines) > 1 or any(setting.diverged for setting in ranking.groups)):
+        yield replace(lines_table(lines, varied, ranking.metric), name=f"lines{suffix}")
+
+
+def curve_blocks(ranking: Ranking, varied: Sequence[VariedKey], x: Against, where: str, suffix: str) -> Iterator[Block]:
+    """Yield the loss curves, or why there are none."""
     curves = [
         Curve(
             group_label(setting, varied),
@@ -214,63 +254,12 @@ def figure_blocks(
         for setting in ranking.groups
     ]
     yield Heading(f"Loss curves{where}")
-    drawn = loss_curves(curves, config.x, f"curves{suffix}", ranking.in_nats)
+    drawn = loss_curves(curves, x, f"curves{suffix}", ranking.in_nats)
     if drawn:
         yield Figure(drawn)
     else:
-        why = "no run has a row yet" if config.x in ("steps", "tokens") else f"{config.x} is not known for any run"
+        why = "no run has a row yet" if x in ("steps", "tokens") else f"{x} is not known for any run"
         yield Note(f"Nothing to draw: {why}.")
-    over = plot_sweep(ranking.groups, varied, ranking.metric)
-    if over:
-        yield Heading(f"What was varied{where}")
-        yield Figure(replace(over, name=f"{over.name}{suffix}"))
-
-
-def best_blocks(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Block]:
-    """Yield the best setting and the command that repeats it."""
-    setting = ranking.best
-    if setting is None:
-        yield Note("Every finished run diverged." if ranking.ranked else "No run is finished yet.")
-        return
-    result = next(result for result in setting.finished if result.trouble is None or not result.trouble.diverged)
-    loss = setting.loss(ranking.metric)
-    assert loss is not None, "it is ranked"
-    spread = f" ± {loss.half:.4f} over {loss.n} seeds" if loss.half is not None else " (one seed)"
-    yield Note(f"{group_label(setting, varied)}: {METRIC_WORDS[ranking.metric]} is {loss.mean:.4f}{spread}.")
-    yield from (note for note in (equal_note(ranking, varied), edge_note(ranking, varied)) if note)
-    command = reproduce_command(result.config)
-    if command is None:
-        yield Note(f"No command line reproduces it exactly; its config: {one_line(result.path / 'config.json')}.")
-        return
-    seed = f", with seed {result.config.training.seed}" if len(setting.results) > 1 else ""
-    yield Note(f"Command that trains it again{seed}:")
-    yield Code(command)
-
-
-def equal_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
-    """Return a note on settings next to the best that seeds can't distinguish from it."""
-    first, *others = ranking.ranked
-    words: list[str] = []
-    for other in others[:MAX_TESTED]:
-        found = welch_test(other.losses(ranking.metric), first.losses(ranking.metric))
-        if found and not found.significant:
-            words.append(f"{group_label(other, varied)} ({found.mean:+.4f}, p={found.p:.2g})")
-    return Note(f"Not significantly better than {', '.join(words)} (Welch's test over the seeds).") if words else None
-
-
-def edge_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
-    """Return a note on values of the best setting at the edge of what was tried."""
-    fields = dict(schema.iter_fields(TrainConfig))
-    words: list[str] = []
-    for axis in varied:
-        values = [axis.value(setting) for setting in ranking.ranked]
-        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-        if axis.key.startswith("training.") or len(numbers) < len(values) or len(set(numbers)) < 2:
-            continue  # more training is always better
-        best, limits = numbers[0], [getattr(limit, "ge", None) for limit in fields[axis.key].metadata]
-        if best in (min(numbers), max(numbers)) and best not in limits:
-            words.append(f"{axis.key}={best:g} is the {'lowest' if best == min(numbers) else 'highest'}")
-    return Note(f"{' and '.join(words)} value tried: the best may lie beyond.") if words else None
 
 
 def difference_blocks(study: ReportData) -> Iterator[Block]:

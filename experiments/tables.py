@@ -1,49 +1,38 @@
 """Tables of reports and comparisons: ranked groups, every run, differences in config and measurement."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from experiments.document import Cell, TableBlock
+from experiments.metrics import COLUMNS, RUN_COLUMNS
 from experiments.ranking import (
     Ranking,
     SeedGroup,
     VariedKey,
     describe_unusual,
-    format_brief,
-    format_value,
     group_name,
     identity_values,
     short_name,
 )
 from experiments.results import RunResult
 from experiments.statistics import Estimate, mean
+from experiments.sweep_lines import SweepLines
 from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import one_line
-from nanogpt.formatting import format_count, format_duration, format_table, shorten
+from nanogpt.formatting import format_brief, format_count, format_duration, format_table, format_value, shorten
 from nanogpt.measurement import Measurement
+from nanogpt.metrics_file import as_number
 
-RUN_COLUMNS: dict[Metric, str] = {"val_loss": "last val", "best_val_loss": "best val", "val_bpb": "last bits/byte"}
 MAX_KEY_COLUMNS = 6  # varied keys with a column each; more share a column that shows the unusual values
 Column = tuple[str, Callable[[SeedGroup], Cell]]
-METRIC_WORDS: dict[Metric, str] = {
-    "val_loss": "the validation loss at the end, in nats per token",
-    "best_val_loss": "the lowest validation loss, in nats per token",
-    "val_bpb": "bits per byte of the validation text at the end",
-    "best_val_bpb": "the lowest bits per byte of the validation text",
-}
-COLUMNS: dict[Metric, str] = {
-    "val_loss": "final val",
-    "best_val_loss": "best val",
-    "val_bpb": "bits/byte",
-    "best_val_bpb": "best bits/byte",
-}
 
 
 def ranking_table(ranking: Ranking, varied: Sequence[VariedKey]) -> TableBlock:
     """Return a table with one row per group of seeds; groups without a finished run come last, unranked."""
     settings, ranks = ranking.groups, len(ranking.ranked)
-    labels: list[Column] = [(short_name(axis, varied), lambda s, a=axis: value_cell(a.value(s))) for axis in varied]
+    labels: list[Column] = [(short_name(axis, varied), lambda s, a=axis: value_cell(a, s)) for axis in varied]
     if len(varied) > MAX_KEY_COLUMNS:
         told = describe_unusual(settings, varied)
         labels = [("unlike most", lambda s: Cell(shorten(one_line(told(s), 4000), 100)))]
@@ -78,6 +67,27 @@ def number_columns(ranking: Ranking) -> list[Column]:
     ]
 
 
+def lines_table(sweep: SweepLines, varied: Sequence[VariedKey], metric: Metric) -> TableBlock:
+    """Return the best and the highest stable value of each line, and the first above it at which a seed diverged."""
+    names = [axis for axis in (sweep.panel, sweep.line) if axis]
+    x = short_name(sweep.x, varied)
+    rows: list[list[Cell]] = []
+    for line in sweep.lines:
+        best, stable, diverged = line.best(metric), line.highest_stable, line.first_diverged
+        top = " (highest tried)" if stable is line.settings[-1] else ""
+        rows.append(
+            [
+                *(value_cell(axis, line.settings[0]) for axis in names),
+                value_cell(sweep.x, best),
+                Cell("-") if best is None else loss_cell(best, metric),
+                replace(cell := value_cell(sweep.x, stable), text=cell.text + top),
+                value_cell(sweep.x, diverged),
+            ]
+        )
+    columns = (f"best {x}", COLUMNS[metric], f"highest stable {x}", "diverged from")
+    return TableBlock([*(short_name(axis, varied) for axis in names), *columns], rows)
+
+
 def format_step_time(time: float) -> str:
     """Return e.g. `3.2s`, with decimals below 20 s."""
     return f"{time:.2g}s" if time < 1 else f"{time:.1f}s" if time < 20 else format_duration(time)
@@ -88,10 +98,12 @@ def hours_title(settings: Sequence[SeedGroup]) -> str:
     return {frozenset({True}): "GPU-hours", frozenset({False}): "CPU-hours"}.get(frozenset(kinds), "device-hours")
 
 
-def value_cell(value: Any) -> Cell:
-    """Return the cell of a varied value, sorted as a number if it is one."""
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    return Cell(shorten(one_line(format_brief(value), 4000), 60), number)
+def value_cell(axis: VariedKey, setting: SeedGroup | None) -> Cell:
+    """Return the cell of the varied values, sorted by the first as a number if it is one."""
+    if setting is None:
+        return Cell("-")
+    text = ", ".join(format_brief(setting.values.get(key)) for key in axis.shown)
+    return Cell(shorten(one_line(text, 4000), 60), as_number(axis.value(setting)))
 
 
 def seeds_cell(setting: SeedGroup) -> Cell:
@@ -228,10 +240,10 @@ def differing_contents(found: Sequence[Measurement]) -> dict[str, list[object]]:
 
 
 def along_table(settings: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> TableBlock | None:
-    """Return, for keys that change together, which values go together."""
+    """Return which values go together, for keys that change together and aren't shown together."""
     rows: list[list[Cell]] = []
     for axis in varied:
-        if axis.others:
+        if axis.others and len(axis.shown) == 1:
             for value, setting in {format_value(axis.value(s)): s for s in reversed(settings)}.items():
                 words = ", ".join(f"{key}={format_value(setting.values[key])}" for key in axis.others)
                 rows.append([Cell(axis.key), Cell(one_line(value, 60)), Cell(one_line(words, 1000))])

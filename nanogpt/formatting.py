@@ -1,6 +1,7 @@
 """Numbers, durations and tables as text for a person."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def format_duration(duration: float) -> str:
@@ -31,6 +32,20 @@ def shorten(text: str, most: int) -> str:
         return text
     head = (most - 1) // 3
     return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+
+
+def format_value(value: Any) -> str:
+    """Return a value as one would type it."""
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(format_value, value))}]"  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def format_brief(value: Any) -> str:
+    """Return a value for a label, floats with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else format_value(value)
 
 
 def format_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

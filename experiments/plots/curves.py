@@ -5,30 +5,20 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.plots.theme import (
-    Picture,
-    Style,
-    Theme,
-    add_color_bar,
-    color_range,
-    make_picture,
-    plot_label,
-    set_ticks,
-    style_axes,
-)
+from experiments.plots.theme import Picture, Style, add_color_bar, color_range, plot_label, set_ticks
 from experiments.results import RunResult
 from nanogpt.config import Against
 from nanogpt.formatting import format_count, format_duration
-from nanogpt.tracking.plots import smooth
+from nanogpt.tracking.plots import MARKERS, Array, Line, Theme, draw_loss, loss_limits, smooth, style_axes
 
 MANY = 8  # curves that can have a colour and a line of the legend each
 POINTS = 300  # of a curve of training steps
+MARKED = 10  # points of a curve that have its marker
 LABEL: dict[Against, str] = {
     "steps": "step",
     "tokens": "tokens",
@@ -41,8 +31,6 @@ WRITE: dict[Against, Callable[[float], str]] = {
     "flops": partial(format_count, billion="G"),
     "time": lambda time: f"{time:g}s" if time < 60 else format_duration(time),
 }
-Array = npt.NDArray[np.float64]
-Line = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
@@ -77,6 +65,9 @@ def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves", in_na
     drawn = [(curve, val, train) for curve, val, train in every if val or train]
     if not drawn:
         return None
+    title = f"loss against {LABEL[x]}"
+    if len(curves) == 1 and len(curves[0].results) == 1 and in_nats:
+        return Picture(name, title, (6.5, 3.6), partial(draw_single, curves[0].results[0], x))
     few = len(drawn) <= MANY
 
     def draw(figure: Figure, theme: Theme) -> None:
@@ -92,21 +83,31 @@ def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves", in_na
             set_ticks(axes.xaxis, ends if x != "steps" else [0.0, *ends], WRITE[x])
             axes.yaxis.set_tick_params(labelleft=True)
         panels[0].set_ylabel("nats per token" if in_nats else "bits per byte", color=theme.ink)
-        panels[0].set_ylim(*y_limits([val + train for _, val, train in drawn]))
+        panels[0].set_ylim(*loss_limits([line for _, val, train in drawn for line in val + train]))
         if not few:
             add_color_bar(figure, panels, theme, norm, "what it is ranked by", extend="max" if far else "neither")
         add_legend(figure, drawn, few, theme, norm)
 
     rows = min(4, -(-len(drawn) // 2)) if few else 1
-    title = f"loss against {LABEL[x]}"
-    return make_picture(name, title, (11, 4.4 + 0.22 * rows), draw)
+    return Picture(name, title, (7.0, 3.0 + 0.18 * rows), draw)
+
+
+def draw_single(result: RunResult, x: Against, figure: Figure, theme: Theme) -> None:
+    """Draw both losses of one run in one panel."""
+    axes = figure.add_subplot()
+    style_axes(axes, theme, "", LABEL[x], "loss, nats per token")
+    both: list[Line] = []
+    for rows, key in ((result.train, "loss"), (result.evals, "val_loss")):
+        both.append((np.array(result.x_values(rows, x) or []), np.array([row[key] for row in rows])))
+    draw_loss(axes, theme, *both)
+    set_ticks(axes.xaxis, [0.0, *(float(xs.max()) for xs, _ in both if len(xs))], WRITE[x])
 
 
 def curve_style(curve: Curve, rank: int, few: bool, theme: Theme, norm: Normalize) -> Style:
     """Return a colour of its own among few curves; among many that of its loss, the best bold."""
-    style: Style = {"linestyle": curve.dashes, "linewidth": 1.8, "zorder": 3.0 - rank / 1000}
+    style: Style = {"linestyle": curve.dashes, "linewidth": 1.5, "zorder": 3.0 - rank / 1000}
     if few:
-        return style | {"color": theme.cycle[rank]}
+        return style | {"color": theme.cycle[rank], "marker": MARKERS[rank], "markersize": 4}
     if rank == 0 and curve.loss is not None:
         return style | {"color": theme.accent, "linewidth": 2.8, "zorder": 4.0}
     if curve.loss is None:
@@ -119,8 +120,9 @@ def draw_curve(axes: Axes, found: Sequence[Line], style: Style, few: bool) -> No
     if not found:
         return
     xs, losses = common_points(found)
-    marker: Style = {"marker": "o", "markersize": 3.5} if few and len(xs) <= 25 else {}
-    axes.plot(xs, losses.mean(axis=0), **style, **marker)
+    every = max(1, len(xs) // MARKED)
+    first = MARKERS.find(style.get("marker", "")) * every // len(MARKERS)  # markers of neighbours are side by side
+    axes.plot(xs, losses.mean(axis=0), **style, markevery=(max(0, first), every))
     if few and len(found) > 1:
         axes.fill_between(xs, losses.min(axis=0), losses.max(axis=0), color=style["color"], alpha=0.12, linewidth=0)
 
@@ -152,21 +154,9 @@ def thin_out(xs: Array, losses: Array) -> Line:
     return np.array([xs[part].mean() for part in parts]), np.array(means)
 
 
-def y_limits(drawn: Sequence[Sequence[Line]]) -> tuple[float, float]:
-    """Return limits from just below the lowest loss to the losses after a tenth of training, so that the first drop or
-    a diverging curve doesn't take all the space.
-    """
-    curves = [line for found in drawn for line in found]
-    low = min(float(losses.min()) for _, losses in curves)
-    early = [float(np.interp(0.1 * xs.max(), xs, losses)) for xs, losses in curves]
-    high = max(float(np.median(early)), low + 1e-3)
-    high = min(high + 0.25 * (high - low), max(high, *(float(losses[0]) for _, losses in curves)))
-    return low - 0.05 * (high - low), high
-
-
 def add_legend(figure: Figure, drawn: Sequence[Drawn], few: bool, theme: Theme, norm: Normalize) -> None:
     """Add a legend below the panels: every curve if they are few; else the best, and the meaning of line styles."""
-    top = y_limits([val + train for _, val, train in drawn])[1]
+    top = loss_limits([line for _, val, train in drawn for line in val + train])[1]
     handles: list[Line2D] = []
     for rank, (curve, val, train) in enumerate(drawn if few else drawn[:1]):
         outside = all(float(losses[-1]) > top for _, losses in val or train)
@@ -175,7 +165,7 @@ def add_legend(figure: Figure, drawn: Sequence[Drawn], few: bool, theme: Theme, 
             *([curve.state] if curve.dashes != "-" else []),
             *(["above the picture"] if outside else []),
         ]
-        label = plot_label(("" if few else "best: ") + ", ".join(words), 80)
+        label = plot_label(("" if few else "best: ") + ", ".join(words), 70)
         if few or curve.loss is not None:
             handles.append(Line2D([], [], label=label, **curve_style(curve, rank, few, theme, norm)))
     for dashes, words in () if few else ((":", "failed or diverged"), ("--", "not finished")):
@@ -183,5 +173,5 @@ def add_legend(figure: Figure, drawn: Sequence[Drawn], few: bool, theme: Theme, 
             look: Style = {"color": theme.bad if dashes == ":" else theme.faint, "linestyle": dashes}
             handles.append(Line2D([], [], label=f"{words} ({count})", **look))
     if handles:
-        columns = 2 if len(handles) > 1 and max(len(str(handle.get_label())) for handle in handles) < 50 else 1
+        columns = 2 if len(handles) > 1 and max(len(str(handle.get_label())) for handle in handles) < 40 else 1
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor=theme.ink)

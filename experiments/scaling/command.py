@@ -107,9 +107,10 @@ class FittedStudy:
 
 
 def fit_study(config: ScalingConfig, pattern: str) -> FittedStudy:
-    """Fit, and write scaling.json and scaling.png. Raises BadInput for too few runs before anything is written."""
-    from experiments.plots.scaling import draw_scaling
+    """Fit, and write scaling.json and its plots. Raises BadInput for too few runs before anything is written."""
+    from experiments.plots.scaling import scaling_plot
     from experiments.scaling import fit  # scipy: half a second, only for fits
+    from nanogpt.tracking.plots import PLOT_FORMATS
 
     check_output_folder("out", config.out)
     runs = read_finished_runs(pattern)
@@ -136,8 +137,10 @@ def fit_study(config: ScalingConfig, pattern: str) -> FittedStudy:
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "scaling.json", json.dumps(asdict(found), indent=1) + "\n")
-    draw_scaling(curves, line, found.next, found.next_intervals["n_params"], folder / "scaling.png")
-    return FittedStudy(found, curves, (folder / "scaling.json", folder / "scaling.png"))
+    plot = scaling_plot(curves, line, found.next, found.next_intervals["n_params"])
+    for kind in PLOT_FORMATS:
+        write_atomic(folder / f"scaling.{kind}", plot.render(kind))
+    return FittedStudy(found, curves, tuple(folder / f"scaling.{kind}" for kind in ("json", *PLOT_FORMATS)))
 
 
 def print_study(fitted: FittedStudy) -> None:

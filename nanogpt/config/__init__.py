@@ -41,6 +41,7 @@ from nanogpt.config.studies import (
     GcConfig,
     ListConfig,
     Metric,
+    PlotName,
     ReportConfig,
     TargetsConfig,
     Waste,

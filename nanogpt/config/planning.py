@@ -88,7 +88,7 @@ class ScalingConfig(ConfigModel):
     runs: str | None = free(
         None, "glob of finished runs to fit a law to, e.g. 'runs/isoflop*'; null: none", min_length=1
     )
-    out: str = free(".", "runs: folder for scaling.json and scaling.png", min_length=1)
+    out: str = free(".", "runs: folder for scaling.json and scaling.png, .pdf and .svg", min_length=1)
     bootstrap: int = free(200, "runs: bootstrap resamples for the 90 % intervals", ge=20, le=100_000)
     seed: int = free(1337, "runs: random seed of the resamples", ge=0, lt=2**63)
     law: LawConfig = free(LawConfig(), "constants of the scaling law")

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from nanogpt.config.types import split_list
 from nanogpt.fields import free
 from nanogpt.json_output import FORMAT_HELP, OutputFormat
 from nanogpt.run_state import State
@@ -12,6 +13,8 @@ from nanogpt.schema import ConfigModel
 
 Metric = Literal["val_loss", "val_bpb", "best_val_loss", "best_val_bpb"]
 RENAMED = {"final": "val_loss", "best": "best_val_loss"}
+ReportFormat = Literal["md", "html", "pdf", "svg", "png", "csv", "tex", "json"]
+PlotName = Literal["auto", "curves", "sensitivity", "heatmap", "parallel"]
 Against = Literal["steps", "tokens", "flops", "time"]
 METRIC_HELP = "val_loss: final, in nats per token; val_bpb: in bits per byte; best_…: lowest of all evaluations"
 Waste = Literal["leftovers", "checkpoints", "code", "damaged", "attempts", "empty"]
@@ -41,7 +44,15 @@ class ReportConfig(TargetsConfig):
 
     x: Against = free("steps", "horizontal axis of the loss curves")
     metric: ChosenMetric = free("val_loss", f"metric to rank by; {METRIC_HELP}")
-    out: str | None = free(None, "folder for report.md, report.html and plots; null: the study's folder", min_length=1)
+    format: Annotated[tuple[ReportFormat, ...], BeforeValidator(split_list), Field(strict=False)] = free(
+        ("md", "html"),
+        "files to write: md, html: the report; pdf, svg, png: its plots; csv, tex: its tables; json: everything",
+        min_length=1,
+    )
+    plots: Annotated[tuple[PlotName, ...], BeforeValidator(split_list), Field(strict=False)] = free(
+        ("auto",), "plots to draw; auto: loss curves and those that suit the varied keys; []: none"
+    )
+    out: str | None = free(None, "folder for all files; null: the study's folder", min_length=1)
 
 
 class CompareConfig(TargetsConfig):

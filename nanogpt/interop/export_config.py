@@ -5,7 +5,8 @@ from typing import Any
 from typing_extensions import assert_never
 
 from nanogpt.config import ModelConfig
-from nanogpt.errors import BadInput, one_line
+from nanogpt.errors import BadInput
+from nanogpt.formatting import format_value
 from nanogpt.interop.architecture import IGNORED_KEYS, SIZES, check_known_keys
 
 ONLY_HERE: dict[str, object] = {"logit_softcap": None, "conv": ((),)}  # keys no other program has -> value when unused
@@ -46,13 +47,6 @@ def check_switches(model: ModelConfig, form: str, mapped: str, **expected: objec
     if uncovered := sorted(type(model).model_fields.keys() - covered):
         raise BadInput(f"model.{uncovered[0]}: it isn't known whether {form} has it, so it can't be exported")
     check_values(model, form, **expected)
-
-
-def format_value(value: object) -> str:
-    """Return a value as it is written on the command line."""
-    if isinstance(value, tuple):
-        return f"[{','.join(map(format_value, value))}]"  # pyright: ignore[reportUnknownArgumentType]
-    return "null" if value is None else one_line(str(value).lower())
 
 
 def check_nanogpt_form(model: ModelConfig) -> None:

@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments.compare import compare
 from experiments.document import escaped_markdown
 from experiments.list_runs import list_runs
-from experiments.plots.sweep_plots import draw_means
-from experiments.plots.theme import LIGHT
 from experiments.report import PICTURES, report
-from experiments.statistics import Estimate
 from nanogpt import files
 from nanogpt.config import Against, CompareConfig, ListConfig, ReportConfig
 from nanogpt.errors import BadEnvironment, BadInput
@@ -47,7 +43,7 @@ def test_a_grid_with_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert page.column("tok/s") == ["1k"] * 3 and page.column("time") == [f"{20 * BATCH / 1000:.1f}s"] * 3
     assert page.column("CPU-hours") == [f"{3 * 20 * BATCH / 1000 / 3600:.3g}"] * 3
     written = {path.name for path in (tmp_path / "plots").iterdir()}
-    assert written == {"curves.png", "heatmap.png"} and not list(tmp_path.glob(".*"))
+    assert written == {"curves.png", "sensitivity.png", "heatmap.png"} and not list(tmp_path.glob(".*"))
     text = (tmp_path / "report.md").read_text()
     assert "](plots/heatmap.png)" in text and "nanogpt train " in text and "| lr |" in text
     assert "final val" in capsys.readouterr().out
@@ -162,27 +158,6 @@ def test_a_diverged_seed_is_told_beside_the_mean(tmp_path: Path) -> None:
     assert "a diverged seed come last" in (tmp_path / "report.md").read_text()
 
 
-def test_every_seed_is_inside_the_picture() -> None:
-    """Also where the mean of others is far off, and where two seeds have an interval that dwarfs everything."""
-    axes = Figure().add_subplot()
-    means = [(1.0, Estimate(1.6, 0.97, 3)), (2.0, Estimate(1.7, 0.09, 3)), (3.0, Estimate(3.0, 0.05, 3))]
-    draw_means(axes, means, [1.17, 1.87, 1.82, 1.7, 3.0], LIGHT, joined=True)
-    low, high = axes.get_ylim()
-    assert low < 1.17 and 1.87 < high < 3.0
-    axes = Figure().add_subplot()
-    draw_means(axes, [(1.0, Estimate(2.0, 50.0, 2)), (2.0, Estimate(2.1, None, 1))], [1.9, 2.1], LIGHT, joined=True)
-    low, high = axes.get_ylim()
-    assert 1.5 < low < 1.9 and 2.1 < high < 2.6
-
-
-def test_a_mean_that_the_axis_reaches_is_drawn() -> None:
-    """The interval of the best is so wide that the worst is inside of it."""
-    axes = Figure().add_subplot()
-    means = [(1.0, Estimate(3.84, 0.49, 2)), (2.0, Estimate(3.53, 0.89, 2)), (3.0, Estimate(3.58, 0.1, 2))]
-    draw_means(axes, means, [3.80, 3.88, 3.46, 3.6, 3.57, 3.59], LIGHT, joined=True)
-    assert next(list(line.get_xdata()) for line in axes.lines) == [1.0, 2.0, 3.0] and not axes.texts
-
-
 def test_half_a_study_says_so(tmp_path: Path) -> None:
     write_run(tmp_path, [5.0, 3.0], **{"optimizer.lr": 1e-3})
     write_run(tmp_path, [5.0, 2.0], name="b", state="running", **{"optimizer.lr": 3e-3, "training.steps": 40})
@@ -204,7 +179,7 @@ def test_nothing_finished_and_nothing_logged(tmp_path: Path) -> None:
     page = reported(tmp_path)
     assert page.column("#") == [""] and page.column("final val") == ["-"]
     text = (tmp_path / "report.md").read_text()
-    assert "No run is finished yet" in text and "Nothing to draw" in text and not list((tmp_path / "plots").iterdir())
+    assert "No run is finished yet" in text and "Nothing to draw" in text and not list(tmp_path.glob("plots/*"))
 
 
 def test_damage_is_told_and_not_fatal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,7 +202,12 @@ def test_pictures_of_an_earlier_report_go(tmp_path: Path) -> None:
     (tmp_path / "plots" / "mine.png").write_bytes(b"")
     write_run(tmp_path, [5.0, 2.5], name="c", **{"optimizer.lr": 3e-3, "model.dropout": 0.3})
     reported(tmp_path)
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"curves.png", "heatmap.png", "mine.png"}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        "curves.png",
+        "sensitivity.png",
+        "heatmap.png",
+        "mine.png",
+    }
     assert {"curves", "heatmap", "sensitivity", "parallel"} == set(PICTURES)
 
 

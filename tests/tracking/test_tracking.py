@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from nanogpt.formatting import format_count, format_duration, format_table
 from nanogpt.metrics_file import RowLog, read_rows
 from nanogpt.progress import TokenizeProgress, TrainProgress
-from nanogpt.tracking.plots import axis_limits, plot_loss, smooth
+from nanogpt.tracking.plots import LIGHT, draw_loss, loss_limits, plot_loss, smooth
 
 
 def test_rewinding_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:
@@ -48,9 +50,22 @@ def test_the_running_mean() -> None:
 
 
 def test_limits_forgive_a_spike() -> None:
-    low, high = axis_limits([3.0 - i / 1000 for i in range(1000)] + [500.0])
+    steps = np.arange(1001.0)
+    low, high = loss_limits([(steps, np.array([3.0 - i / 1000 for i in range(1000)] + [500.0]))])
     assert low < 2.0 and 3.0 < high < 4.0
-    assert axis_limits([]) == (0.0, 1.0)
+    assert loss_limits([]) == (0.0, 1.0)
+
+
+def test_the_first_fall_leaves_room_for_the_rest() -> None:
+    """From 10.8 to 3: what comes after a tenth of the steps has most of the picture, and the start is named."""
+    steps = np.arange(0.0, 2001.0, 10)
+    losses = 3 + 7.8 * np.exp(-steps / 60) + 0.3 * np.exp(-steps / 600)
+    axes = Figure().add_subplot()
+    draw_loss(axes, LIGHT, (steps, losses), (steps[::20], losses[::20]))
+    low, high = axes.get_ylim()
+    late = losses[steps >= 200]
+    assert low < late.min() and late.max() < high and np.ptp(late) > 0.6 * (high - low)
+    assert [text.get_text() for text in axes.texts] == ["↑ from 11.1"]
 
 
 def test_numbers_for_people() -> None:
