@@ -19,7 +19,12 @@ from nanogpt.formatting import escape_control_chars, format_value
 from nanogpt.metrics_file import Row
 
 Record = dict[str, Any]
-METRICS: tuple[Metric, ...] = ("val_loss", "best_val_loss", "val_bpb", "best_val_bpb")
+METRICS: dict[Metric, str] = {  # with the key of half of the 95 % interval
+    "val_loss": "val_loss_ci95",
+    "best_val_loss": "best_val_loss_ci95",
+    "val_bpb": "val_bpb_ci95",
+    "best_val_bpb": "best_val_bpb_ci95",
+}
 CURVES = {"train": ("step", "tokens", "loss"), "eval": ("step", "tokens", "val_loss", "val_bpb")}
 
 
@@ -51,9 +56,9 @@ def describe_setting(setting: SeedGroup, ranking: Ranking, varied: Sequence[Vari
         "finished": len(finished),
         "diverged": setting.diverged,
     }
-    for metric in METRICS:
+    for metric, interval in METRICS.items():
         loss = setting.loss(metric) if finished else None
-        record |= {metric: loss and loss.mean, f"{metric}_ci95": loss and loss.half}
+        record |= {metric: loss and loss.mean, interval: loss and loss.half}
     seconds = [result.device_seconds for result in setting.results if result.step]
     return record | {
         "step": mean_or_none(result.step for result in setting.counted),
@@ -81,7 +86,7 @@ def describe_lines(ranking: Ranking) -> list[Record]:
         fixed = {axis.key: axis.value(line.settings[0]) for axis in (sweep.panel, sweep.line) if axis}
         ends = {"best": best, "highest_stable": line.highest_stable, "diverged_from": line.first_diverged}
         values = {name: setting and sweep.x.value(setting) for name, setting in ends.items()}
-        result = {metric: loss and loss.mean, f"{metric}_ci95": loss and loss.half}
+        result = {metric: loss and loss.mean, METRICS[metric]: loss and loss.half}
         records.append({"ranking": ranking.title, **fixed, "key": sweep.x.key, **values, **result})
     return records
 

@@ -11,6 +11,7 @@ from nanogpt.formatting import format_value
 from nanogpt.metrics_file import as_number
 
 MAX_LINES, MAX_PANELS = 8, 6
+MIN_FILLED = 0.4  # share of the combinations of values that were tried
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def order_values(found: Sequence[SeedGroup], axis: VariedKey) -> list[SeedGroup]
 
 def split_into_lines(found: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> SweepLines | None:
     """Return the lines over a learning rate, or else the number with most values; None for more than three keys, too
-    many lines, or hardly more settings than lines. `found` has the best first.
+    many lines, or if most combinations were not tried. `found` has the best first.
     """
     counts = {axis: len(order_values(found, axis)) for axis in varied}
     numeric = [axis for axis in varied if is_numeric(found, axis)]
@@ -96,4 +97,5 @@ def split_into_lines(found: Sequence[SeedGroup], varied: Sequence[VariedKey]) ->
     for first, second in product(*texts[:2]):
         settings = [cells[first, second, value] for value in texts[2] if (first, second, value) in cells]
         lines += [SweepLine(first, second, tuple(settings))] if settings else []
-    return SweepLines(x, line, panel, tuple(lines)) if 2 * len(cells) >= 3 * len(lines) else None
+    filled = len(cells) >= MIN_FILLED * len(lines) * len(texts[2])
+    return SweepLines(x, line, panel, tuple(lines)) if filled else None

@@ -12,7 +12,7 @@ from experiments.metrics import AXIS_LABELS, TITLES
 from experiments.plots.theme import Picture, Style, add_color_bar, color_range, plot_label, readable_ink
 from experiments.ranking import SeedGroup, VariedKey
 from experiments.statistics import Estimate
-from experiments.sweep_lines import order_values
+from experiments.sweep_lines import MIN_FILLED, order_values
 from nanogpt.config import Metric
 from nanogpt.tracking.plots import Theme, style_axes
 
@@ -32,7 +32,7 @@ def heat_map(found: Sequence[SeedGroup], varied: Sequence[VariedKey], metric: Me
         key=lambda values: len(values[0]),
     )
     cells = {(down.text(s), across.text(s)): s for s in reversed(found)}
-    if len(columns) > MAX_VALUES or len(cells) < 0.4 * len(rows) * len(columns):
+    if len(columns) > MAX_VALUES or len(cells) < MIN_FILLED * len(rows) * len(columns):
         return None
     losses = {key: loss for key, s in cells.items() if s.finished and (loss := s.loss(metric))}
     norm, far = color_range([loss.mean for loss in losses.values()] or [0.0])

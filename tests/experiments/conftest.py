@@ -23,7 +23,8 @@ DRAWN = (  # tests of what is odd in a picture
 @pytest.fixture(autouse=True)
 def pictures_drawn(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Draw on light and dark paper in tests of grids, on light paper in those of DRAWN, and nothing in others."""
-    monkeypatch.setattr(plots, "DPI", 30)
+    if "test_coordinates" not in request.node.nodeid:  # where the size of the picture is checked
+        monkeypatch.setattr(plots, "DPI", 30)
     looks = (LIGHT, DARK) if "grid" in request.node.name else (LIGHT,) if request.node.name in DRAWN else ()
     whole = plots.render
     monkeypatch.setattr(plots, "render", lambda size, look, *how: whole(size, look, *how) if look in looks else b"")

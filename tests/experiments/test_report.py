@@ -152,7 +152,7 @@ def test_a_diverged_seed_is_told_beside_the_mean(tmp_path: Path) -> None:
         write_run(tmp_path, [5.0, 2.0], name=f"wild{i}", state=state, why="Diverged: inf", **keys)  # type: ignore[arg-type]
     seeds(tmp_path, [2.5, 2.6], **{"optimizer.lr": 1e-3})
     page = reported(tmp_path)
-    assert page.column("lr") == ["0.001", "1"] and page.column("seeds") == ["2", "1 of 2"]
+    assert page.column("lr, steps") == ["0.001, 20", "1, 10"] and page.column("seeds") == ["2", "1 of 2"]
     assert page.column("status") == ["finished", "1 finished, 1 diverged"]
     assert page.column("why") == ["-", "Diverged: inf"]
     assert "a diverged seed come last" in (tmp_path / "report.md").read_text()
