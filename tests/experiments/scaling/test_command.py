@@ -179,6 +179,8 @@ def test_a_study_of_run_directories(
     assert {key: document[key] for key in found} == found and document["files"] == [
         str(out / "scaling.json"),
         str(out / "scaling.png"),
+        str(out / "scaling.pdf"),
+        str(out / "scaling.svg"),
     ]
     assert [budget["optimum"] for budget in document["budgets"]] == found["minima"]
 
