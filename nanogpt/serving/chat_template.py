@@ -64,13 +64,14 @@ def read_chat_template(config: TrainedConfig) -> ChatTemplate | None:
         return None
     folder = Path(name)
     about = read_json_object(folder / "tokenizer_config.json")
-    source: object = about.get("chat_template")
+    source: Any = about.get("chat_template")
     if isinstance(source, list):  # several, by name
-        source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
+        source = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}.get(
+            "default"
+        )
     if (folder / "chat_template.jinja").exists():
         source = read_text(folder / "chat_template.jinja")
-    if not isinstance(source, str):
-        return None
-    tokens = {name: about[name] for name in SPECIAL_TOKENS if about.get(name)}
-    plain = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
-    return ChatTemplate(source, plain)
+    tokens = {key: about.get(key) for key in SPECIAL_TOKENS}
+    plain = {key: token.get("content") if isinstance(token, dict) else token for key, token in tokens.items()}
+    special_tokens = {key: token for key, token in plain.items() if isinstance(token, str) and token}
+    return ChatTemplate(source, special_tokens) if isinstance(source, str) else None

@@ -34,58 +34,48 @@ class Job:
 
 def plan_completion(trained: TrainedModel, config: ServeConfig, request: CompletionRequest) -> Job:
     """Return the job of a completion. Raises BadInput."""
-    check_limit("max_tokens", request.max_tokens, config.max_tokens)
+    given = request.prompts()
+    check_limits(config, request.max_tokens, len(given), request.n)
     settings = request.sample_config(request.max_tokens, request.stop_texts(), request.special_tokens)
     check_special_tokens(trained, settings, [])
-    prompts: list[list[int]] = []
-    echoes: list[str] = []
-    for prompt in request.prompts():
+    prompts: list[tuple[list[int], str]] = []
+    for prompt in given:
         if isinstance(prompt, str):
-            prompts.append(encode_prompt(trained, settings, prompt))
-            echoes.append(prompt)
+            prompts.append((encode_prompt(trained, settings, prompt), prompt))
         else:
             check_ids(trained, settings, prompt)
-            prompts.append(prompt)
-            echoes.append(tokenizers.decode(trained.tokenizer, prompt))
-    job = build_job(trained, config, request, settings, prompts, echoes if request.echo else [""] * len(prompts))
-    longest, fits = max(map(len, prompts)) + request.max_tokens, trained.model.config.block_size + 1
+            prompts.append((prompt, tokenizers.decode(trained.tokenizer, prompt)))
+    longest, fits = max(len(ids) for ids, _ in prompts) + request.max_tokens, trained.model.config.block_size + 1
     if request.logprobs is not None and longest > fits:
         why = f"prompt and max_tokens are {longest} tokens; allowed: at most {fits}"
         raise BadInput(f"logprobs={request.logprobs}: {why}")
-    return job
+    return build_job(trained, request, settings, [(ids, text if request.echo else "") for ids, text in prompts])
 
 
 def plan_chat(trained: TrainedModel, config: ServeConfig, request: ChatRequest, template: ChatTemplate) -> Job:
     """Return the job of a chat completion. Raises BadInput."""
     asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    check_limit("max_tokens", asked or 0, config.max_tokens)
-    stop = [*request.stop_texts(), *template.end_of_turn]
-    settings = request.sample_config(config.max_tokens if asked is None else asked, stop, True)
+    max_tokens = config.max_tokens if asked is None else asked
+    check_limits(config, max_tokens, 1, request.n)
+    settings = request.sample_config(max_tokens, [*request.stop_texts(), *template.end_of_turn], True)
     text = template.render([message.model_dump() for message in request.messages])
-    return build_job(trained, config, request, settings, [encode_prompt(trained, settings, text)], [""])
+    return build_job(trained, request, settings, [(encode_prompt(trained, settings, text), "")])
 
 
 def build_job(
-    trained: TrainedModel,
-    config: ServeConfig,
-    request: GenerationRequest,
-    settings: SampleConfig,
-    prompts: Sequence[list[int]],
-    echoes: Sequence[str],
+    trained: TrainedModel, request: GenerationRequest, settings: SampleConfig, prompts: Sequence[tuple[list[int], str]]
 ) -> Job:
-    """Return the job with each prompt `n` times. Raises BadInput for too many texts."""
-    count = len(prompts) * request.n
-    if count > config.max_choices:
-        raise BadInput(f"n={request.n}: asks for {count} texts; allowed by this server: at most {config.max_choices}")
-    each = [i for i in range(len(prompts)) for _ in range(request.n)]
-    answers = [Answer(trained.tokenizer, settings.task) for _ in each]
-    return Job(request, settings, [prompts[i] for i in each], [echoes[i] for i in each], answers)
+    """Return the job with `n` texts for each prompt, given as its ids and what the reply begins with."""
+    ids, echoes = zip(*[prompt for prompt in prompts for _ in range(request.n)], strict=True)
+    return Job(request, settings, [*ids], [*echoes], [Answer(trained.tokenizer, settings.task) for _ in ids])
 
 
-def check_limit(key: str, value: int, most: int) -> None:
-    """Raise BadInput if the value of a parameter is above the server's limit."""
-    if value > most:
-        raise BadInput(f"{key}={value}: allowed by this server: at most {most}")
+def check_limits(config: ServeConfig, max_tokens: int, n_prompts: int, n: int) -> None:
+    """Raise BadInput for more tokens or texts than the server allows."""
+    if max_tokens > config.max_tokens:
+        raise BadInput(f"max_tokens={max_tokens}: allowed by this server: at most {config.max_tokens}")
+    if n_prompts * n > config.max_choices:
+        raise BadInput(f"n={n}: asks for {n_prompts * n} texts; allowed by this server: at most {config.max_choices}")
 
 
 def check_ids(trained: TrainedModel, settings: SampleConfig, ids: Sequence[int]) -> None:

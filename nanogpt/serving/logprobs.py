@@ -4,6 +4,7 @@ import codecs
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanogpt import tokenizer as tokenizers
 from nanogpt.interop.load_model import TrainedModel
@@ -32,11 +33,15 @@ def compute_logprobs(trained: TrainedModel, job: Job, row: int, count: int) -> d
         found["tokens"].append(show_token(trained.tokenizer, token))
         found["text_offset"].append(offset)
         found["token_logprobs"].append(None if before is None else float(before[token]))
-        top = [] if before is None else [*before.topk(min(count, len(before))).indices.tolist(), token]
-        named = {show_token(trained.tokenizer, i): float(before[i]) for i in top} if before is not None else None
-        found["top_logprobs"].append(named)
+        found["top_logprobs"].append(None if before is None else top_logprobs(trained.tokenizer, before, count, token))
         offset += len(decoder.decode(tokenizers.decode_bytes(trained.tokenizer, [token])))
     return found
+
+
+def top_logprobs(tokenizer: Tokenizer, logprobs: Tensor, count: int, token: int) -> dict[str, float]:
+    """Return the log-probabilities of the `count` most likely tokens and of `token`."""
+    top = [*logprobs.topk(min(count, len(logprobs))).indices.tolist(), token]
+    return {show_token(tokenizer, i): float(logprobs[i]) for i in top}
 
 
 def show_token(tokenizer: Tokenizer, token: int) -> str:

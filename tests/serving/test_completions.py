@@ -122,7 +122,6 @@ def to_byte(token: str) -> int:
 
 
 def test_an_echo_without_new_tokens_scores_the_prompt(server: Server, run: nanogpt.Run) -> None:
-    """As lm-evaluation-harness asks."""
     prompt = list("alpha — ✓".encode())
     reply = complete(server, prompt, max_tokens=0, echo=True, logprobs=1)
     table = run.logits(prompt).log_softmax(1)
