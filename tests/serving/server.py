@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import openai
@@ -22,10 +22,13 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     printed: str
+    clients: dict[str, openai.OpenAI] = field(default_factory=dict[str, openai.OpenAI])
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        """Return OpenAI's client, which doesn't repeat requests."""
-        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=120)
+        """Return OpenAI's client, which doesn't repeat requests. It is closed with the server."""
+        if key not in self.clients:
+            self.clients[key] = openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=120)
+        return self.clients[key]
 
 
 @contextmanager
@@ -43,7 +46,12 @@ def serving(*words: str, **environment: str) -> Generator[Server, None, None]:
                 assert read, Path(errors.name).read_text()
                 printed += read
                 found = re.search(r"http://\S+", read)
-            yield Server(process, found[0], printed)
+            server = Server(process, found[0], printed)
+            try:
+                yield server
+            finally:
+                for client in server.clients.values():
+                    client.close()
             assert Path(errors.name).read_text() == ""
         finally:
             process.terminate()
