@@ -75,6 +75,7 @@ def test_the_best_go_on_and_are_what_they_would_have_been(lab: Lab, capsys: pyte
     assert losses(lab, "half")[winner] == grid[winner] and f"best    {winner}-" in shown
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_the_same_command_decides_the_same(lab: Lab) -> None:
     assert halving(lab) == 0
     expected, curves = steps_of(lab, "half"), losses(lab, "half")

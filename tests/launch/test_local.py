@@ -57,6 +57,7 @@ def test_what_was_trained_here_before_is_no_job(lab: Lab) -> None:
     assert set(lab.points("mixed")) == {"seed3"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_point_goes_on_by_itself(lab: Lab, reference: dict[str, str]) -> None:
     """Told to save, as before a time limit; killed; and with its queue dead, by the same command."""
     words = lab.sweep("submitit_local", "name=disturbed", "hydra.launcher.wait=false")

@@ -35,8 +35,8 @@ def check_equal(shapes: list[tuple[int, ...]]) -> str:
     inputs = [torch.randn(1 + i % 6, *shape, requires_grad=True) for i, shape in enumerate(shapes)]
     eager = apply(inputs, KEYS)
     with torch._inductor.config.patch(fx_graph_cache=False):
-        compile_model, codes = run_and_get_code(torch.compile(apply, dynamic=False), inputs, KEYS)
-    for shape, x, expected, found in zip(shapes, inputs, eager, compile_model, strict=True):
+        compiled, codes = run_and_get_code(torch.compile(apply, dynamic=False), inputs, KEYS)
+    for shape, x, expected, found in zip(shapes, inputs, eager, compiled, strict=True):
         assert torch.equal(found, expected), shape
         (gradient,) = torch.autograd.grad(found.square().sum(), x, retain_graph=True)
         assert torch.equal(gradient, torch.autograd.grad(expected.square().sum(), x)[0]), shape

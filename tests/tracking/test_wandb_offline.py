@@ -87,6 +87,7 @@ def rows_in(config: TrainConfig) -> list[list[dict[str, Any]]]:
     return [[one["history"]["item"] for one in file if one["type"] == "history"] for file in found]
 
 
+@pytest.mark.slow
 def test_f29_kill_9_and_later_sync(offline: Build, undisturbed: Reference, tmp_path: Path) -> None:
     """Two starts, two files, no step in both; together they are the whole curve, for W&B's own command and for ours."""
     built = offline(runs_dir=str(tmp_path / "widths"))

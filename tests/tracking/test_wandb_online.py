@@ -159,7 +159,8 @@ def test_f26_a_server_that_cannot_be_used_costs_one_warning(
     assert "nothing was missing" in sync(server, late).stdout and has_curve(server, built["down"])
 
 
-@pytest.mark.parametrize("names", [("dies", "service"), pytest.param(("500", "away"), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("dies", "service"), ("500", "away")], ids=str)
 def test_f26_a_server_that_goes_in_the_middle(
     tracked: Build, undisturbed: Reference, servers: Callable[[], Server], tmp_path: Path, names: tuple[str, ...]
 ) -> None:
@@ -236,7 +237,8 @@ def test_f01_kill_9_and_the_same_command(
     assert only(server).starts == 2 and not only(server).overwritten
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_f04_a_requeued_run_goes_on_there(
     tracked: Build, undisturbed: Reference, server: Server, tmp_path: Path, name: str
 ) -> None:

@@ -58,7 +58,8 @@ def test_the_curve_is_that_of_one_rank(config: Build, tmp_path: Path, changes: d
         assert torch.allclose(tensor, theirs[name], atol=2e-5), name
 
 
-@pytest.mark.parametrize("action", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["SIGKILL", "SIGTERM"])
 def test_what_is_stopped_goes_on_to_the_bit(config: Build, undisturbed: Any, action: str) -> None:
     """A signal stops all ranks, a dead one ends the others; then the same command continues, exactly."""
     changes = FSDP | {"training.steps": 9}
