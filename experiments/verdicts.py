@@ -1,0 +1,181 @@
+"""Verdicts on settings by their seeds: better or worse than a reference, equivalent to it, or not told apart from it.
+
+Settings share one variance of a run's loss unless Bartlett's test (1937) contradicts, and where an F test finds that
+seeds differ alike in all settings, that part is removed. Intervals are simultaneous over all pairs of settings (Tukey
+1949, Kramer 1956; with different variances Games and Howell 1976): they hold although the reference, where it is the
+best, was chosen by the same losses.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from experiments.statistics import LEVEL, mean, variance
+
+Losses = Mapping[int, float]
+"""Loss of each seed of a setting."""
+
+CONTRADICTION = 0.01  # p of equal variances below which not all settings share one
+AGREEMENT = 0.2  # p above which those that are left share one
+BLOCKS = 0.05  # p below which differences between seeds are removed
+POWER_QUANTILE = 0.8416  # of the normal distribution: the advised seeds tell the difference with probability 0.8
+DRAWS = 4000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Variance of a run's loss in each setting."""
+
+    variances: Sequence[float]
+    freedom: Sequence[float]
+    """Degrees of freedom of each variance."""
+    shared: frozenset[int]
+    """Settings that share one variance. Those with one seed are taken to vary like these."""
+    blocked: bool = False
+    """True if differences between seeds that all settings have in common are removed."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A setting against the reference."""
+
+    kind: Literal["reference", "better", "worse", "equivalent", "undecided"]
+    difference: float
+    """Mean loss minus that of the reference."""
+    half: float | None
+    """Half the width of the difference's simultaneous 95 % interval; None if nothing is known about noise."""
+    seeds: int | None = None
+    """Seeds per setting that tell a difference of this size in four of five studies; None if it is told already."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All settings against one of them, the reference."""
+
+    reference: int
+    verdicts: Sequence[Verdict]
+    noise: Noise | None
+    """None if no setting has two seeds, or nothing varies."""
+    corrected: float | None
+    """Mean loss of the best without the luck that made it the best; None for a given reference, or without noise."""
+
+
+def judge_settings(settings: Sequence[Losses], reference: int | None = None, tolerance: float = 0.0) -> Judgement:
+    """Return a verdict on each setting against `reference`, or against the one with the lowest mean loss.
+
+    `equivalent` is a setting whose interval lies within `tolerance`. Each setting has at least one loss, all finite.
+    """
+    means = [mean(list(losses.values())) for losses in settings]
+    noise, sizes = estimate_noise(settings), [len(losses) for losses in settings]
+    base = means.index(min(means)) if reference is None else reference
+    verdicts = [
+        Verdict("reference", 0.0, None) if i == base else judge(m - means[base], noise, (i, base), sizes, tolerance)
+        for i, m in enumerate(means)
+    ]
+    if noise is None or reference is not None:
+        return Judgement(base, verdicts, noise, None)
+    near = [i for i, verdict in enumerate(verdicts) if verdict.kind != "worse"]
+    errors = [math.sqrt(noise.variances[i] / sizes[i]) for i in near]
+    return Judgement(base, verdicts, noise, means[base] + estimate_luck([means[i] for i in near], errors))
+
+
+def judge(
+    difference: float, noise: Noise | None, pair: tuple[int, int], sizes: Sequence[int], tolerance: float
+) -> Verdict:
+    """Return the verdict on a difference between the two settings of `pair`."""
+    if noise is None:
+        return Verdict("undecided", difference, None)
+    error, freedom = standard_error(noise, pair, sizes)
+    factor = tukey_quantile(len(sizes), math.floor(freedom * 2) / 2) / math.sqrt(2)  # few values, to be cached
+    half = factor * error
+    if abs(difference) + half <= tolerance:
+        return Verdict("equivalent", difference, half)
+    if abs(difference) > half:
+        return Verdict("worse" if difference > 0 else "better", difference, half)
+    spread = math.sqrt(sum(noise.variances[i] for i in pair))
+    seeds = math.ceil(((factor + POWER_QUANTILE) * spread / difference) ** 2) if difference else None
+    return Verdict("undecided", difference, half, seeds)
+
+
+def standard_error(noise: Noise, pair: tuple[int, int], sizes: Sequence[int]) -> tuple[float, float]:
+    """Return the standard error of the difference of two means, and its degrees of freedom (Welch 1947)."""
+    parts = [noise.variances[i] / sizes[i] for i in pair]
+    if set(pair) <= noise.shared:
+        return math.sqrt(sum(parts)), noise.freedom[pair[0]]
+    freedom = sum(parts) ** 2 / sum(part**2 / noise.freedom[i] for part, i in zip(parts, pair, strict=True))
+    return math.sqrt(sum(parts)), freedom
+
+
+@lru_cache(maxsize=10_000)
+def tukey_quantile(settings: int, freedom: float) -> float:
+    """Return the 95 % quantile of the studentized range."""
+    from scipy.stats import studentized_range  # seconds to import
+
+    return float(studentized_range.ppf(LEVEL, settings, freedom))
+
+
+def estimate_noise(settings: Sequence[Losses]) -> Noise | None:
+    """Return the noise of runs; None if no setting has two seeds, or nothing varies."""
+    values = [list(losses.values()) for losses in settings]
+    own = {i: variance(group) for i, group in enumerate(values) if len(group) > 1}
+    pool = sorted((i for i in own if own[i] > 0), key=own.__getitem__)
+    if not pool:
+        return None
+    limit = CONTRADICTION
+    while len(pool) > 1 and variances_pvalue([values[i] for i in pool]) < limit:
+        pool.pop()  # the largest
+        limit = AGREEMENT
+    freedom = sum(len(values[i]) - 1 for i in pool)
+    common = sum(own[i] * (len(values[i]) - 1) for i in pool) / freedom
+    apart = {i for i in own if own[i] > own[pool[-1]]}
+    shared = frozenset(range(len(settings))) - apart
+    if not apart and (blocked := remove_blocks(settings)):
+        return Noise([blocked[0]] * len(settings), [blocked[1]] * len(settings), shared, blocked=True)
+    variances = [own[i] if i in apart else common for i in range(len(settings))]
+    return Noise(variances, [len(values[i]) - 1 if i in apart else freedom for i in range(len(settings))], shared)
+
+
+def variances_pvalue(groups: Sequence[Sequence[float]]) -> float:
+    from scipy.stats import bartlett
+
+    return float(bartlett(*groups).pvalue)
+
+
+def remove_blocks(settings: Sequence[Losses]) -> tuple[float, float] | None:
+    """Return variance and degrees of freedom without differences between seeds; None if no such differences show.
+
+    Needs the same seeds, two or more, in two or more settings.
+    """
+    import numpy as np
+    from scipy.special import fdtrc
+
+    seeds = sorted(settings[0])
+    if len(settings) < 2 or len(seeds) < 2 or any(sorted(losses) != seeds for losses in settings):
+        return None
+    table = np.array([[losses[seed] for seed in seeds] for losses in settings])
+    blocks = table.mean(0) - table.mean()
+    rest = table - table.mean(1, keepdims=True) - blocks
+    freedom = (len(settings) - 1) * (len(seeds) - 1)
+    residual = float((rest**2).sum()) / freedom
+    between = float((blocks**2).sum()) * len(settings) / (len(seeds) - 1)
+    if residual == 0 or fdtrc(len(seeds) - 1, freedom, between / residual) >= BLOCKS:
+        return None
+    return residual, freedom
+
+
+def estimate_luck(means: Sequence[float], errors: Sequence[float]) -> float:
+    """Return by how much the lowest of some means is expected to be below its true value (the winner's curse).
+
+    Bootstrap around means that are drawn together, as their spread has a part of noise.
+    """
+    import numpy as np
+
+    found, error = np.array(means), np.array(errors)
+    spread = float(found.var(ddof=1)) if len(means) > 1 else 0.0
+    kept = math.sqrt(max(0.0, 1 - float((error**2).mean()) / spread)) if spread else 0.0
+    true = found.mean() + kept * (found - found.mean())
+    draws = np.random.default_rng(0).normal(true, error, (DRAWS, len(means)))
+    winners = draws.argmin(1)
+    return float((true[winners] - draws.min(1)).mean())
