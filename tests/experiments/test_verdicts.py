@@ -75,7 +75,8 @@ def test_differences_between_seeds_are_removed() -> None:
 
 
 def test_a_wild_setting_does_not_widen_the_others() -> None:
-    settings: list[Losses] = [{1: m - w, 2: m, 3: m + w} for m, w in ((0, 1.0), (0.5, 0.8), (1, 1.2), (1.5, 0.9))]
+    spreads = {0.0: 1.0, 10.0: 0.8, 20.0: 1.2, 30.0: 0.9}  # their means are their seeds too: no seed occurs twice
+    settings: list[Losses] = [{int(m) + i: m + i * w for i in (-1, 0, 1)} for m, w in spreads.items()]
     wild = {1: -200.0, 2: 30.0, 3: 400.0}
     alone, beside = estimate_noise(settings), estimate_noise([*settings, wild])
     assert alone is not None and beside is not None
