@@ -1,10 +1,11 @@
 """`nanogpt compare`: runs, or groups of seeds, side by side, also at equal cost."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.code_diff import code_difference
-from experiments.comparison import COSTS, Comparison, Side, find_equal_costs, find_gap, flops
+from experiments.comparison import COSTS, Comparison, Gap, Side, find_equal_costs, flops
 from experiments.document import Block, Cell, Code, Figure, Heading, Note, Page, TableBlock
 from experiments.find import find_runs, read_statuses
 from experiments.ranking import SeedGroup, group_by_seed
@@ -24,6 +25,7 @@ from experiments.tables import (
     total_cell,
     why_cell,
 )
+from experiments.verdicts import describe_noise, describe_verdict
 from nanogpt.comparability import Comparability, agree_in_bits, compare_measurements, partition
 from nanogpt.config import Against, CompareConfig, Metric
 from nanogpt.console import print_text
@@ -54,34 +56,36 @@ def compare(config: CompareConfig) -> int:
         raise BadInput(f"targets: {len(groups)} settings; at most {MAX_SIDES} side by side; report ranks more")
     sides = [(chr(ord("A") + i), setting) for i, setting in enumerate(groups)]
     notes = [*problems, *unreadable, *(f"{one_line(r.path)}: {text}" for r in results for text in r.problems)]
-    files: list[Path] = []
-    page = [*(Note(text, warning=True) for text in notes), *page_blocks(sides, config.metric)]
+    comparison = Comparison(sides, config.metric, config.tolerance, notes)
+    page = [*(Note(text, warning=True) for text in notes), *page_blocks(comparison)]
     if config.out is not None:
         title = f"Comparison of {len(sides)} settings"
         files = Page(title, [*page, *figure_blocks(sides)]).write(Path(config.out), "compare")
+        comparison = replace(comparison, files=files)
 
     def print_all(_: object) -> None:
         print_page(page)
-        for path in files:
+        for path in comparison.files:
             print_text(one_line(path))
 
-    print_result(config.format, Comparison(sides, config.metric, notes, files), print_all)
+    print_result(config.format, comparison, print_all)
     return 0
 
 
-def page_blocks(sides: Sequence[Side], metric: Metric) -> Iterator[Block]:
+def page_blocks(comparison: Comparison) -> Iterator[Block]:
     """Yield everything but the plots."""
+    sides = comparison.sides
     yield Heading("What is compared")
     yield TableBlock(
         ("side", "runs", "status", "why"),
         [[Cell(name), Cell(name_runs(side)), status_cell(side), why_cell(side)] for name, side in sides],
     )
-    comparison = Comparison(sides, metric)
     unit = comparison.comparability.unit
     yield Heading("Numbers")
     yield from comparability_notes(comparison.comparability, sides)
-    yield numbers_table(sides, comparison.used_metric)
-    yield Note(verdict_note(sides))
+    yield numbers_table(comparison)
+    if words := verdict_note(comparison):
+        yield Note(words)
     yield Heading("At equal cost")
     table = equal_cost_table(sides, "val_loss" if unit == "nats" else "val_bpb") if unit else None
     if table:
@@ -122,9 +126,8 @@ def name_runs(side: SeedGroup) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def numbers_table(sides: Sequence[Side], metric: Metric | None) -> TableBlock:
-    """Return the results of each side and the difference from the first in `metric`; None: not comparable."""
-    first = sides[0][1]
+def numbers_table(comparison: Comparison) -> TableBlock:
+    """Return the results of each side and the difference from the first."""
     rows = [
         [
             Cell(name),
@@ -134,42 +137,37 @@ def numbers_table(sides: Sequence[Side], metric: Metric | None) -> TableBlock:
             mean_cell((flops(r) for r in side.counted), lambda value: f"{value:.3g}"),
             mean_cell((r.seconds for r in side.counted), format_step_time),
             total_cell(r.device_seconds for r in side.results if r.step),
-            *([Cell(""), Cell("")] if side is first else difference_cells(side, first, metric)),
+            *([Cell(""), Cell("")] if i == 0 else difference_cells(gap)),
         ]
-        for name, side in sides
+        for i, ((name, side), gap) in enumerate(zip(comparison.sides, comparison.judged[0], strict=True))
     ]
-    hours = hours_title([side for _, side in sides])
-    gap = f"{COLUMNS[metric]} - A" if metric else "- A"
+    hours, metric = hours_title([side for _, side in comparison.sides]), comparison.used_metric
+    against = f"{COLUMNS[metric]} - A" if metric else "- A"
     names = [COLUMNS[column] for column in SHOWN_METRICS]
-    return TableBlock(("side", "seeds", *names, "tokens", "FLOPs", "time", hours, gap, "p"), rows)
+    return TableBlock(("side", "seeds", *names, "tokens", "FLOPs", "time", hours, against, "verdict"), rows)
 
 
-def difference_cells(side: SeedGroup, first: SeedGroup, metric: Metric | None) -> list[Cell]:
-    """Return the difference from the first side, with its 95 % interval and p if both have several seeds."""
-    gap = find_gap(side, first, metric)
+def difference_cells(gap: Gap | None) -> list[Cell]:
+    """Return the difference from the first side with its 95 % interval, and the verdict."""
     if gap is None:
         return [Cell("-"), Cell("-")]
-    if gap.half is None or gap.p is None:
-        text = f"{gap.mean:+.4f}"
+    text = f"{gap.mean:+.4f}"
+    if gap.verdict is None:
         return [Cell(text if gap.final else f"({text})", gap.mean), Cell("-")]
-    p = "<1e-4" if gap.p < 1e-4 else f"{gap.p:.2g}"
-    return [Cell(f"{gap.mean:+.4f} ± {gap.half:.4f}", gap.mean), Cell(p, gap.p)]
+    half = "" if gap.verdict.half is None else f" ± {gap.verdict.half:.4f}"
+    return [Cell(text + half, gap.mean), Cell(describe_verdict(gap.verdict))]
 
 
-def verdict_note(sides: Sequence[Side]) -> str:
-    """Return what can be concluded from the numbers."""
-    unfinished = [name for name, side in sides if not side.finished]
-    seeded = all(len(side.counted) > 1 for _, side in sides)
-    words = ["± is half of a 95 % interval; p is Welch's: how probable so large a difference is where there is none."]
-    if not seeded:
-        words.append("Of one seed neither is known: train more, e.g. training.seed=1,2,3 in a sweep.")
-    if len(sides) > 2 and seeded:
-        words.append(
-            f"With {len(sides) - 1} comparisons expect p below 0.05 by chance {len(sides) - 1} times as often."
-        )
+def verdict_note(comparison: Comparison) -> str:
+    """Return how the verdicts were found, and which sides have none."""
+    sides = comparison.sides
+    words: list[str] = []
+    if any(gap and gap.verdict for gap in comparison.judged[0]):
+        fair = [name for name, side in sides if side.finished and not side.diverged]
+        words.append(describe_noise(comparison.judged[1], fair))
     if diverged := [name for name, side in sides if side.diverged and side.finished]:
-        words.append(f"Of {', '.join(diverged)} a seed diverged and isn't counted, which flatters its mean.")
-    if unfinished:
+        words.append(f"No verdict on {', '.join(diverged)}: a seed diverged, and the mean is that of the others.")
+    if unfinished := [name for name, side in sides if not side.finished]:
         words.append(f"Not finished: {', '.join(unfinished)}; in parentheses is their last evaluation.")
     return " ".join(words)
 

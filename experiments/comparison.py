@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 from experiments.code_diff import changed_files, read_commit
 from experiments.ranking import SeedGroup
 from experiments.results import RunResult
-from experiments.statistics import Estimate, estimate_mean, mean, welch_test
+from experiments.statistics import Estimate, estimate_mean, mean
 from experiments.tables import differing_contents, differing_values, first_reason
+from experiments.verdicts import Noise, Verdict, judge_settings
 from nanogpt.comparability import IN_BITS, Comparability, compare_measurements
 from nanogpt.config import Against, Metric
 
@@ -27,23 +29,31 @@ class Gap:
     """Difference of a side's mean from the first side's."""
 
     mean: float
-    half: float | None
-    """Half the width of its 95 % interval; None: a side has a single seed."""
-    p: float | None
-    """By Welch's test."""
+    verdict: Verdict | None
+    """None: one of the two isn't finished, or has a diverged seed."""
     final: bool
     """False: a side isn't finished, so the evaluations may be of different steps."""
 
 
-def find_gap(side: SeedGroup, first: SeedGroup, metric: Metric | None) -> Gap | None:
-    """Return the difference in a metric; None without a metric in which both have results."""
-    losses, others = (side.losses(metric), first.losses(metric)) if metric else ([], [])
-    if not losses or not others:
-        return None
-    final = bool(side.finished and first.finished)
-    found = welch_test(losses, others) if final else None
-    gap = mean(losses) - mean(others)
-    return Gap(gap, None, None, final) if found is None else Gap(found.mean, found.half, found.p, final)
+def judge_sides(
+    sides: Sequence[Side], metric: Metric | None, tolerance: float
+) -> tuple[list[Gap | None], Noise | None]:
+    """Return each side's difference from the first, and the noise of the losses.
+
+    None for the first side, for one without a result, and for all without a metric in which they are comparable.
+    """
+    losses = [side.losses_by_seed(metric) if metric else {} for _, side in sides]
+    fair = [i for i, (_, side) in enumerate(sides) if losses[i] and side.finished and not side.diverged]
+    judged = judge_settings([losses[i] for i in fair], 0, tolerance) if 0 in fair else None
+    verdicts = dict(zip(fair, judged.verdicts, strict=True)) if judged else {}
+    first, *others = [list(own.values()) for own in losses]
+    gaps = [
+        Gap(mean(own) - mean(first), verdicts.get(i), bool(sides[0][1].finished and sides[i][1].finished))
+        if own and first
+        else None
+        for i, own in enumerate(others, 1)
+    ]
+    return [None, *gaps], judged.noise if judged else None
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class Comparison:
     sides: Sequence[Side]
     metric: Metric
     """As asked for. Bits per byte replace nats where only those are comparable."""
+    tolerance: float = 0.0
     problems: Sequence[str] = ()
     files: Sequence[Path] = ()
     """Files that were written."""
@@ -105,6 +116,10 @@ class Comparison:
         """The metric of the differences; None: not comparable."""
         unit = self.comparability.unit
         return IN_BITS[self.metric] if unit == "bits_per_byte" else self.metric if unit else None
+
+    @cached_property
+    def judged(self) -> tuple[list[Gap | None], Noise | None]:
+        return judge_sides(self.sides, self.used_metric, self.tolerance)
 
     @property
     def equal_costs(self) -> list[EqualCost]:
@@ -120,7 +135,9 @@ class Comparison:
         return {
             "metric": self.used_metric,
             "comparable": self.comparability,
-            "sides": [side_fields(name, side, self.sides[0][1], self.used_metric) for name, side in self.sides],
+            "sides": [
+                side_fields(name, side, gap) for (name, side), gap in zip(self.sides, self.judged[0], strict=True)
+            ],
             "equal_cost": [
                 {
                     "cost": UNITS[found.cost],
@@ -138,9 +155,8 @@ class Comparison:
         }
 
 
-def side_fields(name: str, side: SeedGroup, first: SeedGroup, metric: Metric | None) -> dict[str, Any]:
+def side_fields(name: str, side: SeedGroup, gap: Gap | None) -> dict[str, Any]:
     """Return what `format=json` shows of a side. Costs are means over its seeds, `device_s` is their sum."""
-    gap = None if side is first else find_gap(side, first, metric)
     start = side.first.starts[-1] if side.first.starts else {}
     costs = [r.device_seconds for r in side.results if r.step]
     return {
@@ -156,7 +172,14 @@ def side_fields(name: str, side: SeedGroup, first: SeedGroup, metric: Metric | N
         "flops": mean_or_none([flops(r) for r in side.counted]),
         "time_s": mean_or_none([r.seconds for r in side.counted]),
         "device_s": sum(known) if costs and len(known := [c for c in costs if c is not None]) == len(costs) else None,
-        "difference": gap and {"mean": gap.mean, "half_width": gap.half, "p": gap.p, "final": gap.final},
+        "difference": gap
+        and {
+            "mean": gap.mean,
+            "half_width": gap.verdict and gap.verdict.half,
+            "verdict": gap.verdict and gap.verdict.kind,
+            "seeds_needed": gap.verdict and gap.verdict.seeds,
+            "final": gap.final,
+        },
         "code_sha256": start.get("code"),
         "commit": read_commit(start) or None,
         "changed_files": changed_files(start),

@@ -69,8 +69,12 @@ class SeedGroup:
         """Return the runs that numbers are computed from: finished ones, else all that have a loss."""
         return self.finished or [result for result in self.results if result.evals]
 
+    def losses_by_seed(self, metric: Metric) -> dict[int, float]:
+        known = ((result.config.training.seed, result.value(metric)) for result in self.counted)
+        return {seed: value for seed, value in known if value is not None}
+
     def losses(self, metric: Metric) -> list[float]:
-        return [value for result in self.counted if (value := result.value(metric)) is not None]
+        return list(self.losses_by_seed(metric).values())
 
     def loss(self, metric: Metric) -> Estimate | None:
         return estimate_mean(self.losses(metric))

@@ -22,6 +22,7 @@ AGREEMENT = 0.2  # p above which those that are left share one
 BLOCKS = 0.05  # p below which differences between seeds are removed
 POWER_QUANTILE = 0.8416  # of the normal distribution: the advised seeds tell the difference with probability 0.8
 DRAWS = 4000  # of the bootstrap
+MOST_SEEDS = 100  # that are advised
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class SettingVerdicts:
     """All settings against one of them, the reference."""
 
     reference: int
@@ -62,7 +63,7 @@ class Judgement:
     """Mean loss of the best without the luck that made it the best; None for a given reference, or without noise."""
 
 
-def judge_settings(settings: Sequence[Losses], reference: int | None = None, tolerance: float = 0.0) -> Judgement:
+def judge_settings(settings: Sequence[Losses], reference: int | None = None, tolerance: float = 0.0) -> SettingVerdicts:
     """Return a verdict on each setting against `reference`, or against the one with the lowest mean loss.
 
     `equivalent` is a setting whose interval lies within `tolerance`. Each setting has at least one loss, all finite.
@@ -75,10 +76,10 @@ def judge_settings(settings: Sequence[Losses], reference: int | None = None, tol
         for i, m in enumerate(means)
     ]
     if noise is None or reference is not None:
-        return Judgement(base, verdicts, noise, None)
+        return SettingVerdicts(base, verdicts, noise, None)
     near = [i for i, verdict in enumerate(verdicts) if verdict.kind != "worse"]
     errors = [math.sqrt(noise.variances[i] / sizes[i]) for i in near]
-    return Judgement(base, verdicts, noise, means[base] + estimate_luck([means[i] for i in near], errors))
+    return SettingVerdicts(base, verdicts, noise, means[base] + estimate_luck([means[i] for i in near], errors))
 
 
 def judge(
@@ -97,6 +98,32 @@ def judge(
     spread = math.sqrt(sum(noise.variances[i] for i in pair))
     seeds = math.ceil(((factor + POWER_QUANTILE) * spread / difference) ** 2) if difference else None
     return Verdict("undecided", difference, half, seeds)
+
+
+def describe_verdict(verdict: Verdict) -> str:
+    """Return e.g. `worse`, or `not told apart (12 seeds would)`; empty for the reference."""
+    if verdict.kind == "reference":
+        return ""
+    if verdict.kind != "undecided":
+        return verdict.kind
+    if verdict.half is None:
+        return "not known (one seed)"
+    few = verdict.seeds is not None and verdict.seeds <= MOST_SEEDS
+    return f"not told apart ({verdict.seeds if few else f'over {MOST_SEEDS}'} seeds would)"
+
+
+def describe_noise(noise: Noise | None, names: Sequence[str]) -> str:
+    """Return what the intervals of settings with these names are computed from."""
+    if noise is None:
+        return "With one seed each, nothing is known about noise: train more, e.g. training.seed=1,2,3 in a sweep."
+    words = "± is half of a 95 % interval: of a loss by itself, of differences all together (Tukey). "
+    if noise.blocked:
+        return f"{words}The spread is that over seeds, without what all settings have in common."
+    apart = [name for i, name in enumerate(names) if i not in noise.shared]
+    if not apart:
+        return f"{words}The spread over seeds is pooled over all settings."
+    listed = ", ".join(apart[:3]) + (f" and {len(apart) - 3} more" if len(apart) > 3 else "")
+    return f"{words}The spread over seeds is pooled, except that of {listed}, which differs."
 
 
 def standard_error(noise: Noise, pair: tuple[int, int], sizes: Sequence[int]) -> tuple[float, float]:

@@ -85,7 +85,7 @@ THIRD_PARTY = {  # library -> the only places that may import it
         "nanogpt.interop.verify_export",
     ),
     "matplotlib": ("nanogpt.tracking.plots", "experiments.plots"),
-    "scipy": ("experiments.scaling.fit", "experiments.statistics"),
+    "scipy": ("experiments.scaling.fit", "experiments.statistics", "experiments.verdicts"),
     "jinja2": ("experiments.document", "nanogpt.serving.chat_template"),
     "fastapi": ("nanogpt.serving.app", "nanogpt.serving.engine"),
     "uvicorn": ("nanogpt.serving.app",),

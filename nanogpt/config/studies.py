@@ -59,6 +59,7 @@ class CompareConfig(TargetsConfig):
     """Comparison of runs. Runs that differ only in their seed form a group; the first group is the baseline."""
 
     metric: ChosenMetric = free("val_loss", f"metric to compare; {METRIC_HELP}")
+    tolerance: float = free(0.0, "difference, in the unit of the metric, that is equivalent to none; 0: none", ge=0)
     out: str | None = free(None, "folder for compare.md, compare.html and plots; null: only print", min_length=1)
     format: OutputFormat = free("text", FORMAT_HELP)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.compare import page_blocks
+from experiments.comparison import Comparison
 from experiments.document import Block, Note, TableBlock
 from experiments.list_runs import list_runs
 from experiments.ranking import group_by_seed, rank_groups
@@ -73,7 +74,7 @@ def test_seeds_in_another_precision_are_no_seeds_of_it(tmp_path: Path) -> None:
 
 def page_of(*paths: Path) -> list[Block]:
     found = group_by_seed(result(path) for path in paths)
-    return list(page_blocks([(chr(65 + i), setting) for i, setting in enumerate(found)], "val_loss"))
+    return list(page_blocks(Comparison([(chr(65 + i), setting) for i, setting in enumerate(found)], "val_loss")))
 
 
 def rows_of(page: list[Block], column: str) -> dict[str, list[str]]:
