@@ -12,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from cli.config_files import search_overrides
 from cli.overrides import Value, value_problem
 from cli.quoting import format_for_shell
-from cli.sweep_keys import GROUPS, explain_hydra_key
+from cli.sweep_keys import explain_hydra_key
 from nanogpt import schema
 from nanogpt.errors import BadInput, one_line
 from nanogpt.fields import is_literal
 from nanogpt.schema import ConfigModel
 
 EXPANDED = ("data.source", "eval.", "against")  # keys and groups whose readers expand ~
-OF_COMMAND = ("overrides", "runtime", "job")  # parts of Hydra's configuration that differ between commands
+OF_COMMAND = ("overrides", "runtime", "job", "launcher", "sweeper")  # parts of Hydra's configuration that may differ
 
 
 def check_typed_value(kind: type[ConfigModel], typed: Value) -> None:
@@ -65,13 +65,13 @@ def check_hydra_settings(command: str, files: tuple[str, ...], composed: DictCon
 
 
 def hydra_settings(composed: DictConfig) -> dict[str, Any]:
-    """Return Hydra's own configuration without launcher, sweeper and the parts that differ between commands."""
+    """Return Hydra's own configuration without launcher, sweeper and what differs between commands."""
     plain: Any = OmegaConf.to_container(composed.hydra)
-    ours = ("launcher", "sweeper")
+    ours = ("hydra/launcher", "hydra/sweeper")
     choices = plain["runtime"]["choices"].items()
-    chosen = {group: name for group, name in choices if group.startswith("hydra/") and group not in GROUPS["train"]}
+    chosen = {group: name for group, name in choices if group.startswith("hydra/") and not group.startswith(ours)}
     job = {name: value for name, value in plain["job"].items() if name != "override_dirname"}
-    rest = {name: value for name, value in plain.items() if name not in (*ours, *OF_COMMAND)}
+    rest = {name: value for name, value in plain.items() if name not in OF_COMMAND}
     return rest | {"job": job, "choices": chosen}
 
 

@@ -1,19 +1,20 @@
 """Compose the points of a sweep: overrides -> Hydra's compose -> plain dict -> typed config.
 
-Launchers and sweepers are typed configs too. No class that a YAML file names is ever loaded, so installed launcher
-plugins make no difference (docs/decisions/0006).
+Launchers and sweepers are typed configs too. No class that a YAML file names is ever loaded (docs/decisions/0006).
 """
 
 import copy
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Generic, TypeVar
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +35,7 @@ from cli.interpolation import (
 )
 from cli.launcher_config import LAUNCHERS
 from cli.overrides import Value, parse_override
+from cli.plugin_config import plugin_groups, store_names, stored_configs
 from cli.sweep_config import SWEEPERS, SweepConfig
 from cli.sweep_keys import LAUNCHER, SWEEP_PREFIXES, SWEEPER, SweepKeys, explain_hydra_key
 from nanogpt import schema
@@ -67,12 +69,23 @@ class ComposedFiles:
     """Values of the keys about sweeps, by prefix."""
 
 
+@contextmanager
+def initialized() -> Generator[None, None, None]:
+    """Let Hydra find the files in conf/ while inside. Raises BadEnvironment if a plugin can't be imported."""
+    stored_configs()
+    if GlobalHydra.instance().is_initialized():  # inside of another call
+        yield
+        return
+    with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
+        yield
+
+
 def register_schemas(command: str, kind: type[ConfigModel]) -> None:
     """Give Hydra the default of every key, so that YAML files need only the values they choose.
 
-    Launchers and sweepers of installed plugins with the names of ours are dropped: their schemas don't fit.
+    Of launchers and sweepers of plugins only their names are kept.
     """
-    Plugins.instance()  # stores those of plugins, once
+    store_names()
     store = ConfigStore.instance()
     for group in (LAUNCHER, SWEEPER):
         for name in choices(group):
@@ -135,7 +148,7 @@ class Composer:
     def chosen_files(self, chosen: list[Value]) -> tuple[str, ...]:
         """Return the files that a point chooses, as overrides."""
         given = {value.key: value.value for value in chosen}
-        groups = (*self.groups, LAUNCHER, SWEEPER)
+        groups = (*self.groups, LAUNCHER, SWEEPER, *plugin_groups())
         files = [f"{value.key}={value.text}" for value in chosen if value.key in groups]
         weights = given.get("init_from", "scratch")
         if "model" in self.groups and weights not in ("scratch", "") and not given.keys() & {"model", "experiment"}:

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, ValueT
 from hydra.errors import HydraException
 
 from cli.config_files import choices, groups, optional_groups
+from cli.plugin_config import PIP, plugin_groups, plugin_keys, plugin_names
 from cli.quoting import format_for_shell
 from cli.sweep_keys import (
     LAUNCHER,
@@ -175,20 +176,23 @@ def expand_glob(command: str, kind: type[ConfigModel], override: Override) -> Ov
     names = pattern.filter(choices(group))
     if not names:
         raise BadInput(f"{text}: matches none of {', '.join(choices(group))}")
-    return replace(override, value_type=ValueType.CHOICE_SWEEP, _value=ChoiceSweep(list=[*names]))
+    listed = ChoiceSweep(list=[*names], simple_form=True)
+    line = f"{group}={','.join(names)}"
+    return replace(override, value_type=ValueType.CHOICE_SWEEP, _value=listed, input_line=line)
 
 
 def check_keys(command: str, kind: type[ConfigModel], overrides: list[Override]) -> None:
     """Raise BadInput unless every override names an existing group or key, and an existing choice."""
     keys = [key for key, _ in schema.iter_fields(kind)]
-    files = [*groups(command), *sweep_groups(command)]
-    known = [*files, *keys, *sweep_key_names(command)]
+    of_plugins = plugin_keys() if SWEEPER in sweep_groups(command) else []
+    files = [*groups(command), *sweep_groups(command), *(plugin_groups() if of_plugins else [])]
+    known = [*files, *keys, *sweep_key_names(command), *of_plugins]
     for override in overrides:
         key = override.key_or_group
         text = one_line(override.input_line)
         if override.package is not None:
             raise BadInput(f"{text}: no such key or group; Hydra's packages (@) are not used here")
-        if key not in known:
+        if key not in known and not key.startswith(tuple(f"{name}." for name in of_plugins)):
             raise_unknown_key(kind, key, text, known, command)
         if key.startswith((*SWEEP_PREFIXES, LAUNCHER, SWEEPER)) and override.is_sweep_override():
             raise BadInput(f"{text}: is the same for all points and can't be swept")
@@ -212,7 +216,7 @@ def raise_unknown_key(kind: type[ConfigModel], key: str, text: str, known: list[
 def check_choice(override: Override, optional: bool) -> None:
     """Raise BadInput unless the chosen file exists in its group."""
     group = override.key_or_group
-    options = choices(group)
+    options = sorted(choices(group) + (plugin_names(group) if group.startswith("hydra/") else []))
     swept = override.is_sweep_override()
     if override.is_interval_sweep():
         raise BadInput(f"{one_line(override.input_line)}: needs names; allowed: {', '.join(options)}")
@@ -224,6 +228,8 @@ def check_choice(override: Override, optional: bool) -> None:
             raise BadInput(f"{group}={name or ''}: needs a value; allowed: one of {', '.join(options)}")
         if name not in options:
             text = one_line(f"{group}={name}")
+            if package := PIP.get(group, {}).get(str(name)):
+                raise BadInput(f"{text}: this plugin is not installed: pip install {package}")
             raise BadInput(
                 f"{text}: no such choice; allowed: one of {', '.join(options)}{hint(PurePath(str(name)).stem, options)}"
             )

@@ -18,8 +18,10 @@ from hydra.errors import HydraException
 from pydantic.fields import FieldInfo
 
 from cli.compose import Composer, Point
-from cli.overrides import MAX_POINTS, Value, expand_values, parse_override
-from cli.sweep_config import SweepConfig
+from cli.overrides import MAX_POINTS, Value, check_keys, expand_values, parse_override
+from cli.plugin_config import PluginSweeper
+from cli.sweep_config import SweepConfig, Sweeper
+from cli.sweep_keys import SWEEPER
 from nanogpt import schema
 from nanogpt.errors import BadInput, one_line
 from nanogpt.schema import ConfigModel
@@ -83,6 +85,8 @@ class Space(Generic[Config]):
     seeds: tuple[Value, ...]
     """Seeds with which every trial is trained; empty if `training.seed` isn't swept."""
     fixed: tuple[Value, ...]
+    arguments: tuple[str, ...]
+    """The overrides for a sweeper of a plugin: all but those of seeds."""
     exclude: tuple[str, ...]
     composer: Composer
 
@@ -98,8 +102,17 @@ class Space(Generic[Config]):
         """
         chosen = [*self.fixed, *(parse_value(key, text) for key, text in texts.items())]
         each = [[*chosen, seed] for seed in self.seeds] or [chosen]
-        points = [self.composer.compose_point(values, self.keys, self.exclude) for values in each]
+        keys = {*self.keys, *texts}
+        points = [self.composer.compose_point(values, keys, self.exclude) for values in each]
         return [point for point in points if point is not None]
+
+    def read_overrides(self, words: list[str]) -> dict[str, str]:
+        """Return the values by key of the overrides that a plugin chose for a point. Raises BadInput."""
+        parsed = [parse_override(word) for word in words]
+        check_keys(self.composer.command, self.composer.kind, parsed)
+        fixed = {value.key for value in self.fixed}
+        values = [expand_values(override, False)[0] for override in parsed if override.key_or_group not in fixed]
+        return {value.key: value.text for value in values}
 
     def start(self) -> Point[Config]:
         """Return some valid point. Raises BadInput with the first error if none is found."""
@@ -115,17 +128,22 @@ class Space(Generic[Config]):
         raise first_error or BadInput(f"sweep.exclude: excludes all of {START_TRIES} points that were tried")
 
 
-def build_space(composer: Composer, overrides: list[Override], settings: SweepConfig) -> Space[Any]:
+def build_space(
+    composer: Composer, overrides: list[Override], settings: SweepConfig, sweeper: Sweeper | PluginSweeper
+) -> Space[Any]:
     """Return the search space, after composing every choice of files. Raises BadInput."""
+    chosen_by = f"{SWEEPER}={sweeper.method}"
     if given := next((key for key in ("zip", "points") if getattr(settings, key)), None):
-        raise BadInput(f"sweep.{given}: is for grids; hydra/sweeper=optuna chooses each key independently")
+        raise BadInput(f"sweep.{given}: is for grids; {chosen_by} chooses each key independently")
     swept = [override for override in overrides if override.is_sweep_override()]
     axes = tuple(build_axis(composer, override) for override in swept if override.key_or_group != SEED)
     seeds = tuple(seed for override in swept if override.key_or_group == SEED for seed in read_seeds(override))
-    if not axes:
-        raise BadInput(f"hydra/sweeper=optuna: nothing to search; give intervals or lists, e.g. {EXAMPLE}")
+    if not axes and not isinstance(sweeper, PluginSweeper):  # a plugin may have keys in its own settings
+        raise BadInput(f"{chosen_by}: nothing to search; give intervals or lists, e.g. {EXAMPLE}")
     fixed = tuple(expand_values(override, False)[0] for override in overrides if not override.is_sweep_override())
-    space = Space(axes, seeds, fixed, settings.exclude, composer)
+    others = [override for override in overrides if override.key_or_group != SEED or not override.is_sweep_override()]
+    arguments = tuple(str(override.input_line) for override in others)
+    space = Space(axes, seeds, fixed, arguments, settings.exclude, composer)
     files = [axis for axis in axes if axis.key in (*composer.groups, "init_from")]
     for texts in itertools.product(*(axis.choices for axis in files)):
         chosen = [parse_value(axis.key, text) for axis, text in zip(files, texts, strict=True)]

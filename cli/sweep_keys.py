@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 from pydantic.fields import FieldInfo
 
 from cli.launcher_config import LAUNCHERS, BasicLauncher, Launcher
+from cli.plugin_config import NAME as PLUGIN
+from cli.plugin_config import PluginLauncher, PluginSweeper, build_plugin_config, plugins_with_key
 from cli.sweep_config import SWEEPERS, AllPoints, SweepConfig, Sweeper
 from nanogpt import schema
 from nanogpt.errors import BadInput
@@ -68,23 +70,28 @@ class SweepKeys:
         """Return the checked keys under `sweep.`. Raises BadInput."""
         return validate(SweepConfig, self.merge(SWEEP_KEYS), SWEEP_KEYS)
 
-    def sweeper(self) -> Sweeper:
+    def sweeper(self) -> Sweeper | PluginSweeper:
         """Return the checked sweeper. Raises BadInput."""
         values = self.merge(SWEEPER_KEYS)
         if self.command != "train":
             return AllPoints()
+        if PLUGIN in values:
+            return PluginSweeper(str(values[PLUGIN]), build_plugin_config(SWEEPER, values))
         if values.get("method") not in SWEEPERS:
             raise BadInput(f"{SWEEPER}: its file must begin with defaults: [halving, _self_], or optuna")
         kind = SWEEPERS[values["method"]]
         if kind is AllPoints and (given := self.given_under(SWEEPER_KEYS)):
             key = next(iter(given))
             methods = [name for name, sweeper in SWEEPERS.items() if key in sweeper.model_fields and key != "method"]
+            methods += plugins_with_key(SWEEPER, key)
             raise BadInput(f"{SWEEPER_KEYS}{key}: choose {' or '.join(f'{SWEEPER}={name}' for name in methods)}")
         return validate(kind, values, SWEEPER_KEYS)
 
-    def launcher(self) -> Launcher:
+    def launcher(self) -> Launcher | PluginLauncher:
         """Return the checked launcher. Raises BadInput."""
         values = self.merge(LAUNCHER_KEYS)
+        if PLUGIN in values:
+            return PluginLauncher(str(values[PLUGIN]), build_plugin_config(LAUNCHER, values))
         if values.get("executor") not in LAUNCHERS:
             why = "its file must begin with defaults: [submitit_slurm, _self_], or submitit_local"
             raise BadInput(f"{LAUNCHER}: {why}")
@@ -93,7 +100,8 @@ class SweepKeys:
             if self.command != "train":  # the jobs of `nanogpt retry` have a launcher already
                 return BasicLauncher()
             key = next(iter(given))
-            raise BadInput(f"{LAUNCHER_KEYS}{key}: choose hydra/launcher=submitit_slurm or submitit_local")
+            names = plugins_with_key(LAUNCHER, key) or ["submitit_slurm", "submitit_local"]
+            raise BadInput(f"{LAUNCHER_KEYS}{key}: choose {LAUNCHER}={' or '.join(names)}")
         return validate(kind, values, LAUNCHER_KEYS)
 
     def given_under(self, prefix: str) -> dict[str, Any]:

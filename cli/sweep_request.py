@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 
-from cli import config_files
-from cli.compose import Composer, Point, register_schemas
+from cli.compose import Composer, Point, initialized, register_schemas
 from cli.grid import LinkedValues, grid_axes
 from cli.launcher_config import Launcher
 from cli.overrides import (
@@ -24,6 +22,7 @@ from cli.overrides import (
     parse_override,
     split_literals,
 )
+from cli.plugin_config import PluginLauncher, PluginSweeper
 from cli.quoting import format_override, format_value
 from cli.search_space import Space, build_space
 from cli.sweep_config import Search, SweepConfig, Sweeper
@@ -39,12 +38,12 @@ class Sweep(Generic[Config]):
     """A command line, read: its points, how to run them, and the settings that all points share."""
 
     points: list[Point[Config]]
-    launcher: Launcher
+    launcher: Launcher | PluginLauncher
     launcher_values: dict[str, Any]
     """Keys of the launcher on the command line, without `hydra.launcher.`."""
     shared: dict[str, str]
     """Other keys on the command line that are the same for all points, as text."""
-    sweeper: Sweeper
+    sweeper: Sweeper | PluginSweeper
     settings: SweepConfig
     excluded: int
     """Number of points that `sweep.exclude` excluded."""
@@ -77,11 +76,11 @@ def read_configs(command: str, kind: type[Config], overrides: list[str], multiru
 
 def read_sweep(command: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> Sweep[Config]:
     """Read a command line. Raises BadInput. Creates nothing."""
-    with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
+    with initialized():
         parsed = parse_command_line(command, kind, overrides, multirun)
         composer, settings, space = parsed.composer, parsed.settings, None
         if parsed.is_search:
-            space = build_space(composer, parsed.overrides, settings)
+            space = build_space(composer, parsed.overrides, settings, composer.sweep_keys.sweeper())
             points, swept, excluded = [space.start()], space.keys, 0
         else:
             combinations = parsed.combine_values()
@@ -103,14 +102,14 @@ def read_sweep(command: str, kind: type[Config], overrides: list[str], multirun:
 
 def compose_unchecked(command: str, kind: type[ConfigModel], overrides: list[str]) -> dict[str, Any]:
     """Return the value of every key from files and command line, not validated together. Raises BadInput."""
-    with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
+    with initialized():
         parsed = parse_command_line(command, kind, overrides, False)
         return parsed.composer.flatten(parsed.composer.compose_values(parsed.firsts))
 
 
 def count_points(command: str, kind: type[ConfigModel], overrides: list[str]) -> int | None:
     """Return the number of points before exclusions, without composing them; None for a search. Raises BadInput."""
-    with initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
+    with initialized():
         parsed = parse_command_line(command, kind, overrides, True)
         return None if parsed.is_search else len(parsed.combine_values())
 
@@ -131,7 +130,7 @@ class ParsedCommand:
 
     @property
     def is_search(self) -> bool:
-        return self.multirun and isinstance(self.composer.sweep_keys.sweeper(), Search)
+        return self.multirun and isinstance(self.composer.sweep_keys.sweeper(), Search | PluginSweeper)
 
     @cached_property
     def swept(self) -> list[list[Value]]:

@@ -58,6 +58,14 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
                     f"reason; {len(waiting) - len(ends)} were not started: {one_line(why, 300)}"
                 )
                 break
+    return print_ends(study, ends)
+
+
+def print_ends(study: Study, ends: Mapping[Path, tuple[int, str]]) -> int:
+    """Print the state of every point. Return the first exit code that isn't 0.
+
+    `ends` has the exit codes and reasons of the points that were trained now.
+    """
     points = read_states(study)
     for run, (code, why) in ends.items():
         if code and points[run].state not in FAILED:  # it failed before training started

@@ -45,7 +45,9 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
     """
     space, config = sweep.space, sweep.points[0].config
     assert space is not None
-    check_search_possible(config)
+    check_trains_to_end(config, "hydra/sweeper=optuna")
+    if find_spec("optuna") is None:
+        raise BadEnvironment("hydra/sweeper=optuna: optuna is not installed: pip install -e '.[optuna]'")
     metric = choose_metric(search_plans(space, config), sweeper.metric, "hydra/sweeper=optuna")
     record = TrialLog(path)
     if config.dry_run:
@@ -64,18 +66,12 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
         return run_search(sweeper, space, record, trials, run, metric)
 
 
-def check_search_possible(config: TrainConfig) -> None:
-    """Raise BadInput or BadEnvironment for settings that a search doesn't support."""
+def check_trains_to_end(config: TrainConfig, sweeper: str) -> None:
+    """Raise BadInput for settings with which a search can't continue, or compare the ends of its runs."""
     if config.new_attempt:
-        raise BadInput(
-            "new_attempt=true: hydra/sweeper=optuna continues the existing search; start anew with another name="
-        )
+        raise BadInput(f"new_attempt=true: {sweeper} continues the existing search; start anew with another name=")
     if config.stop_at_fraction is not None:
-        raise BadInput(
-            f"stop_at_fraction={config.stop_at_fraction}: hydra/sweeper=optuna trains every trial to its end"
-        )
-    if find_spec("optuna") is None:
-        raise BadEnvironment("hydra/sweeper=optuna: optuna is not installed: pip install 'optuna>=4,<5'")
+        raise BadInput(f"stop_at_fraction={config.stop_at_fraction}: {sweeper} trains every trial to its end")
 
 
 def run_search(

@@ -105,6 +105,14 @@ def latest_attempt(planned: PlannedRun, there: list[str]) -> PlannedRun:
     return PlannedRun(locate_run(planned.config), planned.config)
 
 
+def with_fixed_attempt(planned: PlannedRun) -> PlannedRun:
+    """Return the run with its attempt fixed: the config is read again at each restart."""
+    planned.path.mkdir(parents=True, exist_ok=True)
+    parts = parse_run_name(planned.path.name)
+    attempt = {"new_attempt": False, "attempt": parts[2] if parts else 1}
+    return PlannedRun(planned.path, planned.config.model_copy(update=attempt))
+
+
 def plan_single_run(config: TrainConfig) -> Study:
     """Return a study with one run, in the run's own directory."""
     config = resolve_config(config)

@@ -14,23 +14,24 @@ from typing import Any
 
 from cli.entry import is_rank
 from cli.launcher_config import BasicLauncher, JobLauncher, SlurmLauncher
+from cli.plugin_config import PluginLauncher, PluginSweeper
 from cli.sweep_config import AllPoints, Halving, SweepConfig
 from cli.sweep_request import Sweep
 from launch import local, slurm
 from launch.halving import halve
 from launch.inline import run_inline
+from launch.plugins import run_on_plugin, search_with_plugin
 from launch.precision_check import check_precisions
 from launch.preview import build_preview, log_preview, read_states, runs_to_start
 from launch.resources import Resources, batch_options, compute_resources, with_ranks
 from launch.search import search
 from launch.snapshot import snapshot
-from launch.study import PlannedRun, Study, plan_single_run, plan_study
+from launch.study import PlannedRun, Study, plan_single_run, plan_study, with_fixed_attempt
 from launch.submission import Submission, SubmissionSpec, create_submission, lock_records, read_submissions
 from launch.watching import print_outcome, watch
 from nanogpt.config import TrainConfig
 from nanogpt.console import print_text
 from nanogpt.data.prepare import check_prepared
-from nanogpt.entry_names import parse_run_name
 from nanogpt.errors import STOPPED, BadInput, one_line
 from nanogpt.json_output import print_result
 
@@ -55,6 +56,9 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
     def run(part: Study) -> int:
         if isinstance(launcher, BasicLauncher):
             return run_inline(part, main, settings)
+        if isinstance(launcher, PluginLauncher):
+            check_not_a_rank(f"hydra/launcher={launcher.name}", "launch the points")
+            return run_on_plugin(part, launcher, settings)
         return submit_study(part, launcher, settings)
 
     if isinstance(sweep.sweeper, AllPoints):
@@ -64,14 +68,19 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
         raise BadInput(f"hydra.launcher.wait=false: hydra/sweeper={sweep.sweeper.method} waits for each {what}")
     if isinstance(sweep.sweeper, Halving):
         return halve(study, sweep.sweeper, run)
-    check_not_a_rank("hydra/sweeper=optuna", "search")
+    check_not_a_rank(f"hydra/sweeper={sweep.sweeper.method}", "search")
     if isinstance(launcher, JobLauncher):
         check_and_group(study, launcher)
+    if isinstance(sweep.sweeper, PluginSweeper):
+        return search_with_plugin(sweep, sweep.sweeper, study.path, run)
     return search(sweep, sweep.sweeper, study.path, run)
 
 
 def submit_single_run(sweep: Sweep[TrainConfig]) -> int:
     """Submit a single run. Return the exit code. Raises LabError."""
+    if isinstance(sweep.launcher, PluginLauncher):
+        name = f"hydra/launcher={sweep.launcher.name}"
+        raise BadInput(f"{name}: runs the points of a sweep: python train.py -m {name} …")
     assert isinstance(sweep.launcher, JobLauncher)
     return submit_study(plan_single_run(sweep.points[0].config), sweep.launcher, sweep.settings)
 
@@ -164,14 +173,6 @@ def freeze_and_submit(
     jobs = submit_jobs(study, submission, launcher, resources)
     took = time.monotonic() - started
     logger.info(f"sent    {len(planned_runs)} points in {took:.1f} s: {jobs}; logs in {one_line(study.logs)}")
-
-
-def with_fixed_attempt(planned: PlannedRun) -> PlannedRun:
-    """Return the run with its attempt fixed: the config is read again at each restart."""
-    planned.path.mkdir(parents=True, exist_ok=True)
-    parts = parse_run_name(planned.path.name)
-    attempt = {"new_attempt": False, "attempt": parts[2] if parts else 1}
-    return PlannedRun(planned.path, planned.config.model_copy(update=attempt))
 
 
 def submit_jobs(study: Study, submission: Submission, launcher: JobLauncher, resources: Resources) -> str:

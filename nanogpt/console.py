@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 WARNING = "warning: "  # the beginning of a line of level WARNING or above
-PACKAGES = ("nanogpt", "cli", "launch", "experiments", "api")  # whose loggers a command shows
+PACKAGES = ("nanogpt", "cli", "launch", "experiments", "api", "hydra_plugins")  # whose loggers a command shows
 SCRIPTS = ("train.py", "prepare.py", "sample.py", "evaluate.py", "bench.py")  # of a checkout
 
 

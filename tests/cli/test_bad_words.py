@@ -45,10 +45,8 @@ TABLE = [
     ("hydra.run.dir=/proc/x", "runs_dir=FOLDER says where runs and studies are, name=NAME what this one is called"),
     ("-m hydra.sweep.dir=/proc/x", "runs_dir=FOLDER says where runs"),
     ("hydra.job.chdir=true", "Hydra's own settings can't be changed here; only hydra.launcher, hydra.sweeper"),
-    (
-        "hydra/launcher=submitit_slrum",
-        "allowed: one of basic, submitit_local, submitit_slurm; did you mean 'submitit_slurm'?",
-    ),
+    ("hydra/launcher=submitit_slrum", "no such choice; allowed: one of basic, "),  # and those of installed plugins
+    ("hydra/launcher=submitit_slrum", "submitit_local, submitit_slurm; did you mean 'submitit_slurm'?"),
     ("model={n_layer:3}", "no such choice"),
     ("model=glob(*)", "several values are a sweep and need -m"),
     ("model=range(1,100000000)", "several values are a sweep and need -m"),
