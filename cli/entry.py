@@ -145,6 +145,7 @@ def dispatch(
         return run_hydra(name, kind, argv)
     flags, overrides = split_flags(argv, kind)
     from cli.compose import to_yaml  # imports Hydra: 0.3 s that --help doesn't wait for
+    from cli.config_files import search_overrides
     from cli.overrides import warn_about_repeats
     from cli.sweep_request import read_sweep
 
@@ -155,7 +156,8 @@ def dispatch(
         if questions[0] in ("--cfg", "-c") and flags[flags.index(questions[0]) + 1] == "job":
             print(to_yaml(request.points[0].config, requested_package(flags)).rstrip())
             return 0
-        return run_hydra(name, kind, argv)
+        own = {"--hydra-help", "--version"} & set(flags)  # about Hydra alone
+        return run_hydra(name, kind, flags if own else [*overrides, *search_overrides(), *flags])
     if multirun and not sweep and wants_json(request.points[0].config):
         raise BadInput("format=json: prints one document; give the command once per point, without -m")
     prepare_output(request.points[0].config)
@@ -211,7 +213,7 @@ def run_hydra(name: str, kind: type[ConfigModel], words: list[str]) -> int:
     from cli.compose import register_schemas
 
     register_schemas(name, kind)
-    sys.argv[1:] = [*words, *config_files.search_overrides()]
+    sys.argv[1:] = words
     hydra.main(version_base="1.3", config_path=str(config_files.CONFIG_DIR), config_name=name)(lambda _: None)()
     return 0
 

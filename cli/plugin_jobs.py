@@ -32,7 +32,7 @@ class SweepStopped(Exception):
 
 
 class JobLoader:
-    """Stands for Hydra's config loader: returns the config of a job."""
+    """Config loader for plugins: returns the config of a job without composing anything."""
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         config = copy.deepcopy(master_config)
@@ -70,10 +70,10 @@ def launch_jobs(
         returns = plugin.launch(words, initial_job_idx=0)
     except Exception as error:
         raise plugin_error(f"hydra/launcher={launcher.name}", error) from None
-    return [to_result(job) for job in returns]
+    return [read_outcome(job) for job in returns]
 
 
-def to_result(job: JobReturn | None) -> Any:
+def read_outcome(job: JobReturn | None) -> Any:
     """Return what a job returned, or the exception that it ended with; None if the plugin doesn't know."""
     try:
         return job.return_value if job else None

@@ -21,7 +21,7 @@ from cli.compose import Composer, Point
 from cli.overrides import MAX_POINTS, Value, check_keys, expand_values, parse_override
 from cli.plugin_config import PluginSweeper
 from cli.sweep_config import SweepConfig, Sweeper
-from cli.sweep_keys import SWEEPER
+from cli.sweep_keys import SWEEP_PREFIXES, SWEEPER
 from nanogpt import schema
 from nanogpt.errors import BadInput, one_line
 from nanogpt.schema import ConfigModel
@@ -110,6 +110,10 @@ class Space(Generic[Config]):
         """Return the values by key of the overrides that a plugin chose for a point. Raises BadInput."""
         parsed = [parse_override(word) for word in words]
         check_keys(self.composer.command, self.composer.kind, parsed)
+        if odd := next(
+            (override for override in parsed if override.key_or_group.startswith((*SWEEP_PREFIXES, "hydra"))), None
+        ):
+            raise BadInput(f"{one_line(odd.input_line)}: is the same for all points and can't be swept")
         fixed = {value.key for value in self.fixed}
         values = [expand_values(override, False)[0] for override in parsed if override.key_or_group not in fixed]
         return {value.key: value.text for value in values}

@@ -47,7 +47,7 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
     assert space is not None
     check_trains_to_end(config, "hydra/sweeper=optuna")
     if find_spec("optuna") is None:
-        raise BadEnvironment("hydra/sweeper=optuna: optuna is not installed: pip install -e '.[optuna]'")
+        raise BadEnvironment("hydra/sweeper=optuna: optuna is not installed: pip install 'optuna>=4,<5'")
     metric = choose_metric(search_plans(space, config), sweeper.metric, "hydra/sweeper=optuna")
     record = TrialLog(path)
     if config.dry_run:

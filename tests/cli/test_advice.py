@@ -11,6 +11,7 @@ from cli.sweep_request import read_configs
 from nanogpt.config import SampleConfig, TrainConfig
 from nanogpt.schema import iter_values
 from tests.cli_helpers import error_message
+from tests.conftest import Run
 
 WRONG = [  # what was typed, after the shell, and the value that the advice gives
     (["data=text", "data.source=a&b.txt"], "data.source", "a&b.txt"),
@@ -95,6 +96,22 @@ def test_package_shows_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("# @package model\nname: baby\nn_layer: ")
     assert "did you mean 'model'?" in error_message("train", ["--cfg", "job", "-p", "modle"])
     assert "needs --cfg job" in error_message("train", ["--package", "model"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--info", "model=baby"], "model/baby"),
+        (["-i", "defaults", "model=baby"], "model/baby"),
+        (["--info=plugins", "model=baby"], "BasicLauncher"),
+        (["--cfg", "all", "--resolve", "model=baby"], "name: baby"),
+        (["--cfg", "hydra", "--package", "hydra.launcher"], "executor: none"),
+        (["--hydra-help", "model=baby"], "== Flags =="),
+    ],
+)
+def test_hydra_answers(words: list[str], expected: str, run: Run) -> None:
+    done = run("train.py", *words)
+    assert (done.returncode, done.stderr) == (0, "") and expected in done.stdout
 
 
 def test_help_has_a_hint() -> None:

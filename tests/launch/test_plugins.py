@@ -83,7 +83,7 @@ class PluginSweeper(BasicSweeper):
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Lab, None, None]:
-    """An empty folder, with a plugin package that has a launcher and a sweeper."""
+    """Give an empty folder, and a plugin package with a launcher and a sweeper."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep_request, "Composer", Composer)
     monkeypatch.setattr(sweep_request, "register_schemas", register_schemas)
@@ -182,6 +182,8 @@ def test_a_trial_that_fails_ends_a_sweeper_that_minds(lab: Lab, monkeypatch: pyt
         sweep(lab, monkeypatch, main, LR, "hydra/sweeper=walk")
     with pytest.raises(BadInput, match=r"trial 1 invalid: .*optimizer.lrr: no such key"):
         sweep(lab, monkeypatch, main, "hydra/sweeper=walk", "hydra.sweeper.params={optimizer.lrr: '1,2'}", "name=t")
+    with pytest.raises(BadInput, match=r"trial 1 invalid: .*hydra.launcher.at_once=1: is the same for all points"):
+        sweep(lab, monkeypatch, main, "hydra/sweeper=walk", "hydra.sweeper.params={hydra.launcher.at_once: '1,2'}")
 
 
 def test_a_users_file_sets_keys_of_a_plugin(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +201,7 @@ def test_a_users_file_sets_keys_of_a_plugin(lab: Lab, monkeypatch: pytest.Monkey
 
 
 def evil() -> Iterator[tuple[str, str]]:
-    """Files that name a class, or a value of this machine, with what is said."""
+    """Yield files that name a class or a value of this machine, each with the refusal."""
     yield "_target_: os.system\n", "its file must begin with defaults"
     yield "defaults: [pairs, _self_]\n_target_: os.system\n", "_target_: no class can be named here"
     yield "defaults: [pairs, _self_]\nplaces: {x: [{_target_: os.system}]}\n", "_target_: no class can be named"
@@ -254,7 +256,7 @@ def test_texts_reach_a_job_unchanged(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_joblib(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real plugin, in processes of its own: the runs are those that this process would train."""
+    """The real plugin, in further processes: the runs are those that this process would train."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["training.steps=3", "training.seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     assert run_sweep(read(lab, *words), plugins.train) == 0
