@@ -70,7 +70,7 @@ class ComposedFiles:
 
 
 @contextmanager
-def initialized() -> Generator[None, None, None]:
+def initialize_hydra() -> Generator[None, None, None]:
     """Let Hydra find the files in conf/ while inside. Raises BadEnvironment if a plugin can't be imported."""
     stored_configs()
     if GlobalHydra.instance().is_initialized():  # inside of another call

@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cli.compose import initialized, register_schemas
+from cli.compose import initialize_hydra, register_schemas
 from cli.plugin_config import PluginLauncher, PluginSweeper
 from nanogpt.config import TrainConfig
 from nanogpt.errors import BadEnvironment, LabError, one_line
@@ -97,7 +97,7 @@ def run_sweeper(
 
     vars(plugins)["instantiate_launcher"] = get_launcher  # which the plugin's setup calls
     try:
-        with initialized():  # a point may choose files
+        with initialize_hydra():  # a point may choose files
             plugins.instantiate_sweeper(
                 hydra_context=hydra_context(), task_function=lambda _: None, config=config
             ).sweep(list(arguments))
@@ -137,7 +137,7 @@ def hydra_context() -> HydraContext:
 def hydra_config(folder: Path) -> DictConfig:
     """Return Hydra's own configuration, of no file of the user, for jobs whose output goes to `folder`."""
     register_schemas("train", TrainConfig)
-    with initialized():
+    with initialize_hydra():
         config = compose("train", [], return_hydra_config=True)
     config = OmegaConf.masked_copy(config, ["hydra"])
     with open_dict(config):

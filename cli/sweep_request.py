@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from hydra.core.override_parser.types import Override
 
-from cli.compose import Composer, Point, initialized, register_schemas
+from cli.compose import Composer, Point, initialize_hydra, register_schemas
 from cli.grid import LinkedValues, grid_axes
 from cli.launcher_config import Launcher
 from cli.overrides import (
@@ -76,7 +76,7 @@ def read_configs(command: str, kind: type[Config], overrides: list[str], multiru
 
 def read_sweep(command: str, kind: type[Config], overrides: list[str], multirun: bool = False) -> Sweep[Config]:
     """Read a command line. Raises BadInput. Creates nothing."""
-    with initialized():
+    with initialize_hydra():
         parsed = parse_command_line(command, kind, overrides, multirun)
         composer, settings, space = parsed.composer, parsed.settings, None
         if parsed.is_search:
@@ -102,14 +102,14 @@ def read_sweep(command: str, kind: type[Config], overrides: list[str], multirun:
 
 def compose_unchecked(command: str, kind: type[ConfigModel], overrides: list[str]) -> dict[str, Any]:
     """Return the value of every key from files and command line, not validated together. Raises BadInput."""
-    with initialized():
+    with initialize_hydra():
         parsed = parse_command_line(command, kind, overrides, False)
         return parsed.composer.flatten(parsed.composer.compose_values(parsed.firsts))
 
 
 def count_points(command: str, kind: type[ConfigModel], overrides: list[str]) -> int | None:
     """Return the number of points before exclusions, without composing them; None for a search. Raises BadInput."""
-    with initialized():
+    with initialize_hydra():
         parsed = parse_command_line(command, kind, overrides, True)
         return None if parsed.is_search else len(parsed.combine_values())
 
