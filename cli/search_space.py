@@ -146,7 +146,7 @@ def build_space(
         raise BadInput(f"{chosen_by}: nothing to search; give intervals or lists, e.g. {EXAMPLE}")
     fixed = tuple(expand_values(override, False)[0] for override in overrides if not override.is_sweep_override())
     others = [override for override in overrides if override.key_or_group != SEED or not override.is_sweep_override()]
-    arguments = tuple(str(override.input_line) for override in others)
+    arguments = tuple(str(override.input_line) for override in others if not override.key_or_group.startswith("hydra/"))
     space = Space(axes, seeds, fixed, arguments, settings.exclude, composer)
     files = [axis for axis in axes if axis.key in (*composer.groups, "init_from")]
     for texts in itertools.product(*(axis.choices for axis in files)):
