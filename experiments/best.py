@@ -6,14 +6,14 @@ from experiments.document import Block, Code, Note
 from experiments.metrics import METRIC_WORDS
 from experiments.ranking import Ranking, VariedKey
 from experiments.reproduce import reproduce_command
-from experiments.statistics import welch_test
 from experiments.tables import group_label
+from experiments.verdicts import describe_verdict
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import one_line
 from nanogpt.metrics_file import as_number
 
-MAX_TESTED = 5  # settings next to the best that are tested against it
+MAX_NAMED = 5  # settings not told apart from the best
 
 
 def best_blocks(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Block]:
@@ -27,7 +27,9 @@ def best_blocks(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Block
     assert loss is not None, "it is ranked"
     spread = f" ± {loss.half:.4f} over {loss.n} seeds" if loss.half is not None else " (one seed)"
     yield Note(f"{group_label(setting, varied)}: {METRIC_WORDS[ranking.metric]} is {loss.mean:.4f}{spread}.")
-    yield from (note for note in (equal_note(ranking, varied), edge_note(ranking, varied)) if note)
+    yield from verdict_notes(ranking, varied)
+    if beyond := edge_note(ranking, varied):
+        yield beyond
     command = reproduce_command(result.config)
     if command is None:
         yield Note(f"No command line reproduces it exactly; its config: {one_line(result.path / 'config.json')}.")
@@ -37,15 +39,22 @@ def best_blocks(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Block
     yield Code(command)
 
 
-def equal_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
-    """Return a note on settings next to the best that seeds can't distinguish from it."""
-    first, *others = ranking.ranked
-    words: list[str] = []
-    for other in others[:MAX_TESTED]:
-        found = welch_test(other.losses(ranking.metric), first.losses(ranking.metric))
-        if found and not found.significant:
-            words.append(f"{group_label(other, varied)} ({found.mean:+.4f}, p={found.p:.2g})")
-    return Note(f"Not significantly better than {', '.join(words)} (Welch's test over the seeds).") if words else None
+def verdict_notes(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Note]:
+    """Yield how good the best is without luck, and what can't be told apart from it."""
+    judged = ranking.judged
+    if judged is None or judged.corrected is None:
+        return
+    others = zip(ranking.fair, judged.verdicts, strict=True)
+    alike = [(group_label(setting, varied), v) for setting, v in others if v.kind in ("undecided", "equivalent")]
+    if alike:
+        words = [f"{name} ({describe_verdict(verdict)})" for name, verdict in alike[:MAX_NAMED]]
+        more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
+        yield Note(
+            f"It may owe its place to luck: {', '.join(words)}{more}. Without the luck of having been chosen as the "
+            f"best of these, {judged.corrected:.4f} is to be expected of it."
+        )
+    else:
+        yield Note(f"Every other setting is worse. With other seeds, {judged.corrected:.4f} is to be expected of it.")
 
 
 def edge_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:

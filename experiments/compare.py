@@ -14,6 +14,7 @@ from experiments.statistics import mean
 from experiments.tables import (
     COLUMNS,
     config_table,
+    difference_cell,
     estimate_cell,
     format_step_time,
     hours_title,
@@ -151,11 +152,10 @@ def difference_cells(gap: Gap | None) -> list[Cell]:
     """Return the difference from the first side with its 95 % interval, and the verdict."""
     if gap is None:
         return [Cell("-"), Cell("-")]
-    text = f"{gap.mean:+.4f}"
     if gap.verdict is None:
+        text = f"{gap.mean:+.4f}"
         return [Cell(text if gap.final else f"({text})", gap.mean), Cell("-")]
-    half = "" if gap.verdict.half is None else f" ± {gap.verdict.half:.4f}"
-    return [Cell(text + half, gap.mean), Cell(describe_verdict(gap.verdict))]
+    return [difference_cell(gap.verdict), Cell(describe_verdict(gap.verdict))]
 
 
 def verdict_note(comparison: Comparison) -> str:

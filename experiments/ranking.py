@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.results import RunResult
 from experiments.statistics import Estimate, estimate_mean
+from experiments.verdicts import SettingVerdicts, Verdict, judge_settings
 from nanogpt import schema
 from nanogpt.comparability import agree_in_bits, agree_in_nats, group_results, partition
 from nanogpt.config import Metric, TrainConfig
@@ -37,11 +38,9 @@ class SeedGroup:
     @cached_property
     def values(self) -> dict[str, Any]:
         """Return the values of all keys that can change a result, and the names of the config groups."""
-        return {
-            **identity_values(self.first.config),
-            **{group: read_label(self.first.config, key) for group, key in LABELS.items()},
-            **self.resolved,
-        }
+        every = dict(schema.iter_values(self.first.config))
+        labels = {group: every[key] for group, key in LABELS.items()}
+        return {**identity_values(self.first.config), **labels, **self.resolved}
 
     @property
     def measurement(self) -> Measurement:
@@ -168,6 +167,22 @@ class Ranking:
     """Difference from other rankings; empty for the only one."""
     in_nats: bool = True
     """True if losses in nats per token are comparable among them."""
+    tolerance: float = 0.0
+    """Difference from the best that is equivalent to none."""
+
+    @cached_property
+    def judged(self) -> SettingVerdicts | None:
+        """Verdicts on the settings in `fair`, against the best; None if there is nothing to compare."""
+        losses = [setting.losses_by_seed(self.metric) for setting in self.fair]
+        return judge_settings(losses, tolerance=self.tolerance) if len(losses) > 1 and self.best else None
+
+    @property
+    def fair(self) -> list[SeedGroup]:
+        """Finished groups without a diverged seed, best first."""
+        return [setting for setting in self.ranked if not setting.diverged and setting.losses(self.metric)]
+
+    def verdict(self, setting: SeedGroup) -> Verdict | None:
+        return self.judged.verdicts[self.fair.index(setting)] if self.judged and setting in self.fair else None
 
     @property
     def groups(self) -> list[SeedGroup]:
@@ -179,7 +194,9 @@ class Ranking:
         return self.ranked[0] if self.ranked and not self.ranked[0].useless else None
 
 
-def rank_groups(found: Sequence[SeedGroup], metric: Metric) -> tuple[list[Ranking], tuple[str, ...]]:
+def rank_groups(
+    found: Sequence[SeedGroup], metric: Metric, tolerance: float = 0.0
+) -> tuple[list[Ranking], tuple[str, ...]]:
     """Return rankings of comparable groups, and the notes to print above them."""
     measured = [setting for setting in found if setting.counted]
     grouping = group_results([setting.measurement for setting in measured], metric)
@@ -191,7 +208,7 @@ def rank_groups(found: Sequence[SeedGroup], metric: Metric) -> tuple[list[Rankin
     if not grouping.groups:
         return [Ranking(*sort_groups(members[0], metric), metric)], ()
     made = [
-        Ranking(*sort_groups(mine, group.metric), group.metric, group.title, group.in_nats)
+        Ranking(*sort_groups(mine, group.metric), group.metric, group.title, group.in_nats, tolerance)
         for mine, group in zip(members, grouping.groups, strict=True)
     ]
     return made, grouping.notes
@@ -206,10 +223,6 @@ def identity_values(config: TrainConfig) -> dict[str, Any]:
     """Return every key that can change a result, with its value."""
     free = {key for key, about in iter_fields(TrainConfig) if change_policy(about) == "free"}
     return {key: value for key, value in schema.iter_values(config) if key not in free}
-
-
-def read_label(config: TrainConfig, key: str) -> Any:
-    return dict(schema.iter_values(config))[key]
 
 
 def find_varied_keys(found: Sequence[SeedGroup]) -> list[VariedKey]:

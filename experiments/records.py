@@ -59,6 +59,13 @@ def describe_setting(setting: SeedGroup, ranking: Ranking, varied: Sequence[Vari
     for metric, interval in METRICS.items():
         loss = setting.loss(metric) if finished else None
         record |= {metric: loss and loss.mean, interval: loss and loss.half}
+    verdict = ranking.verdict(setting)
+    record |= {
+        "difference": verdict and verdict.difference,
+        "difference_ci95": verdict and verdict.half,
+        "verdict": verdict and verdict.kind,
+        "seeds_needed": verdict and verdict.seeds,
+    }
     seconds = [result.device_seconds for result in setting.results if result.step]
     return record | {
         "step": mean_or_none(result.step for result in setting.counted),
@@ -113,6 +120,7 @@ def to_json(title: str, results: Sequence[RunResult], rankings: Sequence[Ranking
                 "title": ranking.title,
                 "metric": ranking.metric,
                 "comparable_in_nats": ranking.in_nats,
+                "best_corrected": ranking.judged and ranking.judged.corrected,
                 "settings": [
                     {
                         key: value

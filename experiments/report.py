@@ -30,6 +30,7 @@ from experiments.reproduce import RUN_KEYS
 from experiments.results import RunResult, find_missing_points, read_results
 from experiments.sweep_lines import split_into_lines
 from experiments.tables import (
+    AGAINST_BEST,
     along_table,
     differing_keys,
     group_label,
@@ -39,6 +40,7 @@ from experiments.tables import (
     to_terminal,
     trouble_table,
 )
+from experiments.verdicts import describe_noise
 from launch.watching import print_failures
 from nanogpt import schema
 from nanogpt.config import Against, Metric, ReportConfig
@@ -50,7 +52,7 @@ from nanogpt.run_state import count_states
 
 logger = logging.getLogger(__name__)
 
-PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why")  # columns too many for a terminal
+PAGE_ONLY = ("best val", "best bits/byte", "steps", "tok/s", "why", AGAINST_BEST)  # columns too many for a terminal
 PICTURES = ("curves", "sensitivity", "heatmap", "parallel")  # deleted if an earlier report had them and this has not
 TABLES = ("ranking", "lines")
 UNDONE = ("missing", "new", "stopped", "lost")  # states that the same command continues from
@@ -83,7 +85,7 @@ def report(config: ReportConfig) -> int:
     found = find_runs(config, latest=True)
     folder = output_folder(found, config)
     check_output_folder("out", folder)
-    study = read_study(found, config.metric)
+    study = read_study(found, config.metric, config.tolerance)
     print_report(study)  # before writing: a full disk must not hide the result
     page = Page(f"Report: {study.title}", list(page_blocks(study, config)))
     files = page.write(folder, "report", config.format, dict(data_files(study, page, config.format)))
@@ -145,7 +147,7 @@ def output_folder(found: RunSelection, config: ReportConfig) -> Path:
     return relative_to_cwd(common)
 
 
-def read_study(found: RunSelection, metric: Metric) -> ReportData:
+def read_study(found: RunSelection, metric: Metric, tolerance: float = 0.0) -> ReportData:
     """Read all runs. Raises BadInput if none can be read."""
     statuses, problems = read_statuses(found)
     results, unreadable = read_results(statuses)
@@ -154,7 +156,7 @@ def read_study(found: RunSelection, metric: Metric) -> ReportData:
         raise BadInput(f"no run can be read: {'; '.join(unreadable)}")
     problems += unreadable
     problems += [f"{one_line(result.path)}: {problem}" for result in results for problem in result.problems]
-    ranked, notes = rank_groups(group_by_seed(results), metric)
+    ranked, notes = rank_groups(group_by_seed(results), metric, tolerance)
     names = [path.resolve().name for path in found.folders]
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return ReportData(one_line(title, 200), results, problems, ranked, notes)
@@ -212,11 +214,15 @@ def explain_table(ranking: Ranking) -> str:
     seeds = {len(setting.results) for setting in ranking.groups}
     words = [f"Ranked by {METRIC_WORDS[ranking.metric]}."]
     if max(seeds) > 1:
-        words.append("Numbers are means over the finished seeds, ± half of the mean's 95 % interval (Student's t).")
+        alone = "" if ranking.judged else ", ± half of the mean's 95 % interval (Student's t)"
+        words.append(f"Numbers are means over the finished seeds{alone}.")
     if min(seeds) == 1:
-        words.append("A single seed has no interval: the spread over seeds isn't known.")
+        words.append("A single seed has no interval of its own.")
     if any(setting.diverged for setting in ranking.ranked):
-        words.append("Settings with a diverged seed come last: the mean of their other seeds is biased.")
+        words.append("Settings with a diverged seed come last, unjudged: the mean of their other seeds is biased.")
+    if ranking.judged and max(seeds) > 1:
+        names = [group_label(setting, find_varied_keys(ranking.groups)) for setting in ranking.fair]
+        words.append(describe_noise(ranking.judged.noise, names))
     words.append(
         "Time is that of the training steps, without evaluation, saving and waiting; hours are time times ranks, "
         "summed over seeds."

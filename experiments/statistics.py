@@ -1,4 +1,4 @@
-"""Statistics over seeds: mean with 95 % interval (Student 1908), and whether two groups differ (Welch 1947)."""
+"""Mean over seeds with its 95 % interval (Student 1908)."""
 
 import math
 from collections.abc import Sequence
@@ -15,21 +15,6 @@ class Estimate:
     half: float | None
     """Half the width of the 95 % interval; None for a single seed, which says nothing about others."""
     n: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Difference of two means."""
-
-    mean: float
-    half: float
-    """Half the width of its 95 % interval."""
-    p: float
-    """Of a difference at least as large where there is none."""
-
-    @property
-    def significant(self) -> bool:
-        return self.p < 1 - LEVEL
 
 
 def mean(values: Sequence[float]) -> float:
@@ -50,27 +35,8 @@ def estimate_mean(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean(values), half, n)
 
 
-def welch_test(values: Sequence[float], others: Sequence[float]) -> Difference | None:
-    """Return the result of Welch's test for unequal variances. None if a side has one value, or nothing varies."""
-    if min(len(values), len(others)) < 2:
-        return None
-    a, b = variance(values) / len(values), variance(others) / len(others)
-    if a + b == 0:
-        return None
-    freedom = (a + b) ** 2 / (a**2 / (len(values) - 1) + b**2 / (len(others) - 1))
-    apart, error = mean(values) - mean(others), math.sqrt(a + b)
-    return Difference(apart, t_quantile(freedom) * error, 2 * t_cdf(freedom, -abs(apart) / error))
-
-
 def t_quantile(freedom: float) -> float:
     """Return t such that Student's t lies within ±t with a probability of 95 %."""
     from scipy.special import stdtrit  # a twentieth of what importing scipy.stats takes
 
     return float(stdtrit(freedom, (1 + LEVEL) / 2))
-
-
-def t_cdf(freedom: float, t: float) -> float:
-    """Return the probability that Student's t is below `t`."""
-    from scipy.special import stdtr
-
-    return float(stdtr(freedom, t))

@@ -18,6 +18,7 @@ from experiments.ranking import (
 from experiments.results import RunResult
 from experiments.statistics import Estimate, mean
 from experiments.sweep_lines import SweepLines
+from experiments.verdicts import Verdict, describe_verdict
 from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import one_line
@@ -26,6 +27,7 @@ from nanogpt.measurement import Measurement
 from nanogpt.metrics_file import as_number
 
 MAX_KEY_COLUMNS = 6  # varied keys with a column each; more share a column that shows the unusual values
+AGAINST_BEST = "minus best"  # title of the column of differences from the best
 Column = tuple[str, Callable[[SeedGroup], Cell]]
 
 
@@ -59,12 +61,31 @@ def number_columns(ranking: Ranking) -> list[Column]:
         ("seeds", seeds_cell),
         ("status", status_cell),
         *((COLUMNS[metric], lambda s, m=metric: loss_cell(s, m)) for metric in metrics),
+        *verdict_columns(ranking),
         ("steps", lambda s: mean_cell((r.step for r in s.counted), lambda v: f"{v:,.0f}")),
         ("tokens", lambda s: mean_cell((r.tokens for r in s.counted), format_count)),
         ("time", lambda s: mean_cell((r.seconds for r in s.counted), format_step_time)),
         ("tok/s", lambda s: mean_cell((r.tokens_per_second for r in s.counted), format_count)),
         (hours_title(settings), lambda s: total_cell(r.device_seconds for r in s.results if r.step)),
     ]
+
+
+def verdict_columns(ranking: Ranking) -> list[Column]:
+    """Return the difference from the best and the verdict; nothing without noise to judge by."""
+    if ranking.judged is None or ranking.judged.noise is None:
+        return []
+    return [
+        (AGAINST_BEST, lambda s: difference_cell(ranking.verdict(s))),
+        ("verdict", lambda s: Cell(describe_verdict(v, "best")) if (v := ranking.verdict(s)) else Cell("-")),
+    ]
+
+
+def difference_cell(verdict: Verdict | None) -> Cell:
+    """Return e.g. `+0.0123 ± 0.0200`."""
+    if verdict is None or verdict.kind == "reference":
+        return Cell("" if verdict else "-")
+    half = "" if verdict.half is None else f" ± {verdict.half:.4f}"
+    return Cell(f"{verdict.difference:+.4f}{half}", verdict.difference)
 
 
 def lines_table(sweep: SweepLines, varied: Sequence[VariedKey], metric: Metric) -> TableBlock:

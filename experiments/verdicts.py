@@ -100,10 +100,10 @@ def judge(
     return Verdict("undecided", difference, half, seeds)
 
 
-def describe_verdict(verdict: Verdict) -> str:
-    """Return e.g. `worse`, or `not told apart (12 seeds would)`; empty for the reference."""
+def describe_verdict(verdict: Verdict, reference: str = "") -> str:
+    """Return e.g. `worse`, or `not told apart (12 seeds would)`, or the word for the reference."""
     if verdict.kind == "reference":
-        return ""
+        return reference
     if verdict.kind != "undecided":
         return verdict.kind
     if verdict.half is None:

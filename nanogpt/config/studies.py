@@ -17,6 +17,7 @@ ReportFormat = Literal["md", "html", "pdf", "svg", "png", "csv", "tex", "json"]
 PlotName = Literal["auto", "curves", "sensitivity", "heatmap", "parallel"]
 Against = Literal["steps", "tokens", "flops", "time"]
 METRIC_HELP = "val_loss: final, in nats per token; val_bpb: in bits per byte; best_…: lowest of all evaluations"
+TOLERANCE_HELP = "difference, in the unit of the metric, that is equivalent to none; 0: none"
 Waste = Literal["leftovers", "checkpoints", "code", "damaged", "attempts", "empty"]
 
 
@@ -44,6 +45,7 @@ class ReportConfig(TargetsConfig):
 
     x: Against = free("steps", "horizontal axis of the loss curves")
     metric: ChosenMetric = free("val_loss", f"metric to rank by; {METRIC_HELP}")
+    tolerance: float = free(0.0, TOLERANCE_HELP, ge=0)
     format: Annotated[tuple[ReportFormat, ...], BeforeValidator(split_list), Field(strict=False)] = free(
         ("md", "html"),
         "files to write: md, html: the report; pdf, svg, png: its plots; csv, tex: its tables; json: everything",
@@ -59,7 +61,7 @@ class CompareConfig(TargetsConfig):
     """Comparison of runs. Runs that differ only in their seed form a group; the first group is the baseline."""
 
     metric: ChosenMetric = free("val_loss", f"metric to compare; {METRIC_HELP}")
-    tolerance: float = free(0.0, "difference, in the unit of the metric, that is equivalent to none; 0: none", ge=0)
+    tolerance: float = free(0.0, TOLERANCE_HELP, ge=0)
     out: str | None = free(None, "folder for compare.md, compare.html and plots; null: only print", min_length=1)
     format: OutputFormat = free("text", FORMAT_HELP)
 
