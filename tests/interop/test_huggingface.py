@@ -114,7 +114,7 @@ def test_a_sharded_folder_and_the_names_of_the_hub(tmp_path: Path) -> None:
         ),
         (MODERN | {"activation": "gelu"}, "model.activation=gelu: LlamaForCausalLM .* needs model.activation=swiglu"),
         (MODERN | {"qk_norm": True, "bias": True}, "model.bias=true: Qwen3ForCausalLM .* needs model.bias=false"),
-        ({"logit_softcap": 15.0}, "model.logit_softcap=15.0: GPT2LMHeadModel .* needs model.logit_softcap=null"),
+        ({"logit_softcap": 15.0}, "model.logit_softcap=15: GPT2LMHeadModel .* needs model.logit_softcap=null"),
         ({"conv": ["mlp", "qkv"]}, r"model.conv=\[mlp,qkv\]: GPT2LMHeadModel .* needs model.conv=\[\]"),
         ({"n_kv_head": 2}, "model.n_kv_head=2: .* needs model.n_kv_head=null or 4"),
     ],
