@@ -9,6 +9,8 @@ from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissin
 from nanogpt.metrics_file import Row
 from nanogpt.tracking.run_metadata import RunMetadata
 
+library: Any = trackio  # optional: it may not be installed where types are checked
+
 
 class Trackio:
     """A run of a project in Trackio's folder (TRACKIO_DIR)."""
@@ -22,8 +24,7 @@ class Trackio:
     def start(self) -> int:
         metadata = self.metadata
         last: int | None = SQLiteStorage.get_max_step_for_run(metadata.project, self.name)
-        init: Any = trackio.init  # pyright: ignore[reportAttributeAccessIssue] (an optional library)
-        self.run: Any = init(
+        self.run: Any = library.init(
             project=metadata.project,
             name=self.name,
             group=metadata.group,
@@ -40,11 +41,11 @@ class Trackio:
 
     def log_sample(self, step: int, text: str) -> None:
         if step > self.last_before:
-            self.run.log({"sample": trackio.Markdown(f"```\n{text}\n```")}, step=step)
+            self.run.log({"sample": library.Markdown(f"```\n{text}\n```")}, step=step)
 
     def finish(self, state: str, picture: Path | None) -> None:
         if picture is not None and self.step >= 0:
-            self.run.log({"loss_curve": trackio.Image(str(picture))}, step=self.step)
+            self.run.log({"loss_curve": library.Image(str(picture))}, step=self.step)
         self.run.finish()
 
     def abandon(self) -> None:
