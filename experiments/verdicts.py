@@ -19,7 +19,7 @@ Losses = Mapping[int, float]
 
 CONTRADICTION = 0.01  # p of equal variances below which not all settings share one
 AGREEMENT = 0.2  # p above which those that are left share one
-BLOCKS = 0.05  # p below which differences between seeds are removed
+BLOCKS = 0.01  # p below which differences between seeds are removed
 POWER_QUANTILE = 0.8416  # of the normal distribution: the advised seeds tell the difference with probability 0.8
 DRAWS = 4000  # of the bootstrap
 MOST_SEEDS = 100  # that are advised
