@@ -63,7 +63,7 @@ def collect_garbage(config: GcConfig) -> int:
         logger.warning(problem)
     busy = sum(status.in_progress for status in statuses)
     if busy:
-        logger.info(f"{busy} runs are on their way; nothing of theirs is listed")
+        logger.info(f"runs on their way: {busy}; nothing of theirs is listed")
     chosen = [thing for thing in things if thing.kind in config.what]
     if config.delete:
         return delete_all(chosen, statuses)

@@ -105,7 +105,7 @@ def runs_table(runs: Sequence[RunStatus], config: TargetsConfig, rows: int | Non
         )
         for run in shown
     ]
-    heading = f"{len(runs)} runs: {count_states(run.state for run in runs)}"
+    heading = f"{len(runs)} run{'s' if len(runs) != 1 else ''}: {count_states(run.state for run in runs)}"
     bits = [] if in_nats else ["bits/byte"]
     text = format_table(heading, ("run", "state", "step", "done", "val", "best", *bits, "tok/s", "left", "age"), cells)
     if in_nats:

@@ -116,7 +116,7 @@ def test_gc_only_tells(runs: str, wasteful: dict[str, Path], capsys: pytest.Capt
     assert all(path.exists() for path in wasteful.values())
     size = 1000 + len('{"val_loss": 2.5}')
     assert f"checkpoints: {wasteful['good 15']} ({size / 1000:.3g}kB)" in told
-    assert "nothing was deleted; delete=true deletes 3.02kB" in told and "1 runs are on their way" in told
+    assert "nothing was deleted; delete=true deletes 3.02kB" in told and "runs on their way: 1;" in told
 
 
 def test_gc_keeps_what_is_needed(runs: str, wasteful: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
