@@ -126,13 +126,10 @@ def test_the_luck_of_the_best_of_many() -> None:
     ("means", "seeds", "blocks"),
     [
         ([0.0] * 2, 3, 0.0),
-        ([0.0] * 12, 3, 0.0),
-        ([0.0] * 12, 3, 1.0),
         ([0.2 * (x - 4) ** 2 for x in range(9)], 3, 0.3),
-        ([0.0, 0.5, 1.0, 2.0], (2, 3, 6, 4), 0.0),
         ([0.0, 0.5, 1.0, 2.0, 0.0, 0.0], (1, 3, 1, 4, 1, 3), 0.0),
     ],
-    ids=["null2", "null12", "blocks", "valley", "unequal", "single"],
+    ids=["equal", "valley", "single"],
 )
 def test_ten_thousand_studies(means: list[float], seeds: int | tuple[int, ...], blocks: float) -> None:
     """All intervals of a study hold in 95 % of studies, and no setting as good as the best is called worse in 5 %."""
