@@ -41,20 +41,20 @@ def best_blocks(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Block
 
 def verdict_notes(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Note]:
     """Yield how good the best is without luck, and what can't be told apart from it."""
-    judged = ranking.judged
-    if judged is None or judged.corrected is None:
+    verdicts = ranking.verdicts
+    if verdicts is None or verdicts.corrected is None:
         return
-    others = zip(ranking.fair, judged.verdicts, strict=True)
+    others = zip(ranking.fair, verdicts.verdicts, strict=True)
     alike = [(group_label(setting, varied), v) for setting, v in others if v.kind in ("undecided", "equivalent")]
     if alike:
         words = [f"{name} ({describe_verdict(verdict)})" for name, verdict in alike[:MAX_NAMED]]
         more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
         yield Note(
             f"It may owe its place to luck: {', '.join(words)}{more}. Without the luck of having been chosen as the "
-            f"best of these, {judged.corrected:.4f} is to be expected of it."
+            f"best of these, {verdicts.corrected:.4f} is to be expected of it."
         )
     else:
-        yield Note(f"Every other setting is worse. With other seeds, {judged.corrected:.4f} is to be expected of it.")
+        yield Note(f"Every other setting is worse. With other seeds, {verdicts.corrected:.4f} is to be expected of it.")
 
 
 def edge_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:

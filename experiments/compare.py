@@ -140,7 +140,7 @@ def numbers_table(comparison: Comparison) -> TableBlock:
             total_cell(r.device_seconds for r in side.results if r.step),
             *([Cell(""), Cell("")] if i == 0 else difference_cells(gap)),
         ]
-        for i, ((name, side), gap) in enumerate(zip(comparison.sides, comparison.judged[0], strict=True))
+        for i, ((name, side), gap) in enumerate(zip(comparison.sides, comparison.verdicts.gaps, strict=True))
     ]
     hours, metric = hours_title([side for _, side in comparison.sides]), comparison.used_metric
     against = f"{COLUMNS[metric]} - A" if metric else "- A"
@@ -162,9 +162,8 @@ def verdict_note(comparison: Comparison) -> str:
     """Return how the verdicts were found, and which sides have none."""
     sides = comparison.sides
     words: list[str] = []
-    if any(gap and gap.verdict for gap in comparison.judged[0]):
-        fair = [name for name, side in sides if side.finished and not side.diverged]
-        words.append(describe_noise(comparison.judged[1], fair))
+    if any(gap and gap.verdict for gap in comparison.verdicts.gaps):
+        words.append(describe_noise(comparison.verdicts.noise, comparison.verdicts.names))
     if diverged := [name for name, side in sides if side.diverged and side.finished]:
         words.append(f"No verdict on {', '.join(diverged)}: a seed diverged, and the mean is that of the others.")
     if unfinished := [name for name, side in sides if not side.finished]:

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.code_diff import changed_files, read_commit
 from experiments.ranking import SeedGroup
 from experiments.results import RunResult
-from experiments.statistics import Estimate, estimate_mean, mean
+from experiments.statistics import Estimate, estimate_mean, mean, mean_or_none, sum_or_none
 from experiments.tables import differing_contents, differing_values, first_reason
 from experiments.verdicts import Noise, Verdict, judge_settings
 from nanogpt.comparability import IN_BITS, Comparability, compare_measurements
@@ -35,13 +35,19 @@ class Gap:
     """False: a side isn't finished, so the evaluations may be of different steps."""
 
 
-def judge_sides(
-    sides: Sequence[Side], metric: Metric | None, tolerance: float
-) -> tuple[list[Gap | None], Noise | None]:
-    """Return each side's difference from the first, and the noise of the losses.
+@dataclass(frozen=True)
+class SideVerdicts:
+    """Difference of each side from the first, and what the verdicts on them are based on."""
 
-    None for the first side, for one without a result, and for all without a metric in which they are comparable.
-    """
+    gaps: list[Gap | None]
+    """None for the first side, for one without a result, and for all if they are not comparable."""
+    names: list[str]
+    """Sides whose losses were used for verdicts."""
+    noise: Noise | None
+
+
+def judge_sides(sides: Sequence[Side], metric: Metric | None, tolerance: float) -> SideVerdicts:
+    """Return the differences in `metric`; None: the sides are not comparable."""
     losses = [side.losses_by_seed(metric) if metric else {} for _, side in sides]
     fair = [i for i, (_, side) in enumerate(sides) if losses[i] and side.finished and not side.diverged]
     judged = judge_settings([losses[i] for i in fair], 0, tolerance) if 0 in fair else None
@@ -53,7 +59,7 @@ def judge_sides(
         else None
         for i, own in enumerate(others, 1)
     ]
-    return [None, *gaps], judged.noise if judged else None
+    return SideVerdicts([None, *gaps], [sides[i][0] for i in fair], judged.noise if judged else None)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class Comparison:
         return IN_BITS[self.metric] if unit == "bits_per_byte" else self.metric if unit else None
 
     @cached_property
-    def judged(self) -> tuple[list[Gap | None], Noise | None]:
+    def verdicts(self) -> SideVerdicts:
         return judge_sides(self.sides, self.used_metric, self.tolerance)
 
     @property
@@ -136,7 +142,7 @@ class Comparison:
             "metric": self.used_metric,
             "comparable": self.comparability,
             "sides": [
-                side_fields(name, side, gap) for (name, side), gap in zip(self.sides, self.judged[0], strict=True)
+                side_fields(name, side, gap) for (name, side), gap in zip(self.sides, self.verdicts.gaps, strict=True)
             ],
             "equal_cost": [
                 {
@@ -158,7 +164,6 @@ class Comparison:
 def side_fields(name: str, side: SeedGroup, gap: Gap | None) -> dict[str, Any]:
     """Return what `format=json` shows of a side. Costs are means over its seeds, `device_s` is their sum."""
     start = side.first.starts[-1] if side.first.starts else {}
-    costs = [r.device_seconds for r in side.results if r.step]
     return {
         "side": name,
         "runs": [result.path for result in side.results],
@@ -171,7 +176,7 @@ def side_fields(name: str, side: SeedGroup, gap: Gap | None) -> dict[str, Any]:
         "tokens": mean_or_none([r.tokens for r in side.counted]),
         "flops": mean_or_none([flops(r) for r in side.counted]),
         "time_s": mean_or_none([r.seconds for r in side.counted]),
-        "device_s": sum(known) if costs and len(known := [c for c in costs if c is not None]) == len(costs) else None,
+        "device_s": sum_or_none(r.device_seconds for r in side.results if r.step),
         "difference": gap
         and {
             "mean": gap.mean,
@@ -188,8 +193,3 @@ def side_fields(name: str, side: SeedGroup, gap: Gap | None) -> dict[str, Any]:
 
 def estimate_fields(found: Estimate | None) -> dict[str, Any] | None:
     return found and {"mean": found.mean, "half_width": found.half, "seeds": found.n}
-
-
-def mean_or_none(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else None

@@ -96,7 +96,7 @@ class VariedKey:
     """The other keys that change with it."""
 
     @property
-    def shown(self) -> tuple[str, ...]:
+    def label_keys(self) -> tuple[str, ...]:
         """Return the keys that labels name: all that change together, unless a config group or many did."""
         return (self.key,) if self.key in LABELS or len(self.others) > MAX_TOGETHER else (self.key, *self.others)
 
@@ -105,7 +105,7 @@ class VariedKey:
 
     def text(self, setting: SeedGroup) -> str:
         """Return the exact values of the keys that labels name."""
-        return ", ".join(format_value(setting.values.get(key)) for key in self.shown)
+        return ", ".join(format_value(setting.values.get(key)) for key in self.label_keys)
 
 
 def group_by_seed(results: Iterable[RunResult]) -> list[SeedGroup]:
@@ -171,18 +171,19 @@ class Ranking:
     """Difference from the best that is equivalent to none."""
 
     @cached_property
-    def judged(self) -> SettingVerdicts | None:
+    def verdicts(self) -> SettingVerdicts | None:
         """Verdicts on the settings in `fair`, against the best; None if there is nothing to compare."""
         losses = [setting.losses_by_seed(self.metric) for setting in self.fair]
         return judge_settings(losses, tolerance=self.tolerance) if len(losses) > 1 and self.best else None
 
-    @property
+    @cached_property
     def fair(self) -> list[SeedGroup]:
         """Finished groups without a diverged seed, best first."""
         return [setting for setting in self.ranked if not setting.diverged and setting.losses(self.metric)]
 
     def verdict(self, setting: SeedGroup) -> Verdict | None:
-        return self.judged.verdicts[self.fair.index(setting)] if self.judged and setting in self.fair else None
+        pairs = zip(self.fair, self.verdicts.verdicts, strict=True) if self.verdicts else ()
+        return next((verdict for other, verdict in pairs if other is setting), None)
 
     @property
     def groups(self) -> list[SeedGroup]:
@@ -262,7 +263,7 @@ def sort_groups(found: Iterable[SeedGroup], metric: Metric) -> tuple[list[SeedGr
 
 def short_names(varied: Sequence[VariedKey]) -> dict[str, str]:
     """Return `lr` for `optimizer.lr`, unless another key ends the same way, of every key that is shown."""
-    keys = [key for axis in varied for key in axis.shown]
+    keys = [key for axis in varied for key in axis.label_keys]
     ends = [key.rpartition(".")[2] for key in keys]
     return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
@@ -270,14 +271,14 @@ def short_names(varied: Sequence[VariedKey]) -> dict[str, str]:
 def short_name(axis: VariedKey, varied: Sequence[VariedKey]) -> str:
     """Return the name of an axis: `lr`, or `n_embd, n_head` of keys that change together."""
     names = short_names(varied)
-    return ", ".join(names[key] for key in axis.shown)
+    return ", ".join(names[key] for key in axis.label_keys)
 
 
 def format_assignments(setting: SeedGroup, axes: Sequence[VariedKey], varied: Sequence[VariedKey]) -> str:
     """Return the values of some of the varied keys, e.g. `lr=0.001 dropout=0.1`."""
     names = short_names(varied)
     return " ".join(
-        f"{names[key]}={shorten(format_brief(setting.values.get(key)), 40)}" for axis in axes for key in axis.shown
+        f"{names[key]}={shorten(format_brief(setting.values.get(key)), 40)}" for axis in axes for key in axis.label_keys
     )
 
 

@@ -7,12 +7,12 @@ import csv
 import io
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.ranking import Ranking, SeedGroup, VariedKey, find_varied_keys
 from experiments.results import RunResult
-from experiments.statistics import mean
+from experiments.statistics import mean_or_none, sum_or_none
 from experiments.sweep_lines import split_into_lines
 from nanogpt.config import Metric
 from nanogpt.formatting import escape_control_chars, format_value
@@ -66,19 +66,13 @@ def describe_setting(setting: SeedGroup, ranking: Ranking, varied: Sequence[Vari
         "verdict": verdict and verdict.kind,
         "seeds_needed": verdict and verdict.seeds,
     }
-    seconds = [result.device_seconds for result in setting.results if result.step]
     return record | {
         "step": mean_or_none(result.step for result in setting.counted),
         "tokens": mean_or_none(result.tokens for result in setting.counted),
         "train_seconds": mean_or_none(result.seconds for result in setting.counted),
         "tokens_per_second": mean_or_none(result.tokens_per_second for result in setting.counted),
-        "device_seconds": None if not seconds or None in seconds else sum(s for s in seconds if s is not None),
+        "device_seconds": sum_or_none(result.device_seconds for result in setting.results if result.step),
     }
-
-
-def mean_or_none(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else None
 
 
 def describe_lines(ranking: Ranking) -> list[Record]:
@@ -120,7 +114,7 @@ def to_json(title: str, results: Sequence[RunResult], rankings: Sequence[Ranking
                 "title": ranking.title,
                 "metric": ranking.metric,
                 "comparable_in_nats": ranking.in_nats,
-                "best_corrected": ranking.judged and ranking.judged.corrected,
+                "best_corrected": ranking.verdicts and ranking.verdicts.corrected,
                 "settings": [
                     {
                         key: value

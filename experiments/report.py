@@ -203,26 +203,26 @@ def ranking_blocks(ranking: Ranking, config: ReportConfig, suffix: str) -> Itera
     varied, where = find_varied_keys(ranking.groups), f": {one_line(ranking.title, 200)}" if ranking.title else ""
     yield Heading(f"Ranking{where}")
     yield replace(ranking_table(ranking, varied), name=f"ranking{suffix}")
-    yield Note(explain_table(ranking))
+    yield Note(explain_table(ranking, varied))
     yield from figure_blocks(ranking, varied, config, where, suffix)
     yield Heading(f"The best{where}")
     yield from best_blocks(ranking, varied)
 
 
-def explain_table(ranking: Ranking) -> str:
+def explain_table(ranking: Ranking, varied: Sequence[VariedKey]) -> str:
     """Return how to read the ranking."""
     seeds = {len(setting.results) for setting in ranking.groups}
     words = [f"Ranked by {METRIC_WORDS[ranking.metric]}."]
     if max(seeds) > 1:
-        alone = "" if ranking.judged else ", ± half of the mean's 95 % interval (Student's t)"
+        alone = "" if ranking.verdicts else ", ± half of the mean's 95 % interval (Student's t)"
         words.append(f"Numbers are means over the finished seeds{alone}.")
     if min(seeds) == 1:
         words.append("A single seed has no interval of its own.")
     if any(setting.diverged for setting in ranking.ranked):
         words.append("Settings with a diverged seed come last, unjudged: the mean of their other seeds is biased.")
-    if ranking.judged and max(seeds) > 1:
-        names = [group_label(setting, find_varied_keys(ranking.groups)) for setting in ranking.fair]
-        words.append(describe_noise(ranking.judged.noise, names))
+    if ranking.verdicts and max(seeds) > 1:
+        names = [group_label(setting, varied) for setting in ranking.fair]
+        words.append(describe_noise(ranking.verdicts.noise, names))
     words.append(
         "Time is that of the training steps, without evaluation, saving and waiting; hours are time times ranks, "
         "summed over seeds."

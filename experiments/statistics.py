@@ -1,7 +1,7 @@
 """Mean over seeds with its 95 % interval (Student 1908)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95
@@ -19,6 +19,19 @@ class Estimate:
 
 def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
+
+
+def mean_or_none(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the known values; None if none is known."""
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
+def sum_or_none(values: Iterable[float | None]) -> float | None:
+    """Return the sum; None if a value is unknown, or there is none."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if known and len(known) == len(found) else None
 
 
 def variance(values: Sequence[float]) -> float:

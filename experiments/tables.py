@@ -16,7 +16,7 @@ from experiments.ranking import (
     short_name,
 )
 from experiments.results import RunResult
-from experiments.statistics import Estimate, mean
+from experiments.statistics import Estimate, mean_or_none, sum_or_none
 from experiments.sweep_lines import SweepLines
 from experiments.verdicts import Verdict, describe_verdict
 from nanogpt import schema
@@ -72,7 +72,7 @@ def number_columns(ranking: Ranking) -> list[Column]:
 
 def verdict_columns(ranking: Ranking) -> list[Column]:
     """Return the difference from the best and the verdict; nothing without noise to judge by."""
-    if ranking.judged is None or ranking.judged.noise is None:
+    if ranking.verdicts is None or ranking.verdicts.noise is None:
         return []
     return [
         (AGAINST_BEST, lambda s: difference_cell(ranking.verdict(s))),
@@ -123,7 +123,7 @@ def value_cell(axis: VariedKey, setting: SeedGroup | None) -> Cell:
     """Return the cell of the varied values, sorted by the first as a number if it is one."""
     if setting is None:
         return Cell("-")
-    text = ", ".join(format_brief(setting.values.get(key)) for key in axis.shown)
+    text = ", ".join(format_brief(setting.values.get(key)) for key in axis.label_keys)
     return Cell(shorten(one_line(text, 4000), 60), as_number(axis.value(setting)))
 
 
@@ -148,17 +148,14 @@ def estimate_cell(found: Estimate | None) -> Cell:
 
 
 def mean_cell(values: Iterable[float | None], write: Callable[[float], str]) -> Cell:
-    there = [value for value in values if value is not None]
-    return Cell(write(mean(there)), mean(there)) if there else Cell("-")
+    known = mean_or_none(values)
+    return Cell("-") if known is None else Cell(write(known), known)
 
 
 def total_cell(values: Iterable[float | None]) -> Cell:
     """Return the hours of all seeds together; unknown if one is."""
-    found = list(values)
-    there = [value for value in found if value is not None]
-    if not there or len(there) < len(found):
-        return Cell("-")
-    return Cell(f"{sum(there) / 3600:.3g}", sum(there) / 3600)
+    seconds = sum_or_none(values)
+    return Cell("-") if seconds is None else Cell(f"{seconds / 3600:.3g}", seconds / 3600)
 
 
 def status_cell(setting: SeedGroup) -> Cell:
@@ -264,7 +261,7 @@ def along_table(settings: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> T
     """Return which values go together, for keys that change together and aren't shown together."""
     rows: list[list[Cell]] = []
     for axis in varied:
-        if axis.others and len(axis.shown) == 1:
+        if axis.others and len(axis.label_keys) == 1:
             for value, setting in {format_value(axis.value(s)): s for s in reversed(settings)}.items():
                 words = ", ".join(f"{key}={format_value(setting.values[key])}" for key in axis.others)
                 rows.append([Cell(axis.key), Cell(one_line(value, 60)), Cell(one_line(words, 1000))])

@@ -48,7 +48,7 @@ class Verdict:
     half: float | None
     """Half the width of the difference's simultaneous 95 % interval; None if nothing is known about noise."""
     seeds: int | None = None
-    """Seeds per setting that tell a difference of this size in four of five studies; None if it is told already."""
+    """Seeds per setting with which a difference of this size is detected with probability 0.8; None if decided."""
 
 
 @dataclass(frozen=True)

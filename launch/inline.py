@@ -12,6 +12,7 @@ from cli.sweep_config import SweepConfig
 from launch.loaded_code import keep_code
 from launch.precision_check import check_precisions
 from launch.preview import build_preview, log_preview, read_states, runs_to_start
+from launch.status import RunStatus
 from launch.study import Study
 from launch.watching import print_failures, status_table
 from nanogpt.config import TrainConfig
@@ -36,10 +37,8 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
         return run_points([planned.config for planned in study.runs], main)
     check_precisions(study.runs, here=True)
     before = read_states(study)
-    preview, first = build_preview(study, before, settings), study.runs[0].config
-    print_result(first.format, preview, log_preview)
-    if first.dry_run:
-        return main(first) if first.format == "text" else 0
+    if (code := preview_points(study, before, settings, main)) is not None:
+        return code
     ends: dict[Path, tuple[int, str]] = {}
     waiting = runs_to_start(study.runs, before, settings)
     with keep_code(waiting), trap_signals() as received:
@@ -59,6 +58,17 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
                 )
                 break
     return print_ends(study, ends)
+
+
+def preview_points(
+    study: Study, before: dict[Path, RunStatus], settings: SweepConfig, main: Callable[[TrainConfig], int]
+) -> int | None:
+    """Print what is done and what is about to start. Return the exit code of a dry run; None: it is none."""
+    first = study.runs[0].config
+    print_result(first.format, build_preview(study, before, settings), log_preview)
+    if not first.dry_run:
+        return None
+    return main(first) if first.format == "text" else 0
 
 
 def print_ends(study: Study, ends: Mapping[Path, tuple[int, str]]) -> int:

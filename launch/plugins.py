@@ -14,10 +14,10 @@ from cli.plugin_jobs import SweepStopped, launch_jobs, run_sweeper
 from cli.search_space import Space
 from cli.sweep_config import SweepConfig
 from cli.sweep_request import Sweep
-from launch.inline import print_ends, train_point
+from launch.inline import preview_points, print_ends, train_point
 from launch.metric_choice import check_comparable, choose_metric, search_plans
 from launch.precision_check import check_precisions
-from launch.preview import build_preview, log_preview, read_states, runs_to_start
+from launch.preview import read_states, runs_to_start
 from launch.search import check_trains_to_end, print_results, print_trial
 from launch.slurm import replace_environment
 from launch.snapshot import ROOT
@@ -30,7 +30,6 @@ from nanogpt.console import show_logs
 from nanogpt.data.prepare import check_prepared
 from nanogpt.errors import STOPPED, BadInput, Diverged, LabError, Locked, one_line
 from nanogpt.files import hold_lock
-from nanogpt.json_output import print_result
 from nanogpt.run_state import FAILED
 
 
@@ -38,10 +37,8 @@ def run_on_plugin(study: Study, launcher: PluginLauncher, settings: SweepConfig)
     """Train the points that aren't done, where the plugin wants to. Return the exit code. Raises LabError."""
     check_precisions(study.runs, here=False)
     before = read_states(study)
-    preview, first = build_preview(study, before, settings), study.runs[0].config
-    print_result(first.format, preview, log_preview)
-    if first.dry_run:
-        return train(first) if first.format == "text" else 0
+    if (code := preview_points(study, before, settings, train)) is not None:
+        return code
     for data in {planned.config.data.model_dump_json(): planned.config.data for planned in study.runs}.values():
         check_prepared(data)
     ends: dict[Path, tuple[int, str]] = {}

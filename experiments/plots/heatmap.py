@@ -41,7 +41,7 @@ def heat_map(found: Sequence[SeedGroup], varied: Sequence[VariedKey], metric: Me
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.add_subplot()
-        style_axes(axes, theme, "", *(plot_label(", ".join(axis.shown)) for axis in (across, down)))
+        style_axes(axes, theme, "", *(plot_label(", ".join(axis.label_keys)) for axis in (across, down)))
         axes.grid(visible=False)
         for (y, row), (x, column) in product(enumerate(rows), enumerate(columns)):
             loss, setting = losses.get((row, column)), cells.get((row, column))

@@ -38,7 +38,8 @@ def sensitivity_plot(sweep: SweepLines, metric: Metric) -> Picture | None:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, panel in zip(grid.flat, sweep.panels, strict=False):
             lines = [line for line in sweep.lines if line.panel == panel]
-            style_axes(axes, theme, plot_label(f"{', '.join(sweep.panel.shown)} = {panel}", 40) if sweep.panel else "")
+            heading = plot_label(f"{', '.join(sweep.panel.label_keys)} = {panel}", 40) if sweep.panel else ""
+            style_axes(axes, theme, heading)
             for line in lines:
                 draw_line(axes, sweep, line, metric, limits, theme)
             set_x_axis(axes, sweep, settings)
@@ -48,11 +49,11 @@ def sensitivity_plot(sweep: SweepLines, metric: Metric) -> Picture | None:
         for axes in grid[:, 0]:
             axes.set_ylabel(AXIS_LABELS[metric], color=theme.ink)
         for axes in grid[-1]:
-            axes.set_xlabel(plot_label(", ".join(sweep.x.shown)), color=theme.ink)
+            axes.set_xlabel(plot_label(", ".join(sweep.x.label_keys)), color=theme.ink)
         add_legend(figure, sweep, settings, means, limits, theme)
 
     axes = [axis for axis in (sweep.x, sweep.line, sweep.panel) if axis]
-    title = f"{TITLES[metric]} over {' and '.join(', '.join(axis.shown) for axis in axes)}"
+    title = f"{TITLES[metric]} over {' and '.join(', '.join(axis.label_keys) for axis in axes)}"
     return Picture("sensitivity", title, (5.2, 3.7) if columns == 1 else (6.5, 1.2 + 2.3 * rows), draw)
 
 
@@ -132,7 +133,7 @@ def add_legend(
     theme: Theme,
 ) -> None:
     """Add the lines, and what marks and signs mean."""
-    name = ", ".join(key.rpartition(".")[2] for key in sweep.line.shown) if sweep.line else ""
+    name = ", ".join(key.rpartition(".")[2] for key in sweep.line.label_keys) if sweep.line else ""
     labels = sweep.labels if name else []
     handles = [
         Line2D([], [], color=theme.cycle[i], marker=MARKERS[i], markersize=5, label=plot_label(f"{name} = {label}", 40))

@@ -126,9 +126,9 @@ class Api:
             pass
         count = getattr(job.request, "logprobs", None)
         if count is None:
-            return reply.whole(None)
+            return reply.to_dict(None)
         work = [partial(compute_logprobs, self.trained, job, row, count) for row in range(len(job.prompts))]
-        return reply.whole([await self.engine.call(each) for each in work])
+        return reply.to_dict([await self.engine.call(each) for each in work])
 
 
 class ApiServer(uvicorn.Server):

@@ -21,7 +21,7 @@ class Job:
     settings: SampleConfig
     prompts: list[list[int]]
     echoes: list[str]
-    """What each reply begins with."""
+    """Text to repeat at the start of each reply: the prompt if `echo` is set, else empty."""
     answers: list[Answer]
 
     @property

@@ -33,7 +33,7 @@ class Reply:
         answer = self.job.answers[row]
         return None if not answer.finished else "stop" if answer.stopped else "length"
 
-    def whole(self, logprobs: list[dict[str, list[Any]]] | None) -> dict[str, Any]:
+    def to_dict(self, logprobs: list[dict[str, list[Any]]] | None) -> dict[str, Any]:
         """Return the reply with all texts, which are complete."""
         choices: list[dict[str, Any]] = []
         for row, (echo, answer) in enumerate(zip(self.job.echoes, self.job.answers, strict=True)):

@@ -240,7 +240,7 @@ def test_the_row_of_a_step_waits_for_its_evaluation(tmp_path: Path) -> None:
 
 
 def test_a_step_has_its_speed_and_its_own_time(tmp_path: Path) -> None:
-    """Of timing.jsonl, which has the step first. An evaluation has the time that this process saw, else the last."""
+    """A row's time is that in timing.jsonl; an evaluation's is that of this process, else of the last row before it."""
     timing, log = RowLog(tmp_path / "timing.jsonl"), RowLog(tmp_path / "metrics.jsonl")
     times: dict[int, float] = {}
     live = MetricsTail(log.path, lambda step: step % 10 == 0, times)
