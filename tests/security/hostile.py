@@ -27,6 +27,7 @@ class Evil:
 
 
 DEEP = b"[" * 100_000
+WORST = ("pickle", "deep")  # for the second command that reads a file, and slow ones
 # fmt: off
 JSON = {"deep": DEEP, "deeper": b'{"a":' * 100_000, "list": b"[]", "null": b"null", "text": b'"x"', "empty": b"",
         "bytes": bytes(range(256)), "digits": b'{"kind":' + b"9" * 5000 + b"}", "nothing": b"{}",
@@ -86,3 +87,8 @@ class Person:
         assert done.err.startswith("error: ") and done.err.count("\n") == 1 and done.err[:-1].isprintable(), done.err
         assert len(done.err) < 2100
         return done.code
+
+
+def payloads(person: Person) -> dict[str, bytes]:
+    """Return the contents to try as a file, by name."""
+    return {"pickle": person.pickle} | JSON
