@@ -7,11 +7,11 @@ from experiments.metrics import METRIC_WORDS
 from experiments.ranking import Ranking, VariedKey
 from experiments.reproduce import reproduce_command
 from experiments.tables import group_label
-from experiments.verdicts import describe_verdict
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.errors import one_line
 from nanogpt.metrics_file import as_number
+from nanogpt.verdicts import describe_verdict
 
 MAX_NAMED = 5  # settings not told apart from the best
 

@@ -10,7 +10,6 @@ from experiments.document import Block, Cell, Code, Figure, Heading, Note, Page,
 from experiments.find import find_runs, read_statuses
 from experiments.ranking import SeedGroup, group_by_seed
 from experiments.results import read_results
-from experiments.statistics import mean
 from experiments.tables import (
     COLUMNS,
     config_table,
@@ -26,7 +25,6 @@ from experiments.tables import (
     total_cell,
     why_cell,
 )
-from experiments.verdicts import describe_noise, describe_verdict
 from nanogpt.comparability import Comparability, agree_in_bits, compare_measurements, partition
 from nanogpt.config import Against, CompareConfig, Metric
 from nanogpt.console import print_text
@@ -34,6 +32,8 @@ from nanogpt.errors import BadInput, one_line
 from nanogpt.formatting import escape_control_chars, format_count
 from nanogpt.json_output import print_result
 from nanogpt.output_paths import check_output_folder
+from nanogpt.statistics import mean
+from nanogpt.verdicts import describe_noise, describe_verdict
 
 MAX_SIDES = 26  # sides, each a letter
 PAGE_ONLY = ("best val", "FLOPs")  # columns that a terminal has no room for

@@ -12,11 +12,11 @@ import numpy as np
 from experiments.code_diff import changed_files, read_commit
 from experiments.ranking import SeedGroup
 from experiments.results import RunResult
-from experiments.statistics import Estimate, estimate_mean, mean, mean_or_none, sum_or_none
 from experiments.tables import differing_contents, differing_values, first_reason
-from experiments.verdicts import Noise, Verdict, judge_settings
 from nanogpt.comparability import IN_BITS, Comparability, compare_measurements
 from nanogpt.config import Against, Metric
+from nanogpt.statistics import Estimate, estimate_mean, mean, mean_or_none, sum_or_none
+from nanogpt.verdicts import Noise, Verdict, judge_settings
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 COSTS: tuple[Against, ...] = ("tokens", "flops", "time")

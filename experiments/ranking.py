@@ -8,14 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from experiments.results import RunResult
-from experiments.statistics import Estimate, estimate_mean
-from experiments.verdicts import SettingVerdicts, Verdict, judge_settings
 from nanogpt import schema
 from nanogpt.comparability import agree_in_bits, agree_in_nats, group_results, partition
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.formatting import format_brief, format_value, shorten
 from nanogpt.measurement import Measurement
 from nanogpt.schema import change_policy, iter_fields
+from nanogpt.statistics import Estimate, estimate_mean
+from nanogpt.verdicts import SettingVerdicts, Verdict, judge_settings
 
 SEED = "training.seed"
 MAX_TOGETHER = 2  # more keys that change with another are listed in a table of their own

@@ -12,11 +12,11 @@ from typing import Any
 
 from experiments.ranking import Ranking, SeedGroup, VariedKey, find_varied_keys
 from experiments.results import RunResult
-from experiments.statistics import mean_or_none, sum_or_none
 from experiments.sweep_lines import split_into_lines
 from nanogpt.config import Metric
 from nanogpt.formatting import escape_control_chars, format_value
 from nanogpt.metrics_file import Row
+from nanogpt.statistics import mean_or_none, sum_or_none
 
 Record = dict[str, Any]
 METRICS: dict[Metric, str] = {  # with the key of half of the 95 % interval

@@ -40,7 +40,6 @@ from experiments.tables import (
     to_terminal,
     trouble_table,
 )
-from experiments.verdicts import describe_noise
 from launch.watching import print_failures
 from nanogpt import schema
 from nanogpt.config import Against, Metric, ReportConfig
@@ -49,6 +48,7 @@ from nanogpt.errors import BadInput, one_line
 from nanogpt.formatting import format_duration, format_value
 from nanogpt.output_paths import check_output_folder
 from nanogpt.run_state import count_states
+from nanogpt.verdicts import describe_noise
 
 logger = logging.getLogger(__name__)
 

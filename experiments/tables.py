@@ -16,15 +16,15 @@ from experiments.ranking import (
     short_name,
 )
 from experiments.results import RunResult
-from experiments.statistics import Estimate, mean_or_none, sum_or_none
 from experiments.sweep_lines import SweepLines
-from experiments.verdicts import Verdict, describe_verdict
 from nanogpt import schema
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.errors import one_line
 from nanogpt.formatting import format_brief, format_count, format_duration, format_table, format_value, shorten
 from nanogpt.measurement import Measurement
 from nanogpt.metrics_file import as_number
+from nanogpt.statistics import Estimate, mean_or_none, sum_or_none
+from nanogpt.verdicts import Verdict, describe_verdict
 
 MAX_KEY_COLUMNS = 6  # varied keys with a column each; more share a column that shows the unusual values
 AGAINST_BEST = "minus best"  # title of the column of differences from the best

@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 from experiments.metrics import AXIS_LABELS, TITLES
 from experiments.plots.theme import Picture, Style, add_color_bar, color_range, plot_label, readable_ink
 from experiments.ranking import SeedGroup, VariedKey
-from experiments.statistics import Estimate
 from experiments.sweep_lines import MIN_FILLED, order_values
 from nanogpt.config import Metric
+from nanogpt.statistics import Estimate
 from nanogpt.tracking.plots import Theme, style_axes
 
 MAX_VALUES = 40

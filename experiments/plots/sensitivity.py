@@ -12,9 +12,9 @@ from matplotlib.transforms import ScaledTranslation
 from experiments.metrics import AXIS_LABELS, TITLES
 from experiments.plots.theme import Picture, Style, color_range, plot_label, set_ticks
 from experiments.ranking import SeedGroup
-from experiments.statistics import Estimate
 from experiments.sweep_lines import SweepLine, SweepLines, is_numeric
 from nanogpt.config import Metric
+from nanogpt.statistics import Estimate
 from nanogpt.tracking.plots import MARKERS, Theme, style_axes
 
 MAX_TICKS = 8  # values of an axis that each have their tick

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from experiments.plots.heatmap import heat_map
 from experiments.plots.sensitivity import sensitivity_plot
 from experiments.ranking import SeedGroup, VariedKey, find_varied_keys, group_by_seed, rank_groups
-from experiments.statistics import estimate_mean
 from experiments.sweep_lines import SweepLines, split_into_lines
+from nanogpt.statistics import estimate_mean
 from nanogpt.tracking.plots import LIGHT
 from tests.experiments.fake_runs import seeds, write_run
 from tests.experiments.page import reported

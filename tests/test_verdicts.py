@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.verdicts import Losses, estimate_luck, estimate_noise, judge_settings
+from nanogpt.verdicts import Losses, estimate_luck, estimate_noise, judge_settings
 
 
 def study(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.statistics import estimate_mean
+from nanogpt.statistics import estimate_mean
 
 DRAWS = np.random.default_rng(0)
 SAMPLES = [DRAWS.normal(2.5, 0.1, n).tolist() for n in (2, 3, 5, 12)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from experiments.statistics import LEVEL, mean, variance
+from nanogpt.statistics import LEVEL, mean, variance
 
 Losses = Mapping[int, float]
 """Loss of each seed of a setting."""
