@@ -88,6 +88,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_two_ranks_train_from_the_wheel_beside_files_of_the_same_names(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     """Installed into an environment inside the repository of a user."""
     here, site, program = tmp_path / "project", tmp_path / "project" / "env" / "site", tmp_path / "bin" / "nanogpt"

@@ -204,6 +204,7 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     assert "ok     python" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colours(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100"}

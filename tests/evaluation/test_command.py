@@ -131,6 +131,7 @@ def test_the_command_on_one_rank_and_on_several(
     assert not (locate_run(trained) / "evaluations.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_one_json_document_of_two_ranks(run: Run, trained: TrainConfig, files: dict[str, str]) -> None:
     """Its numbers are those that were appended. Rank 0 alone prints, and nothing else is on standard output."""
     words = [f"eval.{name}={path}" for name, path in files.items()]

@@ -30,6 +30,7 @@ def test_adamw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert standard > 0.5 and mup < 0.3, part
 
 
+@pytest.mark.slow
 def test_muon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Orthogonal updates hold by themselves; the head, which Adam moves, only with muP."""
     words = ("model=tiny_modern", "model.logit_softcap=null", "optimizer=muon", "coordinates.widths=[64,128,192]")

@@ -175,6 +175,7 @@ def test_a_long_prompt_is_cut_when_asked(trained: TrainConfig, capsys: pytest.Ca
     assert long.removeprefix("alpha ") == capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_conversation(run: Run, trained: TrainConfig, tmp_path: Path) -> None:
     """Prompts on standard input; a wrong prompt is an error, and the next one is read."""
     lines = b"alpha\nwhat?\nbeta\n\xff\n"

@@ -115,6 +115,7 @@ def chars(folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_fine_tuning_a_checkpoint(config: Callable[..., TrainConfig], run: Run, tmp_path: Path) -> None:
     """`init_from=ckpt.pt` on the command line: the run has the shape of the weights, and is found again."""
     path = checkpoint(reference(), tmp_path / "ckpt.pt")

@@ -176,6 +176,7 @@ def test_a_sweepers_own_keys_and_parts(lab: Lab, monkeypatch: pytest.MonkeyPatch
     assert PluginSweeper.parts[-1] == 7
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_ends_a_sweeper_that_minds(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     main = Trained(lambda config: Diverged("loss is nan") if config.optimizer.lr == 1e-2 else None)
     with pytest.raises(Diverged, match=r"trial 2 diverged: optimizer.lr=0.01: loss is nan"):

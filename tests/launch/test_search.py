@@ -70,6 +70,7 @@ def record(lab: Lab) -> list[dict[str, str]]:
     return [json.loads(line)["values"] for line in (lab.study("s") / "trials.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_it_finds_the_best_region(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """Better than as many trials at random, and the last words name the best run there is."""
     main = Trained()

@@ -83,6 +83,7 @@ def test_softcap_without_padding(precision: str) -> None:
         assert (ours - theirs).norm() < 0.005 * theirs.norm()
 
 
+@pytest.mark.slow
 def test_the_graph_does_not_grow_with_the_batch() -> None:
     """The features are one graph, however many chunks the loss has; the loss is the only break."""
     model = GPT(small(n_embd=C, n_layer=1, vocab_size=P))

@@ -180,6 +180,7 @@ def refuse_leaks(sent: bytes, words: list[str]) -> None:
         assert word.encode() not in sent, word
 
 
+@pytest.mark.slow
 def test_nothing_of_this_machine_is_sent(tmp_path: Path, corpus: Path) -> None:
     """Neither command line, folders, user and host, nor secrets and other variables; artifacts included."""
     home, private = tmp_path / "home-of-someone", tmp_path / "private-folder"

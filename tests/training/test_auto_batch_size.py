@@ -132,6 +132,7 @@ def test_a_micro_batch_that_does_not_fit_after_all_gets_smaller(
     assert [start["from_step"] for start in run.read_starts()] == [0, 5, 5]
 
 
+@pytest.mark.slow
 def test_all_ranks_go_on_with_less_when_one_has_too_little(config: Build, tmp_path: Path) -> None:
     """Rank 1 alone can't hold the micro-batch of the rehearsal; the run is then that of the next smaller one."""
     auto = config(**{"hardware.micro_batch_size": "auto"})
@@ -230,6 +231,7 @@ def test_auto_on_a_gpu_is_found_by_trying(config: Build) -> None:
     assert RunDirectory(locate_run(built)).read_config().hardware.micro_batch_size == 512
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_its_own_micro_batch(
     config: Build, undisturbed: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def test_f11_a_run_goes_on_from_the_checkpoint_before(config: Build, undisturbed
     assert "warning: " in output and "step-00000014" in output and "continuing at step 12" in output
 
 
+@pytest.mark.slow
 def test_f11_damage_on_two_ranks(config: Build, undisturbed: Reference) -> None:
     """Rank 0 falls back, and the others go with it."""
     assert ranks.run(config(), 2, [Fault("nanogpt.training.loop.train_step", 14, "SIGTERM")])[0] == [85, 85]

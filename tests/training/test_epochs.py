@@ -48,13 +48,13 @@ def test_a_run_from_before_goes_on_with_the_rows_it_had(config: Build) -> None:
 
 
 def test_a_step_larger_than_the_data_is_said(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    built = config(**{"training.steps": 1, "training.batch_tokens": 2**17, "hardware.micro_batch_size": 4096})
+    built = config(**{"training.steps": 1, "training.batch_tokens": 2**14, "hardware.micro_batch_size": 512})
     train(built)
     shown = capsys.readouterr().out
     there = RunDirectory(locate_run(built)).read_starts()[0]["train_tokens"]
-    assert f"warning: training.batch_tokens=131072: each step is {2**17 / there:.3g} epochs of the" in shown
+    assert f"warning: training.batch_tokens=16384: each step is {2**14 / there:.3g} epochs of the" in shown
     train(built.model_copy(update={"dry_run": True}))
-    assert "warning: training.batch_tokens=131072" in capsys.readouterr().out
+    assert "warning: training.batch_tokens=16384" in capsys.readouterr().out
 
 
 def test_samples_start_as_recorded_or_as_the_data_shows(config: Build, capsys: pytest.CaptureFixture[str]) -> None:

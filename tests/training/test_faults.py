@@ -231,6 +231,7 @@ def test_f47_an_error_in_the_writer_costs_one_save(config: Build, undisturbed: R
     assert ranks.result(config()) == undisturbed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=SLOW)])
 def test_f47_an_error_in_the_last_save_decides_the_exit_code(config: Build, undisturbed: Reference, world: int) -> None:
     built = config(**{"checkpoint.every": 1000, "eval.every": 1000})  # one save: two files of tensors
@@ -240,6 +241,7 @@ def test_f47_an_error_in_the_last_save_decides_the_exit_code(config: Build, undi
     assert ranks.result(built) == undisturbed(world, **{"checkpoint.every": 1000, "eval.every": 1000})
 
 
+@pytest.mark.slow
 def test_f48_a_slow_writer_saves_the_state_it_was_given(config: Build, tmp_path: Path) -> None:
     """Training goes on while a checkpoint is written; what is written is the state of its own step."""
     slow, quick = (config(**{"checkpoint.keep": 100, "runs_dir": str(tmp_path / name)}) for name in ("slow", "quick"))

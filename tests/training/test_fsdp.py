@@ -116,6 +116,7 @@ def test_it_starts_from_the_weights_of_a_run(config: Build, tmp_path: Path) -> N
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_kept_whole_and_replayed_alone(config: Build) -> None:
     built = config(**FSDP)
     codes, output = ranks.run(built, 2, [Fault("nanogpt.model.gpt.linear_cross_entropy", 12, "nan", 1)])

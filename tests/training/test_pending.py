@@ -155,6 +155,7 @@ def test_a_signal_while_a_step_is_broken(config: Build, tmp_path: Path, monkeypa
     assert ranks.result(late) == ranks.result(at_once)
 
 
+@pytest.mark.slow
 def test_ranks_go_back_together(config: Build, tmp_path: Path) -> None:
     """One rank's NaN in the middle of what is pending: both leave the same step out, and lose no other."""
     loss = "nanogpt.model.gpt.linear_cross_entropy"
