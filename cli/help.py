@@ -12,7 +12,7 @@ from cli import commands, config_files
 from cli.config_files import choices, groups, optional_groups
 from cli.launcher_config import JobLauncher, LaunchConfig, LocalLauncher, SlurmLauncher
 from cli.quoting import format_value
-from cli.sweep_config import Halving, Search, SweepConfig
+from cli.sweep_config import Asha, Halving, Search, SweepConfig
 from cli.sweep_keys import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEPER, SWEEPER_KEYS, sweep_groups
 from cli.sweep_request import read_sweep
 from nanogpt import schema
@@ -34,6 +34,7 @@ SHARED: dict[Kind, str] = {  # base classes of several commands' configs, with t
 SWEEPS: list[tuple[str, str, Kind]] = [  # heading, beginning of the keys, class
     ("sweep", SWEEP_KEYS, SweepConfig),
     ("hydra/sweeper=halving", SWEEPER_KEYS, Halving),
+    ("hydra/sweeper=asha", SWEEPER_KEYS, Asha),
     ("hydra/sweeper=optuna", SWEEPER_KEYS, Search),
     ("hydra/launcher=submitit_local", LAUNCHER_KEYS, LocalLauncher),
     ("hydra/launcher=submitit_slurm", LAUNCHER_KEYS, SlurmLauncher),

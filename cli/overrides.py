@@ -259,7 +259,8 @@ def expand_values(override: Override, multirun: bool, most: int = MAX_POINTS + 1
     if not multirun:
         raise BadInput(f"{one_line(text)}: several values are a sweep and need -m")
     if not override.is_discrete_sweep():
-        raise BadInput(f"{one_line(text)}: a sweep needs a list of values; hydra/sweeper=optuna takes intervals")
+        takers = "hydra/sweeper=optuna takes intervals, and so does hydra/sweeper=asha hydra.sweeper.sampler=tpe"
+        raise BadInput(f"{one_line(text)}: a sweep needs a list of values; {takers}")
     try:
         texts = list(itertools.islice(override.sweep_string_iterator(), most))
     except (HydraException, ValueError) as error:

@@ -106,5 +106,37 @@ class Search(ConfigModel):
     metric: ChosenMetric = free("val_loss", f"metric to minimize; {METRIC_HELP}")
 
 
-Sweeper = AllPoints | Halving | Search
-SWEEPERS: dict[str, type[Sweeper]] = {"all": AllPoints, "halving": Halving, "optuna": Search}
+class Asha(ConfigModel):
+    """Asynchronous successive halving (ASHA, Li et al. 2018), or median stopping.
+
+    A run pauses at each rung and continues as soon as its result is among the best there so far. Slots without such a
+    run train new points, then the best paused runs, until the best are trained to the end.
+    """
+
+    method: Literal["asha"] = free("asha", "sweep method")
+    eta: int = free(3, "each rung is eta times as long as the one before", ge=2, le=100)
+    rungs: int = free(3, "number of rungs; the last one is the end of the run", ge=2, le=20)
+    stop: Literal["halving", "median"] = free(
+        "halving", "halving: the best 1/eta at a rung continue; median: those not worse than the median there"
+    )
+    slots: int | None = free(
+        None, "runs in progress at once; null: 1 without jobs, else as many as the launcher runs at once", ge=1, le=1000
+    )
+    backfill: bool = free(
+        True, "continue the best paused runs in slots that nothing else needs; false: leave these slots empty"
+    )
+    sampler: Literal["grid", "tpe", "random"] = free(
+        "grid", "grid: every point of the grid; tpe, random: Optuna's samplers choose points, also from intervals"
+    )
+    trials: int = free(20, "number of points that a sampler chooses; a higher number continues", ge=1, le=10_000)
+    seed: int = free(0, "random seed of the sampler", ge=0, le=2**31 - 1)
+    metric: ChosenMetric = free("val_loss", f"metric that decides which points continue; {METRIC_HELP}")
+
+    @property
+    def search(self) -> Search | None:
+        """The search that chooses points; None for a grid."""
+        return None if self.sampler == "grid" else Search(trials=self.trials, sampler=self.sampler, seed=self.seed)
+
+
+Sweeper = AllPoints | Halving | Search | Asha
+SWEEPERS: dict[str, type[Sweeper]] = {"all": AllPoints, "halving": Halving, "optuna": Search, "asha": Asha}

@@ -25,7 +25,7 @@ from cli.overrides import (
 from cli.plugin_config import PluginLauncher, PluginSweeper
 from cli.quoting import format_override, format_value
 from cli.search_space import Space, build_space
-from cli.sweep_config import Search, SweepConfig, Sweeper
+from cli.sweep_config import Asha, Search, SweepConfig, Sweeper
 from cli.sweep_keys import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEP_PREFIXES, SWEEPER, SWEEPER_KEYS
 from nanogpt.errors import BadInput
 from nanogpt.schema import ConfigModel
@@ -130,7 +130,9 @@ class ParsedCommand:
 
     @property
     def is_search(self) -> bool:
-        return self.multirun and isinstance(self.composer.sweep_keys.sweeper(), Search | PluginSweeper)
+        sweeper = self.composer.sweep_keys.sweeper()
+        chooses = sweeper.search if isinstance(sweeper, Asha) else isinstance(sweeper, Search | PluginSweeper)
+        return self.multirun and bool(chooses)
 
     @cached_property
     def swept(self) -> list[list[Value]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cli.launcher_config import LaunchConfig
-from launch import local, slurm
+from launch import slurm
+from launch.cancelling import cancel_points, is_on_slurm
 from launch.resources import compute_resources, with_ranks
 from launch.snapshot import restore, snapshot
 from launch.status import RunStatus, read_points
@@ -23,8 +24,7 @@ from nanogpt.errors import BadInput, hint, one_line
 from nanogpt.files import check_regular, read_text
 from nanogpt.formatting import escape_control_chars
 from nanogpt.json_output import print_result
-from nanogpt.run_directory import newest_step
-from nanogpt.run_state import FAILED, IN_PROGRESS, NEEDS_ATTENTION, count_states
+from nanogpt.run_state import FAILED, NEEDS_ATTENTION, count_states
 
 FOLLOW_S = 0.5  # seconds between reads of a growing log
 
@@ -108,23 +108,9 @@ def follow_lines(path: Path) -> Iterator[str]:
 def cancel(config: LaunchConfig) -> int:
     """Stop points that are queued or running; they save first. Raises BadEnvironment."""
     with lock_study(config) as (study, points):
-        going = [point for point in points if point.state in IN_PROGRESS]
-        jobs = [point.job for point in going if is_on_slurm(point) and point.job]
-        if jobs:
-            slurm.cancel(jobs)
-        for point in going:
-            assert point.submission is not None
-            point.submission.add_event(
-                point.index, "end", state="cancelled", why="nanogpt cancel", step=newest_step(point.path)
-            )
-            if not is_on_slurm(point):
-                local.stop_point(point.job)
-    print_text(f"{one_line(study.path)}: {len(going)} cancelled; the command that submitted them continues them")
+        count = cancel_points(points, "nanogpt cancel")
+    print_text(f"{one_line(study.path)}: {count} cancelled; the command that submitted them continues them")
     return 0
-
-
-def is_on_slurm(point: RunStatus) -> bool:
-    return point.submission is not None and point.submission.spec.executor == "slurm"
 
 
 def resubmit(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int:

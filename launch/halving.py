@@ -17,8 +17,9 @@ from typing import Any
 from cli.sweep_config import Halving
 from launch.metric_choice import UNITS, check_comparable, choose_metric
 from launch.preview import goal_step, metric_at_goal, read_states
+from launch.promotion import Rules
 from launch.study import PlannedRun, Study
-from nanogpt.config import Metric
+from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import print_text
 from nanogpt.errors import STOPPED, BadInput, one_line
 from nanogpt.files import append_line, from_json, read_text
@@ -55,19 +56,17 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
     `run` trains or submits the runs of a study and waits for them. Raises BadInput.
     """
     config = study.runs[0].config
-    if config.new_attempt or config.stop_at_fraction is not None:
-        what = "new_attempt=true" if config.new_attempt else f"stop_at_fraction={config.stop_at_fraction}"
-        raise BadInput(f"{what}: not with hydra/sweeper=halving, which decides how far each run is trained")
+    check_decides_length(config, "halving")
     metric = choose_metric([planned.config for planned in study.runs], sweeper.metric, "hydra/sweeper=halving")
     left = group_candidates(study.runs)
-    print_plan(left, sweeper)
+    rules = Rules(len(left), sweeper.rungs, sweeper.eta)
+    logger.info(f"halving {describe_plan(rules)}")
     for rung in range(sweeper.rungs):
-        share = sweeper.eta ** (rung + 1 - sweeper.rungs)
-        last = rung == sweeper.rungs - 1
+        share, last = rules.share(rung), rung == sweeper.rungs - 1
         for candidate in left:
-            candidate.runs = [with_stop_fraction(planned, None if last else share) for planned in candidate.runs]
+            candidate.runs = [with_stop_fraction(planned, rules, rung) for planned in candidate.runs]
         part = Study(study.path, [planned for candidate in left for planned in candidate.runs])
-        check_not_past_rung(part, metric)
+        check_not_past_rung(part, metric, "halving")
         logger.info(
             f"=== rung {rung + 1} of {sweeper.rungs}: {len(part.runs)} points to {100 * share:.3g} % of their steps"
         )
@@ -78,7 +77,7 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
             logger.info(f"rung {rung + 1} is incomplete: {missing}; the same command continues")
             return code or 1
         left.sort(key=lambda candidate: candidate.val)
-        keep = 1 if last else math.ceil(len(left) / sweeper.eta)
+        keep = 1 if last else rules.count_kept(len(left))
         print_text(rung_table(left, keep, "best" if last else "promoted", f"rung {rung + 1}", UNITS[metric]))
         left = [candidate for candidate in left[:keep] if candidate.val < math.inf]
         if not left:
@@ -86,6 +85,13 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
     runs = ", ".join(one_line(planned.path) for planned in left[0].runs)
     print_text(f"best    {left[0].name}, {UNITS[metric]} {left[0].val:.4f}: {runs}")
     return 0
+
+
+def check_decides_length(config: TrainConfig, sweeper: str) -> None:
+    """Raise BadInput for settings that contradict a sweeper which decides how far each run is trained."""
+    if config.new_attempt or config.stop_at_fraction is not None:
+        what = "new_attempt=true" if config.new_attempt else f"stop_at_fraction={config.stop_at_fraction}"
+        raise BadInput(f"{what}: not with hydra/sweeper={sweeper}, which decides how far each run is trained")
 
 
 def group_candidates(runs: list[PlannedRun]) -> list[Candidate]:
@@ -97,7 +103,8 @@ def group_candidates(runs: list[PlannedRun]) -> list[Candidate]:
     return list(found.values())
 
 
-def with_stop_fraction(planned: PlannedRun, share: float | None) -> PlannedRun:
+def with_stop_fraction(planned: PlannedRun, rules: Rules, rung: int) -> PlannedRun:
+    share = None if rung == rules.rungs - 1 else rules.share(rung)
     return PlannedRun(planned.path, planned.config.model_copy(update={"stop_at_fraction": share}))
 
 
@@ -146,7 +153,7 @@ def read_decisions(study: Path, metric: Metric) -> dict[str, float]:
     return losses
 
 
-def check_not_past_rung(part: Study, metric: Metric) -> None:
+def check_not_past_rung(part: Study, metric: Metric, sweeper: str) -> None:
     """Raise BadInput if a run is past its rung's step but was not evaluated there: it can't be compared."""
     stored = read_decisions(part.path, metric)
     for planned in part.runs:
@@ -155,7 +162,9 @@ def check_not_past_rung(part: Study, metric: Metric) -> None:
             continue
         if newest_step(planned.path) > goal:
             past = f"{one_line(planned.path)} is past step {goal}, where this rung compares"
-            raise BadInput(f"hydra/sweeper=halving: {past}, and wasn't evaluated there; start anew with another name=")
+            raise BadInput(
+                f"hydra/sweeper={sweeper}: {past}, and wasn't evaluated there; start anew with another name="
+            )
 
 
 def rung_table(left: list[Candidate], keep: int, word: str, title: str, unit: str) -> str:
@@ -171,12 +180,12 @@ def rung_table(left: list[Candidate], keep: int, word: str, title: str, unit: st
     return format_table(title, ("setting", "seeds", unit, ""), rows)
 
 
-def print_plan(left: list[Candidate], sweeper: Halving) -> None:
-    """Print the points and steps of each rung, and the share of the whole grid's work."""
-    counts, shares = [len(left)], [sweeper.eta ** (rung + 1 - sweeper.rungs) for rung in range(sweeper.rungs)]
+def describe_plan(rules: Rules) -> str:
+    """Return the points and steps of each rung, and the share of the whole grid's work, as text."""
+    counts, shares = [rules.points], [rules.share(rung) for rung in range(rules.rungs)]
     for _ in shares[1:]:
-        counts.append(math.ceil(counts[-1] / sweeper.eta))
+        counts.append(rules.count_kept(counts[-1]))
     new = [share - before for share, before in zip(shares, [0, *shares], strict=False)]
-    work = sum(count * share for count, share in zip(counts, new, strict=True)) / len(left)
+    work = sum(count * share for count, share in zip(counts, new, strict=True)) / rules.points
     rungs = ", ".join(f"{count} to {100 * share:.3g} %" for count, share in zip(counts, shares, strict=True))
-    logger.info(f"halving {rungs} of their steps: {100 * work:.0f} % of the work of all points")
+    return f"{rungs} of their steps: {100 * work:.0f} % of the work of all points"

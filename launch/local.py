@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from cli.entry import exit_on_error
 from launch.job import ATTEMPT, INDEX, Attempt, begin_attempt, explain_stop, judge_attempt, read_log_tail
@@ -82,26 +82,41 @@ class Pool:
         self.running: dict[int, tuple[Any, int]] = {}
         """submitit's job and the slot, by point."""
         self.attempts = [0] * len(self.waiting)
-        self.slots = list(range(count_slots(submission.launcher.array_parallelism, self.spec.resources)))
+        self.n_slots = count_slots(submission.launcher.array_parallelism, self.spec.resources)
+        self.slots: dict[int, TextIO] = {}
+        """Locks of the slots that this queue uses. A slot has its GPUs, and all queues of a study share the slots."""
         self.stopping = False
 
     def run(self) -> None:
         """Run all points; return early, once those that run have ended, if `stop` was called."""
         while self.running or (self.waiting and not self.stopping):
-            while self.waiting and self.slots and not self.stopping:
-                self.begin(self.waiting.pop(0))
+            while self.waiting and not self.stopping and (slot := self.take_slot()) is not None:
+                self.begin(self.waiting.pop(0), slot)
             for index, (job, slot) in list(self.running.items()):
                 if job.done():
                     del self.running[index]
-                    self.slots.append(slot)
+                    self.slots.pop(slot).close()
                     self.end(index)
             time.sleep(POLL_S)
 
-    def begin(self, index: int) -> None:
-        """Start a point, unless it was cancelled meanwhile."""
+    def take_slot(self) -> int | None:
+        """Return a slot that no queue of this study uses, or None. It is free again once this process has ended."""
+        for slot in set(range(self.n_slots)) - self.slots.keys():
+            file = (self.submission.path.parent / f"slot-{slot}.lock").open("a")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+            else:
+                self.slots[slot] = file
+                return slot
+        return None
+
+    def begin(self, index: int, slot: int) -> None:
+        """Start a point in a slot, unless it was cancelled meanwhile."""
         if self.has_ended(index):
+            self.slots.pop(slot).close()
             return
-        slot = self.slots.pop(0)
         job = self.start_job(index, slot)
         with self.job_environment(index, job.job_id):
             if begin_attempt(Attempt(self.submission.path, 0)):

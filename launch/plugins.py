@@ -21,15 +21,14 @@ from launch.preview import read_states, runs_to_start
 from launch.search import check_trains_to_end, print_results, print_trial
 from launch.slurm import replace_environment
 from launch.snapshot import ROOT
-from launch.study import PlannedRun, Study, plan_runs, with_fixed_attempt
+from launch.study import PlannedRun, Study, lock_search, plan_runs, with_fixed_attempt
 from launch.trials import Trial, make_trial, study_of_trials, update_trials
 from nanogpt import schema
 from nanogpt.child_process import python_path
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import show_logs
 from nanogpt.data.prepare import check_prepared
-from nanogpt.errors import STOPPED, BadInput, Diverged, LabError, Locked, one_line
-from nanogpt.files import hold_lock
+from nanogpt.errors import STOPPED, BadInput, Diverged, LabError, one_line
 from nanogpt.run_state import FAILED
 
 
@@ -80,10 +79,7 @@ def search_with_plugin(
     metric = choose_metric(search_plans(space, config), "val_loss", name)
     if config.dry_run:
         return run(Study(path, plan_runs(path, sweep.points)))
-    path.mkdir(parents=True, exist_ok=True)
-    with hold_lock(path / ".trials.lock", wait=False) as mine:
-        if not mine:
-            raise Locked(f"{one_line(path)}: another process runs this search")
+    with lock_search(path):
         search = PluginSearch(path, space, metric, bool(sweep.settings.retry), run)
         try:
             run_sweeper(sweeper, path, space.arguments, search.train)

@@ -33,7 +33,8 @@ def runs_to_start(
 
 def read_states(study: Study) -> dict[Path, RunStatus]:
     """Return the state of every run of a study, by its run directory, with or without a launcher."""
-    before = {point.path: point for point in read_points(study.path)}
+    wanted = {planned.path.resolve() for planned in study.runs}
+    before = {point.path: point for point in read_points(study.path, wanted=wanted)}
     return {planned.path: read_state(planned, before.get(planned.path.resolve())) for planned in study.runs}
 
 

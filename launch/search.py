@@ -19,12 +19,11 @@ from cli.sweep_config import Search
 from cli.sweep_request import Sweep
 from launch.metric_choice import UNITS, check_comparable, choose_metric, search_plans
 from launch.preview import build_preview
-from launch.study import Study
+from launch.study import Study, lock_search
 from launch.trials import Trial, TrialLog, make_trial, study_of_trials, update_trials
 from nanogpt.config import Metric, TrainConfig
 from nanogpt.console import print_text
-from nanogpt.errors import STOPPED, BadEnvironment, BadInput, Locked, one_line
-from nanogpt.files import hold_lock
+from nanogpt.errors import STOPPED, BadEnvironment, BadInput, one_line
 from nanogpt.formatting import format_table
 from nanogpt.json_output import print_result
 from nanogpt.run_state import FAILED, count_states
@@ -46,16 +45,12 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
     space, config = sweep.space, sweep.points[0].config
     assert space is not None
     check_trains_to_end(config, "hydra/sweeper=optuna")
-    if find_spec("optuna") is None:
-        raise BadEnvironment("hydra/sweeper=optuna: optuna is not installed: pip install 'optuna>=4,<5'")
+    check_optuna_installed("optuna")
     metric = choose_metric(search_plans(space, config), sweeper.metric, "hydra/sweeper=optuna")
     record = TrialLog(path)
     if config.dry_run:
         return preview_search(sweep, sweeper, space, record, run, metric)
-    path.mkdir(parents=True, exist_ok=True)
-    with hold_lock(path / ".trials.lock", wait=False) as mine:
-        if not mine:
-            raise Locked(f"{one_line(path)}: another process runs this search")
+    with lock_search(path):
         record.drop_torn_line()
         trials = record.read_trials(space)
         update_trials(path, trials, metric)
@@ -64,6 +59,12 @@ def search(sweep: Sweep[TrainConfig], sweeper: Search, path: Path, run: Callable
                 trial.state = "open" if trial.state in FAILED else trial.state
         print_space(sweeper, space, trials)
         return run_search(sweeper, space, record, trials, run, metric)
+
+
+def check_optuna_installed(sweeper: str) -> None:
+    """Raise BadEnvironment without Optuna."""
+    if find_spec("optuna") is None:
+        raise BadEnvironment(f"hydra/sweeper={sweeper}: optuna is not installed: pip install 'optuna>=4,<5'")
 
 
 def check_trains_to_end(config: TrainConfig, sweeper: str) -> None:
@@ -156,19 +157,21 @@ def to_distribution(axis: Axis) -> "BaseDistribution":
 
 
 def to_frozen_trial(trial: Trial, axes: Sequence[Axis], space: "dict[str, BaseDistribution]") -> "FrozenTrial":
-    """Return a trial that ended as an Optuna trial.
+    """Return a trial as an Optuna trial.
 
-    Diverged, invalid and excluded trials are `PRUNED`, which the sampler ranks below all others. Failed trials are
-    `FAIL`, which it ignores: a full disk says nothing about the values.
+    Paused trials are `PRUNED`, which the sampler ranks by their last rung and result there, below all finished ones;
+    diverged, invalid and excluded ones have no result and rank last. Failed trials are `FAIL`, which it ignores: a full
+    disk says nothing about the values.
     """
     from optuna.trial import TrialState, create_trial
 
-    states = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}
+    states = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL, "open": TrialState.RUNNING}
     return create_trial(
         state=states.get(trial.state, TrialState.PRUNED),
         value=trial.val,
         params={axis.key: axis.value(trial.texts[axis.key]) for axis in axes},
         distributions=space,
+        intermediate_values={} if trial.state == "diverged" else trial.by_rung,
     )
 
 

@@ -112,13 +112,16 @@ class JobQueues:
         return self.pools[submission.path]
 
 
-def read_points(study: Path, queues: JobQueues | None = None) -> list[RunStatus]:
-    """Return every point ever submitted in a study's folder, by its last submission, in order."""
+def read_points(study: Path, queues: JobQueues | None = None, wanted: set[Path] | None = None) -> list[RunStatus]:
+    """Return every point ever submitted in a study's folder, or the `wanted` ones of them, by its last submission, in
+    order.
+    """
     queues = queues or JobQueues()
     latest: dict[Path, tuple[Submission, int]] = {}
     for submission in read_submissions(study):
         for index, path in enumerate(submission.runs):
-            latest[path] = (submission, index)
+            if wanted is None or path in wanted:
+                latest[path] = (submission, index)
     points = [read_point(path, submission, index, queues) for path, (submission, index) in latest.items()]
     apply_accounting(points)
     return points

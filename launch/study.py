@@ -6,7 +6,8 @@ here or on a cluster; a grid that has grown or was reordered keeps its runs.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from nanogpt import schema
 from nanogpt.config import DataConfig, TrainConfig
 from nanogpt.data.folders import resolve_source
 from nanogpt.entry_names import parse_run_name
-from nanogpt.errors import BadInput, hint, one_line
-from nanogpt.files import list_entries, mtime
+from nanogpt.errors import BadInput, Locked, hint, one_line
+from nanogpt.files import hold_lock, list_entries, mtime
 from nanogpt.run_directory import locate_run, resolve_config
 from nanogpt.run_identity import find_earlier_digits, short_signature
 from nanogpt.schema import change_policy, iter_fields
@@ -225,3 +226,13 @@ def list_studies(runs_dir: Path) -> Iterator[Path]:
     for path in list_entries(runs_dir):
         if (path / RECORDS).is_dir():
             yield path
+
+
+@contextmanager
+def lock_search(path: Path) -> Generator[None, None, None]:
+    """Create the folder of a study and be the only process that decides what is trained there. Raises Locked."""
+    path.mkdir(parents=True, exist_ok=True)
+    with hold_lock(path / ".trials.lock", wait=False) as mine:
+        if not mine:
+            raise Locked(f"{one_line(path)}: another process runs this search")
+        yield

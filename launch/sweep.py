@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cli.entry import is_rank
-from cli.launcher_config import BasicLauncher, JobLauncher, SlurmLauncher
+from cli.launcher_config import BasicLauncher, JobLauncher, Launcher, SlurmLauncher
 from cli.plugin_config import PluginLauncher, PluginSweeper
-from cli.sweep_config import AllPoints, Halving, SweepConfig
+from cli.sweep_config import AllPoints, Asha, Halving, SweepConfig
 from cli.sweep_request import Sweep
 from launch import local, slurm
+from launch.asha import Slots, search_asynchronously
 from launch.halving import halve
 from launch.inline import run_inline
 from launch.plugins import run_on_plugin, search_with_plugin
@@ -26,6 +27,7 @@ from launch.preview import build_preview, log_preview, read_states, runs_to_star
 from launch.resources import Resources, batch_options, compute_resources, with_ranks
 from launch.search import search
 from launch.snapshot import snapshot
+from launch.status import RunStatus
 from launch.study import PlannedRun, Study, plan_single_run, plan_study, with_fixed_attempt
 from launch.submission import Submission, SubmissionSpec, create_submission, lock_records, read_submissions
 from launch.watching import print_outcome, watch
@@ -69,8 +71,10 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
     if isinstance(sweep.sweeper, Halving):
         return halve(study, sweep.sweeper, run)
     check_not_a_rank(f"hydra/sweeper={sweep.sweeper.method}", "search")
-    if isinstance(launcher, JobLauncher):
-        check_and_group(study, launcher)
+    groups = check_and_group(study, launcher) if isinstance(launcher, JobLauncher) else {}
+    if isinstance(sweep.sweeper, Asha):
+        slots = find_slots(sweep.sweeper.slots, launcher, groups, settings, run)
+        return search_asynchronously(sweep, sweep.sweeper, study, slots)
     if isinstance(sweep.sweeper, PluginSweeper):
         return search_with_plugin(sweep, sweep.sweeper, study.path, run)
     return search(sweep, sweep.sweeper, study.path, run)
@@ -94,14 +98,7 @@ def submit_study(study: Study, launcher: JobLauncher, settings: SweepConfig) -> 
         preview = build_preview(study, read_states(study), settings, (launcher, groups))
         print_result(study.runs[0].config.format, preview, log_preview)
         return 0
-    with lock_records(study):
-        for submission in read_submissions(study.path):
-            submission.recover_job_ids(slurm.find_job_by_name)
-        before = read_states(study)
-        log_preview(build_preview(study, before, settings, (launcher, groups)))
-        for resources, planned_runs in groups.items():
-            if start := runs_to_start(planned_runs, before, settings):
-                freeze_and_submit(study, start, launcher, resources)
+    before = submit_missing(study, groups, launcher, settings)
     if not launcher.wait:
         print_text(f"nanogpt status {one_line(study.path)}")
         return 0
@@ -110,6 +107,55 @@ def submit_study(study: Study, launcher: JobLauncher, settings: SweepConfig) -> 
     here = [before[planned.path] for planned in study.runs if planned.path.resolve() not in sent]  # trained here before
     code = watch(study.path, launcher.poll_s, runs & sent) if runs & sent else 0
     return code or (print_outcome(study.path, here) if here else 0)
+
+
+def submit_missing(
+    study: Study,
+    groups: dict[Resources, list[PlannedRun]],
+    launcher: JobLauncher,
+    settings: SweepConfig,
+    preview: bool = True,
+) -> dict[Path, RunStatus]:
+    """Submit the runs that are neither done nor in progress. Return the states before."""
+    with lock_records(study):
+        for submission in read_submissions(study.path):
+            submission.recover_job_ids(slurm.find_job_by_name)
+        before = read_states(study)
+        if preview:
+            log_preview(build_preview(study, before, settings, (launcher, groups)))
+        for resources, planned_runs in groups.items():
+            if start := runs_to_start(planned_runs, before, settings):
+                freeze_and_submit(study, start, launcher, resources)
+    return before
+
+
+def find_slots(
+    wanted: int | None,
+    launcher: Launcher | PluginLauncher,
+    groups: dict[Resources, list[PlannedRun]],
+    settings: SweepConfig,
+    run: Callable[[Study], int],
+) -> Slots:
+    """Return a launcher's slots for an asynchronous search. Raises BadInput if their number isn't possible or known."""
+    if not isinstance(launcher, JobLauncher):
+        if (wanted or 1) > 1 and isinstance(launcher, BasicLauncher):
+            why = "this process trains one run at a time; choose hydra/launcher=submitit_local"
+            raise BadInput(f"hydra.sweeper.slots={wanted}: {why}")
+        return Slots(wanted or 1, run, None)
+    count = wanted or launcher.array_parallelism
+    if not isinstance(launcher, SlurmLauncher):
+        count = min(local.count_slots(count, asdict(resources)) for resources in groups)
+    if count is None:
+        raise BadInput("hydra.sweeper.slots: null, but Slurm has no limit; give the number of jobs at once")
+    jobs = launcher.model_copy(update={"array_parallelism": count})
+
+    def start(part: Study) -> int:
+        if part.runs[0].config.dry_run:
+            return submit_study(part, jobs, settings)
+        submit_missing(part, check_and_group(part, jobs), jobs, settings, preview=False)
+        return 0
+
+    return Slots(count, start, jobs.poll_s)
 
 
 def check_and_group(study: Study, launcher: JobLauncher) -> dict[Resources, list[PlannedRun]]:

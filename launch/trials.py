@@ -19,7 +19,7 @@ from nanogpt.errors import BadCheckpoint, BadInput, one_line
 from nanogpt.files import append_line, from_json, read_bytes, read_text, write_atomic
 from nanogpt.run_state import FAILED
 
-TrialState = Literal["open", "finished", "failed", "diverged", "invalid", "excluded"]
+TrialState = Literal["open", "paused", "finished", "failed", "diverged", "invalid", "excluded"]
 
 
 @dataclass
@@ -34,6 +34,8 @@ class Trial:
     state: TrialState = "open"
     val: float | None = None
     """Mean of the metric over the seeds."""
+    by_rung: dict[int, float] = field(default_factory=dict[int, float])
+    """Means at the rungs that it passed."""
     why: str = ""
 
     @property

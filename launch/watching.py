@@ -71,7 +71,7 @@ def watch(study: Path, poll_s: float, paths: set[Path] | None = None) -> int:
     """Show a study's points until none is in progress. Return 0 if all finished, else the first failure's exit code."""
 
     def read() -> list[RunStatus]:
-        points = [point for point in read_points(study) if paths is None or point.path in paths]
+        points = read_points(study, wanted=paths)
         if len(points) < len(paths or {study}):
             raise BadCheckpoint(f"{one_line(study)}: the records of what was submitted are gone; were they deleted?")
         return points
