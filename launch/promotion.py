@@ -35,7 +35,7 @@ class Rules:
 
 @dataclass
 class Standings:
-    """How far each point was started, and its results."""
+    """Results of the points at the rungs, and the last rung to which each was started."""
 
     results: list[dict[int, float]]
     """For each rung the metric of the points; infinite if one failed."""
