@@ -1,10 +1,10 @@
 """An event simulator of searches on K slots: a virtual clock, random run times and random learning curves.
 
-The model of a study, in units of the shortest possible whole run:
+The model of a study, in units of the median duration of a whole run:
 
 - Point i has the loss `f + a (t^-b - 1)` after a fraction t of its steps: f is normal with standard deviation 1 over
   the points, and a is normal too, so curves cross. `crossing` is the standard deviation of a; a point's loss at t=1/9
-  then has a rank correlation of about 0.8 with its loss at the end, and 0.95 at t=1/3.
+  then has a rank correlation of 0.78 with its loss at the end, and at t=1/3 of 0.95 (27 points).
 - A whole run of a point takes exp(normal(0, 0.5)): models differ in size. Each part of it between two rungs takes
   exp(normal(0, 0.2)) times as long as its share: machines differ.
 """
