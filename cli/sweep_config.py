@@ -3,15 +3,17 @@
 They are not part of a run's config or identity.
 """
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
-from nanogpt.config import METRIC_HELP, ChosenMetric, Gpu
+from nanogpt.config import METRIC_HELP, TOLERANCE_HELP, ChosenMetric, Gpu
 from nanogpt.fields import free
-from nanogpt.schema import ConfigModel
+from nanogpt.schema import ConfigModel, field_error
 
 CONDITION = re.compile(r"([A-Za-z_][\w./]*)(>=|<=|!=|=|>|<)(\S+)")
 
@@ -45,6 +47,27 @@ def wrap_single_group(value: Any) -> Any:
     return [value] if flat else value  # pyright: ignore[reportUnknownVariableType]
 
 
+def parse_precision(until: str | None) -> float | None:
+    """Return the number of `precision=0.01`; None for other texts."""
+    match = re.fullmatch(r"precision=([0-9.]+(?:e-?[0-9]+)?)", until or "")
+    try:
+        return float(match[1]) if match and 0 < float(match[1]) < math.inf else None
+    except ValueError:  # 0.0.1
+        return None
+
+
+def quote_precision(override: str) -> str:
+    """Return `sweep.until=precision=0.01` with the quotes that Hydra needs around a value with '='."""
+    return re.sub(r"^sweep\.until=(precision=[^'\"]*)$", r"sweep.until='\1'", override)
+
+
+def check_until(until: str) -> str:
+    """Raise PydanticCustomError unless seeds can be added until this is true."""
+    if until == "decided" or parse_precision(until) is not None:
+        return until
+    raise PydanticCustomError("form", "decided, or precision=0.01 with any number above 0")
+
+
 Keys = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
 Conditions = Annotated[str, AfterValidator(check_conditions)]
 
@@ -66,10 +89,23 @@ class SweepConfig(ConfigModel):
     exclude: Annotated[tuple[Conditions, ...], Field(strict=False)] = free(
         (), "exclude points for which all comparisons of a text hold, e.g. ['optimizer.lr>=1e-2 model.dropout=0']"
     )
+    until: Annotated[str, AfterValidator(check_until)] | None = free(
+        None,
+        "train more and more of the seeds of settings that may be the best. decided: until the others are worse or "
+        "equivalent; precision=0.01: until differences from the best are known to ± 0.01; null: train all points",
+        allowed="decided or precision=0.01",
+    )
+    tolerance: float = free(0.0, f"with sweep.until: {TOLERANCE_HELP}", ge=0)
     retry: Literal["failed"] | None = free(None, "failed: train failed and diverged points again; null: list them")
     gpu: Gpu | None = free(
         None, "GPU model to assume when time and memory are estimated before a sweep starts; null: none"
     )
+
+    @model_validator(mode="after")
+    def _check_tolerance(self) -> Self:
+        if self.tolerance and self.until is None:
+            raise field_error("tolerance", self.tolerance, "is for sweep.until=decided")
+        return self
 
 
 class AllPoints(ConfigModel):

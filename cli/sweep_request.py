@@ -25,7 +25,7 @@ from cli.overrides import (
 from cli.plugin_config import PluginLauncher, PluginSweeper
 from cli.quoting import format_override, format_value
 from cli.search_space import Space, build_space
-from cli.sweep_config import Asha, Search, SweepConfig, Sweeper
+from cli.sweep_config import Asha, Search, SweepConfig, Sweeper, quote_precision
 from cli.sweep_keys import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEP_PREFIXES, SWEEPER, SWEEPER_KEYS
 from nanogpt.errors import BadInput
 from nanogpt.schema import ConfigModel
@@ -156,7 +156,7 @@ class ParsedCommand:
 def parse_command_line(command: str, kind: type[ConfigModel], overrides: list[str], multirun: bool) -> ParsedCommand:
     """Parse a command line and compose the files of its first point. Raises BadInput."""
     literals, rest = split_literals(kind, keep_last(overrides))
-    parsed = [expand_glob(command, kind, parse_override(text, kind)) for text in rest]
+    parsed = [expand_glob(command, kind, parse_override(quote_precision(text), kind)) for text in rest]
     register_schemas(command, kind)
     firsts = [first_value(override, multirun) for override in parsed]
     check_keys(command, kind, parsed)

@@ -2,7 +2,7 @@
 
 from cli.commands import run_subcommand
 
-COMMANDS = ("report", "compare", "list", "watch", "gc", "sizing", "scaling", "coordinates")
+COMMANDS = ("report", "compare", "next", "list", "watch", "gc", "sizing", "scaling", "coordinates")
 
 if __name__ == "__main__":
     run_subcommand("python -m experiments", COMMANDS)

@@ -59,14 +59,21 @@ def verdict_notes(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Not
 
 def edge_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:
     """Return a note on values of the best setting at the edge of what was tried."""
+    words = [
+        f"{axis.key}={numbers[0]:g} is the {'lowest' if numbers[0] == min(numbers) else 'highest'}"
+        for axis, numbers in find_edges(ranking, varied)
+    ]
+    return Note(f"{' and '.join(words)} value tried: the best may lie beyond.") if words else None
+
+
+def find_edges(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[tuple[VariedKey, list[float]]]:
+    """Yield the keys in which the best setting is at the edge, with the values that were tried, the best's first."""
     fields = dict(schema.iter_fields(TrainConfig))
-    words: list[str] = []
     for axis in varied:
         values = [axis.value(setting) for setting in ranking.ranked]
         numbers = [number for value in values if (number := as_number(value)) is not None]
         if axis.key.startswith("training.") or len(numbers) < len(values) or len(set(numbers)) < 2:
             continue  # more training is always better
-        best, limits = numbers[0], [getattr(limit, "ge", None) for limit in fields[axis.key].metadata]
-        if best in (min(numbers), max(numbers)) and best not in limits:
-            words.append(f"{axis.key}={best:g} is the {'lowest' if best == min(numbers) else 'highest'}")
-    return Note(f"{' and '.join(words)} value tried: the best may lie beyond.") if words else None
+        limits = [getattr(limit, "ge", None) for limit in fields[axis.key].metadata]
+        if numbers[0] in (min(numbers), max(numbers)) and numbers[0] not in limits:
+            yield axis, numbers

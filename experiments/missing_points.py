@@ -43,7 +43,7 @@ def sweep_command(starts: Sequence[dict[str, Any]]) -> tuple[str, ...] | None:
 
 def planned_points(command: tuple[str, ...], folder: Path, begun: int) -> list[tuple[str, TrainConfig]]:
     """Return name and config of the points of a command, for a search those it chose, if they belong to a folder of
-    this name; empty when all have begun.
+    this name; empty when all have begun, and for sweep.until, which chooses points as it goes on.
     """
     from cli.sweep_request import count_points, read_sweep
     from launch.study import plan_study
@@ -55,6 +55,8 @@ def planned_points(command: tuple[str, ...], folder: Path, begun: int) -> list[t
         if count is not None and count <= begun:
             return []
         sweep = read_sweep("train", TrainConfig, words, multirun=True)
+        if sweep.settings.until:  # seeds that no look needed
+            return []
         planned = plan_study(sweep)
         planned_runs = planned.runs
         if sweep.space is not None:

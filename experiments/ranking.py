@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from nanogpt.config import Metric, TrainConfig
 from nanogpt.formatting import format_brief, format_value, shorten
 from nanogpt.measurement import Measurement
 from nanogpt.schema import change_policy, iter_fields
-from nanogpt.statistics import Estimate, estimate_mean
+from nanogpt.statistics import LEVEL, Estimate, estimate_mean
 from nanogpt.verdicts import SettingVerdicts, Verdict, judge_settings
 
 SEED = "training.seed"
@@ -30,6 +30,8 @@ class SeedGroup:
     attempt: int = 1
     resolved: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Values of keys that configs may spell differently and that mean the same: data source, precision, fp8."""
+    dropped: bool = False
+    """True if a look found it worse; it then got no more seeds (sweep.until)."""
 
     @property
     def first(self) -> RunResult:
@@ -108,8 +110,10 @@ class VariedKey:
         return ", ".join(format_value(setting.values.get(key)) for key in self.label_keys)
 
 
-def group_by_seed(results: Iterable[RunResult]) -> list[SeedGroup]:
-    """Return the groups in the order in which they first appear; a repeated seed starts another attempt."""
+def group_by_seed(results: Iterable[RunResult], dropped: Collection[str] = ()) -> list[SeedGroup]:
+    """Return the groups in the order in which they first appear; a repeated seed starts another attempt. `dropped` has
+    names of run directories in settings that a look found worse.
+    """
     every = list(results)
     labels = partition([result.measurement for result in every], agree_in_nats)
     groups: dict[tuple[str, int], list[RunResult]] = {}
@@ -123,7 +127,10 @@ def group_by_seed(results: Iterable[RunResult]) -> list[SeedGroup]:
         key = rest, seen[f"{rest} {seed}"]
         groups.setdefault(key, []).append(result)
         resolved.setdefault(key, values)
-    return [SeedGroup(tuple(members), key[1], resolved[key]) for key, members in groups.items()]
+    return [
+        SeedGroup(tuple(members), key[1], resolved[key], any(result.path.name in dropped for result in members))
+        for key, members in groups.items()
+    ]
 
 
 def resolve_values(results: Sequence[RunResult], labels: Sequence[int]) -> list[dict[str, Any]]:
@@ -169,12 +176,17 @@ class Ranking:
     """True if losses in nats per token are comparable among them."""
     tolerance: float = 0.0
     """Difference from the best that is equivalent to none."""
+    level: float = LEVEL
+    """Level of the intervals of differences."""
 
     @cached_property
     def verdicts(self) -> SettingVerdicts | None:
         """Verdicts on the settings in `fair`, against the best; None if there is nothing to compare."""
         losses = [setting.losses_by_seed(self.metric) for setting in self.fair]
-        return judge_settings(losses, tolerance=self.tolerance) if len(losses) > 1 and self.best else None
+        if len(losses) < 2 or self.best is None:
+            return None
+        dropped = [i for i, setting in enumerate(self.fair) if setting.dropped]
+        return judge_settings(losses, None, self.tolerance, self.level, dropped)
 
     @cached_property
     def fair(self) -> list[SeedGroup]:
@@ -196,7 +208,7 @@ class Ranking:
 
 
 def rank_groups(
-    found: Sequence[SeedGroup], metric: Metric, tolerance: float = 0.0
+    found: Sequence[SeedGroup], metric: Metric, tolerance: float = 0.0, level: float = LEVEL
 ) -> tuple[list[Ranking], tuple[str, ...]]:
     """Return rankings of comparable groups, and the notes to print above them."""
     measured = [setting for setting in found if setting.counted]
@@ -209,7 +221,7 @@ def rank_groups(
     if not grouping.groups:
         return [Ranking(*sort_groups(members[0], metric), metric)], ()
     made = [
-        Ranking(*sort_groups(mine, group.metric), group.metric, group.title, group.in_nats, tolerance)
+        Ranking(*sort_groups(mine, group.metric), group.metric, group.title, group.in_nats, tolerance, level)
         for mine, group in zip(members, grouping.groups, strict=True)
     ]
     return made, grouping.notes
@@ -250,12 +262,12 @@ def name_varied_key(keys: Sequence[str]) -> VariedKey:
 
 def sort_groups(found: Iterable[SeedGroup], metric: Metric) -> tuple[list[SeedGroup], list[SeedGroup]]:
     """Return groups with a finished run, best first, and the others, most promising first. Groups with a diverged seed
-    come after all without: the mean of the other seeds flatters them.
+    come after all without: the mean of the other seeds flatters them. Before them come groups that a look dropped.
     """
 
-    def sort_key(setting: SeedGroup) -> tuple[bool, bool, bool, float]:
+    def sort_key(setting: SeedGroup) -> tuple[bool, bool, bool, bool, float]:
         loss = setting.loss(metric)
-        return loss is None, setting.useless, setting.diverged, loss.mean if loss else 0.0
+        return loss is None, setting.useless, setting.diverged, setting.dropped, loss.mean if loss else 0.0
 
     everything = sorted(found, key=sort_key)
     return [s for s in everything if s.finished], [s for s in everything if not s.finished]
@@ -280,17 +292,6 @@ def format_assignments(setting: SeedGroup, axes: Sequence[VariedKey], varied: Se
     return " ".join(
         f"{names[key]}={shorten(format_brief(setting.values.get(key)), 40)}" for axis in axes for key in axis.label_keys
     )
-
-
-def describe_unusual(found: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> Callable[[SeedGroup], str]:
-    """Return a function that names the values in which a group differs from most: `conv=[] lr=0.01`, or `as most`."""
-    usual = {axis: Counter(axis.text(group) for group in found).most_common(1)[0][0] for axis in varied}
-
-    def describe(setting: SeedGroup) -> str:
-        odd = [axis for axis in varied if axis.text(setting) != usual[axis]]
-        return format_assignments(setting, odd, varied) or "as most"
-
-    return describe
 
 
 def group_name(setting: SeedGroup, varied: Sequence[VariedKey]) -> str:

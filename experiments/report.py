@@ -40,6 +40,7 @@ from experiments.tables import (
     to_terminal,
     trouble_table,
 )
+from launch.looks import read_looks
 from launch.watching import print_failures
 from nanogpt import schema
 from nanogpt.config import Against, Metric, ReportConfig
@@ -48,7 +49,8 @@ from nanogpt.errors import BadInput, one_line
 from nanogpt.formatting import format_duration, format_value
 from nanogpt.output_paths import check_output_folder
 from nanogpt.run_state import count_states
-from nanogpt.verdicts import describe_noise
+from nanogpt.statistics import LEVEL
+from nanogpt.verdicts import LOOK_LEVEL, describe_noise
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class ReportData:
     rankings: Sequence[Ranking]
     """One, or several if not all results are comparable."""
     notes: Sequence[str]
-    """Reasons why results are not comparable."""
+    """Reasons why results are not comparable, and how seeds were chosen."""
 
     @property
     def states(self) -> str:
@@ -156,7 +158,10 @@ def read_study(found: RunSelection, metric: Metric, tolerance: float = 0.0) -> R
         raise BadInput(f"no run can be read: {'; '.join(unreadable)}")
     problems += unreadable
     problems += [f"{one_line(result.path)}: {problem}" for result in results for problem in result.problems]
-    ranked, notes = rank_groups(group_by_seed(results), metric, tolerance)
+    looks = [log for study in {path.parent for path in found.runs} if (log := read_looks(study))]
+    groups = group_by_seed(results, {name for log in looks for name in log.dropped})
+    ranked, notes = rank_groups(groups, metric, tolerance, LOOK_LEVEL if looks else LEVEL)
+    notes = (*notes, *(log.describe() for log in looks))
     names = [path.resolve().name for path in found.folders]
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return ReportData(one_line(title, 200), results, problems, ranked, notes)

@@ -1,5 +1,6 @@
 """Tables of reports and comparisons: ranked groups, every run, differences in config and measurement."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from experiments.ranking import (
     Ranking,
     SeedGroup,
     VariedKey,
-    describe_unusual,
+    format_assignments,
     group_name,
     identity_values,
     short_name,
@@ -78,6 +79,17 @@ def verdict_columns(ranking: Ranking) -> list[Column]:
         (AGAINST_BEST, lambda s: difference_cell(ranking.verdict(s))),
         ("verdict", lambda s: Cell(describe_verdict(v, "best")) if (v := ranking.verdict(s)) else Cell("-")),
     ]
+
+
+def describe_unusual(found: Sequence[SeedGroup], varied: Sequence[VariedKey]) -> Callable[[SeedGroup], str]:
+    """Return a function that names the values in which a group differs from most: `conv=[] lr=0.01`, or `as most`."""
+    usual = {axis: Counter(axis.text(group) for group in found).most_common(1)[0][0] for axis in varied}
+
+    def describe(setting: SeedGroup) -> str:
+        odd = [axis for axis in varied if axis.text(setting) != usual[axis]]
+        return format_assignments(setting, odd, varied) or "as most"
+
+    return describe
 
 
 def difference_cell(verdict: Verdict | None) -> Cell:

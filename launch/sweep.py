@@ -26,6 +26,7 @@ from launch.precision_check import check_precisions
 from launch.preview import build_preview, log_preview, read_states, runs_to_start
 from launch.resources import Resources, batch_options, compute_resources, with_ranks
 from launch.search import search
+from launch.sequential import add_seeds
 from launch.snapshot import snapshot
 from launch.status import RunStatus
 from launch.study import PlannedRun, Study, plan_single_run, plan_study, with_fixed_attempt
@@ -63,11 +64,17 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
             return run_on_plugin(part, launcher, settings)
         return submit_study(part, launcher, settings)
 
-    if isinstance(sweep.sweeper, AllPoints):
+    if settings.until and not isinstance(sweep.sweeper, AllPoints):
+        raise BadInput(f"sweep.until={settings.until}: not with hydra/sweeper={sweep.sweeper.method}")
+    if isinstance(sweep.sweeper, AllPoints) and settings.until is None:
         return run(study)
     if isinstance(launcher, JobLauncher) and not launcher.wait:
-        what = "rung" if isinstance(sweep.sweeper, Halving) else "trial"
-        raise BadInput(f"hydra.launcher.wait=false: hydra/sweeper={sweep.sweeper.method} waits for each {what}")
+        what = "look" if settings.until else "rung" if isinstance(sweep.sweeper, Halving) else "trial"
+        name = f"sweep.until={settings.until}" if settings.until else f"hydra/sweeper={sweep.sweeper.method}"
+        raise BadInput(f"hydra.launcher.wait=false: {name} waits for each {what}")
+    if isinstance(sweep.sweeper, AllPoints):
+        check_not_a_rank(f"sweep.until={settings.until}", "decide")
+        return add_seeds(study, settings, run)
     if isinstance(sweep.sweeper, Halving):
         return halve(study, sweep.sweeper, run)
     check_not_a_rank(f"hydra/sweeper={sweep.sweeper.method}", "search")

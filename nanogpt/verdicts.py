@@ -7,9 +7,9 @@ best, was chosen by the same losses.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from nanogpt.statistics import LEVEL, mean, variance
@@ -23,6 +23,8 @@ BLOCKS = 0.01  # p below which differences between seeds are removed
 POWER_QUANTILE = 0.8416  # of the normal distribution: the advised seeds tell the difference with probability 0.8
 DRAWS = 4000  # of the bootstrap
 MOST_SEEDS = 100  # that are advised
+LOOKS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)  # seeds at which a study that adds seeds is judged
+LOOK_LEVEL = 0.995  # of the intervals at each look: all looks together hold with 95 % (Pocock 1977; by simulation)
 
 
 @dataclass(frozen=True)
@@ -59,37 +61,58 @@ class SettingVerdicts:
     verdicts: Sequence[Verdict]
     noise: Noise | None
     """None if no setting has two seeds, or nothing varies."""
-    corrected: float | None
-    """Mean loss of the best without the luck that made it the best; None for a given reference, or without noise."""
+    near: Sequence[tuple[float, float]] = ()
+    """Mean and standard error of each that is not worse; empty for a given reference, or without noise."""
+
+    @cached_property
+    def corrected(self) -> float | None:
+        """Mean loss of the best without the luck that made it the best; None if `near` is empty."""
+        means = [mean for mean, _ in self.near]
+        return min(means) + estimate_luck(means, [error for _, error in self.near]) if means else None
 
 
-def judge_settings(settings: Sequence[Losses], reference: int | None = None, tolerance: float = 0.0) -> SettingVerdicts:
+def judge_settings(
+    settings: Sequence[Losses],
+    reference: int | None = None,
+    tolerance: float = 0.0,
+    level: float = LEVEL,
+    dropped: Collection[int] = (),
+) -> SettingVerdicts:
     """Return a verdict on each setting against `reference`, or against the one with the lowest mean loss.
 
     `equivalent` is a setting whose interval lies within `tolerance`. Each setting has at least one loss, all finite.
+    Settings that an earlier look `dropped` stay worse and are not the reference.
     """
     means = [mean(list(losses.values())) for losses in settings]
     noise, sizes = estimate_noise(settings), [len(losses) for losses in settings]
-    base = means.index(min(means)) if reference is None else reference
+    left = [i for i in range(len(means)) if i not in dropped]
+    base = min(left, key=means.__getitem__) if reference is None else reference
     verdicts = [
-        Verdict("reference", 0.0, None) if i == base else judge(m - means[base], noise, (i, base), sizes, tolerance)
+        Verdict("reference", 0.0, None)
+        if i == base
+        else judge(m - means[base], noise, (i, base), sizes, tolerance, level)
         for i, m in enumerate(means)
     ]
+    verdicts = [replace(v, kind="worse", seeds=None) if i in dropped else v for i, v in enumerate(verdicts)]
     if noise is None or reference is not None:
-        return SettingVerdicts(base, verdicts, noise, None)
+        return SettingVerdicts(base, verdicts, noise)
     near = [i for i, verdict in enumerate(verdicts) if verdict.kind != "worse"]
     errors = [math.sqrt(noise.variances[i] / sizes[i]) for i in near]
-    return SettingVerdicts(base, verdicts, noise, means[base] + estimate_luck([means[i] for i in near], errors))
+    return SettingVerdicts(base, verdicts, noise, [(means[i], error) for i, error in zip(near, errors, strict=True)])
 
 
 def judge(
-    difference: float, noise: Noise | None, pair: tuple[int, int], sizes: Sequence[int], tolerance: float
+    difference: float,
+    noise: Noise | None,
+    pair: tuple[int, int],
+    sizes: Sequence[int],
+    tolerance: float,
+    level: float = LEVEL,
 ) -> Verdict:
     """Return the verdict on a difference between the two settings of `pair`."""
     if noise is None:
         return Verdict("undecided", difference, None)
-    error, freedom = standard_error(noise, pair, sizes)
-    factor = tukey_quantile(len(sizes), math.floor(freedom * 2) / 2) / math.sqrt(2)  # few values, to be cached
+    error, factor = interval_parts(noise, pair, sizes, level)
     half = factor * error
     if abs(difference) + half <= tolerance:
         return Verdict("equivalent", difference, half)
@@ -126,6 +149,12 @@ def describe_noise(noise: Noise | None, names: Sequence[str]) -> str:
     return f"{words}The spread over seeds is pooled, except that of {listed}, which differs."
 
 
+def interval_parts(noise: Noise, pair: tuple[int, int], sizes: Sequence[int], level: float) -> tuple[float, float]:
+    """Return the standard error of the difference of two means, and half the interval's width in such errors."""
+    error, freedom = standard_error(noise, pair, sizes)
+    return error, tukey_quantile(len(sizes), math.floor(freedom * 2) / 2, level) / math.sqrt(2)  # few values, cached
+
+
 def standard_error(noise: Noise, pair: tuple[int, int], sizes: Sequence[int]) -> tuple[float, float]:
     """Return the standard error of the difference of two means, and its degrees of freedom (Welch 1947)."""
     parts = [noise.variances[i] / sizes[i] for i in pair]
@@ -136,11 +165,11 @@ def standard_error(noise: Noise, pair: tuple[int, int], sizes: Sequence[int]) ->
 
 
 @lru_cache(maxsize=10_000)
-def tukey_quantile(settings: int, freedom: float) -> float:
-    """Return the 95 % quantile of the studentized range."""
+def tukey_quantile(settings: int, freedom: float, level: float = LEVEL) -> float:
+    """Return a quantile of the studentized range."""
     from scipy.stats import studentized_range  # seconds to import
 
-    return float(studentized_range.ppf(LEVEL, settings, freedom))
+    return float(studentized_range.ppf(level, settings, freedom))
 
 
 def estimate_noise(settings: Sequence[Losses]) -> Noise | None:

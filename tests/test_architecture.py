@@ -50,6 +50,7 @@ LAYERS = [
     ("nanogpt.measurement", "nanogpt.loss_check"),
     ("nanogpt.comparability", "nanogpt.statistics"),
     ("nanogpt.verdicts",),
+    ("nanogpt.seed_gains",),
     ("nanogpt.data", "nanogpt.interop.pickle_import", "nanogpt.optim.build"),
     ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generation"),
     ("nanogpt.weights_digest",),

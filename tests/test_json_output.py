@@ -124,6 +124,16 @@ def test_compare(folder: Path) -> None:
     assert all((folder / file).exists() and file in table for file in document["files"])
 
 
+def test_next(folder: Path) -> None:
+    document, table = ask(folder, "next", "slow", "fast")
+    check_document(document, "next")
+    beyond, *others = document["proposals"]
+    assert beyond["gain"] is None and len(others) == 3 and document["best"] in table
+    for proposal in others:
+        assert f"{proposal['half_width']:.4f} -> {proposal['half_width_then']:.4f}" in table
+        assert proposal["runs"][0]["command"] in table and f"{proposal['gain_per_hour']:.3g}" in table
+
+
 def test_sizing(folder: Path) -> None:
     document, table = ask(folder, "sizing", "model=gpt2", "sizing.gpu=h100", "sizing.price=2")
     check_document(document, "sizing")

@@ -66,6 +66,15 @@ class CompareConfig(TargetsConfig):
     format: OutputFormat = free("text", FORMAT_HELP)
 
 
+class NextConfig(TargetsConfig):
+    """Runs that a study needs next; without targets, the one that changed last."""
+
+    metric: ChosenMetric = free("val_loss", f"metric to rank by; {METRIC_HELP}")
+    tolerance: float = free(0.0, TOLERANCE_HELP, ge=0)
+    most: int = free(4, "number of proposals", ge=1, le=100)
+    format: OutputFormat = free("text", FORMAT_HELP)
+
+
 class ListConfig(TargetsConfig):
     """List of runs; without targets, of all in runs_dir."""
 
