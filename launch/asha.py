@@ -119,7 +119,7 @@ class AsynchronousSearch:
             print_text(f"left; the jobs go on. nanogpt status {one_line(self.study.path)}; the same command continues")
             return 128 + signal.SIGINT
         if self.running:
-            logger.info(f"over    {len(self.running)} runs in progress are not needed any more; they save and stop")
+            logger.info(f"over    runs in progress that are not needed any more save and stop: {len(self.running)}")
             with lock_records(self.study):
                 cancel_points(list(self.read_running().values()), "the search is over")
         return self.print_results(code)

@@ -10,6 +10,7 @@ from typing import Any
 from cli.launcher_config import LaunchConfig
 from launch import slurm
 from launch.cancelling import cancel_points, is_on_slurm
+from launch.driver import read_driver
 from launch.resources import compute_resources, with_ranks
 from launch.snapshot import restore, snapshot
 from launch.status import RunStatus, read_points
@@ -55,11 +56,16 @@ def status(config: LaunchConfig) -> int:
     """Print a table of all points, and the logs of those that failed."""
     study, points = find_points(config)
 
+    driver = read_driver(study)
+
     def print_table(_: object) -> None:
         print_text(status_table(study, points))
         print_failures(points)
+        if driver:
+            print_text(f"search  {driver.state}, job {driver.job}; log: {one_line(driver.log)}")
 
-    print_result(config.format, {"study": study, "points": points}, print_table)
+    about_search = {"search": driver.model_dump(exclude={"started"}) | {"state": driver.state}} if driver else {}
+    print_result(config.format, {"study": study, "points": points} | about_search, print_table)
     return 0
 
 
@@ -108,6 +114,9 @@ def follow_lines(path: Path) -> Iterator[str]:
 def cancel(config: LaunchConfig) -> int:
     """Stop points that are queued or running; they save first. Raises BadEnvironment."""
     with lock_study(config) as (study, points):
+        driver = read_driver(study.path)
+        if driver and find_study(config.target, config.runs_dir)[1] is None:
+            driver.stop()  # it would start others
         count = cancel_points(points, "nanogpt cancel")
     print_text(f"{one_line(study.path)}: {count} cancelled; the command that submitted them continues them")
     return 0

@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from cli.entry import is_rank
-from cli.launcher_config import BasicLauncher, JobLauncher, Launcher, SlurmLauncher
+from cli.launcher_config import BasicLauncher, JobLauncher, SlurmLauncher
 from cli.plugin_config import PluginLauncher, PluginSweeper
 from cli.sweep_config import AllPoints, Asha, Halving, SweepConfig
 from cli.sweep_request import Sweep
 from launch import local, slurm
 from launch.asha import Slots, search_asynchronously
-from launch.halving import halve
+from launch.driver import start_driver
+from launch.halving import check_decides_length, halve
 from launch.inline import run_inline
 from launch.plugins import run_on_plugin, search_with_plugin
 from launch.precision_check import check_precisions
 from launch.preview import build_preview, log_preview, read_states, runs_to_start
 from launch.resources import Resources, batch_options, compute_resources, with_ranks
-from launch.search import search
+from launch.search import check_trains_to_end, search
 from launch.sequential import add_seeds
 from launch.snapshot import snapshot
 from launch.status import RunStatus
@@ -68,10 +69,8 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
         raise BadInput(f"sweep.until={settings.until}: not with hydra/sweeper={sweep.sweeper.method}")
     if isinstance(sweep.sweeper, AllPoints) and settings.until is None:
         return run(study)
-    if isinstance(launcher, JobLauncher) and not launcher.wait:
-        what = "look" if settings.until else "rung" if isinstance(sweep.sweeper, Halving) else "trial"
-        name = f"sweep.until={settings.until}" if settings.until else f"hydra/sweeper={sweep.sweeper.method}"
-        raise BadInput(f"hydra.launcher.wait=false: {name} waits for each {what}")
+    if isinstance(launcher, JobLauncher) and not launcher.wait and not study.runs[0].config.dry_run:
+        return run_as_job(sweep, study, launcher)
     if isinstance(sweep.sweeper, AllPoints):
         check_not_a_rank(f"sweep.until={settings.until}", "decide")
         return add_seeds(study, settings, run)
@@ -85,6 +84,22 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
     if isinstance(sweep.sweeper, PluginSweeper):
         return search_with_plugin(sweep, sweep.sweeper, study.path, run)
     return search(sweep, sweep.sweeper, study.path, run)
+
+
+def run_as_job(sweep: Sweep[TrainConfig], study: Study, launcher: JobLauncher) -> int:
+    """Check a search and start a job that runs it. Return 0. Raises LabError before anything is written."""
+    groups, config, sweeper = check_and_group(study, launcher), study.runs[0].config, sweep.sweeper
+    if isinstance(sweeper, AllPoints):
+        raise BadInput(f"hydra.launcher.wait=false: sweep.until={sweep.settings.until} waits for each look")
+    if isinstance(sweeper, Halving | Asha):
+        check_decides_length(config, sweeper.method)
+    else:
+        check_trains_to_end(config, f"hydra/sweeper={sweeper.method}")
+    if isinstance(sweeper, Asha):
+        find_slots(sweeper.slots, launcher, groups, sweep.settings, lambda _: 0)
+    driver = start_driver(study, launcher)
+    print_text(f"search  run by job {driver.job}; log: {one_line(driver.log)}\nnanogpt status {one_line(study.path)}")
+    return 0
 
 
 def submit_single_run(sweep: Sweep[TrainConfig]) -> int:
@@ -138,7 +153,7 @@ def submit_missing(
 
 def find_slots(
     wanted: int | None,
-    launcher: Launcher | PluginLauncher,
+    launcher: BasicLauncher | JobLauncher | PluginLauncher,
     groups: dict[Resources, list[PlannedRun]],
     settings: SweepConfig,
     run: Callable[[Study], int],

@@ -248,7 +248,7 @@ def test_two_jobs_at_once_and_killed_in_between(lab: Lab) -> None:
     process = lab.start(*jobs(lab, "submitit_local"))
     point = lab.wait_for_step("asha", "lr0.0001", 10)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     os.kill(int(point.job), signal.SIGKILL)  # the job's controller; its rank dies with it
     code, output = lab.do(*jobs(lab, "submitit_local"))
     assert code == 0, output

@@ -144,11 +144,6 @@ def test_a_setting_is_judged_by_all_its_seeds(lab: Lab, capsys: pytest.CaptureFi
     assert "best    lr0.001, val 2.0000" in capsys.readouterr().out
 
 
-def test_it_waits_for_rungs(lab: Lab) -> None:
-    with pytest.raises(BadInput, match="waits for each rung"):
-        halving(lab, "hydra/launcher=submitit_local", "hydra.launcher.wait=false")
-
-
 @pytest.mark.parametrize("word", ["stop_at_fraction=0.5", "new_attempt=true"])
 def test_it_decides_how_far_runs_go_on(lab: Lab, word: str) -> None:
     with pytest.raises(BadInput, match=f"{word}: not with hydra/sweeper=halving"):

@@ -259,7 +259,11 @@ def test_the_plan_writes_nothing(lab: Lab, capsys: pytest.CaptureFixture[str]) -
 
 def test_what_it_does_not_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = {
-        ("hydra/launcher=submitit_local", "hydra.launcher.wait=false"): "waits for each trial",
+        (
+            "hydra/launcher=submitit_local",
+            "hydra.launcher.wait=false",
+            "new_attempt=true",
+        ): "new_attempt=true: hydra/sw",
         ("new_attempt=true",): "new_attempt=true: hydra/sweeper=optuna continues the existing search",
         ("stop_at_fraction=0.5",): "stop_at_fraction=0.5: hydra/sweeper=optuna trains every trial to its end",
         ("resume.run=runs/x",): "resume.run: continues one run",

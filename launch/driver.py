@@ -1,0 +1,141 @@
+"""A search as a job: with hydra.launcher.wait=false its command runs in the background of this machine, or on Slurm.
+
+<study>/.launch/driver.json   the process or job that was started last
+
+    python -m launch.driver FOLDER WORDS   runs `train.py WORDS` in FOLDER, with the code of the current folder
+"""
+
+import os
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from cli.commands import run_command
+from cli.launcher_config import JobLauncher, SlurmLauncher
+from launch import slurm
+from launch.resources import Resources, batch_options
+from launch.snapshot import snapshot
+from launch.study import Study
+from launch.submission import lock_records
+from nanogpt import schema
+from nanogpt.child_process import python_path
+from nanogpt.errors import Locked, one_line
+from nanogpt.files import write_atomic
+from nanogpt.run_state import is_alive, read_start_time
+from nanogpt.schema import ConfigModel
+
+FILE = "driver.json"
+SIGNALLED = 128 + 12  # exit code of a driver that Slurm sent SIGUSR2 before its time limit
+NOT_FOR_DRIVERS = {"gpus_per_task": None, "gres": None, "cpus_per_gpu": None, "mem_per_gpu": None, "dependency": None,
+                   "exclusive": False, "srun_args": ()}  # fmt: skip
+
+
+class Driver(ConfigModel):
+    """The process or job that runs a search."""
+
+    executor: Literal["local", "slurm"]
+    job: str
+    """Process id, or Slurm's id of the job."""
+    started: int | None
+    """Start time of the process, in ticks since the machine started."""
+    host: str
+    log: str
+
+    @property
+    def state(self) -> str:
+        """Return running, queued, ended, or unknown for a process of another machine or if Slurm does not answer."""
+        if self.executor == "local":
+            if self.host != socket.gethostname():
+                return "unknown"
+            return "running" if is_alive(int(self.job), self.started) else "ended"
+        jobs = slurm.list_jobs()
+        if jobs is None:
+            return "unknown"
+        state = jobs[self.job].state if self.job in jobs else ""
+        return "ended" if state not in slurm.ACTIVE else "running" if state == "RUNNING" else "queued"
+
+    def stop(self) -> None:
+        """End the driver. The jobs that it started go on. Raises BadEnvironment."""
+        if self.state in ("running", "queued"):
+            if self.executor == "slurm":
+                slurm.cancel([self.job])
+            else:
+                os.kill(int(self.job), 15)
+
+
+def read_driver(study: Path) -> Driver | None:
+    """Return the driver that was started last in a study, if there is one. Raises BadCheckpoint."""
+    path = Study(study, []).records / FILE
+    return schema.read_config(Driver, path) if path.exists() else None
+
+
+def start_driver(study: Study, launcher: JobLauncher) -> Driver:
+    """Run the command of this process as a job. Raises Locked if one runs already, and LabError."""
+    with lock_records(study):
+        driver = read_driver(study.path)
+        if driver and driver.state in ("running", "queued"):
+            raise Locked(f"{one_line(study.path)}: another process runs this search: job {driver.job}")
+        code = str(snapshot((study.records / "code").absolute()))
+        words = [*sys.argv[1:], "hydra.launcher.wait=true"]
+        command = [sys.executable, "-u", "-m", "launch.driver", str(Path.cwd()), *words]
+        start = start_on_slurm if isinstance(launcher, SlurmLauncher) else start_here
+        driver = start(study, launcher, command, code)
+        write_atomic(study.records / FILE, schema.to_json(driver))
+    return driver
+
+
+def start_here(study: Study, _: JobLauncher, command: list[str], code: str) -> Driver:
+    path = (study.logs / "driver.log").absolute()
+    with path.open("a") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=code,
+            env=slurm.clean_environment() | {"PYTHONPATH": python_path(code)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    process.returncode = 0  # it outlives this process: keeps Python from warning that it wasn't waited for
+    pid = process.pid
+    return Driver(
+        executor="local", job=str(pid), started=read_start_time(pid), host=socket.gethostname(), log=str(path)
+    )
+
+
+def start_on_slurm(study: Study, launcher: JobLauncher, command: list[str], code: str) -> Driver:
+    """Submit a job with one core and no GPU; it is requeued before its time limit."""
+    assert isinstance(launcher, SlurmLauncher)
+    own = launcher.model_copy(update=NOT_FOR_DRIVERS)
+    name = f"{launcher.name or study.path.name}-search-{secrets.token_hex(3)}"
+    job = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
+    lines = {
+        "setup": [
+            *launcher.setup,
+            "set +eu +o pipefail",
+            f"cd {shlex.quote(code)} || exit 5",
+            f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}",
+            "trap '' USR1 USR2",
+        ],
+        "teardown": ["code=$?", f"[ $code -ne {SIGNALLED} ] || {{ scontrol requeue {job}; sleep 60; }}", "exit $code"],
+    }
+    options = batch_options(own, Resources(1, 1, 0, 1), name) | lines
+    array = slurm.submit_array(options, study.logs.absolute(), 1, command, launcher.submit_retries)
+    log = study.logs.absolute() / f"{array}_0_0_log.out"
+    return Driver(executor="slurm", job=f"{array}_0", started=None, host=socket.gethostname(), log=str(log))
+
+
+def main() -> None:
+    """Run the command that the words are for."""
+    folder, *words = sys.argv[1:]
+    os.chdir(folder)
+    sys.argv = ["train.py", *words]
+    run_command("train")
+
+
+if __name__ == "__main__":
+    main()
