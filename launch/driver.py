@@ -8,10 +8,12 @@
 import os
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from cli.commands import run_command
@@ -29,7 +31,7 @@ from nanogpt.run_state import is_alive, read_start_time
 from nanogpt.schema import ConfigModel
 
 FILE = "driver.json"
-SIGNALLED = 128 + 12  # exit code of a driver that Slurm sent SIGUSR2 before its time limit
+SIGNALLED = 128 + signal.SIGUSR2  # exit code of a driver that Slurm sent this signal before its time limit
 NOT_FOR_DRIVERS = {"gpus_per_task": None, "gres": None, "cpus_per_gpu": None, "mem_per_gpu": None, "dependency": None,
                    "exclusive": False, "srun_args": ()}  # fmt: skip
 
@@ -64,7 +66,7 @@ class Driver(ConfigModel):
             if self.executor == "slurm":
                 slurm.cancel([self.job])
             else:
-                os.kill(int(self.job), 15)
+                os.kill(int(self.job), signal.SIGTERM)
 
 
 def read_driver(study: Path) -> Driver | None:
@@ -121,7 +123,11 @@ def start_on_slurm(study: Study, launcher: JobLauncher, command: list[str], code
             f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}",
             "trap '' USR1 USR2",
         ],
-        "teardown": ["code=$?", f"[ $code -ne {SIGNALLED} ] || {{ scontrol requeue {job}; sleep 60; }}", "exit $code"],
+        "teardown": [
+            "code=$?",
+            f"[ $code -ne {SIGNALLED} ] || {{ scontrol requeue {job}; sleep 60; }}",
+            "exit $code",
+        ],
     }
     options = batch_options(own, Resources(1, 1, 0, 1), name) | lines
     array = slurm.submit_array(options, study.logs.absolute(), 1, command, launcher.submit_retries)
@@ -129,8 +135,14 @@ def start_on_slurm(study: Study, launcher: JobLauncher, command: list[str], code
     return Driver(executor="slurm", job=f"{array}_0", started=None, host=socket.gethostname(), log=str(log))
 
 
+def exit_at_once(_number: int, _: FrameType | None) -> None:
+    """Handle SIGUSR2: a search can end at any time, and its job is requeued."""
+    os._exit(SIGNALLED)
+
+
 def main() -> None:
     """Run the command that the words are for."""
+    signal.signal(signal.SIGUSR2, exit_at_once)
     folder, *words = sys.argv[1:]
     os.chdir(folder)
     sys.argv = ["train.py", *words]
