@@ -88,9 +88,10 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
 
 def run_as_job(sweep: Sweep[TrainConfig], study: Study, launcher: JobLauncher) -> int:
     """Check a search and start a job that runs it. Return 0. Raises LabError before anything is written."""
-    groups, config, sweeper = check_and_group(study, launcher), study.runs[0].config, sweep.sweeper
+    config, sweeper = study.runs[0].config, sweep.sweeper
     if isinstance(sweeper, AllPoints):
         raise BadInput(f"hydra.launcher.wait=false: sweep.until={sweep.settings.until} waits for each look")
+    groups = check_and_group(study, launcher)
     if isinstance(sweeper, Halving | Asha):
         check_decides_length(config, sweeper.method)
     else:
