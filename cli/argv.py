@@ -113,3 +113,16 @@ def collect_targets(words: list[str], key: str = "targets") -> list[str]:
     named = [word for word in rest if "=" not in word or Path(word).exists()]
     settings = [word for word in rest if word not in named]
     return [*flags, *settings, *([f"{key}=[{','.join(map(quote, named))}]"] if named else [])]
+
+
+def collect_sides(words: list[str], kind: type[ConfigModel]) -> list[str]:
+    """Return the words of an A/B test as overrides of `kind`: the first two are its sides, and keys that it does not
+    have are those of a training. Raises BadInput for an unknown flag.
+    """
+    if {"--help", "-h", "--shell-completion", "-sc"} & set(words):
+        return words
+    flags, rest = split_flags(words)
+    own = [word for word in rest if word.partition("=")[0] in kind.model_fields]
+    others = [word for word in rest if word not in own]
+    named = {"sides": others[:2], "train": others[2:]}
+    return [*flags, *own, *(f"{key}=[{','.join(map(quote, texts))}]" for key, texts in named.items() if texts)]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
-from cli.argv import collect_targets, split_search_path
+from cli.argv import collect_sides, collect_targets, split_search_path
 from cli.config_files import search_in
 from cli.entry import dispatch, exit_on_error
 from cli.launcher_config import LaunchConfig
 from nanogpt.config import (
+    AbConfig,
     BenchConfig,
     CompareConfig,
     CoordinatesConfig,
@@ -53,6 +54,12 @@ class Command:
     script: str | None = None
     """Script beside conf/ that runs this command."""
 
+    def collect_words(self, words: list[str]) -> list[str]:
+        """Return the words with those that are no settings of this command as overrides. Raises BadInput."""
+        if self.targets == "sides":
+            return collect_sides(words, self.config)
+        return collect_targets(words, self.targets) if self.targets else words
+
 
 MODEL, RUNS, JOBS, SIZES = "Train and use a model", "Studies and runs", "Jobs", "Before training"
 
@@ -82,6 +89,7 @@ COMMANDS = {
     "report": runs_command("ranking, curves and plots of a study", ReportConfig, "experiments.report:report"),
     "compare": runs_command("what differs between runs", CompareConfig, "experiments.compare:compare"),
     "next": runs_command("runs that a study needs next", NextConfig, "experiments.next_runs:propose_runs"),
+    "ab": Command(RUNS, "A/B test of two settings or commits; the ledger", AbConfig, "experiments.ab:run_ab", "sides"),
     "gc": runs_command("find and delete what is no longer needed", GcConfig, "experiments.gc:collect_garbage"),
     "sync": Command(RUNS, "upload runs to a tracker", SyncConfig, "nanogpt.tracking.sync:sync_runs", "runs"),
     "submit": job("submit one run"),
@@ -139,8 +147,7 @@ def run_command(name: str) -> NoReturn:
         with search_in(folders):
             if command.group == JOBS:
                 return function(name, words)
-            if command.targets:
-                words = collect_targets(words, command.targets)
+            words = command.collect_words(words)
             sweep = import_when_called(command.sweep) if command.sweep else None
             return dispatch(name, command.config, function, words, sweep)
 

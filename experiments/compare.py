@@ -99,6 +99,9 @@ def page_blocks(comparison: Comparison) -> Iterator[Block]:
         yield Note("Not compared: the sides were not measured on the same.")
     else:
         yield Note("No cost at which all sides have a validation loss is known.")
+    if comparison.first_differences:
+        yield Heading("First difference")
+        yield from (Note(one_line(found.describe(), 1000)) for found in comparison.first_differences)
     yield Heading("Settings that differ")
     yield config_table([(name, side.first) for name, side in sides]) or Note("None.")
     yield Heading("Code")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.code_diff import changed_files, read_commit
+from experiments.first_difference import FirstDifference, find_first_difference
 from experiments.ranking import SeedGroup
 from experiments.results import RunResult
 from experiments.tables import differing_contents, differing_values, first_reason
@@ -127,6 +128,13 @@ class Comparison:
     def verdicts(self) -> SideVerdicts:
         return judge_sides(self.sides, self.used_metric, self.tolerance)
 
+    @cached_property
+    def first_differences(self) -> list[FirstDifference]:
+        """Differences of the sides from the first side, where they have a seed in common."""
+        (first, base), *others = self.sides
+        found = [find_first_difference((first, name), (base, side)) for name, side in others]
+        return [difference for difference in found if difference]
+
     @property
     def equal_costs(self) -> list[EqualCost]:
         unit = self.comparability.unit
@@ -156,6 +164,7 @@ class Comparison:
                 {"key": key, "values": dict(zip(names, values, strict=True)), "changes_result": changes}
                 for key, values, changes in rows
             ],
+            "first_differences": self.first_differences,
             "problems": self.problems,
             "files": self.files,
         }

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.causes import find_causes
 from experiments.ranking import Ranking, SeedGroup, VariedKey, find_varied_keys
 from experiments.results import RunResult
 from experiments.sweep_lines import split_into_lines
@@ -92,7 +93,31 @@ def describe_lines(ranking: Ranking) -> list[Record]:
     return records
 
 
-def to_json(title: str, results: Sequence[RunResult], rankings: Sequence[Ranking], notes: Sequence[str]) -> str:
+def describe_ranking(ranking: Ranking, varied: Sequence[VariedKey]) -> Record:
+    """Return the settings of a ranking, its lines and its causes."""
+    settings = [(setting, describe_setting(setting, ranking, varied)) for setting in ranking.groups]
+    return {
+        "title": ranking.title,
+        "metric": ranking.metric,
+        "comparable_in_nats": ranking.in_nats,
+        "best_corrected": ranking.verdicts and ranking.verdicts.corrected,
+        "settings": [
+            {key: value for key, value in record.items() if key != "ranking"}
+            | {"runs": [str(result.path) for result in setting.results]}
+            for setting, record in settings
+        ],
+        "lines": describe_lines(ranking),
+        "causes": find_causes(ranking, find_varied_keys(ranking.groups)),
+    }
+
+
+def to_json(
+    title: str,
+    results: Sequence[RunResult],
+    rankings: Sequence[Ranking],
+    notes: Sequence[str],
+    against_reference: Sequence[Record],
+) -> str:
     """Return everything that a report knows. Numbers that aren't known are null."""
     varied = find_varied_keys([setting for ranking in rankings for setting in ranking.groups])
     runs = [
@@ -109,25 +134,8 @@ def to_json(title: str, results: Sequence[RunResult], rankings: Sequence[Ranking
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "notes": list(notes),
         "varied": [{"key": axis.key, "together": list(axis.others)} for axis in varied],
-        "rankings": [
-            {
-                "title": ranking.title,
-                "metric": ranking.metric,
-                "comparable_in_nats": ranking.in_nats,
-                "best_corrected": ranking.verdicts and ranking.verdicts.corrected,
-                "settings": [
-                    {
-                        key: value
-                        for key, value in describe_setting(setting, ranking, varied).items()
-                        if key != "ranking"
-                    }
-                    | {"runs": [str(result.path) for result in setting.results]}
-                    for setting in ranking.groups
-                ],
-                "lines": describe_lines(ranking),
-            }
-            for ranking in rankings
-        ],
+        "rankings": [describe_ranking(ranking, varied) for ranking in rankings],
+        "against_reference": list(against_reference),
         "runs": runs,
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -8,31 +8,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.best import best_blocks
-from experiments.code_diff import code_table
-from experiments.document import Block, Code, Figure, Heading, Note, Page, TableBlock
+from experiments.causes import cause_blocks, find_causes
+from experiments.document import Block, Figure, Heading, Note, Page, TableBlock
 from experiments.find import RunSelection, find_runs, read_statuses, relative_to_cwd
 from experiments.latex import latex_table
 from experiments.metrics import COLUMNS, METRIC_WORDS
-from experiments.plots.curves import Curve, loss_curves
+from experiments.plots.curves import Band, Curve, loss_curves
 from experiments.plots.sweep import plot_sweep
 from experiments.ranking import (
-    LABELS,
     Ranking,
     SeedGroup,
     VariedKey,
     find_varied_keys,
     group_by_seed,
-    identity_values,
     rank_groups,
+    short_names,
 )
 from experiments.records import describe_lines, describe_setting, to_csv, to_json
-from experiments.reproduce import RUN_KEYS
+from experiments.references import check_runs, make_references, reference_blocks
 from experiments.results import RunResult, find_missing_points, read_results
+from experiments.settings import settings_blocks
 from experiments.sweep_lines import split_into_lines
 from experiments.tables import (
     AGAINST_BEST,
-    along_table,
-    differing_keys,
     group_label,
     lines_table,
     ranking_table,
@@ -42,12 +40,13 @@ from experiments.tables import (
 )
 from launch.looks import read_looks
 from launch.watching import print_failures
-from nanogpt import schema
 from nanogpt.config import Against, Metric, ReportConfig
 from nanogpt.console import print_text
 from nanogpt.errors import BadInput, one_line
-from nanogpt.formatting import format_duration, format_value
+from nanogpt.formatting import format_duration
 from nanogpt.output_paths import check_output_folder
+from nanogpt.reference import FILE, Reference, load_references
+from nanogpt.reference import to_json as references_to_json
 from nanogpt.run_state import count_states
 from nanogpt.statistics import LEVEL
 from nanogpt.verdicts import LOOK_LEVEL, describe_noise
@@ -71,6 +70,8 @@ class ReportData:
     """One, or several if not all results are comparable."""
     notes: Sequence[str]
     """Reasons why results are not comparable, and how seeds were chosen."""
+    references: Sequence[Reference] = ()
+    """Curves that runs are compared with."""
 
     @property
     def states(self) -> str:
@@ -87,7 +88,8 @@ def report(config: ReportConfig) -> int:
     found = find_runs(config, latest=True)
     folder = output_folder(found, config)
     check_output_folder("out", folder)
-    study = read_study(found, config.metric, config.tolerance)
+    references = load_references(config.reference, config.runs_dir, "reference") if config.reference else []
+    study = replace(read_study(found, config.metric, config.tolerance), references=references)
     print_report(study)  # before writing: a full disk must not hide the result
     page = Page(f"Report: {study.title}", list(page_blocks(study, config)))
     files = page.write(folder, "report", config.format, dict(data_files(study, page, config.format)))
@@ -108,7 +110,10 @@ def data_files(study: ReportData, page: Page, formats: Collection[str]) -> Itera
             if isinstance(table, TableBlock) and table.name:
                 yield f"{table.name}.tex", latex_table(table, PAGE_ONLY)
     if "json" in formats:
-        yield "report.json", to_json(study.title, study.results, study.rankings, (*study.notes, *study.problems))
+        notes, checked = (*study.notes, *study.problems), check_runs(study.references, study.results)
+        yield "report.json", to_json(study.title, study.results, study.rankings, notes, checked)
+    if "reference" in formats:
+        yield FILE, references_to_json(make_references(study.title, study.groups))
 
 
 def remove_earlier(folder: Path, files: Sequence[Path]) -> None:
@@ -173,13 +178,14 @@ def page_blocks(study: ReportData, config: ReportConfig) -> Iterator[Block]:
     for note in study.notes:
         yield Note(one_line(note, 1000), warning=True)
     for number, ranking in enumerate(study.rankings, 1):
-        yield from ranking_blocks(ranking, config, "" if number == 1 else f"-{number}")
+        yield from ranking_blocks(ranking, config, "" if number == 1 else f"-{number}", study.references)
+    yield from reference_blocks(study.references, study.results)
     if trouble := trouble_table(study.results):
         yield Heading("What isn't finished")
         yield trouble
     yield Heading("Every run")
     yield run_table(study.results)
-    yield from difference_blocks(study)
+    yield from settings_blocks(study.results, study.groups)
 
 
 def summary_blocks(study: ReportData) -> Iterator[Block]:
@@ -203,13 +209,19 @@ def summary_blocks(study: ReportData) -> Iterator[Block]:
         yield Note(problem, warning=True)
 
 
-def ranking_blocks(ranking: Ranking, config: ReportConfig, suffix: str) -> Iterator[Block]:
+def ranking_blocks(
+    ranking: Ranking, config: ReportConfig, suffix: str, references: Sequence[Reference]
+) -> Iterator[Block]:
     """Yield a ranking with its plots and its best setting. `suffix` distinguishes plots of several rankings."""
     varied, where = find_varied_keys(ranking.groups), f": {one_line(ranking.title, 200)}" if ranking.title else ""
     yield Heading(f"Ranking{where}")
     yield replace(ranking_table(ranking, varied), name=f"ranking{suffix}")
     yield Note(explain_table(ranking, varied))
-    yield from figure_blocks(ranking, varied, config, where, suffix)
+    band = next(
+        (r.limits for r in references for s in ranking.groups if r.applies_to(s.first.config, s.measurement)), {}
+    )
+    yield from figure_blocks(ranking, varied, config, where, suffix, band)
+    yield from cause_blocks(find_causes(ranking, varied), short_names(varied), where)
     yield Heading(f"The best{where}")
     yield from best_blocks(ranking, varied)
 
@@ -236,11 +248,11 @@ def explain_table(ranking: Ranking, varied: Sequence[VariedKey]) -> str:
 
 
 def figure_blocks(
-    ranking: Ranking, varied: Sequence[VariedKey], config: ReportConfig, where: str, suffix: str
+    ranking: Ranking, varied: Sequence[VariedKey], config: ReportConfig, where: str, suffix: str, band: Band
 ) -> Iterator[Block]:
     """Yield the plots of a ranking, and a table of its lines."""
     if {"auto", "curves"} & set(config.plots):
-        yield from curve_blocks(ranking, varied, config.x, where, suffix)
+        yield from curve_blocks(ranking, varied, config.x, where, suffix, band)
     lines = split_into_lines(ranking.groups, varied)
     pictures = plot_sweep(ranking.groups, varied, lines, ranking.metric, config.plots)
     missing = sorted(set(config.plots) - {"auto", "curves"} - {picture.name for picture in pictures})
@@ -253,7 +265,9 @@ def figure_blocks(
         yield replace(lines_table(lines, varied, ranking.metric), name=f"lines{suffix}")
 
 
-def curve_blocks(ranking: Ranking, varied: Sequence[VariedKey], x: Against, where: str, suffix: str) -> Iterator[Block]:
+def curve_blocks(
+    ranking: Ranking, varied: Sequence[VariedKey], x: Against, where: str, suffix: str, band: Band
+) -> Iterator[Block]:
     """Yield the loss curves, or why there are none."""
     curves = [
         Curve(
@@ -265,36 +279,9 @@ def curve_blocks(ranking: Ranking, varied: Sequence[VariedKey], x: Against, wher
         for setting in ranking.groups
     ]
     yield Heading(f"Loss curves{where}")
-    drawn = loss_curves(curves, x, f"curves{suffix}", ranking.in_nats)
+    drawn = loss_curves(curves, x, f"curves{suffix}", ranking.in_nats, band)
     if drawn:
         yield Figure(drawn)
     else:
         why = "no run has a row yet" if x in ("steps", "tokens") else f"{x} is not known for any run"
         yield Note(f"Nothing to draw: {why}.")
-
-
-def difference_blocks(study: ReportData) -> Iterator[Block]:
-    """Yield what varied, what all runs share, and which code they used."""
-    yield Heading("Settings and code")
-    together = find_varied_keys(study.groups)
-    if along := along_table(study.groups, together):
-        yield along
-    varied = {key for axis in together for key in (axis.key, *axis.others)}
-    effect = {*identity_values(study.results[0].config), *RUN_KEYS, *LABELS.values()}
-    others = [key for key in differing_keys([result.config for result in study.results]) if key not in effect]
-    if others:
-        yield Note(f"These differ too, without an effect on results: {', '.join(others)}.")
-    yield Code(common_settings(study.results, varied), "What all runs have in common")
-    code = code_table(study.results)
-    if code:
-        if len(code.rows) > 1:
-            yield Note("Not all runs used the same code and the same kind of machine.", warning=True)
-        yield code
-
-
-def common_settings(results: Sequence[RunResult], varied: set[str]) -> str:
-    configs = [dict(schema.iter_values(result.config)) for result in results]
-    same = [
-        key for key in configs[0] if len({format_value(config[key]) for config in configs}) == 1 and key not in varied
-    ]
-    return "\n".join(f"{key}={format_value(configs[0][key])}" for key in same if key not in RUN_KEYS)

@@ -19,7 +19,7 @@ from nanogpt.redaction import redact_all
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("cli", "conf", "experiments", "launch", "nanogpt")
-KINDS = (".py", ".yaml", ".txt")
+KINDS = (".py", ".yaml", ".txt", ".json")
 ROOT = Path(__file__).parents[1]
 DIGITS = 12  # of the digest in a snapshot's name
 

@@ -48,8 +48,15 @@ def estimate_mean(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean(values), half, n)
 
 
-def t_quantile(freedom: float) -> float:
-    """Return t such that Student's t lies within ±t with a probability of 95 %."""
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
+    """Return t such that Student's t lies within ±t with a probability of `level`."""
     from scipy.special import stdtrit  # a twentieth of what importing scipy.stats takes
 
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+    return float(stdtrit(freedom, (1 + level) / 2))
+
+
+def f_pvalue(statistic: float, count: int, freedom: float) -> float:
+    """Return the probability of a larger F with `count` and `freedom` degrees of freedom."""
+    from scipy.special import fdtrc
+
+    return float(fdtrc(count, freedom, statistic))

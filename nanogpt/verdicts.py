@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from nanogpt.statistics import LEVEL, mean, variance
+from nanogpt.statistics import LEVEL, f_pvalue, mean, t_quantile, variance
 
 Losses = Mapping[int, float]
 """Loss of each seed of a setting."""
@@ -123,6 +123,17 @@ def judge(
     return Verdict("undecided", difference, half, seeds)
 
 
+def count_seeds(variance: float, difference: float, most: int) -> int:
+    """Return the seeds per setting with which two settings that differ by `difference` are told apart with probability
+    0.8; at least 2 and at most `most`.
+    """
+    error = math.sqrt(2 * variance)
+    enough = (
+        n for n in range(2, most) if (t_quantile(2 * n - 2) + POWER_QUANTILE) * error <= difference * math.sqrt(n)
+    )
+    return next(enough, most)
+
+
 def describe_verdict(verdict: Verdict, reference: str = "") -> str:
     """Return e.g. `worse`, or `not told apart (12 seeds would)`, or the word for the reference."""
     if verdict.kind == "reference":
@@ -205,7 +216,6 @@ def remove_blocks(settings: Sequence[Losses]) -> tuple[float, float] | None:
     Needs the same seeds, two or more, in two or more settings.
     """
     import numpy as np
-    from scipy.special import fdtrc
 
     seeds = sorted(settings[0])
     if len(settings) < 2 or len(seeds) < 2 or any(sorted(losses) != seeds for losses in settings):
@@ -216,7 +226,7 @@ def remove_blocks(settings: Sequence[Losses]) -> tuple[float, float] | None:
     freedom = (len(settings) - 1) * (len(seeds) - 1)
     residual = float((rest**2).sum()) / freedom
     between = float((blocks**2).sum()) * len(settings) / (len(seeds) - 1)
-    if residual == 0 or fdtrc(len(seeds) - 1, freedom, between / residual) >= BLOCKS:
+    if residual == 0 or f_pvalue(between / residual, len(seeds) - 1, freedom) >= BLOCKS:
         return None
     return residual, freedom
 

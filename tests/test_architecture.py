@@ -49,7 +49,7 @@ LAYERS = [
     ("nanogpt.distributed.rendezvous", "nanogpt.distributed.watchdog"),
     ("nanogpt.measurement", "nanogpt.loss_check"),
     ("nanogpt.comparability", "nanogpt.statistics"),
-    ("nanogpt.verdicts",),
+    ("nanogpt.verdicts", "nanogpt.reference"),
     ("nanogpt.seed_gains",),
     ("nanogpt.data", "nanogpt.interop.pickle_import", "nanogpt.optim.build"),
     ("nanogpt.checkpoint", "nanogpt.evaluation", "nanogpt.generation"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.argv import collect_targets, split_flags
+from cli.argv import split_flags
 from cli.commands import COMMANDS, JOBS
 from cli.crash_report import EXIT_CODE
 from cli.help import slug
@@ -49,8 +49,7 @@ def test_commands_compose(command: str) -> None:
         return  # asked for in test_compose
     name = BY_COMMAND[f"{program} {subcommand}"]
     words = [word for word in words if word != "STUDY|RUN"]
-    targets = COMMANDS[name].targets if name in COMMANDS else "target"
-    flags, overrides = split_flags(collect_targets(words, targets) if targets and name != "launch" else words)
+    flags, overrides = split_flags(COMMANDS[name].collect_words(words) if name in COMMANDS else words)
     if name == "launch":
         overrides = [word if "=" in word else f"target={word}" for word in overrides]
     if subcommand == "submit":  # its default

@@ -54,7 +54,9 @@ def test_the_wheel_holds_every_package_file_and_nothing_else(wheel: zipfile.ZipF
     expected = packaged_files()
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
     kinds = {Path(name).suffix for name in expected}
-    assert kinds == {".py", ".yaml", ".txt", ".html", ".css", ".js", ".md"}, "see package-data in pyproject.toml"
+    assert kinds == {".py", ".yaml", ".txt", ".html", ".css", ".js", ".json", ".md"}, (
+        "see package-data in pyproject.toml"
+    )
 
 
 def test_supported_pythons_are_the_same_everywhere(wheel: zipfile.ZipFile) -> None:

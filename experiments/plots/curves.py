@@ -1,8 +1,9 @@
 """Loss curves of many groups in one plot: mean over seeds, their spread, the best on top."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -48,26 +49,25 @@ class Curve:
         return {"finished": "-", "diverged": ":", "failed": ":"}.get(self.state, "--")
 
 
+Band = Mapping[int, tuple[float, float]]
+"""Lowest and highest expected validation loss at each step."""
 Drawn = tuple[Curve, list[Line], list[Line]]
 
 
-def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves", in_nats: bool = True) -> Picture | None:
+def loss_curves(
+    curves: Sequence[Curve], x: Against, name: str = "curves", in_nats: bool = True, band: Band = MappingProxyType({})
+) -> Picture | None:
     """Return a plot of validation and training losses, `curves` sorted best first; None without any row.
 
-    If nats per token aren't comparable, it shows bits per byte of the validation alone.
+    If nats per token aren't comparable, it shows bits per byte of the validation alone. A reference's band is shaded.
     """
-    every: list[Drawn] = [
-        (curve, curve_lines(curve, "val_loss", x), curve_lines(curve, "loss", x))
-        if in_nats
-        else (curve, curve_lines(curve, "val_bpb", x), [])
-        for curve in curves
-    ]
-    drawn = [(curve, val, train) for curve, val, train in every if val or train]
+    drawn = [part for curve in curves if any((part := both_lines(curve, x, in_nats))[1:])]
     if not drawn:
         return None
-    title = f"loss against {LABEL[x]}"
+    shaded = band if x == "steps" and in_nats else {}
+    title = f"loss against {LABEL[x]}{'; shaded: the band of the reference' if shaded else ''}"
     if len(curves) == 1 and len(curves[0].results) == 1 and in_nats:
-        return Picture(name, title, (6.5, 3.6), partial(draw_single, curves[0].results[0], x))
+        return Picture(name, title, (6.5, 3.6), partial(draw_single, curves[0].results[0], x, shaded))
     few = len(drawn) <= MANY
 
     def draw(figure: Figure, theme: Theme) -> None:
@@ -77,6 +77,7 @@ def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves", in_na
             style = curve_style(curve, rank, few, theme, norm)
             for axes, found in zip(panels, both, strict=False):
                 draw_curve(axes, found, style, few)
+        shade_band(panels[0], shaded, theme)
         ends = [float(line[0].max()) for _, val, train in drawn for line in (val or train)]
         for axes, title in zip(panels, ("Validation loss", "Training loss, smoothed"), strict=False):
             style_axes(axes, theme, title, LABEL[x])
@@ -92,9 +93,26 @@ def loss_curves(curves: Sequence[Curve], x: Against, name: str = "curves", in_na
     return Picture(name, title, (7.0, 3.0 + 0.18 * rows), draw)
 
 
-def draw_single(result: RunResult, x: Against, figure: Figure, theme: Theme) -> None:
+def both_lines(curve: Curve, x: Against, in_nats: bool) -> Drawn:
+    """Return a curve with its lines of validation and of training."""
+    if in_nats:
+        return curve, curve_lines(curve, "val_loss", x), curve_lines(curve, "loss", x)
+    return curve, curve_lines(curve, "val_bpb", x), []
+
+
+def shade_band(axes: Axes, band: Band, theme: Theme) -> None:
+    """Shade between the ends of a band."""
+    steps = sorted(band)
+    lows, highs = ([band[step][end] for step in steps] for end in (0, 1))
+    axes.fill_between(steps, lows, highs, color=theme.faint, alpha=0.35, linewidth=0, zorder=1)
+    if len(steps) == 1:  # has no width
+        axes.vlines(steps, lows, highs, color=theme.faint, linewidth=6, alpha=0.35, zorder=1)
+
+
+def draw_single(result: RunResult, x: Against, band: Band, figure: Figure, theme: Theme) -> None:
     """Draw both losses of one run in one panel."""
     axes = figure.add_subplot()
+    shade_band(axes, band, theme)
     style_axes(axes, theme, "", LABEL[x], "loss, nats per token")
     both: list[Line] = []
     for rows, key in ((result.train, "loss"), (result.evals, "val_loss")):

@@ -36,6 +36,7 @@ from nanogpt.config.schedule import ScheduleConfig
 from nanogpt.config.studies import (
     METRIC_HELP,
     TOLERANCE_HELP,
+    AbConfig,
     Against,
     ChosenMetric,
     CompareConfig,

@@ -13,7 +13,7 @@ from nanogpt.schema import ConfigModel
 
 Metric = Literal["val_loss", "val_bpb", "best_val_loss", "best_val_bpb"]
 RENAMED = {"final": "val_loss", "best": "best_val_loss"}
-ReportFormat = Literal["md", "html", "pdf", "svg", "png", "csv", "tex", "json"]
+ReportFormat = Literal["md", "html", "pdf", "svg", "png", "csv", "tex", "json", "reference"]
 PlotName = Literal["auto", "curves", "sensitivity", "heatmap", "parallel"]
 Against = Literal["steps", "tokens", "flops", "time"]
 METRIC_HELP = "val_loss: final, in nats per token; val_bpb: in bits per byte; best_…: lowest of all evaluations"
@@ -48,11 +48,17 @@ class ReportConfig(TargetsConfig):
     tolerance: float = free(0.0, TOLERANCE_HELP, ge=0)
     format: Annotated[tuple[ReportFormat, ...], BeforeValidator(split_list), Field(strict=False)] = free(
         ("md", "html"),
-        "files to write: md, html: the report; pdf, svg, png: its plots; csv, tex: its tables; json: everything",
+        "files to write: md, html: the report; pdf, svg, png: its plots; csv, tex: its tables; json: everything; "
+        "reference: reference.json, the loss curve of each setting with four seeds or more",
         min_length=1,
     )
     plots: Annotated[tuple[PlotName, ...], BeforeValidator(split_list), Field(strict=False)] = free(
         ("auto",), "plots to draw; auto: loss curves and those that suit the varied keys; []: none"
+    )
+    reference: str | None = free(
+        None,
+        "reference curve to compare runs with: an experiment's name, or a study's folder; null: none",
+        min_length=1,
     )
     out: str | None = free(None, "folder for all files; null: the study's folder", min_length=1)
 
@@ -95,3 +101,22 @@ class GcConfig(TargetsConfig):
         ("leftovers", "checkpoints", "code"), "kinds to delete; the command lists all kinds"
     )
     delete: bool = free(False, "delete them; false: print what would be deleted and the space that it frees")
+
+
+class AbConfig(ConfigModel):
+    """A/B test of two settings or two commits; without sides, the ledger of earlier tests."""
+
+    sides: Annotated[tuple[str, ...], Field(strict=False)] = free(
+        (),
+        "base and change: settings of train.py, such as 'optimizer.lr=1e-3 model.dropout=0.1', or a commit; on the "
+        "command line the first two words",
+    )
+    train: Annotated[tuple[str, ...], Field(strict=False)] = free(
+        (), "settings of train.py that both sides share; on the command line all other words"
+    )
+    difference: float = free(0.01, "difference, in the unit of the metric, that the seeds must suffice to tell", gt=0)
+    max_seeds: int = free(20, "most seeds of each side", ge=2, le=1000)
+    hypothesis: str = free("", "sentence for the ledger", literal=True, max_length=1000)
+    metric: ChosenMetric = free("val_loss", f"metric to compare; {METRIC_HELP}")
+    runs_dir: str = free("runs", "folder of all run directories", min_length=1)
+    format: OutputFormat = free("text", FORMAT_HELP)

@@ -22,6 +22,13 @@ class TrackingConfig(ConfigModel):
     sample_tokens: int = free(
         200, "tokens of the text sample generated at each evaluation; 0: no sample", ge=0, le=100_000
     )
+    reference: str | None = free(
+        "auto",
+        "reference curve that each evaluation is compared with: an experiment's name, or a study's folder; auto: that "
+        "of the experiment with the same settings, if there is one; null: none",
+        min_length=1,
+        earlier="auto",
+    )
     trackers: TrackerNames = free((), "trackers that also receive the metrics, e.g. [wandb,tensorboard]", was="mirrors")
     mode: Literal["online", "offline", "disabled"] | None = free(
         None, "wandb: upload (online), keep in the run directory (offline) or neither; null: WANDB_MODE, else online"

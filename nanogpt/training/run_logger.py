@@ -23,12 +23,13 @@ from nanogpt.files import open_no_link, write_atomic
 from nanogpt.formatting import escape_control_chars, format_count, format_duration
 from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.generation.start_tokens import find_start_ids
-from nanogpt.measurement import MEASUREMENT_KEY
+from nanogpt.measurement import MEASUREMENT_KEY, Measurement
 from nanogpt.metrics_file import read_rows
 from nanogpt.model.gpt import GPT
 from nanogpt.progress import TrainProgress
 from nanogpt.provenance import code_digest, collect_provenance
 from nanogpt.redaction import redact
+from nanogpt.reference import Reference, choose_reference
 from nanogpt.run_directory import RunDirectory
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.tracking.run_metadata import make_run_metadata
@@ -55,8 +56,10 @@ class RunLogger:
         heartbeat: Callable[[int], None],
         start_ids: list[int],
         train_tokens: int | None,
+        reference: Reference | None,
     ) -> None:
         """Create a logger whose samples continue `start_ids`. Rows have an epoch if `train_tokens` is given."""
+        self.reference = reference
         self.heartbeat, self.start_ids, self.train_tokens = heartbeat, start_ids, train_tokens
         self.config, self.run, self.state, self.tokenizer = config, run, state, tokenizer
         self.progress = TrainProgress(state.step, state.total_steps)
@@ -171,9 +174,10 @@ class RunLogger:
         self.append_row(results)
         best = state.best is not None and state.best[1] == state.step
         train = f"  train {results['train_loss']:.4f}" if "train_loss" in results else ""
+        side = self.reference.describe(state.step, results["val_loss"]) if self.reference else ""
         self.note(
             f"step {state.step}  val {results['val_loss']:.4f} nats/token, {results['val_bpb']:.4f} bits/byte"
-            f"{train}{'  best' if best else ''}"
+            f"{train}{'  best' if best else ''}{side}"
         )
         if tasks := [f"{name} {value:.4g}" for name, value in results.items() if name not in LOSS_NAMES]:
             self.note(f"step {state.step}  {'  '.join(tasks)}")
@@ -248,6 +252,7 @@ def start_logging(
         heartbeat=heartbeat,
         start_ids=start,
         train_tokens=dataset.train.n_tokens if has_epochs else None,
+        reference=choose_reference(config, Measurement(**state.measurement)),
     )
     record.write_status("running")
     return record

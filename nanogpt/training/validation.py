@@ -15,6 +15,7 @@ from nanogpt.estimates.flops import parameter_counts
 from nanogpt.estimates.memory import estimate_memory
 from nanogpt.formatting import format_count
 from nanogpt.output_paths import check_output_folder
+from nanogpt.reference import load_references
 from nanogpt.run_directory import locate_run, resolve_config
 from nanogpt.training.state import TrainState
 
@@ -36,13 +37,16 @@ def check_ranks(config: TrainConfig, rank_env: RankEnv) -> None:
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Check, before data is prepared, that run directories can be written and that the run to continue exists.
+    """Check, before data is prepared, that run directories can be written, and that the run to continue and the
+    reference exist.
 
     Raises BadInput, BadEnvironment.
     """
     check_output_folder("runs_dir", config.runs_dir)
     if config.resume.run is not None:
         locate_run(config)
+    if config.tracking.reference not in (None, "auto"):
+        load_references(config.tracking.reference, config.runs_dir, "tracking.reference")
 
 
 def resolve_identity(config: TrainConfig, group: ProcessGroup) -> TrainConfig:

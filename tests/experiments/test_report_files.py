@@ -169,3 +169,38 @@ def test_a_report_of_one_run_is_its_loss_curve(tmp_path: Path) -> None:
     assert written(tmp_path, format=("svg",)) == {"plots/curves.svg"}
     shown = list(ElementTree.parse(tmp_path / "plots" / "curves.svg").getroot().itertext())
     assert any("best 2.7000" in text for text in shown) and "train, running mean" in shown
+
+
+def test_causes_are_named(tmp_path: Path) -> None:
+    """A grid of rates and dropout: its effects are differences of marginal means; heads and width are confounded."""
+    rates, study = (1e-3, 2e-3, 4e-3), tmp_path / "study"
+    for i, lr in enumerate(rates):
+        for dropout, width in ((0.0, 16), (0.2, 32)):
+            base = 2.0 + 0.1 * (i - 0.8) ** 2 + dropout
+            keys = {"optimizer.lr": lr, "model.dropout": dropout, "model.n_embd": width}
+            seeds(study, [base, base + 0.01 * (i + 1), base - 0.01], **keys)
+    written(study, format=("md", "json"))
+    (ranking,) = json.loads((study / "report.json").read_text())["rankings"]
+    causes = ranking["causes"]
+    assert causes["noise"] == "seeds" and causes["confounded"] == [["model.n_embd", "model.dropout"]]
+    means = {lr: [s["val_loss"] for s in ranking["settings"] if s["optimizer.lr"] == lr] for lr in rates}
+    every = sum(map(sum, means.values())) / 6
+    effects = {row["at"]["optimizer.lr"]: row["effect"] for row in causes["effects"] if "optimizer.lr" in row["at"]}
+    assert effects == pytest.approx({lr: sum(own) / 2 - every for lr, own in means.items()})
+    average, first, second = causes["responses"]
+    assert average["at"] == {} and {first["at"]["model.n_embd"], second["at"]["model.n_embd"]} == {16, 32}
+    assert average["optimum_low"] < average["optimum"] < average["optimum_high"] and average["highest_stable"] == 4e-3
+    assert average["optimum"] == pytest.approx(1e-3 * 2**0.8, rel=0.05)
+    assert average["factor_2_off"] == pytest.approx(0.1, abs=0.01) and average["used"] == list(rates)
+    documented = (ROOT / "docs" / "studies.md").read_text()
+    for key in {*causes, *average, *causes["effects"][0]}:
+        assert f"`{key}`" in documented, key
+    text = (study / "report.md").read_text()
+    assert "Confounded: model.n\\_embd, model.dropout. Their effects can't be told apart." in text
+    assert re.search(r"\| lr=0.004 \| \+0\.\d+ ± 0\.\d+ \| \\< 0.001 \|", text) and "\n## Causes\n" in text
+    assert re.search(r"\| lr \| average \| 0.0017\d \| 0.001\d+ to 0.00\d+ \| \+0.1\d+ ± ", text)
+    single = tmp_path / "single"
+    for lr in (1e-3, 1e-2):
+        seeds(single, [2.0, 2.1], **{"optimizer.lr": lr})
+    written(single)
+    assert "Causes" not in (single / "report.md").read_text(), "the ranking says all about one key of two values"
