@@ -186,7 +186,7 @@ def test_a_test_trains_as_many_seeds_as_it_needs(
         file.write("{\n")
     assert ask(runs) == 0
     table = capsys.readouterr().out
-    assert "A/B tests" in table and "hurts" in table and "diverged" in table and table.count("model.dropo") == 4
+    assert "A/B tests" in table and "hurts" in table and "diverged" in table
     assert ask(runs, "format=json") == 0
     assert read_ledger(runs)["unreadable_lines"] == 1
 
