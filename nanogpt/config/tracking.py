@@ -24,8 +24,7 @@ class TrackingConfig(ConfigModel):
     )
     reference: str | None = free(
         "auto",
-        "reference curve that each evaluation is compared with: an experiment's name, or a study's folder; auto: that "
-        "of the experiment with the same settings, if there is one; null: none",
+        "reference curve to compare with: an experiment's name or a study; auto: of the same settings; null: none",
         min_length=1,
         earlier="auto",
     )
