@@ -96,6 +96,10 @@ class JobLauncher(ConfigModel):
     array_parallelism: Count | None = free(
         None, "maximum number of points that run at once; null: on Slurm 256, locally as many as GPUs or cores allow"
     )
+    points_per_job: Count | Literal["auto"] = free(
+        1,
+        "points that a job runs at once on one node, each with its own GPUs or cores; auto: locally as many as fit",
+    )
     setup: Annotated[tuple[Line, ...], Field(strict=False)] = free(
         (), "shell lines to run before training, e.g. module load"
     )

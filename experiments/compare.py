@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.code_diff import code_difference
 from experiments.comparison import COSTS, Comparison, Gap, Side, find_equal_costs, flops
+from experiments.cost import has_prices, price_cell
 from experiments.document import Block, Cell, Code, Figure, Heading, Note, Page, TableBlock
 from experiments.find import find_runs, read_statuses
 from experiments.ranking import SeedGroup, group_by_seed
@@ -46,7 +47,7 @@ def compare(config: CompareConfig) -> int:
     check_output_folder("out", config.out)
     found = find_runs(config)
     statuses, problems = read_statuses(found)
-    results, unreadable = read_results(statuses)
+    results, unreadable = read_results(statuses, config.cost)
     groups = group_by_seed(results)
     if len(groups) < 2:
         what = "one setting" if groups else "no run that can be read"
@@ -132,6 +133,7 @@ def name_runs(side: SeedGroup) -> str:
 
 def numbers_table(comparison: Comparison) -> TableBlock:
     """Return the results of each side and the difference from the first."""
+    priced = any(has_prices(side.results) for _, side in comparison.sides)
     rows = [
         [
             Cell(name),
@@ -141,6 +143,7 @@ def numbers_table(comparison: Comparison) -> TableBlock:
             mean_cell((flops(r) for r in side.counted), lambda value: f"{value:.3g}"),
             mean_cell((r.seconds for r in side.counted), format_step_time),
             total_cell(r.device_seconds for r in side.results if r.step),
+            *([price_cell(side.results)] if priced else []),
             *([Cell(""), Cell("")] if i == 0 else difference_cells(gap)),
         ]
         for i, ((name, side), gap) in enumerate(zip(comparison.sides, comparison.verdicts.gaps, strict=True))
@@ -148,7 +151,8 @@ def numbers_table(comparison: Comparison) -> TableBlock:
     hours, metric = hours_title([side for _, side in comparison.sides]), comparison.used_metric
     against = f"{COLUMNS[metric]} - A" if metric else "- A"
     names = [COLUMNS[column] for column in SHOWN_METRICS]
-    return TableBlock(("side", "seeds", *names, "tokens", "FLOPs", "time", hours, against, "verdict"), rows)
+    costs = (hours, "cost") if priced else (hours,)
+    return TableBlock(("side", "seeds", *names, "tokens", "FLOPs", "time", *costs, against, "verdict"), rows)
 
 
 def difference_cells(gap: Gap | None) -> list[Cell]:

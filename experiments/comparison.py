@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.code_diff import changed_files, read_commit
+from experiments.cost import study_cost
 from experiments.first_difference import FirstDifference, find_first_difference
 from experiments.ranking import SeedGroup
 from experiments.results import RunResult
@@ -186,6 +187,7 @@ def side_fields(name: str, side: SeedGroup, gap: Gap | None) -> dict[str, Any]:
         "flops": mean_or_none([flops(r) for r in side.counted]),
         "time_s": mean_or_none([r.seconds for r in side.counted]),
         "device_s": sum_or_none(r.device_seconds for r in side.results if r.step),
+        "cost": study_cost(side.results),
         "difference": gap
         and {
             "mean": gap.mean,

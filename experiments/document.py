@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -61,7 +61,7 @@ class TableBlock:
     """Name of the table's own file, if it has one."""
     kind: Literal["table"] = "table"
 
-    @property
+    @cached_property
     def numeric(self) -> list[bool]:
         return [any(row[i].value is not None for row in self.rows) for i in range(len(self.columns))]
 

@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from experiments.find import find_runs, read_statuses
-from launch.status import RunStatus
+from launch.status import RunStatus, read_last_rows
 from launch.watching import MAX_ROWS, format_age, format_loss, print_failures, show_until_done
 from nanogpt.comparability import Comparability, compare_measurements
-from nanogpt.config import ListConfig, TargetsConfig, WatchConfig
+from nanogpt.config import CostConfig, ListConfig, TargetsConfig, WatchConfig
 from nanogpt.console import print_text
+from nanogpt.cost import Cost, choose_prices, read_cost
 from nanogpt.errors import BadInput, LabError, one_line
 from nanogpt.formatting import format_count, format_duration, format_table, shorten
 from nanogpt.json_output import print_result
@@ -30,6 +31,7 @@ class Listing:
 
     runs: Sequence[RunStatus]
     problems: Sequence[str]
+    prices: CostConfig = field(default_factory=CostConfig)
 
     def json_fields(self) -> dict[str, Any]:
         """Return what `format=json` shows."""
@@ -37,7 +39,7 @@ class Listing:
         for run in self.runs:
             trouble = loss_trouble(run)
             more = {"time_left_s": compute_time_left(run), "loss_problem": trouble and trouble.description}
-            runs.append(run.json_fields() | more)
+            runs.append(run.json_fields() | more | {"cost": find_cost(run, self.prices)})
         return {"runs": runs, "comparable": compare_last(self.runs), "problems": self.problems}
 
 
@@ -48,7 +50,7 @@ def list_runs(config: ListConfig) -> int:
     if not chosen:
         states = ", ".join(sorted({run.state for run in runs}))
         raise BadInput(f"state={config.state}: none of {len(runs)} runs; there are: {states}")
-    listing = Listing(sorted(chosen, key=lambda run: -run.updated), problems)
+    listing = Listing(sorted(chosen, key=lambda run: -run.updated), problems, config.cost)
     print_result(config.format, listing, partial(print_listing, config=config))
     return 0
 
@@ -136,6 +138,17 @@ def read_measurement(path: Path, changed: int) -> Measurement:
     """
     run = RunDirectory(path)
     return read_history(run.read_config(), run.read_starts(), path)[-1][1]
+
+
+def find_cost(run: RunStatus, prices: CostConfig) -> Cost | None:
+    """Return the cost of all starts of a run; None for one that can't be read."""
+    directory = RunDirectory(run.path)
+    try:
+        chosen = choose_prices(prices, directory.read_config())
+    except LabError:
+        return None
+    timing = read_last_rows(run.path / "timing.jsonl")
+    return read_cost(directory.read_status(), directory.read_starts(), timing, chosen)
 
 
 def loss_trouble(run: RunStatus) -> LossProblem | None:

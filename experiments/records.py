@@ -8,9 +8,11 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from experiments.causes import find_causes
+from experiments.cost import study_cost
 from experiments.ranking import Ranking, SeedGroup, VariedKey, find_varied_keys
 from experiments.results import RunResult
 from experiments.sweep_lines import split_into_lines
@@ -41,6 +43,7 @@ def describe_run(result: RunResult) -> Record:
         **{metric: result.value(metric) for metric in METRICS},
         "train_seconds": result.seconds,
         "tokens_per_second": result.tokens_per_second,
+        **asdict(result.cost),
     }
 
 
@@ -73,6 +76,7 @@ def describe_setting(setting: SeedGroup, ranking: Ranking, varied: Sequence[Vari
         "train_seconds": mean_or_none(result.seconds for result in setting.counted),
         "tokens_per_second": mean_or_none(result.tokens_per_second for result in setting.counted),
         "device_seconds": sum_or_none(result.device_seconds for result in setting.results if result.step),
+        **asdict(study_cost(setting.results)),
     }
 
 
@@ -133,6 +137,7 @@ def to_json(
         "title": title,
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "notes": list(notes),
+        "cost": asdict(study_cost(results)),
         "varied": [{"key": axis.key, "together": list(axis.others)} for axis in varied],
         "rankings": [describe_ranking(ranking, varied) for ranking in rankings],
         "against_reference": list(against_reference),

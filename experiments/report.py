@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.best import best_blocks
 from experiments.causes import cause_blocks, find_causes
+from experiments.cost import describe_cost
 from experiments.document import Block, Figure, Heading, Note, Page, TableBlock
 from experiments.find import RunSelection, find_runs, read_statuses, relative_to_cwd
 from experiments.latex import latex_table
@@ -40,7 +41,7 @@ from experiments.tables import (
 )
 from launch.looks import read_looks
 from launch.watching import print_failures
-from nanogpt.config import Against, Metric, ReportConfig
+from nanogpt.config import Against, CostConfig, Metric, ReportConfig
 from nanogpt.console import print_text
 from nanogpt.errors import BadInput, one_line
 from nanogpt.formatting import format_duration
@@ -89,7 +90,7 @@ def report(config: ReportConfig) -> int:
     folder = output_folder(found, config)
     check_output_folder("out", folder)
     references = load_references(config.reference, config.runs_dir, "reference") if config.reference else []
-    study = replace(read_study(found, config.metric, config.tolerance), references=references)
+    study = replace(read_study(found, config.metric, config.tolerance, config.cost), references=references)
     print_report(study)  # before writing: a full disk must not hide the result
     page = Page(f"Report: {study.title}", list(page_blocks(study, config)))
     files = page.write(folder, "report", config.format, dict(data_files(study, page, config.format)))
@@ -154,22 +155,21 @@ def output_folder(found: RunSelection, config: ReportConfig) -> Path:
     return relative_to_cwd(common)
 
 
-def read_study(found: RunSelection, metric: Metric, tolerance: float = 0.0) -> ReportData:
+def read_study(runs: RunSelection, metric: Metric, tolerance: float = 0, cost: CostConfig | None = None) -> ReportData:
     """Read all runs. Raises BadInput if none can be read."""
-    statuses, problems = read_statuses(found)
-    results, unreadable = read_results(statuses)
-    results += find_missing_points(results, found.folders)
+    statuses, problems = read_statuses(runs)
+    results, unreadable = read_results(statuses, cost)
+    results += find_missing_points(results, runs.folders)
     if not results:
         raise BadInput(f"no run can be read: {'; '.join(unreadable)}")
-    problems += unreadable
-    problems += [f"{one_line(result.path)}: {problem}" for result in results for problem in result.problems]
-    looks = [log for study in {path.parent for path in found.runs} if (log := read_looks(study))]
+    problems += [*unreadable, *(f"{one_line(r.path)}: {problem}" for r in results for problem in r.problems)]
+    looks = [log for study in {path.parent for path in runs.runs} if (log := read_looks(study))]
     groups = group_by_seed(results, {name for log in looks for name in log.dropped})
     ranked, notes = rank_groups(groups, metric, tolerance, LOOK_LEVEL if looks else LEVEL)
     notes = (*notes, *(log.describe() for log in looks))
-    names = [path.resolve().name for path in found.folders]
-    title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return ReportData(one_line(title, 200), results, problems, ranked, notes)
+    names = [path.resolve().name for path in runs.folders]
+    title = one_line(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""), 200)
+    return ReportData(title, results, problems, ranked, notes)
 
 
 def page_blocks(study: ReportData, config: ReportConfig) -> Iterator[Block]:
@@ -190,10 +190,10 @@ def page_blocks(study: ReportData, config: ReportConfig) -> Iterator[Block]:
 
 def summary_blocks(study: ReportData) -> Iterator[Block]:
     """Yield how many runs there are and what is incomplete."""
-    total = sum(result.seconds or 0.0 for result in study.results)
+    total = format_duration(sum(result.seconds or 0.0 for result in study.results))
     yield Note(
-        f"{len(study.results)} runs of {len(study.groups)} settings: {study.states}. "
-        f"{format_duration(total)} of training steps. Written {time.strftime('%Y-%m-%d %H:%M')}."
+        f"{len(study.results)} runs of {len(study.groups)} settings: {study.states}. {total} of training steps. "
+        f"{describe_cost(study.results)}Written {time.strftime('%Y-%m-%d %H:%M')}."
     )
     left = [result for result in study.results if not result.finished]
     if left:

@@ -10,7 +10,8 @@ import numpy as np
 from experiments.missing_points import find_never_started
 from launch.status import RunStatus, read_run
 from nanogpt.comparability import agree_in_nats
-from nanogpt.config import Against, Metric, TrainConfig
+from nanogpt.config import Against, CostConfig, Metric, TrainConfig
+from nanogpt.cost import Cost, choose_prices, read_cost
 from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import flops_per_token
 from nanogpt.loss_check import LossProblem, find_loss_problem
@@ -39,6 +40,8 @@ class RunResult:
     gpu: bool = False
     flops_per_token: float | None = None
     starts: tuple[Start, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    """Cost of all its starts."""
     problems: tuple[str, ...] = ()
     """Messages about files of the run that can't be read."""
     measurement: Measurement = field(default_factory=Measurement)
@@ -117,13 +120,15 @@ class RunResult:
         return [float(value) for value in np.interp([row["step"] for row in rows], steps, seconds)]
 
 
-def read_results(statuses: Sequence[RunStatus]) -> tuple[list[RunResult], list[str]]:
-    """Return the results, and messages about runs that can't be read."""
+def read_results(statuses: Sequence[RunStatus], prices: CostConfig | None = None) -> tuple[list[RunResult], list[str]]:
+    """Return the results, and messages about runs that can't be read. Costs are by `prices`, or by those in the config
+    of each run.
+    """
     results: list[RunResult] = []
     problems: list[str] = []
     for status in statuses:
         try:
-            results.append(read_result(status))
+            results.append(read_result(status, prices))
         except LabError as error:
             problems.append(f"{one_line(status.path)}: left out: {one_line(error, 300)}")
         except OSError as error:
@@ -149,7 +154,7 @@ def find_missing_points(results: Sequence[RunResult], folders: Sequence[Path]) -
     ]
 
 
-def read_result(status: RunStatus) -> RunResult:
+def read_result(status: RunStatus, prices: CostConfig | None = None) -> RunResult:
     """Return the result of a run. Raises BadCheckpoint, OSError if its config can't be read; other damage is noted."""
     path, run = status.path, RunDirectory(status.path)
     if not (path / "config.json").exists() and status.submission:
@@ -175,6 +180,7 @@ def read_result(status: RunStatus) -> RunResult:
         gpu=any(read_arithmetic(start).get("device") in ("cuda", "mps") for start in starts),
         flops_per_token=compute_flops_per_token(config, measurement.vocab_size),
         starts=starts,
+        cost=read_cost(run.read_status(), starts, timing, choose_prices(prices, config)),
         measurement=measurement,
     )
     if result.finished and not result.complete:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from experiments.cost import has_prices, price_cell
 from experiments.document import Cell, TableBlock
 from experiments.metrics import COLUMNS, RUN_COLUMNS
 from experiments.ranking import (
@@ -68,6 +69,7 @@ def number_columns(ranking: Ranking) -> list[Column]:
         ("time", lambda s: mean_cell((r.seconds for r in s.counted), format_step_time)),
         ("tok/s", lambda s: mean_cell((r.tokens_per_second for r in s.counted), format_count)),
         (hours_title(settings), lambda s: total_cell(r.device_seconds for r in s.results if r.step)),
+        *([("cost", lambda s: price_cell(s.results))] if any(has_prices(s.results) for s in settings) else []),
     ]
 
 

@@ -14,7 +14,7 @@ def cancel_points(points: Sequence[RunStatus], why: str) -> int:
     The caller holds the lock of the study's records.
     """
     going = [point for point in points if point.state in IN_PROGRESS and point.submission]
-    if jobs := [point.job for point in going if is_on_slurm(point) and point.job]:
+    if jobs := list(dict.fromkeys(point.job for point in going if is_on_slurm(point) and point.job)):
         slurm.cancel(jobs)
     for point in going:
         assert point.submission is not None

@@ -114,12 +114,24 @@ def follow_lines(path: Path) -> Iterator[str]:
 def cancel(config: LaunchConfig) -> int:
     """Stop points that are queued or running; they save first. Raises BadEnvironment."""
     with lock_study(config) as (study, points):
+        check_whole_jobs(study, points)
         driver = read_driver(study.path)
         if driver and find_study(config.target, config.runs_dir)[1] is None:
             driver.stop()  # it would start others
         count = cancel_points(points, "nanogpt cancel")
     print_text(f"{one_line(study.path)}: {count} cancelled; the command that submitted them continues them")
     return 0
+
+
+def check_whole_jobs(study: Study, points: list[RunStatus]) -> None:
+    """Raise BadInput if one of the points shares its job on Slurm with a point that is not among them."""
+    going = {point.job: point for point in points if point.in_progress and is_on_slurm(point) and point.job}
+    mine = {point.path for point in points}
+    for other in read_points(study.path):
+        if other.in_progress and other.job in going and other.path not in mine:
+            why = f"shares job {other.job} with {one_line(other.path.name)} (hydra.launcher.points_per_job)"
+            name = one_line(going[other.job].path.name)
+            raise BadInput(f"{name}: {why}; nanogpt cancel {one_line(study.path)} stops all")
 
 
 def resubmit(config: LaunchConfig, command: str, changes: dict[str, Any]) -> int:

@@ -7,7 +7,7 @@ alone, as in nanogpt/estimates/plan.py. Needs no torch; fast for a thousand poin
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from launch.forecast_memory import device_memory, format_range, memory_lines, pe
 from launch.resources import visible_gpus
 from launch.speeds import DeviceKind, PointWorkload, RemainingWork, Speed, predict_speed, read_speeds, without_label
 from launch.study import PlannedRun
-from nanogpt.config import DataConfig, Gpu, HardwareConfig, Precision, TrainConfig
+from nanogpt.config import CostConfig, DataConfig, Gpu, HardwareConfig, Precision, TrainConfig
 from nanogpt.console import format_command
+from nanogpt.cost import Cost, add_costs, compute_cost
 from nanogpt.data.dataset import expected_vocab_size
 from nanogpt.errors import LabError, one_line
 from nanogpt.estimates.flops import compute_total_steps
@@ -37,10 +38,13 @@ class Forecast:
     here: bool = True
     """False: the points run on other machines."""
     notes: tuple[str, ...] = ()
+    prices: CostConfig = field(default_factory=CostConfig)
 
     def lines(self) -> list[str]:
         """Return lines about time and memory."""
         lines = [*time_lines(self.points, self.speeds, self.at_once)] if self.points else []
+        if words := self.total_cost.describe():
+            lines.append(f"cost    about {words} of training for what is left")
         return [*lines, *memory_lines(self.points, self.at_once, self.here), *(f"note    {n}" for n in self.notes)]
 
     def json_fields(self) -> dict[str, Any]:
@@ -55,18 +59,28 @@ class Forecast:
                 "tokens_per_s": (speed := self.speeds[point.work]) and speed.rate,
                 "speed_source": speed and f"{speed.how}: {speed.where}",
                 "time_s": duration,
+                "cost": self.cost(point),
                 "memory_bytes": peak_memory(point.work, available := device_memory(point.work, self.here)[0]),
                 "available_bytes": available,
             }
             for point, duration in zip(self.points, durations, strict=True)
         ]
         time = whole if len(known) == len(points) else None
-        return {"points": points, "at_once": self.at_once, "time_s": time, "notes": self.notes}
+        counts = {"points": points, "at_once": self.at_once}
+        return counts | {"time_s": time, "cost": self.total_cost, "notes": self.notes}
 
     def duration(self, point: RemainingWork) -> float | None:
         """Return the seconds that a point takes, or None if its speed is not known."""
         speed = self.speeds[point.work]
         return point.tokens / speed.rate if speed else None
+
+    def cost(self, point: RemainingWork) -> Cost:
+        work = point.work
+        return compute_cost(self.duration(point), work.ranks, work.device, work.gpu or "", self.prices)
+
+    @property
+    def total_cost(self) -> Cost:
+        return add_costs(map(self.cost, self.points))
 
 
 def forecast(
@@ -100,7 +114,7 @@ def forecast(
     sizes = {vocabularies(run.config.data) for run in runs if run.config.model.vocab_size is None}
     guesses = [size for size, final in sorted(sizes) if not final]
     notes = (f"a vocabulary of {size:,} is assumed until the data is prepared" for size in guesses)
-    return Forecast(points, speeds, at_once, here, tuple(notes))
+    return Forecast(points, speeds, at_once, here, tuple(notes), runs[0].config.cost)
 
 
 def find_remaining_work(

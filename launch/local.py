@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any, TextIO
 
 from cli.entry import exit_on_error
-from launch.job import ATTEMPT, INDEX, Attempt, begin_attempt, explain_stop, judge_attempt, read_log_tail
-from launch.resources import visible_gpus
+from launch.job import ATTEMPT, INDEX, Attempt, begin_attempt, explain_stop, judge_attempt
+from launch.resources import share_cores, visible_gpus
 from launch.slurm import clean_environment, replace_environment
 from launch.submission import Submission
 from nanogpt.child_process import python_path
@@ -150,8 +150,11 @@ class Pool:
         each = self.spec.resources["gpus_per_node"]
         gpus = ",".join(visible_gpus()[slot * each : (slot + 1) * each])
         rank = [self.spec.python, "-u", "-m", "launch.job", "task", str(self.submission.path), "0"]
-        lines = [*self.submission.launcher.setup, f"export CUDA_VISIBLE_DEVICES={gpus}", f"exec {shlex.join(rank)}"]
-        return ["bash", "-c", "\n".join(lines)]
+        lines = [*self.submission.launcher.setup, f"export CUDA_VISIBLE_DEVICES={gpus}"]
+        if (points := self.spec.resources.get("points_per_job", 1)) > 1:
+            cores = share_cores(points * self.spec.resources["tasks_per_node"])
+            lines.append(f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{cores}}}")
+        return ["bash", "-c", "\n".join([*lines, f"exec {shlex.join(rank)}"])]
 
     def job_environment(self, index: int, job: str) -> AbstractContextManager[None]:
         """Set this process's environment to that of a point's job while inside."""
@@ -165,8 +168,7 @@ class Pool:
         job = next(event["job"] for event in reversed(self.submission.events(index)) if event["event"] == "start")
         with self.job_environment(index, job):
             attempt = Attempt(self.submission.path, 0)
-            silent = "rror" not in read_log_tail(attempt)  # no error message and no traceback: it was killed
-            state, why, code = judge_attempt(attempt, 128 + signal.SIGKILL if silent else 1)
+            state, why, code = judge_attempt(attempt)
             why = explain_stop(attempt, {}) if why == "asked to stop" else why
         self.submission.add_event(index, "end", state=state, why=why, code=code, step=newest_step(attempt.run))
         if state == "requeued":
@@ -189,7 +191,9 @@ class Pool:
 
 def count_slots(wanted: int | None, resources: Mapping[str, Any]) -> int:
     """Return how many points run at once: `wanted`, or as many as GPUs or cores allow."""
-    each = resources["gpus_per_node"]
+    each, points = resources["gpus_per_node"], resources.get("points_per_job", 1)
+    if points > 1:
+        return points
     if each:
         most = max(1, len(visible_gpus()) // each)
         return min(wanted, most) if wanted else most

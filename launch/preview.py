@@ -135,7 +135,8 @@ def forecast_points(study: Study, start: list[PlannedRun], settings: SweepConfig
     if where:
         launcher, groups = where
         here = not isinstance(launcher, SlurmLauncher)
-        at_once = launcher.array_parallelism
+        points = min((resources.points_per_job for resources in groups), default=1)
+        at_once = launcher.array_parallelism and launcher.array_parallelism * points
         if here:
             at_once = min(local.count_slots(at_once, asdict(resources)) for resources in groups)
         placed = {planned.path: planned for planned_runs in groups.values() for planned in planned_runs}
@@ -145,11 +146,12 @@ def forecast_points(study: Study, start: list[PlannedRun], settings: SweepConfig
 
 def log_resources(launcher: JobLauncher, groups: dict[Resources, list[PlannedRun]]) -> None:
     for resources, planned_runs in groups.items():
-        most = launcher.array_parallelism or (256 if isinstance(launcher, SlurmLauncher) else "as fit")
+        on_slurm, shared = isinstance(launcher, SlurmLauncher), resources.points_per_job > 1
+        usual = 256 if on_slurm else resources.points_per_job if shared else "as fit"
+        most, jobs = launcher.array_parallelism or usual, " jobs" if on_slurm and shared else ""
         count = f"{len(planned_runs)} points: " if len(groups) > 1 else ""
-        logger.info(
-            f"needs   {count}{resources.describe()}; {launcher.timeout_min} min per attempt; at most {most} at once"
-        )
+        limits = f"{launcher.timeout_min} min per attempt; at most {most}{jobs} at once"
+        logger.info(f"needs   {count}{resources.describe()}; {limits}")
     points = [planned for planned_runs in groups.values() for planned in planned_runs]
     if isinstance(launcher, SlurmLauncher) and any(planned.config.hardware.device == "auto" for planned in points):
         logger.info("note    hardware.device=auto requests no GPU from Slurm; hardware=gpu requests one per rank")

@@ -2,13 +2,14 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cli.launcher_config import JobLauncher, SlurmLauncher
 from nanogpt import schema
 from nanogpt.config import TrainConfig
+from nanogpt.cpu_threads import choose_threads
 from nanogpt.errors import BadInput
 
 
@@ -20,6 +21,8 @@ class Resources:
     tasks_per_node: int
     gpus_per_node: int
     cpus_per_task: int | None
+    points_per_job: int = 1
+    """Points that run at once in one job, each with these resources."""
 
     @property
     def ranks(self) -> int:
@@ -30,7 +33,8 @@ class Resources:
         nodes, ranks = ("s" if count > 1 else "" for count in (self.nodes, self.tasks_per_node))
         words = [f"{self.nodes} node{nodes} x {self.tasks_per_node} rank{ranks}"]
         words.append(f"{self.gpus_per_node} GPUs a node" if self.gpus_per_node else "no GPU")
-        return ", ".join(words + ([f"{self.cpus_per_task} cores a rank"] if self.cpus_per_task else []))
+        words += [f"{self.cpus_per_task} cores a rank"] if self.cpus_per_task else []
+        return ", ".join(words + ([f"{self.points_per_job} points per job"] if self.points_per_job > 1 else []))
 
 
 def compute_resources(config: TrainConfig, launcher: JobLauncher) -> Resources:
@@ -56,7 +60,42 @@ def compute_resources(config: TrainConfig, launcher: JobLauncher) -> Resources:
         raise BadInput(f"hydra.launcher.gpus_per_node={gpus}: too few for the {tasks} ranks on a node")
     if nodes > 1 and not isinstance(launcher, SlurmLauncher):
         raise BadInput(f"hardware.nodes={nodes}: hydra/launcher=submitit_local has one machine")
-    return Resources(nodes, tasks, gpus, cpus)
+    found = Resources(nodes, tasks, gpus, cpus)
+    return found if launcher.points_per_job == 1 else replace(found, points_per_job=pack_points(launcher, found))
+
+
+def pack_points(launcher: JobLauncher, point: Resources) -> int:
+    """Return how many points a job runs at once. Raises BadInput for what one node can't run."""
+    wanted = launcher.points_per_job
+    key = f"hydra.launcher.points_per_job={wanted}"
+    if point.nodes > 1:
+        raise BadInput(f"{key}: several points share a node, and each of these needs {point.nodes}")
+    if isinstance(launcher, SlurmLauncher):
+        if wanted == "auto":
+            raise BadInput(f"{key}: the GPUs and cores of Slurm's nodes aren't known here; give a number")
+        if launcher.gres is not None:
+            why = "points that share a node need gpus_per_node or gpus_per_task; constraint chooses the kind of GPU"
+            raise BadInput(f"hydra.launcher.gres={launcher.gres}: {why}")
+        return wanted
+    gpus = len(visible_gpus())
+    most = (
+        gpus // point.gpus_per_node
+        if point.gpus_per_node
+        else share_cores(point.tasks_per_node) // (point.cpus_per_task or 1)
+    )
+    if wanted != "auto" and point.gpus_per_node and wanted > most:
+        raise BadInput(f"{key}: this machine has {gpus} GPUs, and a point needs {point.gpus_per_node}")
+    points = max(1, most) if wanted == "auto" else wanted
+    if launcher.array_parallelism not in (None, points):
+        why = f"hydra.launcher.points_per_job={points} is the number of points at once on this machine; leave out one"
+        raise BadInput(f"hydra.launcher.array_parallelism={launcher.array_parallelism}: {why}")
+    return points
+
+
+def share_cores(ranks: int) -> int:
+    """Return the cores of one of several ranks that run on this machine at once, 1 at least."""
+    found = choose_threads({}, ranks)
+    return found.number if found else max(1, (os.cpu_count() or 1) // ranks)
 
 
 def reconcile(name: str, mine: int | None, key: str, theirs: int | None) -> int:
@@ -90,26 +129,29 @@ def with_ranks(config: TrainConfig, resources: Resources) -> TrainConfig:
 
 def batch_options(launcher: SlurmLauncher, resources: Resources, name: str) -> dict[str, Any]:
     """Return submitit's parameters for the batch script, except its commands."""
+    points = resources.points_per_job
     own = ("partition", "account", "qos", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "constraint",
            "gres", "nodelist", "exclude", "dependency", "comment", "mail_type", "mail_user")  # fmt: skip
     options: dict[str, Any] = {key: value for key in own if (value := getattr(launcher, key)) is not None}
     options |= {"exclusive": True} if launcher.exclusive else {}
-    options |= {"mem": format_memory(launcher.mem_gb)} if launcher.mem_gb else {}
-    options |= {"gpus_per_node": resources.gpus_per_node} if resources.gpus_per_node else {}
+    options |= {"mem": format_memory(launcher.mem_gb * points)} if launcher.mem_gb else {}
+    options |= {"gpus_per_node": resources.gpus_per_node * points} if resources.gpus_per_node else {}
     options |= {"cpus_per_task": resources.cpus_per_task} if resources.cpus_per_task else {}
     # srun of Slurm >= 22.05 doesn't take the batch script's cores by itself
     cores = [f"--cpus-per-task={resources.cpus_per_task}"] if resources.cpus_per_task else []
+    # one rank's end is that of its point, but not of other points
+    ends = ["--kill-on-bad-exit=1"] if points == 1 else ["--kill-on-bad-exit=0", "--wait=0"]
     return options | {
         "job_name": name,
         "time": launcher.timeout_min,
         "nodes": resources.nodes,
-        "ntasks_per_node": resources.tasks_per_node,
+        "ntasks_per_node": resources.tasks_per_node * points,
         "signal_delay_s": launcher.signal_delay_s,
         "array_parallelism": launcher.array_parallelism or 256,
         "stderr_to_stdout": True,
         "wckey": None,
         "additional_parameters": {"requeue": True} | launcher.additional_parameters,
-        "srun_args": ["--kill-on-bad-exit=1", *cores, *launcher.srun_args],
+        "srun_args": [*ends, *cores, *launcher.srun_args],
     }
 
 

@@ -122,11 +122,24 @@ class Submission:
         """Return the frozen config of a point. Raises BadCheckpoint, BadInput."""
         return schema.from_stored(TrainConfig, self.points[index]["config"])
 
+    @property
+    def points_per_job(self) -> int:
+        """Return how many points share a job of Slurm; on this machine each has a process of its own."""
+        wanted = self.spec.resources.get("points_per_job", 1) if self.spec.executor == "slurm" else 1
+        return min(wanted, len(self.points))
+
+    def tasks(self, index: int) -> range:
+        """Return the numbers of the tasks of srun that are the ranks of a point that shares its job."""
+        ranks = self.spec.resources["tasks_per_node"]
+        first = index % self.points_per_job * ranks
+        return range(first, first + ranks)
+
     def log(self, index: int, rank: int = 0) -> Path | None:
         """Return the log file of a rank of a point, or None if the point was never started."""
         started = (event["job"] for event in reversed(self.events(index)) if "job" in event)
         job = next(started, None) or self.job_id(index)
-        return None if job is None else Path(self.spec.logs) / f"{job}_{rank}_log.out"
+        task = rank if self.points_per_job == 1 else self.tasks(index)[0] + rank
+        return None if job is None else Path(self.spec.logs) / f"{job}_{task}_log.out"
 
     def add_event(self, index: int, event: str, **facts: Any) -> None:
         folder = self.path / "events"
@@ -175,7 +188,7 @@ class Submission:
     def job_id(self, index: int) -> str | None:
         """Return the job of a point as `123_4`, or None if it was never submitted."""
         job = next((job for job in self.spec.jobs if job.first <= index < job.first + job.count), None)
-        return f"{job.id}_{index - job.first}" if job and job.id else None
+        return f"{job.id}_{(index - job.first) // self.points_per_job}" if job and job.id else None
 
 
 def is_stored_point(run: object, config: object) -> bool:

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +248,9 @@ def submit_jobs(study: Study, submission: Submission, launcher: JobLauncher, res
     """Submit a frozen submission. Return the names of its jobs."""
     if not isinstance(launcher, SlurmLauncher):
         return f"process {local.start_pool(submission)} of this machine"
-    count, limit = len(submission.runs), slurm.array_limit()
+    points = submission.points_per_job
+    resources = replace(resources, points_per_job=points)
+    count, limit = len(submission.runs), slurm.array_limit() * points
     token = secrets.token_hex(3)
     for first in range(0, count, limit):
         name = f"{launcher.name or study.path.name}-{token}-{first // limit}"
@@ -259,7 +261,7 @@ def submit_jobs(study: Study, submission: Submission, launcher: JobLauncher, res
             name,
             first,
             size,
-            lambda o=options, s=size, c=command: slurm.submit_array(
+            lambda o=options, s=-(-size // points), c=command: slurm.submit_array(
                 o, study.logs.absolute(), s, c, launcher.submit_retries
             ),
         )

@@ -1,4 +1,4 @@
-"""Diagnosis of a machine with an NVIDIA driver on which torch finds no GPU."""
+"""NVIDIA's driver: why torch finds no GPU on a machine with one, and the energy of a GPU."""
 
 import ctypes
 import os
@@ -41,3 +41,20 @@ def explain_no_cuda() -> str:
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return f"CUDA_VISIBLE_DEVICES={one_line(visible)} names no GPU that is here; nvidia-smi -L lists them"
     return f"the driver runs CUDA {runs}, but torch, for {built}, finds no GPU; nvidia-smi says what the driver sees"
+
+
+def read_energy(uuid: str) -> float | None:
+    """Return the joules that a GPU has used since its driver was loaded, for all its processes together; None where
+    NVML can't tell, as on GPUs before Volta and on MIG slices.
+    """
+    gpu, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        failed = (
+            nvml.nvmlInit_v2()
+            or nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode(), ctypes.byref(gpu))
+            or nvml.nvmlDeviceGetTotalEnergyConsumption(gpu, ctypes.byref(millijoules))
+        )
+    except (OSError, AttributeError):
+        return None
+    return None if failed else millijoules.value / 1000

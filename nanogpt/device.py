@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanogpt.config import Attention, HardwareConfig, ModelConfig, Precision
 from nanogpt.cpu_threads import Threads, choose_threads
-from nanogpt.cuda_driver import explain_no_cuda
+from nanogpt.cuda_driver import explain_no_cuda, read_energy
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.torch_compile import choose_compile, set_compile_cache
 
@@ -71,6 +72,13 @@ class Compute:
     def peak_memory(self) -> int | None:
         """Return the peak of allocated bytes on CUDA, else None."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def read_energy(self) -> float | None:
+        """Return the joules that the GPU has used since its driver was loaded; None if not known."""
+        if self.device.type != "cuda":
+            return None
+        about: Any = torch.cuda.get_device_properties(self.device)
+        return read_energy(str(getattr(about, "uuid", "")))
 
 
 def prefer_kernels(order: Sequence[Attention]) -> AbstractContextManager[object]:

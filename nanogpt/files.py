@@ -140,14 +140,6 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def from_json(text: str | bytes) -> Any:
-    """Return what a JSON text says. Raises ValueError, also if it is nested too deeply or repeats a key."""
-    try:
-        return json.loads(text, object_pairs_hook=reject_repeated_keys)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object with these keys. Raises ValueError for a key that is there twice: nobody knows which counts."""
     found = dict(pairs)
@@ -156,6 +148,19 @@ def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"has the key {one_line(repeated)} twice")
     return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=reject_repeated_keys)  # json.loads would make one for each row
+
+
+def from_json(text: str | bytes) -> Any:
+    """Return what a JSON text says. Raises ValueError, also if it is nested too deeply or repeats a key."""
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    try:
+        return DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.console import format_command
+from nanogpt.cost import find_last_record
 from nanogpt.entry_names import attempt_name, choose_attempt, is_attempt, parse_run_name, parse_step
 from nanogpt.errors import BadCheckpoint, BadInput, Locked, hint, one_line
 from nanogpt.files import (
@@ -58,6 +59,8 @@ class RunDirectory:
         """Keys that differ from the previous start, as `key: old -> new`."""
         self.notes: list[str] = []
         """Damage of the run's files found at this start, for provenance.json."""
+        self.opened, self.last_record = 0.0, dict[str, float | None]()
+        """Time at which the run was opened for training, and the end of the start before."""
         self.origin: Origin | None = None
         """Identity of the run, once it is opened."""
         self.new_fork = False
@@ -187,11 +190,13 @@ def open_run(config: TrainConfig) -> Generator[RunDirectory, None, None]:
     path.mkdir(parents=True, exist_ok=True)
     with hold_lock(path / ".lock", wait=False) as mine:
         run = RunDirectory(path, config.checkpoint.keep, config.checkpoint.keep_every)
+        run.opened = time.time()
         if not mine:
             raise Locked(f"{one_line(path)}: {describe_owner(path)} is training here")
         write_owner(path)
         if (path / "config.json").exists():
             run.changes = check_changes(run, config)
+            run.last_record = find_last_record(path)
         else:
             if parent is not None and source is not None:
                 forking.copy_parent(parent.path, source, path)

@@ -43,7 +43,7 @@ LAYERS = [
     ("nanogpt.metrics_check",),
     ("nanogpt.metrics_file", "nanogpt.provenance"),
     ("nanogpt.estimates.flops", "nanogpt.estimates.gpu_specs"),
-    ("nanogpt.tokenizer", "nanogpt.device", "nanogpt.optim.groups", "nanogpt.optim.schedule"),
+    ("nanogpt.tokenizer", "nanogpt.device", "nanogpt.cost", "nanogpt.optim.groups", "nanogpt.optim.schedule"),
     ("nanogpt.estimates",),
     ("nanogpt.model", "nanogpt.distributed.process_group", "nanogpt.tracking"),
     ("nanogpt.distributed.rendezvous", "nanogpt.distributed.watchdog"),

@@ -26,6 +26,7 @@ from nanogpt.config.commands import (
     TaskConfig,
     TrainedConfig,
 )
+from nanogpt.config.cost import CostConfig
 from nanogpt.config.data import DataConfig
 from nanogpt.config.evaluation import BenchmarkFiles, BenchmarkName, EvalConfig
 from nanogpt.config.hardware import Attention, CompileMode, Gpu, HardwareConfig, Precision

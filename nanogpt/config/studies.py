@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from nanogpt.config.cost import CostConfig
 from nanogpt.config.types import split_list
 from nanogpt.fields import free
 from nanogpt.json_output import FORMAT_HELP, OutputFormat
@@ -61,6 +62,7 @@ class ReportConfig(TargetsConfig):
         min_length=1,
     )
     out: str | None = free(None, "folder for all files; null: the study's folder", min_length=1)
+    cost: CostConfig = free(CostConfig(), "prices of devices")
 
 
 class CompareConfig(TargetsConfig):
@@ -69,6 +71,7 @@ class CompareConfig(TargetsConfig):
     metric: ChosenMetric = free("val_loss", f"metric to compare; {METRIC_HELP}")
     tolerance: float = free(0.0, TOLERANCE_HELP, ge=0)
     out: str | None = free(None, "folder for compare.md, compare.html and plots; null: only print", min_length=1)
+    cost: CostConfig = free(CostConfig(), "prices of devices")
     format: OutputFormat = free("text", FORMAT_HELP)
 
 
@@ -85,6 +88,7 @@ class ListConfig(TargetsConfig):
     """List of runs; without targets, of all in runs_dir."""
 
     state: State | None = free(None, "list only runs in this state; null: all")
+    cost: CostConfig = free(CostConfig(), "prices of devices")
     format: OutputFormat = free("text", FORMAT_HELP)
 
 

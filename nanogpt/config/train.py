@@ -6,6 +6,7 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from nanogpt.config.checkpoint import CheckpointConfig, ResumeConfig
+from nanogpt.config.cost import CostConfig
 from nanogpt.config.data import DataConfig
 from nanogpt.config.evaluation import EvalConfig
 from nanogpt.config.hardware import HardwareConfig
@@ -72,6 +73,7 @@ class TrainConfig(ConfigModel):
     tracking: TrackingConfig = free(TrackingConfig(), "metrics and trackers")
     checkpoint: CheckpointConfig = free(CheckpointConfig(), "when to save checkpoints")
     resume: ResumeConfig = free(ResumeConfig(), "continue or fork another run")
+    cost: CostConfig = free(CostConfig(), "prices of devices")
 
     def keys_without_effect(self) -> set[str]:
         """Return `init_from` where the digest is known: content identifies weights better than a name or path."""

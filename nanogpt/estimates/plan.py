@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanogpt.config import HardwareConfig, ModelConfig, Precision, TrainConfig
+from nanogpt.cost import Cost, compute_cost
 from nanogpt.errors import BadEnvironment, BadInput
 from nanogpt.estimates.flops import compute_total_steps, flops_per_token, parameter_counts
 from nanogpt.estimates.gpu_specs import GPU_SPECS
@@ -38,6 +39,8 @@ class Machine:
     memory: int | None
     """Bytes, or None if unknown; ranks on a CPU share them."""
     rate: Rate
+    name: str = ""
+    """Of the GPU: torch's name, or a key of GPU_SPECS."""
 
 
 def describe_absent_gpu(hardware: HardwareConfig) -> Machine:
@@ -55,7 +58,7 @@ def describe_absent_gpu(hardware: HardwareConfig) -> Machine:
         raise BadInput(f"hardware.precision={precision}: can't be planned without the GPU; {known}")
     rate = Rate(MFU * device.tflops * 1e12, f"{MFU:.0%} of its peak, assumed")
     where = f"{hardware.gpu}, {precision}; no CUDA device here: all numbers are from its data sheet"
-    return Machine(where, True, precision, device.memory, rate)
+    return Machine(where, True, precision, device.memory, rate, hardware.gpu)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class Plan:
     def seconds(self) -> float:
         return self.flops / self.machine.rate.flops / self.world
 
+    @property
+    def cost(self) -> Cost:
+        device = "cuda" if self.machine.gpu else "cpu"
+        return compute_cost(self.seconds, self.world, device, self.machine.name, self.config.cost)
+
     def json_fields(self) -> dict[str, Any]:
         """Return what `format=json` shows."""
         config, machine, memory = self.config, self.machine, self.memory
@@ -123,6 +131,7 @@ class Plan:
             "flops_per_s": machine.rate.flops,
             "speed_source": machine.rate.how,
             "time_s": self.seconds,
+            "cost": self.cost,
             "memory": memory,
             "needed_bytes": memory.host_bytes(self.world) if on_cpu else memory.total,
             "available_bytes": machine.memory,
@@ -139,6 +148,7 @@ class Plan:
             f"time    about {format_duration(self.seconds)} of training "
             f"at {format_count(self.machine.rate.flops, 'G')}FLOP/s{' on each device' if self.world > 1 else ''}, "
             f"{self.machine.rate.how}",
+            f"cost    about {self.cost.describe()}",
             *warn_large_step(self),
         ]
         if not self.machine.gpu and self.seconds > LONG:

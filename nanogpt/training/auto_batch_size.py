@@ -38,6 +38,7 @@ def build_plan(config: TrainConfig, model: ModelConfig, compute: Compute, world:
         precision=compute.precision,
         memory=memory_bytes(compute.device),
         rate=estimate_rate(compute, model, config.micro_batch_size(world)),
+        name=compute.name,
     )
     return Plan(config, model, world, machine, sure)
 

@@ -66,6 +66,8 @@ class RunLogger:
         self.checkpointer = AsyncCheckpointer(run, config.checkpoint.max_failed, self.note)
         self.block_size, self.batch_tokens = config.model.block_size, config.training.batch_tokens
         self.flops = flops_per_token(state.model.config)
+        self.energy = state.compute.read_energy() if state.group.world == 1 else None
+        """Joules of the GPU before the first step; None: not known, or there are several GPUs."""
         self.first_step, self.last_row = state.step, state.step
         self.seconds_trained = self.seconds_since_row = 0.0
         """Seconds in training steps, in this start and since the last row."""
@@ -205,8 +207,10 @@ class RunLogger:
 
     def write_status(self, state: str) -> None:
         """Write status.json."""
+        now, facts = self.state.compute.read_energy(), {"step": self.state.step, "steps": self.state.total_steps}
+        joules = None if now is None or self.energy is None else now - self.energy
         with self.tolerate_full_disk():
-            self.run.write_status(state, step=self.state.step, steps=self.state.total_steps, best=self.state.best)
+            self.run.write_status(state, **facts, best=self.state.best, active_unix_s=time.time(), joules=joules)
 
     def generate_sample(self, model: GPT) -> str:
         """Generate a text. The seed is fixed, so equal weights give equal texts."""
@@ -233,7 +237,8 @@ def start_logging(
         )
     if (starts := run.read_starts()) and starts[-1].get("code") != code_digest():
         logger.warning("the code of nanogpt/ has changed since the last start; provenance.json has both states")
-    about = {"from_step": state.step, "evaluated": state.last_eval_step, "data": dataset.fingerprint}
+    about = {"start_unix_s": run.opened} | ({"previous_start": run.last_record} if starts else {})
+    about |= {"from_step": state.step, "evaluated": state.last_eval_step, "data": dataset.fingerprint}
     about |= {"arithmetic": state.arithmetic, MEASUREMENT_KEY: state.measurement}
     start = find_start_ids(dataset.tokenizer, dataset.train)
     about |= {"train_tokens": dataset.train.n_tokens, "start_ids": start}

@@ -58,9 +58,10 @@ def test_the_numbers_of_a_plan() -> None:
         "of 80GB: weights, gradients, optimizer state 1.99GB",
         "and 1.49GB of the machine's memory for the copy that is saved; a checkpoint 1.49GB",
         "at 400TFLOP/s on each device, assumed",
+        "cost    about 175 GPU-hours",
     ):
         assert expected in text
-    assert len(plan.lines()) == 5 and all(line.isprintable() for line in plan.lines())
+    assert len(plan.lines()) == 6 and all(line.isprintable() for line in plan.lines())
 
 
 def test_a_horizon_in_flops() -> None:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from nanogpt.config import TrainConfig
 from nanogpt.run_directory import RunDirectory
 from nanogpt.schema import signature, to_json
@@ -70,3 +72,18 @@ def seeds(folder: Path, losses: Sequence[float], **changes: object) -> list[Path
         write_run(folder, [5.5, loss + 0.5, loss], name=f"seed{i}", **{"training.seed": i} | changes)  # type: ignore[arg-type]
         for i, loss in enumerate(losses, 1)
     ]
+
+
+def write_grid(folder: Path, settings: int = 250, count: int = 4, points: int = 50) -> dict[float, list[float]]:
+    """Write finished runs of a grid of learning rates with several seeds each. Return the final losses by rate."""
+    noise = np.random.default_rng(0)
+    losses: dict[float, list[float]] = {}
+    for i in range(settings):
+        rate = round(1e-4 * 1.02**i, 8)
+        for seed in range(1, count + 1):
+            final = 2.0 + 0.3 * (i / settings - 0.5) ** 2 + 0.01 * float(noise.standard_normal())
+            curve = final + 3.5 * np.exp(-np.linspace(0, 8, points))
+            changes = {"optimizer.lr": rate, "training.seed": seed}
+            write_run(folder, curve.tolist(), name=f"lr{rate}-seed{seed}", **changes)  # type: ignore[arg-type]
+            losses.setdefault(rate, []).append(float(curve[-1]))
+    return losses

@@ -288,5 +288,6 @@ print([*forecast([PlannedRun(Path({str(tmp_path / "new")!r}), config)], None, 1)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    time, memory, loaded = ast.literal_eval(done.stdout)
+    time, cost, memory, loaded = ast.literal_eval(done.stdout)
+    assert cost.startswith("cost    about ") and cost.endswith(" CPU-hours of training for what is left")
     assert "measured in" in time and "fits" in memory and loaded is False
