@@ -218,17 +218,18 @@ def test_refusals(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
 
 
 def test_two_commits(tmp_path: Path, corpus: Path) -> None:
-    if run_git(ROOT, "rev-parse", "HEAD") is None:
+    head = (run_git(ROOT, "rev-parse", "HEAD") or "").strip()
+    if not head:
         pytest.skip("not a git checkout")
     words = (
         f"hardware=cpu data=text data.source={corpus} data.tokenizer=char model=tiny model.n_layer=1 model.n_embd=16"
     )
     words += " model.n_head=2 training.steps=30 optimizer.lr=1e-2 schedule.warmup_steps=1 eval.tokens=512"
     words += " tracking.sample_tokens=0 max_seeds=2"
-    done = command("-m", "cli", "ab", "HEAD", "HEAD", *words.split(), folder=tmp_path)
+    done = command("-m", "cli", "ab", head, head[:12], *words.split(), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     (test,) = read_ledger(tmp_path / "runs")["tests"]
-    assert test["base"]["commit"] == test["change"]["commit"] == (run_git(ROOT, "rev-parse", "HEAD") or "").strip()
+    assert test["base"]["commit"] == test["change"]["commit"] == head
     assert test["difference"] == 0.0 and "differing tensors 0 of" in test["first_difference"]
     (run,) = (tmp_path / test["base"]["runs"]).glob("*seed1*")
     assert json.loads((run / "provenance.json").read_text())[0]["git"]["commit"] == test["base"]["commit"]
