@@ -278,6 +278,6 @@ for words in {[words for words, _ in WORDS]!r}:
     except SystemExit as end:
         print('LOADED', (end.code, sorted(heavy & set(sys.modules))), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     found = [ast.literal_eval(line) for line in re.findall("LOADED (.*)", done.stderr)]
     assert found == [(0, loaded) for _, loaded in WORDS], done.stderr

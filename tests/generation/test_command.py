@@ -180,7 +180,7 @@ def test_a_conversation(run: Run, trained: TrainConfig, tmp_path: Path) -> None:
     """Prompts on standard input; a wrong prompt is an error, and the next one is read."""
     lines = b"alpha\nwhat?\nbeta\n\xff\n"
     command = [sys.executable, str(ROOT / "sample.py"), f"runs_dir={trained.runs_dir}", "interactive=true"]
-    done = subprocess.run([*command, "max_new_tokens=5"], input=lines, capture_output=True, timeout=100)
+    done = subprocess.run([*command, "max_new_tokens=5"], input=lines, capture_output=True)
     assert done.returncode == 0 and len(done.stdout.decode()) > 10
     told = done.stderr.decode().splitlines()
     assert len(told) == 3 and "lacks 'w' at 0, '?' at 4" in told[1] and "not valid UTF-8" in told[2]

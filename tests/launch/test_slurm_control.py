@@ -37,7 +37,7 @@ def test_leave_and_attach_with_a_larger_grid(lab: Lab) -> None:
     process = lab.start(*words)
     lab.wait("grown", lambda points: [p.state for p in points.values()] == ["running"] * 2)
     os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate()
     assert process.returncode == 130 and "left; the jobs go on" in output
     words[words.index("training.seed=1,2")] = "training.seed=3,1,2"
     code, output = lab.do(*words)
@@ -89,7 +89,7 @@ def test_the_controller_is_down_while_submitting(lab: Lab, small: SandboxCluster
         assert process.poll() is None, "it waits"
     finally:
         small.start_controller()
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     point = lab.points("late")["base"]
     assert point.state == "finished" and starts(point) == 1
@@ -109,7 +109,7 @@ def test_the_controller_goes_and_comes_while_watching(lab: Lab, small: SandboxCl
         assert code == 0 and "unknown" in output, output
     finally:
         small.start_controller()
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     assert starts(lab.points("gone")["base"]) == 1
 

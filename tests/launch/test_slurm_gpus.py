@@ -16,7 +16,7 @@ def srun(cluster: SandboxCluster, *options: str) -> subprocess.CompletedProcess[
     """Run ranks on both nodes that only choose their GPU, which CUDA_VISIBLE_DEVICES lets them see."""
     command = ["srun", "-N2", "--kill-on-bad-exit=0", *options, sys.executable, "-m", "tests.pretended_gpus", "2"]
     environment = os.environ | cluster.environment | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_srun_by_hand(lab: Lab, undisturbed: RunStatus) -> None:
     words = [str(ROOT / "evaluate.py"), f"run={undisturbed.path}", "eval=loss", "device=cpu"]
     for start in ([], ["srun", "-N2", "-n4"]):
         command = [*start, sys.executable, *words, f"out={lab.folder}/found.jsonl"]
-        done = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     alone, four = [json.loads(line) for line in (lab.folder / "found.jsonl").read_text().splitlines()]
     assert alone["metrics"] == four["metrics"]
@@ -94,6 +94,6 @@ def test_srun_by_hand(lab: Lab, undisturbed: RunStatus) -> None:
 
 def test_a_sweep_inside_srun_is_refused(lab: Lab) -> None:
     command = ["srun", "-n2", *lab.command(*lab.sweep("submitit_slurm", "name=twice"))]
-    done = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True)
     assert done.returncode == 2 and "every rank would submit the sweep" in done.stderr
     assert not lab.study("twice").exists()

@@ -154,7 +154,10 @@ class Crowd:
     """Ranks that are threads of one process."""
 
     def __init__(self, world: int) -> None:
-        self.world, self.barrier = world, threading.Barrier(world, timeout=30)
+        self.world, self.barrier = (
+            world,
+            threading.Barrier(world, timeout=600),
+        )  # a rank that fails is missed by the others
         self.shares: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
 
     def run(self, work: Callable[["Member"], None]) -> list["Member"]:

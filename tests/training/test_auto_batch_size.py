@@ -176,7 +176,7 @@ def train_within(config: TrainConfig, megabytes: int) -> "subprocess.CompletedPr
     """A training in a process that gets so much more address space than it has at its start."""
     command = [sys.executable, "-c", LIMITED, to_json(config), str(megabytes * 2**20)]
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}  # else each thread reserves 64 MB that it doesn't use
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 BIG: dict[str, object] = {
