@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -14,7 +15,7 @@ from experiments.document import Cell, TableBlock
 from experiments.latex import escape_latex, latex_table
 from experiments.report import report
 from nanogpt.config import ReportConfig
-from tests.experiments.fake_runs import seeds, write_run
+from tests.experiments.fake_runs import seeds, write_grid, write_run
 from tests.experiments.page import EVIL, reported
 
 ROOT = Path(__file__).parents[2]
@@ -204,3 +205,22 @@ def test_causes_are_named(tmp_path: Path) -> None:
         seeds(single, [2.0, 2.1], **{"optimizer.lr": lr})
     written(single)
     assert "Causes" not in (single / "report.md").read_text(), "the ranking says all about one key of two values"
+
+
+@pytest.mark.slow
+def test_a_thousand_runs(tmp_path: Path) -> None:
+    """250 settings with four seeds: order, means, pooled intervals and curves, computed again from the losses."""
+    losses = write_grid(tmp_path)
+    written(tmp_path, format=("json", "csv"), plots=())
+    document = json.loads((tmp_path / "report.json").read_text())
+    settings = document["rankings"][0]["settings"]
+    means = {rate: np.mean(values) for rate, values in losses.items()}
+    assert [row["optimizer.lr"] for row in settings] == sorted(means, key=lambda rate: means[rate])
+    pooled = np.sqrt(np.mean([np.var(values, ddof=1) for values in losses.values()]) / 2)  # of a difference of means
+    half = pooled * stats.studentized_range.ppf(0.95, 250, 750) / np.sqrt(2)
+    for row in settings[1:]:
+        assert row["val_loss"] == pytest.approx(means[row["optimizer.lr"]]) and row["finished"] == 4
+        assert row["difference_ci95"] == pytest.approx(half, rel=1e-3)
+        assert row["verdict"] == ("worse" if row["difference"] > row["difference_ci95"] else "undecided")
+    assert len(document["runs"]) == 1000 and {len(run["eval"]["step"]) for run in document["runs"]} == {50}
+    assert len(read_csv(tmp_path / "ranking.csv")) == 250
