@@ -141,7 +141,7 @@ def test_files(tmp_path: Path) -> None:
             read_references(file)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "shakespeare_char_fast_cpu"])
+@pytest.mark.parametrize("name", ["quickstart", "shakespeare_char_cpu", "shakespeare_char_fast_cpu"])
 def test_packaged_references_are_of_the_experiments_as_they_are(name: str) -> None:
     (found,) = read_references(PACKAGED / f"{name}.json")
     config = read_sweep("train", TrainConfig, [f"experiment={name}"], False).points[0].config
