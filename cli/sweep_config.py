@@ -96,6 +96,13 @@ class SweepConfig(ConfigModel):
         allowed="decided or precision=0.01",
     )
     tolerance: float = free(0.0, f"with sweep.until: {TOLERANCE_HELP}", ge=0)
+    fused: int | None = free(
+        None,
+        "train so many points in this process as one network; they may differ in optimizer, schedule, training.seed "
+        "and model.dropout; null: one after the other",
+        ge=2,
+        le=1024,
+    )
     retry: Literal["failed"] | None = free(None, "failed: train failed and diverged points again; null: list them")
     gpu: Gpu | None = free(
         None, "GPU model to assume when time and memory are estimated before a sweep starts; null: none"

@@ -9,6 +9,7 @@ from types import FrameType
 
 from cli.entry import is_rank, report_exception, run_points
 from cli.sweep_config import SweepConfig
+from launch.fused import group_runs, train_group
 from launch.loaded_code import keep_code
 from launch.precision_check import check_precisions
 from launch.preview import build_preview, log_preview, read_states, runs_to_start
@@ -42,12 +43,14 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
     ends: dict[Path, tuple[int, str]] = {}
     waiting = runs_to_start(study.runs, before, settings)
     with keep_code(waiting), trap_signals() as received:
-        for planned in waiting:
-            number = study.runs.index(planned) + 1
-            logger.info(f"=== point {number} of {len(study.runs)}: {one_line(planned.path.name)}")
-            ends[planned.path] = code, _ = train_point(main, planned.config)
-            if code in (STOPPED, PeerLost.exit_code) or code >= 128:
-                return code
+        for group in group_runs(waiting, settings.fused) if settings.fused else [[planned] for planned in waiting]:
+            for planned in group:
+                number = study.runs.index(planned) + 1
+                logger.info(f"=== point {number} of {len(study.runs)}: {one_line(planned.path.name)}")
+            found = train_group(group) if settings.fused else [train_point(main, planned.config) for planned in group]
+            ends |= {planned.path: end for planned, end in zip(group, found, strict=True)}
+            if stops := [code for code, _ in found if code in (STOPPED, PeerLost.exit_code) or code >= 128]:
+                return stops[0]
             if received:  # the point was about to end and no longer handled it
                 logger.info(f"{signal.Signals(received[0]).name}: the sweep stopped; the same command continues")
                 return STOPPED

@@ -20,6 +20,7 @@ from cli.sweep_request import Sweep
 from launch import local, slurm
 from launch.asha import Slots, search_asynchronously
 from launch.driver import start_driver
+from launch.fused import check_fused
 from launch.halving import check_decides_length, halve
 from launch.inline import run_inline
 from launch.plugins import run_on_plugin, search_with_plugin
@@ -56,6 +57,9 @@ def run_sweep(sweep: Sweep[TrainConfig], main: Callable[[TrainConfig], int]) -> 
 def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConfig], int]) -> int:
     """Run a study with its sweeper: all points, successive halving or a search. Return the exit code."""
     launcher, settings = sweep.launcher, sweep.settings
+    if settings.fused:
+        check_not_a_rank(f"sweep.fused={settings.fused}", "train the points")
+        check_fused(settings.fused, study.runs, launcher, sweep.sweeper)
 
     def run(part: Study) -> int:
         if isinstance(launcher, BasicLauncher):

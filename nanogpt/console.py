@@ -7,11 +7,18 @@ gets no output unless it configures logging itself.
 import logging
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 WARNING = "warning: "  # the beginning of a line of level WARNING or above
 PACKAGES = ("nanogpt", "cli", "launch", "experiments", "api", "hydra_plugins")  # whose loggers a command shows
 SCRIPTS = ("train.py", "prepare.py", "sample.py", "evaluate.py", "bench.py")  # of a checkout
+
+
+LABEL: ContextVar[str] = ContextVar("label", default="")
+"""Begins every line that this thread prints."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -36,8 +43,8 @@ def show_logs() -> None:
 
 
 def is_visible() -> bool:
-    """Return whether log records are printed by this process, and so progress bars too."""
-    return HANDLER in logging.getLogger("nanogpt").handlers and not HANDLER.muted
+    """Return whether log records are printed by this process without labels, and so progress bars too."""
+    return HANDLER in logging.getLogger("nanogpt").handlers and not HANDLER.muted and not LABEL.get()
 
 
 def mute(muted: bool) -> None:
@@ -45,10 +52,22 @@ def mute(muted: bool) -> None:
     HANDLER.muted = muted
 
 
+@contextmanager
+def label_lines(label: str) -> Generator[None, None, None]:
+    """Begin every line that is printed inside by this thread with a label: which of several runs it is about."""
+    token = LABEL.set(f"[{label}] ")
+    try:
+        yield
+    finally:
+        LABEL.reset(token)
+
+
 def print_text(text: str = "") -> None:
     """Print on standard output. If its reader has gone (`| head`), the program goes on without one."""
     if HANDLER.muted:
         return
+    if label := LABEL.get():
+        text = "\n".join(label + line for line in text.split("\n"))
     try:
         print(text, flush=True)
     except OSError:  # a pipe without a reader, a terminal that is gone, a full disk

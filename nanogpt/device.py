@@ -46,6 +46,8 @@ class Compute:
     """True if the model is compiled for training, on request or by `auto`."""
     compile_problem: str = ""
     """Reason why hardware.compile=auto did not compile although it would on this device; else empty."""
+    fused: bool = False
+    """True if the model is trained as one network with others (training/fused.py)."""
     requested: HardwareConfig = field(default_factory=HardwareConfig)
     """The hardware section as the user gave it, with `auto` values."""
 

@@ -115,7 +115,7 @@ class GPT(nn.Module):
         if self.config.is_rotary:
             rotation = compute_rotation(positions, self.config.head_size, self.config.rope_base)
         else:
-            x = x + self.transformer["wpe"](positions)
+            x = self.add_positions(x, positions)
         x = self.transformer["drop"](x, keys)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         recompute_weights = self.recompute_attention_weights and not recompute
@@ -123,6 +123,10 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = run_checkpointed(block, x, context) if recompute else block(x, context)
         return self.transformer["ln_f"](x)
+
+    def add_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Add the embeddings of (T,) or (B, T) positions to (B, T, C)."""
+        return x + self.transformer["wpe"](positions)
 
     def forward(
         self,

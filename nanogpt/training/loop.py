@@ -20,7 +20,7 @@ from nanogpt.training.auto_batch_size import raise_did_not_fit
 from nanogpt.training.nonfinite import copy_to_cpu, describe_incident, write_incident
 from nanogpt.training.run_logger import RunLogger
 from nanogpt.training.state import TrainState
-from nanogpt.training.step import PendingSteps, StepMetrics, skip_step, train_step
+from nanogpt.training.step import PendingStep, PendingSteps, StepMetrics, skip_step, train_step
 
 POLL_SECONDS = 0.01  # between polls of a save
 
@@ -49,23 +49,28 @@ class Loop:
 
         Returns True at that step, False if it stopped before on request.
         """
-        state = self.state
-        while True:
-            asked = self.sync_stop_request()
-            if asked:
-                self.flush_metrics()
-            if is_evaluation_due(state, self.config) and self.may_evaluate(asked):
-                try:
-                    self.run_evaluation(asked)
-                except Stopped:
-                    asked = self.sync_stop_request()  # evaluate again after the restart
-            finished = state.step == self.last_step and state.last_eval_step == state.step
-            if (finished or asked or is_save_due(state, self.config)) and asked < Stop.STOP_WITHOUT_SAVING:
-                self.save()
-            if finished or asked:
-                self.finish_saving(asked)
-                return finished
+        while (finished := self.reach_boundary()) is None:
             self.take_step()
+        return finished
+
+    def reach_boundary(self) -> bool | None:
+        """Evaluate and save as is due before a step. Returns None if the step is to be taken, else as `run`."""
+        state = self.state
+        asked = self.sync_stop_request()
+        if asked:
+            self.flush_metrics()
+        if is_evaluation_due(state, self.config) and self.may_evaluate(asked):
+            try:
+                self.run_evaluation(asked)
+            except Stopped:
+                asked = self.sync_stop_request()  # evaluate again after the restart
+        finished = state.step == self.last_step and state.last_eval_step == state.step
+        if (finished or asked or is_save_due(state, self.config)) and asked < Stop.STOP_WITHOUT_SAVING:
+            self.save()
+        if not (finished or asked):
+            return None
+        self.finish_saving(asked)
+        return finished
 
     @property
     def last_step(self) -> int:
@@ -130,7 +135,12 @@ class Loop:
         """Run one step. Its metrics are read now or later."""
         self.pending.start_clock()
         with raise_did_not_fit(self.config, self.state.compute, everywhere=self.state.group.world == 1):
-            self.pending.steps.append(train_step(self.state, self.micro_batches(), self.config))
+            step = train_step(self.state, self.micro_batches(), self.config)
+        self.add_step(step)
+
+    def add_step(self, step: PendingStep) -> None:
+        """Count a step, and read the metrics of all pending ones if they are due."""
+        self.pending.steps.append(step)
         if self.pending.must_flush() or self.needs_metrics_now():
             self.flush_metrics()
 

@@ -147,7 +147,7 @@ def check_arithmetic(loaded: LoadedCheckpoint, state: TrainState, config: TrainC
             f"hardware.precision={now['precision']}: the run was trained in {one_line(before.get('precision'))}; give "
             "that, or resume.allow_change=[hardware.precision]"
         )
-    before = {"fp8": False, **before}  # older checkpoints have no fp8
+    before = {"fp8": False, "fused": False, **before}  # older checkpoints lack these
     then = {key: before.get(key, value) for key, value in now.items()}  # older checkpoints lack some keys
     changed = [f"{key} {one_line(then[key])} -> {value}" for key, value in now.items() if then[key] != value]
     if changed:

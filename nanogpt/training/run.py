@@ -1,14 +1,15 @@
 """A training run from config to exit code, on one rank.
 
-Each stage adds something and calls the next: `train` retries with a smaller micro-batch, `join_and_train` has the
-device and the process group, `build_and_train` data, model and optimizer, `resume_and_train` the run directory and its
-newest checkpoint, `run_loop` the training loop.
+`train` retries with a smaller micro-batch. Each context inside it adds something: `open_loop` has the device and the
+process group, `build_loop` data, model and optimizer, `resume_loop` the run directory and its newest checkpoint.
+`run_loop` runs the training loop that they yield.
 """
 
 import logging
 import os
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +27,6 @@ from nanogpt.distributed.process_group import ProcessGroup
 from nanogpt.distributed.rendezvous import rendezvous
 from nanogpt.distributed.signals import StopFlag
 from nanogpt.distributed.watchdog import Watchdog, join_with_watchdog
-from nanogpt.errors import STOPPED, Diverged
 from nanogpt.evaluation.loss import LossEvaluation
 from nanogpt.evaluation.tasks import Benchmark, Evaluations, TaskEvaluation, fingerprint, load_benchmark
 from nanogpt.gpus import RankReport, choose_gpu, report_gpus
@@ -46,12 +46,13 @@ from nanogpt.training.auto_batch_size import (
 from nanogpt.training.auto_choices import reuse_micro_batch_size
 from nanogpt.training.dry_run import print_plan
 from nanogpt.training.loop import Loop
+from nanogpt.training.loop_end import run_loop
 from nanogpt.training.nonfinite import replay_incident
 from nanogpt.training.related_runs import describe_later_changes
 from nanogpt.training.restore import record_measurement, restore
 from nanogpt.training.run_logger import start_logging
-from nanogpt.training.state import TrainState, build_state, warm_up_ddp_buckets
-from nanogpt.training.summary import print_already_done, print_results, print_run_header, print_stop_message
+from nanogpt.training.state import TrainState, build_state
+from nanogpt.training.summary import print_already_done, print_run_header
 from nanogpt.training.validation import (
     check_horizon_ahead,
     check_paths,
@@ -82,7 +83,8 @@ def train(config: TrainConfig) -> int:
     while True:
         failed: DidNotFit | None = None
         try:
-            return join_and_train(config, rank_env, too_large)
+            with open_loop(config, rank_env, too_large) as loop:
+                return 0 if loop is None else run_loop(loop)
         except DidNotFit as error:
             failed = DidNotFit(error.sequences, error.everywhere)
         except (MemoryError, RuntimeError) as error:
@@ -109,10 +111,14 @@ def handle_out_of_memory(config: TrainConfig, rank_env: RankEnv, failed: DidNotF
     return failed.sequences
 
 
-def join_and_train(config: TrainConfig, rank_env: RankEnv, too_large: int | None = None) -> int:
-    """Choose the device, join the process group and train. Raises DidNotFit if `auto`'s micro-batch does not fit.
+@contextmanager
+def open_loop(
+    config: TrainConfig, rank_env: RankEnv, too_large: int | None = None, fused: bool = False
+) -> Generator[Loop | None, None, None]:
+    """Choose the device, join the process group and open the run. Yields its loop; None if nothing is left to train.
 
-    `auto` chooses a micro-batch below `too_large`.
+    `auto` chooses a micro-batch below `too_large`. `fused` is recorded: the run is trained as one network with others.
+    Raises DidNotFit if `auto`'s micro-batch does not fit.
     """
     hardware = config.hardware
     compute, group = rendezvous(
@@ -123,7 +129,8 @@ def join_and_train(config: TrainConfig, rank_env: RankEnv, too_large: int | None
     )
     with join_with_watchdog(group, compute.device, hardware.timeout) as watchdog:
         try:
-            return build_and_train(config, compute, group, watchdog, too_large)
+            with build_loop(config, replace(compute, fused=fused), group, watchdog, too_large) as loop:
+                yield loop
         except DidNotFit as error:
             if error.everywhere:
                 group.close()
@@ -137,10 +144,11 @@ def choose_device(config: TrainConfig, rank_env: RankEnv, reports: Sequence[Rank
     return set_up_device(config.hardware, rank_env.local_rank, rank_env.local_world, gpu=gpu)
 
 
-def build_and_train(
+@contextmanager
+def build_loop(
     config: TrainConfig, compute: Compute, group: ProcessGroup, watchdog: Watchdog, too_large: int | None = None
-) -> int:
-    """Prepare the data, build model and optimizer, and train."""
+) -> Generator[Loop | None, None, None]:
+    """Prepare the data, build model and optimizer, and yield the loop of the run."""
     state = None
     try:
         with group.report_once():
@@ -153,7 +161,8 @@ def build_and_train(
         if later := group.broadcast_from_rank0(lambda: describe_later_changes(config)):
             watchdog.stop()
             logger.info(later)
-            return 0
+            yield None
+            return
         group.broadcast_from_rank0(lambda: check_trackers(config.tracking))
         dataset = group.rank0_first(lambda: prepare_if_small(config.data, config.model.block_size))
         benchmarks = group.rank0_first(lambda: load_benchmarks(config))
@@ -169,8 +178,11 @@ def build_and_train(
             state = build_state(config, model, compute, group)
             schema.run_check(lambda: check_warmup_fits(config, state.total_steps))
         group.rank0_first(lambda: load_initial_weights(config, state.model, dataset.tokenizer))
-        with raise_did_not_fit(config, compute, everywhere=False):
-            return resume_and_train(config, state, dataset, benchmarks, watchdog)
+        with (
+            raise_did_not_fit(config, compute, everywhere=False),
+            resume_loop(config, state, dataset, benchmarks, watchdog) as loop,
+        ):
+            yield loop
     except RuntimeError as error:
         raise group.to_peer_lost(error, state.step if state else 0) from error
 
@@ -181,10 +193,11 @@ def load_benchmarks(config: TrainConfig) -> list[Benchmark]:
     return [load_benchmark(name, config.eval, settings.eval_limit) for name in dict.fromkeys(settings.eval_tasks)]
 
 
-def resume_and_train(
+@contextmanager
+def resume_loop(
     config: TrainConfig, state: TrainState, dataset: Dataset, benchmarks: list[Benchmark], watchdog: Watchdog
-) -> int:
-    """Open the run directory, restore its newest checkpoint and train, unless the run is done already."""
+) -> Generator[Loop | None, None, None]:
+    """Open the run directory, restore its newest checkpoint and yield the loop; None if the run is done already."""
     group, device = state.group, state.compute.device
     with group.report_once():
         batches = TrainBatches(dataset.train, config, device, group.rank, group.world)
@@ -204,12 +217,13 @@ def resume_and_train(
             watchdog.stop()
             if run:
                 print_already_done(config, state, run)
-            return 0
+            yield None
+            return
         check_micro_batch_fits(config, state)
         record_measurement(state, loss, dataset, config)
         record = start_logging(config, state, dataset, run, watchdog.heartbeat) if run else None
         watchdog.start(flag, path, config.hardware.timeout, config.checkpoint.stop_timeout_s, state.compute.compiles)
-        loop = Loop(
+        yield Loop(
             config=config,
             state=state,
             batches=batches,
@@ -219,26 +233,6 @@ def resume_and_train(
             watchdog=watchdog,
             saved=(state.step, state.last_eval_step) if restored else None,
         )
-        return run_loop(loop)
-
-
-def run_loop(loop: Loop) -> int:
-    """Run the training loop and report how it ended."""
-    config, state, record = loop.config, loop.state, loop.logger
-    with report_errors(loop):
-        if config.tracking.required:
-            state.group.broadcast_from_rank0(lambda: record.wait_for_trackers() if record else None)
-        warm_up_ddp_buckets(state, loop.batches.read_batch(loop.batches.first_samples(state.samples)[0]))
-        finished = loop.run()
-    if record:
-        outcome = "stopped" if not finished else "finished" if state.step == state.total_steps else "paused"
-        record.write_status(outcome)
-        if outcome == "finished":
-            print_results(config, state, record.run)
-        else:
-            print_stop_message(config, record, loop.stop_flag, loop.stop_request)
-        record.finish_trackers(loop.stop_flag, outcome)
-    return 0 if finished else STOPPED
 
 
 def is_done(config: TrainConfig, state: TrainState) -> bool:
@@ -260,24 +254,3 @@ def open_on_all_ranks(
             return str(mine[0].path)
 
         yield Path(group.broadcast_from_rank0(enter)), mine[0] if mine else None
-
-
-@contextmanager
-def report_errors(loop: Loop) -> Generator[None, None, None]:
-    """End watchdog, checkpoint writer and progress bar on exit, and record an error in status.json and log.txt."""
-    failed, record = "", loop.logger
-    try:
-        yield
-    except Exception as error:
-        failed = "diverged" if isinstance(error, Diverged) else "failed"
-        if record:
-            record.write_status(failed)
-            record.log(f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        loop.watchdog.stop()
-        if record:
-            record.checkpointer.close()
-            record.progress.close()
-            if failed:
-                record.finish_trackers(loop.stop_flag, failed)

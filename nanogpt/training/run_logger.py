@@ -71,6 +71,8 @@ class RunLogger:
         self.first_step, self.last_row = state.step, state.step
         self.seconds_trained = self.seconds_since_row = 0.0
         """Seconds in training steps, in this start and since the last row."""
+        self.models_at_once = 1
+        """Models whose steps take this time together."""
         self.reported_full_disk = False
         """True once a full disk was reported."""
         self.trackers = Trackers(
@@ -154,7 +156,7 @@ class RunLogger:
         """Write the speed to timing.jsonl, and metrics and speed to the console."""
         state = self.state
         done = state.step - self.last_row
-        rate = done * self.batch_tokens / max(self.seconds_since_row, 1e-9)
+        rate = self.models_at_once * done * self.batch_tokens / max(self.seconds_since_row, 1e-9)
         left = (state.total_steps - state.step) * self.seconds_trained / max(1, state.step - self.first_step)
         mfu = compute_mfu(rate * self.flops, state.compute.name, state.compute.precision, state.group.world)
         self.run.timing.append(

@@ -61,7 +61,7 @@ class TrainState:
     data_digests: dict[str, str] = field(default_factory=dict[str, str])
     """{file of the data set: digest}."""
     arithmetic: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Everything that affects rounding: precision, fp8, ranks, micro-batch, compile, attention, threads, versions."""
+    """What affects rounding: precision, fp8, ranks, micro-batch, compile, fused, attention, threads, versions."""
     measurement: dict[str, Any] = field(default_factory=dict[str, Any])
     """Record of the evaluation set and precision (nanogpt/measurement.py)."""
     cuda_graphs: bool = False
@@ -219,6 +219,7 @@ def describe_arithmetic(
         "strategy": hardware.strategy,
         "micro_batch_size": config.micro_batch_size(world),
         "compile": compute.compiles,
+        "fused": compute.fused,
         "compile_mode": hardware.compile_mode,
         "attention": attention,
         "recompute": hardware.activation_checkpointing,

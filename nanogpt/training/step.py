@@ -89,16 +89,28 @@ def train_step(
 
     A step that is not finite makes no update. With `state.found_nonfinite` no later step does until it is cleared.
     """
-    step, samples, first_update = state.step, state.samples, not state.optimizer.state
     lr = set_rates(state.optimizer, state.step, state.total_steps, config)
     loss_and_norm, micro_losses = forward_backward(state, micro_batches, config, phase)
+    return update(state, config, lr, loss_and_norm, micro_losses, phase)
+
+
+def update(
+    state: TrainState,
+    config: TrainConfig,
+    lr: float,
+    loss_and_norm: Tensor,
+    micro_losses: list[Tensor],
+    phase: Phase = no_phase_timer,
+) -> PendingStep:
+    """Update the weights with the gradients and results of `forward_backward`, and advance `state`."""
+    first_update = not state.optimizer.state
     if state.found_nonfinite is None:
         loss_and_norm = loss_and_norm.cpu()  # the one wait for the device in a step
     else:
         state.found_nonfinite.masked_fill_(~loss_and_norm.isfinite().all(), 1.0)  # read by the optimizer on the device
     pending = PendingStep(
-        step=step,
-        samples=samples,
+        step=state.step,
+        samples=state.samples,
         first_update=first_update,
         loss_and_norm=loss_and_norm,
         lr=lr,

@@ -1,0 +1,109 @@
+"""`sweep.fused`: the points of a study trained as one network, against the same study trained point by point."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.sweep_request import read_sweep
+from experiments.results import read_results
+from launch.status import RunStatus, read_run
+from launch.sweep import run_sweep
+from nanogpt.config import TrainConfig
+from nanogpt.errors import BadInput
+from nanogpt.metrics_file import read_rows
+from nanogpt.training import fused_step
+from nanogpt.training.run import train
+from tests.launch.jobs import Lab
+from tests.training.test_fused import poison
+
+QUICK: dict[str, object] = {"training.steps": 6, "eval.every": 3, "tracking.sample_tokens": 0}
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    monkeypatch.chdir(tmp_path)
+    return Lab(tmp_path)
+
+
+def sweep(lab: Lab, name: str, *words: str) -> int:
+    asked = lab.only(f"name={name}", *words, **QUICK)
+    return run_sweep(read_sweep("train", TrainConfig, asked, multirun=True), train)
+
+
+def statuses(lab: Lab, study: str) -> list[RunStatus]:
+    return [read_run(path.parent) for path in sorted(lab.study(study).glob("*/config.json"))]
+
+
+def test_a_fused_study_is_the_study(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run directories with the same rows; points that differ in more are in groups of their own."""
+    sizes: list[int] = []
+    real = fused_step.FusedStep.stack
+
+    def stack(self: fused_step.FusedStep, loops: list[object]) -> None:
+        sizes.append(len(loops))
+        real(self, loops)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fused_step.FusedStep, "stack", stack)
+    points = ("model.n_layer=1,2", "training.seed=1,2,3", "optimizer.lr=1e-3")
+    assert sweep(lab, "plain", *points) == 0 and not sizes
+    capsys.readouterr()
+    assert sweep(lab, "fused", *points, "sweep.fused=2") == 0
+    assert sizes == [2, 1, 2, 1]
+    out = capsys.readouterr().out
+    assert "6 points, 6 to run" in out and "=== point 6 of 6" in out and "6 finished" in out
+    results, plain = (read_results(statuses(lab, name))[0] for name in ("fused", "plain"))
+    assert len(results) == 6 and all(result.complete and result.device_seconds for result in results)
+    assert [result.path.name for result in results] == [result.path.name for result in plain]
+    for ours, theirs in zip(results, plain, strict=True):
+        for row, other in zip(*(read_rows(run.path / "metrics.jsonl") for run in (ours, theirs)), strict=True):
+            assert row == pytest.approx(other, rel=1e-6)
+    assert sweep(lab, "fused", *points, "sweep.fused=2") == 0
+    assert "0 to run (6 finished)" in capsys.readouterr().out
+
+
+def test_a_point_that_diverges(lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, 2, 4)
+    assert sweep(lab, "wild", "training.seed=1,2", "sweep.fused=2") == 6
+    shown = capsys.readouterr()
+    assert "1 diverged, 1 finished" in shown.out.replace("1 finished, 1 diverged", "1 diverged, 1 finished")
+    assert "loss" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("model.n_layer=1,2",), "sweep.fused=2: no two points differ in optimizer, schedule, .* alone"),
+        (("training.seed=1,2", "hydra/launcher=submitit_local"), "sweep.fused=2: .*leave out hydra/launcher"),
+        (
+            ("optimizer.lr=1e-3,1e-2", "hydra/sweeper=optuna"),
+            "sweep.fused=2: one trial is trained at a time; give hydra.sweeper.at_once=2",
+        ),
+    ],
+)
+def test_what_is_refused(lab: Lab, words: tuple[str, ...], why: str) -> None:
+    with pytest.raises(BadInput, match=why):
+        sweep(lab, "s", *words, "sweep.fused=2")
+    assert not lab.study("s").exists()
+
+
+def test_what_no_process_can_train_as_one_network(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(lab, "s", "training.seed=1,2", "hardware.devices=2", "sweep.fused=2") == 2
+    assert "hardware.devices=2: is not supported for runs that are trained as one network" in capsys.readouterr().err
+
+
+def test_finalists_are_trained_together_too(lab: Lab) -> None:
+    """Successive halving gives the same study, fused or not."""
+    words = ("optimizer.lr=1e-4,1e-3,1e-2", "training.seed=1,2", "hydra/sweeper=halving", "hydra.sweeper.rungs=2")
+    for name, fused in (("plain", ()), ("fused", ("sweep.fused=4",))):
+        assert sweep(lab, name, *words, *fused) == 0
+    plain, ours = ((lab.study(name) / "rungs.jsonl").read_text() for name in ("plain", "fused"))
+    assert plain.count("\n") == ours.count("\n")
+    steps = [
+        sorted(
+            (result.path.name, result.last["step"]) for result in read_results(statuses(lab, name))[0] if result.last
+        )
+        for name in ("plain", "fused")
+    ]
+    assert steps[0] == steps[1]
