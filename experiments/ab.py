@@ -32,7 +32,7 @@ from nanogpt.json_output import print_result
 from nanogpt.provenance import code_digest, run_git
 from nanogpt.reference import choose_reference
 from nanogpt.statistics import mean, sum_or_none
-from nanogpt.verdicts import Verdict, count_seeds, describe_verdict
+from nanogpt.verdicts import PLANNED_LEVEL, Verdict, count_seeds, describe_verdict
 
 SIDES = ("base", "change")
 FIRST_SEEDS = 3  # of each side, by which noise is estimated
@@ -68,7 +68,7 @@ def run_ab(config: AbConfig) -> int:
                 if (exit_code := train_side(*side, count)) not in (0, Diverged.exit_code):
                     return exit_code
             sides = [(name, read_side(folder, count)) for name, folder in zip(SIDES, folders, strict=True)]
-            comparison = Comparison(sides, config.metric, config.difference)
+            comparison = Comparison(sides, config.metric, config.difference, level=PLANNED_LEVEL)
             if (needed := plan_seeds(comparison, config)) <= count:
                 break
             count = needed
@@ -150,7 +150,7 @@ def plan_seeds(comparison: Comparison, config: AbConfig) -> int:
     if reference and comparison.used_metric == "val_loss":
         more = len(reference.seeds) - 1
         variance = (variance * freedom + reference.deviation[-1] ** 2 * more) / (freedom + more)
-    return count_seeds(variance, config.difference, config.max_seeds)
+    return count_seeds(variance, config.difference, config.max_seeds, PLANNED_LEVEL)
 
 
 def describe_test(

@@ -17,7 +17,7 @@ from experiments.results import RunResult
 from experiments.tables import differing_contents, differing_values, first_reason
 from nanogpt.comparability import IN_BITS, Comparability, compare_measurements
 from nanogpt.config import Against, Metric
-from nanogpt.statistics import Estimate, estimate_mean, mean, mean_or_none, sum_or_none
+from nanogpt.statistics import LEVEL, Estimate, estimate_mean, mean, mean_or_none, sum_or_none
 from nanogpt.verdicts import Noise, Verdict, judge_settings
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -48,11 +48,11 @@ class SideVerdicts:
     noise: Noise | None
 
 
-def judge_sides(sides: Sequence[Side], metric: Metric | None, tolerance: float) -> SideVerdicts:
+def judge_sides(sides: Sequence[Side], metric: Metric | None, tolerance: float, level: float) -> SideVerdicts:
     """Return the differences in `metric`; None: the sides are not comparable."""
     losses = [side.losses_by_seed(metric) if metric else {} for _, side in sides]
     fair = [i for i, (_, side) in enumerate(sides) if losses[i] and side.finished and not side.diverged]
-    judged = judge_settings([losses[i] for i in fair], 0, tolerance) if 0 in fair else None
+    judged = judge_settings([losses[i] for i in fair], 0, tolerance, level) if 0 in fair else None
     verdicts = dict(zip(fair, judged.verdicts, strict=True)) if judged else {}
     first, *others = [list(own.values()) for own in losses]
     gaps = [
@@ -112,6 +112,8 @@ class Comparison:
     """As asked for. Bits per byte replace nats where only those are comparable."""
     tolerance: float = 0.0
     problems: Sequence[str] = ()
+    level: float = LEVEL
+    """Of the intervals of differences."""
     files: Sequence[Path] = ()
     """Files that were written."""
 
@@ -127,7 +129,7 @@ class Comparison:
 
     @cached_property
     def verdicts(self) -> SideVerdicts:
-        return judge_sides(self.sides, self.used_metric, self.tolerance)
+        return judge_sides(self.sides, self.used_metric, self.tolerance, self.level)
 
     @cached_property
     def first_differences(self) -> list[FirstDifference]:
