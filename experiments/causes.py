@@ -20,6 +20,11 @@ EXPLAIN_RESPONSES = (
     "minimum among the tried values. A value twice or half the optimum costs as much as the column after it says. The "
     "intervals know the noise of seeds, not that the curve may be no parabola."
 )
+HALF_WIDTHS = {
+    "effect": "effect_ci95",
+    "factor_2_off": "factor_2_off_ci95",
+    "per_doubling": "per_doubling_ci95",
+}
 Record = dict[str, Any]
 
 
@@ -59,7 +64,7 @@ def find_causes(ranking: Ranking, varied: Sequence[VariedKey]) -> Record | None:
 
 
 def describe_effect(name: str, effect: Effect) -> Record:
-    return {name: effect.value, f"{name}_ci95": effect.half}
+    return {name: effect.value, HALF_WIDTHS[name]: effect.half}
 
 
 def find_responses(
@@ -173,7 +178,7 @@ def response_cells(row: Record, names: Mapping[str, str], at: str) -> list[Cell]
 
 
 def effect_cell(row: Record, name: str) -> Cell:
-    value, half = row[name], row[f"{name}_ci95"]
+    value, half = row[name], row[HALF_WIDTHS[name]]
     return Cell(f"{value:+.4f}" + ("" if half is None else f" ± {half:.4f}"), value)
 
 
