@@ -174,7 +174,7 @@ def propose_seeds(ranking: Ranking, varied: Sequence[VariedKey], most: int) -> I
 def explain_seed(settings: Sequence[int], best: int) -> str:
     if len(settings) > 1:
         return "differences between seeds are removed, so all need the seed"
-    return "the best, of which every difference is" if settings[0] == best else "not told apart from the best"
+    return "the best, which is part of every difference" if settings[0] == best else "not told apart from the best"
 
 
 def estimate_cost(setting: SeedGroup, ranking: Ranking) -> float | None:
