@@ -215,6 +215,7 @@ def test_refusals(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_commits(tmp_path: Path, corpus: Path) -> None:
     head = (run_git(ROOT, "rev-parse", "HEAD") or "").strip()
     if not head:
