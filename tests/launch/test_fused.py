@@ -93,6 +93,7 @@ def test_what_no_process_can_train_as_one_network(lab: Lab, capsys: pytest.Captu
     assert "hardware.devices=2: is not supported for runs that are trained as one network" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_finalists_are_trained_together_too(lab: Lab) -> None:
     """Successive halving gives the same study, fused or not."""
     words = ("optimizer.lr=1e-4,1e-3,1e-2", "training.seed=1,2", "hydra/sweeper=halving", "hydra.sweeper.rungs=2")
