@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli import config_files, sweep_request
+from cli import config_files, entry, sweep_request
 from cli.compose import Composer
 from nanogpt.config import TrainConfig
 from nanogpt.console import show_logs
@@ -53,7 +53,8 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands in this process compose each choice of files once; those in their own compose as ever."""
+    """Commands in this process compose each choice of files once, and leave standard output to the test."""
+    monkeypatch.setattr(entry, "reserve_stdout", lambda: None)
     monkeypatch.setattr(sweep_request, "Composer", Remembering)
     monkeypatch.setattr(sweep_request, "register_schemas", register_once)
 
