@@ -98,8 +98,8 @@ class SweepConfig(ConfigModel):
     tolerance: float = free(0.0, f"with sweep.until: {TOLERANCE_HELP}", ge=0)
     fused: int | None = free(
         None,
-        "train so many points in this process as one network; they may differ in optimizer, schedule, training.seed "
-        "and model.dropout; null: one after the other",
+        "number of points that this process trains as one network; they may differ in optimizer, schedule, "
+        "training.seed and model.dropout; null: train one after the other",
         ge=2,
         le=1024,
     )

@@ -42,7 +42,7 @@ def best_blocks(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Block
 def verdict_notes(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Note]:
     """Yield how good the best is without luck, and what can't be told apart from it."""
     verdicts = ranking.verdicts
-    if verdicts is None or verdicts.corrected is None:
+    if verdicts is None or verdicts.corrected_mean is None:
         return
     others = zip(ranking.fair, verdicts.verdicts, strict=True)
     alike = [(group_label(setting, varied), v) for setting, v in others if v.kind in ("undecided", "equivalent")]
@@ -51,10 +51,12 @@ def verdict_notes(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Not
         more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
         yield Note(
             f"It may owe its place to luck: {', '.join(words)}{more}. Without the luck of having been chosen as the "
-            f"best of these, {verdicts.corrected:.4f} is to be expected of it."
+            f"best of these, {verdicts.corrected_mean:.4f} is to be expected of it."
         )
     else:
-        yield Note(f"Every other setting is worse. With other seeds, {verdicts.corrected:.4f} is to be expected of it.")
+        yield Note(
+            f"Every other setting is worse. With other seeds, {verdicts.corrected_mean:.4f} is to be expected of it."
+        )
 
 
 def edge_note(ranking: Ranking, varied: Sequence[VariedKey]) -> Note | None:

@@ -113,7 +113,7 @@ class Comparison:
     tolerance: float = 0.0
     problems: Sequence[str] = ()
     level: float = LEVEL
-    """Of the intervals of differences."""
+    """Level of the intervals of differences."""
     files: Sequence[Path] = ()
     """Files that were written."""
 

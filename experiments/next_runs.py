@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def propose_runs(config: NextConfig) -> int:
         raise BadInput(f"{study.title}: no run has finished yet; the command that started the study continues it")
     varied = find_varied_keys(ranking.groups)
     values, seeds = propose_beyond(ranking, varied), propose_seeds(ranking, varied, config.most)
-    proposals = list(islice((proposal for group in (values, seeds) for proposal in group), config.most))
+    proposals = list(islice(chain(values, seeds), config.most))
     best = group_name(ranking.best, varied)
     print_result(
         config.format, NextRuns(study.title, best, ranking.metric, proposals, list(find_notes(study))), print_proposals

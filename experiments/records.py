@@ -104,7 +104,7 @@ def describe_ranking(ranking: Ranking, varied: Sequence[VariedKey]) -> Record:
         "title": ranking.title,
         "metric": ranking.metric,
         "comparable_in_nats": ranking.in_nats,
-        "best_corrected": ranking.verdicts and ranking.verdicts.corrected,
+        "best_corrected": ranking.verdicts and ranking.verdicts.corrected_mean,
         "settings": [
             {key: value for key, value in record.items() if key != "ranking"}
             | {"runs": [str(result.path) for result in setting.results]}

@@ -59,7 +59,7 @@ def search_asynchronously(sweep: Sweep[TrainConfig], sweeper: Asha, study: Study
     Raises LabError before anything is written.
     """
     config, space = sweep.points[0].config, sweep.space
-    check_decides_length(config, "asha")
+    check_decides_length(config, "hydra/sweeper=asha")
     plans = search_plans(space, config) if space else [planned.config for planned in study.runs]
     metric = choose_metric(plans, sweeper.metric, "hydra/sweeper=asha")
     proposals = Proposals(sweeper.search, space, study.path) if sweeper.search and space else None

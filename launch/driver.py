@@ -7,10 +7,8 @@
 
 import os
 import secrets
-import shlex
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
@@ -18,13 +16,12 @@ from typing import Literal
 
 from cli.commands import run_command
 from cli.launcher_config import JobLauncher, SlurmLauncher
-from launch import slurm
+from launch import local, slurm
 from launch.resources import Resources, batch_options
 from launch.snapshot import snapshot
 from launch.study import Study
 from launch.submission import lock_records
 from nanogpt import schema
-from nanogpt.child_process import python_path
 from nanogpt.errors import Locked, one_line
 from nanogpt.files import write_atomic
 from nanogpt.run_state import is_alive, read_start_time
@@ -91,22 +88,9 @@ def start_driver(study: Study, launcher: JobLauncher) -> Driver:
 
 
 def start_here(study: Study, _: JobLauncher, command: list[str], code: str) -> Driver:
-    path = (study.logs / "driver.log").absolute()
-    with path.open("a") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=code,
-            env=slurm.clean_environment() | {"PYTHONPATH": python_path(code)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    process.returncode = 0  # it outlives this process: keeps Python from warning that it wasn't waited for
-    pid = process.pid
-    return Driver(
-        executor="local", job=str(pid), started=read_start_time(pid), host=socket.gethostname(), log=str(path)
-    )
+    log = (study.logs / "driver.log").absolute()
+    pid = local.start_in_background(command, code, log)
+    return Driver(executor="local", job=str(pid), started=read_start_time(pid), host=socket.gethostname(), log=str(log))
 
 
 def start_on_slurm(study: Study, launcher: JobLauncher, command: list[str], code: str) -> Driver:
@@ -116,13 +100,7 @@ def start_on_slurm(study: Study, launcher: JobLauncher, command: list[str], code
     name = f"{launcher.name or study.path.name}-search-{secrets.token_hex(3)}"
     job = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
     lines = {
-        "setup": [
-            *launcher.setup,
-            "set +eu +o pipefail",
-            f"cd {shlex.quote(code)} || exit 5",
-            f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}",
-            "trap '' USR1 USR2",
-        ],
+        "setup": slurm.setup_lines(launcher.setup, code),
         "teardown": [
             "code=$?",
             f"[ $code -ne {SIGNALLED} ] || {{ scontrol requeue {job}; sleep 60; }}",

@@ -56,7 +56,7 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
     `run` trains or submits the runs of a study and waits for them. Raises BadInput.
     """
     config = study.runs[0].config
-    check_decides_length(config, "halving")
+    check_decides_length(config, "hydra/sweeper=halving")
     metric = choose_metric([planned.config for planned in study.runs], sweeper.metric, "hydra/sweeper=halving")
     left = group_candidates(study.runs)
     rules = Rules(len(left), sweeper.rungs, sweeper.eta)
@@ -87,11 +87,13 @@ def halve(study: Study, sweeper: Halving, run: Callable[[Study], int]) -> int:
     return 0
 
 
-def check_decides_length(config: TrainConfig, sweeper: str) -> None:
-    """Raise BadInput for settings that contradict a sweeper which decides how far each run is trained."""
+def check_decides_length(
+    config: TrainConfig, name: str, rule: str = "which decides how far each run is trained"
+) -> None:
+    """Raise BadInput for settings that contradict the rule of the sweeper with this name."""
     if config.new_attempt or config.stop_at_fraction is not None:
         what = "new_attempt=true" if config.new_attempt else f"stop_at_fraction={config.stop_at_fraction}"
-        raise BadInput(f"{what}: not with hydra/sweeper={sweeper}, which decides how far each run is trained")
+        raise BadInput(f"{what}: not with {name}, {rule}")
 
 
 def group_candidates(runs: list[PlannedRun]) -> list[Candidate]:

@@ -34,17 +34,23 @@ LOCK = "pool.lock"
 def start_pool(submission: Submission) -> int:
     """Start the queue in a new process. Return its id."""
     spec = submission.spec
-    with (submission.path / "pool.log").open("a") as log:
+    command = [spec.python, "-u", "-m", "launch.local", str(submission.path.absolute())]
+    return start_in_background(command, spec.code, submission.path / "pool.log")
+
+
+def start_in_background(command: list[str], code: str, log: Path) -> int:
+    """Start a process that outlives this one, with the code in a folder. Return its id."""
+    with log.open("a") as file:
         process = subprocess.Popen(
-            [spec.python, "-u", "-m", "launch.local", str(submission.path.absolute())],
-            cwd=spec.code,
-            env=clean_environment() | {"PYTHONPATH": python_path(spec.code)},
+            command,
+            cwd=code,
+            env=clean_environment() | {"PYTHONPATH": python_path(code)},
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=file,
+            stderr=file,
             start_new_session=True,
         )
-    process.returncode = 0  # it outlives this process: keeps Python from warning that it wasn't waited for
+    process.returncode = 0  # keeps Python from warning that it wasn't waited for
     return process.pid
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cli.sweep_config import SweepConfig, parse_precision
-from launch.halving import Candidate, group_candidates
+from launch.halving import Candidate, check_decides_length, group_candidates
 from launch.looks import LookLog, read_looks
 from launch.metric_choice import UNITS, check_comparable, choose_metric, read_measurement
 from launch.preview import metric_at_goal, read_states
@@ -42,7 +42,7 @@ class SequentialSetting(Candidate):
     losses: dict[int, float] = field(default_factory=dict[int, float])
 
     @property
-    def trained(self) -> list[PlannedRun]:
+    def judged_runs(self) -> list[PlannedRun]:
         return self.runs[: self.seeds]
 
 
@@ -62,7 +62,7 @@ def add_seeds(study: Study, settings: SweepConfig, run: Callable[[Study], int]) 
         left = [setting for setting in found if not setting.state]
         for setting in left:
             setting.seeds = min(seeds, len(setting.runs))
-        part = Study(study.path, [planned for setting in left for planned in setting.trained])
+        part = Study(study.path, [planned for setting in left for planned in setting.judged_runs])
         if open_ := read_losses(part, log, retry=bool(settings.retry)):
             logger.info(f"=== look at {seeds} seeds: {len(left)} of {len(found)} settings, {len(open_)} runs to train")
             code = run(Study(study.path, open_))
@@ -79,17 +79,15 @@ def add_seeds(study: Study, settings: SweepConfig, run: Callable[[Study], int]) 
         if log.end:
             break
     if dry_run:
-        return run(Study(study.path, [planned for setting in found for planned in setting.trained]))
+        return run(Study(study.path, [planned for setting in found for planned in setting.judged_runs]))
     print_end(found, log)
     return 0 if any(not setting.state for setting in found) and all(s.state != "failed" for s in found) else code or 1
 
 
 def check_can_add_seeds(study: Study, found: Sequence[SequentialSetting], settings: SweepConfig) -> None:
     """Raise BadInput if there are not several settings with several seeds, or they are not trained to their end."""
-    name, config = f"sweep.until={settings.until}", study.runs[0].config
-    if config.new_attempt or config.stop_at_fraction is not None:
-        what = "new_attempt=true" if config.new_attempt else f"stop_at_fraction={config.stop_at_fraction}"
-        raise BadInput(f"{what}: not with {name}, which trains each run once, to its end")
+    name = f"sweep.until={settings.until}"
+    check_decides_length(study.runs[0].config, name, "which trains each run once, to its end")
     if len(found) < 2:
         raise BadInput(f"{name}: compares settings; sweep another key beside training.seed")
     if few := next((setting for setting in found if len(setting.runs) < 2), None):
@@ -157,7 +155,7 @@ def judge_look(part: Study, found: Sequence[SequentialSetting], log: LookLog, to
         return ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
     check_comparable(part.runs, log.metric)
     for setting in [setting for setting in found if not setting.state]:
-        known = {planned.config.training.seed: log.losses.get(planned.path.name) for planned in setting.trained}
+        known = {planned.config.training.seed: log.losses.get(planned.path.name) for planned in setting.judged_runs}
         setting.losses = {seed: loss for seed, loss in known.items() if loss is not None}
         if len(setting.losses) < len(known):
             setting.state = "failed"

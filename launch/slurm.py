@@ -122,6 +122,21 @@ def array_limit() -> int:
     return max(1, int(found[1]) - 1) if found else ARRAY_SIZE - 1
 
 
+def setup_lines(setup: Sequence[str], code: str) -> list[str]:
+    """Return the lines of a batch script before its command, which runs the code in a folder.
+
+    `setup` are lines of the user. The shell ignores the signals that ask a job to save.
+    """
+    code = shlex.quote(code)
+    return [
+        *setup,
+        "set +eu +o pipefail",  # undo what the lines above set: the rest must run
+        f"cd {code} || exit 5",
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "trap '' USR1 USR2",
+    ]
+
+
 def submit_array(parameters: dict[str, Any], logs: Path, count: int, command: list[str], retries: int) -> str:
     """Submit an array of `count` jobs through submitit and return its id. The batch script stays beside the logs.
 

@@ -96,10 +96,8 @@ def run_as_job(sweep: Sweep[TrainConfig], study: Study, launcher: JobLauncher) -
     if isinstance(sweeper, AllPoints):
         raise BadInput(f"hydra.launcher.wait=false: sweep.until={sweep.settings.until} waits for each look")
     groups = check_and_group(study, launcher)
-    if isinstance(sweeper, Halving | Asha):
-        check_decides_length(config, sweeper.method)
-    else:
-        check_trains_to_end(config, f"hydra/sweeper={sweeper.method}")
+    check = check_decides_length if isinstance(sweeper, Halving | Asha) else check_trains_to_end
+    check(config, f"hydra/sweeper={sweeper.method}")
     if isinstance(sweeper, Asha):
         find_slots(sweeper.slots, launcher, groups, sweep.settings, lambda _: 0)
     driver = start_driver(study, launcher)
@@ -278,18 +276,10 @@ def job_command(submission: Submission) -> list[str]:
 
 
 def batch_script_lines(submission: Submission, launcher: JobLauncher, first: int) -> dict[str, Any]:
-    """Return the lines of the batch script around srun. The shell ignores the signals that ask ranks to save."""
-    code = shlex.quote(submission.spec.code)
+    """Return the lines of the batch script around srun."""
     job = shlex.join(job_command(submission))
     where = f"{shlex.quote(str(submission.path.absolute()))} {first}"
     return {
-        "setup": [
-            *launcher.setup,
-            "set +eu +o pipefail",  # undo what the lines above set: the rest must run
-            f"cd {code} || exit 5",
-            f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
-            "trap '' USR1 USR2",
-            f"{job} begin {where} || exit $?",
-        ],
+        "setup": [*slurm.setup_lines(launcher.setup, submission.spec.code), f"{job} begin {where} || exit $?"],
         "teardown": ["code=$?", f"{job} end {where} $code"],
     }

@@ -94,19 +94,23 @@ def read_cost(
     last row of timing.jsonl. The next start keeps that time in provenance.json before it drops rows; a start of earlier
     versions, which did not, counts until the last of its rows that is left.
     """
-    times = [row.get("time") for row in timing]
     began = [start_time(start) for start in starts]
     records = [*(start.get("previous_start") for start in starts[1:]), status]
     costs: list[Cost] = []
     for start, begin, limit, record in zip(starts, began, [*began[1:], None], records, strict=False):
         facts, end = as_object(start.get("arithmetic")), as_object(record)
-        known = [time for time in (as_number(end.get("active_unix_s")), *times) if time is not None]
-        known = [time for time in known if begin is not None and begin <= time <= (limit or time)]
+        known = [time for time in known_times(end, timing) if begin is not None and begin <= time <= (limit or time)]
         ranks = as_count(facts.get("ranks"))
         seconds = max(known) - begin if known and begin is not None and ranks else None
         device, name = str(facts.get("device")), str(start.get("device"))
         costs.append(compute_cost(seconds, ranks or 1, device, name, prices, as_number(end.get("joules"))))
     return add_costs(costs)
+
+
+def known_times(record: Mapping[str, Any], timing: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return when a record of a start was written, and the rows of timing.jsonl."""
+    found = (as_number(record.get("active_unix_s")), *(row.get("time") for row in timing))
+    return [time for time in found if time is not None]
 
 
 def as_object(value: object) -> Mapping[str, Any]:
@@ -125,6 +129,5 @@ def start_time(start: Mapping[str, Any]) -> float | None:
 def find_last_record(path: Path) -> dict[str, float | None]:
     """Return when a run last recorded anything, and the energy of its last start, before a new one drops rows."""
     status = read_json_object(path / "status.json")
-    times = [row.get("time") for row in read_rows(path / "timing.jsonl")[-1:]]
-    known = [time for time in (as_number(status.get("active_unix_s")), *times) if time is not None]
+    known = known_times(status, read_rows(path / "timing.jsonl")[-1:])
     return {"active_unix_s": max(known, default=None), "joules": as_number(status.get("joules"))}

@@ -13,9 +13,9 @@ class SeedGain:
 
     settings: list[int]
     half_width: float
-    """Half of the widest interval of a difference that is not told apart, before."""
+    """Half of the width of the widest interval of a difference that is not told apart, without the seed."""
     half_width_then: float
-    """The same interval's, after."""
+    """Half of the width of this interval with the seed."""
     gain: float
     """Sum over all differences that are not told apart by which their half widths shrink."""
 

@@ -66,7 +66,7 @@ class SettingVerdicts:
     """Mean and standard error of each that is not worse; empty for a given reference, or without noise."""
 
     @cached_property
-    def corrected(self) -> float | None:
+    def corrected_mean(self) -> float | None:
         """Mean loss of the best without the luck that made it the best; None if `near` is empty."""
         means = [mean for mean, _ in self.near]
         return min(means) + estimate_luck(means, [error for _, error in self.near]) if means else None

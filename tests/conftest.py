@@ -67,7 +67,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What torch.compile makes is of this session, of all its processes, not what is left of another's code."""
+    """The cache of torch.compile belongs to this session; all its processes share it."""
     base = tmp_path_factory.getbasetemp()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
         (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "inductor"

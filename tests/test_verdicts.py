@@ -93,7 +93,7 @@ def test_one_seed_borrows_the_noise_of_the_others() -> None:
 @pytest.mark.parametrize("settings", [[{1: 1.0}, {1: 2.0}], [{1: 1.0, 2: 1.0}, {1: 2.0, 2: 2.0}]])
 def test_nothing_is_said_without_noise(settings: list[Losses]) -> None:
     judged = judge_settings(settings, tolerance=5)
-    assert judged.noise is None and judged.corrected is None
+    assert judged.noise is None and judged.corrected_mean is None
     assert [(v.kind, v.half) for v in judged.verdicts] == [("reference", None), ("undecided", None)]
 
 

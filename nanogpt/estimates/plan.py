@@ -40,7 +40,7 @@ class Machine:
     """Bytes, or None if unknown; ranks on a CPU share them."""
     rate: Rate
     name: str = ""
-    """Of the GPU: torch's name, or a key of GPU_SPECS."""
+    """Name of the GPU: torch's, or a key of GPU_SPECS."""
 
 
 def describe_absent_gpu(hardware: HardwareConfig) -> Machine:

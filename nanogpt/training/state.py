@@ -61,7 +61,7 @@ class TrainState:
     data_digests: dict[str, str] = field(default_factory=dict[str, str])
     """{file of the data set: digest}."""
     arithmetic: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What affects rounding: precision, fp8, ranks, micro-batch, compile, fused, attention, threads, versions."""
+    """Facts that affect rounding: precision, fp8, ranks, micro-batch, compile, fused, attention, threads, versions."""
     measurement: dict[str, Any] = field(default_factory=dict[str, Any])
     """Record of the evaluation set and precision (nanogpt/measurement.py)."""
     cuda_graphs: bool = False

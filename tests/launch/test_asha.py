@@ -13,9 +13,9 @@ from nanogpt.config import TrainConfig
 from nanogpt.errors import BadData, BadInput, Diverged, Locked
 from nanogpt.files import hold_lock
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate_run
 from nanogpt.training.run import train
 from tests.launch.jobs import Lab, describe
+from tests.launch.pretended import PretendedTraining
 from tests.launch.test_halving import losses, steps_of, sweep
 
 STEPS = 18
@@ -35,25 +35,13 @@ def loss(config: TrainConfig, share: float) -> float:
     return 2 + (log_lr + 2) ** 2 + (1 - share) * (log_lr + 4) * 0.3
 
 
-class Trained:
-    """A replacement for training: writes `loss` at its goal, or ends as `end` says."""
+class Trained(PretendedTraining):
+    """A replacement for training with this loss."""
 
-    def __init__(self, end: Callable[[TrainConfig], BaseException | None] = lambda _: None) -> None:
-        self.end, self.called = end, list[TrainConfig]()
+    steps = STEPS
 
-    def __call__(self, config: TrainConfig) -> int:
-        self.called.append(config)
-        end = self.end(config)
-        if isinstance(end, KeyboardInterrupt | BadData):
-            raise end
-        run, step = RunDirectory(locate_run(config)), config.last_step(STEPS)
-        (run.path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
-        if end is not None:
-            run.write_status("diverged" if isinstance(end, Diverged) else "failed", step=1, steps=STEPS)
-            raise end
-        run.metrics.append({"step": step, "val_loss": loss(config, step / STEPS)})
-        run.write_status("finished" if step == STEPS else "paused", step=step, steps=STEPS)
-        return 0
+    def loss(self, config: TrainConfig, share: float) -> float:
+        return loss(config, share)
 
 
 def search(lab: Lab, *words: str, main: Callable[[TrainConfig], int] = train) -> int:

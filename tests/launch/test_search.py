@@ -15,10 +15,11 @@ from nanogpt.config import TrainConfig
 from nanogpt.errors import STOPPED, BadCheckpoint, BadData, BadEnvironment, BadInput, Diverged, Locked
 from nanogpt.files import hold_lock
 from nanogpt.metrics_file import read_rows
-from nanogpt.run_directory import RunDirectory, locate_run
+from nanogpt.run_directory import locate_run
 from nanogpt.schema import signature
 from nanogpt.training.run import train
 from tests.launch.jobs import Lab
+from tests.launch.pretended import PretendedTraining
 
 LR, DROPOUT = "optimizer.lr=tag(log,interval(1e-4,1e-1))", "model.dropout=interval(0,0.3)"
 
@@ -34,28 +35,10 @@ def loss(config: TrainConfig) -> float:
     return 2 + (math.log10(config.optimizer.lr) + 2) ** 2 + config.model.dropout
 
 
-class Trained:
-    """A replacement for training that records its calls and writes `loss`, or ends as `end` says."""
+class Trained(PretendedTraining):
+    """A replacement for training with this loss."""
 
-    def __init__(self, end: Callable[[TrainConfig], BaseException | None] = lambda _: None) -> None:
-        self.end, self.called = end, list[TrainConfig]()
-
-    def __call__(self, config: TrainConfig) -> int:
-        self.called.append(config)
-        end = self.end(config)
-        if isinstance(end, KeyboardInterrupt | BadData):
-            raise end
-        run = RunDirectory(locate_run(config))
-        run.path.mkdir(parents=True, exist_ok=True)
-        if end is not None:
-            run.write_status("diverged" if isinstance(end, Diverged) else "failed", step=3, steps=9)
-            (run.path / "log.txt").write_text(f"2026-01-01 00:00:00  {end}\n")
-            raise end
-        run.metrics.append({"step": 9, "val_loss": self.loss(config)})
-        run.write_status("finished", step=9, steps=9)
-        return 0
-
-    def loss(self, config: TrainConfig) -> float:
+    def loss(self, config: TrainConfig, share: float) -> float:
         return loss(config)
 
 
@@ -200,7 +183,7 @@ def test_every_seed_counts(lab: Lab) -> None:
     """The mean decides; a seed that is added later is trained, and the others are not again."""
 
     class Noisy(Trained):
-        def loss(self, config: TrainConfig) -> float:
+        def loss(self, config: TrainConfig, share: float) -> float:
             return loss(config) + {1: 0.5, 2: -0.5, 3: 0}[config.training.seed]
 
     main, plain, words = Noisy(), Trained(), ("training.seed=1,2",)
