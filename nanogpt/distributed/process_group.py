@@ -6,6 +6,7 @@ messages over gloo, never pickles. With one rank every collective is the identit
 # pyright: reportPrivateImportUsage=false
 # torch.distributed does not declare its stores as exported
 
+import gc
 import json
 import os
 import time
@@ -222,8 +223,13 @@ class ProcessGroup:
         return lost if gone else as_group_error(error, connecting, lost)
 
     def close(self) -> None:
-        """Leave the group, so that this process can join another. Called only if there was no error."""
+        """Leave the group, so that this process can join another. Called only if there was no error.
+
+        Nothing may refer to a model from `wrap_ddp` any more. Else its reducer holds the last reference to torch's
+        group, whose destructor joins a thread that may wait for the GIL, which this thread has (torch 2.13, gloo).
+        """
         if self.world > 1 and dist.is_initialized():
+            gc.collect()  # reference cycles of models
             dist.destroy_process_group()
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nanogpt import schema
@@ -16,7 +16,7 @@ from nanogpt.formatting import format_value
 from nanogpt.training.fused_step import FusedStep
 from nanogpt.training.loop import Loop
 from nanogpt.training.loop_end import close_loop, record_error, report_end, start_loop
-from nanogpt.training.run import open_loop
+from nanogpt.training.run import build_loop, join_group
 
 MAY_DIFFER = ("optimizer.", "schedule.", "training.seed", "model.dropout", "name", "attempt", "new_attempt")
 """Beginnings of the keys in which runs that are trained as one network may differ."""
@@ -60,7 +60,9 @@ def train_fused(configs: Sequence[TrainConfig]) -> list[int | Exception]:
         for number, config in enumerate(configs):
             with label_lines(config.run_name):
                 try:
-                    loop = stack.enter_context(open_loop(config, read_rank_env(os.environ), fused=True))
+                    joined = stack.enter_context(join_group(config, read_rank_env(os.environ)))
+                    compute, group, watchdog = joined
+                    loop = stack.enter_context(build_loop(config, replace(compute, fused=True), group, watchdog))
                 except Exception as error:
                     ends[number] = error
                     continue

@@ -1,15 +1,14 @@
 """A training run from config to exit code, on one rank.
 
-`train` retries with a smaller micro-batch. Each context inside it adds something: `open_loop` has the device and the
-process group, `build_loop` data, model and optimizer, `resume_loop` the run directory and its newest checkpoint.
-`run_loop` runs the training loop that they yield.
+`train` retries with a smaller micro-batch. Each context adds something: `join_group` the device and the process group,
+`build_loop` data, model and optimizer, `resume_loop` the run directory and its newest checkpoint. `run_loop` runs the
+training loop that they yield.
 """
 
 import logging
 import os
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -81,45 +80,43 @@ def train(config: TrainConfig) -> int:
         return print_plan(config, rank_env)
     too_large: int | None = None
     while True:
-        failed: DidNotFit | None = None
         try:
-            with open_loop(config, rank_env, too_large) as loop:
-                return 0 if loop is None else run_loop(loop)
+            outcome = train_once(config, rank_env, too_large)
         except DidNotFit as error:
-            failed = DidNotFit(error.sequences, error.everywhere)
+            tried = config.with_micro_batch_size(error.sequences)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 if known := as_device_error(error):
                     raise known from error
                 raise
-        # Outside of the handler, because its error keeps the memory of the training alive.
-        too_large = handle_out_of_memory(config, rank_env, failed)
-
-
-def handle_out_of_memory(config: TrainConfig, rank_env: RankEnv, failed: DidNotFit | None) -> int:
-    """Return the micro-batch below which `auto` chooses again after a training ran out of memory.
-
-    Raises BadEnvironment, naming a micro-batch that fits, if `auto` had not chosen it or if other ranks may not know.
-    """
-    compute = set_up_device(config.hardware, rank_env.local_rank, rank_env.local_world)
-    if failed is None or not failed.everywhere:
-        tried = config.with_micro_batch_size(failed.sequences) if failed else config
+            tried = config
+        else:
+            if not isinstance(outcome, DidNotFit):
+                return outcome
+            too_large = outcome.sequences
+            size = f"hardware.micro_batch_size=auto: {too_large} did not fit after all"
+            logger.warning(f"{size}; going on with a smaller one (the loss curve doesn't change)")
+            continue
+        # Outside of the handlers, because their errors keep the memory of the training alive.
+        compute = set_up_device(config.hardware, rank_env.local_rank, rank_env.local_world)
         raise out_of_memory_error(tried, expected_model(config)[0], compute, rank_env.world)
-    free_memory(compute)
-    size = f"hardware.micro_batch_size=auto: {failed.sequences} did not fit after all"
-    logger.warning(f"{size}; going on with a smaller one (the loss curve doesn't change)")
-    return failed.sequences
+
+
+def train_once(config: TrainConfig, rank_env: RankEnv, too_large: int | None) -> int | DidNotFit:
+    """Train with a micro-batch that `auto` chooses below `too_large`.
+
+    Returns the exit code, or DidNotFit if all ranks know that this one did not fit either.
+    """
+    with join_group(config, rank_env) as (compute, group, watchdog):
+        outcome = run_in_group(config, compute, group, watchdog, too_large)
+        if isinstance(outcome, DidNotFit):
+            free_memory(compute)  # what the error still referred to
+        return outcome
 
 
 @contextmanager
-def open_loop(
-    config: TrainConfig, rank_env: RankEnv, too_large: int | None = None, fused: bool = False
-) -> Generator[Loop | None, None, None]:
-    """Choose the device, join the process group and open the run. Yields its loop; None if nothing is left to train.
-
-    `auto` chooses a micro-batch below `too_large`. `fused` is recorded: the run is trained as one network with others.
-    Raises DidNotFit if `auto`'s micro-batch does not fit.
-    """
+def join_group(config: TrainConfig, rank_env: RankEnv) -> Generator[tuple[Compute, ProcessGroup, Watchdog], None, None]:
+    """Choose the device and join the process group under a watchdog. Leaves the group unless there was an error."""
     hardware = config.hardware
     compute, group = rendezvous(
         rank_env,
@@ -128,13 +125,23 @@ def open_loop(
         lambda: report_gpus(hardware.device, rank_env),
     )
     with join_with_watchdog(group, compute.device, hardware.timeout) as watchdog:
-        try:
-            with build_loop(config, replace(compute, fused=fused), group, watchdog, too_large) as loop:
-                yield loop
-        except DidNotFit as error:
-            if error.everywhere:
-                group.close()
+        yield compute, group, watchdog
+
+
+def run_in_group(
+    config: TrainConfig, compute: Compute, group: ProcessGroup, watchdog: Watchdog, too_large: int | None
+) -> int | DidNotFit:
+    """Build the loop of the run and run it. Returns the exit code, or DidNotFit if all ranks know of it.
+
+    A function of its own, so that the loop is freed before the group is closed: see ProcessGroup.close.
+    """
+    try:
+        with build_loop(config, compute, group, watchdog, too_large) as loop:
+            return 0 if loop is None else run_loop(loop)
+    except DidNotFit as error:
+        if not error.everywhere:
             raise
+        return DidNotFit(error.sequences)  # without the traceback, which refers to the loop
 
 
 def choose_device(config: TrainConfig, rank_env: RankEnv, reports: Sequence[RankReport]) -> Compute:

@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from nanogpt.config import ModelConfig, TrainConfig, divisors
 from nanogpt.data.batches import Batch
@@ -130,6 +132,30 @@ def test_a_micro_batch_that_does_not_fit_after_all_gets_smaller(
     assert run.read_config().hardware.micro_batch_size == 2
     assert [start["arithmetic"]["micro_batch_size"] for start in run.read_starts()] == [8, 4, 2]
     assert [start["from_step"] for start in run.read_starts()] == [0, 5, 5]
+
+
+def test_the_training_state_is_freed_before_the_group_is_closed(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a reducer of gradients destroys torch's group, and one of a hundred trainings hangs there with gloo."""
+    real, close, states, alive = loop.train_step, ProcessGroup.close, list[weakref.ref[TrainState]](), list[int]()
+
+    def limited(state: TrainState, batches: Iterable[Batch], built: TrainConfig) -> PendingStep:
+        states.append(weakref.ref(state))
+        if len(states) > 5 and built.micro_batch_size() > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(state, batches, built)
+
+    def close_as_one_of_two(group: ProcessGroup) -> None:
+        group.world = 2
+        close(group)
+
+    monkeypatch.setattr(loop, "train_step", limited)
+    monkeypatch.setattr(ProcessGroup, "close", close_as_one_of_two)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        dist, "destroy_process_group", lambda: alive.append(sum(state() is not None for state in states))
+    )
+    assert train(config(**{"hardware.micro_batch_size": "auto"})) == 0
+    assert alive == [0, 0] and len(states) > 20, "once after it did not fit, and once at the end"
 
 
 @pytest.mark.slow
