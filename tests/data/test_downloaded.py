@@ -106,6 +106,7 @@ NPY = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<u2', 'fortran_order': False, 'sh
         (HEADER.tobytes() + IDS.astype("<u2").tobytes(), "llm.c header 20240520 of version 2; allowed: 1"),
     ],
 )
+@pytest.mark.usefixtures("gpt2_files")
 def test_token_files_that_are_something_else(content: bytes, message: str, data: Make, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
@@ -115,6 +116,7 @@ def test_token_files_that_are_something_else(content: bytes, message: str, data:
         prepare(data(source=str(folder), tokenizer="gpt2"))
 
 
+@pytest.mark.usefixtures("gpt2_files")
 def test_tokens_for_testing_are_not_for_validation(data: Make, tmp_path: Path) -> None:
     """`eval` has `val` in it."""
     folder = tmp_path / "s"
