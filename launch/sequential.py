@@ -1,8 +1,9 @@
 """Add seeds to the settings of a sweep until the best is decided, or its differences are precise (`sweep.until`).
 
 All settings are trained with two seeds first. After each look, settings that are worse than the best are dropped and
-the others get more seeds. Intervals are wide enough to hold at all looks together (repeated confidence intervals,
-Jennison and Turnbull 1989, with Pocock's constant level), whatever the maximum of seeds is.
+the others get more seeds, except those that the maximum of seeds is unlikely to tell apart from it. Intervals are wide
+enough to hold at all looks together (repeated confidence intervals, Jennison and Turnbull 1989, with Pocock's constant
+level), whatever the maximum of seeds is.
 """
 
 import logging
@@ -25,9 +26,11 @@ from nanogpt.loss_check import find_loss_problem
 from nanogpt.metrics_file import read_rows
 from nanogpt.run_state import FAILED
 from nanogpt.statistics import mean
-from nanogpt.verdicts import LOOK_LEVEL, LOOKS, Verdict, describe_verdict, judge_settings
+from nanogpt.verdicts import LOOK_LEVEL, LOOKS, Verdict, decision_chance, describe_verdict, judge_settings
 
 logger = logging.getLogger(__name__)
+
+UNLIKELY = 0.1  # probability of a decision with all seeds below which a setting gets no more; costs 1 % of decisions
 
 
 @dataclass
@@ -40,6 +43,8 @@ class SequentialSetting(Candidate):
     """`worse`, `diverged` or `failed`; empty: it gets more seeds."""
     verdict: Verdict | None = None
     losses: dict[int, float] = field(default_factory=dict[int, float])
+    set_aside: bool = False
+    """True while all its seeds are unlikely to tell it apart from the best: then it gets no more."""
 
     @property
     def judged_runs(self) -> list[PlannedRun]:
@@ -61,14 +66,14 @@ def add_seeds(study: Study, settings: SweepConfig, run: Callable[[Study], int]) 
     for seeds in stages:
         left = [setting for setting in found if not setting.state]
         for setting in left:
-            setting.seeds = min(seeds, len(setting.runs))
+            setting.seeds = setting.seeds if setting.set_aside else min(seeds, len(setting.runs))
         part = Study(study.path, [planned for setting in left for planned in setting.judged_runs])
         if open_ := read_losses(part, log, retry=bool(settings.retry)):
             logger.info(f"=== look at {seeds} seeds: {len(left)} of {len(found)} settings, {len(open_)} runs to train")
             code = run(Study(study.path, open_))
             if code == STOPPED or code >= 128 or dry_run:
                 return code
-        if missing := judge_look(part, found, log, settings.tolerance):
+        if missing := judge_look(part, found, log, settings):
             logger.info(f"the look at {seeds} seeds is incomplete: {missing}; the same command continues")
             return code or 1
         log.seeds, log.end = seeds, find_end(left, settings.until, last=seeds == stages[-1])
@@ -144,7 +149,7 @@ def find_loss(planned: PlannedRun, point: RunStatus, metric: Metric) -> float | 
     return math.inf if trouble and trouble.diverged else loss
 
 
-def judge_look(part: Study, found: Sequence[SequentialSetting], log: LookLog, tolerance: float) -> str:
+def judge_look(part: Study, found: Sequence[SequentialSetting], log: LookLog, settings: SweepConfig) -> str:
     """Judge the settings that are left by their runs in `part`. Return the runs that have no result yet, as text.
 
     Raises BadInput if losses were measured on different data.
@@ -159,12 +164,16 @@ def judge_look(part: Study, found: Sequence[SequentialSetting], log: LookLog, to
         setting.losses = {seed: loss for seed, loss in known.items() if loss is not None}
         if len(setting.losses) < len(known):
             setting.state = "failed"
-    drop_worse(found, tolerance)
+    decides = parse_precision(settings.until) is None
+    judge_left(found, settings.tolerance, max(len(setting.runs) for setting in found) if decides else None)
     return ""
 
 
-def drop_worse(found: Sequence[SequentialSetting], tolerance: float) -> None:
-    """Set the verdict of each setting that is left by its losses, and its state if it diverged or is worse."""
+def judge_left(found: Sequence[SequentialSetting], tolerance: float, most: int | None) -> None:
+    """Set the verdict of each setting that is left by its losses, and its state if it diverged or is worse.
+
+    Those that `most` seeds are unlikely to tell apart from the best are set aside; None: they are not.
+    """
     for setting in found:
         if math.inf in setting.losses.values():
             setting.state = "diverged"
@@ -172,23 +181,31 @@ def drop_worse(found: Sequence[SequentialSetting], tolerance: float) -> None:
     if all(setting.state for setting in fair):
         return
     dropped = [i for i, setting in enumerate(fair) if setting.state]
+    sizes = [len(setting.losses) for setting in fair]
     judged = judge_settings([s.losses for s in fair], tolerance=tolerance, level=LOOK_LEVEL, dropped=dropped)
-    for setting, verdict in zip(fair, judged.verdicts, strict=True):
+    for i, (setting, verdict) in enumerate(zip(fair, judged.verdicts, strict=True)):
         if not setting.state:
             setting.verdict, setting.val = verdict, mean(list(setting.losses.values()))
             setting.state = "worse" if verdict.kind == "worse" else ""
+            chance = decision_chance(judged, i, sizes, most, tolerance, LOOK_LEVEL) if most is not None else 1.0
+            setting.set_aside = verdict.kind == "undecided" and chance < UNLIKELY
 
 
 def find_end(judged: Sequence[SequentialSetting], until: str | None, last: bool) -> str:
-    """Return why no seeds are added after a look: `decided`, `precise`, `maximum`, `no setting`; or an empty text."""
-    verdicts = [setting.verdict for setting in judged if not setting.state and setting.verdict]
-    if not verdicts:
+    """Return why no seeds are added after a look: `decided`, `precise`, `undecidable`, `maximum`, `no setting`; or an
+    empty text.
+    """
+    left = [setting for setting in judged if not setting.state and setting.verdict]
+    if not left:
         return "no setting"
-    precision, open_ = parse_precision(until), [verdict for verdict in verdicts if verdict.kind == "undecided"]
+    precision, open_ = parse_precision(until), [s for s in left if s.verdict and s.verdict.kind == "undecided"]
     if not open_:
         return "decided"
-    if precision is not None and all(v.half is not None and v.half <= precision for v in open_):
+    halves = [setting.verdict.half for setting in open_ if setting.verdict]
+    if precision is not None and all(half is not None and half <= precision for half in halves):
         return "precise"
+    if all(setting.set_aside for setting in open_) and not last:
+        return "undecidable"
     return "maximum" if last else ""
 
 
@@ -212,6 +229,8 @@ def print_end(found: Sequence[SequentialSetting], log: LookLog) -> None:
         "decided": f"decided with {log.seeds} seeds",
         "precise": f"precise with {log.seeds} seeds",
         "maximum": f"not decided with {log.seeds} seeds, the maximum; more seeds in training.seed continue",
+        "undecidable": f"ended with {log.seeds} seeds: the others are not told apart, and with the maximum of "
+        f"{max(len(setting.runs) for setting in found)} the chance of that is below {UNLIKELY:.0%}; more continue",
     }
     runs = f"{sum(setting.seeds for setting in found)} of {sum(len(setting.runs) for setting in found)} runs"
     print_text(f"{ended.get(log.end, log.end)}: {runs}")

@@ -55,6 +55,13 @@ def t_quantile(freedom: float, level: float = LEVEL) -> float:
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
+def t_probability(value: float, freedom: float) -> float:
+    """Return the probability of a smaller value of Student's t."""
+    from scipy.special import stdtr
+
+    return float(stdtr(freedom, value))
+
+
 def f_pvalue(statistic: float, count: int, freedom: float) -> float:
     """Return the probability of a larger F with `count` and `freedom` degrees of freedom."""
     from scipy.special import fdtrc

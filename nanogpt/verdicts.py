@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from nanogpt.statistics import LEVEL, f_pvalue, mean, t_quantile, variance
+from nanogpt.statistics import LEVEL, f_pvalue, mean, t_probability, t_quantile, variance
 
 Losses = Mapping[int, float]
 """Loss of each seed of a setting."""
@@ -122,6 +122,31 @@ def judge(
     spread = math.sqrt(sum(noise.variances[i] for i in pair))
     seeds = math.ceil(((factor + POWER_QUANTILE) * spread / difference) ** 2) if difference else None
     return Verdict("undecided", difference, half, seeds)
+
+
+def decision_chance(
+    judged: SettingVerdicts, setting: int, sizes: Sequence[int], most: int, tolerance: float, level: float = LEVEL
+) -> float:
+    """Return the probability that a setting which is not told apart from the reference would be, or would be
+    equivalent, if both had `most` seeds instead of their `sizes`.
+
+    It is predicted from the losses so far, without knowledge beyond them (Spiegelhalter, Freedman and Blackburn 1986).
+    """
+    noise, pair, verdict = judged.noise, (setting, judged.reference), judged.verdicts[setting]
+    if noise is None:
+        return 1.0
+    final, _ = standard_error(noise, pair, [most] * len(sizes))
+    error, freedom = standard_error(noise, pair, sizes)
+    if error <= final:
+        return 0.0
+    to_come = math.sqrt(error**2 - final**2)  # standard deviation of the change of the difference
+    half = final * tukey_quantile(len(sizes), math.inf, level) / math.sqrt(2)
+
+    def below(limit: float) -> float:
+        return t_probability((limit - abs(verdict.difference)) / to_come, freedom)
+
+    within = max(0.0, tolerance - half)
+    return 1 - below(half) + below(-half) + below(within) - below(-within)
 
 
 def count_seeds(variance: float, difference: float, most: int, level: float = LEVEL) -> int:

@@ -232,6 +232,7 @@ def test_a_cancelled_job_is_left_to_slurm(
     assert states(submission)[:2] == ["finished", "start"] and requeues == []
 
 
+@pytest.mark.slow
 def test_local_points_run_at_once_with_a_core_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real points, two at once: threads are shared out, one fails, and the others finish."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

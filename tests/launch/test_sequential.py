@@ -142,6 +142,24 @@ def test_precision(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     assert "equivalent: lr0.0" in capsys.readouterr().out
 
 
+def test_seeds_that_are_unlikely_to_tell_settings_apart_are_saved(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two settings are equal. A higher maximum of seeds may tell them apart, so it goes on."""
+
+    def loss(config: TrainConfig) -> float:
+        return draw_loss(config) - 0.07 * (config.optimizer.lr == 3e-2)
+
+    first, again, more = Trainer(loss), Trainer(loss), Trainer(loss)
+    assert until(lab, main=first) == 0
+    shown = capsys.readouterr().out
+    assert "the others are not told apart, and with the maximum of 12 the chance of that is below 10%" in shown
+    assert "not told apart: lr0.0" in shown and len(first.trained) < 48 / 3
+    assert until(lab, main=again) == 0 and not again.trained
+    assert until(lab, main=more, seeds=48) == 0 and more.trained
+    assert {lr for lr, _ in more.trained} == {1e-2, 3e-2}
+
+
 def test_a_setting_that_diverges_is_named_and_gets_no_more_seeds(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     def loss(config: TrainConfig) -> float:
         return math.nan if (config.optimizer.lr, config.training.seed) == (3e-2, 2) else draw_loss(config)

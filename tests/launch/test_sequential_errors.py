@@ -1,13 +1,13 @@
 """Errors of verdicts at looks, and the runs that they take, over many simulated studies."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
 import pytest
 
-from launch.sequential import SequentialSetting, drop_worse, find_end, plan_stages
+from launch.sequential import SequentialSetting, find_end, judge_left, plan_stages
 from nanogpt.verdicts import LOOK_LEVEL, tukey_quantile
 
 
@@ -30,31 +30,40 @@ def fast_quantile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nanogpt.verdicts.tukey_quantile", quantile)
 
 
-def simulate(means: Sequence[float], most: int, rng: np.random.Generator) -> tuple[bool, str, int]:
-    """Draw a study with a standard deviation of 1 and take its looks. Return whether a setting was called worse than
-    one that is not better, why the study ended, and the number of its runs.
+def simulate(means: Sequence[float], losses: np.ndarray, futility: bool = True) -> tuple[bool, str, int, set[int]]:
+    """Take the looks of a study with these losses (settings, seeds). Return whether a setting was called worse than one
+    that is not better, why the study ended, the number of its runs, and the settings that were called worse.
     """
+    most = losses.shape[1]
     found = [SequentialSetting() for _ in means]
-    losses = rng.normal(np.array(means)[:, None], 1, (len(means), most))
     wrong = False
     for seeds in plan_stages(most):
         left = [i for i, setting in enumerate(found) if not setting.state]
         for i in left:
-            found[i].seeds, found[i].losses = seeds, dict(enumerate(losses[i, :seeds].tolist()))
-        drop_worse(found, 0.0)
+            if not found[i].set_aside:
+                found[i].seeds, found[i].losses = seeds, dict(enumerate(losses[i, :seeds].tolist()))
+        judge_left(found, 0.0, most if futility else None)
         (best,) = [i for i in left if (verdict := found[i].verdict) and verdict.kind == "reference"]
         wrong |= any(found[i].state == "worse" and means[i] <= means[best] for i in left)
         if end := find_end([found[i] for i in left], "decided", last=seeds == most):
-            return wrong, end, sum(setting.seeds for setting in found)
+            worse = {i for i, setting in enumerate(found) if setting.state == "worse"}
+            return wrong, end, sum(setting.seeds for setting in found), worse
     raise AssertionError("the last look ends it")
 
 
 def count_errors(means: Sequence[float], most: int, studies: int) -> tuple[float, float, float]:
     """Return the shares of studies with an error and with a decision, and the share of a full grid's runs."""
+    ends = [simulate(means, losses) for losses in draw_losses(means, most, studies)]
+    shares = (sum(wrong for wrong, *_ in ends), sum(end == "decided" for _, end, *_ in ends))
+    runs = sum(runs for _, _, runs, _ in ends) / (len(means) * most)
+    return shares[0] / studies, shares[1] / studies, runs / studies
+
+
+def draw_losses(means: Sequence[float], most: int, studies: int) -> Iterator[np.ndarray]:
+    """Yield losses (settings, seeds) with a standard deviation of 1."""
     rng = np.random.default_rng(len(means) + most)
-    ends = [simulate(means, most, rng) for _ in range(studies)]
-    shares = (sum(wrong for wrong, _, _ in ends), sum(end == "decided" for _, end, _ in ends))
-    return shares[0] / studies, shares[1] / studies, sum(runs for *_, runs in ends) / studies / (len(means) * most)
+    for _ in range(studies):
+        yield rng.normal(np.array(means)[:, None], 1, (len(means), most))
 
 
 @pytest.mark.usefixtures("fast_quantile")
@@ -79,3 +88,16 @@ def test_a_better_setting_is_found_with_a_third_of_the_runs(studies: int) -> Non
     wrong, decided, runs = count_errors(means, 12, studies)
     print(f"one better setting: {wrong:.2%} with a false verdict, {decided:.1%} decided, {runs:.1%} of the runs")
     assert wrong <= 0.05 and decided >= 0.95 and runs <= 0.4
+
+
+@pytest.mark.usefixtures("fast_quantile")
+@pytest.mark.parametrize("studies", [40, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_settings_that_are_unlikely_to_be_decided_get_no_more_seeds(studies: int) -> None:
+    """Of eight settings four are near the best: seeds that would not tell them apart are saved."""
+    means, told, runs = [0.0, 0.3, 0.5, 1.0, 6.0, 7.0, 8.0, 9.0], [0, 0], [0, 0]
+    for losses in draw_losses(means, 12, studies):
+        for i, futility in enumerate((False, True)):
+            _, _, count, worse = simulate(means, losses, futility)
+            told[i], runs[i] = told[i] + len(worse), runs[i] + count
+    print(f"near settings: {runs[1] / runs[0]:.1%} of the runs, {told[1] / told[0]:.1%} of the verdicts")
+    assert told[1] >= 0.98 * told[0] and runs[1] < 0.75 * runs[0]

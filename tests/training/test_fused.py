@@ -56,7 +56,7 @@ def state(config: TrainConfig) -> object:
 
 
 @pytest.mark.parametrize("form", [{}, MODERN, {"optimizer.name": "muon"}], ids=["gpt2", "modern", "muon"])
-@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_each_run_equals_its_single_run(config: Build, form: dict[str, object], threads: int) -> None:
     """Rows of every step, weights and moments to the bit, for runs that differ in all that may differ.
 
@@ -128,7 +128,7 @@ def train_until_save(configs: list[str], call: int) -> None:
     train_fused([schema.from_dict(TrainConfig, json.loads(text)) for text in configs])
 
 
-@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("call", [5, *(pytest.param(call, marks=pytest.mark.slow) for call in (1, 8))])
 def test_killed_between_the_saves_of_two_runs(config: Build, threads: int, call: int) -> None:
     """Those with the earlier checkpoint catch up, and all end bit for bit as if nothing had happened."""
