@@ -92,7 +92,8 @@ class SweepConfig(ConfigModel):
     until: Annotated[str, AfterValidator(check_until)] | None = free(
         None,
         "train more and more of the seeds of settings that may be the best. decided: until the others are worse, "
-        "equivalent or unlikely to be told apart by all seeds; precision=0.01: until differences from the best are known to ± 0.01; null: train all points",
+        "equivalent or unlikely to be told apart by all seeds; precision=0.01: until differences from the best are "
+        "known to ± 0.01; null: train all points",
         allowed="decided or precision=0.01",
     )
     tolerance: float = free(0.0, f"with sweep.until: {TOLERANCE_HELP}", ge=0)

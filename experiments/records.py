@@ -1,6 +1,6 @@
 """The numbers of a report as plain values with stable keys, unrounded: report.json, and its tables as CSV.
 
-docs/studies.md lists the keys.
+docs/analysis.md lists the keys.
 """
 
 import csv

@@ -101,7 +101,7 @@ def test_tables_and_json_have_all_digits(tmp_path: Path) -> None:
     run = next(run for run in content["runs"] if run["state"] == "diverged")
     assert run["eval"]["val_loss"] == [5.0, 4.0] and run["config"]["model"]["dropout"] == 0.2
     assert run["train"]["step"] == [5, 10] and run["why"] == "Diverged: inf"
-    documented = (ROOT / "docs" / "studies.md").read_text()
+    documented = (ROOT / "docs" / "analysis.md").read_text()
     for key in {*rows[0], *lines[0], *content, *ranking, *run, *content["varied"][0]}:
         assert "." in key or f"`{key}`" in documented, key
 
@@ -193,7 +193,7 @@ def test_causes_are_named(tmp_path: Path) -> None:
     assert average["optimum_low"] < average["optimum"] < average["optimum_high"] and average["highest_stable"] == 4e-3
     assert average["optimum"] == pytest.approx(1e-3 * 2**0.8, rel=0.05)
     assert average["factor_2_off"] == pytest.approx(0.1, abs=0.01) and average["used"] == list(rates)
-    documented = (ROOT / "docs" / "studies.md").read_text()
+    documented = (ROOT / "docs" / "analysis.md").read_text()
     for key in {*causes, *average, *causes["effects"][0]}:
         assert f"`{key}`" in documented, key
     text = (study / "report.md").read_text()
