@@ -223,23 +223,27 @@ def identity_fields(section: BaseModel) -> dict[str, Any]:
 
 
 def signature_fields(section: BaseModel) -> dict[str, Any]:
-    """Return what `signature` hashes: every key that isn't free.
+    """Return what `signature` hashes, as plain JSON values: every key that isn't free.
 
     Keys with their `earlier` value (`knob`) and keys without effect given the others are left out.
     """
+    return json.loads(json.dumps(select_signature_fields(section)))
+
+
+def select_signature_fields(section: BaseModel) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     unused = section.keys_without_effect() if isinstance(section, ConfigModel) else set[str]()
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            if inner := signature_fields(value):
+            if inner := select_signature_fields(value):
                 kept[name] = inner
         elif change_policy(field) != "free" and name not in unused and value != earlier_value(field):
             kept[former_name(field) or name] = value
-    return json.loads(json.dumps(kept))
+    return kept
 
 
 def signature(section: BaseModel) -> str:
     """Return 64 hex digits that identify a config. Equal identities have equal signatures, whatever the defaults."""
-    canonical = json.dumps(signature_fields(section), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    canonical = json.dumps(select_signature_fields(section), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
