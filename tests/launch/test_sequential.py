@@ -142,9 +142,7 @@ def test_precision(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     assert "equivalent: lr0.0" in capsys.readouterr().out
 
 
-def test_seeds_that_are_unlikely_to_tell_settings_apart_are_saved(
-    lab: Lab, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_seeds_that_are_unlikely_to_tell_settings_apart_are_saved(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """Two settings are equal. A higher maximum of seeds may tell them apart, so it goes on."""
 
     def loss(config: TrainConfig) -> float:

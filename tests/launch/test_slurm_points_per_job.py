@@ -6,6 +6,7 @@ from collections.abc import Generator
 import pytest
 
 from launch.slurm_sandbox.cluster import SandboxCluster
+from launch.status import RunStatus
 from tests.launch.jobs import Lab, describe, lab_on, result, starts
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -35,6 +36,11 @@ def test_four_points_in_two_jobs_and_one_fails(lab: Lab) -> None:
     assert again["vocab_size20"].submission is not None and again["vocab_size20"].submission.number == 2
 
 
+def has_ended(point: RunStatus) -> bool:
+    """Return whether the job knows that the point's processes have ended, which is after its run is finished."""
+    return point.submission is not None and point.submission.events(point.index)[-1]["event"] == "end"
+
+
 def test_a_finished_point_is_not_run_again_when_the_job_is_requeued(lab: Lab) -> None:
     """The signal before a time limit comes after one of two points finished; ranks of one point are two processes."""
     long = {"training.steps": 1500, "eval.every": 750}
@@ -42,7 +48,7 @@ def test_a_finished_point_is_not_run_again_when_the_job_is_requeued(lab: Lab) ->
     code, output = lab.do(*lab.sweep("submitit_slurm", "name=limit", TWO, *words, "training.steps=40,1500", **long))
     assert code == 0, output
     lab.wait_for_step("limit", "steps1500", 40)
-    points = lab.wait("limit", lambda points: points["steps40"].state == "finished")
+    points = lab.wait("limit", lambda points: has_ended(points["steps40"]))
     assert points["steps1500"].state == "running", describe(points)
     subprocess.run(["scancel", "--signal=USR2", points["steps1500"].job], check=True)  # as before a time limit
     points = lab.wait_for("limit", "finished", "failed", "lost")
