@@ -11,7 +11,15 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.plots.theme import Picture, Style, add_color_bar, color_range, plot_label, set_ticks
+from experiments.plots.theme import (
+    Picture,
+    Style,
+    add_color_bar,
+    add_figure_legend,
+    color_range,
+    plot_label,
+    set_ticks,
+)
 from experiments.results import RunResult
 from nanogpt.config import Against
 from nanogpt.formatting import format_count, format_duration
@@ -86,7 +94,7 @@ def loss_curves(
         panels[0].set_ylabel("nats per token" if in_nats else "bits per byte", color=theme.ink)
         panels[0].set_ylim(*loss_limits([line for _, val, train in drawn for line in val + train]))
         if not few:
-            add_color_bar(figure, panels, theme, norm, "what it is ranked by", extend="max" if far else "neither")
+            add_color_bar(figure, panels, theme, norm, "loss that ranks it", extend="max" if far else "neither")
         add_legend(figure, drawn, few, theme, norm)
 
     rows = min(4, -(-len(drawn) // 2)) if few else 1
@@ -191,5 +199,4 @@ def add_legend(figure: Figure, drawn: Sequence[Drawn], few: bool, theme: Theme, 
             look: Style = {"color": theme.bad if dashes == ":" else theme.faint, "linestyle": dashes}
             handles.append(Line2D([], [], label=f"{words} ({count})", **look))
     if handles:
-        columns = 2 if len(handles) > 1 and max(len(str(handle.get_label())) for handle in handles) < 40 else 1
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor=theme.ink)
+        add_figure_legend(figure, handles, theme, 2)

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from experiments.metrics import AXIS_LABELS, TITLES
-from experiments.plots.theme import Picture, Style, color_range, plot_label, set_ticks
+from experiments.plots.theme import Picture, Style, add_figure_legend, color_range, plot_label, set_ticks
 from experiments.ranking import SeedGroup
 from experiments.sweep_lines import SweepLine, SweepLines, is_numeric
 from nanogpt.config import Metric
@@ -152,7 +152,7 @@ def add_legend(
         if sign in signs
     ]
     handles += [Line2D([], [], color=theme.ink, marker=m, linestyle="none", label=words) for m, words in shown]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, labelcolor=theme.ink)
+    add_figure_legend(figure, handles, theme, 3)
 
 
 def loss_range(means: Sequence[Estimate], seeds: Sequence[float]) -> tuple[float, float]:

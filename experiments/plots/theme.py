@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as Ruler
 from matplotlib.axis import XAxis
@@ -63,6 +64,17 @@ def set_ticks(axis: Ruler, values: Sequence[float], write: Callable[[float], str
         return write(value)
 
     axis.set_major_formatter(FuncFormatter(text))
+
+
+def add_figure_legend(figure: Figure, handles: Sequence[Artist], theme: Theme, most: int) -> None:
+    """Add a legend below the axes with as many columns, `most` or fewer, as the figure is wide."""
+    for columns in range(most, 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor=theme.ink
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def add_color_bar(

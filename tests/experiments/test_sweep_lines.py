@@ -1,15 +1,18 @@
 """Two and three varied keys as lines: best and highest stable values, diverged settings, keys that change together."""
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments.plots.heatmap import heat_map
 from experiments.plots.sensitivity import sensitivity_plot
+from experiments.plots.theme import add_figure_legend
 from experiments.ranking import SeedGroup, VariedKey, find_varied_keys, group_by_seed, rank_groups
 from experiments.sweep_lines import SweepLines, split_into_lines
 from nanogpt.statistics import estimate_mean
@@ -139,3 +142,15 @@ def test_what_is_unknown_is_marked_and_not_joined(tmp_path: Path) -> None:
     assert texts(axes) == ["?"]
     joined = next(line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 4)
     assert np.isnan(np.asarray(joined.get_ydata(), float)).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("label", "columns"), [("lr = 1", 3), ("mean, 95 % interval, cut", 2), ("a long label " * 3, 1)]
+)
+def test_a_legend_has_the_columns_that_fit(label: str, columns: int) -> None:
+    figure = Figure((5, 3))
+    add_figure_legend(figure, [Line2D([], [], label=f"{label} {i}") for i in range(3)], LIGHT, 3)
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    rows = {round(text.get_window_extent().y0) for text in legend.get_texts()}
+    assert legend.get_window_extent().width <= figure.bbox.width and len(rows) == math.ceil(3 / columns)

@@ -164,7 +164,7 @@ def test_a_study_of_run_directories(
             tokens = int(flops / flops_per_token(model))
             write_run(tmp_path, width, predict_loss(law, parameter_counts(model)["total"], tokens), tokens)
     out = tmp_path / "out"
-    assert run_scaling(ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(out), bootstrap=5)) == 0
+    assert run_scaling(ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(out), bootstrap=20)) == 0
     found = json.loads((out / "scaling.json").read_text())
     assert len(found["runs"]) == 8 and len(found["minima"]) == 2 and 0.2 < found["exponent"] < 0.8
     assert found["law"] == pytest.approx(law.model_dump(), rel=0.05)
@@ -174,7 +174,7 @@ def test_a_study_of_run_directories(
     shown = capsys.readouterr().out
     for expected in ("parabola of each budget", "L(N, D) =", "90 % interval", "predicted", "scaling.png"):
         assert expected in shown
-    assert run_scaling(ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(out), bootstrap=5, format="json")) == 0
+    assert run_scaling(ScalingConfig(runs=str(tmp_path / "runs/*"), out=str(out), bootstrap=20, format="json")) == 0
     document = read_strict(capsys.readouterr().out)
     check_document(document, "scaling of runs")
     assert {key: document[key] for key in found} == found and document["files"] == [
