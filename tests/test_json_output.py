@@ -124,6 +124,7 @@ def test_compare(folder: Path) -> None:
     assert all((folder / file).exists() and file in table for file in document["files"])
 
 
+@pytest.mark.slow
 def test_next(folder: Path) -> None:
     document, table = ask(folder, "next", "slow", "fast", "most=2")
     check_document(document, "next")

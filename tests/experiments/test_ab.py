@@ -111,7 +111,6 @@ def share_told(difference: float, studies: int, tolerance: float) -> float:
 def test_seeds_tell_the_difference_that_they_are_for() -> None:
     assert count_seeds(0.01**2, 0.1, 20) == 2 and count_seeds(0.01**2, 0.001, 20) == 20
     assert count_seeds(0.01**2, 0.01, 50) == 17, "Cohen (1988): 17 each for one standard deviation at a power of 0.8"
-    assert share_told(0.01, 100, 0.01) > 0.75 and share_told(0.0, 100, 0.01) < 0.09
 
 
 @pytest.mark.slow

@@ -200,6 +200,7 @@ def test_tasks_put_the_prompt_and_end_the_answer(task: str) -> None:
         assert answered("\n    return x\n\nprint(f(1))", stop=config.task.stop) == "\n    return x\n"
 
 
+@pytest.mark.slow
 def test_task_and_stop_from_the_command_line(run: Run, config: Build, tmp_path: Path) -> None:
     built = config(**{"training.steps": 2, "data.tokenizer": "byte"}, runs_dir=str(tmp_path / "work" / "runs"))
     train(built)

@@ -54,6 +54,7 @@ def rows(lab: Lab) -> list[Row]:
     return [json.loads(line) for line in (lab.study("asha") / "rungs.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_winner_is_what_it_would_have_been(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """It ends with the best of a grid, and its losses are those of its run there, to the bit."""
     assert sweep(lab, "grid", LRS) == 0

@@ -127,6 +127,7 @@ def test_a_higher_maximum_continues(lab: Lab, capsys: pytest.CaptureFixture[str]
     assert more.trained == whole.trained[8:]
 
 
+@pytest.mark.slow
 def test_precision(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """Equal settings are never decided, but their difference becomes known to any precision."""
     trainer = Trainer(lambda config: draw_loss(config) - 0.05 * (config.optimizer.lr == 3e-2))

@@ -131,6 +131,7 @@ def test_slots_and_signals(run: nanogpt.Run) -> None:
             client.models.list()
 
 
+@pytest.mark.slow
 def test_requests_that_take_too_long_end_with_an_error(run: nanogpt.Run) -> None:
     with serving(f"run={run.path}", "max_running=1", "max_tokens=500000", "stop_timeout_s=0") as server:
         stream = server.client().completions.create(**LONG, stream=True)

@@ -204,6 +204,7 @@ def test_f41_nothing_can_be_printed(config: Build, undisturbed: Reference, world
     assert ranks.result(config()) == undisturbed(world)
 
 
+@pytest.mark.slow
 def test_a_slow_rank_0_is_waited_for(config: Build, undisturbed: Reference) -> None:
     """Rank 0 takes longer than hardware.timeout to draw a sample, token by token: nobody gives up on it."""
     changes = {"hardware.timeout": 6.0}

@@ -55,7 +55,14 @@ def state(config: TrainConfig) -> object:
     return RunDirectory(locate_run(config)).read_status()["state"]
 
 
-@pytest.mark.parametrize("form", [{}, MODERN, {"optimizer.name": "muon"}], ids=["gpt2", "modern", "muon"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param({}, id="gpt2"),
+        pytest.param(MODERN, id="modern"),
+        pytest.param({"optimizer.name": "muon"}, id="muon", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_each_run_equals_its_single_run(config: Build, form: dict[str, object], threads: int) -> None:
     """Rows of every step, weights and moments to the bit, for runs that differ in all that may differ.
