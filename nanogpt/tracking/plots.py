@@ -87,8 +87,8 @@ def render(size: tuple[float, float], theme: Theme, draw: Draw, kind: PlotFormat
     with rc_context(SETTINGS), warnings.catch_warnings():
         figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor=theme.paper)
         FigureCanvasAgg(figure)
-        draw(figure, theme)
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font hasn't
+        draw(figure, theme)
         figure.savefig(file, format=kind, metadata=UNDATED[kind])
     return file.getvalue()
 
