@@ -175,9 +175,11 @@ def curve_lines(curve: Curve, key: str, x: Against) -> list[Line]:
 
 def thin_out(xs: Array, losses: Array) -> Line:
     """Average neighbours, then smooth."""
-    parts = np.array_split(np.arange(len(xs)), min(POINTS, len(xs)))
-    means = smooth(tuple(float(losses[part].mean()) for part in parts))
-    return np.array([xs[part].mean() for part in parts]), np.array(means)
+    if len(xs) > POINTS:
+        starts = np.linspace(0, len(xs), POINTS, endpoint=False).astype(np.int64)
+        sizes = np.diff(starts, append=len(xs))
+        xs, losses = (np.add.reduceat(values.astype(np.float64), starts) / sizes for values in (xs, losses))
+    return xs, np.array(smooth(tuple(map(float, losses))))
 
 
 def add_legend(figure: Figure, drawn: Sequence[Drawn], few: bool, theme: Theme, norm: Normalize) -> None:
