@@ -59,21 +59,23 @@ def add_seeds(study: Study, settings: SweepConfig, run: Callable[[Study], int]) 
     found = [SequentialSetting(candidate.runs) for candidate in group_candidates(study.runs)]
     check_can_add_seeds(study, found, settings)
     metric = choose_metric([planned.config for planned in study.runs], "val_loss", f"sweep.until={settings.until}")
-    stages = plan_stages(max(len(setting.runs) for setting in found))
+    most = max(len(setting.runs) for setting in found)
+    stages = plan_stages(most)
     print_plan(found, stages, settings)
     log, dry_run = start_log(study, settings, metric), study.runs[0].config.dry_run
     code: int | None = None
     for seeds in stages:
         left = [setting for setting in found if not setting.state]
         for setting in left:
-            setting.seeds = setting.seeds if setting.set_aside else min(seeds, len(setting.runs))
+            if not setting.set_aside:
+                setting.seeds = min(seeds, len(setting.runs))
         part = Study(study.path, [planned for setting in left for planned in setting.judged_runs])
         if open_ := read_losses(part, log, retry=bool(settings.retry)):
             logger.info(f"=== look at {seeds} seeds: {len(left)} of {len(found)} settings, {len(open_)} runs to train")
             code = run(Study(study.path, open_))
             if code == STOPPED or code >= 128 or dry_run:
                 return code
-        if missing := judge_look(part, found, log, settings):
+        if missing := judge_look(part, found, log, settings, most):
             logger.info(f"the look at {seeds} seeds is incomplete: {missing}; the same command continues")
             return code or 1
         log.seeds, log.end = seeds, find_end(left, settings.until, last=seeds == stages[-1])
@@ -85,7 +87,7 @@ def add_seeds(study: Study, settings: SweepConfig, run: Callable[[Study], int]) 
             break
     if dry_run:
         return run(Study(study.path, [planned for setting in found for planned in setting.judged_runs]))
-    print_end(found, log)
+    print_end(found, log, most)
     return 0 if any(not setting.state for setting in found) and all(s.state != "failed" for s in found) else code or 1
 
 
@@ -149,7 +151,7 @@ def find_loss(planned: PlannedRun, point: RunStatus, metric: Metric) -> float | 
     return math.inf if trouble and trouble.diverged else loss
 
 
-def judge_look(part: Study, found: Sequence[SequentialSetting], log: LookLog, settings: SweepConfig) -> str:
+def judge_look(part: Study, found: Sequence[SequentialSetting], log: LookLog, settings: SweepConfig, most: int) -> str:
     """Judge the settings that are left by their runs in `part`. Return the runs that have no result yet, as text.
 
     Raises BadInput if losses were measured on different data.
@@ -165,7 +167,7 @@ def judge_look(part: Study, found: Sequence[SequentialSetting], log: LookLog, se
         if len(setting.losses) < len(known):
             setting.state = "failed"
     decides = parse_precision(settings.until) is None
-    judge_left(found, settings.tolerance, max(len(setting.runs) for setting in found) if decides else None)
+    judge_left(found, settings.tolerance, most if decides else None)
     return ""
 
 
@@ -223,14 +225,14 @@ def print_look(judged: Sequence[SequentialSetting], count: int, seeds: int, metr
     print_text(format_table(title, ("setting", "seeds", UNITS[metric], "difference", ""), rows))
 
 
-def print_end(found: Sequence[SequentialSetting], log: LookLog) -> None:
+def print_end(found: Sequence[SequentialSetting], log: LookLog, most: int) -> None:
     """Print the best setting, what is as good as known, and how many runs it took."""
     ended = {
         "decided": f"decided with {log.seeds} seeds",
         "precise": f"precise with {log.seeds} seeds",
         "maximum": f"not decided with {log.seeds} seeds, the maximum; more seeds in training.seed continue",
         "undecidable": f"ended with {log.seeds} seeds: the others are not told apart, and with the maximum of "
-        f"{max(len(setting.runs) for setting in found)} the chance of that is below {UNLIKELY:.0%}; more continue",
+        f"{most} the chance of that is below {UNLIKELY:.0%}; more continue",
     }
     runs = f"{sum(setting.seeds for setting in found)} of {sum(len(setting.runs) for setting in found)} runs"
     print_text(f"{ended.get(log.end, log.end)}: {runs}")

@@ -231,6 +231,7 @@ def signature_fields(section: BaseModel) -> dict[str, Any]:
 
 
 def select_signature_fields(section: BaseModel) -> dict[str, Any]:
+    """Return the fields of `signature_fields` with Python values."""
     kept: dict[str, Any] = {}
     unused = section.keys_without_effect() if isinstance(section, ConfigModel) else set[str]()
     for name, field in type(section).model_fields.items():

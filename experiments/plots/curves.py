@@ -94,7 +94,7 @@ def loss_curves(
         panels[0].set_ylabel("nats per token" if in_nats else "bits per byte", color=theme.ink)
         panels[0].set_ylim(*loss_limits([line for _, val, train in drawn for line in val + train]))
         if not few:
-            add_color_bar(figure, panels, theme, norm, "loss that ranks it", extend="max" if far else "neither")
+            add_color_bar(figure, panels, theme, norm, "loss used for ranking", extend="max" if far else "neither")
         add_legend(figure, drawn, few, theme, norm)
 
     rows = min(4, -(-len(drawn) // 2)) if few else 1

@@ -67,7 +67,7 @@ def set_ticks(axis: Ruler, values: Sequence[float], write: Callable[[float], str
 
 
 def add_figure_legend(figure: Figure, handles: Sequence[Artist], theme: Theme, most: int) -> None:
-    """Add a legend below the axes with as many columns, `most` or fewer, as the figure is wide."""
+    """Add a legend below the axes, with as many columns as fit into the figure, at most `most`."""
     for columns in range(most, 0, -1):
         legend = figure.legend(
             handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor=theme.ink

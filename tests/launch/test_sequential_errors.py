@@ -93,7 +93,7 @@ def test_a_better_setting_is_found_with_a_third_of_the_runs(studies: int) -> Non
 @pytest.mark.usefixtures("fast_quantile")
 @pytest.mark.parametrize("studies", [40, pytest.param(2_000, marks=pytest.mark.slow)])
 def test_settings_that_are_unlikely_to_be_decided_get_no_more_seeds(studies: int) -> None:
-    """Of eight settings four are near the best: seeds that would not tell them apart are saved."""
+    """Four of eight settings are near the best; seeds that would not tell them apart are not trained."""
     means, told, runs = [0.0, 0.3, 0.5, 1.0, 6.0, 7.0, 8.0, 9.0], [0, 0], [0, 0]
     for losses in draw_losses(means, 12, studies):
         for i, futility in enumerate((False, True)):
