@@ -139,19 +139,20 @@ def complete_subcommand(names: tuple[str, ...]) -> NoReturn:
 
 def run_command(name: str) -> NoReturn:
     """Run a command with the words of sys.argv and exit with its code."""
+    exit_on_error("launch" if COMMANDS[name].group == JOBS else name, lambda: call_command(name))
+
+
+def call_command(name: str) -> int:
+    """Run a command with the words of sys.argv. Return its exit code. Raises LabError."""
     command = COMMANDS[name]
-
-    def call() -> int:
-        folders, words = split_search_path(sys.argv[1:])
-        function = import_when_called(command.function)
-        with search_in(folders):
-            if command.group == JOBS:
-                return function(name, words)
-            words = command.collect_words(words)
-            sweep = import_when_called(command.sweep) if command.sweep else None
-            return dispatch(name, command.config, function, words, sweep)
-
-    exit_on_error("launch" if command.group == JOBS else name, call)
+    folders, words = split_search_path(sys.argv[1:])
+    function = import_when_called(command.function)
+    with search_in(folders):
+        if command.group == JOBS:
+            return function(name, words)
+        words = command.collect_words(words)
+        sweep = import_when_called(command.sweep) if command.sweep else None
+        return dispatch(name, command.config, function, words, sweep)
 
 
 def import_when_called(where: str) -> Callable[..., Any]:

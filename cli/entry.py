@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from pydantic.fields import FieldInfo
 
 from cli.argv import HYDRA_FLAGS, requested_package, split_flags
-from cli.quoting import format_value
+from cli.quoting import format_for_hydra
 from nanogpt import schema
 from nanogpt.console import format_command, show_logs
 from nanogpt.cpu_threads import limit_spinning
@@ -235,8 +235,12 @@ def help_page(name: str, kind: type[ConfigModel], topics: list[str]) -> str:
     keys = [*schema.iter_fields(kind), *(help_sweep_fields() if name == "train" else [])]
     for key, field in keys:
         if any(key == topic or key.startswith(topic + ".") or topic == "all" for topic in topics):
-            default = "" if field.is_required() else f", default {format_value(field.default)}"
-            if key in usual and default and (from_files := format_value(usual[key])) != format_value(field.default):
+            default = "" if field.is_required() else f", default {format_for_hydra(field.default)}"
+            if (
+                key in usual
+                and default
+                and (from_files := format_for_hydra(usual[key])) != format_for_hydra(field.default)
+            ):
                 default += f" ({from_files} from files)"
             change = schema.change_policy(field)
             lines.append(f"{key:<34} {field.description}\n{'':<34} {schema.describe_allowed(field)}{default}; {change}")

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from cli import commands, config_files
 from cli.config_files import choices, groups, optional_groups
 from cli.launcher_config import JobLauncher, LaunchConfig, LocalLauncher, SlurmLauncher
-from cli.quoting import format_value
+from cli.quoting import format_for_hydra
 from cli.sweep_config import Asha, Halving, Search, SweepConfig
 from cli.sweep_keys import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEPER, SWEEPER_KEYS, sweep_groups
 from cli.sweep_request import read_sweep
@@ -169,10 +169,10 @@ class KeySections:
         """Return a list of keys of a class: meaning, allowed values, default, change policy."""
         items: list[str] = []
         for key, field in keys:
-            default = format_value(field.default)
+            default = format_for_hydra(field.default)
             facts = [schema.describe_allowed(field), f"default `{default}`" if default != "''" else "default empty"]
             if key in chosen and chosen[key] != field.default:
-                facts.append(f"from files `{format_value(chosen[key])}`")
+                facts.append(f"from files `{format_for_hydra(chosen[key])}`")
             facts += [schema.change_policy(field) or ""] if kind in self.training else []
             items.append(f"`{key}`: {escape(field.description or '')}.\nTakes: {escape('; '.join(facts))}.")
         return bullets(items)

@@ -15,7 +15,7 @@ def quote(text: str) -> str:
 
 def format_override(key: str, value: object) -> str:
     """Return `key=value` for Hydra, without quotes for the shell."""
-    return f"{key}={format_value(value)}"
+    return f"{key}={format_for_hydra(value)}"
 
 
 def format_for_shell(key: str, text: str) -> str:
@@ -24,14 +24,14 @@ def format_for_shell(key: str, text: str) -> str:
     return shlex.quote(f"{key}={inside}") if set(inside) & set('"$`!\\') else f'{key}="{inside}"'
 
 
-def format_value(value: object) -> str:
+def format_for_hydra(value: object) -> str:
     """Return a value of a config as Hydra reads it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple | list):
-        return f"[{','.join(format_value(element) for element in value)}]"  # pyright: ignore[reportUnknownVariableType]
+        return f"[{','.join(format_for_hydra(element) for element in value)}]"  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{format_value(inner)}" for key, inner in value.items()) + "}"  # pyright: ignore[reportUnknownVariableType]
+        return "{" + ",".join(f"{key}:{format_for_hydra(inner)}" for key, inner in value.items()) + "}"  # pyright: ignore[reportUnknownVariableType]
     text = str(value)
     if isinstance(value, int | float) or (PLAIN.fullmatch(text) and text.lower() not in SPECIAL):
         return text

@@ -97,17 +97,21 @@ class SweepConfig(ConfigModel):
         allowed="decided or precision=0.01",
     )
     tolerance: float = free(0.0, f"with sweep.until: {TOLERANCE_HELP}", ge=0)
-    fused: int | None = free(
+    fused: Annotated[int, Field(ge=2, le=1024)] | Literal["auto"] | None = free(
         None,
         "number of points that this process trains as one network; they may differ in optimizer, schedule, "
-        "training.seed and model.dropout; null: train one after the other",
-        ge=2,
-        le=1024,
+        "training.seed and model.dropout; auto: measure whether that, one process per core, or one point after the "
+        "other is fastest; null: one after the other",
     )
     retry: Literal["failed"] | None = free(None, "failed: train failed and diverged points again; null: list them")
     gpu: Gpu | None = free(
         None, "GPU model to assume when time and memory are estimated before a sweep starts; null: none"
     )
+
+    @property
+    def models_at_once(self) -> int:
+        """Number of points that this process trains as one network; 1: one after the other."""
+        return self.fused if isinstance(self.fused, int) else 1
 
     @model_validator(mode="after")
     def _check_tolerance(self) -> Self:
@@ -167,7 +171,12 @@ class Asha(ConfigModel):
         None, "runs in progress at once; null: 1 without jobs, else as many as the launcher runs at once", ge=1, le=1000
     )
     backfill: bool = free(
-        True, "continue the best paused runs in slots that nothing else needs; false: leave these slots empty"
+        True,
+        "use slots that nothing else needs for further seeds of runs that ended, then for the best paused runs; "
+        "false: leave these slots empty",
+    )
+    final_seeds: int = free(
+        1, "seeds of the points that are trained to the end; the best is chosen by their mean", ge=1, le=100
     )
     sampler: Literal["grid", "tpe", "random"] = free(
         "grid", "grid: every point of the grid; tpe, random: Optuna's samplers choose points, also from intervals"

@@ -23,7 +23,7 @@ from cli.overrides import (
     split_literals,
 )
 from cli.plugin_config import PluginLauncher, PluginSweeper
-from cli.quoting import format_override, format_value
+from cli.quoting import format_for_hydra, format_override
 from cli.search_space import Space, build_space
 from cli.sweep_config import Asha, Search, SweepConfig, Sweeper, quote_precision
 from cli.sweep_keys import LAUNCHER, LAUNCHER_KEYS, SWEEP_KEYS, SWEEP_PREFIXES, SWEEPER, SWEEPER_KEYS
@@ -194,5 +194,5 @@ def read_file_sweeps(
 
 def parse_file_values(key: str, values: Any) -> Override:
     """Return an override for a key of sweep.grid: a list of values, or the text after `=` on a command line."""
-    texts = [format_value(value) for value in values] if isinstance(values, list | tuple) else [str(values)]  # pyright: ignore[reportUnknownVariableType]
+    texts = [format_for_hydra(value) for value in values] if isinstance(values, list | tuple) else [str(values)]  # pyright: ignore[reportUnknownVariableType]
     return parse_override(f"{key}={','.join(texts)}")

@@ -12,12 +12,16 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from cli.quoting import format_override
 from cli.sweep_request import read_sweep
 from experiments.comparison import Comparison
+from experiments.cost import study_cost
 from experiments.document import Cell, TableBlock
 from experiments.find import RunSelection, read_statuses
 from experiments.ranking import SeedGroup, group_by_seed
@@ -26,12 +30,13 @@ from experiments.tables import to_terminal
 from nanogpt.child_process import CODE_ROOT, module_command
 from nanogpt.config import AbConfig, TrainConfig
 from nanogpt.console import print_text
+from nanogpt.cost import Cost
 from nanogpt.errors import BadCheckpoint, BadEnvironment, BadInput, Diverged, hint, one_line
 from nanogpt.files import list_entries, read_text
 from nanogpt.json_output import print_result
 from nanogpt.provenance import code_digest, run_git
 from nanogpt.reference import choose_reference
-from nanogpt.statistics import mean, sum_or_none
+from nanogpt.statistics import mean
 from nanogpt.verdicts import PLANNED_LEVEL, Verdict, count_seeds, describe_verdict
 
 SIDES = ("base", "change")
@@ -176,7 +181,7 @@ def describe_test(
         "difference_ci95": verdict and verdict.half,
         "seeds_needed": verdict and verdict.seeds,
         "first_difference": next((found.describe() for found in comparison.first_differences), None),
-        "device_s": sum_or_none(result.device_seconds for group in groups for result in group.results),
+        "cost": asdict(study_cost(result for group in groups for result in group.results)),
     }
 
 
@@ -204,14 +209,24 @@ def read_ledger(runs_dir: Path) -> dict[str, Any]:
 def print_ledger(ledger: Mapping[str, Any]) -> None:
     """Print one row per test."""
     rows: list[list[Cell]] = []
+    priced = any(read_stored_cost(test.get("cost")).currency for test in ledger["tests"])
     for test in ledger["tests"]:
         sides = [test[name]["side"] or "(as it is)" for name in SIDES]
-        hours = "-" if test["device_s"] is None else f"{test['device_s'] / 3600:.3g}"
+        cost = read_stored_cost(test.get("cost"))
+        hours = "-" if cost.gpu_hours is None or cost.cpu_hours is None else f"{cost.gpu_hours + cost.cpu_hours:.3g}"
         what, seeds = test["hypothesis"] or " ".join(test["train"]), test["change"]["seeds"]
         words = (test["time"][:10], what, *sides, describe_difference(test), test["verdict"], seeds, hours)
-        rows.append([Cell(one_line(word, 60)) for word in words])
-    titles = ("date", "hypothesis", *SIDES, "change - base", "verdict", "seeds", "device-hours")
+        rows.append([Cell(one_line(word, 60)) for word in words] + ([Cell(cost.price)] if priced else []))
+    titles = ("date", "hypothesis", *SIDES, "change - base", "verdict", "seeds", "device-hours", *["price"] * priced)
     print_text(to_terminal(TableBlock(titles, rows), "A/B tests"))
+
+
+def read_stored_cost(stored: object) -> Cost:
+    """Return the cost in a line of the ledger; unknown if it has none, as in earlier versions."""
+    try:
+        return TypeAdapter(Cost).validate_python(stored)
+    except ValidationError:
+        return Cost(None, None, None, None)
 
 
 def describe_difference(test: Mapping[str, Any]) -> str:

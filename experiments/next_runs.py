@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,23 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class CommandFinder:
+    """Finds commands that train a config with any seed. Each config is composed once."""
+
+    known: dict[str, str | None] = field(default_factory=dict[str, str | None])
+    """Commands with seed 0, by config."""
+
+    def find(self, config: TrainConfig, seed: int) -> str | None:
+        """Return the command that trains `config` with a seed; None if its config can't be written as one."""
+        same = config.model_copy(update={"training": config.training.model_copy(update={"seed": 0})})
+        key = same.model_copy(update={"name": None}).model_dump_json()
+        if key not in self.known:
+            self.known[key] = reproduce_command(same)
+        words = [word for word in shlex.split(self.known[key] or "") if not word.startswith("training.seed=")]
+        return shlex.join([*words, format_override("training.seed", seed)]) if words else None
+
+
+@dataclass(frozen=True)
 class NextRuns:
     """The next runs of a study."""
 
@@ -80,7 +97,8 @@ def propose_runs(config: NextConfig) -> int:
     if ranking is None or ranking.best is None:
         raise BadInput(f"{study.title}: no run has finished yet; the command that started the study continues it")
     varied = find_varied_keys(ranking.groups)
-    values, seeds = propose_beyond(ranking, varied), propose_seeds(ranking, varied, config.most)
+    finder = CommandFinder()
+    values, seeds = propose_beyond(ranking, varied, finder), propose_seeds(ranking, varied, config.most, finder)
     proposals = list(islice(chain(values, seeds), config.most))
     best = group_name(ranking.best, varied)
     print_result(
@@ -99,7 +117,7 @@ def find_notes(study: ReportData) -> Iterator[str]:
     yield from study.notes
 
 
-def propose_beyond(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Proposal]:
+def propose_beyond(ranking: Ranking, varied: Sequence[VariedKey], finder: CommandFinder) -> Iterator[Proposal]:
     """Yield the best setting with a value beyond the edge, for each number of which it has the lowest or highest."""
     best = ranking.best
     assert best is not None, "it is ranked"
@@ -115,7 +133,7 @@ def propose_beyond(ranking: Ranking, varied: Sequence[VariedKey]) -> Iterator[Pr
         yield Proposal(
             setting=f"{axis.key}={value:g} instead of {numbers[0]:g} in {group_name(best, varied)}",
             why=f"the best is the {'lowest' if numbers[0] == min(tried) else 'highest'} tried",
-            runs=[propose_run(config, best.first.path.parent, name, seed) for seed in best.seeds],
+            runs=[propose_run(config, best.first.path.parent / name, seed, finder) for seed in best.seeds],
             cost_s=None if cost is None else cost * len(best.seeds),
         )
 
@@ -142,7 +160,9 @@ def change_value(config: TrainConfig, key: str, value: float) -> TrainConfig | N
         return None
 
 
-def propose_seeds(ranking: Ranking, varied: Sequence[VariedKey], most: int) -> Iterator[Proposal]:
+def propose_seeds(
+    ranking: Ranking, varied: Sequence[VariedKey], most: int, finder: CommandFinder
+) -> Iterator[Proposal]:
     """Yield further seeds for what is not told apart from the best, those first that add most for their time.
 
     If no setting has two seeds, nothing says what they add: then a second seed for each of the two best.
@@ -160,8 +180,7 @@ def propose_seeds(ranking: Ranking, varied: Sequence[VariedKey], most: int) -> I
         for i in settings:
             seed = min((pool | {max(pool | taken[i]) + 1}) - taken[i])
             taken[i].add(seed)
-            first = fair[i].first
-            runs.append(propose_run(first.config, first.path.parent, first.path.name, seed))
+            runs.append(propose_run(fair[i].first.config, fair[i].first.path, seed, finder))
         yield Proposal(
             setting="every setting" if len(settings) > 1 else group_name(fair[settings[0]], varied),
             why="no setting has two seeds" if gain is None else explain_seed(settings, judged.reference),
@@ -183,12 +202,11 @@ def estimate_cost(setting: SeedGroup, ranking: Ranking) -> float | None:
     return mean_or_none(result.seconds for result in setting.finished) or mean_or_none(every)
 
 
-def propose_run(config: TrainConfig, folder: Path, name: str, seed: int) -> ProposedRun:
-    """Return a run with another seed than `config`, which is that of the run directory `name`."""
-    training = config.training.model_copy(update={"seed": seed})
-    command = reproduce_command(config.model_copy(update={"training": training}))
-    name = rename(name, "seed", config.training.seed, seed)
-    words = [format_override("name", name), format_override("runs_dir", str(folder))]
+def propose_run(config: TrainConfig, path: Path, seed: int, finder: CommandFinder) -> ProposedRun:
+    """Return a run with another seed than `config`, whose run directory is `path`."""
+    name = rename(path.name, "seed", config.training.seed, seed)
+    words = [format_override("name", name), format_override("runs_dir", str(path.parent))]
+    command = finder.find(config, seed)
     return ProposedRun(seed, command and f"{command} {shlex.join(words)}")
 
 

@@ -32,7 +32,7 @@ from launch.study import Study, lock_search
 from launch.submission import lock_records
 from nanogpt.config import TrainConfig
 from nanogpt.console import print_text
-from nanogpt.errors import STOPPED, one_line
+from nanogpt.errors import STOPPED, BadInput, one_line
 from nanogpt.run_state import FAILED, IN_PROGRESS
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,23 @@ def search_asynchronously(sweep: Sweep[TrainConfig], sweeper: Asha, study: Study
     """
     config, space = sweep.points[0].config, sweep.space
     check_decides_length(config, "hydra/sweeper=asha")
+    candidates = [] if space and sweeper.search else group_candidates(study.runs)
+    if sweeper.final_seeds > 1 and (len(space.seeds if space else ()) > 1 or any(len(c.runs) > 1 for c in candidates)):
+        why = "not with several values of training.seed, with which every point is trained"
+        raise BadInput(f"hydra.sweeper.final_seeds={sweeper.final_seeds}: {why}")
     plans = search_plans(space, config) if space else [planned.config for planned in study.runs]
     metric = choose_metric(plans, sweeper.metric, "hydra/sweeper=asha")
-    proposals = Proposals(sweeper.search, space, study.path) if sweeper.search and space else None
-    candidates = [] if proposals else group_candidates(study.runs)
+    proposals = Proposals(sweeper.search, space, study.path, sweeper.rungs) if sweeper.search and space else None
     points = max(sweeper.trials, len(proposals.trials)) if proposals else len(candidates)
-    rules = Rules(points, sweeper.rungs, sweeper.eta, sweeper.stop == "median", sweeper.backfill, new_first=not space)
+    rules = Rules(
+        points,
+        sweeper.rungs,
+        sweeper.eta,
+        sweeper.stop == "median",
+        sweeper.backfill,
+        new_first=not space,
+        seeds=sweeper.final_seeds,
+    )
     logger.info(f"asha    {slots.count} at once; at least {describe_plan(rules)}")
     if config.dry_run:
         return slots.start(Study(study.path, [with_stop_fraction(planned, rules, 0) for planned in study.runs]))
@@ -207,12 +218,14 @@ class AsynchronousSearch:
 
     def print_results(self, code: int) -> int:
         """Print how far each setting came, and the best. Return the exit code: 0 if there is one."""
+        rules = self.record.rules
         print_text(self.record.table())
-        ranked = self.record.now.rank(self.record.rules.rungs - 1)
+        ranked = self.record.now.rank(rules.stages - 1)
         if not ranked:
             return code or 1
         best = self.record.candidates[ranked[0]]
-        runs = ", ".join(one_line(planned.path) for planned in best.runs)
+        ends = [part for stage in range(rules.rungs - 1, rules.stages) for part in self.record.parts(ranked[0], stage)]
+        runs = ", ".join(one_line(part.planned.path) for part in ends)
         value = self.record.now.results[-1][ranked[0]]
         print_text(f"best    {best.name}, {UNITS[self.record.metric]} {value:.4f}: {runs}")
         return 0

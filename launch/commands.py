@@ -10,14 +10,14 @@ from typing import Any
 from cli.launcher_config import LaunchConfig
 from launch import slurm
 from launch.cancelling import cancel_points, is_on_slurm
-from launch.driver import read_driver
+from launch.driver import read_driver, read_exit_code
 from launch.resources import compute_resources, with_ranks
 from launch.snapshot import restore, snapshot
 from launch.status import RunStatus, read_points
 from launch.study import PlannedRun, Study, find_study
 from launch.submission import create_submission, lock_records, read_submissions
 from launch.sweep import submit_jobs
-from launch.watching import print_failures, status_table, watch
+from launch.watching import print_failures, print_left, status_table, watch, watch_search
 from nanogpt import schema
 from nanogpt.config import TrainConfig
 from nanogpt.console import print_text
@@ -70,8 +70,20 @@ def status(config: LaunchConfig) -> int:
 
 
 def wait(config: LaunchConfig) -> int:
+    """Show a live table until all jobs have ended. Return the exit code: of a search that runs as a job, its own."""
     study, points = find_points(config)
-    return watch(study, config.poll_s, {point.path for point in points})
+    driver = read_driver(study)
+    if driver is None or find_study(config.target, config.runs_dir)[1] is not None:
+        return watch(study, config.poll_s, {point.path for point in points})
+    found = watch_search(study, config.poll_s, lambda: driver.in_progress)
+    if found is None:
+        return print_left(study)
+    print_text(status_table(study, found))
+    print_failures(found)
+    code = read_exit_code(study)
+    end = "ended before it was done" if code is None else f"exit code {code}"
+    print_text(f"search  {end}; log: {one_line(driver.log)}")
+    return 1 if code is None else code
 
 
 def logs(config: LaunchConfig) -> int:

@@ -1,8 +1,10 @@
 """A search as a job: with hydra.launcher.wait=false its command runs in the background of this machine, or on Slurm.
 
 <study>/.launch/driver.json   the process or job that was started last
+<study>/.launch/driver.exit   its exit code
 
-    python -m launch.driver FOLDER WORDS   runs `train.py WORDS` in FOLDER, with the code of the current folder
+    python -m launch.driver FOLDER EXIT WORDS   runs `train.py WORDS` in FOLDER, with the code of the current folder,
+                                                and writes its exit code to the file EXIT
 """
 
 import os
@@ -12,9 +14,10 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, NoReturn
 
-from cli.commands import run_command
+from cli.commands import call_command
+from cli.entry import exit_on_error
 from cli.launcher_config import JobLauncher, SlurmLauncher
 from launch import local, slurm
 from launch.resources import Resources, batch_options
@@ -22,12 +25,12 @@ from launch.snapshot import snapshot
 from launch.study import Study
 from launch.submission import lock_records
 from nanogpt import schema
-from nanogpt.errors import Locked, one_line
-from nanogpt.files import write_atomic
+from nanogpt.errors import LabError, Locked, one_line
+from nanogpt.files import read_text, write_atomic
 from nanogpt.run_state import is_alive, read_start_time
 from nanogpt.schema import ConfigModel
 
-FILE = "driver.json"
+FILE, EXIT = "driver.json", "driver.exit"
 SIGNALLED = 128 + signal.SIGUSR2  # exit code of a driver that Slurm sent this signal before its time limit
 NOT_FOR_DRIVERS = {"gpus_per_task": None, "gres": None, "cpus_per_gpu": None, "mem_per_gpu": None, "dependency": None,
                    "exclusive": False, "srun_args": ()}  # fmt: skip
@@ -57,9 +60,13 @@ class Driver(ConfigModel):
         state = jobs[self.job].state if self.job in jobs else ""
         return "ended" if state not in slurm.ACTIVE else "running" if state == "RUNNING" else "queued"
 
+    @property
+    def in_progress(self) -> bool:
+        return self.state in ("running", "queued")
+
     def stop(self) -> None:
         """End the driver. The jobs that it started go on. Raises BadEnvironment."""
-        if self.state in ("running", "queued"):
+        if self.in_progress:
             if self.executor == "slurm":
                 slurm.cancel([self.job])
             else:
@@ -72,15 +79,24 @@ def read_driver(study: Path) -> Driver | None:
     return schema.read_config(Driver, path) if path.exists() else None
 
 
+def read_exit_code(study: Path) -> int | None:
+    """Return the exit code of the driver that was started last; None if it did not come to its end."""
+    path = Study(study, []).records / EXIT
+    text = read_text(path).strip() if path.exists() else ""
+    return int(text) if text.isdecimal() else None
+
+
 def start_driver(study: Study, launcher: JobLauncher) -> Driver:
     """Run the command of this process as a job. Raises Locked if one runs already, and LabError."""
     with lock_records(study):
         driver = read_driver(study.path)
-        if driver and driver.state in ("running", "queued"):
+        if driver and driver.in_progress:
             raise Locked(f"{one_line(study.path)}: another process runs this search: job {driver.job}")
         code = str(snapshot((study.records / "code").absolute()))
+        end = (study.records / EXIT).absolute()
+        end.unlink(missing_ok=True)
         words = [*sys.argv[1:], "hydra.launcher.wait=true"]
-        command = [sys.executable, "-u", "-m", "launch.driver", str(Path.cwd()), *words]
+        command = [sys.executable, "-u", "-m", "launch.driver", str(Path.cwd()), str(end), *words]
         start = start_on_slurm if isinstance(launcher, SlurmLauncher) else start_here
         driver = start(study, launcher, command, code)
         write_atomic(study.records / FILE, schema.to_json(driver))
@@ -118,13 +134,26 @@ def exit_at_once(_number: int, _: FrameType | None) -> None:
     os._exit(SIGNALLED)
 
 
-def main() -> None:
+def run_search(end: Path) -> int:
+    """Run the command of sys.argv and write its exit code to a file. Return the code. Raises LabError."""
+    code = 1
+    try:
+        code = call_command("train")
+    except LabError as error:
+        code = error.exit_code
+        raise
+    finally:
+        write_atomic(end, f"{code}\n")
+    return code
+
+
+def main() -> NoReturn:
     """Run the command that the words are for."""
     signal.signal(signal.SIGUSR2, exit_at_once)
-    folder, *words = sys.argv[1:]
+    folder, end, *words = sys.argv[1:]
     os.chdir(folder)
     sys.argv = ["train.py", *words]
-    run_command("train")
+    exit_on_error("train", lambda: run_search(Path(end)))
 
 
 if __name__ == "__main__":

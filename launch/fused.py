@@ -1,25 +1,36 @@
 """Points that one process trains as one network: `sweep.fused`."""
 
+from typing import Literal
+
 from cli.actions import silence_torch_logs
 from cli.entry import report_exception
 from cli.launcher_config import BasicLauncher, Launcher
 from cli.plugin_config import PluginLauncher, PluginSweeper
-from cli.sweep_config import Asha, Search, Sweeper
+from cli.sweep_config import AllPoints, Asha, Halving, Search, Sweeper
 from launch.study import PlannedRun
 from nanogpt.errors import BadInput
 
 
 def check_fused(
-    fused: int, runs: list[PlannedRun], launcher: Launcher | PluginLauncher, sweeper: Sweeper | PluginSweeper
+    fused: int | Literal["auto"],
+    runs: list[PlannedRun],
+    launcher: Launcher | PluginLauncher,
+    sweeper: Sweeper | PluginSweeper,
 ) -> None:
     """Raise BadInput if there is nothing that `sweep.fused` could train together."""
     if not isinstance(launcher, BasicLauncher):
         raise BadInput(f"sweep.fused={fused}: trains the points in this process; leave out hydra/launcher")
+    if fused == "auto" and not isinstance(sweeper, AllPoints | Halving):
+        raise BadInput(f"sweep.fused=auto: not with hydra/sweeper={sweeper.method}; give a number")
     if isinstance(sweeper, Asha):
         raise BadInput(f"sweep.fused={fused}: not with hydra/sweeper={sweeper.method}, which pauses points one by one")
     if isinstance(sweeper, Search) and sweeper.at_once == 1:
         raise BadInput(f"sweep.fused={fused}: one trial is trained at a time; give hydra.sweeper.at_once={fused}")
-    if not isinstance(sweeper, Search | PluginSweeper) and len(group_runs(runs, fused)) == len(runs):
+    if (
+        fused != "auto"
+        and not isinstance(sweeper, Search | PluginSweeper)
+        and len(group_runs(runs, fused)) == len(runs)
+    ):
         raise BadInput(
             f"sweep.fused={fused}: no two points differ in optimizer, schedule, model.dropout or training.seed alone"
         )

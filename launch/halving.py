@@ -106,7 +106,7 @@ def group_candidates(runs: list[PlannedRun]) -> list[Candidate]:
 
 
 def with_stop_fraction(planned: PlannedRun, rules: Rules, rung: int) -> PlannedRun:
-    share = None if rung == rules.rungs - 1 else rules.share(rung)
+    share = None if rung >= rules.rungs - 1 else rules.share(rung)
     return PlannedRun(planned.path, planned.config.model_copy(update={"stop_at_fraction": share}))
 
 
@@ -188,6 +188,7 @@ def describe_plan(rules: Rules) -> str:
     for _ in shares[1:]:
         counts.append(rules.count_kept(counts[-1]))
     new = [share - before for share, before in zip(shares, [0, *shares], strict=False)]
-    work = sum(count * share for count, share in zip(counts, new, strict=True)) / rules.points
+    work = sum(count * share for count, share in zip(counts, new, strict=True)) + counts[-1] * (rules.seeds - 1)
     rungs = ", ".join(f"{count} to {100 * share:.3g} %" for count, share in zip(counts, shares, strict=True))
-    return f"{rungs} of their steps: {100 * work:.0f} % of the work of all points"
+    seeds = f", with {rules.seeds} seeds" if rules.seeds > 1 else ""
+    return f"{rungs} of their steps{seeds}: {100 * work / rules.points:.0f} % of the work of all points"

@@ -41,13 +41,13 @@ def run_inline(study: Study, main: Callable[[TrainConfig], int], settings: Sweep
     if (code := preview_points(study, before, settings, main)) is not None:
         return code
     ends: dict[Path, tuple[int, str]] = {}
-    waiting = runs_to_start(study.runs, before, settings)
+    waiting, models = runs_to_start(study.runs, before, settings), settings.models_at_once
     with keep_code(waiting), trap_signals() as received:
-        for group in group_runs(waiting, settings.fused) if settings.fused else [[planned] for planned in waiting]:
+        for group in group_runs(waiting, models) if models > 1 else [[planned] for planned in waiting]:
             for planned in group:
                 number = study.runs.index(planned) + 1
                 logger.info(f"=== point {number} of {len(study.runs)}: {one_line(planned.path.name)}")
-            found = train_group(group) if settings.fused else [train_point(main, planned.config) for planned in group]
+            found = train_group(group) if models > 1 else [train_point(main, planned.config) for planned in group]
             ends |= {planned.path: end for planned, end in zip(group, found, strict=True)}
             if stops := [code for code, _ in found if code in (STOPPED, PeerLost.exit_code) or code >= 128]:
                 return stops[0]

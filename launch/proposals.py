@@ -14,9 +14,9 @@ from nanogpt.config import TrainConfig
 class Proposals:
     """The trials that were chosen so far, each stored in trials.jsonl before it is trained."""
 
-    def __init__(self, sweeper: Search, space: Space[TrainConfig], path: Path) -> None:
+    def __init__(self, sweeper: Search, space: Space[TrainConfig], path: Path, rungs: int) -> None:
         check_optuna_installed("asha")
-        self.sweeper, self.space, self.log = sweeper, space, TrialLog(path)
+        self.sweeper, self.space, self.log, self.rungs = sweeper, space, TrialLog(path), rungs
         self.trials = self.log.read_trials(space)
 
     def runs(self, number: int, now: Standings, failures: dict[int, str]) -> list[PlannedRun]:
@@ -37,12 +37,13 @@ class Proposals:
 
     def update(self, now: Standings, failures: dict[int, str]) -> None:
         """Set state and values of every trial, as the sampler sees them."""
-        last = len(now.results) - 1
+        last = self.rungs - 1
         for point, trial in enumerate(self.trials):
             if trial.runs:
-                trial.by_rung = {rung: values[point] for rung, values in enumerate(now.results) if point in values}
+                results = enumerate(now.results[: self.rungs])
+                trial.by_rung = {rung: values[point] for rung, values in results if point in values}
                 trial.val = trial.by_rung.get(last)
                 ended = "finished" if last in trial.by_rung else "paused"
-                trial.state = "open" if now.reached[point] not in trial.by_rung else ended
+                trial.state = "open" if min(now.reached[point], last) not in trial.by_rung else ended
                 if point in failures:
                     trial.state, trial.val = "diverged" if failures[point] == "diverged" else "failed", None

@@ -2,6 +2,7 @@
 
 <study>/rungs.jsonl   a line for every start and every result at a rung, in the order in which they came
 
+A further seed of a point that was trained to the end is a stage like a rung; its result is the mean of its seeds.
 Results are stored as by synchronous halving, so that either can continue the other.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 from launch.halving import FILE, Candidate, rung_key, with_stop_fraction
 from launch.metric_choice import UNITS
 from launch.promotion import Rules, Standings
-from launch.study import PlannedRun
+from launch.study import PlannedRun, plan_named_runs
 from nanogpt.config import Metric
 from nanogpt.errors import one_line
 from nanogpt.files import append_line, from_json, read_text, write_atomic
@@ -26,7 +27,7 @@ MAX_ROWS = 40  # of the table
 
 @dataclass(frozen=True)
 class Part:
-    """A run up to a rung."""
+    """A run up to a rung, or with a further seed to its end."""
 
     point: int
     rung: int
@@ -53,17 +54,29 @@ class RungRecord:
     """Results of runs at rungs; infinite if they failed."""
     failures: dict[int, str] = field(default_factory=dict[int, str])
     """Failed or diverged, by point."""
+    further: dict[tuple[int, int], PlannedRun] = field(default_factory=dict[tuple[int, int], PlannedRun])
+    """Runs with further seeds, by point and stage."""
 
     def __post_init__(self) -> None:
-        self.now = Standings([{} for _ in range(self.rules.rungs)])
+        self.now = Standings([{} for _ in range(self.rules.stages)])
 
     def parts(self, point: int, rung: int) -> list[Part]:
-        """Return the runs of a point, one per seed, up to a rung."""
+        """Return the runs of a point, one per seed, up to a rung; or its run with a further seed."""
         runs = self.candidates[point].runs
+        if runs and rung >= self.rules.rungs:
+            if (point, rung) not in self.further:
+                self.further[point, rung] = self.plan_further_seed(runs[0], rung - self.rules.rungs + 1)
+            runs = [self.further[point, rung]]
         return [Part(point, rung, with_stop_fraction(planned, self.rules, rung)) for planned in runs]
 
+    def plan_further_seed(self, first: PlannedRun, number: int) -> PlannedRun:
+        """Return the run of a point with a seed that is higher than that of its first run by `number`."""
+        training = first.config.training.model_copy(update={"seed": first.config.training.seed + number})
+        name = f"{first.config.name}-seed{training.seed}"
+        return plan_named_runs(self.path, [(first.config.model_copy(update={"training": training}), name)])[0]
+
     def all_parts(self, point: int) -> list[Part]:
-        return [part for rung in range(self.rules.rungs) for part in self.parts(point, rung)]
+        return [part for rung in range(self.rules.stages) for part in self.parts(point, rung)]
 
     def read(self, retry: bool) -> list[Part]:
         """Read the file. Return the runs that were started and have no result; with `retry` also those that failed."""
@@ -89,7 +102,8 @@ class RungRecord:
 
     def score(self, point: int, rung: int) -> list[Part]:
         """Enter the result of a point at a rung if all its seeds have theirs. Return those that have not."""
-        parts = self.parts(point, rung)
+        stages = range(min(rung, self.rules.rungs - 1), rung + 1)
+        parts = [part for stage in stages for part in self.parts(point, stage)]
         left = [part for part in parts if part.key not in self.values]
         if not left:
             values = [self.values[part.key] for part in parts] or [math.inf]
@@ -119,12 +133,12 @@ class RungRecord:
     def table(self) -> str:
         """Return a table of the points, those that were trained furthest first and the best of these first."""
         furthest: dict[int, int] = {}
-        for rung in reversed(range(self.rules.rungs)):
+        for rung in reversed(range(self.rules.stages)):
             furthest |= {point: rung for point in self.now.rank(rung) if point not in furthest}
         rows = [
             (
                 self.candidates[point].name,
-                str(len(self.candidates[point].runs)),
+                str(len(self.candidates[point].runs) + max(0, rung - self.rules.rungs + 1)),
                 f"{100 * self.rules.share(rung):.3g} %",
                 f"{self.now.results[rung][point]:.4f}",
                 self.failures.get(point, ""),

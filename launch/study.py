@@ -84,17 +84,23 @@ def resolve_points(points: Sequence[Point[TrainConfig]]) -> list[Point[TrainConf
 
 def plan_runs(path: Path, points: Sequence[Point[TrainConfig]]) -> list[PlannedRun]:
     """Return the planned run of each point in a study's folder."""
+    short = short_names(swept_keys(points))
+    resolved = resolve_points(points)
+    return plan_named_runs(path, [(p.config, point_name(p.config, p.changes, short)) for p in resolved])
+
+
+def plan_named_runs(path: Path, runs: Sequence[tuple[TrainConfig, str]]) -> list[PlannedRun]:
+    """Return the planned run of each resolved config in a study's folder, by this name unless it has one already."""
     there = [entry.name for entry in list_entries(path)]
     known = {parts[1]: (parts[0], path / name) for name in sorted(there) if (parts := parse_run_name(name))}
-    runs = {digits: run for digits, (_, run) in known.items()}
-    short = short_names(swept_keys(points))
+    earlier = {digits: run for digits, (_, run) in known.items()}
     planned_runs: list[PlannedRun] = []
-    for point in resolve_points(points):
-        digits = short_signature(point.config)
+    for config, new_name in runs:
+        digits = short_signature(config)
         if digits not in known:
-            digits = find_earlier_digits(point.config, runs) or digits
-        name = known[digits][0] if digits in known else point_name(point.config, point.changes, short)
-        config = point.config.model_copy(update={"runs_dir": str(path), "name": name})
+            digits = find_earlier_digits(config, earlier) or digits
+        name = known[digits][0] if digits in known else new_name
+        config = config.model_copy(update={"runs_dir": str(path), "name": name})
         planned_runs.append(PlannedRun(path / f"{name}-{digits}", config))
     return [latest_attempt(planned, there) for planned in planned_runs]
 

@@ -19,6 +19,7 @@ from cli.sweep_config import AllPoints, Asha, Halving, SweepConfig
 from cli.sweep_request import Sweep
 from launch import local, slurm
 from launch.asha import Slots, search_asynchronously
+from launch.choose_way import choose_way
 from launch.driver import start_driver
 from launch.fused import check_fused
 from launch.halving import check_decides_length, halve
@@ -60,6 +61,8 @@ def run_study(sweep: Sweep[TrainConfig], study: Study, main: Callable[[TrainConf
     if settings.fused:
         check_not_a_rank(f"sweep.fused={settings.fused}", "train the points")
         check_fused(settings.fused, study.runs, launcher, sweep.sweeper)
+    if settings.fused == "auto":
+        launcher, settings = choose_way(study, settings)
 
     def run(part: Study) -> int:
         if isinstance(launcher, BasicLauncher):

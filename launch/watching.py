@@ -1,5 +1,6 @@
 """The table of a study's jobs, and the loop that shows runs until none is in progress."""
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,8 +33,10 @@ def show_until_done(
     name: Callable[[RunStatus], str],
     poll_s: float,
     with_losses: bool = False,
+    may_start_runs: Callable[[], bool] = lambda: False,
 ) -> list[RunStatus] | None:
-    """Show the runs that `read` returns until none is in progress; return them as they were last, None after Ctrl-C.
+    """Show the runs that `read` returns until none is in progress and `may_start_runs` says no. Return them as they
+    were last, None after Ctrl-C.
 
     A terminal shows `draw`'s text. Elsewhere a line is printed for each change of a state, or `with_losses` of a loss.
     A point is lost only if it is in no queue twice in a row: a job that is being requeued may be in none for a moment.
@@ -42,8 +45,8 @@ def show_until_done(
     live = LiveText()
     try:
         while True:
+            going = may_start_runs()
             runs = read()
-            going = False
             for run in runs:
                 last = before.get(run.path)
                 if last is None or run.state != last.state or (with_losses and run.val != last.val):
@@ -67,6 +70,17 @@ def describe_change(run: RunStatus, name: str) -> str:
     return f"{name}: {run.state}{step}{val}{f': {one_line(run.why, 200)}' if run.why else ''}"
 
 
+def watch_search(study: Path, poll_s: float, in_progress: Callable[[], bool]) -> list[RunStatus] | None:
+    """Show a study's points as long as its search is in progress, or one of them. Return them; None after Ctrl-C."""
+    return show_until_done(
+        lambda: read_points(study),
+        partial(status_table, study, rows=MAX_ROWS),
+        base_name,
+        poll_s,
+        may_start_runs=in_progress,
+    )
+
+
 def watch(study: Path, poll_s: float, paths: set[Path] | None = None) -> int:
     """Show a study's points until none is in progress. Return 0 if all finished, else the first failure's exit code."""
 
@@ -77,10 +91,13 @@ def watch(study: Path, poll_s: float, paths: set[Path] | None = None) -> int:
         return points
 
     points = show_until_done(read, partial(status_table, study, rows=MAX_ROWS), base_name, poll_s)
-    if points is None:
-        print_text(f"left; the jobs go on. nanogpt status {one_line(study)}; the same command watches again")
-        return 130
-    return print_outcome(study, points)
+    return print_left(study) if points is None else print_outcome(study, points)
+
+
+def print_left(study: Path) -> int:
+    """Say that the jobs go on. Return the exit code of Ctrl-C."""
+    print_text(f"left; the jobs go on. nanogpt status {one_line(study)}; the same command watches again")
+    return 128 + signal.SIGINT
 
 
 def status_table(study: Path, points: Sequence[RunStatus], rows: int | None = None) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from nanogpt.child_process import ChildFailed, start_child, wait_for_child
+from nanogpt.child_process import ChildFailed, end_child, start_child, wait_for_child
 from nanogpt.config import BenchConfig
 from nanogpt.config.bench import What
 from nanogpt.errors import BadEnvironment, BadInput, LabError, error_from_exit_code, one_line
@@ -21,6 +21,10 @@ class Workload(ConfigModel):
     what: What
     batch: int
     """Sequences per micro-batch, or texts generated at once."""
+    models: int = 1
+    """Models that are trained as one network."""
+    least_s: float = 0.0
+    """Time that all steps that are timed take at least; then there may be more than `bench.steps`."""
     config: BenchConfig
     """Its model has a vocabulary size."""
 
@@ -45,12 +49,21 @@ def measure(workload: Workload, compiled: Path | None = None) -> Timing:
 
     Raises the LabError that the process raised, else BadInput, or BadEnvironment if a signal ended it.
     """
+    return measure_at_once(workload, 1, compiled)[0]
+
+
+def measure_at_once(workload: Workload, copies: int, compiled: Path | None = None) -> list[Timing]:
+    """Run a workload in several fresh processes at once. Raises as `measure` does."""
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(compiled)} if compiled else {}
+    message = workload.model_dump_json()
+    children = [start_child("nanogpt.benchmark.worker", message=message, **cache) for _ in range(copies)]
     try:
-        child = start_child("nanogpt.benchmark.worker", message=workload.model_dump_json(), **cache)
-        return Timing.model_validate_json(wait_for_child(child))
+        return [Timing.model_validate_json(wait_for_child(child)) for child in children]
     except ChildFailed as failure:
         raise to_lab_error(workload, failure) from None
+    finally:
+        for child in children:
+            end_child(child)
 
 
 def to_lab_error(workload: Workload, failure: ChildFailed) -> LabError:

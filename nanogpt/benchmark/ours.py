@@ -1,17 +1,20 @@
 """Random tokens for all compared programs, and this program's training step and generation. B batch, T time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from nanogpt.benchmark.measurement import Workload
+from nanogpt.config import TrainConfig
 from nanogpt.data.batches import Batch
 from nanogpt.device import DTYPES, Compute
 from nanogpt.generation.cpu_decode import speed_up_cpu_decoding
 from nanogpt.generation.decode import SamplingParams, generate
 from nanogpt.model.gpt import GPT
-from nanogpt.training.state import build_state
+from nanogpt.training.fused_step import FusedStep
+from nanogpt.training.state import TrainState, build_state
 from nanogpt.training.step import Phase, train_step
 
 Batches = list[Batch]
@@ -42,6 +45,29 @@ def build_trainer(workload: Workload, compute: Compute, batches: Batches) -> Tra
     """Build the step of train.py."""
     state = build_state(workload.config, workload.config.model, compute)
     return state.model, lambda phase: train_step(state, batches, workload.config, phase)
+
+
+@dataclass
+class RandomLoop:
+    """One of several models, on one random batch."""
+
+    config: TrainConfig
+    state: TrainState
+    batches: Batches
+
+    def micro_batches(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+def build_network_trainer(workload: Workload, compute: Compute, batches: Batches) -> Trainer:
+    """Build the step of sweep.fused, with models that differ in their seed."""
+    loops: list[RandomLoop] = []
+    for number in range(workload.models):
+        training = workload.config.training.model_copy(update={"seed": workload.config.training.seed + number})
+        config = workload.config.model_copy(update={"training": training})
+        loops.append(RandomLoop(config, build_state(config, config.model, replace(compute, fused=True)), batches))
+    fused = FusedStep()
+    return nn.ModuleList(loop.state.model for loop in loops), lambda _: fused.take_step(loops)
 
 
 def build_generator(workload: Workload, compute: Compute, prompts: Tensor) -> Generator:

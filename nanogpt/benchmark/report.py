@@ -10,6 +10,7 @@ import torch
 from nanogpt.benchmark.commands import measure_ranks, measure_startup
 from nanogpt.benchmark.comparison import check_baselines, compare_generation, compare_training, with_known_vocabulary
 from nanogpt.benchmark.kernels import profile
+from nanogpt.benchmark.models_at_once import compare_ways
 from nanogpt.benchmark.timing import MarkdownTable, Rows
 from nanogpt.benchmark.training import measure_training
 from nanogpt.config import BenchConfig
@@ -41,6 +42,8 @@ def bench(config: BenchConfig) -> int:
         parts.append(table.markdown())
     if "generation" in config.bench.what:
         parts += [table.markdown() for table in compare_generation(config, compute)]
+    if "models" in config.bench.what:
+        parts.append(compare_ways(config, compute).markdown())
     text = "\n\n".join(parts)
     print_text(text)
     if config.bench.out is not None:

@@ -13,15 +13,18 @@ from nanogpt.schema import ConfigModel, field_error
 
 NANOGPT = "nanogpt:"  # followed by the path of a checkout
 
-What = Literal["training", "generation"]
+What = Literal["training", "generation", "models"]
 
 
 class BenchSettings(ConfigModel):
     """Measurements and their length."""
 
     what: Annotated[tuple[What, ...], Field(strict=False, min_length=1), BeforeValidator(split_list)] = free(
-        ("training",), "training: time the training step; generation: time decoding; both: [training,generation]"
+        ("training",),
+        "training: time the training step; generation: time decoding; models: time several models trained at once; "
+        "or several of these: [training,generation]",
     )
+    models: int = free(8, "models: number of models", ge=2, le=1024)
     warmup: int = free(5, "training: steps to run before the timed ones", ge=1, le=10_000)
     steps: int = free(20, "training: steps to time in each round", ge=1, le=100_000)
     new_tokens: int = free(256, "generation: tokens to generate per text", ge=2, le=1_000_000)
@@ -69,6 +72,8 @@ class BenchConfig(TrainConfig):
         for name in self.against:
             if name != "transformers" and (name == NANOGPT or not name.startswith(NANOGPT)):
                 raise field_error("against", one_line(name), "no such program; allowed: nanogpt:PATH, transformers")
+        if self.against and self.bench.what == ("models",):
+            raise field_error("against", ",".join(map(one_line, self.against)), "not with bench.what=models")
         if self.against and "training" in self.bench.what and not self.checkouts:
             why = "can only be compared in generation; give bench.what=generation, or nanogpt:PATH for training"
             raise field_error("against", "transformers", why)

@@ -6,29 +6,46 @@ K models.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from nanogpt.config import TrainConfig
+from nanogpt.data.batches import Batch
 from nanogpt.model.stacked import StackedGPT
 from nanogpt.optim.schedule import set_rates
-from nanogpt.training.loop import Loop
+from nanogpt.training.state import TrainState
 from nanogpt.training.step import PendingStep, update
+
+
+class OneOfSeveral(Protocol):
+    """The loop of one of several models that are trained at once."""
+
+    @property
+    def config(self) -> TrainConfig: ...
+
+    @property
+    def state(self) -> TrainState: ...
+
+    def micro_batches(self) -> Iterator[Batch]:
+        """Yield the micro-batches of a step."""
+        ...
 
 
 class FusedStep:
     """Takes steps of several loops at once."""
 
     def __init__(self) -> None:
-        self.loops: list[Loop] = []
+        self.loops: list[OneOfSeveral] = []
         """The loops of the last step, in its order."""
         self.stacks: list[ModelStack] = []
         self.threads: ThreadPoolExecutor | None = None
 
-    def take_step(self, loops: Sequence[Loop]) -> list[PendingStep]:
+    def take_step(self, loops: Sequence[OneOfSeveral]) -> list[PendingStep]:
         """Take a step of these loops. Returns the steps in their order."""
         if not loops:
             return []
@@ -40,7 +57,7 @@ class FusedStep:
             steps = dict(zip((id(loop) for stack in self.stacks for loop in stack.loops), done, strict=True))
         return [steps[id(loop)] for loop in loops]
 
-    def stack(self, loops: Sequence[Loop]) -> None:
+    def stack(self, loops: Sequence[OneOfSeveral]) -> None:
         """Stack the weights of these loops' models, apart those with dropout, for which attention has other kernels."""
         self.close()
         cpu = loops[0].state.compute.device.type == "cpu"
@@ -62,7 +79,7 @@ class FusedStep:
 class ModelStack:
     """Models that one thread computes as one network."""
 
-    def __init__(self, loops: Sequence[Loop]) -> None:
+    def __init__(self, loops: Sequence[OneOfSeveral]) -> None:
         self.loops, first = loops, loops[0]
         self.compute, self.batch_tokens = first.state.compute, first.config.training.batch_tokens
         self.model = StackedGPT([loop.state.model for loop in loops])

@@ -134,7 +134,8 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             if not list(folder.glob(f"{seed}-*")):
                 loss = 2.0 + shift + float(noise[int(shift > 0), seed])
                 state = "diverged" if shift > 0.8 and seed == 2 else "finished"
-                write_run(folder, [5.0, loss], str(seed), state, config=config)
+                start = {"start_unix_s": -36.0}  # the last row is of time 0
+                write_run(folder, [5.0, loss], str(seed), state, config=config, starts=[start])
         return Diverged.exit_code if shift > 0.8 else 0
 
     monkeypatch.setattr(ab, "train_side", train_side)
@@ -168,7 +169,8 @@ def test_a_test_trains_as_many_seeds_as_it_needs(
     assert "base and change, seed 1: the first recorded difference is at step 10: " in output
     (test,) = read_ledger(runs)["tests"]
     assert (test["hypothesis"], test["verdict"], test["base"]["seeds"]) == ("it hurts, a lot", "worse", counts[-1])
-    assert test["train"] == ["model=tiny"] and test["device_s"] > 0 and test["base"]["commit"] is None
+    assert test["train"] == ["model=tiny"] and test["base"]["commit"] is None
+    assert test["cost"]["cpu_hours"] == pytest.approx(2 * counts[-1] * 0.01) and test["cost"]["gpu_hours"] == 0
     sides = [
         [group.losses_by_seed("val_loss")]
         for side in ("base", "change")
@@ -183,7 +185,7 @@ def test_a_test_trains_as_many_seeds_as_it_needs(
         file.write("{\n")
     assert ask(runs) == 0
     table = capsys.readouterr().out
-    assert "A/B tests" in table and "hurts" in table and "diverged" in table
+    assert "A/B tests" in table and "hurts" in table and "diverged" in table and re.search(rf"{counts[-1] * 0.02:.3g}\s", table), table
     assert ask(runs, "format=json") == 0
     assert read_ledger(runs)["unreadable_lines"] == 1
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -70,9 +71,10 @@ def test_the_winner_is_what_it_would_have_been(lab: Lab, capsys: pytest.CaptureF
     assert all(step >= 2 for step in trained.values()) and sum(trained.values()) < 6 * STEPS / 2
 
 
-@pytest.mark.parametrize("stop", ["halving", "median"])
-def test_killed_before_every_training_it_decides_the_same(lab: Lab, stop: str) -> None:
-    words = (f"hydra.sweeper.stop={stop}", "training.seed=1,2")
+@pytest.mark.parametrize(
+    "words", [("training.seed=1,2",), ("hydra.sweeper.stop=median", "hydra.sweeper.final_seeds=3")], ids=" ".join
+)
+def test_killed_before_every_training_it_decides_the_same(lab: Lab, words: tuple[str, ...]) -> None:
     whole = Trained()
     assert search(lab, *words, main=whole) == 0
     expected = rows(lab)
@@ -150,6 +152,31 @@ def test_every_seed_counts(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None
     assert "best    lr0.01, val 2.0000" in capsys.readouterr().out
 
 
+class Lucky(Trained):
+    """The seed of the grid is lucky with lr=3e-3."""
+
+    def loss(self, config: TrainConfig, share: float) -> float:
+        lucky = config.optimizer.lr == 3e-3 and "seed" not in (config.name or "")
+        return loss(config, share) - 0.4 * lucky
+
+
+def test_further_seeds_choose_among_the_finalists(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    """The best of one seed is not the best of three; more seeds continue a search, and nothing is trained twice."""
+    words, main = ("hydra.sweeper.rungs=2",), Lucky()
+    assert search(lab, *words, main=main) == 0
+    assert "best    lr0.003-" in capsys.readouterr().out
+    assert search(lab, *words, "hydra.sweeper.final_seeds=3", main=main) == 0
+    shown = capsys.readouterr().out
+    assert "2 to 100 % of their steps, with 3 seeds: 122 % of the work of all points" in shown
+    assert "best    lr0.01-" in shown and re.search(r"lr0\.01\S* +│ +3 +│ +100 % +│ +2\.0000", shown)
+    assert re.search(r"lr0\.003\S* +│ +3 +│ +100 % +│ +2\.14", shown)
+    ends = [(config.optimizer.lr, config.training.seed) for config in main.called if config.stop_at_fraction is None]
+    assert len(ends) == len(set(ends)) == 6 and {lr for lr, _ in ends} == {3e-3, 1e-2}
+    names = {path.name.rpartition("-")[0] for path in lab.study("asha").glob("lr0.01-*")}
+    seed = min(seed for _, seed in ends)
+    assert names == {"lr0.01", f"lr0.01-seed{seed + 1}", f"lr0.01-seed{seed + 2}"}
+
+
 def test_a_sampler_chooses_points(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """Few of many trials are trained to the end, and the sampler learns from paused ones; the same after each kill."""
     words = (
@@ -196,6 +223,8 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("stop_at_fraction=0.5",): "stop_at_fraction=0.5: not with hydra/sweeper=asha",
     ("hydra.sweeper.eta=1",): "hydra.sweeper.eta=1: ",
     ("hydra.sweeper.slots=0",): "hydra.sweeper.slots=0: ",
+    ("hydra.sweeper.final_seeds=0",): "hydra.sweeper.final_seeds=0: ",
+    ("hydra.sweeper.final_seeds=2", "training.seed=1,2"): "hydra.sweeper.final_seeds=2: not with several values of",
     ("hydra.sweeper.slots=2",): "hydra.sweeper.slots=2: this process trains one run at a time",
     ("hydra.sweeper.slot=2",): "did you mean 'hydra.sweeper.slots'",
     ("hydra.sweeper.stop=medain",): "did you mean 'median'",

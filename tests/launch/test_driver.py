@@ -76,7 +76,8 @@ def test_halving_runs_in_the_background_and_is_cancelled(lab: Lab) -> None:
     assert code == 0, output
     second = read_driver(lab.study("half"))
     assert second is not None and second.job != first.job
-    wait_for_end(second)
+    code, output = lab.do("launch", "wait", "half")
+    assert code == 0 and "search  exit code 0; log: " in output and second.state == "ended", output
     assert steps_of(lab, "half") == {"lr0.0001": 6, "lr0.01": 18}, Path(second.log).read_text()
     assert "best    lr0.01-" in Path(second.log).read_text()
 

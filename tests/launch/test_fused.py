@@ -6,9 +6,11 @@ import pytest
 
 from cli.sweep_request import read_sweep
 from experiments.results import read_results
+from launch import inline, resources
 from launch.status import RunStatus, read_run
 from launch.sweep import run_sweep
-from nanogpt.config import TrainConfig
+from nanogpt.benchmark import models_at_once
+from nanogpt.config import BenchConfig, TrainConfig
 from nanogpt.errors import BadInput
 from nanogpt.metrics_file import read_rows
 from nanogpt.training import fused_step
@@ -74,6 +76,9 @@ def test_a_point_that_diverges(lab: Lab, capsys: pytest.CaptureFixture[str], mon
 @pytest.mark.parametrize(
     ("words", "why"),
     [
+        (("optimizer.lr=1e-3,1e-2", "hydra/sweeper=asha", "sweep.fused=auto"), "sweep.fused=auto: not with .*=asha"),
+        (("training.seed=1,2", "sweep.fused=fast"), "sweep.fused=fast: .*auto"),
+        (("training.seed=1,2", "sweep.fused=1"), "sweep.fused=1: "),
         (("model.n_layer=1,2",), "sweep.fused=2: no two points differ in optimizer, schedule, .* alone"),
         (("training.seed=1,2", "hydra/launcher=submitit_local"), "sweep.fused=2: .*leave out hydra/launcher"),
         (
@@ -84,13 +89,72 @@ def test_a_point_that_diverges(lab: Lab, capsys: pytest.CaptureFixture[str], mon
 )
 def test_what_is_refused(lab: Lab, words: tuple[str, ...], why: str) -> None:
     with pytest.raises(BadInput, match=why):
-        sweep(lab, "s", *words, "sweep.fused=2")
+        sweep(lab, "s", "sweep.fused=2", *words)
     assert not lab.study("s").exists()
 
 
 def test_what_no_process_can_train_as_one_network(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(lab, "s", "training.seed=1,2", "hardware.devices=2", "sweep.fused=2") == 2
     assert "hardware.devices=2: is not supported for runs that are trained as one network" in capsys.readouterr().err
+
+
+Seconds = dict[models_at_once.Way, float]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, seconds: Seconds) -> list[tuple[str, int]]:
+    """Replace the measurement of the ways. Return the list of what is measured, which grows."""
+    asked: list[tuple[str, int]] = []
+
+    def measure_way(_: BenchConfig, way: models_at_once.Way, count: int, least_s: float) -> float:
+        assert least_s > 0
+        asked.append((way, count))
+        return seconds[way]
+
+    monkeypatch.setattr(models_at_once, "measure_way", measure_way)
+    monkeypatch.setattr(resources, "share_cores", lambda ranks: 2)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown", "fused"),
+    [
+        ({"alone": 0.03, "network": 0.01, "processes": 0.02}, "3 as one network 10 ms: 3 as one network", [3]),
+        ({"alone": 0.01, "network": 0.02, "processes": 0.02}, "3 as one network 20 ms: one after the other", []),
+        ({"alone": 2.0, "network": 0.0, "processes": 3.0}, "2 processes at once 3e+03 ms: one after the other", []),
+    ],
+)
+def test_the_fastest_way(
+    lab: Lab,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: Seconds,
+    shown: str,
+    fused: list[int],
+) -> None:
+    """It is measured once; where a step takes long, no network is tried."""
+    asked, groups = pretend(monkeypatch, seconds), list[int]()
+    real = inline.train_group
+    monkeypatch.setattr(inline, "train_group", lambda group: groups.append(len(group)) or real(group))
+    assert sweep(lab, "auto", "training.seed=1,2,3", "sweep.fused=auto") == 0
+    assert shown in capsys.readouterr().out and groups == fused
+    ways = [("alone", 1), ("processes", 2)] + [("network", 3)] * (seconds["alone"] < 1)
+    assert asked == ways
+    assert sweep(lab, "auto", "training.seed=1,2,3,4", "sweep.fused=auto") == 0 and asked == ways
+
+
+@pytest.mark.slow
+def test_processes_may_be_fastest(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"alone": 0.03, "network": 0.02, "processes": 0.01})
+    assert sweep(lab, "auto", "training.seed=1,2,3", "sweep.fused=auto") == 0
+    found = statuses(lab, "auto")
+    assert [status.state for status in found] == ["finished"] * 3 and (lab.study("auto") / ".launch").exists()
+
+
+def test_a_plan_measures_nothing(lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = pretend(monkeypatch, {})
+    assert sweep(lab, "auto", "training.seed=1,2", "sweep.fused=auto", "dry_run=true") == 0
+    assert "measured when the sweep starts" in capsys.readouterr().out and not asked
+    assert not lab.study("auto").exists()
 
 
 @pytest.mark.slow

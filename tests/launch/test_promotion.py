@@ -61,6 +61,21 @@ def test_it_ends_with_the_finalists_of_synchronous_halving() -> None:
     assert next_start(standings({0: inf, 1: inf, 2: inf}, {}, {}), rules) == (3, 0)
 
 
+def test_what_is_trained_to_the_end_gets_further_seeds() -> None:
+    """Both of two finalists, also if one is better with one seed; before that only a slot that is free anyway."""
+    rules = Rules(points=6, rungs=2, seeds=3)
+    first = {point: float(point) for point in range(6)}
+    assert not is_over(standings(first, {0: 2.0, 1: 1.0}, {}, {}), rules)
+    assert next_start(standings(first, {0: 2.0, 1: 1.0}, {}, {}), rules) == (1, 2)
+    assert next_start(standings(first, {0: 2.0, 1: 1.0}, {1: 3.0}, {}), rules) == (0, 2)
+    assert next_start(standings(first, {0: 2.0, 1: 1.0}, {1: 3.0}, {}, reached={0: 2}), rules) == (1, 3)
+    assert next_start(standings(first, {0: 2.0, 1: float("inf")}, {}, {}), rules) == (0, 2)
+    assert is_over(standings(first, {0: 2.0, 1: 1.0}, {0: 2.0, 1: 3.0}, {0: 2.0, 1: 2.5}), rules)
+    waiting = standings(first, {0: 2.0}, {}, {}, reached={1: 1})
+    assert next_start(waiting, rules) == (0, 2)
+    assert next_start(waiting, Rules(points=6, rungs=2, seeds=3, backfill=False)) is None
+
+
 def simulate(search: Search, points: int, slots: int, studies: int, **rules: bool) -> list[tuple[Outcome, bool]]:
     """Return outcome and whether it found the best point, for equal studies of every search."""
     found: list[tuple[Outcome, bool]] = []
@@ -104,10 +119,9 @@ def test_any_order_of_results_ends(median: bool) -> None:
     """With failures and ties: the search never stalls, and trains no point twice to a rung."""
     rng = random.Random(SEED)
     for _ in range(200):
-        rules = Rules(
-            rng.randint(1, 12), rng.randint(2, 4), rng.randint(2, 4), median, rng.random() < 0.5, rng.random() < 0.5
-        )
-        now = standings(*({} for _ in range(rules.rungs)))
+        sizes = rng.randint(1, 12), rng.randint(2, 4), rng.randint(2, 4)
+        rules = Rules(*sizes, median, rng.random() < 0.5, rng.random() < 0.5, seeds=rng.randint(1, 3))
+        now = standings(*({} for _ in range(rules.stages)))
         running, done = list[tuple[int, int]](), set[tuple[int, int]]()
         while not is_over(now, rules):
             while len(running) < 3 and (start := next_start(now, rules)):

@@ -1,0 +1,61 @@
+"""Ways to train several models: one after the other, as one network, or each in a process of its own."""
+
+import statistics
+from typing import Literal
+
+from typing_extensions import assert_never
+
+from nanogpt.benchmark.comparison import with_known_vocabulary
+from nanogpt.benchmark.measurement import OURS, Workload, measure, measure_at_once
+from nanogpt.benchmark.timing import MarkdownTable, format_range
+from nanogpt.config import BenchConfig
+from nanogpt.cpu_threads import choose_threads
+from nanogpt.device import Compute
+
+Way = Literal["alone", "network", "processes"]
+
+
+def measure_way(config: BenchConfig, way: Way, count: int, least_s: float = 0.0) -> float:
+    """Return the seconds of a step per model. The steps are timed for `least_s` at least. Raises LabError.
+
+    `count` is the number of models in the network, or of processes at once, each with `hardware.threads` or one thread.
+    One model alone uses all threads that a run would.
+    """
+    single = Workload(program=OURS, what="training", batch=config.micro_batch_size(), config=config, least_s=least_s)
+    match way:
+        case "alone":
+            return statistics.median(measure(single).seconds)
+        case "network":
+            together = measure(single.model_copy(update={"what": "models", "models": count}))
+            return statistics.median(together.seconds) / count
+        case "processes":
+            hardware = config.hardware.model_copy(update={"threads": config.hardware.threads or 1})
+            own = single.model_copy(update={"config": config.model_copy(update={"hardware": hardware})})
+            return statistics.mean(statistics.median(run.seconds) for run in measure_at_once(own, count)) / count
+        case _:
+            assert_never(way)
+
+
+def compare_ways(config: BenchConfig, compute: Compute) -> MarkdownTable:
+    """Measure all ways in turn, `bench.rounds` times."""
+    config, models = with_known_vocabulary(config), config.bench.models
+    counts: dict[Way, int] = {"alone": 1, "network": models}
+    names = ["one after the other", f"{models} as one network"]
+    if compute.device.type == "cpu" and (processes := min(models, count_processes(config.hardware.threads))) > 1:
+        counts["processes"] = processes
+        names.append(f"{processes} processes at once")
+    rounds = [
+        {way: measure_way(config, way, count) for way, count in counts.items()} for _ in range(config.bench.rounds)
+    ]
+    shape = f"{config.grad_accum()} x {config.micro_batch_size()} x {config.model.block_size}"
+    rows = [
+        ("ms per model and step", *(format_range([1e3 * found[way] for found in rounds]) for way in counts)),
+        ("faster", *(format_range([found["alone"] / found[way] for found in rounds], " x") for way in counts)),
+    ]
+    return MarkdownTable((f"training {models} models, {shape} tokens", *names), rows)
+
+
+def count_processes(threads: int | None) -> int:
+    """Return how many processes with this number of threads, or one, the cores of this machine are enough for."""
+    found = choose_threads({}, 1)
+    return (found.number if found else 1) // (threads or 1)
