@@ -15,6 +15,7 @@ from nanogpt import schema
 from nanogpt.config import BenchConfig
 from nanogpt.data.prepare import prepare_if_small
 from nanogpt.errors import BadEnvironment, BadInput, one_line
+from nanogpt.estimates.flops import compute_total_steps
 from nanogpt.files import write_atomic
 from nanogpt.schema import ConfigModel
 
@@ -35,14 +36,17 @@ class Choice(ConfigModel):
     """Points in one network."""
     processes: int
     """Points at once in processes of their own."""
-    step_s: dict[Literal["alone", "network", "processes"], float]
-    """Seconds of a step per point, by way."""
+    steps: int
+    """Steps of the points."""
+    run_s: dict[Literal["alone", "network", "processes"], float]
+    """Seconds of a run, divided among the points that are trained at once, by way."""
 
     def describe(self) -> str:
         """Return what was measured and chosen in one line."""
         counts = {"network": f"{self.models} ", "processes": f"{self.processes} "}
-        times = [f"{counts.get(way, '')}{NAMES[way]} {1e3 * time:.3g} ms" for way, time in self.step_s.items()]
-        return f"a step per point takes {', '.join(times)}: {counts.get(self.way, '')}{NAMES[self.way]}"
+        times = [f"{counts.get(way, '')}{NAMES[way]} {time:.3g} s" for way, time in self.run_s.items()]
+        words = f"expected time per point of {self.steps:,} steps: {', '.join(times)}"
+        return f"{words}; chosen: {counts.get(self.way, '')}{NAMES[self.way]}"
 
 
 def choose_way(study: Study, settings: SweepConfig) -> tuple[BasicLauncher | LocalLauncher, SweepConfig]:
@@ -63,7 +67,7 @@ def choose_way(study: Study, settings: SweepConfig) -> tuple[BasicLauncher | Loc
 def measure(study: Study) -> Choice:
     """Measure a step of the largest group of points that can be one network. Raises LabError."""
     from nanogpt.benchmark.comparison import with_known_vocabulary  # imports torch
-    from nanogpt.benchmark.models_at_once import Way, measure_way
+    from nanogpt.benchmark.models_at_once import Way, WayTime, measure_way
     from nanogpt.device import set_up_device
     from nanogpt.training.fused import check_fusable
 
@@ -77,13 +81,17 @@ def measure(study: Study) -> Choice:
     if set_up_device(config.hardware).device.type != "cpu":
         processes = 1  # points that share a GPU would wait for each other
     logger.info("fused   auto: measuring for a few seconds")
-    found: dict[Way, float] = {"alone": measure_way(config, "alone", 1, LEAST_S)}
+    found: dict[Way, WayTime] = {"alone": measure_way(config, "alone", 1, LEAST_S)}
     if processes > 1:
         found["processes"] = measure_way(config, "processes", processes, LEAST_S)
-    if (models := len(group)) > 1 and found["alone"] < LONG_STEP_S:
+    if (models := len(group)) > 1 and found["alone"].step_s < LONG_STEP_S:
         try:
             check_fusable([planned.config for planned in group])
             found["network"] = measure_way(config, "network", models, LEAST_S)
         except (BadInput, BadEnvironment) as error:
             logger.info(f"fused   auto: {models} as one network: {one_line(error, 300)}")
-    return Choice(way=min(found, key=lambda way: found[way]), models=models, processes=processes, step_s=found)
+    steps = compute_total_steps(config, config.model)
+    times = {way: time.total(steps) for way, time in found.items()}
+    return Choice(
+        way=min(times, key=lambda way: times[way]), models=models, processes=processes, steps=steps, run_s=times
+    )

@@ -63,7 +63,8 @@ def measure_at_once(workload: Workload, copies: int, compiled: Path | None = Non
         raise to_lab_error(workload, failure) from None
     finally:
         for child in children:
-            end_child(child)
+            if child.poll() is None:
+                end_child(child)
 
 
 def to_lab_error(workload: Workload, failure: ChildFailed) -> LabError:

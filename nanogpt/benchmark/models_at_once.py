@@ -1,6 +1,8 @@
 """Ways to train several models: one after the other, as one network, or each in a process of its own."""
 
 import statistics
+import time
+from dataclasses import dataclass
 from typing import Literal
 
 from typing_extensions import assert_never
@@ -15,8 +17,22 @@ from nanogpt.device import Compute
 Way = Literal["alone", "network", "processes"]
 
 
-def measure_way(config: BenchConfig, way: Way, count: int, least_s: float = 0.0) -> float:
-    """Return the seconds of a step per model. The steps are timed for `least_s` at least. Raises LabError.
+@dataclass(frozen=True)
+class WayTime:
+    """Time that a way takes, divided among the models that are trained at once."""
+
+    step_s: float
+    """Seconds of a step."""
+    start_s: float = 0.0
+    """Seconds to start the process of a model."""
+
+    def total(self, steps: int) -> float:
+        """Return the seconds of a whole run."""
+        return self.start_s + steps * self.step_s
+
+
+def measure_way(config: BenchConfig, way: Way, count: int, least_s: float = 0.0) -> WayTime:
+    """Measure the steps of a way, for `least_s` at least. Raises LabError.
 
     `count` is the number of models in the network, or of processes at once, each with `hardware.threads` or one thread.
     One model alone uses all threads that a run would.
@@ -24,14 +40,20 @@ def measure_way(config: BenchConfig, way: Way, count: int, least_s: float = 0.0)
     single = Workload(program=OURS, what="training", batch=config.micro_batch_size(), config=config, least_s=least_s)
     match way:
         case "alone":
-            return statistics.median(measure(single).seconds)
+            return WayTime(statistics.median(measure(single).seconds))
         case "network":
             together = measure(single.model_copy(update={"what": "models", "models": count}))
-            return statistics.median(together.seconds) / count
+            return WayTime(statistics.median(together.seconds) / count)
         case "processes":
             hardware = config.hardware.model_copy(update={"threads": config.hardware.threads or 1})
             own = single.model_copy(update={"config": config.model_copy(update={"hardware": hardware})})
-            return statistics.mean(statistics.median(run.seconds) for run in measure_at_once(own, count)) / count
+            began = time.perf_counter()
+            runs = measure_at_once(own, count)
+            elapsed, steps = time.perf_counter() - began, [statistics.median(run.seconds) for run in runs]
+            training = max(
+                run.first + config.bench.warmup * step + sum(run.seconds) for run, step in zip(runs, steps, strict=True)
+            )
+            return WayTime(statistics.mean(steps) / count, max(0.0, elapsed - training) / count)
         case _:
             assert_never(way)
 
@@ -45,7 +67,8 @@ def compare_ways(config: BenchConfig, compute: Compute) -> MarkdownTable:
         counts["processes"] = processes
         names.append(f"{processes} processes at once")
     rounds = [
-        {way: measure_way(config, way, count) for way, count in counts.items()} for _ in range(config.bench.rounds)
+        {way: measure_way(config, way, count).step_s for way, count in counts.items()}
+        for _ in range(config.bench.rounds)
     ]
     shape = f"{config.grad_accum()} x {config.micro_batch_size()} x {config.model.block_size}"
     rows = [

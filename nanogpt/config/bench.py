@@ -21,8 +21,7 @@ class BenchSettings(ConfigModel):
 
     what: Annotated[tuple[What, ...], Field(strict=False, min_length=1), BeforeValidator(split_list)] = free(
         ("training",),
-        "training: time the training step; generation: time decoding; models: time several models trained at once; "
-        "or several of these: [training,generation]",
+        "training: the training step; generation: decoding; models: several models at once; or a list of these",
     )
     models: int = free(8, "models: number of models", ge=2, le=1024)
     warmup: int = free(5, "training: steps to run before the timed ones", ge=1, le=10_000)

@@ -59,4 +59,5 @@ def test_real_processes(config: Build, capsys: pytest.CaptureFixture[str]) -> No
     assert bench(built) == 0
     shown = capsys.readouterr().out
     assert re.search(r"\| training 3 models, .* tokens \| one after the other \| 3 as one network \|", shown)
-    assert measure_way(built, "processes", 2, least_s=0.1) > 0
+    found = measure_way(built, "processes", 2, least_s=0.1)
+    assert 0 < found.step_s < found.start_s and found.total(10) == found.start_s + 10 * found.step_s

@@ -185,7 +185,12 @@ def test_a_test_trains_as_many_seeds_as_it_needs(
         file.write("{\n")
     assert ask(runs) == 0
     table = capsys.readouterr().out
-    assert "A/B tests" in table and "hurts" in table and "diverged" in table and re.search(rf"{counts[-1] * 0.02:.3g}\s", table), table
+    assert (
+        "A/B tests" in table
+        and "hurts" in table
+        and "diverged" in table
+        and re.search(rf"{counts[-1] * 0.02:.3g}\s", table)
+    ), table
     assert ask(runs, "format=json") == 0
     assert read_ledger(runs)["unreadable_lines"] == 1
 

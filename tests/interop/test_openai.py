@@ -52,9 +52,8 @@ def cached(name: str, hub: Path, ids: torch.Tensor) -> Generator[torch.Tensor, N
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(
-    "name", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in list(GPT2_SIZES)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(GPT2_SIZES))
 def test_logits_of_every_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_files: None) -> None:
     """fp32, within 1e-4."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

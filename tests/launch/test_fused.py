@@ -105,10 +105,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch, seconds: Seconds) -> list[tuple[str
     """Replace the measurement of the ways. Return the list of what is measured, which grows."""
     asked: list[tuple[str, int]] = []
 
-    def measure_way(_: BenchConfig, way: models_at_once.Way, count: int, least_s: float) -> float:
+    def measure_way(_: BenchConfig, way: models_at_once.Way, count: int, least_s: float) -> models_at_once.WayTime:
         assert least_s > 0
         asked.append((way, count))
-        return seconds[way]
+        return models_at_once.WayTime(seconds[way], 0.1 if way == "processes" else 0.0)
 
     monkeypatch.setattr(models_at_once, "measure_way", measure_way)
     monkeypatch.setattr(resources, "share_cores", lambda ranks: 2)
@@ -118,9 +118,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, seconds: Seconds) -> list[tuple[str
 @pytest.mark.parametrize(
     ("seconds", "shown", "fused"),
     [
-        ({"alone": 0.03, "network": 0.01, "processes": 0.02}, "3 as one network 10 ms: 3 as one network", [3]),
-        ({"alone": 0.01, "network": 0.02, "processes": 0.02}, "3 as one network 20 ms: one after the other", []),
-        ({"alone": 2.0, "network": 0.0, "processes": 3.0}, "2 processes at once 3e+03 ms: one after the other", []),
+        ({"alone": 0.5, "network": 0.1, "processes": 0.09}, "at once 0.64 s, 3 as one network 0.6 s; chosen: 3", [3]),
+        ({"alone": 0.1, "network": 0.2, "processes": 0.2}, "as one network 1.2 s; chosen: one after the other", []),
+        ({"alone": 2.0, "network": 0.0, "processes": 3.0}, "2 processes at once 18.1 s; chosen: one after", []),
     ],
 )
 def test_the_fastest_way(

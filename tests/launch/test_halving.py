@@ -171,6 +171,7 @@ def rung_rows(lab: Lab, name: str) -> Path:
     return run / "metrics.jsonl"
 
 
+@pytest.mark.slow
 def test_decisions_stay_whatever_becomes_of_rows(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """A torn or a lost row, or a lost status.json, after it was decided changes nothing and holds nothing up."""
     words = ("optimizer.lr=1e-4,1e-3,1e-2", "hydra.sweeper.rungs=2", "hydra.sweeper.eta=2")

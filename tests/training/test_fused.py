@@ -58,7 +58,7 @@ def state(config: TrainConfig) -> object:
 @pytest.mark.parametrize(
     "form",
     [
-        pytest.param({}, id="gpt2"),
+        pytest.param({}, id="gpt2", marks=pytest.mark.slow),
         pytest.param(MODERN, id="modern"),
         pytest.param({"optimizer.name": "muon"}, id="muon", marks=pytest.mark.slow),
     ],
