@@ -1,7 +1,7 @@
 """Asynchronous checkpoints: the state is copied at a step boundary and written by a thread."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -12,6 +12,8 @@ from nanogpt.run_directory import RunDirectory
 from nanogpt.training.state import TrainState
 
 StateTensors = dict[str, Tensors]
+MOST_SHARED = 256 * 2**20  # bytes of pinned memory that tensors share; larger ones have blocks of their own size
+ALIGNMENT = 64  # bytes
 
 
 class AsyncCheckpointer:
@@ -103,10 +105,43 @@ class AsyncCheckpointer:
 
 
 def allocate_copy(tensors: StateTensors, pinned: bool) -> StateTensors:
-    """Return CPU tensors of the same shapes, zeroed so that their pages are mapped before the first copy."""
-    return {
-        name: {
-            key: torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=pinned).zero_() for key, t in part.items()
+    """Return CPU tensors of the same shapes, zeroed so that their pages are mapped before the first copy.
+
+    PyTorch rounds each piece of pinned memory up to a power of two. So pinned tensors share blocks of such sizes.
+    """
+    if not pinned:
+        return {
+            name: {key: torch.empty(t.shape, dtype=t.dtype, device="cpu").zero_() for key, t in part.items()}
+            for name, part in tensors.items()
         }
-        for name, part in tensors.items()
-    }
+    every = [tensor for part in tensors.values() for tensor in part.values()]
+    sizes, places = plan_blocks([tensor.nbytes for tensor in every])
+    blocks = [torch.empty(size, dtype=torch.uint8, pin_memory=True).zero_() for size in sizes]
+    views = iter(
+        blocks[block][offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for tensor, (block, offset) in zip(every, places, strict=True)
+    )
+    return {name: {key: next(views) for key in part} for name, part in tensors.items()}
+
+
+def plan_blocks(sizes: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the sizes of blocks, powers of two, and for each tensor its block and offset there. All in bytes.
+
+    The largest tensors come first, each into the first block that has room.
+    """
+    usual = min(MOST_SHARED, next_power_of_two(sum(sizes)) // 8)
+    used: list[int] = []
+    places = [(0, 0)] * len(sizes)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        room = -(-sizes[i] // ALIGNMENT) * ALIGNMENT
+        found = (n for n, bytes_ in enumerate(used) if bytes_ + room <= max(usual, next_power_of_two(bytes_)))
+        block = next(found, len(used))
+        if block == len(used):
+            used.append(0)
+        places[i] = block, used[block]
+        used[block] += room
+    return [next_power_of_two(bytes_) for bytes_ in used], places
+
+
+def next_power_of_two(number: int) -> int:
+    return 1 << max(0, number - 1).bit_length()
