@@ -57,8 +57,11 @@ $(NULL)/.installed: pyproject.toml constraints.txt
 $(NULL)/null_gpu/libcuda.so.1: $(NULL)/.installed $(wildcard tests/null_gpu/*.c tests/null_gpu/*.h) tests/null_gpu/build.py
 	@$(NULL)/bin/python -m tests.null_gpu.build $(NULL)/null_gpu
 
+# The other files of tests import packages that are not installed there.
+NULL_TESTS = $(shell grep -rl 'mark.null_gpu' tests --include='test_*.py')
+
 gpu-null: $(NULL)/null_gpu/libcuda.so.1  ## tests on a GPU whose kernels do nothing; downloads 3 GB, needs gcc
-	@NULL_GPU_VENV=$(NULL) tests/null_gpu/run -m pytest -n 0 -m null_gpu $(ARGS)
+	@NULL_GPU_VENV=$(NULL) tests/null_gpu/run -m pytest -n 0 -m null_gpu $(or $(ARGS),$(NULL_TESTS))
 
 slurm: $(VENV)/.dev  ## install Slurm too (Debian, Ubuntu; root) and run the tests that need a cluster
 	@$(BIN)/python -m launch.slurm_sandbox.packages

@@ -20,7 +20,7 @@ REAL = ["hardware.attention=flash", "tracking.sample_tokens=0"]  # cuDNN and tor
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not on_null_gpu():
         for item in items:
-            if item.get_closest_marker("null_gpu"):
+            if item.get_closest_marker("null_gpu") and not item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="runs under tests/null_gpu/run"))
 
 

@@ -250,6 +250,7 @@ def test_out_of_memory_says_when_nothing_fits(config: Build) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.null_gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_auto_on_a_gpu_is_found_by_trying(config: Build) -> None:
     built = config(**BIG | {"hardware.device": "cuda", "hardware.micro_batch_size": "auto"})

@@ -226,6 +226,7 @@ def test_a_late_step_asks_the_device_nothing(
 
 
 @pytest.mark.gpu
+@pytest.mark.null_gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
