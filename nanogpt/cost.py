@@ -92,18 +92,23 @@ def read_cost(
 
     A start occupies its devices from opening the run directory to its last record: the later of status.json and the
     last row of timing.jsonl. The next start keeps that time in provenance.json before it drops rows; a start of earlier
-    versions, which did not, counts until the last of its rows that is left.
+    versions, which did not, counts until the last of its rows that is left. Models that were trained as one network
+    share the cost of their time.
     """
     began = [start_time(start) for start in starts]
     records = [*(start.get("previous_start") for start in starts[1:]), status]
     costs: list[Cost] = []
     for start, begin, limit, record in zip(starts, began, [*began[1:], None], records, strict=False):
         facts, end = as_object(start.get("arithmetic")), as_object(record)
+        models = as_count(end.get("models_at_once")) or 1
         known = [time for time in known_times(end, timing) if begin is not None and begin <= time <= (limit or time)]
         ranks = as_count(facts.get("ranks"))
-        seconds = max(known) - begin if known and begin is not None and ranks else None
+        seconds = (max(known) - begin) / models if known and begin is not None and ranks else None
+        joules = as_number(end.get("joules"))
         device, name = str(facts.get("device")), str(start.get("device"))
-        costs.append(compute_cost(seconds, ranks or 1, device, name, prices, as_number(end.get("joules"))))
+        costs.append(
+            compute_cost(seconds, ranks or 1, device, name, prices, None if joules is None else joules / models)
+        )
     return add_costs(costs)
 
 
@@ -130,4 +135,6 @@ def find_last_record(path: Path) -> dict[str, float | None]:
     """Return when a run last recorded anything, and the energy of its last start, before a new one drops rows."""
     status = read_json_object(path / "status.json")
     known = known_times(status, read_rows(path / "timing.jsonl")[-1:])
-    return {"active_unix_s": max(known, default=None), "joules": as_number(status.get("joules"))}
+    models = as_count(status.get("models_at_once"))
+    shared = {"models_at_once": models} if models else {}
+    return {"active_unix_s": max(known, default=None), "joules": as_number(status.get("joules"))} | shared

@@ -39,6 +39,16 @@ def test_starts_last_until_their_last_record() -> None:
     assert add_costs([cost, cost]) == Cost(10.0, 0.0, 3.0, 35.0, "EUR")
 
 
+def test_models_of_one_network_share_its_cost() -> None:
+    """The first start alone, the second with three others."""
+    shared = {"active_unix_s": 10_800.0, "joules": 1.8e6, "models_at_once": 4}
+    starts = [start(1000.0, ranks=1), start(10_000.0, ranks=1, previous_start={"active_unix_s": 1360.0, "joules": 0.0})]
+    cost = read_cost(shared, starts, [], PRICES)
+    assert cost.gpu_hours == pytest.approx(0.1 + 800 / 3600 / 4) and cost.energy_kwh == pytest.approx(0.5 / 4)
+    starts = [start(1000.0, ranks=1), start(20_000.0, ranks=1, previous_start=shared)]
+    assert read_cost({"active_unix_s": 20_360.0}, starts, [], PRICES).gpu_hours == pytest.approx(9800 / 3600 / 4 + 0.1)
+
+
 def test_records_of_earlier_versions_count_as_far_as_they_go() -> None:
     zone = time.strftime("%z")
     begin = time.mktime(time.strptime("2026-01-02T10:00:00", "%Y-%m-%dT%H:%M:%S"))

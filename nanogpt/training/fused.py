@@ -84,6 +84,7 @@ def train_fused(configs: Sequence[TrainConfig]) -> list[int | Exception]:
 
 def train_members(members: Sequence[Member]) -> None:
     """Train to the end, or until a stop request. Runs that continue from earlier checkpoints catch up first."""
+    share_time(members)
     for member in members:
         member.attempt(start_loop)
     with closing(FusedStep()) as fused:
@@ -99,10 +100,9 @@ def train_members(members: Sequence[Member]) -> None:
 
 def take_step(fused: FusedStep, members: Sequence[Member]) -> None:
     """Take a step of these members, as far as there are any."""
+    share_time(members)
     for member in members:
         member.loop.pending.start_clock()
-        if member.loop.logger:
-            member.loop.logger.models_at_once = len(members)
     try:
         steps = fused.take_step([member.loop for member in members])
     except Exception as error:
@@ -111,6 +111,13 @@ def take_step(fused: FusedStep, members: Sequence[Member]) -> None:
         return
     for member, step in zip(members, steps, strict=True):
         member.attempt(lambda loop, step=step: loop.add_step(step))
+
+
+def share_time(members: Sequence[Member]) -> None:
+    """Divide what is recorded of time among these members."""
+    for member in members:
+        if member.loop.logger:
+            member.loop.logger.models_at_once = len(members)
 
 
 def check_fusable(configs: Sequence[TrainConfig]) -> None:

@@ -211,8 +211,10 @@ class RunLogger:
         """Write status.json."""
         now, facts = self.state.compute.read_energy(), {"step": self.state.step, "steps": self.state.total_steps}
         joules = None if now is None or self.energy is None else now - self.energy
+        shared = {"models_at_once": self.models_at_once} if self.models_at_once > 1 else {}
+        used = {"active_unix_s": time.time(), "joules": joules} | shared
         with self.tolerate_full_disk():
-            self.run.write_status(state, **facts, best=self.state.best, active_unix_s=time.time(), joules=joules)
+            self.run.write_status(state, **facts, best=self.state.best, **used)
 
     def generate_sample(self, model: GPT) -> str:
         """Generate a text. The seed is fixed, so equal weights give equal texts."""

@@ -16,8 +16,8 @@ from nanogpt.device import set_up_device
 Build = Callable[..., TrainConfig]
 
 
-def build(config: Build) -> BenchConfig:
-    settings = BenchSettings(warmup=1, steps=2, rounds=2, what=("models",), models=3)
+def build(config: Build, rounds: int = 2) -> BenchConfig:
+    settings = BenchSettings(warmup=1, steps=2, rounds=rounds, what=("models",), models=3)
     return BenchConfig(**dict(config(**{"model.vocab_size": 65})), bench=settings)
 
 
@@ -55,7 +55,7 @@ def test_the_table(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_real_processes(config: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    built = build(config)
+    built = build(config, rounds=1)
     assert bench(built) == 0
     shown = capsys.readouterr().out
     assert re.search(r"\| training 3 models, .* tokens \| one after the other \| 3 as one network \|", shown)

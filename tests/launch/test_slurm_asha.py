@@ -38,6 +38,8 @@ def test_a_search_as_a_job(lab: Lab) -> None:
     while driver.state != "ended":
         assert time.monotonic() < limit, describe(lab.points("asha"))
         time.sleep(0.5)
+    code, output = lab.do("launch", "wait", "asha")
+    assert code == 0 and "search  exit code 0; log: " in output, output
     rows = [json.loads(line) for line in record.read_text().splitlines()]
     starts = [row["start"] for row in rows if "start" in row]
     points = lab.points("asha")
