@@ -45,7 +45,7 @@ class Choice(ConfigModel):
         """Return what was measured and chosen in one line."""
         counts = {"network": f"{self.models} ", "processes": f"{self.processes} "}
         times = [f"{counts.get(way, '')}{NAMES[way]} {time:.3g} s" for way, time in self.run_s.items()]
-        words = f"expected time per point of {self.steps:,} steps: {', '.join(times)}"
+        words = f"expected time per point, {self.steps:,} steps without evaluations: {', '.join(times)}"
         return f"{words}; chosen: {counts.get(self.way, '')}{NAMES[self.way]}"
 
 
