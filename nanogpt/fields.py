@@ -132,6 +132,12 @@ def union_members(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
+def named_values(annotation: Any) -> tuple[str, ...]:
+    """Return the words that a key takes beside values of other kinds, such as `auto` beside integers."""
+    literals = (kind for kind in union_members(annotation) if get_origin(kind) is Literal)
+    return tuple(str(word) for kind in literals for word in get_args(kind))
+
+
 def literal_choices(annotation: Any) -> tuple[str, ...]:
     """Return the choices of a key that takes one of them or a list of them; empty for any other key."""
     kinds = [kind for kind in union_members(annotation) if kind is not NoneType]

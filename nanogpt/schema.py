@@ -11,7 +11,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from nanogpt.errors import BadCheckpoint, BadInput, hint, one_line
-from nanogpt.fields import NEVER, change_policy, describe_allowed, earlier_value, former_name, literal_choices
+from nanogpt.fields import (
+    NEVER,
+    change_policy,
+    describe_allowed,
+    earlier_value,
+    former_name,
+    literal_choices,
+    named_values,
+)
 from nanogpt.files import read_json_bytes
 
 
@@ -195,7 +203,7 @@ def describe_error(schema: type[BaseModel], error: ErrorDetails) -> str:
     text = f"{format_setting(key, error['input'])}: {why}"
     if key in keys:
         text += f"; allowed: {describe_allowed(keys[key])}"
-        choices = literal_choices(keys[key].annotation)
+        choices = literal_choices(keys[key].annotation) or named_values(keys[key].annotation)
         if error["type"] == "string_pattern_mismatch":
             choices = DEVICES
         text += hint(str(error["input"]), choices) if choices else ""

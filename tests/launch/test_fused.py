@@ -81,7 +81,7 @@ def test_a_point_that_diverges(lab: Lab, capsys: pytest.CaptureFixture[str], mon
     ("words", "why"),
     [
         (("optimizer.lr=1e-3,1e-2", "hydra/sweeper=asha", "sweep.fused=auto"), "sweep.fused=auto: not with .*=asha"),
-        (("training.seed=1,2", "sweep.fused=fast"), "sweep.fused=fast: .*auto"),
+        (("training.seed=1,2", "sweep.fused=autom"), "sweep.fused=autom: .*; did you mean 'auto'"),
         (("training.seed=1,2", "sweep.fused=1"), "sweep.fused=1: "),
         (("model.n_layer=1,2",), "sweep.fused=2: no two points differ in optimizer, schedule, .* alone"),
         (("training.seed=1,2", "hydra/launcher=submitit_local"), "sweep.fused=2: .*leave out hydra/launcher"),
