@@ -91,7 +91,7 @@ def measure(study: Study) -> Choice:
         except (BadInput, BadEnvironment) as error:
             logger.info(f"fused   auto: {models} as one network: {one_line(error, 300)}")
     steps = compute_total_steps(config, config.model)
-    times = {way: time.total(steps) for way, time in found.items()}
+    times: dict[Way, float] = {way: time.total(steps) for way, time in found.items()}
     return Choice(
         way=min(times, key=lambda way: times[way]), models=models, processes=processes, steps=steps, run_s=times
     )
