@@ -152,6 +152,7 @@ def test_packaged_references_are_of_the_experiments_as_they_are(name: str) -> No
     assert all(re.fullmatch("[0-9a-f]{40}", found.made["git"]) for _ in [0]) and "/" not in to_json([found])
 
 
+@pytest.mark.slow
 def test_a_training_is_compared_with_a_study(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     quick = {"training.steps": 6, "eval.every": 3, "eval.train": False, "tracking.sample_tokens": 0}
     study = tmp_path / "runs" / "study"

@@ -79,6 +79,7 @@ def test_ways_to_name_it(words: list[str], folder: Path) -> None:
     assert config_files.USER_FOLDERS.get() == ()
 
 
+@pytest.mark.slow
 def test_commands_take_it(folder: Path, run: Run) -> None:
     """Training, --cfg, --help, --info, and a wrong name, whose nearest is the user's."""
     words = ["--config-dir", str(folder)]

@@ -56,6 +56,7 @@ def losses(lab: Lab, study: str) -> dict[str, dict[int, float]]:
     }
 
 
+@pytest.mark.slow
 def test_the_best_go_on_and_are_what_they_would_have_been(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """Each rung keeps one in three of those that are best at its step in a grid trained to the end, and the winner's
     losses are those of its run there, to the bit.

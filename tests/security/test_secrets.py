@@ -74,6 +74,7 @@ def test_a_training(searched: Searched, words: list[str], pictures: None) -> Non
     }
 
 
+@pytest.mark.slow
 def test_a_study_and_its_report(searched: Searched, words: list[str]) -> None:
     """Of jobs, which inherit the environment."""
     searched.give("train.py", "-m", *words, "hydra/launcher=submitit_local", "name=study", *WEAK)

@@ -105,6 +105,7 @@ def test_what_is_not_there(server: Server) -> None:
 LONG: dict[str, Any] = {"model": "", "prompt": "a", "max_tokens": 500_000}
 
 
+@pytest.mark.slow
 def test_slots_and_signals(run: nanogpt.Run) -> None:
     """A server with a key and one slot: who has gone frees it, and who is there at SIGTERM gets the whole text."""
     words = (f"run={run.path}", "max_running=1", "max_waiting=0", "max_tokens=500000")

@@ -105,6 +105,7 @@ def test_what_is_recorded(config: Build, capsys: pytest.CaptureFixture[str]) -> 
     assert not RunDirectory(locate_run(alone)).read_starts()[-1]["arithmetic"]["fused"]
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_at_one_step_and_the_same_command_continues(
     config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_run_that_diverges_leaves_and_the_others_go_on(config: Build, monkeypa
         assert ranks.result(ours) == ranks.result(theirs)
 
 
+@pytest.mark.slow
 def test_a_run_that_cant_be_opened_doesnt_end_the_others(config: Build) -> None:
     runs = [config(**changes) for changes in CHANGES]
     with open_run(runs[1]):
