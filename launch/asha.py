@@ -60,13 +60,13 @@ def search_asynchronously(sweep: Sweep[TrainConfig], sweeper: Asha, study: Study
     """
     config, space = sweep.points[0].config, sweep.space
     check_decides_length(config, "hydra/sweeper=asha")
-    candidates = [] if space and sweeper.search else group_candidates(study.runs)
-    if sweeper.final_seeds > 1 and (len(space.seeds if space else ()) > 1 or any(len(c.runs) > 1 for c in candidates)):
-        why = "not with several values of training.seed, with which every point is trained"
-        raise BadInput(f"hydra.sweeper.final_seeds={sweeper.final_seeds}: {why}")
     plans = search_plans(space, config) if space else [planned.config for planned in study.runs]
     metric = choose_metric(plans, sweeper.metric, "hydra/sweeper=asha")
     proposals = Proposals(sweeper.search, space, study.path, sweeper.rungs) if sweeper.search and space else None
+    candidates = [] if proposals else group_candidates(study.runs)
+    if sweeper.final_seeds > 1 and (len(space.seeds if space else ()) > 1 or any(len(c.runs) > 1 for c in candidates)):
+        why = "not with several values of training.seed, with which every point is trained"
+        raise BadInput(f"hydra.sweeper.final_seeds={sweeper.final_seeds}: {why}")
     points = max(sweeper.trials, len(proposals.trials)) if proposals else len(candidates)
     rules = Rules(
         points,
@@ -224,7 +224,7 @@ class AsynchronousSearch:
         if not ranked:
             return code or 1
         best = self.record.candidates[ranked[0]]
-        ends = [part for stage in range(rules.rungs - 1, rules.stages) for part in self.record.parts(ranked[0], stage)]
+        ends = self.record.parts_of_result(ranked[0], rules.stages - 1)
         runs = ", ".join(one_line(part.planned.path) for part in ends)
         value = self.record.now.results[-1][ranked[0]]
         print_text(f"best    {best.name}, {UNITS[self.record.metric]} {value:.4f}: {runs}")

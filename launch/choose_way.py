@@ -4,7 +4,6 @@
 """
 
 import logging
-from typing import Literal
 
 from cli.launcher_config import BasicLauncher, LocalLauncher
 from cli.sweep_config import SweepConfig
@@ -13,6 +12,7 @@ from launch.resources import compute_resources
 from launch.study import Study
 from nanogpt import schema
 from nanogpt.config import BenchConfig
+from nanogpt.config.bench import Way
 from nanogpt.data.prepare import prepare_if_small
 from nanogpt.errors import BadEnvironment, BadInput, one_line
 from nanogpt.estimates.flops import compute_total_steps
@@ -31,14 +31,14 @@ NAMES = {"alone": "one after the other", "network": "as one network", "processes
 class Choice(ConfigModel):
     """The way in which the points of a study are trained."""
 
-    way: Literal["alone", "network", "processes"]
+    way: Way
     models: int
     """Points in one network."""
     processes: int
     """Points at once in processes of their own."""
     steps: int
     """Steps of the points."""
-    run_s: dict[Literal["alone", "network", "processes"], float]
+    run_s: dict[Way, float]
     """Seconds of a run, divided among the points that are trained at once, by way."""
 
     def describe(self) -> str:
@@ -55,9 +55,12 @@ def choose_way(study: Study, settings: SweepConfig) -> tuple[BasicLauncher | Loc
     if study.runs[0].config.dry_run:
         logger.info("fused   auto: the fastest way is measured when the sweep starts")
         return BasicLauncher(), settings
-    choice = schema.read_config(Choice, path) if path.exists() else measure(study)
-    study.path.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, schema.to_json(choice))
+    if path.exists():
+        choice = schema.read_config(Choice, path)
+    else:
+        choice = measure(study)
+        study.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, schema.to_json(choice))
     logger.info(f"fused   auto: {choice.describe()}")
     if choice.way == "processes":
         return LocalLauncher(points_per_job="auto"), settings.model_copy(update={"fused": None})
@@ -67,7 +70,7 @@ def choose_way(study: Study, settings: SweepConfig) -> tuple[BasicLauncher | Loc
 def measure(study: Study) -> Choice:
     """Measure a step of the largest group of points that can be one network. Raises LabError."""
     from nanogpt.benchmark.comparison import with_known_vocabulary  # imports torch
-    from nanogpt.benchmark.models_at_once import Way, WayTime, measure_way
+    from nanogpt.benchmark.models_at_once import WayTime, measure_way
     from nanogpt.device import set_up_device
     from nanogpt.training.fused import check_fusable
 

@@ -21,8 +21,9 @@ from cli.actions import silence_torch_logs
 from cli.entry import exit_on_error, exit_process, report_exception
 from launch import requeue_policy, slurm
 from launch.requeue_policy import AttemptHistory, RestartLimits
-from launch.resources import share_cores, visible_gpus
+from launch.resources import visible_gpus
 from launch.submission import Submission
+from nanogpt.cpu_threads import share_cores
 from nanogpt.distributed import env
 from nanogpt.distributed.env import STORE_VARIABLE, set_rank_env_from_slurm
 from nanogpt.distributed.spawn import die_with_parent

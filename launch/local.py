@@ -20,10 +20,11 @@ from typing import Any, TextIO
 
 from cli.entry import exit_on_error
 from launch.job import ATTEMPT, INDEX, Attempt, begin_attempt, explain_stop, judge_attempt
-from launch.resources import share_cores, visible_gpus
+from launch.resources import visible_gpus
 from launch.slurm import clean_environment, replace_environment
 from launch.submission import Submission
 from nanogpt.child_process import python_path
+from nanogpt.cpu_threads import share_cores
 from nanogpt.run_directory import newest_step
 from nanogpt.run_state import read_process_strings
 

@@ -9,7 +9,7 @@ from typing import Any
 from cli.launcher_config import JobLauncher, SlurmLauncher
 from nanogpt import schema
 from nanogpt.config import TrainConfig
-from nanogpt.cpu_threads import choose_threads
+from nanogpt.cpu_threads import share_cores
 from nanogpt.errors import BadInput
 
 
@@ -90,12 +90,6 @@ def pack_points(launcher: JobLauncher, point: Resources) -> int:
         why = f"hydra.launcher.points_per_job={points} is the number of points at once on this machine; leave out one"
         raise BadInput(f"hydra.launcher.array_parallelism={launcher.array_parallelism}: {why}")
     return points
-
-
-def share_cores(ranks: int) -> int:
-    """Return the cores of one of several ranks that run on this machine at once, 1 at least."""
-    found = choose_threads({}, ranks)
-    return found.number if found else max(1, (os.cpu_count() or 1) // ranks)
 
 
 def reconcile(name: str, mine: int | None, key: str, theirs: int | None) -> int:

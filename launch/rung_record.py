@@ -69,6 +69,11 @@ class RungRecord:
             runs = [self.further[point, rung]]
         return [Part(point, rung, with_stop_fraction(planned, self.rules, rung)) for planned in runs]
 
+    def parts_of_result(self, point: int, rung: int) -> list[Part]:
+        """Return the runs whose mean is the result of a point at a rung, or with a further seed."""
+        stages = range(min(rung, self.rules.rungs - 1), rung + 1)
+        return [part for stage in stages for part in self.parts(point, stage)]
+
     def plan_further_seed(self, first: PlannedRun, number: int) -> PlannedRun:
         """Return the run of a point with a seed that is higher than that of its first run by `number`."""
         training = first.config.training.model_copy(update={"seed": first.config.training.seed + number})
@@ -102,8 +107,7 @@ class RungRecord:
 
     def score(self, point: int, rung: int) -> list[Part]:
         """Enter the result of a point at a rung if all its seeds have theirs. Return those that have not."""
-        stages = range(min(rung, self.rules.rungs - 1), rung + 1)
-        parts = [part for stage in stages for part in self.parts(point, stage)]
+        parts = self.parts_of_result(point, rung)
         left = [part for part in parts if part.key not in self.values]
         if not left:
             values = [self.values[part.key] for part in parts] or [math.inf]

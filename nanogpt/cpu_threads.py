@@ -54,6 +54,12 @@ def choose_threads(environment: Mapping[str, str], local_world: int = 1) -> Thre
     return found
 
 
+def share_cores(ranks: int) -> int:
+    """Return the cores of one of several ranks that run on this machine at once, 1 at least."""
+    found = choose_threads({}, ranks)
+    return found.number if found else max(1, (os.cpu_count() or 1) // ranks)
+
+
 def limit_spinning(environment: MutableMapping[str, str]) -> None:
     """Let waiting OpenMP threads sleep after a short spin, unless the user has set a policy. Call before torch loads.
 

@@ -56,15 +56,14 @@ def measure_at_once(workload: Workload, copies: int, compiled: Path | None = Non
     """Run a workload in several fresh processes at once. Raises as `measure` does."""
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(compiled)} if compiled else {}
     message = workload.model_dump_json()
-    children = [start_child("nanogpt.benchmark.worker", message=message, **cache) for _ in range(copies)]
+    waiting = [start_child("nanogpt.benchmark.worker", message=message, **cache) for _ in range(copies)]
     try:
-        return [Timing.model_validate_json(wait_for_child(child)) for child in children]
+        return [Timing.model_validate_json(wait_for_child(waiting.pop())) for _ in range(copies)]
     except ChildFailed as failure:
         raise to_lab_error(workload, failure) from None
     finally:
-        for child in children:
-            if child.poll() is None:
-                end_child(child)
+        for child in waiting:
+            end_child(child)
 
 
 def to_lab_error(workload: Workload, failure: ChildFailed) -> LabError:

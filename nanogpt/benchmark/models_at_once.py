@@ -3,7 +3,6 @@
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 from typing_extensions import assert_never
 
@@ -11,10 +10,9 @@ from nanogpt.benchmark.comparison import with_known_vocabulary
 from nanogpt.benchmark.measurement import OURS, Workload, measure, measure_at_once
 from nanogpt.benchmark.timing import MarkdownTable, format_range
 from nanogpt.config import BenchConfig
-from nanogpt.cpu_threads import choose_threads
+from nanogpt.config.bench import Way
+from nanogpt.cpu_threads import share_cores
 from nanogpt.device import Compute
-
-Way = Literal["alone", "network", "processes"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,10 @@ def compare_ways(config: BenchConfig, compute: Compute) -> MarkdownTable:
     config, models = with_known_vocabulary(config), config.bench.models
     counts: dict[Way, int] = {"alone": 1, "network": models}
     names = ["one after the other", f"{models} as one network"]
-    if compute.device.type == "cpu" and (processes := min(models, count_processes(config.hardware.threads))) > 1:
+    if (
+        compute.device.type == "cpu"
+        and (processes := min(models, share_cores(1) // (config.hardware.threads or 1))) > 1
+    ):
         counts["processes"] = processes
         names.append(f"{processes} processes at once")
     rounds = [
@@ -76,9 +77,3 @@ def compare_ways(config: BenchConfig, compute: Compute) -> MarkdownTable:
         ("faster", *(format_range([found["alone"] / found[way] for found in rounds], " x") for way in counts)),
     ]
     return MarkdownTable((f"training {models} models, {shape} tokens", *names), rows)
-
-
-def count_processes(threads: int | None) -> int:
-    """Return how many processes with this number of threads, or one, the cores of this machine are enough for."""
-    found = choose_threads({}, 1)
-    return (found.number if found else 1) // (threads or 1)

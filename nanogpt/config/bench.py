@@ -14,6 +14,8 @@ from nanogpt.schema import ConfigModel, field_error
 NANOGPT = "nanogpt:"  # followed by the path of a checkout
 
 What = Literal["training", "generation", "models"]
+Way = Literal["alone", "network", "processes"]
+"""How several models are trained: one after the other, as one network, or each in a process of its own."""
 
 
 class BenchSettings(ConfigModel):

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,10 +143,9 @@ def test_a_process_keeps_what_it_compiles_where_it_is_told(
 ) -> None:
     told: list[str] = []
 
-    def start(*_: str, message: str, **environment: str) -> SimpleNamespace:
+    def start(*_: str, message: str, **environment: str) -> None:
         assert Workload.model_validate_json(message).what == "training"
         told.append(environment.get("TORCHINDUCTOR_CACHE_DIR", "its own"))
-        return SimpleNamespace(poll=lambda: 0)
 
     text = Timing(seconds=(1.0,), first=1.0, memory=0, parameters=1).model_dump_json()
     monkeypatch.setattr("nanogpt.benchmark.measurement.start_child", start)

@@ -44,7 +44,7 @@ def test_the_table(config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(models_at_once, "measure_at_once", measure_at_once)
     monkeypatch.setattr(models_at_once, "measure", lambda workload: measure_at_once(workload, 1)[0])
-    monkeypatch.setattr(models_at_once, "count_processes", lambda threads: 2)
+    monkeypatch.setattr(models_at_once, "share_cores", lambda ranks: 2)
     table = compare_ways(built, set_up_device(built.hardware))
     assert table.columns[1:] == ("one after the other", "3 as one network", "2 processes at once")
     assert [cell.split()[0] for cell in table.rows[0][1:]] == ["600", "200", "300"]

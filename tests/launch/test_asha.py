@@ -72,7 +72,13 @@ def test_the_winner_is_what_it_would_have_been(lab: Lab, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    "words", [("training.seed=1,2",), ("hydra.sweeper.stop=median", "hydra.sweeper.final_seeds=3")], ids=" ".join
+    "words",
+    [
+        ("training.seed=1,2",),
+        ("hydra.sweeper.stop=median", "training.seed=1,2"),
+        ("hydra.sweeper.stop=median", "hydra.sweeper.final_seeds=3"),
+    ],
+    ids=" ".join,
 )
 def test_killed_before_every_training_it_decides_the_same(lab: Lab, words: tuple[str, ...]) -> None:
     whole = Trained()
